@@ -1,0 +1,133 @@
+"""What a backbone is: stages with named features, a unimodal head, a description of itself.
+
+Legend: B batch, T time, H height, W width, D input channels, C_raw channels of a feature,
+K classes. Feature maps are channels-first here, (B, C_raw, *rest), as the convolutions of
+torch expect; fusion turns them into (B, L, C_raw).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from bmnas.tasks.task import Array, Modality, ModalityType
+
+FORMAT = "bmnas.backbone/1"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network expects as one input; written to the manifest of a bundle.
+
+    ``shape`` leaves the batch axis out. ``meaning`` is one sentence for the person who
+    writes a client; ``preprocessing`` is plain JSON data with everything that must happen
+    before the tensor is sent (the vocabulary of a text, the sample rate of a waveform).
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    meaning: str
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the specification as JSON-ready plain data."""
+        return {**asdict(self), "shape": list(self.shape)}
+
+
+class Backbone(nn.Module):
+    """A unimodal network: ``stem``, a list of ``stages``, a ``head``.
+
+    Feature f is the output of stage f, (B, C_raw, *rest); ``feature_names`` are "1", "2", …
+    and ``feature_channels`` their C_raw. Subclasses fill the attributes in ``__init__``, whose
+    keywords are ``config``, plain JSON data, and describe their input in ``input_spec``.
+    ``family`` is the name in the table of backbones, ``types`` the modalities that it reads.
+    """
+
+    family: ClassVar[str]
+    types: ClassVar[tuple[ModalityType, ...]]
+    config: dict[str, Any]
+    feature_names: tuple[str, ...]
+    feature_channels: tuple[int, ...]
+    stem: nn.Module
+    stages: nn.ModuleList
+    head: nn.Module | None
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return the feature of every stage that is kept, the earliest first.
+
+        ``x`` is the raw input (B, *input_spec().shape); feature f is (B, C_raw, *rest).
+        """
+        x = self.stem(x)
+        outputs = []
+        for stage in self.stages:
+            x = stage(x)
+            outputs.append(x)
+        return outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the unimodal logits (B, K) of the raw input ``x``."""
+        if self.head is None:
+            raise RuntimeError("this backbone was truncated: it has no head of its own")
+        logits: Tensor = self.head(self.features(x)[-1])
+        return logits
+
+    def truncate(self, count: int) -> None:
+        """Keep the first ``count`` stages only, and drop the head: nothing needs the rest."""
+        self.stages = self.stages[:count]
+        self.feature_names = self.feature_names[:count]
+        self.feature_channels = self.feature_channels[:count]
+        self.head = None
+
+    @classmethod
+    def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
+        """Build for K ``classes`` from the train ``rows`` (n, *axes) of ``modality``.
+
+        Raises UserError when the rows are none, of the wrong shape or not finite.
+        """
+        raise TypeError(f"{cls.__name__} does not build itself from data")
+
+    def encode(self, rows: Array) -> Array:
+        """Turn rows of the modality's array into what the network takes, (n, *shape).
+
+        Raises UserError when the rows have another shape than those the backbone was built for.
+        """
+        raise TypeError(f"{type(self).__name__} does not encode its input")
+
+    def weights_module(self) -> nn.Module:
+        """Return the module whose ``state_dict`` a file of pretrained weights holds."""
+        return self
+
+    def spec(self) -> dict[str, Any]:
+        """Return plain JSON data from which ``backbone_from_spec`` builds this again.
+
+        ``stages`` and ``head`` say what ``truncate`` has left.
+        """
+        return {
+            "format": FORMAT,
+            "name": self.family,
+            "config": self.config,
+            "stages": len(self.feature_names),
+            "head": self.head is not None,
+        }
+
+    def input_spec(self) -> InputSpec:
+        """Return what the network expects as its input."""
+        raise TypeError(f"{type(self).__name__} does not describe its input")
+
+
+class PooledHead(nn.Module):
+    """Average over all positions, dropout, a linear layer: (B, C_raw, *rest) to (B, K)."""
+
+    def __init__(self, channels: int, classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits (B, K)."""
+        pooled = x if x.dim() == 2 else torch.flatten(x, 2).mean(-1)
+        logits: Tensor = self.linear(self.dropout(pooled))
+        return logits

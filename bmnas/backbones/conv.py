@@ -1,0 +1,193 @@
+"""What the convolutional families share: standardised input, residual stages, a pooled head.
+
+Legend: B batch, C channels, rest one to three axes of positions, K classes. All maps are
+channels-first, (B, C, *rest). Strides follow from the input's size, so that eight pixels and
+a hundred and sixty both end as a small map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bmnas.backbones.base import Backbone, PooledHead
+from bmnas.backbones.rows import require_finite, sample_rows
+from bmnas.tasks.task import Array, Modality
+
+_CONV: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
+_NORM: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
+    1: nn.BatchNorm1d,
+    2: nn.BatchNorm2d,
+    3: nn.BatchNorm3d,
+}
+
+_CLAMP = 10.0  # standard deviations
+_TAILS = (0.005, 0.995)
+_SMALLEST_HALVED = 6  # an axis of 6 positions still becomes 3; shorter ones keep their length
+
+
+class Standardise(nn.Module):
+    """Subtract a mean and divide by a deviation for each channel, then clamp to ±10.
+
+    Both come from the train rows by ``fit``, and are saved with the weights. Extreme values
+    would stretch the deviation until everything else is zero: the outer half per cent at each
+    end is clipped before it is taken. A constant channel becomes zero. ``rank`` counts the axes
+    of the input, the batch included; channels lie on ``axis``.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, channels: int, rank: int, axis: int = 1) -> None:
+        super().__init__()
+        self.axis = axis
+        shape = [channels if place == axis else 1 for place in range(1, rank)]
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("deviation", torch.ones(shape))
+
+    def fit(self, x: Tensor) -> None:
+        """Take mean and deviation from a sample ``x`` of the input."""
+        values = x.detach().double().movedim(self.axis, 0).flatten(1).numpy()
+        low, high = np.quantile(values, _TAILS, axis=1, keepdims=True)
+        clipped = np.clip(values, low, high)
+        # A sparse channel, nearly always zero, is constant once its tails are gone.
+        plain = np.where(np.ptp(clipped, axis=1, keepdims=True) > 0, clipped, values)
+        mean, deviation = plain.mean(axis=1), plain.std(axis=1)
+        # Rounding leaves a deviation of a billionth of the mean where nothing varies.
+        deviation[deviation <= 1e-7 * np.abs(mean)] = 1.0
+        self.mean.copy_(torch.from_numpy(mean).view_as(self.mean))
+        self.deviation.copy_(torch.from_numpy(deviation).view_as(self.deviation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the standardised ``x``, in the shape it came in."""
+        return ((x - self.mean) / self.deviation).clamp(-_CLAMP, _CLAMP)
+
+
+class Stem(nn.Module):
+    """Raw input to standardised channels-first floats, then a first layer ``entry``.
+
+    ``prepare`` turns the raw input into float (B, C, *rest); it may be an ``nn.Identity``.
+    """
+
+    def __init__(self, prepare: nn.Module, standardise: Standardise, entry: nn.Module) -> None:
+        super().__init__()
+        self.prepare = prepare
+        self.standardise = standardise
+        self.entry = entry
+
+    def fit(self, rows: Array) -> None:
+        """Fit the standardisation to encoded train ``rows`` (n, *shape)."""
+        with torch.no_grad():
+            self.standardise.fit(self.prepare(torch.from_numpy(rows)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the first layer's output (B, C, *rest)."""
+        x = self.standardise(self.prepare(x))
+        out: Tensor = self.entry(x.to(next(self.entry.parameters()).dtype))
+        return out
+
+
+class ResidualStage(nn.Module):
+    """Two convolutions of width 3 with BatchNorm and ReLU around a shortcut (He et al., 2016).
+
+    The first convolution has the stride; the shortcut is a strided convolution of width 1.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        axes, step = len(stride), tuple(stride)
+        conv, norm = _CONV[axes], _NORM[axes]
+        self.body = nn.Sequential(
+            conv(channels_in, channels, 3, step, 1, bias=False),
+            norm(channels),
+            nn.ReLU(),
+            conv(channels, channels, 3, 1, 1, bias=False),
+            norm(channels),
+        )
+        self.shortcut = nn.Sequential(
+            conv(channels_in, channels, 1, step, bias=False), norm(channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, *rest), not negative."""
+        out: Tensor = (self.body(x) + self.shortcut(x)).relu()
+        return out
+
+
+class Downsampling:
+    """Strides for an input of ``sizes``: of the first layer, and of each of ``stages`` stages.
+
+    The first layer brings every axis under its limit in ``limits`` by a power of two; a stage
+    halves the axes that have at least six positions.
+    """
+
+    def __init__(self, sizes: Sequence[int], limits: Sequence[int], stages: int) -> None:
+        self.first: list[int] = []
+        for size, limit in zip(sizes, limits, strict=True):
+            stride = 1
+            while -(-size // stride) > limit:
+                stride *= 2
+            self.first.append(stride)
+        left = [-(-size // stride) for size, stride in zip(sizes, self.first, strict=True)]
+        self.later: list[list[int]] = []
+        for _ in range(stages):
+            strides = [2 if size >= _SMALLEST_HALVED else 1 for size in left]
+            left = [-(-size // stride) for size, stride in zip(left, strides, strict=True)]
+            self.later.append(strides)
+
+
+class ConvBackbone(Backbone):
+    """A backbone of residual stages; families fill it in with ``build``."""
+
+    stem: Stem
+
+    def fit(self, modality: Modality, rows: Array) -> None:
+        """Fit the standardisation to a sample of the train ``rows``; UserError if not finite."""
+        sample = self.encode(sample_rows(rows))
+        require_finite(modality, sample)
+        self.stem.fit(sample)
+
+    def build(
+        self,
+        prepare: nn.Module,
+        standardise: Standardise,
+        down: Downsampling,
+        *,
+        channels: int,
+        widths: Sequence[int],
+        classes: int,
+        dropout: float,
+    ) -> None:
+        """Set up stem, stages and head.
+
+        ``channels`` are those of the prepared input, ``widths`` the first layer's and each
+        stage's.
+        """
+        axes = len(down.first)
+        entry = nn.Sequential(
+            _CONV[axes](
+                channels,
+                widths[0],
+                tuple(2 * stride + 1 for stride in down.first),
+                tuple(down.first),
+                tuple(down.first),
+                bias=False,
+            ),
+            _NORM[axes](widths[0]),
+            nn.ReLU(),
+        )
+        self.stem = Stem(prepare, standardise, entry)
+        self.stages = nn.ModuleList(
+            ResidualStage(width_in, width, stride)
+            for width_in, width, stride in zip(widths[:-1], widths[1:], down.later, strict=True)
+        )
+        self.feature_names = tuple(str(number) for number in range(1, len(widths)))
+        self.feature_channels = tuple(widths[1:])
+        self.head = PooledHead(widths[-1], classes, dropout)

@@ -1,0 +1,244 @@
+"""A user's own network as a backbone: features are the outputs of modules named by paths."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from bmnas.backbones.base import InputSpec, PooledHead
+from bmnas.backbones.reader import Reader
+from bmnas.backbones.tap import TappedBackbone, first_tensor, inference_mode_of
+from bmnas.errors import UserError
+from bmnas.tasks.task import MODALITY_TYPES, Array, Modality, ModalityType
+
+_LAST = "channels_last"
+
+
+class ModuleBackbone(TappedBackbone):
+    """A user's module, tapped at ``features``, module paths such as ``"layer3"``.
+
+    The module gets what ``Reader.prepare`` makes of the modality: channels-first images in
+    [0, 1], everything else with its axes as stored. A path may end in ``:channels_last`` when
+    its output is (B, *rest, C_raw). Of a tuple or mapping the first tensor is taken. The
+    module's own output is the unimodal logits if it is (B, K); else a pooled head on the last
+    feature is. ``network`` is copied: hooks and pruning do not touch the user's object.
+
+    Raises UserError for a path that is not there, or a module that is not called exactly once,
+    or whose output is no batch of features.
+    """
+
+    family: ClassVar[str] = "module"
+    types: ClassVar[tuple[ModalityType, ...]] = MODALITY_TYPES
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        classes: int,
+        features: Sequence[str],
+        reader: Mapping[str, Any],
+        target: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.reader = Reader(reader)
+        self.prepare = self.reader.prepare()
+        self.network = copy.deepcopy(network)
+        ordered, own = self._in_order(features)
+        paths = [feature.partition(":")[0] for feature in ordered]
+        self.last = [feature.endswith(f":{_LAST}") for feature in ordered]
+        self.tap(self.network, [_find(self.network, path) for path in paths])
+        self.feature_names = tuple(paths)
+        self.config = {
+            "classes": classes,
+            "features": ordered,
+            "reader": self.reader.config,
+            "target": target,
+        }
+        with torch.no_grad(), inference_mode_of(self):
+            outputs = self.features(self.example())
+        for path, output in zip(paths, outputs, strict=True):
+            _require_feature(path, output)
+        self.feature_channels = tuple(output.shape[1] for output in outputs)
+        if own is not None and own.shape == (2, classes) and own.is_floating_point():
+            self.head = nn.Identity()
+        else:
+            self.head = PooledHead(self.feature_channels[-1], classes)
+
+    @classmethod
+    def from_module(
+        cls,
+        modality: Modality,
+        network: nn.Module,
+        *,
+        classes: int,
+        rows: Array,
+        target: str | None = None,
+    ) -> Self:
+        """Build around ``network`` for K ``classes`` from the train ``rows`` of ``modality``.
+
+        ``target`` is the ``"module:Class"`` that it was made from, for the record. Raises
+        UserError as the class does.
+        """
+        if not modality.features:
+            raise UserError(
+                f"modality {modality.name}: received no features, expected module paths of "
+                f"{type(network).__name__} to tap: features = {_some(_paths(network))}"
+            )
+        try:
+            return cls(
+                network=network,
+                classes=classes,
+                features=modality.features,
+                reader=Reader.from_rows(modality, rows).config,
+                target=target,
+            )
+        except UserError as error:
+            raise UserError(f"modality {modality.name}: {error}") from error
+
+    def run(self, x: Tensor) -> object:
+        """Return what the user's module makes of the raw input ``x`` (B, *shape)."""
+        return self.network(self.prepare(x))
+
+    def arrange(self, number: int, output: Tensor, x: Tensor) -> Tensor:
+        """Return the output with its channels first, (B, C_raw, *rest)."""
+        return output.movedim(-1, 1) if self.last[number] and output.dim() > 2 else output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the unimodal logits (B, K): the module's own, or those of the pooled head."""
+        if not isinstance(self.head, nn.Identity):
+            return super().forward(x)
+        _, output = self.recorder.run(lambda: self.run(x), stops=False)
+        logits = first_tensor(output)
+        if logits is None:
+            raise TypeError(f"the module returned a {type(output).__name__}, no tensor")
+        return logits
+
+    def encode(self, rows: Array) -> Array:
+        """Return the raw input (n, *shape); raises UserError for rows of another shape."""
+        return self.reader.encode(rows)
+
+    def weights_module(self) -> nn.Module:
+        """Return the user's module: a file of its weights has its own names."""
+        return self.network
+
+    def input_spec(self) -> InputSpec:
+        """Return what the network expects: the modality's rows as they are stored."""
+        return self.reader.input_spec()
+
+    def _in_order(self, features: Sequence[str]) -> tuple[list[str], Tensor | None]:
+        # Truncating keeps the first features: they must be the ones that run first.
+        calls: list[str] = []
+        handles = []
+        for feature in features:
+            path, _, note = feature.partition(":")
+            if note not in ("", _LAST):
+                raise UserError(f"received feature {feature!r}, expected {path} or {path}:{_LAST}")
+            handles.append(
+                _find(self.network, path).register_forward_hook(
+                    lambda *_, feature=feature: calls.append(feature)
+                )
+            )
+        try:
+            with torch.no_grad(), inference_mode_of(self):
+                output = self.run(self.example())
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            shape = tuple(self.prepare(self.example()).shape)
+            name = type(self.network).__name__
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{name} cannot take a batch of {self.reader.type}s of shape {shape}: {reason}"
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        for feature in features:
+            if calls.count(feature) != 1:
+                raise UserError(
+                    f"feature {feature!r}: its module is called {calls.count(feature)} times in "
+                    "a forward pass, expected once: name a module that is called once"
+                )
+        return calls, first_tensor(output)
+
+
+def module_from_target(target: str, classes: int) -> nn.Module:
+    """Make the module that ``"module:Class"`` names, looked for in the current directory first.
+
+    The class, or a function, is called without arguments, or with ``num_classes`` if it has a
+    parameter of that name. Raises UserError when there is no such module or class.
+    """
+    module, _, attribute = target.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise UserError(f"received backbone {target!r}, expected module:Class")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A module that the user's module imports is another matter: let that one be seen.
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(f"{target}: no module {module!r} in {folder} or installed") from error
+    if not hasattr(loaded, attribute):
+        near = difflib.get_close_matches(attribute, dir(loaded), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"{target}: {module} has no attribute {attribute!r}{hint}")
+    return made_module(target, getattr(loaded, attribute), classes)
+
+
+def made_module(name: str, factory: Any, classes: int) -> nn.Module:
+    """Return ``factory()``, with ``num_classes`` if it has that parameter.
+
+    Raises UserError when ``factory`` is not callable so or makes no ``nn.Module``.
+    """
+    if not callable(factory):
+        raise UserError(f"{name}: received a {type(factory).__name__}, expected a module class")
+    signature = inspect.signature(factory)
+    keywords = {"num_classes": classes} if "num_classes" in signature.parameters else {}
+    try:
+        signature.bind(**keywords)
+    except TypeError as error:
+        raise UserError(
+            f"{name}: {error}, expected a class that needs no argument but num_classes"
+        ) from error
+    made = factory(**keywords)
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{name}: made a {type(made).__name__}, expected a torch.nn.Module")
+    return made
+
+
+def _find(network: nn.Module, path: str) -> nn.Module:
+    paths = _paths(network)
+    if path not in paths:
+        near = difflib.get_close_matches(path, paths, n=4, cutoff=0.4) or paths
+        raise UserError(
+            f"received feature {path!r}, expected a module path of {type(network).__name__} "
+            f"such as {_some(near)}"
+        )
+    return network.get_submodule(path)
+
+
+def _paths(network: nn.Module) -> list[str]:
+    return [path for path, _ in network.named_modules() if path]
+
+
+def _some(paths: Sequence[str]) -> str:
+    return ", ".join(paths[:4]) + (", …" if len(paths) > 4 else "")
+
+
+def _require_feature(path: str, output: Tensor) -> None:
+    if not output.is_floating_point() or output.shape[0] != 2 or not 2 <= output.dim() <= 5:
+        raise UserError(
+            f"feature {path!r}: for a batch of 2 the module returned {output.dtype} of shape "
+            f"{tuple(output.shape)}, expected floats (2, C), (2, C, T), (2, C, H, W) or "
+            "(2, C, T, H, W)"
+        )

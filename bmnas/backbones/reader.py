@@ -1,0 +1,119 @@
+"""What a network that is not ours takes of a modality: plain tensors, as its author expects.
+
+Legend: B batch, T time, H height, W width, D columns, C colours. Images become channels-first
+floats in [0, 1], as torchvision makes them; everything else keeps its axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bmnas.backbones.base import InputSpec
+from bmnas.backbones.pixels import Pixels
+from bmnas.backbones.rows import (
+    cast_rows,
+    network_dtype,
+    require_colour,
+    require_finite,
+    require_rows,
+    sample_rows,
+)
+from bmnas.backbones.text import texts_of
+from bmnas.backbones.vocabulary import Vocabulary
+from bmnas.errors import UserError
+from bmnas.tasks.task import Array, Modality
+
+_RANKS = {"image": (2, 3), "clip": (3, 4), "waveform": (1,), "sequence": (2,), "vector": (1,)}
+_KEPT = {"image": "uint8", "clip": "uint8", "waveform": "int16"}
+_POSITIONS = {"image": 2, "clip": 3}
+
+
+class Scale(nn.Module):
+    """Numbers of any type to float32; int16 is divided by 32768."""
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__()
+        self.scale = 1 / 32768 if dtype == "int16" else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` as float32."""
+        return x.to(torch.float32) * self.scale
+
+
+class Reader:
+    """Rows of one modality to the raw input of a graph, and raw input to a network's tensor.
+
+    ``config`` is plain JSON data, by which a file says how its backbone reads; ``prepare`` is
+    the part inside the graph: images (B, C, H, W) and clips (B, C, T, H, W) in [0, 1] for uint8,
+    waveforms (B, T) in [-1, 1] for int16, sequences (B, T, D), vectors (B, D), word numbers and
+    tokens (B, T) as int64.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = dict(config)
+        self.type = str(config["type"])
+        self.dtype = str(config["dtype"])
+        self.shape = tuple(config["shape"])
+        self.vocabulary: Vocabulary | None = None
+        if self.type == "text":
+            self.vocabulary = Vocabulary(config["words"], self.shape[0])
+
+    @classmethod
+    def from_rows(cls, modality: Modality, rows: Array) -> Reader:
+        """Read the train ``rows`` (n, *axes) of ``modality``.
+
+        Raises UserError when the rows are none, of the wrong shape or not finite.
+        """
+        config: dict[str, Any] = {"type": modality.type, "dtype": "int64"}
+        if modality.type == "text":
+            vocabulary = Vocabulary.from_texts(texts_of(modality, rows))
+            return cls({**config, "shape": [vocabulary.length], "words": vocabulary.words})
+        if modality.type == "tokens":
+            require_rows(modality, rows, (1,))
+            if rows.dtype.kind not in "iu":
+                raise UserError(
+                    f"modality {modality.name}: received an array of {rows.dtype}, expected "
+                    "integers for type 'tokens'"
+                )
+            return cls({**config, "shape": list(rows.shape[1:])})
+        require_rows(modality, rows, _RANKS[modality.type])
+        if modality.type in _POSITIONS:
+            require_colour(modality, rows, _POSITIONS[modality.type] + 1)
+        config["dtype"] = network_dtype(modality, rows, _KEPT.get(modality.type, "float32"))
+        config["shape"] = list(rows.shape[1:])
+        if modality.sample_rate is not None:
+            config["sample_rate"] = modality.sample_rate
+        reader = cls(config)
+        require_finite(modality, reader.encode(sample_rows(rows)))
+        return reader
+
+    def prepare(self) -> nn.Module:
+        """Return the module that turns the raw input into the network's tensor."""
+        if self.dtype == "int64":
+            return nn.Identity()
+        if self.type in _POSITIONS:
+            return Pixels(colour=len(self.shape) > _POSITIONS[self.type], dtype=self.dtype)
+        return Scale(self.dtype)
+
+    def encode(self, rows: Array) -> Array:
+        """Return the raw input (n, *shape); raises UserError for rows of another shape."""
+        if self.vocabulary is not None:
+            return self.vocabulary.encode([str(text) for text in rows])
+        if self.type == "tokens":
+            rows = np.asarray(rows).astype(np.int64, casting="same_kind")
+        return cast_rows(rows, self.shape, self.dtype)
+
+    def input_spec(self) -> InputSpec:
+        """Return what the graph expects: the modality's rows as they are stored."""
+        note: dict[str, Any] = {"type": self.type, "scaling": "none: the network scales its input"}
+        if "sample_rate" in self.config:
+            note["sample_rate"] = self.config["sample_rate"]
+        if self.vocabulary is not None:
+            note = self.vocabulary.rule()
+        meaning = f"one {self.type} of shape {self.shape}, as {self.dtype}"
+        return InputSpec(self.shape, self.dtype, meaning, note)

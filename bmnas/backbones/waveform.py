@@ -1,0 +1,120 @@
+"""Waveforms: a log-mel spectrogram inside the network, then two-dimensional convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Self, cast
+
+from torch import Tensor, nn
+
+from bmnas.backbones.base import InputSpec
+from bmnas.backbones.conv import ConvBackbone, Downsampling, Standardise
+from bmnas.backbones.logmel import LogMel, LogMelSettings, log_mel_settings
+from bmnas.backbones.rows import cast_rows, network_dtype, require_finite, require_rows, sample_rows
+from bmnas.errors import UserError
+from bmnas.tasks.task import Array, Modality, ModalityType
+
+_WIDTHS = (16, 32, 64, 96)
+_LIMITS = (80, 32)  # frames and mel bands that the stages see at most
+
+
+class Spectrogram(nn.Module):
+    """Waveforms (B, T) to log-mel maps (B, 1, frames, M)."""
+
+    def __init__(self, samples: int, sample_rate: int, settings: LogMelSettings) -> None:
+        super().__init__()
+        self.log_mel = LogMel(samples, sample_rate, settings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32 (B, 1, frames, M)."""
+        spectrogram: Tensor = self.log_mel(x)
+        return spectrogram.unsqueeze(1)
+
+
+class WaveformBackbone(ConvBackbone):
+    """A residual network on log-mel spectrograms of waveforms (B, T), int16 or float32.
+
+    ``sample_rate`` is in hertz. Features are three maps (B, C_raw, T', M') with time as their
+    first axis, so that a flattened map still runs through time.
+    """
+
+    family: ClassVar[str] = "logmel_cnn"
+    types: ClassVar[tuple[ModalityType, ...]] = ("waveform",)
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        shape: Sequence[int],
+        dtype: str,
+        sample_rate: int,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.sample_rate = sample_rate
+        self.config = {
+            "classes": classes,
+            "shape": list(shape),
+            "dtype": dtype,
+            "sample_rate": sample_rate,
+            "dropout": dropout,
+        }
+        settings = log_mel_settings(sample_rate)
+        prepare = Spectrogram(self.shape[0], sample_rate, settings)
+        sizes = (prepare.log_mel.frames, settings.mels)
+        self.build(
+            prepare,
+            Standardise(settings.mels, 4, axis=3),
+            Downsampling(sizes, _LIMITS, len(_WIDTHS) - 1),
+            channels=1,
+            widths=_WIDTHS,
+            classes=classes,
+            dropout=dropout,
+        )
+
+    @classmethod
+    def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
+        """Build for K ``classes`` from train waveforms ``rows`` (n, T).
+
+        Raises UserError when the rows are none, of the wrong shape or not finite, or when the
+        modality has no sample rate.
+        """
+        require_rows(modality, rows, (1,))
+        if modality.sample_rate is None or modality.sample_rate <= 0:
+            raise UserError(
+                f"modality {modality.name}: received sample_rate {modality.sample_rate}, expected "
+                "the waveform's samples a second: add sample_rate = 16000, or whatever it is"
+            )
+        dtype = network_dtype(modality, rows, "int16")
+        rate = int(modality.sample_rate)
+        backbone = cls(classes=classes, shape=rows.shape[1:], dtype=dtype, sample_rate=rate)
+        backbone.fit(modality, rows)
+        return backbone
+
+    def fit(self, modality: Modality, rows: Array) -> None:
+        """Fit loudness, then the standardisation, to a sample of the train ``rows``."""
+        sample = self.encode(sample_rows(rows))
+        require_finite(modality, sample)
+        cast(Spectrogram, self.stem.prepare).log_mel.fit(sample)
+        super().fit(modality, rows)
+
+    def encode(self, rows: Array) -> Array:
+        """Return waveforms ``rows`` (n, T) as int16 or float32, otherwise unchanged.
+
+        Raises UserError when the rows have another shape than those the backbone was built for.
+        """
+        return cast_rows(rows, self.shape, self.dtype)
+
+    def input_spec(self) -> InputSpec:
+        """Return what the network expects: the raw waveform, of fixed length."""
+        samples = self.shape[0]
+        meaning = f"one channel of sound, {samples / self.sample_rate:.3f} seconds, raw samples"
+        note = {
+            "sample_rate": self.sample_rate,
+            "samples": samples,
+            "padding": "zeros at the end of shorter recordings; longer ones are cut at the end",
+            "scaling": "none: the network computes a standardised log-mel spectrogram",
+        }
+        return InputSpec(self.shape, self.dtype, meaning, note)

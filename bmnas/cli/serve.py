@@ -1,0 +1,69 @@
+"""``bmnas serve``: answer requests for a model over HTTP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def serve(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help="A bundle folder that 'bmnas export' wrote, or an .onnx file.",
+            show_default=False,
+        ),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 is every address of the machine.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port for HTTP; 0 takes any free one.")
+    ] = 8000,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Threads of one model run.", show_default="every CPU of the process"
+        ),
+    ] = None,
+    device: Annotated[
+        Literal["cpu", "cuda"], typer.Option(help="Where the model runs; cuda needs bmnas[gpu].")
+    ] = "cpu",
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Largest number of samples in one request.")
+    ] = 1024,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request body, in MiB.")] = 32,
+) -> None:
+    """Serve a bundle or a model.onnx over the Open Inference Protocol v2 (HTTP, JSON tensors).
+
+    The address is printed to standard error when the server is ready; a browser shows there what
+    is served and a command to try. SIGTERM and Ctrl-C finish the requests in flight, then stop.
+
+    Example: bmnas serve runs/digits/bundle --port 8000
+    """
+    from bmnas.errors import UserError
+
+    try:
+        from bmnas_serve import errors
+        from bmnas_serve.server import serve as run_server
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"serving needs the package {error.name}, which is not installed: run"
+            " pip install 'bmnas[serve]'"
+        ) from error
+    providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    try:
+        run_server(
+            model,
+            host=host,
+            port=port,
+            intra_op_threads=threads,
+            providers=(providers[device],),
+            max_batch=max_batch,
+            max_body_bytes=max_body_mb * 2**20,
+        )
+    except errors.ServeError as error:
+        raise UserError(str(error)) from error

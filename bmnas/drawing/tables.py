@@ -1,0 +1,280 @@
+"""What a run, a bundle or a comparison measured, as tables for terminal, Markdown, HTML, CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from bmnas.drawing.record import BundleRecord, Document, RunRecord, wrong
+from bmnas.drawing.rows import MEASURES, ComparisonRow, format_spread
+from bmnas.drawing.style import plain
+
+DASH = "–"
+_WIDTH = 200  # of a table that goes to a file or a pipe
+
+
+@dataclass(frozen=True)
+class TextTable:
+    """A title, headings and rows of text; the first ``words`` columns are words, not numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+
+def run_tables(run: RunRecord) -> list[TextTable]:
+    """Return scores, sizes, latency and time of a run; a dash where a stage has not run."""
+    metrics = run.metrics
+    if not metrics.data:
+        return []
+    return [
+        _scores(metrics),
+        _sizes(metrics),
+        _latency(metrics),
+        _search(metrics),
+        _seconds(metrics),
+    ]
+
+
+def bundle_tables(bundle: BundleRecord) -> list[TextTable]:
+    """Return what goes in, what comes out, and what the manifest reports."""
+    manifest = bundle.manifest
+    facts = [
+        ("name", _text(manifest.data.get("name"))),
+        ("task", _text(manifest.section("task").get("name"))),
+        ("kind", _text(manifest.section("task").get("kind"))),
+        ("classes", _class_names(manifest)),
+        ("threshold", _number(manifest.number("threshold"), ".4g")),
+    ]
+    tables = [
+        TextTable("Bundle", ("property", "value"), tuple(facts), words=2),
+        _tensors(manifest, "inputs"),
+        _tensors(manifest, "outputs"),
+    ]
+    for key in ("scores", "parity", "latency", "versions"):
+        rows = tuple((name, _text(value)) for name, value in _leaves(manifest.section(key)))
+        if rows:
+            tables.append(TextTable(key.capitalize(), ("property", "value"), rows))
+    return tables
+
+
+def comparison_tables(rows: Sequence[ComparisonRow]) -> list[TextTable]:
+    """Return one table a task with a line for each of its rows."""
+    columns = ("strategy", "seeds", *(heading for _, heading, _ in MEASURES))
+    tables = []
+    for task in dict.fromkeys(row.task for row in rows):
+        members = [row for row in rows if row.task == task]
+        metrics = dict.fromkeys(row.metric.replace("_", " ") for row in members if row.metric)
+        lines = tuple(
+            (
+                row.name,
+                ", ".join(map(str, row.seeds)),
+                *(format_spread(getattr(row, key), spec) for key, _, spec in MEASURES),
+            )
+            for row in members
+        )
+        title = f"{task}, {', '.join(plain(name) for name in metrics)}" if metrics else task
+        tables.append(TextTable(title, columns, lines, words=2))
+    return tables
+
+
+def comparison_csv(rows: Sequence[ComparisonRow]) -> str:
+    """Return the rows as CSV with full precision; mean and deviation are columns of their own."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    keys = [key for key, _, _ in MEASURES]
+    heads = [head for key in keys for head in (key, f"{key}_deviation")]
+    writer.writerow(["task", "name", "seeds", "metric", *heads])
+    for row in rows:
+        spreads = [getattr(row, key) for key in keys]
+        cells = [c for s in spreads for c in ((s.mean, s.deviation) if s else (None, None))]
+        seeds = " ".join(map(str, row.seeds))
+        # A spreadsheet would run a name that begins like a formula.
+        words = [f"'{w}" if w[:1] in "=+-@" else w for w in (row.task, row.name, seeds)]
+        writer.writerow([*words, row.metric, *cells])
+    return buffer.getvalue()
+
+
+def markdown(tables: Sequence[TextTable]) -> str:
+    """Return the tables as Markdown, each under its title."""
+    blocks = []
+    for table in tables:
+        head = [_markdown_line(table.columns)]
+        sides = [":--" if n < table.words else "--:" for n in range(len(table.columns))]
+        lines = [*head, f"| {' | '.join(sides)} |", *(_markdown_line(row) for row in table.rows)]
+        blocks.append("\n".join([f"### {_markdown_text(table.title)}", "", *lines, ""]))
+    return "\n".join(blocks)
+
+
+def html_tables(tables: Sequence[TextTable]) -> str:
+    """Return the tables as HTML; everything in them is escaped."""
+    blocks = []
+    for table in tables:
+        sides = ["" if n < table.words else ' class="number"' for n in range(len(table.columns))]
+        head = "".join(
+            f"<th{side}>{escape(c)}</th>" for c, side in zip(table.columns, sides, strict=True)
+        )
+        body = "".join(
+            "<tr>"
+            + "".join(f"<td{side}>{escape(c)}</td>" for c, side in zip(row, sides, strict=True))
+            + "</tr>\n"
+            for row in table.rows
+        )
+        blocks.append(
+            f'<div class="scroll"><table>\n<caption>{escape(table.title)}</caption>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
+        )
+    return "".join(blocks)
+
+
+def print_tables(tables: Sequence[TextTable]) -> None:
+    """Print the tables to standard output; in a pipe they are wide and never wrap."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    # Names in the tables come from files: they are text, never markup or emoji codes.
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        needed = max((_needed(table) for table in tables), default=0)
+        console = Console(width=max(_WIDTH, needed), markup=False, emoji=False, highlight=False)
+    for table in tables:
+        drawn = Table(title=table.title, box=box.SIMPLE_HEAD, title_justify="left")
+        for n, column in enumerate(table.columns):
+            drawn.add_column(column, justify="left" if n < table.words else "right")
+        for row in table.rows:
+            drawn.add_row(*row)
+        console.print(drawn)
+
+
+def _needed(table: TextTable) -> int:
+    lines = (table.columns, *table.rows)
+    return 4 + sum(max(len(line[n]) for line in lines) + 4 for n in range(len(table.columns)))
+
+
+def _scores(metrics: Document) -> TextTable:
+    rows = [
+        (
+            plain(name),
+            _number(metrics.number("unimodal", name, "validation"), ".4f"),
+            _number(metrics.number("unimodal", name, "test"), ".4f"),
+        )
+        for name in metrics.section("unimodal")
+    ]
+    fused = (
+        "fused",
+        _number(metrics.number("search", "validation"), ".4f"),
+        _number(metrics.number("test", "score"), ".4f"),
+    )
+    metric = plain(metrics.text("metric") or "score").replace("_", " ")
+    columns = ("network", "validation (search)", "test")
+    return TextTable(f"Scores, {metric}", columns, (*rows, fused))
+
+
+def _sizes(metrics: Document) -> TextTable:
+    rows = [
+        (name, _number(metrics.number("parameters", name), ",.0f"))
+        for name in ("fusion", "classifier", "backbones")
+    ]
+    return TextTable("Parameters", ("part", "count"), tuple(rows))
+
+
+def _latency(metrics: Document) -> TextTable:
+    rows = [
+        (
+            plain(engine),
+            plain(batch.removeprefix("batch_")),
+            _number(metrics.number("latency", engine, batch, "median_ms"), ".3g"),
+            _number(metrics.number("latency", engine, batch, "p99_ms"), ".3g"),
+        )
+        for engine, batches in metrics.section("latency").items()
+        if isinstance(batches, dict)
+        for batch in metrics.section("latency", engine)
+    ]
+    threads = metrics.number("latency", "threads")
+    where = metrics.section("latency").get("hardware")
+    facts = [f"{threads:.0f} threads"] if threads is not None else []
+    facts += [_text(where)] if where is not None else []
+    missing = (("torch", DASH, DASH, DASH), ("onnxruntime", DASH, DASH, DASH))
+    title = "; ".join(["Latency, ms", *facts])
+    columns = ("engine", "batch", "median", "p99")
+    return TextTable(title, columns, tuple(rows) or missing)
+
+
+def _search(metrics: Document) -> TextTable:
+    rows = (
+        ("strategy", plain(metrics.text("search", "strategy") or DASH)),
+        ("best epoch", _number(metrics.number("search", "best_epoch"), ".0f")),
+        ("candidate networks", _number(metrics.number("search", "candidates"), ",.0f")),
+        ("samples seen", _number(metrics.number("search", "samples_seen"), ",.0f")),
+        ("GPU-hours", _number(metrics.number("seconds", "gpu_hours"), ".3g")),
+    )
+    return TextTable("Search", ("property", "value"), rows)
+
+
+def _seconds(metrics: Document) -> TextTable:
+    stages = ["backbones", "extraction", "search", "train"]
+    known = (*stages, "total", "gpu_hours")
+    stages += [name for name in metrics.section("seconds") if name not in known]
+    rows = [
+        (plain(name), _number(metrics.number("seconds", name), ".1f"))
+        for name in (*stages, "total")
+    ]
+    return TextTable("Time", ("stage", "seconds"), tuple(rows))
+
+
+def _tensors(manifest: Document, key: str) -> TextTable:
+    tensors = manifest.data.get(key)
+    if not isinstance(tensors, list):
+        raise wrong(manifest.path, key, tensors, "a list")
+    rows = []
+    for n, tensor in enumerate(tensors):
+        if not isinstance(tensor, dict):
+            raise wrong(manifest.path, f"{key}[{n}]", tensor, "an object")
+        rows.append(
+            tuple(_text(tensor.get(name), 160) for name in ("name", "shape", "dtype", "meaning"))
+        )
+    columns = ("name", "shape", "dtype", "meaning")
+    return TextTable(key.capitalize(), columns, tuple(rows), words=4)
+
+
+def _class_names(manifest: Document) -> str:
+    names = manifest.data.get("class_names", [])
+    if not isinstance(names, list):
+        raise wrong(manifest.path, "class_names", names, "a list")
+    return plain(f"{len(names)}: {', '.join(_text(name) for name in names[:50])}", 160)
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for key, value in data.items():
+        name = f"{prefix}{plain(key)}"
+        leaves += _leaves(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
+    return leaves
+
+
+def _text(value: Any, limit: int = 80) -> str:
+    if value is None:
+        return DASH
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return plain(", ".join(f"{key} {_text(item)}" for key, item in value.items()), limit)
+    return plain(str(value), limit)
+
+
+def _number(value: float | None, spec: str) -> str:
+    return DASH if value is None else format(value, spec)
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(_markdown_text(cell) for cell in cells)} |"
+
+
+def _markdown_text(text: str) -> str:
+    return escape(text, quote=False).replace("|", r"\|").replace("`", r"\`")

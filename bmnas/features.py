@@ -1,0 +1,200 @@
+"""The feature cache: what frozen backbones say of every sample, pooled, once, on disk.
+
+Legend: L length, C_raw channels of a raw feature. Pooling has no weights (spec section 1), so the
+pooled features of frozen backbones are constants of the sample. An entry of the cache holds one
+modality's features of the rows that some parts use: one ``.npy`` file of shape
+(rows, L, C_raw) per feature and a manifest; media that several samples share are stored once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bmnas.backbones.base import Array, Backbone
+from bmnas.errors import UserError
+from bmnas.files import atomic_folder, read_json, write_json
+from bmnas.progress import Progress
+from bmnas.reshape import Pool
+from bmnas.samples import FeatureSamples, RawInput, label_tensor
+from bmnas.tasks.task import Modality, Part, Task
+
+FORMAT = "bmnas.features/1"
+_BATCH = 256
+_HASH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class FeatureCache:
+    """Pooled features of the samples of some parts of a task.
+
+    ``seconds`` is what the extraction took when it was done, also where the cache was reused.
+    """
+
+    task: Task
+    parts: tuple[Part, ...]
+    names: tuple[str, ...]
+    arrays: dict[str, torch.Tensor]
+    rows: dict[str, Array]
+    seconds: float
+
+    def samples(self, *parts: Part) -> FeatureSamples:
+        """Return the samples of ``parts``, part after part, without copying a feature."""
+        chosen = self.task.samples(*parts)
+        rows = {}
+        for modality in self.task.modalities:
+            position = np.searchsorted(self.rows[modality.name], modality.rows_of(chosen))
+            rows[modality.name] = torch.from_numpy(position)
+        return FeatureSamples(self.names, self.arrays, rows, label_tensor(self.task, chosen))
+
+
+def open_features(
+    task: Task,
+    backbones: Mapping[str, Backbone],
+    *,
+    parts: tuple[Part, ...],
+    length: int,
+    folder: Path,
+    device: torch.device,
+    progress: Progress,
+) -> FeatureCache:
+    """Return the features of ``parts``, from ``folder`` where nothing changed, else extracted.
+
+    An entry's name is a hash of the backbone's weights, of the data of its rows and of the
+    shape, so a change of any makes another entry. Raises UserError when an entry is damaged.
+    """
+    names: list[str] = []
+    arrays: dict[str, torch.Tensor] = {}
+    rows: dict[str, Array] = {}
+    seconds = 0.0
+    samples = task.samples(*parts)
+    for modality in task.modalities:
+        backbone = backbones[modality.name].to(device).eval()
+        used = np.unique(modality.rows_of(samples))
+        rows[modality.name] = used
+        key = _key(modality, backbone, used, length)
+        entry = folder / f"{modality.name}-{key[:16]}"
+        if not entry.exists():
+            _extract(modality, backbone, used, length, entry, key, progress)
+        manifest = _read_manifest(entry, key)
+        seconds += float(manifest["seconds"])
+        for feature, channels in zip(
+            backbone.feature_names, backbone.feature_channels, strict=True
+        ):
+            name = f"{modality.name}.{feature}"
+            names.append(name)
+            arrays[name] = _map(entry / f"{feature}.npy", (len(used), length, channels))
+    return FeatureCache(task, parts, tuple(names), arrays, rows, seconds)
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """Return a SHA-256 over the names, shapes and bytes of a module's parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        array = tensor.detach().cpu().contiguous().numpy()
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def rows_hash(data: Array, rows: Array) -> str:
+    """Return a SHA-256 over the given rows of an array, read in chunks."""
+    digest = hashlib.sha256(f"{data.dtype} {data.shape[1:]} {len(rows)}\n".encode())
+    for start in range(0, len(rows), _HASH_ROWS):
+        digest.update(np.ascontiguousarray(data[rows[start : start + _HASH_ROWS]]).tobytes())
+    return digest.hexdigest()
+
+
+def _key(modality: Modality, backbone: Backbone, rows: Array, length: int) -> str:
+    parts = {
+        "format": FORMAT,
+        "spec": backbone.spec(),
+        "weights": weights_hash(backbone),
+        "data": rows_hash(modality.data, rows),
+        "length": length,
+        "dtype": "float32",
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@torch.inference_mode()
+def _extract(
+    modality: Modality,
+    backbone: Backbone,
+    rows: Array,
+    length: int,
+    entry: Path,
+    key: str,
+    progress: Progress,
+) -> None:
+    started = time.perf_counter()
+    pool = Pool(length)
+    device = next(backbone.parameters()).device
+    source = RawInput(Modality(modality.name, modality.type, modality.data), backbone, rows)
+    with (
+        atomic_folder(entry) as aside,
+        progress.stage(f"features of {modality.name}", -(-len(rows) // _BATCH)) as stage,
+    ):
+        files = {
+            name: np.lib.format.open_memmap(
+                aside / f"{name}.npy", "w+", np.float32, (len(rows), length, channels)
+            )
+            for name, channels in zip(
+                backbone.feature_names, backbone.feature_channels, strict=True
+            )
+        }
+        for start in range(0, len(rows), _BATCH):
+            chosen = torch.arange(start, min(start + _BATCH, len(rows)))
+            features = backbone.features(source.batch(chosen).to(device))
+            for file, feature in zip(files.values(), features, strict=True):
+                file[start : start + len(chosen)] = pool(feature).float().cpu().numpy()
+            stage.advance()
+        for file in files.values():
+            file.flush()
+        manifest = {
+            "format": FORMAT,
+            "key": key,
+            "rows": len(rows),
+            "length": length,
+            "dtype": "float32",
+            "features": dict(zip(backbone.feature_names, backbone.feature_channels, strict=True)),
+            "seconds": time.perf_counter() - started,
+        }
+        write_json(aside / "manifest.json", manifest)
+
+
+def _read_manifest(entry: Path, key: str) -> dict[str, Any]:
+    manifest = read_json(entry / "manifest.json")
+    if (
+        not isinstance(manifest, dict)
+        or manifest.get("key") != key
+        or not isinstance(manifest.get("seconds"), float)
+    ):
+        raise UserError(
+            f"{entry}: damaged feature cache; delete this folder, it will be made again"
+        )
+    return manifest
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
+    try:
+        # Copy on write: torch refuses read-only memory, and nothing here ever writes.
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path}: damaged feature cache ({error}); delete its folder, it will be made again"
+        ) from error
+    if array.shape != shape or array.dtype != np.float32:
+        raise UserError(
+            f"{path}: received {array.dtype} {array.shape}, expected float32 {shape}: damaged "
+            "feature cache; delete its folder, it will be made again"
+        )
+    return torch.from_numpy(array)

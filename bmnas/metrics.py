@@ -1,0 +1,98 @@
+"""What is minimised and what is reported, by kind of task (spec section 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bmnas.samples import Samples
+from bmnas.tasks.task import Kind
+
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and score of a network over a set of samples, with its logits (n, K)."""
+
+    loss: float
+    score: float
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Loss and metric of a kind of task.
+
+    Cross-entropy and accuracy for ``multiclass``; binary cross-entropy with logits and weighted F1
+    at ``threshold`` for ``multilabel``.
+    """
+
+    kind: Kind
+    threshold: float = 0.5
+
+    @property
+    def metric(self) -> str:
+        """The metric's name in files: ``accuracy`` or ``weighted_f1``."""
+        return "accuracy" if self.kind == "multiclass" else "weighted_f1"
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of logits (B, K): labels (B,) integers or (B, K) zeros and ones."""
+        if self.kind == "multiclass":
+            return F.cross_entropy(logits, labels)
+        return F.binary_cross_entropy_with_logits(logits, labels)
+
+    def score(self, logits: Tensor, labels: Tensor) -> float:
+        """Return accuracy or weighted F1 of logits (n, K) as a fraction."""
+        if self.kind == "multiclass":
+            return float((logits.argmax(1) == labels).double().mean())
+        return weighted_f1(logits.sigmoid().numpy() > self.threshold, labels.numpy() > 0.5)
+
+
+def weighted_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """Return the F1 score of every label, averaged by how often the label occurs.
+
+    Both are boolean (n, K). A label that neither occurs nor is predicted counts 0, as in
+    scikit-learn, whose function this calls.
+    """
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(actual, predicted, average="weighted", zero_division=0))
+
+
+def best_threshold(logits: Tensor, labels: Tensor) -> float:
+    """Return the threshold in 0.05, 0.10, …, 0.95 with the best weighted F1; the lowest of equals.
+
+    To be called with validation data only.
+    """
+    probabilities, actual = logits.sigmoid().numpy(), labels.numpy() > 0.5
+    grid = [round(0.05 * step, 2) for step in range(1, 20)]
+    return max(grid, key=lambda threshold: weighted_f1(probabilities > threshold, actual))
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    forward: Callable[[list[Tensor]], Tensor],
+    samples: Samples,
+    objective: Objective,
+    device: torch.device,
+) -> Evaluation:
+    """Return the loss and score of ``forward`` over all ``samples``, in evaluation mode.
+
+    ``network`` is what ``forward`` runs; it is put in evaluation mode and left so.
+    """
+    network.eval()
+    logits, labels = [], []
+    for start in range(0, len(samples), _BATCH):
+        inputs, target = samples.batch(torch.arange(start, min(start + _BATCH, len(samples))))
+        logits.append(forward([x.to(device) for x in inputs]).float().cpu())
+        labels.append(target)
+    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+    loss = float(objective.loss(all_logits, all_labels))
+    return Evaluation(loss, objective.score(all_logits, all_labels), all_logits)

@@ -1,0 +1,137 @@
+"""Batches of samples: raw inputs for backbones, pooled features for fusion networks.
+
+Legend: B batch, L length, C_raw channels of a raw feature, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bmnas.backbones.base import Array, Backbone
+from bmnas.tasks.task import Modality, Task
+
+_ENCODE_ROWS = 4096
+
+
+class Samples(Protocol):
+    """A set of labelled samples that yields batches by sample number."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return inputs and labels of the samples ``chosen`` (B,), numbers from 0."""
+        ...
+
+
+def epoch_batches(count: int, batch_size: int) -> Iterator[Tensor]:
+    """Yield the sample numbers of one epoch in random order, as equally large batches.
+
+    What is left over after the last whole batch is skipped, so that every batch has one shape;
+    a set smaller than one batch is one batch. Draws from torch's global generator.
+    """
+    order = torch.randperm(count)
+    size = min(batch_size, count)
+    for start in range(0, count - size + 1, size):
+        yield order[start : start + size]
+
+
+def batches_per_epoch(count: int, batch_size: int) -> int:
+    """Return how many batches ``epoch_batches`` yields."""
+    return max(1, count // batch_size)
+
+
+def label_tensor(task: Task, samples: Array) -> Tensor:
+    """Return the labels of ``samples``: int64 (n,), or float32 (n, K) for multilabel tasks."""
+    labels = np.asarray(task.labels[samples])
+    wanted = np.float32 if task.kind == "multilabel" else np.int64
+    return torch.from_numpy(labels.astype(wanted))
+
+
+class RawInput:
+    """One modality of some samples, in the form that its backbone takes.
+
+    Strings are encoded once, everything else batch by batch, so that a memory-mapped array does
+    not have to fit in memory.
+    """
+
+    def __init__(self, modality: Modality, backbone: Backbone, samples: Array) -> None:
+        self._backbone = backbone
+        self._rows = modality.rows_of(samples)
+        self._data = modality.data
+        self._encoded: Array | None = None
+        if modality.data.dtype.kind in "UST":
+            unique, self._rows = np.unique(self._rows, return_inverse=True)
+            chunks = [
+                backbone.encode(modality.data[unique[start : start + _ENCODE_ROWS]])
+                for start in range(0, len(unique), _ENCODE_ROWS)
+            ]
+            self._encoded = np.concatenate(chunks)
+
+    def batch(self, chosen: Tensor) -> Tensor:
+        """Return the raw input (B, *shape) of the samples ``chosen`` (B,)."""
+        rows = self._rows[chosen.numpy()]
+        if self._encoded is not None:
+            return torch.from_numpy(self._encoded[rows])
+        return torch.from_numpy(np.ascontiguousarray(self._backbone.encode(self._data[rows])))
+
+
+class RawSamples:
+    """Raw inputs of several modalities with labels."""
+
+    def __init__(self, inputs: Sequence[RawInput], labels: Tensor) -> None:
+        self._inputs = inputs
+        self.labels = labels
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.labels)
+
+    def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return one raw input per modality, and the labels, of the samples ``chosen`` (B,)."""
+        return [source.batch(chosen) for source in self._inputs], self.labels[chosen]
+
+
+class FeatureSamples:
+    """Pooled features of some samples with labels, read from arrays that need not fit in memory.
+
+    ``names`` are the features; ``arrays[name]`` is (rows, L, C_raw), ``rows[modality]`` (samples,)
+    says which row each sample uses.
+    """
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        arrays: dict[str, Tensor],
+        rows: dict[str, Tensor],
+        labels: Tensor,
+    ) -> None:
+        self.names = names
+        self.labels = labels
+        self._arrays = arrays
+        self._rows = rows
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.labels)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """C_raw of every feature."""
+        return {name: self._arrays[name].shape[-1] for name in self.names}
+
+    def select(self, names: Sequence[str]) -> FeatureSamples:
+        """Return the same samples with the features ``names`` only, in that order."""
+        return FeatureSamples(tuple(names), self._arrays, self._rows, self.labels)
+
+    def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return one (B, L, C_raw) tensor per feature, and the labels, of ``chosen`` (B,)."""
+        rows = {modality: index[chosen] for modality, index in self._rows.items()}
+        inputs = [self._arrays[n].index_select(0, rows[n.partition(".")[0]]) for n in self.names]
+        return inputs, self.labels[chosen]

@@ -1,0 +1,229 @@
+"""The Open Inference Protocol v2 over HTTP: routes, statuses, bodies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from bmnas_serve import index_page, metadata
+from bmnas_serve.codec import JSON_ONLY, decode_request, encode_response
+from bmnas_serve.errors import InferenceError, RequestError, shorten
+from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.predictor import Predictor
+from bmnas_serve.session import Session
+from bmnas_serve.validate import check_request
+
+MAX_BATCH = 1024
+MAX_BODY_BYTES = 32 * 2**20
+
+
+class JsonResponse(Response):
+    """A JSON body in ASCII: text that came in as a lone surrogate still goes out."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return the body; a number that is not finite raises ValueError."""
+        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def create_app(
+    session: Session,
+    *,
+    lifecycle: Lifecycle | None = None,
+    max_batch: int = MAX_BATCH,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> Starlette:
+    """Return the ASGI application that serves one model.
+
+    ``lifecycle`` is shared with whoever stops the server. Larger batches than ``max_batch`` are
+    answered with 400, larger bodies than ``max_body_bytes`` with 413.
+    """
+    endpoints = _Endpoints(session, lifecycle or Lifecycle(), max_batch, max_body_bytes)
+    return Starlette(
+        routes=endpoints.routes(),
+        exception_handlers={
+            RequestError: _on_request_error,
+            InferenceError: _on_inference_error,
+            HTTPException: _on_http_exception,
+            Exception: _on_defect,
+        },
+        lifespan=endpoints.lifespan,
+    )
+
+
+class _Endpoints:
+    def __init__(
+        self, session: Session, lifecycle: Lifecycle, max_batch: int, max_body_bytes: int
+    ) -> None:
+        self._session = session
+        self._lifecycle = lifecycle
+        self._max_batch = max_batch
+        self._max_body_bytes = max_body_bytes
+
+    def routes(self) -> list[Route]:
+        routes = [
+            Route("/", self.index),
+            Route("/v2", self.server),
+            Route("/v2/health/live", self.live),
+            Route("/v2/health/ready", self.ready),
+        ]
+        for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+            routes += [
+                Route(model, self.model),
+                Route(f"{model}/ready", self.model_ready),
+                Route(f"{model}/example.json", self.example),
+                Route(f"{model}/infer", self.infer, methods=["POST"]),
+            ]
+        return routes
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        with Predictor(self._session) as app.state.predictor:
+            self._lifecycle.started = True
+            try:
+                yield
+            finally:
+                self._lifecycle.started = False
+
+    async def index(self, request: Request) -> Response:
+        base_url = str(request.base_url).rstrip("/")
+        if "text/html" in request.headers.get("accept", ""):
+            return HTMLResponse(index_page.render(self._session, base_url))
+        return JsonResponse(index_page.describe(self._session, base_url))
+
+    async def server(self, request: Request) -> Response:
+        return JsonResponse(metadata.server_metadata())
+
+    async def live(self, request: Request) -> Response:
+        return JsonResponse({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        ready = self._lifecycle.ready
+        return JsonResponse({"ready": ready}, status_code=200 if ready else 503)
+
+    async def model(self, request: Request) -> Response:
+        self._check_model(request)
+        return JsonResponse(metadata.model_metadata(self._session))
+
+    async def model_ready(self, request: Request) -> Response:
+        self._check_model(request)
+        ready = self._lifecycle.ready
+        body = {"name": self._session.name, "ready": ready}
+        return JsonResponse(body, status_code=200 if ready else 503)
+
+    async def example(self, request: Request) -> Response:
+        self._check_model(request)
+        return JsonResponse(metadata.example_request(self._session))
+
+    async def infer(self, request: Request) -> Response:
+        """Decode, validate, predict, encode: the four steps stay apart."""
+        with self._lifecycle.request():
+            self._check_model(request)
+            _check_headers(request)
+            asked = decode_request(await _read_body(request, self._max_body_bytes))
+            inputs = check_request(
+                asked, self._session.inputs, self._session.outputs, self._max_batch
+            )
+            predictor: Predictor = request.app.state.predictor
+            outputs = await predictor.predict(inputs)
+            body = encode_response(self._session.name, metadata.MODEL_VERSION, asked, outputs)
+            return JsonResponse(body, headers=self._closing())
+
+    def _closing(self) -> dict[str, str]:
+        # While draining, clients shall come back through a new connection: to another server.
+        return {"connection": "close"} if self._lifecycle.draining else {}
+
+    def _check_model(self, request: Request) -> None:
+        name = request.path_params["name"]
+        if name != self._session.name:
+            raise RequestError(
+                404, f"received the model {shorten(name)}, expected {self._session.name!r}"
+            )
+        version = request.path_params.get("version", metadata.MODEL_VERSION)
+        if version != metadata.MODEL_VERSION:
+            raise RequestError(
+                404, f"received the version {shorten(version)}, expected {metadata.MODEL_VERSION!r}"
+            )
+
+
+def _check_headers(request: Request) -> None:
+    """Raise RequestError (415) unless the body is declared as plain JSON, or as nothing."""
+    headers = request.headers
+    if "inference-header-content-length" in headers:
+        raise RequestError(415, f"received binary tensors, {JSON_ONLY}")
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise RequestError(415, f"received the encoding {shorten(encoding)}, expected none")
+    declared = headers.get("content-type", "application/json")
+    media, _, options = declared.lower().partition(";")
+    charset = options.replace(" ", "").replace('"', "")
+    if media.strip() != "application/json" or charset not in ("", "charset=utf-8"):
+        raise RequestError(
+            415,
+            f"received Content-Type {shorten(declared)}, expected application/json in UTF-8",
+        )
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """Return the body; its bytes are counted, as Content-Length may be absent or wrong.
+
+    Raises RequestError (413) when there are more than ``limit``.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size <= limit:
+                chunks.append(chunk)
+            elif size > 2 * limit:
+                break
+            # Between the two the rest is read and dropped: a client that is cut off while it
+            # sends sees a broken connection in the place of the message.
+    except ClientDisconnect as error:
+        raise RequestError(400, "the connection broke before the end of the body") from error
+    if size > limit:
+        raise RequestError(
+            413,
+            f"the body has more than {limit:,} bytes: send smaller batches, or start the server"
+            " with a larger --max-body-mb",
+        )
+    return b"".join(chunks)
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JsonResponse({"error": message}, status_code=status, headers=headers)
+
+
+async def _on_request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    # After 413 the body has not been read to its end: the connection cannot be used again.
+    headers = {"connection": "close"} if error.status == 413 else None
+    return _error(error.status, error.message, headers)
+
+
+async def _on_inference_error(request: Request, error: Exception) -> Response:
+    return _error(500, str(error))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = shorten(request.url.path)
+    message = {
+        404: f"there is nothing at {path}; GET / lists the endpoints",
+        405: f"{request.method} is not allowed at {path}; GET / lists the endpoints",
+    }.get(error.status_code, error.detail)
+    return _error(error.status_code, message, dict(error.headers or {}))
+
+
+async def _on_defect(request: Request, error: Exception) -> Response:
+    return _error(500, "a defect of the server; its log has the details")

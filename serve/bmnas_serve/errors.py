@@ -1,0 +1,56 @@
+"""What can go wrong, sorted by whose mistake it is, and how messages stay one line."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+class ServeError(Exception):
+    """The server cannot start as asked; the message is one line for the person who asked."""
+
+
+class BundleError(ServeError):
+    """A bundle, its manifest or a model file cannot be used."""
+
+
+class RuntimeConflictError(ServeError):
+    """Two builds of onnxruntime are installed over each other."""
+
+
+class ListenError(ServeError):
+    """The address to listen at cannot be had."""
+
+
+class RequestError(Exception):
+    """A client's request cannot be answered; ``status`` is the HTTP status (4xx)."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class InferenceError(Exception):
+    """The model failed on a valid request; the message is one line."""
+
+
+def shorten(value: Any, limit: int = 80) -> str:
+    """Return ``value`` for a message: on one line, and cut where it grows long."""
+    if isinstance(value, dict | list | tuple) and len(value) > 16:
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,} items"
+    text = _as_json(value[:limit] if isinstance(value, str) else value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def one_line(error: BaseException, limit: int = 400) -> str:
+    """Return an exception's message on one line, cut where it grows long."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return type(value).__name__

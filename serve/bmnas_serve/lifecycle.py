@@ -1,0 +1,45 @@
+"""Whether the server takes work: what the health endpoints report and what a stop waits for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+
+class Lifecycle:
+    """Readiness and the number of requests in flight; used from the event loop's thread only.
+
+    A draining server answers what still reaches it, as requests may be on their way already,
+    but calls itself not ready, so that load balancers send it no more.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self.draining = False
+        self.in_flight = 0
+
+    @property
+    def ready(self) -> bool:
+        """Tell whether the server has started and is not stopping."""
+        return self.started and not self.draining
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request as in flight while the block runs."""
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    async def drain(self, quiet_seconds: float, limit_seconds: float) -> None:
+        """Stop being ready; return when nothing was in flight for a while, or at the limit."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + limit_seconds
+        quiet_since = loop.time()
+        while (now := loop.time()) < deadline and now - quiet_since < quiet_seconds:
+            if self.in_flight:
+                quiet_since = now
+            await asyncio.sleep(0.02)

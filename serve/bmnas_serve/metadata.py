@@ -1,0 +1,78 @@
+"""What the server tells about itself and its model, as JSON-ready plain data."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from bmnas_serve.codec import encode_tensor
+from bmnas_serve.datatypes import BY_NUMPY
+from bmnas_serve.manifest import InputSpec, TensorSpec
+from bmnas_serve.session import Session
+
+#: A bundle holds one version of a model.
+MODEL_VERSION = "1"
+
+
+def server_metadata() -> dict[str, Any]:
+    """Return the protocol's metadata of the server."""
+    return {"name": "bmnas", "version": _package_version(), "extensions": []}
+
+
+def model_metadata(session: Session) -> dict[str, Any]:
+    """Return the protocol's metadata of the model.
+
+    Beyond the protocol, ``parameters`` holds what the bundle says: task, class names, threshold,
+    and for each tensor its meaning and preprocessing.
+    """
+    metadata: dict[str, Any] = {
+        "name": session.name,
+        "versions": [MODEL_VERSION],
+        "platform": "onnxruntime_onnx",
+        "inputs": [_tensor_metadata(tensor) for tensor in session.inputs],
+        "outputs": [_tensor_metadata(tensor) for tensor in session.outputs],
+    }
+    if session.manifest is not None:
+        metadata["parameters"] = {
+            "task": session.manifest.task.name,
+            "kind": session.manifest.task.kind,
+            "class_names": list(session.manifest.class_names),
+            "threshold": session.manifest.threshold,
+        }
+    return metadata
+
+
+def example_request(session: Session) -> dict[str, Any]:
+    """Return a request of zeros that the model accepts: one sample, every input."""
+    return {
+        "inputs": [
+            encode_tensor(
+                tensor.name,
+                np.zeros([max(axis, 1) for axis in tensor.shape], BY_NUMPY[tensor.dtype].dtype),
+            )
+            for tensor in session.inputs
+        ]
+    }
+
+
+def _tensor_metadata(tensor: TensorSpec) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "name": tensor.name,
+        "datatype": BY_NUMPY[tensor.dtype].protocol,
+        "shape": list(tensor.shape),
+    }
+    parameters: dict[str, Any] = {}
+    if tensor.meaning:
+        parameters["meaning"] = tensor.meaning
+    if isinstance(tensor, InputSpec) and tensor.preprocessing:
+        parameters["preprocessing"] = dict(tensor.preprocessing)
+    return {**metadata, "parameters": parameters} if parameters else metadata
+
+
+def _package_version() -> str:
+    try:
+        return version("bmnas")
+    except PackageNotFoundError:  # run from a source folder
+        return "unknown"

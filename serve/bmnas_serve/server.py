@@ -1,0 +1,149 @@
+"""The process around the application: socket, signals, start and stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from bmnas_serve.app import MAX_BATCH, MAX_BODY_BYTES, create_app
+from bmnas_serve.errors import ListenError, one_line
+from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.session import CPU, Session
+
+#: How long a stop waits for requests in flight.
+DRAIN_SECONDS = 30.0
+#: A stop begins when nothing was in flight for so long: requests may still be on their way.
+QUIET_SECONDS = 0.3
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def serve(
+    model: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    intra_op_threads: int | None = None,
+    providers: Sequence[str] = (CPU,),
+    max_batch: int = MAX_BATCH,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    drain_seconds: float = DRAIN_SECONDS,
+) -> None:
+    """Serve a bundle folder or a bare ``.onnx`` file until SIGTERM or SIGINT; then return.
+
+    Port 0 takes any free port; the address is printed to standard error when the server is
+    ready. After a signal, readiness turns 503 while liveness stays 200, requests in flight are
+    finished for at most ``drain_seconds``, and a second signal stops at once.
+    Raises BundleError when the model cannot be opened, ListenError when the address cannot be
+    had.
+    """
+    with _bind(host, port) as listener:
+        session = Session.open(model, intra_op_threads=intra_op_threads, providers=providers)
+        lifecycle = Lifecycle()
+        app = create_app(
+            session, lifecycle=lifecycle, max_batch=max_batch, max_body_bytes=max_body_bytes
+        )
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            ws="none",
+            timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        )
+        message = f"serving {session.name} at {_address(listener)} (stop with Ctrl-C)"
+        server = _Server(config, lifecycle, drain_seconds, lambda: _say(message))
+        server.run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, but a signal first drains: readiness 503, liveness 200, work goes on."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        lifecycle: Lifecycle,
+        drain_seconds: float,
+        on_ready: Callable[[], None],
+    ) -> None:
+        super().__init__(config)
+        self._lifecycle = lifecycle
+        self._drain_seconds = drain_seconds
+        self._on_ready = on_ready
+        self._drain: asyncio.Task[None] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        # uvicorn's own version stops at once and raises the signal again at the end, so that
+        # the process would not exit with 0. Only the main thread may set handlers.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self._stop)
+
+        before = {number: signal.signal(number, on_signal) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self) -> None:
+        if self._drain is None:
+            self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit())
+        else:
+            self.should_exit = True
+            self.force_exit = True
+
+    async def _drain_and_exit(self) -> None:
+        await self._lifecycle.drain(QUIET_SECONDS, self._drain_seconds)
+        self.should_exit = True
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """Return a socket bound to the address; taken before the model is read, as it fails fast."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError, OverflowError) as error:
+        raise ListenError(
+            f"cannot listen at {host}: {one_line(error)}; 127.0.0.1 is this machine alone,"
+            " 0.0.0.0 all its addresses"
+        ) from error
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # A server that was just stopped leaves the port in TIME_WAIT.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ListenError(
+            f"cannot listen at {host} port {port}: {error.strerror}; choose another with --port,"
+            " 0 takes any free one"
+        ) from error
+    return listener
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from bmnas_serve import session as session_module
+from bmnas_serve.errors import BundleError, InferenceError, RuntimeConflictError
+from bmnas_serve.manifest import InputSpec, TensorSpec
+from bmnas_serve.session import CPU, Session, check_one_runtime
+from onnx import TensorProto, helper
+from tiny_bundles import (
+    classifier_manifest,
+    sample,
+    save_bundle,
+    save_classifier,
+    save_model,
+    value,
+)
+
+
+def test_bundle_runs_as_onnxruntime_does(tmp_path):
+    folder = save_bundle(tmp_path / "b")
+    session = Session.open(folder, intra_op_threads=1)
+    inputs = sample(5)
+    expected = ort.InferenceSession(folder / "model.onnx").run(None, inputs)
+    received = session.run(inputs)
+    assert list(received) == ["logits", "probabilities"]
+    for array, reference in zip(received.values(), expected, strict=True):
+        np.testing.assert_array_equal(array, reference)
+    assert session.name == "pets"
+    assert session.manifest is not None
+    assert session.intra_op_threads == 1
+    assert session.providers == (CPU,)
+
+
+def test_bare_model_describes_itself(tmp_path):
+    session = Session.open(save_classifier(tmp_path / "net.onnx"))
+    assert session.name == "net"
+    assert session.manifest is None
+    assert session.inputs == (
+        InputSpec("image", (-1, 2, 3), "uint8"),
+        InputSpec("sound", (-1, 4), "float32"),
+    )
+    assert session.outputs[0] == TensorSpec("logits", (-1, 3), "float32")
+
+
+def test_threads_default_to_the_usable_cpus(tmp_path):
+    session = Session.open(save_classifier(tmp_path / "net.onnx"))
+    assert session.intra_op_threads == len(os.sched_getaffinity(0))
+
+
+def test_run_reports_a_wrong_array_in_one_line(tmp_path):
+    session = Session.open(save_classifier(tmp_path / "net.onnx"))
+    with pytest.raises(InferenceError, match="net: onnxruntime failed") as caught:
+        session.run({**sample(1), "sound": np.zeros((1, 5), np.float32)})
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_provider_is_an_error(tmp_path):
+    model = save_classifier(tmp_path / "net.onnx")
+    with pytest.raises(BundleError, match="has no MoonExecutionProvider, expected one of"):
+        Session.open(model, providers=["MoonExecutionProvider"])
+
+
+def test_silent_fallback_to_the_cpu_is_an_error(tmp_path, monkeypatch):
+    # What onnxruntime-gpu does where the driver is missing: it offers CUDA and then runs on CPU.
+    model = save_classifier(tmp_path / "net.onnx")
+    offered = ["CUDAExecutionProvider", CPU]
+    real = ort.InferenceSession
+    monkeypatch.setattr(ort, "get_available_providers", lambda: offered)
+    monkeypatch.setattr(
+        ort, "InferenceSession", lambda path, options, providers: real(path, options, [CPU])
+    )
+    with pytest.raises(BundleError, match="runs on CPUExecutionProvider, expected CUDA"):
+        Session.open(model, providers=["CUDAExecutionProvider"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"inputs": (InputSpec("image", (-1, 2, 3), "uint8"),)},
+            "the model has the inputs image, sound, the manifest lists image",
+        ),
+        (
+            {
+                "inputs": (
+                    InputSpec("image", (-1, 2, 4), "uint8"),
+                    InputSpec("sound", (-1, 4), "float32"),
+                )
+            },
+            r"input 'image' is uint8 \[-1, 2, 3\], the manifest says uint8 \[-1, 2, 4\]",
+        ),
+        (
+            {"outputs": (TensorSpec("logits", (-1, 3), "float64"),)},
+            "the model has the outputs logits, probabilities",
+        ),
+    ],
+)
+def test_model_and_manifest_must_agree(tmp_path, changes, message):
+    folder = save_bundle(tmp_path / "b", **changes)
+    with pytest.raises(BundleError, match=message):
+        Session.open(folder)
+
+
+def test_output_dtypes_must_agree(tmp_path):
+    outputs = tuple(
+        TensorSpec(tensor.name, tensor.shape, "float64") for tensor in classifier_manifest().outputs
+    )
+    with pytest.raises(BundleError, match="output 'logits' is float32"):
+        Session.open(save_bundle(tmp_path / "b", outputs=outputs))
+
+
+def test_changed_model_is_not_opened(tmp_path):
+    folder = save_bundle(tmp_path / "b")
+    shutil.copy(save_classifier(tmp_path / "other.onnx", work=2), folder / "model.onnx")
+    with pytest.raises(BundleError, match="damaged or changed after export"):
+        Session.open(folder)
+
+
+def test_paths_that_hold_no_model(tmp_path, capfd):
+    with pytest.raises(BundleError, match="there is no such file or folder"):
+        Session.open(tmp_path / "absent")
+    (tmp_path / "text.onnx").write_text("not a model\n")
+    with pytest.raises(BundleError, match="onnxruntime cannot open the model") as caught:
+        Session.open(tmp_path / "text.onnx")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "empty.onnx").touch()
+    with pytest.raises(BundleError, match=r"empty\.onnx"):
+        Session.open(tmp_path / "empty.onnx")
+    # onnxruntime must not print beside the exception.
+    assert capfd.readouterr() == ("", "")
+
+
+def test_strings_are_not_served(tmp_path):
+    model = save_model(
+        tmp_path / "s.onnx",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [value("x", TensorProto.STRING, ["batch"])],
+        [value("y", TensorProto.STRING, ["batch"])],
+    )
+    with pytest.raises(BundleError, match=r"'x' has the type tensor\(string\), expected a tensor"):
+        Session.open(model)
+
+
+def test_two_builds_of_onnxruntime_are_an_error(monkeypatch):
+    monkeypatch.setattr(session_module, "distribution", lambda name: object())
+    with pytest.raises(RuntimeConflictError, match="both onnxruntime and onnxruntime-gpu"):
+        check_one_runtime()
+
+
+def test_one_build_of_onnxruntime_is_right(monkeypatch):
+    def only_gpu(name):
+        if name != "onnxruntime-gpu":
+            raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(session_module, "distribution", only_gpu)
+    check_one_runtime()
