@@ -49,6 +49,11 @@ class Fusion(nn.Module):
     features: tuple[str, ...]
     length: int
 
+    @property
+    def classifier(self) -> nn.Module:
+        """The last layer, which gives the logits and is counted apart."""
+        raise TypeError(f"{type(self).__name__} does not name its classifier")
+
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from one pooled feature (B, L, C_raw) for each of ``features``."""
         raise TypeError(f"{type(self).__name__} does not define what it computes")
@@ -78,6 +83,11 @@ class FusionNetwork(Fusion):
             FusionCell(cell, channels, length, dropout) for cell in genotype.cells
         )
         self.head = Head(len(genotype.cells), channels, length, classes)
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The linear layer of the head."""
+        return self.head.classifier
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each, in their order."""

@@ -9,12 +9,14 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from bmnas.backbones import backbone_from_spec
+from bmnas.backbones import Backbone, backbone_from_spec
 from bmnas.errors import UserError
 from bmnas.files import atomic_path
 from bmnas.genotype import Genotype
 from bmnas.network import FusionNetwork, MultimodalNetwork
+from bmnas.tasks.task import Kind, Task
 
 FORMAT = "bmnas.network/1"
 _KEY = "bmnas"
@@ -29,7 +31,7 @@ class TaskInfo:
     """
 
     name: str
-    kind: str
+    kind: Kind
     class_names: tuple[str, ...]
     threshold: float | None
     source: dict[str, Any]
@@ -66,49 +68,93 @@ class TrainedNetwork:
             save_file(tensors, aside, metadata={_KEY: json.dumps(description, allow_nan=False)})
 
 
-def load_network(path: Path) -> TrainedNetwork:
+def read_description(path: Path) -> tuple[Genotype, TaskInfo]:
+    """Return the genotype and the task that a network's file was written for.
+
+    Raises UserError as ``load_network`` does.
+    """
+    return _parse(_read(path, tensors=False)[0], path)
+
+
+def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
     """Read a network's file and build the network, in evaluation mode on the CPU.
 
-    Raises UserError, one line naming the file, when it is missing, damaged or of another format.
+    ``task`` is needed where a backbone is a user's own module, which it then names: a file's word
+    imports no code. Raises UserError, one line naming the file, when it is missing, damaged or of
+    another format.
     """
+    description, tensors = _read(path, tensors=True)
+    genotype, info = _parse(description, path)
+    try:
+        dropout = float(description["dropout"])
+        backbones = _backbones(description["backbones"], task, path)
+        channels_raw = {
+            f"{name}.{feature}": channels
+            for name, backbone in backbones.items()
+            for feature, channels in zip(
+                backbone.feature_names, backbone.feature_channels, strict=True
+            )
+        }
+        fusion = FusionNetwork(
+            genotype, channels_raw, classes=len(info.class_names), dropout=dropout
+        )
+        network = MultimodalNetwork(backbones, fusion)
+        network.load_state_dict(tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise _misfit(path, error) from error
+    return TrainedNetwork(network.eval(), genotype, info, dropout)
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; `bmnas train` writes it")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if tensors else ()
+            found = {name: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise UserError(f"{path}: damaged, not a safetensors file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     if _KEY not in metadata:
         raise UserError(f"{path}: received plain weights, expected a network from `bmnas train`")
     try:
-        trained = _build(json.loads(metadata[_KEY]), path)
-        trained.network.load_state_dict(tensors)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: its description does not fit its weights: {reason}") from error
-    return trained
+        description = json.loads(metadata[_KEY])
+    except (ValueError, RecursionError) as error:
+        raise _misfit(path, error) from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise UserError(f"{path}: received an unknown format, expected {FORMAT!r}: train again")
+    return description, found
 
 
-def _build(description: dict[str, Any], path: Path) -> TrainedNetwork:
-    if description["format"] != FORMAT:
-        raise UserError(f"{path}: received format {description['format']!r}, expected {FORMAT!r}")
-    genotype = Genotype.from_dict(description["genotype"], str(path))
-    task = description["task"]
-    info = TaskInfo(
-        name=task["name"],
-        kind=task["kind"],
-        class_names=tuple(task["class_names"]),
-        threshold=task["threshold"],
-        source=task["source"],
-    )
-    backbones = {name: backbone_from_spec(spec) for name, spec in description["backbones"].items()}
-    channels_raw = {
-        f"{name}.{feature}": channels
-        for name, backbone in backbones.items()
-        for feature, channels in zip(backbone.feature_names, backbone.feature_channels, strict=True)
-    }
-    dropout = float(description["dropout"])
-    fusion = FusionNetwork(genotype, channels_raw, classes=len(info.class_names), dropout=dropout)
-    network = MultimodalNetwork(backbones, fusion)
-    return TrainedNetwork(network.eval(), genotype, info, dropout)
+def _parse(description: dict[str, Any], path: Path) -> tuple[Genotype, TaskInfo]:
+    try:
+        genotype = Genotype.from_dict(description["genotype"], str(path))
+        task = description["task"]
+        info = TaskInfo(
+            name=task["name"],
+            kind=task["kind"],
+            class_names=tuple(task["class_names"]),
+            threshold=task["threshold"],
+            source=task["source"],
+        )
+    except (KeyError, TypeError) as error:
+        raise _misfit(path, error) from error
+    return genotype, info
+
+
+def _backbones(specs: dict[str, Any], task: Task | None, path: Path) -> dict[str, Backbone]:
+    backbones = {}
+    for name, spec in specs.items():
+        module = None if task is None else task.modality(name).backbone
+        try:
+            backbones[name] = backbone_from_spec(spec, module)
+        except UserError as error:
+            raise UserError(f"{path}: modality {name}: {error}") from error
+    return backbones
+
+
+def _misfit(path: Path, error: BaseException) -> UserError:
+    reason = " ".join(str(error).split())[:200]
+    return UserError(f"{path}: its description does not fit its weights: {reason}")

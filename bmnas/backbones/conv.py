@@ -7,7 +7,7 @@ a hundred and sixty both end as a small map.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -17,12 +17,12 @@ from bmnas.backbones.base import Backbone, PooledHead
 from bmnas.backbones.rows import require_finite, sample_rows
 from bmnas.tasks.task import Array, Modality
 
-_CONV: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
+_CONV: dict[int, Callable[..., nn.Module]] = {
     1: nn.Conv1d,
     2: nn.Conv2d,
     3: nn.Conv3d,
 }
-_NORM: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
+_NORM: dict[int, Callable[..., nn.Module]] = {
     1: nn.BatchNorm1d,
     2: nn.BatchNorm2d,
     3: nn.BatchNorm3d,

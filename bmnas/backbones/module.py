@@ -202,11 +202,11 @@ def made_module(name: str, factory: Any, classes: int) -> nn.Module:
     """
     if not callable(factory):
         raise UserError(f"{name}: received a {type(factory).__name__}, expected a module class")
-    signature = inspect.signature(factory)
-    keywords = {"num_classes": classes} if "num_classes" in signature.parameters else {}
     try:
+        signature = inspect.signature(factory)
+        keywords = {"num_classes": classes} if "num_classes" in signature.parameters else {}
         signature.bind(**keywords)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(
             f"{name}: {error}, expected a class that needs no argument but num_classes"
         ) from error

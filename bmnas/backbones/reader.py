@@ -104,8 +104,8 @@ class Reader:
         """Return the raw input (n, *shape); raises UserError for rows of another shape."""
         if self.vocabulary is not None:
             return self.vocabulary.encode([str(text) for text in rows])
-        if self.type == "tokens":
-            rows = np.asarray(rows).astype(np.int64, casting="same_kind")
+        if self.type == "tokens" and np.asarray(rows).dtype.kind in "iu":
+            rows = np.asarray(rows).astype(np.int64)
         return cast_rows(rows, self.shape, self.dtype)
 
     def input_spec(self) -> InputSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -47,11 +47,18 @@ def build_backbone(modality: Modality, *, classes: int, rows: Array) -> Backbone
 
     ``rows`` (n, *axes) are train rows of the modality's array, all of them for texts and tokens
     (the vocabulary comes from them), a sample otherwise. ``modality.weights`` are not loaded:
-    see ``load_weights``. Raises UserError for an unknown name, or rows that do not fit it.
+    see ``load_weights``. A ready ``Backbone`` is returned as it is. Raises UserError for an
+    unknown name, or rows that do not fit it.
     """
     wanted = modality.backbone
     if wanted is None:
         wanted = DEFAULT_BACKBONES[modality.type]
+    ours = isinstance(wanted, str) and (":" not in wanted or wanted.startswith(_HF))
+    if modality.features and ours:
+        raise UserError(
+            f"modality {modality.name}: received features for backbone {wanted!r}, which has its "
+            "own: expected them only for a network of yours, module:Class"
+        )
     if isinstance(wanted, str) and wanted.startswith(_HF):
         folder = wanted.removeprefix(_HF)
         return HFBackbone.from_folder(modality, folder, classes=classes, rows=rows)
@@ -91,7 +98,7 @@ def backbone_from_spec(spec: Any, module: object = None) -> Backbone:
         config = dict(config)
         if name == ModuleBackbone.family:
             config["network"] = _described_module(config, module)
-        backbone = families[name](**config)
+        backbone: Backbone = cast(Any, families[name])(**config)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"the description of a backbone {name!r} is malformed: {reason}") from error
@@ -101,7 +108,12 @@ def backbone_from_spec(spec: Any, module: object = None) -> Backbone:
             f"the description of a backbone {name!r} keeps {stages!r} stages, "
             f"expected 1 to {len(backbone.feature_names)}"
         )
-    if head is not True:
+    if type(head) is not bool or (head and stages < len(backbone.feature_names)):
+        raise UserError(
+            f"the description of a backbone {name!r} has head {head!r} after {stages} stages, "
+            "expected true for all stages, else false"
+        )
+    if not head:
         backbone.truncate(stages)
     return backbone
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,8 @@ def load_weights(backbone: Backbone, path: Path) -> None:
 def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -96,7 +98,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def _read_torch(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # About pickle protocols that it may not read: it refuses those by itself.
+            warnings.simplefilter("ignore", UserWarning)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except pickle.UnpicklingError as error:
@@ -115,9 +120,11 @@ def _state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
             content = content[wrapper]
             break
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        found = f"the keys {_some([str(key) for key in content])}" if isinstance(
-            content, dict
-        ) else f"a {type(content).__name__}"
+        found = (
+            f"the keys {_some([str(key) for key in content])}"
+            if isinstance(content, dict)
+            else f"a {type(content).__name__}"
+        )
         raise UserError(
             f"{path}: received {found}, expected a state_dict of tensors, by itself or under "
             f"{', '.join(_WRAPPERS)}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from bmnas.backbones.base import Backbone
 
@@ -44,13 +45,28 @@ class Recorder:
         self.recorded, self.stops = [], stops
         result: object = None
         try:
-            result = call()
+            with _kept_module_stack():
+                result = call()
         except _EverythingRecorded:
             pass
         finally:
             # Nothing may keep the activations alive until the next pass.
             recorded, self.recorded = self.recorded, []
         return recorded, result
+
+
+@contextlib.contextmanager
+def _kept_module_stack() -> Iterator[None]:
+    # The tracer of torch.export notes which module it is in, and does not clean up its note
+    # when the module is left by an exception.
+    mode = get_proxy_mode()
+    stack = {} if mode is None else mode.tracer.module_stack
+    depth = len(stack)
+    try:
+        yield
+    finally:
+        while len(stack) > depth:
+            stack.popitem()
 
 
 class _Hook:

@@ -33,9 +33,7 @@ class TextBackbone(WordConvBackbone):
             "length": length,
             "dropout": dropout,
         }
-        self.build(
-            entries=len(words), unknown=UNKNOWN, pad=PAD, classes=classes, dropout=dropout
-        )
+        self.build(entries=len(words), unknown=UNKNOWN, pad=PAD, classes=classes, dropout=dropout)
 
     @classmethod
     def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:

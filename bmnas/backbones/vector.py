@@ -6,7 +6,7 @@ Legend: B batch, D columns, C channels, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,7 @@ class VectorBackbone(Backbone):
         backbone = cls(classes=classes, shape=rows.shape[1:])
         sample = backbone.encode(sample_rows(rows))
         require_finite(modality, sample)
-        backbone.stem.fit(sample)
+        cast(Stem, backbone.stem).fit(sample)
         return backbone
 
     def encode(self, rows: Array) -> Array:

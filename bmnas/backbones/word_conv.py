@@ -32,7 +32,8 @@ class MaskedConvStage(nn.Module):
         """Return (B, C, T), not negative, from ``x`` (B, C_in, T) and ``mask`` (B, 1, T)."""
         y = self.norm(self.convolution(x).transpose(1, 2)).relu().transpose(1, 2)
         y = self.dropout(y)
-        return (x + y if self.residual else y) * mask
+        out: Tensor = (x + y if self.residual else y) * mask
+        return out
 
 
 class MaskedHead(nn.Module):

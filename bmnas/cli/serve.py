@@ -30,7 +30,7 @@ def serve(
         ),
     ] = None,
     device: Annotated[
-        Literal["cpu", "cuda"], typer.Option(help="Where the model runs; cuda needs bmnas[gpu].")
+        Literal["cpu", "cuda"], typer.Option(help="Where the model runs; cuda needs the extra gpu.")
     ] = "cpu",
     max_batch: Annotated[
         int, typer.Option(min=1, help="Largest number of samples in one request.")
@@ -44,16 +44,19 @@ def serve(
 
     Example: bmnas serve runs/digits/bundle --port 8000
     """
+    from bmnas_serve.errors import ServeError
+
     from bmnas.errors import UserError
 
     try:
-        from bmnas_serve import errors
         from bmnas_serve.server import serve as run_server
     except ModuleNotFoundError as error:
         raise UserError(
             f"serving needs the package {error.name}, which is not installed: run"
             " pip install 'bmnas[serve]'"
         ) from error
+    except ServeError as error:
+        raise UserError(str(error)) from error
     providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
     try:
         run_server(
@@ -65,5 +68,5 @@ def serve(
             max_batch=max_batch,
             max_body_bytes=max_body_mb * 2**20,
         )
-    except errors.ServeError as error:
+    except ServeError as error:
         raise UserError(str(error)) from error

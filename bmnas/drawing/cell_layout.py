@@ -25,7 +25,7 @@ _OPERAND_Y = (0.11, -0.11)
 _LANE = 0.15
 _CLEAR = 0.16  # from a step to the nearest lane
 _BAR = 0.25
-_CANDIDATES = 600  # lane orders that are tried; three steps have fewer
+_EFFORT = 3000  # lane orders that are tried, times steps cubed; three steps have 12 orders
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def _lane_orders(cell: Cell) -> Iterator[dict[str, float]]:
         )
     )
     start = _STEP[1] / 2 + _CLEAR
-    for above, below in islice(orders, _CANDIDATES):
+    for above, below in islice(orders, max(1, _EFFORT // len(cell.steps) ** 3)):
         yield {name: start + n * _LANE for n, name in enumerate((*above, "x"))} | {
             name: -start - n * _LANE for n, name in enumerate(below)
         }

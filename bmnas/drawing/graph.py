@@ -85,7 +85,12 @@ def _draw_box(axes: Any, box: Box) -> None:
 
     fill, edge, text = _box_colours(box)
     dashes = (0, (3, 2)) if box.pale and box.kind in ("step", "bar") else "solid"
-    look = {"facecolor": fill, "edgecolor": edge, "linewidth": 0.9, "linestyle": dashes}
+    look: dict[str, Any] = {
+        "facecolor": fill,
+        "edgecolor": edge,
+        "linewidth": 0.9,
+        "linestyle": dashes,
+    }
     layer = 1 if box.kind in ("group", "cell") else 5
     if box.kind == "port":
         axes.add_patch(Circle(box.centre, box.width / 2, zorder=layer, **look))

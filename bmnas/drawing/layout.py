@@ -12,6 +12,7 @@ from itertools import groupby
 from bmnas.drawing.cell_layout import CellSheet, cell_sheet
 from bmnas.drawing.geometry import Box, Label, Point, Sheet, Wire
 from bmnas.drawing.style import GREY, INK, modality_colours, modality_of
+from bmnas.errors import UserError
 from bmnas.genotype import Genotype
 
 #: Width in inches of a text at a size in points.
@@ -27,7 +28,21 @@ _NAME_LIMIT = 28
 
 
 def layout(genotype: Genotype, measure: Measure) -> Sheet:
-    """Place everything that a drawing of ``genotype`` shows on one sheet."""
+    """Place everything that a drawing of ``genotype`` shows on one sheet.
+
+    Raises UserError when it has more Cells, steps or features than a picture can show.
+    """
+    sizes = (
+        ("Cells", len(genotype.cells), 32),
+        ("steps in a Cell", max(len(cell.steps) for cell in genotype.cells), 16),
+        ("features", len(genotype.features), 100),
+    )
+    for what, count, limit in sizes:
+        if count > limit:
+            raise UserError(
+                f"drawing: received {count:,} {what}, expected at most {limit}; "
+                "`bmnas show` without --out prints it as text"
+            )
     plan = _Plan(genotype, measure)
     plan.draw_features()
     plan.draw_cells()

@@ -275,7 +275,10 @@ def _lengths(table: Table, expected: Sequence[int], path: Path, place: str) -> N
 
 def _table(data: Any, path: Path, place: str) -> Table:
     return tuple(
-        tuple(number(v, path, f"{place}[{n}]") for v in _rows(row, path, f"{place}[{n}]"))
+        tuple(
+            number(value, path, f"{place}[{n}][{i}]")
+            for i, value in enumerate(_rows(row, path, f"{place}[{n}]"))
+        )
         for n, row in enumerate(_rows(data, path, place))
     )
 

@@ -124,6 +124,8 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
             f"{', '.join(sorted(plain(str(metric)) for metric in metrics))}"
         )
 
+    metric = metrics.pop()
+
     def spread(*keys: str) -> Spread | None:
         return _spread([run.metrics.number(*keys) for run in members])
 
@@ -131,7 +133,7 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
         task=task,
         name=name,
         seeds=tuple(seeds),
-        metric=metrics.pop(),
+        metric=metric and plain(metric),
         score=spread("test", "score"),
         best_unimodal=_spread([_best_unimodal(run.metrics) for run in members]),
         fusion_parameters=spread("parameters", "fusion"),
@@ -168,7 +170,9 @@ def _task_names(runs: Sequence[RunRecord]) -> list[str]:
     """Return names that differ: those of the tasks, with their source where two are equal."""
     names = [plain(run.config.text("task", "name") or _DASH) for run in runs]
     return [
-        name if names.count(name) == 1 else f"{name} ({_differences(run, runs, ('task',))})"
+        name
+        if names.count(name) == 1
+        else f"{name} ({_differences(run, _same(runs, names, name), ('task',))})"
         for name, run in zip(names, runs, strict=True)
     ]
 

@@ -96,7 +96,8 @@ def figure_of(*parts: Part) -> Any:
     with drawing_style():
         size = (max(part.width for part in parts), sum(part.height for part in parts))
         figure = Figure(figsize=size, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.1, h_pad=0.07)
+        engine: Any = figure.get_layout_engine()
+        engine.set(w_pad=0.1, h_pad=0.07)
         rows = figure.subfigures(
             len(parts), 1, squeeze=False, height_ratios=[part.height for part in parts]
         )

@@ -78,7 +78,7 @@ def comparison_tables(rows: Sequence[ComparisonRow]) -> list[TextTable]:
             )
             for row in members
         )
-        title = f"{task}, {', '.join(plain(name) for name in metrics)}" if metrics else task
+        title = f"{task}, {', '.join(metrics)}" if metrics else task
         tables.append(TextTable(title, columns, lines, words=2))
     return tables
 

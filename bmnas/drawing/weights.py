@@ -143,7 +143,12 @@ def _heat_map(
             colour = "#ffffff" if dark else INK
             axes.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=7, color=colour)
     for i, j in frames:
-        look = {"fill": False, "edgecolor": PALETTE[1], "linewidth": 1.8, "zorder": 4}
+        look: dict[str, Any] = {
+            "fill": False,
+            "edgecolor": PALETTE[1],
+            "linewidth": 1.8,
+            "zorder": 4,
+        }
         axes.add_patch(Rectangle((j - 0.47, i - 0.44), 0.94, 0.88, **look))
     axes.set_xticks(range(len(columns)), [drawable(name, 24) for name in columns])
     axes.set_yticks(range(len(rows)), rows)

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 
+_TURN_SECONDS = 0.02
+
 
 class Lifecycle:
     """Readiness and the number of requests in flight; used from the event loop's thread only.
@@ -38,8 +40,9 @@ class Lifecycle:
         self.draining = True
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limit_seconds
-        quiet_since = loop.time()
-        while (now := loop.time()) < deadline and now - quiet_since < quiet_seconds:
-            if self.in_flight:
-                quiet_since = now
-            await asyncio.sleep(0.02)
+        quiet = 0.0
+        # Quiet is counted in turns of the loop: while it decodes a large body, requests that
+        # have come in are not seen, and the clock alone would take that for silence.
+        while quiet < quiet_seconds and loop.time() < deadline:
+            await asyncio.sleep(_TURN_SECONDS)
+            quiet = 0.0 if self.in_flight else quiet + _TURN_SECONDS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import sys
@@ -56,11 +57,14 @@ def serve(
             app,
             log_level="warning",
             access_log=False,
+            server_header=False,
             lifespan="on",
             ws="none",
             timeout_graceful_shutdown=max(1, round(drain_seconds)),
         )
         message = f"serving {session.name} at {_address(listener)} (stop with Ctrl-C)"
+        # uvicorn has one line for requests that a stop cancels; a traceback of each is noise.
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         server = _Server(config, lifecycle, drain_seconds, lambda: _say(message))
         server.run(sockets=[listener])
 
@@ -85,6 +89,12 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            # Left out by uvicorn, which would end the lifespan with a traceback.
+            await self.lifespan.shutdown()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         # uvicorn's own version stops at once and raises the signal again at the end, so that
@@ -107,20 +117,29 @@ class _Server(uvicorn.Server):
     def _stop(self) -> None:
         if self._drain is None:
             self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit())
-        else:
-            self.should_exit = True
-            self.force_exit = True
+            return
+        self.should_exit = True
+        self.force_exit = True
+        _say(f"stopping at once; requests dropped: {self._lifecycle.in_flight}")
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     async def _drain_and_exit(self) -> None:
         await self._lifecycle.drain(QUIET_SECONDS, self._drain_seconds)
         self.should_exit = True
 
 
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
 def _bind(host: str, port: int) -> socket.socket:
     """Return a socket bound to the address; taken before the model is read, as it fails fast."""
+    if not 0 <= port <= 65535:
+        raise ListenError(f"cannot listen at port {port}: expected 0 to 65535")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError, OverflowError) as error:
+    except (OSError, UnicodeError) as error:
         raise ListenError(
             f"cannot listen at {host}: {one_line(error)}; 127.0.0.1 is this machine alone,"
             " 0.0.0.0 all its addresses"

@@ -6,9 +6,9 @@ checked is what is served.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ def check_one_runtime() -> None:
 
 def _is_installed(name: str) -> bool:
     try:
-        distribution(name)
-    except PackageNotFoundError:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
         return False
     return True
 

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import onnxruntime as ort
 import pytest
-from bmnas_serve import session as session_module
 from bmnas_serve.errors import BundleError, InferenceError, RuntimeConflictError
 from bmnas_serve.manifest import InputSpec, TensorSpec
 from bmnas_serve.session import CPU, Session, check_one_runtime
@@ -148,7 +147,7 @@ def test_strings_are_not_served(tmp_path):
 
 
 def test_two_builds_of_onnxruntime_are_an_error(monkeypatch):
-    monkeypatch.setattr(session_module, "distribution", lambda name: object())
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: object())
     with pytest.raises(RuntimeConflictError, match="both onnxruntime and onnxruntime-gpu"):
         check_one_runtime()
 
@@ -158,5 +157,5 @@ def test_one_build_of_onnxruntime_is_right(monkeypatch):
         if name != "onnxruntime-gpu":
             raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(session_module, "distribution", only_gpu)
+    monkeypatch.setattr(importlib.metadata, "distribution", only_gpu)
     check_one_runtime()

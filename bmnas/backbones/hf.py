@@ -1,0 +1,347 @@
+"""Pretrained transformers from a local folder in the format of Hugging Face transformers.
+
+Legend: B batch, T tokens, H height, W width, C channels, K classes. The package is imported only
+when such a backbone is built. Nothing is downloaded, and no code of the folder is run: weights
+come from safetensors, configuration and tokenizer from JSON.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from bmnas.backbones.base import InputSpec, PooledHead
+from bmnas.backbones.pixels import Pixels
+from bmnas.backbones.reader import Reader
+from bmnas.backbones.tap import TappedBackbone
+from bmnas.backbones.text import texts_of
+from bmnas.backbones.word_conv import MaskedHead
+from bmnas.errors import UserError
+from bmnas.files import read_json
+from bmnas.tasks.task import Array, Modality, ModalityType
+
+_FEATURES = 4
+_LONGEST = 128  # tokens
+_NOT_PORTABLE = ("_name_or_path", "auto_map", "transformers_version")
+
+
+class HFBackbone(TappedBackbone):
+    """A transformer of transformers: BERT-like for texts, ViT-like for images.
+
+    ``model`` is its configuration, ``reader`` how the modality is read (a ``Reader``'s for
+    images, ``shape``, ``dtype`` and ``tokenizer`` for texts), ``pixels`` the normalisation of
+    images. ``network`` is the model, None for one without weights yet. Features are the outputs
+    of up to four evenly spaced layers: (B, C, T), zero at padding, or maps (B, C, H', W').
+
+    Raises UserError when transformers is not installed or the model is of another kind.
+    """
+
+    family: ClassVar[str] = "hf"
+    types: ClassVar[tuple[ModalityType, ...]] = ("text", "image")
+
+    def __init__(
+        self,
+        *,
+        classes: int,
+        model: Mapping[str, Any],
+        reader: Mapping[str, Any],
+        pixels: Mapping[str, Any] | None = None,
+        network: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        network = _empty_model(model) if network is None else network
+        layers = _layers(network, model)
+        self.config = {
+            "classes": classes,
+            "model": dict(model),
+            "reader": dict(reader),
+            "pixels": None if pixels is None else dict(pixels),
+        }
+        self.shape = tuple(reader["shape"])
+        self.dtype = str(reader["dtype"])
+        self.tokenizer = _Tokenizer(reader["tokenizer"], self.shape[0]) if pixels is None else None
+        self.pad = int(model["pad_token_id"]) if pixels is None else None
+        self.prepare: nn.Module = nn.Identity()
+        if pixels is not None:
+            self.prepare = ModelPixels(self.shape, self.dtype, **pixels)
+        count = min(_FEATURES, len(layers))
+        picked = [(number + 1) * len(layers) // count - 1 for number in range(count)]
+        self.tap(network, [layers[number] for number in picked])
+        self.feature_names = tuple(str(number) for number in range(1, count + 1))
+        width = int(network.config.hidden_size)  # type: ignore[union-attr, arg-type]
+        self.feature_channels = (width,) * count
+        self.head = (
+            PooledHead(width, classes) if pixels is not None else MaskedHead(width, classes, 0.1)
+        )
+        # A pooler or a last norm is no part of any feature.
+        self.prune()
+
+    @classmethod
+    def from_folder(cls, modality: Modality, folder: str, *, classes: int, rows: Array) -> Self:
+        """Load the model in ``folder`` for K ``classes`` and the train ``rows`` of ``modality``.
+
+        Raises UserError when the package, the folder or one of its files is missing or damaged.
+        """
+        if modality.type not in cls.types:
+            raise UserError(
+                f"modality {modality.name}: received backbone 'hf:{folder}', expected it for "
+                f"{' or '.join(cls.types)}, not for type {modality.type!r}"
+            )
+        is_text = modality.type == "text"
+        place = Path(folder).expanduser()
+        other = "tokenizer.json" if is_text else "preprocessor_config.json"
+        _require_files(place, ("config.json", "model.safetensors", other))
+        network, model = _pretrained(place)
+        pixels: dict[str, Any] | None = None
+        if is_text:
+            reader = _text_reader(modality, rows, model, place / other)
+        else:
+            reader = Reader.from_rows(modality, rows).config
+            pixels = _pixels(read_json(place / other), model, place / other)
+        try:
+            return cls(classes=classes, model=model, reader=reader, pixels=pixels, network=network)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
+
+    def run(self, x: Tensor) -> object:
+        """Return what the transformer makes of token numbers (B, T) or pixels (B, *shape)."""
+        if self.pad is None:
+            return self.network(pixel_values=self.prepare(x))
+        return self.network(input_ids=x, attention_mask=(x != self.pad).long())
+
+    def arrange(self, number: int, output: Tensor, x: Tensor) -> Tensor:
+        """Return hidden states (B, T, C) as (B, C, T), or as a map without special tokens."""
+        hidden = output.transpose(1, 2)
+        if self.pad is not None:
+            return hidden * self.mask(x).to(hidden.dtype)
+        height, width = self.grid()
+        # Class token and registers stand in front of the patches.
+        patches = hidden[:, :, hidden.shape[2] - height * width :]
+        return patches.reshape(*patches.shape[:2], height, width)
+
+    def mask(self, x: Tensor) -> Tensor:
+        """Return 1 at the tokens of ``x`` (B, T) and 0 at padding, (B, 1, T)."""
+        return torch.ne(x, self.pad or 0).to(torch.float32).unsqueeze(1)
+
+    def grid(self) -> tuple[int, int]:
+        """Return how many patches an image has, down and across."""
+        patch = self.config["model"]["patch_size"]
+        down, across = patch if isinstance(patch, list | tuple) else (patch, patch)
+        height, width = self.config["pixels"]["size"]
+        return height // down, width // across
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the unimodal logits (B, K) of the raw input ``x``."""
+        if not isinstance(self.head, MaskedHead):
+            return super().forward(x)
+        logits: Tensor = self.head(self.features(x)[-1], self.mask(x))
+        return logits
+
+    def example(self) -> Tensor:
+        """Return two raw inputs (2, *shape): zeros, or a token that is not padding."""
+        return super().example() if self.pad is None else super().example() + int(self.pad == 0)
+
+    def encode(self, rows: Array) -> Array:
+        """Return token numbers int64 (n, T), or pixels (n, *shape) as they are."""
+        if self.tokenizer is None:
+            return Reader(self.config["reader"]).encode(rows)
+        return self.tokenizer.encode([str(text) for text in rows], int(self.pad or 0))
+
+    def weights_module(self) -> nn.Module:
+        """Return the transformer, without its pooler."""
+        return self.network
+
+    def input_spec(self) -> InputSpec:
+        """Return what the network expects: token numbers by the tokenizer, or raw pixels."""
+        if self.tokenizer is None:
+            return Reader(self.config["reader"]).input_spec()
+        note = {
+            "steps": ["tokenise, special tokens added", "cut at the length", "fill up with pad"],
+            "length": self.shape[0],
+            "pad": self.pad,
+            "tokenizer": self.tokenizer.content,
+        }
+        meaning = f"one text as {self.shape[0]} token numbers of its tokenizer"
+        return InputSpec(self.shape, "int64", meaning, note)
+
+
+class ModelPixels(nn.Module):
+    """Raw pixels to what a vision transformer expects: three colours, its size, its scale."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        dtype: str,
+        *,
+        scale: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.pixels = Pixels(colour=len(shape) == 3, dtype=dtype)
+        self.grey = len(shape) == 2
+        self.colours = len(mean)
+        self.scale = scale
+        self.size = tuple(size)
+        self.resized = tuple(shape[:2]) != self.size
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return float32 (B, C, H', W'), resized bilinearly where the size differs."""
+        x = self.pixels(x) * self.scale
+        if self.resized:
+            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False)
+        # Broadcasting gives a grey image its colours.
+        return (x - self.mean) / self.std
+
+
+class _Tokenizer:
+    def __init__(self, content: Mapping[str, Any], length: int) -> None:
+        self.content = dict(content)
+        tokenizers = _imported("tokenizers")
+        try:
+            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.content))
+        except Exception as error:  # the package raises plain exceptions for malformed content
+            raise UserError(f"the tokenizer is malformed: {_one_line(error)}") from error
+        self.length = length
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(length)
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        return [len(found.ids) for found in self.tokenizer.encode_batch(texts)]
+
+    def encode(self, texts: Sequence[str], pad: int) -> Array:
+        rows = np.full((len(texts), self.length), pad, dtype=np.int64)
+        for row, found in zip(rows, self.tokenizer.encode_batch(texts), strict=True):
+            row[: len(found.ids)] = found.ids
+        return rows
+
+
+def _text_reader(
+    modality: Modality, rows: Array, model: Mapping[str, Any], path: Path
+) -> dict[str, Any]:
+    texts = texts_of(modality, rows)
+    if model.get("pad_token_id") is None:
+        raise UserError(f"{path.parent}: its config.json has no pad_token_id, expected a number")
+    # Some models count positions from two on.
+    positions = int(model.get("max_position_embeddings") or _LONGEST + 2) - 2
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: received a {type(content).__name__}, expected an object")
+    tokenizer = _Tokenizer(content, max(1, min(_LONGEST, positions)))
+    length = max(1, *tokenizer.lengths(texts), 1)
+    return {"type": "text", "shape": [length], "dtype": "int64", "tokenizer": content}
+
+
+def _pixels(processor: Any, model: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    try:
+        colours = int(model.get("num_channels", 3))
+        normalised = bool(processor.get("do_normalize", True))
+        mean = processor["image_mean"] if normalised else [0.0] * colours
+        std = processor["image_std"] if normalised else [1.0] * colours
+        factor = float(processor.get("rescale_factor", 1 / 255))
+        scale = 255 * factor if processor.get("do_rescale", True) else 255.0
+        if len(mean) != colours or len(std) != colours or 0 in std:
+            raise ValueError(f"image_mean {mean} and image_std {std} for {colours} colours")
+        size = model["image_size"]
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        return {
+            "scale": scale,
+            "mean": [float(value) for value in mean],
+            "std": [float(value) for value in std],
+            "size": [int(height), int(width)],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: {error!r}, expected image_mean and image_std there, and image_size and "
+            "patch_size in config.json"
+        ) from error
+
+
+def _pretrained(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    transformers = _imported("transformers")
+    try:
+        network, loading = transformers.AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            # Other kernels do not all export.
+            attn_implementation="eager",
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: cannot be loaded by transformers: {_one_line(error)}"
+        ) from error
+    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise UserError(
+            f"{folder}: model.safetensors lacks {len(missing)} of the model's tensors "
+            f"({', '.join(missing[:3])}), expected all"
+        )
+    config = json.loads(network.config.to_json_string(use_diff=False))
+    return network, {key: value for key, value in config.items() if key not in _NOT_PORTABLE}
+
+
+def _empty_model(model: Mapping[str, Any]) -> nn.Module:
+    transformers = _imported("transformers")
+    config = transformers.AutoConfig.for_model(**model)
+    network: nn.Module = transformers.AutoModel.from_config(
+        config, trust_remote_code=False, attn_implementation="eager"
+    )
+    return network
+
+
+def _layers(network: nn.Module, model: Mapping[str, Any]) -> nn.ModuleList:
+    count = getattr(getattr(network, "config", None), "num_hidden_layers", None)
+    for module in network.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise UserError(
+        f"received a model of type {model.get('model_type')!r}, expected a transformer with a "
+        "list of num_hidden_layers layers, such as BERT or ViT"
+    )
+
+
+def _require_files(folder: Path, names: Sequence[str]) -> None:
+    if not folder.is_dir():
+        raise UserError(
+            f"backbone hf:{folder}: there is no such folder, expected one that "
+            "model.save_pretrained wrote; nothing is downloaded"
+        )
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"backbone hf:{folder}: lacks {', '.join(missing)}, expected {', '.join(names)}"
+        )
+
+
+def _imported(package: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise UserError(
+            f"a backbone hf:<folder> needs the package {package}: pip install 'bmnas[hf]'"
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

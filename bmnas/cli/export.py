@@ -1,0 +1,199 @@
+"""``bmnas export``: a trained network as a bundle that ``bmnas serve`` serves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from bmnas_export import Bundle
+
+    from bmnas.tasks import Task
+    from bmnas.trained import TaskInfo, TrainedNetwork
+
+
+def export(
+    genotype: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The genotype of a trained network.", show_default=False),
+    ],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Its weights.",
+            show_default="network.safetensors beside the genotype",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of the bundle.", show_default="bundle beside the genotype"
+        ),
+    ] = None,
+    target: Annotated[Literal["onnx"], typer.Option(help="Format of the network.")] = "onnx",
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Task whose test samples the network is tried with.",
+            show_default="the one it was trained on",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the task's data.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write backbones, fusion and classifier as one ONNX graph with all that serving it needs.
+
+    The graph is compared with torch on real test samples in onnxruntime, and timed. When they
+    disagree nothing is written, and a bundle that is there already stays.
+
+    Example: bmnas export --genotype runs/digits/genotype.json
+    """
+    from bmnas.errors import UserError
+
+    folder = genotype.parent
+    weights = folder / "network.safetensors" if weights is None else weights
+    out = folder / "bundle" if out is None else out
+    if genotype.is_file() and not weights.is_file():
+        raise UserError(f"{weights}: no such file; make it with: bmnas train --genotype {genotype}")
+    try:
+        import bmnas_export
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"exporting needs the package {error.name}, which is not installed: run"
+            " pip install 'bmnas[export]'"
+        ) from error
+    from bmnas.progress import Bars
+
+    trained, samples = _load(genotype, weights, task, data)
+    try:
+        bundle = bmnas_export.export_bundle(
+            trained, samples, out, scores=_scores(weights.parent), progress=Bars()
+        )
+    except bmnas_export.ExportError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    _print(bundle, as_json)
+
+
+def _load(
+    genotype: Path, weights: Path, task: str | None, data: Path | None
+) -> tuple[TrainedNetwork, Task]:
+    from bmnas.errors import UserError
+    from bmnas.genotype import Genotype
+    from bmnas.trained import load_network, read_description
+
+    asked = Genotype.load(genotype)
+    found, info = read_description(weights)
+    if found != asked:
+        raise UserError(
+            f"{weights}: trained for another genotype than {genotype}: they differ in"
+            f" {_difference(found.to_dict(), asked.to_dict())}; give the weights that belong to it"
+            f" with --weights, or make them with: bmnas train --genotype {genotype}"
+        )
+    samples = _load_task(info, weights, task, data)
+    return load_network(weights, samples), samples
+
+
+def _load_task(info: TaskInfo, weights: Path, task: str | None, data: Path | None) -> Task:
+    from bmnas.errors import UserError
+    from bmnas.tasks import load_task, reload_task
+
+    source = info.source
+    recorded = isinstance(source, dict) and isinstance(source.get("task"), str)
+    if task is not None:
+        return load_task(task, data)
+    if not recorded:
+        raise UserError(
+            f"{weights}: does not say where the data of the task {info.name!r} is; name the task"
+            " with --task (and --data)"
+        )
+    if data is not None:
+        return reload_task({**source, "data": str(data)})
+    try:
+        return reload_task(source)
+    except UserError as error:
+        raise UserError(f"{error} (it was trained on this; --task and --data change it)") from error
+
+
+def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    for name in ("features", "channels", "length"):
+        if found[name] != asked[name]:
+            return f"{name}: {found[name]} and {asked[name]}"
+    if len(found["cells"]) != len(asked["cells"]):
+        return f"cells: {len(found['cells'])} and {len(asked['cells'])}"
+    pairs = zip(found["cells"], asked["cells"], strict=True)
+    return next(f"cells[{k}]" for k, (left, right) in enumerate(pairs) if left != right)
+
+
+def _scores(folder: Path) -> dict[str, Any]:
+    """Return the scores of ``metrics.json`` beside the weights, nothing where there is none."""
+    from bmnas.errors import UserError
+    from bmnas.files import read_json
+
+    path = folder / "metrics.json"
+    if not path.exists():
+        return {}
+    metrics = read_json(path)
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path}: received {type(metrics).__name__}, expected a JSON object")
+    return {key: metrics[key] for key in ("metric", "unimodal", "search", "test") if key in metrics}
+
+
+def _print(bundle: Bundle, as_json: bool) -> None:
+    import json
+    import shlex
+
+    if as_json:
+        print(json.dumps(bundle.to_dict(), indent=2))
+        return
+
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(bundle):
+        table.add_row(name, escape(value))
+    Console().print(table)
+    # Plain: a command that is wrapped or coloured cannot be copied.
+    typer.echo(f"Next: bmnas serve {shlex.quote(str(bundle.folder))}", err=True)
+
+
+def _facts(bundle: Bundle) -> list[tuple[str, str]]:
+    parity, parameters = bundle.parity, bundle.parameters
+    batches = ", ".join(str(batch.batch) for batch in parity.batches)
+    threads = bundle.manifest.latency["threads"]
+    facts = [
+        ("bundle", str(bundle.folder)),
+        ("files", ", ".join(f"{name} {_bytes(size)}" for name, size in bundle.sizes.items())),
+        ("parameters", ", ".join(f"{name} {count:,}" for name, count in parameters.items())),
+        ("inputs", ", ".join(_tensor(tensor) for tensor in bundle.manifest.inputs)),
+        ("outputs", ", ".join(_tensor(tensor) for tensor in bundle.manifest.outputs)),
+        ("equals torch", f"to {parity.difference:.1e} of the largest logit, batches of {batches}"),
+        ("", f"{parity.agree} of {parity.rows} predictions of test samples are the same"),
+    ]
+    for size, latency in bundle.latency.items():
+        facts.append(
+            (
+                f"batch {size}",
+                f"{latency.median_ms:.3g} ms median, {latency.p99_ms:.3g} ms p99"
+                f" (onnxruntime, {threads} threads)",
+            )
+        )
+    return facts
+
+
+def _tensor(tensor: Any) -> str:
+    axes = ", ".join("batch" if axis == -1 else str(axis) for axis in tensor.shape)
+    return f"{tensor.name} {tensor.dtype} ({axes})"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

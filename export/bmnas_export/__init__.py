@@ -1,0 +1,18 @@
+"""From a trained network to a bundle that ``bmnas_serve`` serves: one ONNX graph and its manifest.
+
+The exporter writes the manifest that ``bmnas_serve.manifest`` defines and compares the graph with
+torch through ``bmnas_serve.session``, so that the checked path is the served path.
+"""
+
+from bmnas_export.bundle import Bundle, export_bundle
+from bmnas_export.errors import ExportError, ParityError
+from bmnas_export.parity import BatchParity, ParityReport
+
+__all__ = [
+    "BatchParity",
+    "Bundle",
+    "ExportError",
+    "ParityError",
+    "ParityReport",
+    "export_bundle",
+]

@@ -1,0 +1,203 @@
+"""The export, from a trained network to a bundle folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import onnxscript
+from bmnas_serve import manifest as bundle
+from bmnas_serve.errors import InferenceError, ServeError
+from bmnas_serve.manifest import InputSpec, Manifest, TaskSpec, TensorSpec
+from bmnas_serve.session import Session
+
+from bmnas.cost import Latency, parameter_counts, versions
+from bmnas.errors import UserError
+from bmnas.files import atomic_folder, sha256_file, write_json
+from bmnas.network import MultimodalNetwork
+from bmnas.progress import Progress, Silent, Stage
+from bmnas.tasks.task import Task
+from bmnas.trained import TrainedNetwork
+from bmnas_export.errors import ExportError
+from bmnas_export.example import REQUEST_FILE, RESPONSE_FILE, example
+from bmnas_export.graph import export_graph
+from bmnas_export.latency import latency_report, measure_session
+from bmnas_export.parity import ParityReport, measure_parity
+from bmnas_export.prepare import prepare, reference_network
+from bmnas_export.samples import TestInputs
+from bmnas_export.target import checked_target
+
+_STAGES = ("samples", "graph", "check", "parity", "latency", "write")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was written.
+
+    ``latency`` holds onnxruntime's by batch size, ``parameters`` the numbers of weights of fusion
+    network, classifier and backbones, ``sizes`` the bytes of each file.
+    """
+
+    folder: Path
+    manifest: Manifest
+    parity: ParityReport
+    latency: Mapping[int, Latency]
+    parameters: Mapping[str, int]
+    sizes: Mapping[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was written and measured as JSON-ready plain data."""
+        return {
+            "bundle": str(self.folder),
+            "files": dict(self.sizes),
+            "parity": dict(self.manifest.parity),
+            "latency": dict(self.manifest.latency),
+            "parameters": dict(self.parameters),
+        }
+
+
+def export_bundle(
+    trained: TrainedNetwork,
+    task: Task,
+    out: Path,
+    *,
+    scores: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Export a trained network, compare it with torch on test samples, write it to ``out``.
+
+    ``task`` holds the test samples that the network is tried with; ``scores`` go into the
+    manifest. An existing bundle at ``out`` is replaced, and only when all went well; ``trained``
+    is left as it is.
+
+    Raises UserError when ``out`` cannot be written or holds something else, when the task is not
+    the network's, or when a tensor cannot be named; ExportError when the network cannot be
+    exported, ParityError when onnxruntime and torch disagree.
+    """
+    target = checked_target(out)
+    with (progress or Silent()).stage("export", len(_STAGES)) as stage:
+        stage.message("samples")
+        reference = reference_network(trained.network)
+        inputs = TestInputs(task, trained.task, reference)
+        manifest = _describe(trained, reference, scores or {})
+        _next(stage, "graph")
+        content = export_graph(
+            prepare(reference, trained.task.kind),
+            manifest.inputs,
+            manifest.outputs,
+            _metadata(trained),
+        )
+        try:
+            with atomic_folder(target) as aside:
+                (aside / bundle.MODEL_FILE).write_bytes(content)
+                return _complete(aside, out, manifest, trained, reference, inputs, stage)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
+        except (ServeError, InferenceError) as error:
+            raise ExportError(str(error)) from error
+
+
+def _complete(
+    folder: Path,
+    out: Path,
+    manifest: Manifest,
+    trained: TrainedNetwork,
+    reference: MultimodalNetwork,
+    inputs: TestInputs,
+    stage: Stage,
+) -> Bundle:
+    """Open the model in ``folder`` as the server will, measure it, write the rest of the bundle."""
+    _next(stage, "check")
+    _write_manifest(folder, manifest, (bundle.MODEL_FILE,))
+    session = Session.open(folder)
+    _next(stage, "parity")
+    parity = measure_parity(reference, session, inputs, trained.task)
+    _next(stage, "latency")
+    latency = measure_session(session, inputs)
+    _next(stage, "write")
+    request, response = example(session, inputs)
+    # On one line each: an image is thousands of numbers.
+    (folder / REQUEST_FILE).write_text(json.dumps(request, allow_nan=False) + "\n", "utf-8")
+    (folder / RESPONSE_FILE).write_text(json.dumps(response, allow_nan=False) + "\n", "utf-8")
+    manifest = replace(manifest, parity=parity.to_dict(), latency=latency_report(latency, session))
+    files = (bundle.MODEL_FILE, REQUEST_FILE, RESPONSE_FILE)
+    manifest = _write_manifest(folder, manifest, files)
+    bundle.verify_files(bundle.load(folder), folder)
+    sizes = {name: (folder / name).stat().st_size for name in (*files, bundle.MANIFEST_FILE)}
+    stage.advance()
+    return Bundle(out, manifest, parity, latency, parameter_counts(reference), sizes)
+
+
+def _describe(
+    trained: TrainedNetwork, network: MultimodalNetwork, scores: Mapping[str, Any]
+) -> Manifest:
+    """Return the manifest as far as it is known before the export; digests are still zero."""
+    info = trained.task
+    axes = (-1, len(info.class_names))
+    squashed = "softmax" if info.kind == "multiclass" else "sigmoid"
+    outputs = (
+        TensorSpec("logits", axes, "float32", f"one per class, before the {squashed}"),
+        TensorSpec("probabilities", axes, "float32", f"{squashed} of the logits, one per class"),
+    )
+    taken = [name for name in network.modalities if name in {spec.name for spec in outputs}]
+    if taken:
+        raise UserError(
+            f"task {info.name}: received a modality called {taken[0]!r}, which is the name of an"
+            " output of the exported network: rename the modality"
+        )
+    try:
+        return Manifest(
+            name=re.sub(r"[^A-Za-z0-9_.-]+", "-", info.name).lstrip("_.-") or "model",
+            task=TaskSpec(info.name, info.kind),
+            inputs=tuple(_input(network, name) for name in network.modalities),
+            outputs=outputs,
+            class_names=info.class_names,
+            files={bundle.MODEL_FILE: "0" * 64},
+            threshold=info.threshold,
+            genotype=trained.genotype.to_dict(),
+            scores=scores,
+            versions={
+                **versions(),
+                "onnx": onnx.__version__,
+                "onnxruntime": onnxruntime.__version__,
+                "onnxscript": onnxscript.__version__,
+            },
+        )
+    except ServeError as error:
+        raise UserError(f"this network cannot be described for serving: {error}") from error
+
+
+def _input(network: MultimodalNetwork, name: str) -> InputSpec:
+    spec = network.backbone(name).input_spec()
+    return InputSpec(name, (-1, *spec.shape), spec.dtype, spec.meaning, spec.preprocessing)
+
+
+def _metadata(trained: TrainedNetwork) -> dict[str, str]:
+    # Without the provenance, which may name folders of the machine that searched.
+    genotype = {k: v for k, v in trained.genotype.to_dict().items() if k != "provenance"}
+    return {
+        "bmnas.format": bundle.FORMAT,
+        "bmnas.version": versions()["bmnas"],
+        "bmnas.task": trained.task.name,
+        "bmnas.kind": trained.task.kind,
+        "bmnas.class_names": json.dumps(trained.task.class_names),
+        "bmnas.genotype": json.dumps(genotype, sort_keys=True),
+    }
+
+
+def _write_manifest(folder: Path, manifest: Manifest, files: tuple[str, ...]) -> Manifest:
+    digests = {name: sha256_file(folder / name) for name in files}
+    complete = replace(manifest, files=digests)
+    write_json(folder / bundle.MANIFEST_FILE, complete.to_dict())
+    return complete
+
+
+def _next(stage: Stage, name: str) -> None:
+    stage.advance()
+    stage.message(name)

@@ -1,0 +1,197 @@
+"""A prepared network as an ONNX model: captured, translated, cleaned, checked.
+
+Legend: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import onnx
+import torch
+from bmnas_serve.manifest import TensorSpec
+from onnxscript import ir
+from torch import nn
+
+from bmnas.errors import UserError
+from bmnas_export.errors import ExportError, first_line
+
+#: onnxruntime reads up to 26, TensorRT up to 25; 20 has everything that is needed.
+OPSET = 20
+
+BATCH = "batch"
+
+_LARGEST = 2**31 - 2**20  # bytes: what one protobuf file can hold, less room for the graph
+_TRACED_BATCH = 2  # torch takes an axis of one for a constant
+_OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+_FIXED = re.compile(r"specializ|Constraints violated", re.IGNORECASE)
+
+
+def export_graph(
+    network: nn.Module,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    metadata: Mapping[str, str],
+) -> bytes:
+    """Return the serialised ONNX model of ``network``; equal networks give equal bytes.
+
+    ``network`` takes one tensor for each of ``inputs`` and returns one for each of ``outputs``;
+    their shapes start with -1, the batch axis, which stays free. ``metadata`` is stored in the
+    model. Raises UserError for a network that one file cannot hold, ExportError when it cannot be
+    exported or when the graph is not what ``inputs`` and ``outputs`` say.
+    """
+    _check_size(network)
+    with _quiet():
+        program = _translate(_capture(network, inputs))
+    _clean(program.model, inputs, outputs, metadata)
+    try:
+        model = ir.serde.serialize_model(program.model)
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _check_size(network: nn.Module) -> None:
+    tensors = [*network.parameters(), *network.buffers()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > _LARGEST:
+        raise UserError(
+            f"received a network of {size / 2**30:.1f} GiB, expected less than 2 GiB, the most that"
+            " one model.onnx can hold: train again with smaller backbones"
+        )
+
+
+def _capture(network: nn.Module, inputs: Sequence[TensorSpec]) -> torch.export.ExportedProgram:
+    example = tuple(
+        torch.zeros((_TRACED_BATCH, *spec.shape[1:]), dtype=getattr(torch, spec.dtype))
+        for spec in inputs
+    )
+    batch = torch.export.Dim(BATCH)
+    try:
+        # Captured here and not by torch.onnx: that would fall back to a capture which takes
+        # sizes for constants where this one reports them.
+        return torch.export.export(
+            network, example, dynamic_shapes=(tuple({0: batch} for _ in inputs),), strict=False
+        )
+    except Exception as error:  # torch.export has no base class for its errors
+        if _FIXED.search(str(error)):
+            raise ExportError(
+                "the network computes for one batch size only: part of a backbone takes the size"
+                f" of the batch axis for a constant: {first_line(error)}"
+            ) from error
+        raise ExportError(
+            f"torch.export cannot capture the network: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def _translate(captured: torch.export.ExportedProgram) -> torch.onnx.ONNXProgram:
+    try:
+        program = torch.onnx.export(captured, dynamo=True, opset_version=OPSET, verbose=False)
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(_reason(error)) from error
+    assert program is not None
+    return program
+
+
+def _reason(error: BaseException) -> str:
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for link in chain:
+        found = _OPERATOR.search(str(link))
+        if found:
+            return (
+                f"the operator {found[1]} cannot be exported to ONNX: replace it in the backbone"
+                " that uses it"
+            )
+    return f"torch.onnx cannot translate the network: {first_line(chain[-1])}"
+
+
+def _clean(
+    model: ir.Model,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    metadata: Mapping[str, str],
+) -> None:
+    """Give inputs and outputs their names, and drop what tells of the exporting machine."""
+    graph = model.graph
+    for values, specs in ((graph.inputs, inputs), (graph.outputs, outputs)):
+        _check_shapes(values, specs)
+    public = {spec.name for spec in (*inputs, *outputs)}
+    ends = {*graph.inputs, *graph.outputs}
+    # Nodes carry stack traces with paths, values the shapes with names drawn by torch.
+    for value in _inner_values(graph):
+        if value in ends:
+            continue
+        value.metadata_props.clear()
+        value.doc_string = None
+        while value.name in public:
+            value.name = f"{value.name}_"
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            if value not in ends:
+                value.shape = value.type = None
+    for values, specs in ((graph.inputs, inputs), (graph.outputs, outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            value.name = spec.name
+            value.shape = ir.Shape([BATCH, *spec.shape[1:]])
+            value.metadata_props.clear()
+            value.doc_string = None
+    graph.name = "bmnas"
+    graph.doc_string = model.doc_string = None
+    graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.metadata_props.update(metadata)
+    model.producer_name, model.producer_version = "bmnas", metadata.get("bmnas.version", "")
+
+
+def _inner_values(graph: ir.Graph) -> list[Any]:
+    produced = [v for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs]
+    return [*graph.initializers.values(), *produced]
+
+
+def _check_shapes(values: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
+    """Raise ExportError unless the values have a free first axis and the other lengths of specs."""
+    if len(values) != len(specs):
+        raise ExportError(
+            f"the graph has {len(values)} tensors where {len(specs)} are expected:"
+            f" {', '.join(spec.name for spec in specs)}"
+        )
+    for value, spec in zip(values, specs, strict=True):
+        shape = tuple(axis if isinstance(axis, int) else -1 for axis in value.shape)
+        dtype = value.dtype.numpy().name
+        if (shape, dtype) != (spec.shape, spec.dtype):
+            raise ExportError(
+                f"{spec.name}: the graph has {dtype} {list(shape)}, expected {spec.dtype}"
+                f" {list(spec.shape)}, where -1 is any length"
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress, advice and warnings about itself off the terminal.
+
+    Errors are exceptions and pass.
+    """
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        for logger, level in zip(loggers, levels, strict=True):
+            stack.callback(logger.setLevel, level)
+            logger.setLevel(logging.ERROR)
+        yield

@@ -1,0 +1,171 @@
+"""Whether a graph in onnxruntime says what the network says in torch.
+
+Legend: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from bmnas_serve.session import Session
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bmnas.network import MultimodalNetwork
+from bmnas.trained import TaskInfo
+from bmnas_export.errors import ParityError
+from bmnas_export.samples import TestInputs
+
+#: Largest difference of logits that are scaled to a maximum of one.
+TOLERANCE = 1e-5
+
+BATCHES = (1, 2, 7, 64)
+
+
+@dataclass(frozen=True)
+class BatchParity:
+    """One batch of ``batch`` samples.
+
+    ``difference`` is the largest one of scaled logits, ``probability_difference`` the largest one
+    between the graph's probabilities and those of its own logits; ``agree`` counts the samples
+    that get the same class (multiclass) or the same labels (multilabel).
+    """
+
+    batch: int
+    difference: float
+    probability_difference: float
+    agree: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether both differences are within ``TOLERANCE``; NaN is not."""
+        return self.difference <= TOLERANCE and self.probability_difference <= TOLERANCE
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The comparison over all batches; ``scale`` is the largest absolute logit of torch.
+
+    ``available`` is the size of the test part: smaller than the largest batch wanted, it is the
+    largest batch compared.
+    """
+
+    batches: tuple[BatchParity, ...]
+    scale: float
+    available: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every batch passed."""
+        return all(batch.passed for batch in self.batches)
+
+    @property
+    def difference(self) -> float:
+        """Largest difference of scaled logits; NaN where there is one."""
+        return float(np.max([batch.difference for batch in self.batches]))
+
+    @property
+    def rows(self) -> int:
+        """Number of samples compared."""
+        return sum(batch.batch for batch in self.batches)
+
+    @property
+    def agree(self) -> int:
+        """Number of samples for which both say the same."""
+        return sum(batch.agree for batch in self.batches)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON-ready plain data."""
+        return {
+            "passed": self.passed,
+            "reference": "torch, eager, float32",
+            "max_scaled_difference": self.difference,
+            "tolerance": TOLERANCE,
+            "scale": self.scale,
+            "test_samples": self.available,
+            "compared": self.rows,
+            "agree": self.agree,
+            "batches": {
+                str(batch.batch): {
+                    "max_scaled_difference": batch.difference,
+                    "max_probability_difference": batch.probability_difference,
+                    "agree": batch.agree,
+                }
+                for batch in self.batches
+            },
+        }
+
+
+def measure_parity(
+    reference: MultimodalNetwork, session: Session, inputs: TestInputs, info: TaskInfo
+) -> ParityReport:
+    """Compare ``session`` with ``reference`` on real samples in batches of 1, 2, 7 and 64.
+
+    Where the test part is smaller, the largest batch is the whole of it. Raises ParityError, with
+    the figures, when a difference is above ``TOLERANCE`` or a logit of torch is not finite.
+    """
+    sizes = sorted({min(size, len(inputs)) for size in BATCHES})
+    pairs = [_both(reference, session, inputs.batch(size)) for size in sizes]
+    scale = max(float(np.abs(torch_logits).max()) for torch_logits, _ in pairs)
+    if not np.isfinite(scale):
+        raise ParityError("the trained network itself gives logits that are NaN or infinite")
+    batches = tuple(_compare(logits, outputs, scale or 1.0, info) for logits, outputs in pairs)
+    report = ParityReport(batches, scale, len(inputs))
+    if not report.passed:
+        raise ParityError(_failure(report))
+    return report
+
+
+def _both(
+    reference: MultimodalNetwork, session: Session, batch: dict[str, Tensor]
+) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
+    with torch.inference_mode():
+        logits = reference(*batch.values()).float().numpy()
+    return logits, session.run({name: tensor.numpy() for name, tensor in batch.items()})
+
+
+def _compare(
+    expected: NDArray[Any], outputs: dict[str, NDArray[Any]], scale: float, info: TaskInfo
+) -> BatchParity:
+    logits, probabilities = outputs["logits"], outputs["probabilities"]
+    if logits.shape != expected.shape or probabilities.shape != expected.shape:
+        raise ParityError(
+            f"onnxruntime returned logits {list(logits.shape)} and probabilities"
+            f" {list(probabilities.shape)}, torch {list(expected.shape)}"
+        )
+    agree = _decisions(logits, info) == _decisions(expected, info)
+    return BatchParity(
+        batch=len(expected),
+        difference=float(np.abs(logits.astype(np.float64) - expected).max()) / scale,
+        probability_difference=float(np.abs(probabilities - _probabilities(logits, info)).max()),
+        agree=int(agree.all(axis=1).sum()),
+    )
+
+
+def _probabilities(logits: NDArray[Any], info: TaskInfo) -> NDArray[Any]:
+    precise = torch.from_numpy(logits.astype(np.float64))
+    squashed = precise.softmax(-1) if info.kind == "multiclass" else precise.sigmoid()
+    return squashed.numpy()
+
+
+def _decisions(logits: NDArray[Any], info: TaskInfo) -> NDArray[Any]:
+    if info.kind == "multiclass":
+        classes: NDArray[Any] = logits.argmax(axis=1)[:, None]
+        return classes
+    labels: NDArray[Any] = _probabilities(logits, info) > info.threshold
+    return labels
+
+
+def _failure(report: ParityReport) -> str:
+    figures = "; ".join(
+        f"batch {b.batch}: logits {b.difference:.2g}, probabilities"
+        f" {b.probability_difference:.2g}, {b.agree} of {b.batch} agree"
+        for b in report.batches
+    )
+    return (
+        f"onnxruntime and torch differ by more than {TOLERANCE:g} on logits scaled by"
+        f" {report.scale:.4g}, no bundle was written: {figures}"
+    )

@@ -1,0 +1,125 @@
+"""A copy of a trained network that computes the same with operators that ONNX has.
+
+Legend: B batch, L length, C_raw channels of a raw feature, K classes, T time, H height, W width.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bmnas.network import MultimodalNetwork
+from bmnas.primitives import LinearNorm
+from bmnas.reshape import Pool
+from bmnas.tasks.task import Kind
+
+
+class ExportPool(Pool):
+    """``Pool`` without adaptive operators, which do not export; the values are the same.
+
+    Not for training: among equal maxima it may send the gradient elsewhere.
+    """
+
+    def pool_1d(self, x: Tensor) -> Tensor:
+        """Return the adaptive max pooling of (B, C_raw, T) to (B, C_raw, L)."""
+        time = x.shape[2]
+        if time % self.length == 0:
+            return F.max_pool1d(x, time // self.length)
+        return _max_over_windows(x, 2, self.length)
+
+    def pool_2d(self, x: Tensor, side: int) -> Tensor:
+        """Return the adaptive max pooling of (B, C_raw, H, W) to (B, C_raw, side, side)."""
+        height, width = x.shape[2:]
+        if height % side == 0 and width % side == 0:
+            return F.max_pool2d(x, (height // side, width // side))
+        # A window is a rectangle: its maximum may be taken axis by axis.
+        return _max_over_windows(_max_over_windows(x, 2, side), 3, side)
+
+
+class ExportNetwork(nn.Module):
+    """The network as it is served: raw inputs to logits and probabilities, (B, K) float32 each.
+
+    Probabilities are the softmax of the logits for a multiclass task, the sigmoid for a
+    multilabel one.
+    """
+
+    def __init__(self, network: MultimodalNetwork, kind: Kind) -> None:
+        super().__init__()
+        self.network = network
+        self.kind = kind
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and probabilities of one raw input per modality, each (B, *shape)."""
+        logits: Tensor = self.network(*inputs).float()
+        if self.kind == "multiclass":
+            return logits, logits.softmax(-1)
+        return logits, logits.sigmoid()
+
+
+def reference_network(network: nn.Module) -> MultimodalNetwork:
+    """Return a copy in evaluation mode on the CPU, without ``torch.compile``'s wrappers."""
+    plain = copy.deepcopy(_unwrapped(network))
+    for parent in list(plain.modules()):
+        for name, child in list(parent.named_children()):
+            if child is not _unwrapped(child):
+                setattr(parent, name, _unwrapped(child))
+    return cast(MultimodalNetwork, plain.cpu().eval().requires_grad_(False))
+
+
+def prepare(network: MultimodalNetwork, kind: Kind) -> ExportNetwork:
+    """Return what ``network`` computes as a new network that can be exported.
+
+    Pooling loses its adaptive operators, and each linear layer takes in the BatchNorm that
+    follows it. ``network`` comes from ``reference_network`` and is left as it is.
+    """
+    prepared = copy.deepcopy(network)
+    prepared.pool = ExportPool(prepared.pool.length)
+    for parent in list(prepared.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, LinearNorm):
+                setattr(parent, name, fold_norm(child))
+    return ExportNetwork(prepared, kind).eval()
+
+
+@torch.no_grad()
+def fold_norm(layer: LinearNorm) -> nn.Linear:
+    """Return one linear layer that computes linear and BatchNorm with its running statistics.
+
+    W' = g W / sqrt(v + eps), b' = g (b - m) / sqrt(v + eps) + h, in float64 until the end.
+    """
+    linear, norm = layer.linear, layer.norm
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = norm.weight.double() / (variance.double() + norm.eps).sqrt()
+    folded = nn.Linear(linear.in_features, linear.out_features)
+    folded.weight.copy_(scale[:, None] * linear.weight.double())
+    folded.bias.copy_(scale * (linear.bias.double() - mean.double()) + norm.bias.double())
+    return folded.requires_grad_(False)
+
+
+def _max_over_windows(x: Tensor, axis: int, length: int) -> Tensor:
+    """Return the maxima over ``length`` windows of an axis, as adaptive max pooling cuts them."""
+    size = x.shape[axis]
+    starts = [i * size // length for i in range(length)]
+    ends = [-((i + 1) * size // -length) for i in range(length)]
+    longest = max(end - start for start, end in zip(starts, ends, strict=True))
+    # Shorter windows see their last position again, which does not change a maximum.
+    places = [
+        min(start + k, end - 1)
+        for start, end in zip(starts, ends, strict=True)
+        for k in range(longest)
+    ]
+    index = torch.tensor(places, device=x.device)
+    windows = torch.unflatten(x.index_select(axis, index), axis, (length, longest))
+    return windows.amax(axis + 1)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+        module = inner
+    return module

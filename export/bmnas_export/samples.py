@@ -1,0 +1,68 @@
+"""Real samples of a task's test part, as the inputs of a network.
+
+Legend: n samples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bmnas.errors import UserError
+from bmnas.network import MultimodalNetwork
+from bmnas.samples import RawInput
+from bmnas.tasks import check_task, check_test
+from bmnas.tasks.task import Task
+from bmnas.trained import TaskInfo
+
+
+class TestInputs:
+    """The encoded test samples that a network can be tried with.
+
+    Raises UserError when the task is not the one that the network was trained for, when its test
+    data is malformed, or when it has no test sample.
+    """
+
+    __test__ = False  # for pytest, which would take the class for a test
+
+    def __init__(self, task: Task, info: TaskInfo, network: MultimodalNetwork) -> None:
+        check_task(task)
+        check_test(task)
+        _check_fit(task, info)
+        self._samples = task.samples("test")
+        if not len(self._samples):
+            raise UserError(
+                f"task {task.name}: received no test sample, expected at least one to compare the"
+                " exported network with torch"
+            )
+        self._inputs = {}
+        for name in network.modalities:
+            backbone = network.backbone(name)
+            self._inputs[name] = RawInput(task.modality(name), backbone, self._samples)
+
+    def __len__(self) -> int:
+        """Return the number of test samples."""
+        return len(self._samples)
+
+    def batch(self, size: int) -> dict[str, Tensor]:
+        """Return ``size`` samples spread evenly over the test part, (size, *shape) by modality.
+
+        Where there are fewer, samples are repeated.
+        """
+        chosen = np.linspace(0, len(self) - 1, size).round().astype(np.int64)
+        return {name: rows.batch(torch.from_numpy(chosen)) for name, rows in self._inputs.items()}
+
+
+def _check_fit(task: Task, info: TaskInfo) -> None:
+    received = (task.kind, tuple(task.class_names))
+    if received != (info.kind, info.class_names):
+        raise UserError(
+            f"task {task.name}: received {_words(*received)}, but the network was trained on"
+            f" {info.name}: {_words(info.kind, info.class_names)}; give its task with --task"
+        )
+
+
+def _words(kind: str, names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+    return f"{kind} with {len(names)} classes ({shown})"

@@ -1,0 +1,63 @@
+"""Where a bundle may be written: never over anything that is not a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bmnas_serve import manifest as bundle
+
+from bmnas.errors import UserError
+from bmnas.files import read_json
+
+
+def checked_target(out: Path) -> Path:
+    """Return the real path of the folder to write, which is absent, empty, or a bundle.
+
+    Raises UserError when there is something else, or a bundle with files that are not its own:
+    replacing it would delete them.
+    """
+    try:
+        target = out.resolve()
+        if not target.exists():
+            _check_parents(out, target)
+            return target
+        if not target.is_dir():
+            raise UserError(f"{out}: is a file, expected a folder that is new or holds a bundle")
+        found = {path.name for path in target.iterdir()}
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{out}: cannot be used: {reason}") from error
+    if not found:
+        return target
+    foreign = sorted(found - _own_files(out, target))
+    if foreign:
+        raise UserError(
+            f"{out}: holds {foreign[0]!r}, which is not part of its bundle and would be deleted:"
+            " move it, or choose another folder with --out"
+        )
+    return target
+
+
+def _check_parents(out: Path, target: Path) -> None:
+    nearest = next(parent for parent in target.parents if parent.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{out}: cannot be made: {nearest} is a file, expected a folder")
+
+
+def _own_files(out: Path, target: Path) -> set[str]:
+    refusal = UserError(
+        f"{out}: is a folder that holds no bundle, and nothing there is deleted: choose another"
+        " folder with --out"
+    )
+    if not (target / bundle.MANIFEST_FILE).is_file():
+        raise refusal
+    try:
+        manifest = read_json(target / bundle.MANIFEST_FILE)
+    except UserError as error:
+        raise UserError(f"{refusal} ({error})") from error
+    # An older format is a bundle too, a stranger's manifest.json is not.
+    family = bundle.FORMAT.partition("/")[0]
+    if not isinstance(manifest, dict) or not str(manifest.get("format")).startswith(f"{family}/"):
+        raise refusal
+    files = manifest.get("files")
+    return {bundle.MANIFEST_FILE, *(files if isinstance(files, dict) else ())}

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from backbone_cases import modality
+
+from bmnas.backbones import build_backbone
+from bmnas.backbones.text import TextBackbone
+from bmnas.backbones.vocabulary import Vocabulary, texts_without_known_word, words_of
+from bmnas.tasks.task import Modality
+
+TRAIN = ["The cat.", "the DOG, the end", "Ähre & cafe\u0301", ""]
+
+
+def text_backbone(texts: list[str]) -> TextBackbone:
+    rows = np.array(texts)
+    torch.manual_seed(0)
+    backbone = build_backbone(Modality("t", "text", rows), classes=2, rows=rows)
+    assert isinstance(backbone, TextBackbone)
+    return backbone.eval()
+
+
+def test_words_are_lower_case_unicode_and_normalised() -> None:
+    assert words_of("The ﬁrst CAFE\u0301, don't 42!") == ["the", "first", "café", "don", "t", "42"]
+
+
+def test_the_vocabulary_is_ranked_by_frequency_then_alphabet() -> None:
+    vocabulary = Vocabulary.from_texts(TRAIN)
+    assert vocabulary.words[:3] == ["<pad>", "<unk>", "the"]
+    assert vocabulary.words[3:] == sorted(["cat", "dog", "end", "ähre", "café"])
+    assert vocabulary.length == 4
+    assert Vocabulary.from_texts(TRAIN, min_count=2).words[2:] == ["the"]
+    assert Vocabulary.from_texts(TRAIN, limit=2).words[2:] == ["the", "café"]
+    assert Vocabulary.from_texts(["a " * 500]).length == 128
+
+
+def test_encoding_fills_up_cuts_and_marks_the_unknown() -> None:
+    vocabulary = Vocabulary(["<pad>", "<unk>", "a", "b"], 3)
+    rows = vocabulary.encode(["a b", "b c a b", "", "c"])
+    assert rows.dtype == np.int64
+    assert rows.tolist() == [[2, 3, 0], [3, 1, 2], [0, 0, 0], [1, 0, 0]]
+    assert texts_without_known_word(vocabulary, ["a b", "b c a b", "", "c"]) == 2
+
+
+def test_the_written_rule_is_enough_to_encode() -> None:
+    backbone = text_backbone(TRAIN)
+    rule = backbone.input_spec().preprocessing
+    ids = {word: number for number, word in enumerate(rule["vocabulary"])}
+    found = [ids.get(w, rule["unknown"]) for w in re.findall(rule["pattern"], "the new dog")]
+    row = (found + [rule["pad"]] * rule["length"])[: rule["length"]]
+    assert backbone.encode(np.array(["The new dog"])).tolist() == [row]
+    assert backbone.unreadable(np.array(["new", "the new"])) == 1
+
+
+@pytest.mark.parametrize("words", [["a", "b"], ["<pad>", "<unk>", "a", "a"]])
+def test_a_vocabulary_that_is_none_is_refused(words: list[str]) -> None:
+    with pytest.raises(ValueError, match="vocabulary"):
+        Vocabulary(words, 3)
+
+
+def test_padding_does_not_change_what_is_seen() -> None:
+    backbone = text_backbone(["one two three", "one two three four five six seven eight"])
+    ids = torch.from_numpy(backbone.encode(np.array(["one two three"])))
+    assert ids.shape == (1, 8)
+    longer = torch.nn.functional.pad(ids, (0, 5))
+    assert torch.allclose(backbone(ids), backbone(longer), atol=1e-6)
+    for feature in backbone.features(ids):
+        assert feature[:, :, 3:].abs().max() == 0
+        assert feature[:, :, :3].abs().max() > 0
+
+
+def test_an_empty_text_gives_finite_logits() -> None:
+    backbone = text_backbone(TRAIN)
+    assert backbone(torch.zeros(1, 4, dtype=torch.int64)).isfinite().all()
+
+
+def test_numbers_outside_the_vocabulary_count_as_unknown() -> None:
+    backbone = text_backbone(TRAIN)
+    logits = backbone(torch.tensor([[2, 1, 3, 0], [2, 10**9, 3, 0], [2, -5, 3, 0]]))
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+
+
+def test_training_also_trains_the_unknown_word() -> None:
+    backbone = text_backbone(TRAIN).train()
+    ids = torch.from_numpy(backbone.encode(np.array(["the cat the dog"] * 64)))
+    torch.manual_seed(0)
+    backbone(ids).sum().backward()
+    gradient = backbone.stem.weight.grad  # type: ignore[union-attr]
+    assert isinstance(gradient, torch.Tensor)
+    assert gradient[1].abs().sum() > 0
+    assert gradient[0].abs().sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "pad"), [([[3, 1, 0], [2, 0, 0]], 0), ([[3, 0, 1], [2, 2, 0]], None)]
+)
+def test_zero_is_padding_only_where_it_always_ends_the_row(
+    rows: list[list[int]], pad: int | None
+) -> None:
+    data = np.array(rows)
+    backbone = build_backbone(Modality("t", "tokens", data), classes=2, rows=data)
+    assert backbone.input_spec().preprocessing["pad"] == pad
+
+
+def test_tokens_beyond_the_train_rows_are_unknown() -> None:
+    part = modality("tokens")
+    backbone = build_backbone(part, classes=2, rows=part.data).eval()
+    highest = int(part.data.max())
+    rows = np.array([[highest + 1] * 12, [highest + 1000] * 12, [-1] * 12])
+    logits = backbone(torch.from_numpy(backbone.encode(rows)))
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_runs import METRICS, scored, write_run
+from tiny_runs import svg_texts as texts
+
+from bmnas.drawing import (
+    comparison_rows,
+    draw_comparison,
+    load_run,
+)
+from bmnas.drawing.comparison import pareto_front
+from bmnas.drawing.rows import Spread, format_spread
+from bmnas.drawing.tables import (
+    comparison_csv,
+    comparison_tables,
+)
+from bmnas.errors import UserError
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return lambda name="run", **parts: write_run(tmp_path / name, **parts)
+
+
+def test_rows_join_seeds_and_keep_other_differences_apart(make: Make) -> None:
+    folders = [
+        make("a", metrics=scored(0.9), seed=3),
+        make("b", metrics=scored(0.96), seed=1),
+        make("c", metrics=scored(0.94), search={"cells": 2}),
+        make("d", metrics=scored(0.93), strategy="random"),
+        make("e", metrics=scored(0.92), task={"name": "av-digits", "source": {"split": "take"}}),
+        make("f", metrics=scored(0.91), task={"name": "av-digits", "source": {"split": "speaker"}}),
+    ]
+    rows = comparison_rows([load_run(folder) for folder in folders])
+    assert [(row.task, row.name, row.seeds) for row in rows] == [
+        ("digits", "bmnas (cells 1)", (1, 3)),
+        ("digits", "bmnas (cells 2)", (0,)),
+        ("digits", "random", (0,)),
+        ("av-digits (source.split take)", "bmnas", (0,)),
+        ("av-digits (source.split speaker)", "bmnas", (0,)),
+    ]
+    # By hand: mean of .90 and .96, sample deviation .06 / sqrt 2.
+    assert rows[0].score == Spread(pytest.approx(0.93), pytest.approx(0.06 / math.sqrt(2)))
+    assert rows[1].score == Spread(0.94, None)
+    assert rows[0].best_unimodal.mean == pytest.approx(0.88)
+    assert rows[0].torch_ms.mean == 1.5
+    assert len(comparison_tables(rows)) == 3
+    lines = list(csv.DictReader(io.StringIO(comparison_csv(rows))))
+    assert float(lines[0]["score"]) == rows[0].score.mean
+    assert lines[1]["score_deviation"] == ""
+    assert lines[0]["seeds"] == "1 3"
+
+
+def test_a_measure_that_one_seed_lacks_is_a_dash(make: Make) -> None:
+    missing = {key: value for key, value in METRICS.items() if key != "latency"}
+    folders = [make("a", seed=0), make("b", seed=1, metrics=missing)]
+    (row,) = comparison_rows([load_run(folder) for folder in folders])
+    assert row.torch_ms is None
+    assert format_spread(row.torch_ms, ".3g") == "–"
+    assert format_spread(row.fusion_parameters, ",.0f") == "12,345 ± 0"
+
+
+def test_the_same_seed_twice_is_refused(make: Make) -> None:
+    folders = [make("a"), make("b")]
+    with pytest.raises(UserError, match=r"b: received the configuration and seed 0 of .*a again"):
+        comparison_rows([load_run(folder) for folder in folders])
+
+
+def test_comparison_needs_config_and_seed(make: Make) -> None:
+    bare = make("a")
+    (bare / "config.json").unlink()
+    with pytest.raises(UserError, match=r"expected config\.json, which is missing"):
+        comparison_rows([load_run(bare)])
+    with pytest.raises(UserError, match=r"config\.json: seed: received 'x', expected an integer"):
+        comparison_rows([load_run(make("b", seed="x"))])
+
+
+def test_pareto_front_keeps_what_nothing_beats() -> None:
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.8), (2.0, 0.7), (4.0, 0.9), (2.5, 0.8)]
+    assert pareto_front(points) == [(1.0, 0.5), (2.0, 0.8), (3.0, 0.9)]
+
+
+def test_comparison_is_drawn_a_row_a_task(make: Make) -> None:
+    zero = {**METRICS["seconds"], "search": 0}
+    folders = [
+        make("a", metrics=scored(0.9, parameters={"fusion": 1_000_000})),
+        make("b", metrics=scored(0.8, seconds=zero), strategy="$late_$"),
+        make("c", metrics={}, strategy="unfinished"),
+        make("d", metrics=scored(0.7, latency={}), task={"name": "other"}),
+    ]
+    rows = comparison_rows([load_run(folder) for folder in folders])
+    figure = draw_comparison(rows)
+    shown = texts(figure)
+    assert {"digits", "other", "bmnas, seed 0", "$late_$, seed 0", "not measured"} <= set(shown)
+    assert figure.subfigs[0].axes[0].get_xscale() == "log"
+    assert figure.subfigs[0].axes[2].get_xscale() == "linear"
+    with pytest.raises(UserError, match="expected a run with a test score"):
+        draw_comparison([row for row in rows if row.score is None])

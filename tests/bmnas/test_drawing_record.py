@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_runs import epoch, manifest, write_run
+
+from bmnas.drawing import (
+    load_bundle,
+    load_run,
+)
+from bmnas.drawing.page import bundle_page
+from bmnas.drawing.record import best_epoch
+from bmnas.drawing.tables import (
+    run_tables,
+)
+from bmnas.errors import UserError
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return lambda name="run", **parts: write_run(tmp_path / name, **parts)
+
+
+def test_best_epoch_is_the_last_marked_one_or_else_the_earliest_best_score(make: Make) -> None:
+    marked = load_run(make("a")).history
+    assert best_epoch(marked).epoch == 2
+    plain = [epoch(1, 0.8), epoch(2, 0.9), epoch(3, 0.9)]
+    assert best_epoch(load_run(make("b", history=plain)).history).epoch == 2
+    assert best_epoch(()) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "line 2: not JSON"),
+        ("[1]", "line 2: received list, expected an object"),
+        (json.dumps(epoch(2, 0.9))[:-5], "line 2: not JSON"),
+        ('{"epoch": true}', "line 2: epoch: received True"),
+        (json.dumps(epoch(2, 0.9, best=1)), "line 2: best: received 1, expected true or false"),
+        (
+            json.dumps(epoch(2, math.nan)),
+            "line 2: validation_score: received nan, expected a finite number",
+        ),
+        ('{"epoch": 1, "train_loss": 1' + "0" * 400 + "}", "expected a finite number"),
+        (json.dumps(epoch(2, 0.9, alpha=[[0.5]])), "line 2: alpha: received rows of lengths"),
+        (json.dumps(epoch(2, 0.9, alpha=[["a", 1]])), r"line 2: alpha\[0\]\[0\]: received 'a'"),
+        (json.dumps(epoch(2, 0.9, alpha=[])), "line 2: alpha: received list, expected a list that"),
+        (json.dumps(epoch(2, 0.9, beta=None)), "received only alpha, gamma of alpha, beta, gamma"),
+        (
+            json.dumps(epoch(2, 0.9, gamma=[[[1, 2, 3, 4]] * 2])),
+            r"line 2: gamma\[0\]: received rows of lengths \[4, 4\], expected \[5, 5\]",
+        ),
+        (
+            json.dumps(epoch(2, 0.9, gamma=[[[1] * 5] * 2] * 2)),
+            "line 2: gamma: received 2 Cells, expected 1",
+        ),
+        (json.dumps(epoch(2, 0.9, cells=[{}])), r"line 2: cells\[0\]: expected 'inputs'"),
+        (
+            json.dumps(epoch(2, 0.9, beta=[[[1, 2]]], gamma=[[[1] * 5]])),
+            r"line 2: cells: received Cells of \[2\] steps, expected \[1\] as in beta",
+        ),
+        (
+            json.dumps(epoch(2, 0.9, beta=[[[1, 2]]], gamma=[[[1] * 5]], cells=None)),
+            "expected weights of one shape, received 2 shapes",
+        ),
+        ("[" * 100_000, "line 2: not JSON"),
+    ],
+)
+def test_malformed_history_gives_one_line_with_file_and_place(
+    make: Make, line: str, message: str
+) -> None:
+    run = make(history=f"{json.dumps(epoch(1, 0.8))}\n{line}\n")
+    with pytest.raises(UserError, match=message) as caught:
+        load_run(run)
+    assert str(run / "history.jsonl") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"test": []}, "metrics.json: test: received list, expected an object"),
+        ({"test": {"score": "x\n"}}, "metrics.json: test.score: received 'x.n', expected a finite"),
+        ({"unimodal": {"left": 3}}, "metrics.json: unimodal.left: received 3, expected an object"),
+        ({"metric": 3}, "metrics.json: metric: received 3, expected a string"),
+    ],
+)
+def test_malformed_metrics_name_the_place(
+    make: Make, metrics: dict[str, Any], message: str
+) -> None:
+    run = load_run(make(metrics=metrics))
+    with pytest.raises(UserError, match=message):
+        run_tables(run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"genotype": {"format": 1}}, r"manifest\.json: genotype: expected 'features'"),
+        ({"inputs": 3}, r"manifest\.json: inputs: received 3, expected a list"),
+        ({"outputs": [3]}, r"manifest\.json: outputs\[0\]: received 3, expected an object"),
+        ({"class_names": "a"}, r"manifest\.json: class_names: received 'a', expected a list"),
+        ({"task": "a"}, r"manifest\.json: task: received 'a', expected an object"),
+    ],
+)
+def test_malformed_manifest_names_the_place(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest(), **changes}))
+    with pytest.raises(UserError, match=message):
+        bundle_page(load_bundle(tmp_path))

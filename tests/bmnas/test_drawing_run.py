@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tiny_runs import GENOTYPE, METRICS, epoch, manifest, write_run
+from tiny_runs import svg_texts as texts
+
+from bmnas.drawing import (
+    comparison_rows,
+    draw_history,
+    draw_run,
+    draw_weights,
+    load_run,
+    write_history,
+)
+from bmnas.drawing.page import bundle_page, comparison_page, genotype_page, run_page
+from bmnas.drawing.tables import (
+    html_tables,
+    markdown,
+    run_tables,
+)
+from bmnas.errors import UserError
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    return lambda name="run", **parts: write_run(tmp_path / name, **parts)
+
+
+def test_weights_are_written_into_the_heat_maps(make: Make) -> None:
+    changed = {"alpha": [[0.625, 0.375]], "gamma": [[[0.125, 0.2, 0.4, 0.2, 0.075]] * 2]}
+    history = [epoch(1, 0.8), epoch(2, 0.9, best=True, **changed)]
+    shown = texts(draw_weights(load_run(make(history=history)).history, GENOTYPE.features))
+    assert {"left.1", "right.1", "Cell 1, step 2", "Concat FC"} <= set(shown)
+    assert shown.count("0.625") == 1
+    assert shown.count("0.125") == 2
+    assert shown.count("0.700") == 1
+
+
+def test_weights_of_a_strategy_without_weights_are_refused_but_its_run_is_drawn(
+    make: Make,
+) -> None:
+    lines = [{"epoch": n, "validation_score": 0.5, "cells": None} for n in (1, 2)]
+    run = load_run(make(history=lines))
+    with pytest.raises(UserError, match="expected epochs with alpha, beta and gamma"):
+        draw_weights(run.history, GENOTYPE.features)
+    shown = texts(draw_run(run))
+    assert "Search" in shown
+    assert not [text for text in shown if "alpha" in text]
+
+
+def test_history_marks_the_best_epoch_and_shows_the_training(make: Make) -> None:
+    folder = make()
+    line = {"epoch": 1, "learning_rate": 0.1, "train_loss": 0.5, "train_score": 0.9, "seconds": 1}
+    (folder / "train.jsonl").write_text(json.dumps(line) + "\n")
+    run = load_run(folder)
+    shown = texts(draw_history(run.history, run.training, "weighted_f1"))
+    assert "best: epoch 2, 0.9000" in shown
+    assert {"Search", "Training of the found network", "learning rate"} <= set(shown)
+    assert "weighted f1, validation" in shown
+    write_history(folder, folder / "history.svg")
+    assert (folder / "history.svg").read_text().startswith("<?xml")
+
+
+def test_run_without_any_file_to_draw_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"expected genotype\.json or history\.jsonl"):
+        draw_run(load_run(tmp_path))
+    with pytest.raises(UserError, match="expected a run folder with one of"):
+        load_run(tmp_path / "nothing")
+
+
+def test_tables_show_a_dash_where_a_stage_has_not_run(make: Make) -> None:
+    seconds = {"search": 20.0, "gpu_hours": 0}
+    metrics = {"search": METRICS["search"], "seconds": seconds}
+    tables = {table.title: table.rows for table in run_tables(load_run(make(metrics=metrics)))}
+    assert tables["Scores, score"] == (("fused", "0.9700", "–"),)
+    assert tables["Parameters"] == (("fusion", "–"), ("classifier", "–"), ("backbones", "–"))
+    assert tables["Latency, ms"] == (("torch", "–", "–", "–"), ("onnxruntime", "–", "–", "–"))
+    assert ("search", "20.0") in tables["Time"]
+    assert ("train", "–") in tables["Time"]
+    assert ("GPU-hours", "0") in tables["Search"]
+
+
+def test_markdown_and_html_escape_what_files_say(make: Make) -> None:
+    tables = run_tables(load_run(make()))
+    assert r"a \| b &lt;script&gt;" in markdown(tables)
+    assert "<script>" not in html_tables(tables)
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        assert "src" not in values
+
+
+def test_pages_are_self_contained_and_their_ids_differ(make: Make) -> None:
+    run = make()
+    (run / "bundle").mkdir()
+    (run / "bundle" / "manifest.json").write_text(json.dumps(manifest()))
+    record = load_run(run)
+    assert record.bundle is not None
+    pages = [
+        run_page(record),
+        bundle_page(record.bundle),
+        genotype_page(GENOTYPE, "<script>alert(1)</script>"),
+        comparison_page(comparison_rows([record])),
+    ]
+    for page in pages:
+        parsed = _Page()
+        parsed.feed(page)
+        assert len(parsed.ids) == len(set(parsed.ids))
+        assert not {"script", "link", "img", "iframe", "b"} & set(parsed.tags)
+        assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(parsed.ids)
+        assert "prefers-color-scheme: dark" in page
+        assert "svg" in parsed.tags
+    assert "Architecture weights" in pages[0]
+    assert "0.9600" in pages[0]
+    assert "&lt;b&gt;half&lt;/b&gt;" in pages[1]

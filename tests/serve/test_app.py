@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from bmnas_serve.app import create_app
+from bmnas_serve.codec import encode_tensor
+from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.session import Session
+from onnx import TensorProto, helper
+from tiny_bundles import CLASSES, sample, save_bundle, save_model, value
+
+INFER = "/v2/models/pets/infer"
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    return Session.open(save_bundle(tmp_path_factory.mktemp("app") / "pets"), intra_op_threads=1)
+
+
+def talk(
+    session: Session, act: Callable[[httpx.AsyncClient], Awaitable[Any]], **options: Any
+) -> Any:
+    """Return what ``act`` returns for a client of the application, opened as a server does."""
+
+    @contextlib.asynccontextmanager
+    async def client() -> AsyncIterator[httpx.AsyncClient]:
+        app = create_app(session, **options)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://pets.test") as opened,
+        ):
+            yield opened
+
+    async def go() -> Any:
+        async with client() as opened:
+            return await act(opened)
+
+    return asyncio.run(go())
+
+
+def get(session: Session, path: str, **options: Any) -> httpx.Response:
+    return talk(session, lambda client: client.get(path), **options)
+
+
+def post(
+    session: Session, content: Any, path: str = INFER, headers: Any = None, **options: Any
+) -> httpx.Response:
+    if isinstance(content, dict):
+        content = json.dumps(content).encode()
+    return talk(
+        session, lambda client: client.post(path, content=content, headers=headers), **options
+    )
+
+
+def request(inputs: dict[str, np.ndarray], **fields: Any) -> dict[str, Any]:
+    return {"inputs": [encode_tensor(name, array) for name, array in inputs.items()], **fields}
+
+
+def refused(response: httpx.Response, status: int, message: str) -> None:
+    assert response.status_code == status
+    assert list(response.json()) == ["error"]
+    assert message in response.json()["error"]
+
+
+def test_health_and_server_metadata(session):
+    assert get(session, "/v2/health/live").json() == {"live": True}
+    ready = get(session, "/v2/health/ready")
+    assert (ready.status_code, ready.json()) == (200, {"ready": True})
+    assert get(session, "/v2").json()["name"] == "bmnas"
+    for path in ("/v2/models/pets/ready", "/v2/models/pets/versions/1/ready"):
+        assert get(session, path).json() == {"name": "pets", "ready": True}
+
+
+def test_draining_server_is_alive_and_not_ready_and_still_answers(session):
+    lifecycle = Lifecycle()
+
+    async def act(client: httpx.AsyncClient) -> list[httpx.Response]:
+        lifecycle.draining = True
+        return [
+            await client.get("/v2/health/live"),
+            await client.get("/v2/health/ready"),
+            await client.get("/v2/models/pets/ready"),
+            await client.post(INFER, json=request(sample(1))),
+        ]
+
+    answers = talk(session, act, lifecycle=lifecycle)
+    assert [answer.status_code for answer in answers] == [200, 503, 503, 200]
+    assert answers[3].headers["connection"] == "close"
+    assert not lifecycle.started
+
+
+def test_metadata_of_a_bundle(session):
+    body = get(session, "/v2/models/pets").json()
+    assert body == get(session, "/v2/models/pets/versions/1").json()
+    assert body["name"] == "pets"
+    assert body["versions"] == ["1"]
+    assert body["platform"] == "onnxruntime_onnx"
+    assert body["inputs"][0] == {
+        "name": "image",
+        "datatype": "UINT8",
+        "shape": [-1, 2, 3],
+        "parameters": {"meaning": "grey values", "preprocessing": {"scale": 255}},
+    }
+    assert body["outputs"][1] == {"name": "probabilities", "datatype": "FP32", "shape": [-1, 3]}
+    assert body["parameters"]["class_names"] == list(CLASSES)
+    assert body["parameters"]["threshold"] is None
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize("path", [INFER, "/v2/models/pets/versions/1/infer"])
+def test_predictions_equal_the_session_exactly(session, batch, path):
+    inputs = sample(batch)
+    response = post(session, request(inputs, id="a7"), path)
+    assert response.status_code == 200
+    body = response.json()
+    assert (body["model_name"], body["model_version"], body["id"]) == ("pets", "1", "a7")
+    expected = session.run(inputs)
+    assert [output["name"] for output in body["outputs"]] == list(expected)
+    for output in body["outputs"]:
+        received = np.array(output["data"], np.float32).reshape(output["shape"])
+        np.testing.assert_array_equal(received, expected[output["name"]])
+
+
+def test_outputs_asked_for(session):
+    body = post(session, request(sample(1), outputs=[{"name": "probabilities"}])).json()
+    assert [output["name"] for output in body["outputs"]] == ["probabilities"]
+    refused(
+        post(session, request(sample(1), outputs=[{"name": "scores"}])),
+        400,
+        'received "scores", expected the model\'s outputs "logits", "probabilities"',
+    )
+
+
+def test_text_that_is_no_unicode_is_echoed(session):
+    content = json.dumps(request(sample(1), id="\ud800")).encode()
+    assert b'"id":"\\ud800"' in post(session, content).content
+
+
+def test_the_example_request_is_answered(session):
+    example = get(session, "/v2/models/pets/example.json").json()
+    assert post(session, example).status_code == 200
+
+
+def test_concurrent_requests_get_their_own_answers(session):
+    batches = [sample(1 + seed % 3, seed) for seed in range(16)]
+
+    async def act(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return await asyncio.gather(*(client.post(INFER, json=request(batch)) for batch in batches))
+
+    for batch, response in zip(batches, talk(session, act), strict=True):
+        logits = response.json()["outputs"][0]
+        expected = session.run(batch)["logits"]
+        assert logits["data"] == expected.ravel().tolist()
+
+
+def test_requests_that_do_not_fit_are_refused(session):
+    wrong = request({**sample(1), "sound": np.zeros((1, 5), np.float32)})
+    refused(post(session, wrong), 400, "received the shape [1, 5], expected [-1, 4]")
+    refused(post(session, b"{"), 400, "the body is not JSON")
+    refused(post(session, b""), 400, "it is empty")
+    refused(post(session, request(sample(9)), max_batch=8), 400, "expected at most 8")
+
+
+def test_unknown_models_versions_paths_and_methods(session):
+    refused(get(session, "/v2/models/dogs"), 404, "received the model \"dogs\", expected 'pets'")
+    refused(get(session, "/v2/models/pets/versions/2"), 404, 'received the version "2"')
+    refused(post(session, b"{}", "/v2/models/dogs/infer"), 404, "expected 'pets'")
+    refused(get(session, "/v3"), 404, 'there is nothing at "/v3"')
+    response = get(session, INFER)
+    refused(response, 405, "GET is not allowed")
+    assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"content-type": "text/plain"}, 'received Content-Type "text/plain"'),
+        ({"content-type": "application/octet-stream"}, "expected application/json"),
+        ({"content-type": "application/json; charset=utf-16"}, "expected application/json"),
+        ({"content-encoding": "gzip"}, 'received the encoding "gzip", expected none'),
+        ({"inference-header-content-length": "12"}, "set binary_data=False"),
+    ],
+)
+def test_other_media_are_refused(session, headers, message):
+    refused(post(session, request(sample(1)), headers=headers), 415, message)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    ["application/json", "application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"'],
+)
+def test_json_may_be_declared_in_several_ways(session, declared):
+    headers = {"content-type": declared, "content-encoding": "identity"}
+    assert post(session, request(sample(1)), headers=headers).status_code == 200
+
+
+def test_body_limit_counts_what_arrives(session):
+    content = json.dumps(request(sample(1))).encode()
+    exact = len(content)
+    assert post(session, content, max_body_bytes=exact).status_code == 200
+    refused(post(session, content, max_body_bytes=exact - 1), 413, f"more than {exact - 1:,} bytes")
+
+    async def trickle() -> AsyncIterator[bytes]:
+        for _ in range(100):
+            yield b" " * 100
+
+    # A declared length of 1 must not get 10,000 bytes through; nor must none at all.
+    for headers in ({"content-length": "1"}, None):
+        response = post(session, trickle(), headers=headers, max_body_bytes=1000)
+        refused(response, 413, "more than 1,000 bytes")
+        assert response.headers["connection"] == "close"
+
+
+def test_broken_connection_is_no_defect(session):
+    async def act(client: httpx.AsyncClient) -> list[dict[str, Any]]:
+        app = client._transport.app  # type: ignore[attr-defined]
+        sent: list[dict[str, Any]] = []
+        messages = iter(
+            [
+                {"type": "http.request", "body": b"{", "more_body": True},
+                {"type": "http.disconnect"},
+            ]
+        )
+
+        async def receive() -> dict[str, Any]:
+            return next(messages)
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": INFER,
+            "query_string": b"",
+            "headers": [],
+        }
+        await app(scope, receive, send)
+        return sent
+
+    assert talk(session, act)[0]["status"] == 400
+
+
+def test_outputs_that_are_not_finite_are_500(tmp_path):
+    model = save_model(
+        tmp_path / "log.onnx",
+        [helper.make_node("Log", ["x"], ["y"])],
+        [value("x", TensorProto.FLOAT, ["batch"])],
+        [value("y", TensorProto.FLOAT, ["batch"])],
+    )
+    session = Session.open(model)
+    bad = request({"x": np.array([-1], np.float32)})
+    refused(post(session, bad, "/v2/models/log/infer"), 500, "'y' holds NaN or infinity")
+    good = request({"x": np.array([1], np.float32)})
+    assert post(session, good, "/v2/models/log/infer").json()["outputs"][0]["data"] == [0.0]
+
+
+def test_a_defect_does_not_leak(session, monkeypatch):
+    monkeypatch.setattr(session, "run", lambda inputs: {}["secret"])
+    response = post(session, request(sample(1)))
+    refused(response, 500, "a defect of the server")
+    assert "secret" not in response.text
+
+
+def test_index_for_programs(session):
+    body = get(session, "/").json()
+    assert body["model"]["name"] == "pets"
+    assert "POST /v2/models/pets/infer" in body["endpoints"]
+    assert body["example"].startswith("curl -s http://pets.test/v2/models/pets/example.json |")
+
+
+def test_index_for_people_escapes_what_comes_from_outside(tmp_path):
+    session = Session.open(
+        save_bundle(tmp_path / "b", class_names=("<b>cat</b>", "dog & owl", "fish"))
+    )
+    response = talk(
+        session,
+        lambda client: client.get(
+            "/", headers={"accept": "text/html,*/*", "host": "x'><script>alert(1)</script>"}
+        ),
+    )
+    assert response.headers["content-type"].startswith("text/html")
+    assert "&lt;b&gt;cat&lt;/b&gt;, dog &amp; owl" in response.text
+    assert "<script>" not in response.text
+    assert "grey values" in response.text
+    assert "{&quot;sample_rate&quot;: 8000}" in response.text

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from bmnas_serve.codec import InferRequest, decode_request, encode_response, encode_tensor
+from bmnas_serve.datatypes import BY_PROTOCOL, DATATYPES
+from bmnas_serve.errors import RequestError
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+
+def body(data: Any, shape: Any, datatype: Any = "FP32", **fields: Any) -> bytes:
+    tensor = {"name": "x", "shape": shape, "datatype": datatype, "data": data}
+    return json.dumps({"inputs": [tensor], **fields}).encode()
+
+
+def decode(*args: Any, **fields: Any) -> np.ndarray:
+    return decode_request(body(*args, **fields)).inputs[0].array
+
+
+def refusal(content: bytes) -> str:
+    with pytest.raises(RequestError) as caught:
+        decode_request(content)
+    assert caught.value.status == 400
+    assert "\n" not in caught.value.message
+    assert len(caught.value.message) < 400
+    return caught.value.message
+
+
+arrays = st.sampled_from([datatype.dtype for datatype in DATATYPES]).flatmap(
+    lambda dtype: hnp.arrays(
+        dtype,
+        hnp.array_shapes(min_dims=1, max_dims=4, max_side=4),
+        elements=hnp.from_dtype(dtype, allow_nan=False, allow_infinity=False),
+    )
+)
+
+
+@given(arrays, st.booleans())
+def test_arrays_survive_encoding_and_decoding(array, nested):
+    tensor = encode_tensor("x", array)
+    if nested:
+        tensor["data"] = array.tolist()
+    content = json.dumps({"inputs": [tensor]}, allow_nan=False).encode()
+    received = decode_request(content).inputs[0]
+    assert received.name == "x"
+    assert received.datatype is BY_PROTOCOL[tensor["datatype"]]
+    assert received.array.dtype == array.dtype
+    np.testing.assert_array_equal(received.array, array, strict=True)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["inputs", "outputs", "id", "parameters", "name", "shape", "data"])
+            | st.text(max_size=3),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.binary(max_size=40) | json_values.map(lambda value: json.dumps(value).encode()))
+def test_any_body_is_decoded_or_refused(content):
+    try:
+        request = decode_request(content)
+    except RequestError:
+        return
+    assert isinstance(request, InferRequest)
+
+
+@given(json_values, json_values, st.sampled_from([datatype.protocol for datatype in DATATYPES]))
+def test_any_tensor_is_decoded_or_refused(data, shape, datatype):
+    try:
+        array = decode(data, shape, datatype)
+    except RequestError:
+        return
+    assert list(array.shape) == shape
+    assert np.isfinite(array).all()
+
+
+def test_request_of_the_protocol():
+    request = decode_request(
+        json.dumps(
+            {
+                "id": "42",
+                "parameters": {"priority": 1, "binary_data_output": True},
+                "inputs": [
+                    {
+                        "name": "x",
+                        "shape": [2, 2],
+                        "datatype": "INT8",
+                        "parameters": {"content_type": "np"},
+                        "data": [[1, 2], [3, -4]],
+                    }
+                ],
+                "outputs": [{"name": "b", "parameters": {"binary_data": False}}, {"name": "a"}],
+            }
+        ).encode()
+    )
+    assert request.id == "42"
+    assert request.outputs == ("b", "a")
+    np.testing.assert_array_equal(request.inputs[0].array, np.array([[1, 2], [3, -4]], np.int8))
+
+
+@pytest.mark.parametrize("outputs", [None, []])
+def test_optional_fields_may_be_null(outputs):
+    request = decode_request(body([1], [1], id=None, parameters=None, outputs=outputs))
+    assert request.id is None
+    assert request.outputs is None
+
+
+def test_null_is_not_taken_for_nan():
+    # The trap: numpy makes NaN of it without a word.
+    assert np.isnan(np.asarray([None], dtype=object).astype("f4")).all()
+    assert "data: element 1: received null, expected numbers of FP32" in refusal(
+        body([1.0, None], [1, 2])
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "datatype", "message"),
+    [
+        (["1", 2], "FP32", 'element 0: received "1", expected numbers of FP32'),
+        ([1, True], "FP32", "element 1: received true"),
+        ([1, 2.0], "INT64", "element 1: received 2.0, expected integers of INT64"),
+        ([False, 1], "UINT8", "element 0: received false"),
+        ([1, 0], "BOOL", "element 0: received 1, expected true or false"),
+        ([1, [2]], "FP32", "element 1: received [2]"),
+        ([1, {}], "FP32", "element 1: received {}"),
+        ([0, 256], "UINT8", "received 256, out of range for UINT8: 0 to 255"),
+        ([-1, 0], "UINT64", "received -1, out of range"),
+        ([0, 2**63], "INT64", "out of range for INT64"),
+        ([0, 10**400], "INT64", "out of range for INT64"),
+        ([0, 10**400], "FP64", "out of range for FP64"),
+        ([0, -(10**400)], "FP32", "out of range for FP32"),
+        ([0, 1e39], "FP32", "received 1e+39, out of range for FP32: -3.40282e+38 to 3.40282e+38"),
+        ([0, 65520], "FP16", "received 65520, out of range for FP16"),
+    ],
+)
+def test_elements_that_the_datatype_cannot_hold(data, datatype, message):
+    assert message in refusal(body(data, [1, 2], datatype))
+
+
+def test_decimal_beyond_every_float_is_out_of_range():
+    content = body([0.5], [1]).replace(b"0.5", b"1e999")
+    assert "out of range for FP32" in refusal(content)
+
+
+def test_largest_float_survives_its_shortest_spelling():
+    # 3.4028235e38 is the shortest decimal of float32's maximum, and a little above it.
+    assert decode([3.4028235e38], [1])[0] == np.finfo(np.float32).max
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "message"),
+    [
+        ([1, 2, 3], [2, 2], "received 3 elements, expected 4 for the shape [2, 2]"),
+        ([], [1, 2], "received 0 elements, expected 2"),
+        ([[1, 2], [3]], [2, 2], "received 1 items on axis 1, expected a list of 2"),
+        ([[1, 2]], [2, 2], "received 1 items on axis 0, expected a list of 2"),
+        ([[1, 2], 3], [2, 2], "received 3 on axis 1, expected a list of 2"),
+        ([[[1]], [[2]]], [2, 1], "element 0: received [1]"),
+        ([[1], [2]], [2], "element 0: received [1]"),
+        (1.5, [1], "data: received 1.5, expected a list"),
+        ([1], 1, "shape: received 1, expected a list"),
+        ([1], [1.0], "shape: received [1.0], expected integers from 1"),
+        ([1], [True], "shape: received [true], expected integers from 1"),
+        ([], [0], "shape: received [0], expected integers from 1"),
+        ([1], [-1], "shape: received [-1]"),
+        ([1], [1] * 17, "received 17 axes, expected at most 16"),
+        ([1], [10**30, 10**30], "received 1 elements, expected"),
+    ],
+)
+def test_data_and_shape_must_agree(data, shape, message):
+    assert message in refusal(body(data, shape))
+
+
+@pytest.mark.parametrize("datatype", ["BYTES", "BF16", "fp32", None, 3, ["FP32"]])
+def test_unknown_datatypes(datatype):
+    assert "expected one of BOOL, UINT8" in refusal(body([1], [1], datatype))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the body is not JSON: it is empty"),
+        (b"{", "the body is not JSON"),
+        (b"\xff", "the body is not JSON"),
+        ("{}".encode("utf-16"), "the body is not JSON"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"inputs": [NaN]}', "NaN stands where a finite number is expected"),
+        (b'{"inputs": [], "inputs": []}', "the key 'inputs' stands twice"),
+        (b'{"inputs": [' + b"9" * 5000 + b"]}", "the body is not JSON"),
+        (b"[]", "the body: received [], expected a JSON object"),
+        (b"{}", "the body: lacks 'inputs'"),
+        (b'{"inputs": {}}', "inputs: received {}, expected a list"),
+        (b'{"inputs": [3]}', "inputs[0]: received 3, expected a JSON object"),
+        (b'{"inputs": [{}]}', "inputs[0]: lacks 'name', 'shape', 'datatype', 'data'"),
+        (b'{"inputs": [], "output": []}', 'unknown field "output"'),
+        (b'{"inputs": [], "id": 3}', "id: received 3, expected a string"),
+        (b'{"inputs": [], "outputs": [""]}', 'outputs[0]: received "", expected a JSON object'),
+        (b'{"inputs": [], "outputs": [{"name": ""}]}', "outputs[0].name"),
+        (b'{"inputs": [], "outputs": "logits"}', "outputs: received"),
+        (b'{"inputs": [], "parameters": 1}', "the body: parameters: received 1"),
+    ],
+)
+def test_malformed_bodies(content, message):
+    assert message in refusal(content)
+
+
+def test_binary_tensors_are_refused_with_the_way_out():
+    tensor = {
+        "name": "x",
+        "shape": [1],
+        "datatype": "FP32",
+        "parameters": {"binary_data_size": 4},
+    }
+    message = refusal(json.dumps({"inputs": [tensor]}).encode())
+    assert message.endswith(
+        "only JSON tensors are accepted: set binary_data=False on inputs and outputs"
+    )
+    output = {"name": "y", "parameters": {"binary_data": True}}
+    assert "binary_data=False" in refusal(body([1], [1], outputs=[output]))
+
+
+@pytest.mark.parametrize("parameter", ["classification", "shared_memory_region"])
+def test_parameters_that_would_change_the_answer_are_refused(parameter):
+    output = {"name": "y", "parameters": {parameter: 1}}
+    assert f"{parameter!r} is not supported" in refusal(body([1], [1], outputs=[output]))
+
+
+def test_response_keeps_the_order_asked_for():
+    outputs = {"a": np.array([[1.5]], np.float32), "b": np.array([True])}
+    request = InferRequest("7", (), ("b",))
+    assert encode_response("m", "1", request, outputs) == {
+        "model_name": "m",
+        "model_version": "1",
+        "id": "7",
+        "outputs": [{"name": "b", "datatype": "BOOL", "shape": [1], "data": [True]}],
+    }
+    everything = encode_response("m", "1", InferRequest(None, (), None), outputs)
+    assert "id" not in everything
+    assert [output["name"] for output in everything["outputs"]] == ["a", "b"]
+
+
+def test_response_data_is_row_major():
+    columns = np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3))
+    assert encode_tensor("x", columns)["data"] == [0, 1, 2, 3, 4, 5]

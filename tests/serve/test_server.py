@@ -1,0 +1,234 @@
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from bmnas_serve.codec import encode_tensor
+from bmnas_serve.errors import ListenError
+from bmnas_serve.server import serve
+from tiny_bundles import sample, save_bundle
+
+ROOT = Path(__file__).parents[2]
+MAIN = """
+import sys
+from pathlib import Path
+from bmnas_serve.server import serve
+serve(Path(sys.argv[1]), port=0, intra_op_threads=1, drain_seconds=float(sys.argv[2]))
+"""
+
+
+class Server:
+    """``serve`` in a process of its own, on a port that it chose."""
+
+    def __init__(self, folder: Path, drain_seconds: float) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", MAIN, str(folder), str(drain_seconds)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT / "serve")},
+        )
+        assert self.process.stderr is not None
+        first = self.process.stderr.readline()
+        found = re.fullmatch(r"serving pets at http://(127\.0\.0\.1:\d+) .*\n", first)
+        assert found, first + self.process.stderr.read()
+        self.address = found[1]
+
+    def get(self, path: str) -> tuple[int, dict]:
+        """Return status and body; every call opens a connection of its own."""
+        try:
+            with urllib.request.urlopen(f"http://{self.address}{path}", timeout=20) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    def stop(self) -> tuple[int, str]:
+        """Return the exit status after a signal was sent, and the rest of standard error."""
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[object]:
+    servers: list[Server] = []
+
+    def launch(*, work: int = 0, drain_seconds: float = 60.0) -> Server:
+        servers.append(Server(save_bundle(tmp_path / "pets", work=work), drain_seconds))
+        return servers[-1]
+
+    yield launch
+    for server in servers:
+        server.process.kill()
+        server.process.communicate()
+
+
+def triton(server: Server):
+    module = pytest.importorskip("tritonclient.http")
+    return module, module.InferenceServerClient(server.address, network_timeout=60)
+
+
+def infer(module, client, inputs, **options):
+    tensors = []
+    for name, array in inputs.items():
+        datatype = {"uint8": "UINT8", "float32": "FP32"}[array.dtype.name]
+        tensor = module.InferInput(name, list(array.shape), datatype)
+        tensors.append(tensor.set_data_from_numpy(array, binary_data=False))
+    return client.infer("pets", tensors, **options)
+
+
+def test_tritonclient_gets_metadata_readiness_and_predictions(start, tmp_path):
+    server = start()
+    module, client = triton(server)
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("pets")
+    assert client.is_model_ready("pets", "1")
+    assert client.get_server_metadata()["name"] == "bmnas"
+    metadata = client.get_model_metadata("pets")
+    assert [tensor["shape"] for tensor in metadata["inputs"]] == [[-1, 2, 3], [-1, 4]]
+    assert metadata["parameters"]["class_names"] == ["cat", "dog", "owl"]
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    reference = ort.InferenceSession(tmp_path / "pets" / "model.onnx", options)
+    asked = [module.InferRequestedOutput("logits", binary_data=False)]
+    for batch in (1, 2, 7, 64):
+        inputs = sample(batch, seed=batch)
+        logits, probabilities = reference.run(None, inputs)
+        result = infer(module, client, inputs, outputs=asked, request_id="r1")
+        np.testing.assert_array_equal(result.as_numpy("logits"), logits, strict=True)
+        assert result.as_numpy("probabilities") is None
+        assert result.get_response()["id"] == "r1"
+        # Without named outputs the client asks for binary ones, and reads JSON as well.
+        everything = infer(module, client, inputs)
+        np.testing.assert_array_equal(everything.as_numpy("probabilities"), probabilities)
+    client.close()
+
+
+def test_tritonclient_is_told_that_binary_tensors_are_not_served(start):
+    server = start()
+    module, client = triton(server)
+    tensor = module.InferInput("sound", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
+    errors = pytest.importorskip("tritonclient.utils")
+    with pytest.raises(errors.InferenceServerException, match="binary_data=False") as caught:
+        client.infer("pets", [tensor])
+    assert caught.value.status() == "415"
+    client.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_idle_server_stops_with_status_0(start, number):
+    server = start()
+    assert server.get("/v2/health/ready") == (200, {"ready": True})
+    server.process.send_signal(number)
+    assert server.stop() == (0, "")
+
+
+def body() -> bytes:
+    tensors = [encode_tensor(name, array) for name, array in sample(1).items()]
+    return json.dumps({"inputs": tensors}).encode()
+
+
+@contextlib.contextmanager
+def begun_request(server: Server) -> Iterator[http.client.HTTPConnection]:
+    """Send a request but for the rest of its body: it is in flight until ``body()[10:]``."""
+    with contextlib.closing(http.client.HTTPConnection(server.address, timeout=60)) as connection:
+        connection.putrequest("POST", "/v2/models/pets/infer")
+        connection.putheader("Content-Length", str(len(body())))
+        connection.endheaders()
+        connection.send(body()[:10])
+        # A second connection is served after the first: its answer says that the first was seen.
+        assert server.get("/v2/health/ready")[0] == 200
+        yield connection
+
+
+def test_sigterm_finishes_requests_in_flight(start):
+    server = start(work=500)
+    all_here = threading.Barrier(9)
+
+    def ask() -> dict:
+        url = f"http://{server.address}/v2/models/pets/infer"
+        request = urllib.request.Request(url, body(), {"Content-Type": "application/json"})
+        all_here.wait(20)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    with begun_request(server) as slow, ThreadPoolExecutor(8) as clients:
+        quick = [clients.submit(ask) for _ in range(8)]
+        all_here.wait(20)
+        server.process.send_signal(signal.SIGTERM)
+        while server.get("/v2/health/ready")[0] == 200:
+            pass
+        answers = [answer.result() for answer in quick]
+        # Probes are answered for as long as work is in flight, not for a moment only.
+        for _ in range(6):
+            time.sleep(0.1)
+            assert server.get("/v2/health/ready") == (503, {"ready": False})
+            assert server.get("/v2/health/live") == (200, {"live": True})
+        assert server.process.poll() is None
+        slow.send(body()[10:])
+        last = slow.getresponse()
+        assert last.status == 200
+        assert last.headers["connection"] == "close"
+        answers.append(json.load(last))
+    assert all(answer["outputs"] == answers[0]["outputs"] for answer in answers)
+    assert server.stop() == (0, "")
+
+
+def test_second_signal_stops_at_once(start):
+    server = start()
+    # A client that never sends the rest would hold the stop until its limit.
+    with begun_request(server):
+        server.process.send_signal(signal.SIGINT)
+        while server.get("/v2/health/ready")[0] == 200:
+            pass
+        server.process.send_signal(signal.SIGINT)
+        assert server.stop() == (0, "stopping at once; requests dropped: 1\n")
+
+
+def test_stop_has_a_limit(start):
+    server = start(drain_seconds=1)
+    with begun_request(server):
+        server.process.send_signal(signal.SIGTERM)
+        status, errors = server.stop()
+    assert status == 0
+    assert errors.endswith("Cancel 1 running task(s), timeout graceful shutdown exceeded\n")
+    assert "Traceback" not in errors
+
+
+def test_port_in_use_is_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(
+            ListenError, match=f"cannot listen at 127.0.0.1 port {port}: "
+        ) as caught:
+            serve(tmp_path, port=port)
+    assert "--port" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "port"), [("not a host", 0), ("x" * 300, 0), ("203.0.113.7", 0), ("127.0.0.1", 99999)]
+)
+def test_bad_addresses_are_one_line(tmp_path, host, port):
+    with pytest.raises(ListenError, match="cannot listen at") as caught:
+        serve(tmp_path, host=host, port=port)
+    assert "\n" not in str(caught.value)
