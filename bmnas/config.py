@@ -54,7 +54,8 @@ class TrainConfig:
     """The evaluation stage: fixed epochs on train + validation (spec section 7).
 
     ``backbone_lr`` is the peak learning rate of the backbones, ``max_lr`` of everything else.
-    ``threshold`` turns probabilities into labels in multilabel tasks.
+    ``threshold`` turns probabilities into labels in multilabel tasks. ``freeze_backbones`` trains
+    on the feature cache and leaves the backbones as they are.
     """
 
     epochs: int = 20
@@ -65,6 +66,7 @@ class TrainConfig:
     min_lr: float = 1e-6
     weight_decay: float = 1e-4
     threshold: float = 0.5
+    freeze_backbones: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ _AT_LEAST_ONE = {
     "cells", "steps", "channels", "length", "epochs", "batch_size", "candidates",
     "candidate_epochs",
 }  # fmt: skip
+_FLAGS = {"freeze_backbones"}
 _BELOW_ONE = {"dropout"}
 _INSIDE_ZERO_ONE = {"threshold"}
 
@@ -157,8 +160,8 @@ def load_preset(name: str) -> Config:
 
 
 def _fits(value: Any, wanted: str) -> bool:
-    if isinstance(value, bool):
-        return False
+    if isinstance(value, bool) or wanted == "bool":
+        return isinstance(value, bool) and wanted == "bool"
     return isinstance(value, int) or (wanted == "float" and isinstance(value, float))
 
 
@@ -166,6 +169,8 @@ def _check(config: Config, source: str) -> None:
     problems = []
     for section in _SECTIONS:
         for name, value in dataclasses.asdict(getattr(config, section)).items():
+            if name in _FLAGS:
+                continue
             if name in _AT_LEAST_ONE:
                 good, wanted = value >= 1, "at least 1"
             elif name in _BELOW_ONE:

@@ -1,4 +1,4 @@
-"""What things cost: parameters, latency, and the hardware that it was measured on (spec section 9)."""
+"""What things cost: parameters, latency, and the hardware it was measured on (spec section 9)."""
 
 from __future__ import annotations
 

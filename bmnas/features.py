@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bmnas.backbones.base import Array, Backbone
+from bmnas.backbones.base import Backbone
 from bmnas.errors import UserError
 from bmnas.files import atomic_folder, read_json, write_json
 from bmnas.progress import Progress
 from bmnas.reshape import Pool
 from bmnas.samples import FeatureSamples, RawInput, label_tensor
-from bmnas.tasks.task import Modality, Part, Task
+from bmnas.tasks.task import Array, Modality, Part, Task
 
 FORMAT = "bmnas.features/1"
 _BATCH = 256
@@ -37,6 +37,7 @@ class FeatureCache:
     """Pooled features of the samples of some parts of a task.
 
     ``seconds`` is what the extraction took when it was done, also where the cache was reused.
+    ``keys`` are the entries' hashes, which change with data and backbones.
     """
 
     task: Task
@@ -45,6 +46,7 @@ class FeatureCache:
     arrays: dict[str, torch.Tensor]
     rows: dict[str, Array]
     seconds: float
+    keys: tuple[str, ...]
 
     def samples(self, *parts: Part) -> FeatureSamples:
         """Return the samples of ``parts``, part after part, without copying a feature."""
@@ -74,6 +76,7 @@ def open_features(
     names: list[str] = []
     arrays: dict[str, torch.Tensor] = {}
     rows: dict[str, Array] = {}
+    keys: list[str] = []
     seconds = 0.0
     samples = task.samples(*parts)
     for modality in task.modalities:
@@ -81,6 +84,7 @@ def open_features(
         used = np.unique(modality.rows_of(samples))
         rows[modality.name] = used
         key = _key(modality, backbone, used, length)
+        keys.append(key)
         entry = folder / f"{modality.name}-{key[:16]}"
         if not entry.exists():
             _extract(modality, backbone, used, length, entry, key, progress)
@@ -92,7 +96,7 @@ def open_features(
             name = f"{modality.name}.{feature}"
             names.append(name)
             arrays[name] = _map(entry / f"{feature}.npy", (len(used), length, channels))
-    return FeatureCache(task, parts, tuple(names), arrays, rows, seconds)
+    return FeatureCache(task, parts, tuple(names), arrays, rows, seconds, tuple(keys))
 
 
 def weights_hash(module: torch.nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -26,6 +27,10 @@ class Progress(Protocol):
         """Return a context in which a stage of ``units`` units of work runs."""
         ...
 
+    def note(self, text: str) -> None:
+        """Tell the person something that is no error, in one line."""
+        ...
+
 
 class _SilentStage:
     def advance(self, units: int = 1) -> None:
@@ -42,6 +47,9 @@ class Silent:
     def stage(self, name: str, units: int) -> Iterator[Stage]:
         """Run a stage without showing it."""
         yield _SilentStage()
+
+    def note(self, text: str) -> None:
+        """Keep it."""
 
 
 class Bars:
@@ -83,3 +91,7 @@ class Bars:
                     bars.update(number, message=text)
 
             yield Bar()
+
+    def note(self, text: str) -> None:
+        """Print ``text`` on standard error, terminal or not."""
+        print(f"note: {text}", file=sys.stderr)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bmnas.backbones.base import Array, Backbone
-from bmnas.tasks.task import Modality, Task
+from bmnas.backbones.base import Backbone
+from bmnas.errors import UserError
+from bmnas.tasks.task import Array, Modality, Task
 
 _ENCODE_ROWS = 4096
 
@@ -34,10 +35,13 @@ def epoch_batches(count: int, batch_size: int) -> Iterator[Tensor]:
     """Yield the sample numbers of one epoch in random order, as equally large batches.
 
     What is left over after the last whole batch is skipped, so that every batch has one shape;
-    a set smaller than one batch is one batch. Draws from torch's global generator.
+    a set smaller than one batch is one batch. Draws from torch's global generator. Raises
+    UserError for batches of one, of which BatchNorm has no statistics.
     """
     order = torch.randperm(count)
     size = min(batch_size, count)
+    if size < 2:
+        raise UserError(f"received {count} samples in batches of {size}, expected batches of 2")
     for start in range(0, count - size + 1, size):
         yield order[start : start + size]
 

@@ -75,11 +75,14 @@ def cast_rows(rows: Array, shape: tuple[int, ...], dtype: str) -> Array:
 
 def sample_rows(rows: Array) -> Array:
     """Return evenly spaced rows, about two million numbers: enough for means and ranges."""
+    return np.asarray(rows[sampled_positions(len(rows), rows[0].size)])
+
+
+def sampled_positions(count: int, size: int) -> Array:
+    """Return which of ``count`` rows of ``size`` numbers ``sample_rows`` takes, int64."""
     low, high = _SAMPLED_ROWS
-    count = min(high, max(low, _SAMPLED_NUMBERS // max(1, rows[0].size)))
-    if count >= len(rows):
-        return np.asarray(rows)
-    return np.asarray(rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)])
+    wanted = min(count, high, max(low, _SAMPLED_NUMBERS // max(1, size)))
+    return np.linspace(0, count - 1, wanted).astype(np.int64)
 
 
 def value_range(rows: Array) -> list[float]:

@@ -77,7 +77,18 @@ def export(
     except bmnas_export.ExportError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
+    _record(weights.parent, bundle)
     _print(bundle, as_json)
+
+
+def _record(folder: Path, bundle: Bundle) -> None:
+    """Note the latency in ``metrics.json`` beside the weights, for ``bmnas compare``."""
+    from bmnas.runs import Run
+
+    run = Run(folder)
+    if run.metrics.is_file():
+        measured = {"onnxruntime": bundle.manifest.latency["onnxruntime"]}
+        run.update_metrics({"latency": measured})
 
 
 def _load(

@@ -218,12 +218,15 @@ def _search(metrics: Document) -> TextTable:
 
 
 def _seconds(metrics: Document) -> TextTable:
-    stages = ["backbones", "extraction", "search", "train"]
-    known = (*stages, "total", "gpu_hours")
-    stages += [name for name in metrics.section("seconds") if name not in known]
+    stages = {
+        "backbones": "backbones",
+        "extraction": "extraction",
+        "search": "search",
+        "total": "search with both",
+        "train": "train",
+    }
     rows = [
-        (plain(name), _number(metrics.number("seconds", name), ".1f"))
-        for name in (*stages, "total")
+        (name, _number(metrics.number("seconds", key), ".1f")) for key, name in stages.items()
     ]
     return TextTable("Time", ("stage", "seconds"), tuple(rows))
 

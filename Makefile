@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint types bench clean
+
+## Search, train, export, serve and verify on the embedded task; ends with a table.
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+## Lint, types and all tests.
+test: lint types
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+## Parameters, latency and search cost; `pytest-benchmark compare` shows saved runs side by side.
+bench: $(STAMP)
+	$(BIN)/pytest benchmarks --benchmark-autosave
+
+# torch first and pinned, so that no other requirement can pull in another build of it.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

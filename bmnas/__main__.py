@@ -1,0 +1,5 @@
+"""``python -m bmnas`` is ``bmnas``."""
+
+from bmnas.cli import main
+
+main()

@@ -1,0 +1,121 @@
+"""Where a loop over epochs stands, on disk: stopped at any moment, it goes on as if it had not.
+
+A checkpoint holds the state of the loop's parts (networks, optimisers, schedules), of the random
+generators, and a record of every epoch so far. It is read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from bmnas.errors import UserError
+from bmnas.files import atomic_path, write_text
+
+FORMAT = "bmnas.checkpoint/1"
+
+Record = dict[str, Any]
+
+
+class Stateful(Protocol):
+    """Anything with a state: a module, an optimiser, a schedule."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Take on a state."""
+        ...
+
+
+class Checkpoint:
+    """The checkpoint of one loop, and the journal of its records as JSON lines.
+
+    ``owner`` is a digest of everything that the loop depends on: settings, seed, data. A
+    checkpoint of another owner is refused, not continued.
+    """
+
+    def __init__(self, path: Path, owner: str, journal: Path | None = None) -> None:
+        self._path = path
+        self._owner = owner
+        self._journal = journal
+        self._earlier = 0.0
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in the loop, those before it was stopped included."""
+        return self._earlier + time.perf_counter() - self._started
+
+    def restore(self, parts: Mapping[str, Stateful]) -> list[Record]:
+        """Bring ``parts`` and the generators to the last saved epoch; return its records.
+
+        Returns no records where there is no checkpoint. Raises UserError when the file is
+        damaged or belongs to another loop.
+        """
+        if not self._path.is_file():
+            return []
+        content = self._read()
+        if content["owner"] != self._owner:
+            raise UserError(
+                f"{self._path}: belongs to other settings, backbones or data than those given "
+                "now; start anew with --overwrite, or choose another folder with --run"
+            )
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(content["states"][name])
+            torch.set_rng_state(content["generator"])
+            if content["cuda_generator"] is not None and torch.cuda.is_available():
+                torch.cuda.set_rng_state(content["cuda_generator"])
+            records: list[Record] = json.loads(content["records"])
+            self._earlier = float(content["seconds"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise self._damaged(error) from error
+        self._write_journal(records)
+        return records
+
+    def save(self, parts: Mapping[str, Stateful], records: list[Record]) -> None:
+        """Write the state of ``parts`` after the epoch that the last of ``records`` describes."""
+        content = {
+            "format": FORMAT,
+            "owner": self._owner,
+            "records": json.dumps(records, allow_nan=False),
+            "seconds": self.seconds,
+            "states": {name: part.state_dict() for name, part in parts.items()},
+            "generator": torch.get_rng_state(),
+            "cuda_generator": (torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None),
+        }
+        with atomic_path(self._path) as aside:
+            torch.save(content, aside)
+        self._write_journal(records)
+
+    def remove(self) -> None:
+        """Delete the checkpoint's file: the loop's result is safe elsewhere."""
+        self._path.unlink(missing_ok=True)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = torch.load(self._path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be read: {error.strerror or error}") from error
+        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+            raise self._damaged(error) from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise self._damaged(f"expected format {FORMAT!r}")
+        return content
+
+    def _damaged(self, reason: object) -> UserError:
+        text = " ".join(str(reason).split())[:120]
+        return UserError(f"{self._path}: damaged checkpoint ({text}); start anew with --overwrite")
+
+    def _write_journal(self, records: list[Record]) -> None:
+        if self._journal is not None:
+            lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
+            write_text(self._journal, "".join(lines))

@@ -1,0 +1,82 @@
+"""The command line: one Typer program, one file a command.
+
+Progress and messages go to standard error, results to standard output. Exit status: 0 done, 2 the
+user's input is wrong (one line), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from bmnas.cli.compare import compare
+from bmnas.cli.data import data
+from bmnas.cli.export import export
+from bmnas.cli.presets import presets
+from bmnas.cli.search import search
+from bmnas.cli.serve import serve
+from bmnas.cli.show import show
+from bmnas.cli.tasks import tasks
+from bmnas.cli.train import train
+from bmnas.errors import UserError
+
+#: Packages that some commands need, by the extra that brings them.
+_EXTRAS = {
+    "matplotlib": "search",
+    "safetensors": "search",
+    "sklearn": "search",
+    "torch": "search",
+    "transformers": "hf",
+}
+
+app = typer.Typer(
+    name="bmnas",
+    help="Multimodal architecture search, from pretrained unimodal networks to a served model.",
+    epilog="Start with: bmnas search",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for _command in (search, train, export, serve, show, compare, tasks, presets):
+    app.command()(_command)
+app.add_typer(data, name="data")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: bool = typer.Option(False, "--version", help="Print the version and leave."),
+) -> None:
+    if version:
+        from bmnas import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and leave with its exit status."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        extra = _EXTRAS[error.name]
+        print(
+            f"error: this needs the package {error.name}, which is not installed: run "
+            f"pip install 'bmnas[{extra}]'",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`bmnas show … | head`); nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,126 @@
+"""``bmnas search``: which features to fuse, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bmnas.cli.stage_options import (
+    Backbones,
+    Compile,
+    Data,
+    Device,
+    Json,
+    Overwrite,
+    Resume,
+    existing_runs,
+)
+
+if TYPE_CHECKING:
+    from bmnas.stages.search import SearchResult
+
+_SHAPE = "Shape of the supernet"
+_BUDGET = "Budget"
+
+
+def search(
+    task: Annotated[
+        str,
+        typer.Option(help="A name (see bmnas tasks), a task.toml, or module:attribute."),
+    ] = "digits",
+    data: Data = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder.", show_default="runs/<task>")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Settings, see bmnas presets.", show_default="the task's own"),
+    ] = None,
+    strategy: Annotated[
+        str, typer.Option(help="bmnas (Algorithm 1) or random (candidates drawn evenly).")
+    ] = "bmnas",
+    cells: Annotated[int | None, typer.Option(help="N.", rich_help_panel=_SHAPE)] = None,
+    steps: Annotated[int | None, typer.Option(help="M, in a Cell.", rich_help_panel=_SHAPE)] = None,
+    channels: Annotated[int | None, typer.Option(help="C.", rich_help_panel=_SHAPE)] = None,
+    length: Annotated[int | None, typer.Option(help="L.", rich_help_panel=_SHAPE)] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Epochs of the search.", rich_help_panel=_BUDGET)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples in a batch.", rich_help_panel=_BUDGET)
+    ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(help="Networks that strategy random tries.", rich_help_panel=_BUDGET),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    backbones: Backbones = None,
+    device: Device = "auto",
+    compile_networks: Compile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Find which features to fuse and how: unimodal networks, feature cache, search.
+
+    Writes a run folder with genotype.json. Test data is not read. A search that was stopped, in
+    whatever way, ends with --resume exactly as it would have.
+
+    Example: bmnas search --task digits --epochs 10 --run runs/short
+    """
+    from bmnas.config import load_preset
+    from bmnas.progress import Bars
+    from bmnas.runtime import Runtime
+    from bmnas.stages.search import search as run_search
+    from bmnas.tasks import load_task
+
+    existing = existing_runs(resume, overwrite)
+    loaded = load_task(task, data)
+    config = load_preset(loaded.preset if preset is None else preset).override(
+        "search",
+        cells=cells,
+        steps=steps,
+        channels=channels,
+        length=length,
+        epochs=epochs,
+        batch_size=batch_size,
+        candidates=candidates,
+    )
+    result = run_search(
+        loaded,
+        run=run,
+        config=config,
+        strategy=strategy,
+        seed=seed,
+        existing=existing,
+        backbones=backbones,
+        runtime=Runtime.choose(device, compile_networks),
+        progress=Bars(),
+    )
+    _print(result, as_json)
+
+
+def _print(result: SearchResult, as_json: bool) -> None:
+    import json
+    import shlex
+
+    path = result.run / "genotype.json"
+    if as_json:
+        facts = {
+            "run": str(result.run),
+            "genotype": result.genotype.to_dict(),
+            "metrics": dict(result.metrics),
+        }
+        print(json.dumps(facts, indent=2))
+        return
+
+    from bmnas.drawing import genotype_text, load_run
+    from bmnas.drawing.tables import print_tables, run_tables
+
+    print(genotype_text(result.genotype))
+    print_tables(run_tables(load_run(result.run)))
+    threshold = result.metrics["search"].get("threshold")
+    chosen = "" if threshold is None else f" --threshold {threshold}"
+    typer.echo(f"Next: bmnas train --genotype {shlex.quote(str(path))}{chosen}", err=True)

@@ -1,0 +1,45 @@
+"""Options that ``search`` and ``train`` share, and what they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bmnas.errors import UserError
+from bmnas.runs import Existing
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder of the task's data.", show_default="where BMNAS_DATA says"
+    ),
+]
+Backbones = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder of trained backbones and feature cache; several runs may share one.",
+        show_default="backbones in the run folder",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile", help="Use torch.compile.", show_default="on CUDA, not on a CPU"
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run was stopped.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Delete what the run folder holds, start anew.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def existing_runs(resume: bool, overwrite: bool) -> Existing:
+    """Return what to do with results that are there; both options at once raise UserError."""
+    if resume and overwrite:
+        raise UserError("received --resume and --overwrite, expected at most one of them")
+    return "resume" if resume else "overwrite" if overwrite else "refuse"

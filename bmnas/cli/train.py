@@ -1,0 +1,137 @@
+"""``bmnas train``: the network of a genotype, trained and tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bmnas.cli.stage_options import (
+    Backbones,
+    Compile,
+    Data,
+    Device,
+    Json,
+    Overwrite,
+    Resume,
+    existing_runs,
+)
+
+if TYPE_CHECKING:
+    from bmnas.stages.train import TrainResult
+    from bmnas.tasks import Task
+
+
+def train(
+    genotype: Annotated[
+        Path, typer.Option(metavar="FILE", help="What bmnas search found.", show_default=False)
+    ],
+    task: Annotated[
+        str | None, typer.Option(help="The task.", show_default="that of the search")
+    ] = None,
+    data: Data = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder.", show_default="the genotype's")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Settings, see bmnas presets.", show_default="those of the search"),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs of the training.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples in a batch.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Of a label in a multilabel task.", show_default="0.5"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of everything random.", show_default="that of the search")
+    ] = None,
+    freeze_backbones: Annotated[
+        bool | None,
+        typer.Option(
+            "--freeze-backbones", help="Train the fusion network alone.", show_default=False
+        ),
+    ] = None,
+    backbones: Backbones = None,
+    device: Device = "auto",
+    compile_network: Compile = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train the network of a genotype from the start, with its backbones, and test it once.
+
+    Trains on train and validation for a fixed number of epochs; the test part is read after the
+    last one. For another seed give another folder with --run.
+
+    Example: bmnas train --genotype runs/digits/genotype.json
+    """
+    from bmnas.config import load_preset
+    from bmnas.errors import UserError
+    from bmnas.progress import Bars
+    from bmnas.runtime import Runtime
+    from bmnas.stages.train import recorded_config
+    from bmnas.stages.train import train as run_train
+
+    existing = existing_runs(resume, overwrite)
+    if not genotype.is_file():
+        raise UserError(f"{genotype}: no such file; make it with: bmnas search")
+    loaded = _load_task(genotype, task, data)
+    config = recorded_config(genotype, loaded) if preset is None else load_preset(preset)
+    result = run_train(
+        genotype,
+        loaded,
+        run=run,
+        config=config.override(
+            "train",
+            epochs=epochs,
+            batch_size=batch_size,
+            threshold=threshold,
+            freeze_backbones=freeze_backbones,
+        ),
+        seed=seed,
+        existing=existing,
+        backbones=backbones,
+        runtime=Runtime.choose(device, compile_network),
+        progress=Bars(),
+    )
+    _print(result, as_json)
+
+
+def _load_task(genotype: Path, task: str | None, data: Path | None) -> Task:
+    from bmnas.errors import UserError
+    from bmnas.runs import Run
+    from bmnas.tasks import load_task, reload_task
+
+    if task is not None:
+        return load_task(task, data)
+    origin = Run(genotype.parent)
+    if not origin.config.is_file():
+        raise UserError(
+            f"{genotype}: lies in no run folder that says which task it is for; name the task "
+            "with --task (and --data)"
+        )
+    source = origin.read_config()["task"]["source"]
+    return reload_task(source if data is None else {**source, "data": str(data)})
+
+
+def _print(result: TrainResult, as_json: bool) -> None:
+    import json
+    import shlex
+
+    if as_json:
+        facts = {
+            "run": str(result.run),
+            "network": str(result.network),
+            "metrics": dict(result.metrics),
+        }
+        print(json.dumps(facts, indent=2))
+        return
+
+    from bmnas.drawing import load_run
+    from bmnas.drawing.tables import print_tables, run_tables
+
+    print_tables(run_tables(load_run(result.run)))
+    path = shlex.quote(str(result.run / "genotype.json"))
+    typer.echo(f"Next: bmnas export --genotype {path}", err=True)

@@ -1,0 +1,116 @@
+"""Training for a fixed number of epochs: the loop of backbones, candidates and final networks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from bmnas.checkpoint import Checkpoint, Record, Stateful
+from bmnas.errors import UserError
+from bmnas.metrics import Objective
+from bmnas.progress import Progress
+from bmnas.samples import Samples, batches_per_epoch, epoch_batches
+
+Forward = Callable[[list[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a peak learning rate."""
+
+    parameters: Sequence[nn.Parameter]
+    max_lr: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Adam with one cosine cycle from each group's ``max_lr`` to ``min_lr``, step by step.
+
+    ``decoupled`` weight decay is that of AdamW; else it is added to the gradient, as the search
+    of BM-NAS does.
+    """
+
+    epochs: int
+    batch_size: int
+    min_lr: float
+    weight_decay: float
+    decoupled: bool = False
+
+
+def fit(
+    network: nn.Module,
+    forward: Forward,
+    groups: Sequence[Group],
+    samples: Samples,
+    objective: Objective,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+    stage: str,
+) -> list[Record]:
+    """Train ``network`` on ``samples`` and return a record of every epoch.
+
+    ``network`` is what is put into training mode and saved in the checkpoint; ``forward`` maps
+    the inputs of a batch to logits (B, K). Raises UserError when the loss is no longer finite.
+    """
+    optimizer = torch.optim.Adam(
+        [{"params": list(group.parameters), "lr": group.max_lr} for group in groups],
+        weight_decay=recipe.weight_decay,
+        decoupled_weight_decay=recipe.decoupled,
+        fused=True,
+    )
+    steps = recipe.epochs * batches_per_epoch(len(samples), recipe.batch_size)
+    schedule = CosineAnnealingLR(optimizer, T_max=steps, eta_min=recipe.min_lr)
+    parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    records = [] if checkpoint is None else checkpoint.restore(parts)
+    with progress.stage(stage, recipe.epochs) as shown:
+        shown.advance(len(records))
+        for epoch in range(len(records) + 1, recipe.epochs + 1):
+            rate = schedule.get_last_lr()[0]
+            network.train()
+            total, all_logits, all_labels = torch.zeros((), device=device), [], []
+            for chosen in epoch_batches(len(samples), recipe.batch_size):
+                inputs, labels = samples.batch(chosen)
+                logits = forward([x.to(device) for x in inputs])
+                loss = objective.loss(logits, labels.to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                total += loss.detach()
+                all_logits.append(logits.detach().float())
+                all_labels.append(labels)
+            # The device synchronises here, once an epoch.
+            mean_loss = require_finite_loss(float(total) / len(all_labels), stage, epoch)
+            score = objective.score(torch.cat(all_logits).cpu(), torch.cat(all_labels))
+            records.append(
+                {
+                    "epoch": epoch,
+                    "learning_rate": rate,
+                    "train_loss": mean_loss,
+                    "train_score": score,
+                }
+            )
+            if checkpoint is not None:
+                checkpoint.save(parts, records)
+            shown.message(f"loss {mean_loss:.3f}  {objective.metric} {score:.3f}")
+            shown.advance()
+    network.eval()
+    return records
+
+
+def require_finite_loss(loss: float, stage: str, epoch: int) -> float:
+    """Return ``loss``; raises UserError when it is NaN or infinite."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"{stage}: the loss is {loss} in epoch {epoch}: training diverged; lower max_lr in the "
+            "configuration, or check the scale of the inputs"
+        )
+    return loss

@@ -1,0 +1,146 @@
+"""Training and measuring a fusion network together with its backbones.
+
+Legend: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bmnas.backbones import Backbone
+from bmnas.checkpoint import Checkpoint
+from bmnas.config import TrainConfig
+from bmnas.cost import hardware, measure_latency
+from bmnas.features import open_features
+from bmnas.fit import Forward, Group, Recipe, fit
+from bmnas.metrics import Evaluation, Objective, evaluate
+from bmnas.network import Fusion, MultimodalNetwork
+from bmnas.progress import Progress
+from bmnas.runtime import Runtime
+from bmnas.samples import RawInput, RawSamples, Samples, label_tensor
+from bmnas.tasks.task import Array, Part, Task
+
+_LATENCY_BATCHES = (1, 64)
+
+
+def channels_of(backbones: Mapping[str, Backbone]) -> dict[str, int]:
+    """Return C_raw of every feature by its name, ``<modality>.<feature>``."""
+    return {
+        f"{modality}.{feature}": channels
+        for modality, backbone in backbones.items()
+        for feature, channels in zip(backbone.feature_names, backbone.feature_channels, strict=True)
+    }
+
+
+def fit_fusion(
+    task: Task,
+    backbones: Mapping[str, Backbone],
+    fusion: Fusion,
+    config: TrainConfig,
+    objective: Objective,
+    *,
+    features: Path,
+    runtime: Runtime,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+) -> MultimodalNetwork:
+    """Train ``fusion`` on train and validation and return it joined with its backbones.
+
+    The backbones are trained along with a peak learning rate of their own, or stay as they are
+    when ``config.freeze_backbones`` is set: then the feature cache in the folder ``features``
+    is used. They are cut after the last stage that ``fusion`` reads, in place.
+    """
+    recipe = Recipe(config.epochs, config.batch_size, config.min_lr, config.weight_decay)
+    parts: tuple[Part, ...] = ("train", "validation")
+    fusion.to(runtime.device)
+    groups = [Group(list(fusion.parameters()), config.max_lr)]
+    samples: Samples
+    if config.freeze_backbones:
+        cache = open_features(
+            task,
+            backbones,
+            parts=parts,
+            length=fusion.length,
+            folder=features,
+            device=runtime.device,
+            progress=progress,
+        )
+        samples = cache.samples(*parts).select(fusion.features)
+        network = MultimodalNetwork(backbones, fusion).to(runtime.device)
+        trained: torch.nn.Module = fusion
+        forward: Forward = runtime.compiled(fusion)
+    else:
+        network = MultimodalNetwork(backbones, fusion).to(runtime.device)
+        samples = raw_samples(task, network, *parts)
+        groups.append(Group(list(network.backbones.parameters()), config.backbone_lr))
+        trained = network
+        forward = forward_of(network, runtime)
+    fit(
+        trained,
+        forward,
+        groups,
+        samples,
+        objective,
+        recipe,
+        device=runtime.device,
+        checkpoint=checkpoint,
+        progress=progress,
+        stage="training",
+    )
+    return network
+
+
+def raw_samples(task: Task, network: MultimodalNetwork, *parts: Part) -> RawSamples:
+    """Return the samples of ``parts`` as raw inputs of the modalities that ``network`` reads."""
+    return _raw_samples(task, network, task.samples(*parts))
+
+
+def evaluate_fusion(
+    task: Task, network: MultimodalNetwork, part: Part, objective: Objective, runtime: Runtime
+) -> Evaluation:
+    """Return loss and score of a joined network on one part, in evaluation mode."""
+    samples = raw_samples(task, network, part)
+    network.to(runtime.device)
+    return evaluate(network, lambda inputs: network(*inputs), samples, objective, runtime.device)
+
+
+def forward_of(network: MultimodalNetwork, runtime: Runtime) -> Forward:
+    """Return what maps a list of raw inputs to logits (B, K)."""
+    call = runtime.compiled(network)
+    return lambda inputs: call(*inputs)
+
+
+def torch_latency(task: Task, network: MultimodalNetwork, runtime: Runtime) -> dict[str, Any]:
+    """Return the latency of ``network`` on test samples at batch 1 and 64, as in metrics.json."""
+    network.to(runtime.device).eval()
+    forward = forward_of(network, runtime)
+    test = task.samples("test")
+    found: dict[str, Any] = {}
+    for batch in _LATENCY_BATCHES:
+        # A small test part is repeated to fill the batch.
+        inputs, _ = _raw_samples(task, network, np.resize(test, batch)).batch(torch.arange(batch))
+        on_device = [x.to(runtime.device) for x in inputs]
+
+        def call(on_device: list[torch.Tensor] = on_device) -> None:
+            with torch.inference_mode():
+                forward(on_device)
+            if runtime.device.type == "cuda":
+                torch.cuda.synchronize(runtime.device)
+
+        found[f"batch_{batch}"] = measure_latency(call).to_dict()
+    machine = hardware(runtime.device)
+    name = machine.get("accelerator", machine["processor"])
+    return {"torch": found, "threads": machine["threads"], "hardware": name}
+
+
+def _raw_samples(task: Task, network: MultimodalNetwork, samples: Array) -> RawSamples:
+    inputs = [
+        RawInput(task.modality(name), network.backbone(name), samples)
+        for name in network.modalities
+    ]
+    return RawSamples(inputs, label_tensor(task, samples))

@@ -1,0 +1,186 @@
+"""Run folders: what a search and a training leave behind, and who may write there."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bmnas.errors import UserError
+from bmnas.files import read_json, write_json
+
+#: What to do with results that are there already.
+Existing = Literal["refuse", "resume", "overwrite"]
+
+_SEARCH_FILES = (
+    "config.json", "genotype.json", "history.jsonl", "checkpoint.pt", "architecture.svg",
+    "history.svg", "metrics.json",
+)  # fmt: skip
+_TRAIN_FILES = ("network.safetensors", "train.jsonl", "train-checkpoint.pt")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one run folder by name."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Everything resolved: task, settings, seed, versions, hardware."""
+        return self.path / "config.json"
+
+    @property
+    def genotype(self) -> Path:
+        """The result of the search."""
+        return self.path / "genotype.json"
+
+    @property
+    def history(self) -> Path:
+        """A line an epoch of the search."""
+        return self.path / "history.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the search stands."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def network(self) -> Path:
+        """The trained network."""
+        return self.path / "network.safetensors"
+
+    @property
+    def training(self) -> Path:
+        """A line an epoch of the training."""
+        return self.path / "train.jsonl"
+
+    @property
+    def train_checkpoint(self) -> Path:
+        """Where the training stands, while it runs."""
+        return self.path / "train-checkpoint.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """Scores, parameters, latency, seconds."""
+        return self.path / "metrics.json"
+
+    @property
+    def backbones(self) -> Path:
+        """The default folder of backbones and feature cache."""
+        return self.path / "backbones"
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the configuration; raises UserError when it is missing or malformed."""
+        config = read_json(self.config)
+        task = config.get("task") if isinstance(config, dict) else None
+        if not isinstance(task, dict) or not isinstance(task.get("source"), dict):
+            raise UserError(f"{self.config}: received no task, expected what `bmnas search` writes")
+        return dict(config)
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Return the metrics so far, none where there is no file."""
+        if not self.metrics.is_file():
+            return {}
+        metrics = read_json(self.metrics)
+        if not isinstance(metrics, dict):
+            raise UserError(
+                f"{self.metrics}: received {type(metrics).__name__}, expected an object"
+            )
+        return metrics
+
+    def update_metrics(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge ``found`` into the metrics, section by section, and write them."""
+        metrics = self.read_metrics()
+        for name, value in found.items():
+            old = metrics.get(name)
+            both = isinstance(old, dict) and isinstance(value, Mapping)
+            metrics[name] = {**old, **value} if both and isinstance(old, dict) else value
+        write_json(self.metrics, metrics)
+        return metrics
+
+    def remove_search(self) -> None:
+        """Delete what a search wrote, and what was trained and exported from it."""
+        for name in _SEARCH_FILES:
+            (self.path / name).unlink(missing_ok=True)
+        self.remove_training()
+
+    def remove_training(self) -> None:
+        """Delete what a training wrote, and the bundle that was exported from it."""
+        for name in _TRAIN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+        bundle = self.path / "bundle"
+        if (bundle / "manifest.json").is_file():
+            shutil.rmtree(bundle)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder``, made if need be, for this process; what killed writers left is removed.
+
+    Raises UserError when another process holds it, or when it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written: {error.strerror}; choose another folder with --run"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: another bmnas process is at work there; wait for it, or choose "
+                "another folder"
+            ) from error
+        _remove_leftovers(folder)
+        yield
+
+
+def require_same(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    """Raise UserError that names what differs between the run's configuration and ``wanted``."""
+    found = run.read_config()
+    for key in keys:
+        if _plain(found.get(key)) != _plain(wanted[key]):
+            what = _difference(key, found.get(key), wanted[key])
+            raise UserError(
+                f"{run.path}: holds a run with {what}; resume it with the same options, start "
+                "anew with --overwrite, or choose another folder with --run"
+            )
+
+
+def _difference(key: str, found: Any, wanted: Any) -> str:
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        for name in {**found, **wanted}:
+            if _plain(found.get(name)) != _plain(wanted.get(name)):
+                return _difference(f"{key}.{name}", found.get(name), wanted.get(name))
+    return f"{key} {json.dumps(found)}, received {json.dumps(wanted)}"
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for leftover in folder.glob(".*.part"):
+        _remove(leftover)
+    for leftover in folder.glob(".*.old"):
+        # Killed between two renames: the old folder goes back unless the new one has its name.
+        for old in leftover.iterdir():
+            if not (folder / old.name).exists():
+                old.rename(folder / old.name)
+        _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

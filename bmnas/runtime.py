@@ -1,0 +1,64 @@
+"""Where computation runs: the device, whether networks are compiled, the seeds of its stages."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bmnas.errors import UserError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device, and whether networks go through torch.compile on it."""
+
+    device: torch.device
+    compile: bool
+
+    @classmethod
+    def choose(cls, device: str = "auto", compile: bool | None = None) -> Runtime:
+        """Return the runtime for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+        ``auto`` takes the accelerator where there is one. Networks are compiled on CUDA unless
+        ``compile`` is False, and on a CPU, where it takes a minute, only if it is True.
+        Raises UserError for a device that is not there.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            chosen = torch.device(device)
+        except RuntimeError as error:
+            raise _no_device(device) from error
+        count = torch.cuda.device_count()
+        known = chosen.type == "cpu" or (chosen.type == "cuda" and (chosen.index or 0) < count)
+        if not known:
+            raise _no_device(device)
+        return cls(chosen, chosen.type == "cuda" if compile is None else compile)
+
+    def compiled(self, network: nn.Module) -> Callable[..., Any]:
+        """Return a callable that runs ``network``, compiled where this runtime compiles."""
+        if not self.compile:
+            return network
+        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "bmnas" / "inductor"))
+        compiled: Callable[..., Any] = torch.compile(network)
+        return compiled
+
+
+def seed_stage(seed: int, stage: str) -> None:
+    """Seed torch for a stage, so that no stage depends on how many draws another made."""
+    digest = hashlib.sha256(f"{seed} {stage}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _no_device(device: str) -> UserError:
+    count = torch.cuda.device_count()
+    there = ", ".join(["auto", "cpu", *(f"cuda:{n}" for n in range(count))])
+    return UserError(f"received device {device!r}, expected one of those here: {there}")

@@ -1,0 +1,1 @@
+"""The stages that a run goes through: unimodal networks, search, training."""

@@ -1,0 +1,247 @@
+"""The search stage: unimodal networks, feature cache, strategy; a run folder with a genotype."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bmnas.backbones import Backbone
+from bmnas.backbones.text import TextBackbone
+from bmnas.checkpoint import Checkpoint
+from bmnas.config import Config, load_preset
+from bmnas.cost import hardware, versions
+from bmnas.drawing import write_architecture, write_history
+from bmnas.errors import UserError
+from bmnas.features import FeatureCache, open_features
+from bmnas.files import write_json
+from bmnas.genotype import Genotype
+from bmnas.metrics import Objective
+from bmnas.progress import Progress, Silent
+from bmnas.runs import Existing, Run, locked, require_same
+from bmnas.runtime import Runtime
+from bmnas.stages.unimodal import Unimodal, unimodal_networks
+from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
+from bmnas.tasks import check_task
+from bmnas.tasks.task import Task
+
+_FIXED = ("task", "strategy", "seed", "search", "unimodal", "backbones")
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A finished search: its folder, the genotype found, and ``metrics`` as in the file."""
+
+    run: Path
+    genotype: Genotype
+    metrics: Mapping[str, Any]
+
+    @property
+    def validation(self) -> float:
+        """The validation score of the epoch whose genotype was kept, as a fraction."""
+        return float(self.metrics["search"]["validation"])
+
+
+def search(
+    task: Task,
+    *,
+    run: str | Path | None = None,
+    config: Config | None = None,
+    strategy: str = "bmnas",
+    seed: int = 0,
+    existing: Existing = "refuse",
+    backbones: str | Path | None = None,
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+) -> SearchResult:
+    """Find a genotype for ``task`` and write the run folder ``run`` (default ``runs/<task>``).
+
+    ``config`` is by default the preset that the task names. ``existing`` says what to do with a
+    folder that holds a run: refuse, resume it, or overwrite it. ``backbones`` is the folder of
+    trained backbones and feature cache, by default inside ``run``; several runs may share one.
+    Reads no test data. Raises UserError when task, settings or folder cannot be used.
+    """
+    if strategy not in STRATEGIES:
+        raise UserError(f"received strategy {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    check_task(task)
+    config = load_preset(task.preset) if config is None else config
+    runtime = Runtime.choose() if runtime is None else runtime
+    folder = Run(Path("runs") / task.name if run is None else Path(run))
+    kept = folder.backbones if backbones is None else Path(backbones)
+    with locked(folder.path), locked(kept):
+        wanted = {
+            "task": {"name": task.name, "source": task.source},
+            "strategy": strategy,
+            "seed": seed,
+            "preset": task.preset,
+            **config.to_dict(),
+            "backbones": backbones_record(folder, kept, seed),
+            "versions": versions(),
+            "hardware": hardware(runtime.device),
+        }
+        _prepare(folder, wanted, existing)
+        if not folder.genotype.is_file():
+            _search(folder, kept, task, config, runtime, progress or Silent())
+    return read_search(folder.path)
+
+
+def read_search(run: str | Path) -> SearchResult:
+    """Return the result that a finished search left in ``run``; raises UserError without one."""
+    folder = Run(Path(run))
+    metrics = folder.read_metrics()
+    if "search" not in metrics:
+        raise UserError(f"{folder.path}: holds no finished search; go on with --resume")
+    return SearchResult(folder.path, Genotype.load(folder.genotype), metrics)
+
+
+def backbones_record(folder: Run, kept: Path, seed: int) -> dict[str, Any]:
+    """Return what config.json says of the backbones: their folder, if elsewhere, and seed."""
+    elsewhere = kept.resolve() != folder.backbones.resolve()
+    return {"folder": str(kept.resolve()) if elsewhere else None, "seed": seed}
+
+
+def _prepare(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None:
+    if existing == "overwrite":
+        folder.remove_search()
+    if not folder.config.exists():
+        write_json(folder.config, wanted)
+        return
+    if existing == "refuse":
+        name = folder.read_config()["task"].get("name")
+        raise UserError(
+            f"{folder.path}: holds a run of task {name} already; go on with --resume, start anew "
+            "with --overwrite, or choose another folder with --run"
+        )
+    require_same(folder, wanted, _FIXED)
+
+
+def _search(
+    folder: Run, kept: Path, task: Task, config: Config, runtime: Runtime, progress: Progress
+) -> None:
+    recorded = folder.read_config()
+    strategy, seed = str(recorded["strategy"]), int(recorded["seed"])
+    objective = Objective(task.kind, config.train.threshold)
+    networks = unimodal_networks(
+        task,
+        config.unimodal,
+        objective,
+        seed=seed,
+        folder=kept,
+        runtime=runtime,
+        progress=progress,
+    )
+    note_unreadable(task, {name: found.backbone for name, found in networks.items()}, progress)
+    cache = open_features(
+        task,
+        {name: found.backbone for name, found in networks.items()},
+        parts=("train", "validation"),
+        length=config.search.length,
+        folder=kept / "features",
+        device=runtime.device,
+        progress=progress,
+    )
+    checkpoint = Checkpoint(
+        folder.checkpoint, _owner(cache, config, strategy, seed), folder.history
+    )
+    problem = SearchProblem(
+        train=cache.samples("train"),
+        validation=cache.samples("validation"),
+        classes=task.classes,
+        objective=objective,
+        config=config.search,
+        seed=seed,
+        runtime=runtime,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    outcome = STRATEGIES[strategy](problem)
+    seconds = _seconds(networks, cache, checkpoint.seconds, runtime)
+    folder.update_metrics(
+        {
+            "metric": objective.metric,
+            "unimodal": {
+                name: {"validation": found.validation, "parameters": found.parameters}
+                for name, found in networks.items()
+            },
+            "search": _facts(strategy, outcome),
+            "seconds": seconds,
+        }
+    )
+    write_pictures(folder, outcome.genotype, progress)
+    # Last: a folder with a genotype is a finished search.
+    dataclasses.replace(
+        outcome.genotype,
+        provenance={
+            "task": task.name,
+            "strategy": strategy,
+            "seed": seed,
+            "run": folder.path.name,
+            "best_val": outcome.validation,
+            "versions": versions(),
+        },
+    ).save(folder.genotype)
+
+
+def write_pictures(folder: Run, genotype: Genotype, progress: Progress) -> None:
+    """Draw the genotype and the curves of a run; tell it where matplotlib is missing."""
+    if importlib.util.find_spec("matplotlib") is None:
+        progress.note("no pictures without matplotlib: pip install matplotlib, then bmnas show")
+        return
+    write_history(folder.path, folder.path / "history.svg")
+    write_architecture(genotype, folder.path / "architecture.svg")
+
+
+def note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Progress) -> None:
+    """Tell how many texts of train and validation have no word that the vocabulary knows."""
+    for modality in task.modalities:
+        backbone = backbones[modality.name]
+        if isinstance(backbone, TextBackbone):
+            rows = modality.data[modality.rows_of(task.samples("train", "validation"))]
+            count = backbone.unreadable(rows)
+            if count:
+                progress.note(f"{modality.name}: {count} of {len(rows)} texts have no known word")
+
+
+def _facts(strategy: str, outcome: Outcome) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "strategy": strategy,
+        "best_epoch": outcome.best_epoch,
+        "validation": outcome.validation,
+        "candidates": outcome.candidates,
+        "samples_seen": outcome.samples_seen,
+    }
+    if outcome.threshold is not None:
+        facts["threshold"] = outcome.threshold
+    return facts
+
+
+def _seconds(
+    networks: Mapping[str, Unimodal], cache: FeatureCache, searched: float, runtime: Runtime
+) -> dict[str, float]:
+    trained = sum(found.seconds for found in networks.values())
+    total = trained + cache.seconds + searched
+    on_gpu = runtime.device.type == "cuda"
+    return {
+        "backbones": trained,
+        "extraction": cache.seconds,
+        "search": searched,
+        "total": total,
+        "gpu_hours": total / 3600 if on_gpu else 0.0,
+    }
+
+
+def _owner(cache: FeatureCache, config: Config, strategy: str, seed: int) -> str:
+    labels = cache.samples("train", "validation").labels
+    depends = {
+        "features": cache.keys,
+        "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
+        "search": dataclasses.asdict(config.search),
+        "strategy": strategy,
+        "seed": seed,
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,230 @@
+"""The unimodal stage: a trained backbone for every modality, and its own score.
+
+A backbone without weights is trained on the train part. One that comes with weights stays as it
+is; where its head is new (the weights know other classes), the head alone is trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from bmnas.backbones import (
+    Backbone,
+    build_backbone,
+    load_backbone,
+    load_weights,
+    save_backbone,
+)
+from bmnas.backbones.rows import sampled_positions
+from bmnas.checkpoint import Checkpoint
+from bmnas.config import UnimodalConfig
+from bmnas.cost import count_parameters
+from bmnas.errors import UserError
+from bmnas.features import rows_hash
+from bmnas.files import sha256_file
+from bmnas.fit import Forward, Group, Recipe, fit
+from bmnas.metrics import Objective, evaluate
+from bmnas.progress import Progress
+from bmnas.runtime import Runtime, seed_stage
+from bmnas.samples import RawInput, RawSamples, label_tensor
+from bmnas.tasks.task import Array, Modality, Part, Task
+
+
+@dataclass(frozen=True)
+class Unimodal:
+    """A modality's backbone with its validation score as a fraction.
+
+    ``pretrained`` tells that its weights were given; ``seconds`` is what training it took.
+    """
+
+    backbone: Backbone
+    validation: float
+    pretrained: bool
+    seconds: float
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights of the whole unimodal network."""
+        return count_parameters(self.backbone)
+
+
+def unimodal_networks(
+    task: Task,
+    config: UnimodalConfig,
+    objective: Objective,
+    *,
+    seed: int,
+    folder: Path,
+    runtime: Runtime,
+    progress: Progress,
+) -> dict[str, Unimodal]:
+    """Return the backbone of every modality, from ``folder`` or trained and kept there.
+
+    Raises UserError when ``folder`` holds one of another task, of other data or settings.
+    """
+    found = {}
+    for modality in task.modalities:
+        path = folder / f"{modality.name}.safetensors"
+        owner = _owner(task, modality, config, seed)
+        if not path.exists():
+            checkpoint = Checkpoint(folder / f"{modality.name}-checkpoint.pt", owner)
+            made = _make(
+                task,
+                modality,
+                config,
+                objective,
+                seed=seed,
+                checkpoint=checkpoint,
+                runtime=runtime,
+                progress=progress,
+            )
+            extra = {
+                "owner": owner,
+                "validation": made.validation,
+                "pretrained": made.pretrained,
+                "seconds": made.seconds,
+            }
+            save_backbone(path, made.backbone, extra)
+            checkpoint.remove()
+        # Read back even when just made, so that a resumed run goes on from the very same state.
+        found[modality.name] = _read(path, modality, owner)
+    return found
+
+
+def score_unimodal(
+    task: Task, name: str, backbone: Backbone, part: Part, objective: Objective, runtime: Runtime
+) -> float:
+    """Return the score of the backbone ``name`` with its own head on a part of the task."""
+    samples = _samples(task, task.modality(name), backbone, part)
+    backbone.to(runtime.device)
+    return evaluate(backbone, _call(backbone), samples, objective, runtime.device).score
+
+
+def _make(
+    task: Task,
+    modality: Modality,
+    config: UnimodalConfig,
+    objective: Objective,
+    *,
+    seed: int,
+    checkpoint: Checkpoint,
+    runtime: Runtime,
+    progress: Progress,
+) -> Unimodal:
+    started = time.perf_counter()
+    seed_stage(seed, f"backbone {modality.name}")
+    backbone = build_backbone(modality, classes=task.classes, rows=_train_rows(task, modality))
+    if modality.weights is not None:
+        load_weights(backbone, modality.weights)
+    backbone.to(runtime.device)
+    trained = _to_train(modality, backbone)
+    if trained is not None:
+        if trained is not backbone:
+            backbone.requires_grad_(False)
+            trained.requires_grad_(True)
+        backbone.eval()
+        fit(
+            trained,
+            _call(backbone),
+            [Group(list(trained.parameters()), config.max_lr)],
+            _samples(task, modality, backbone, "train"),
+            objective,
+            Recipe(
+                config.epochs,
+                config.batch_size,
+                config.min_lr,
+                config.weight_decay,
+                decoupled=True,
+            ),
+            device=runtime.device,
+            checkpoint=checkpoint,
+            progress=progress,
+            stage=f"backbone {modality.name}",
+        )
+        backbone.requires_grad_(True)
+        started = time.perf_counter() - checkpoint.seconds
+    validation = score_unimodal(task, modality.name, backbone, "validation", objective, runtime)
+    seconds = time.perf_counter() - started
+    return Unimodal(backbone.cpu(), validation, trained is not backbone, seconds)
+
+
+def _to_train(modality: Modality, backbone: Backbone) -> nn.Module | None:
+    """Return the whole backbone, its new head, or None where all weights were given."""
+    wanted = modality.backbone
+    if isinstance(wanted, Backbone):
+        return None
+    hub = isinstance(wanted, str) and wanted.startswith("hf:")
+    if modality.weights is None and not hub and not isinstance(wanted, nn.Module):
+        return backbone
+    head = backbone.head
+    whole = modality.weights is not None and backbone.weights_module() is backbone
+    if whole or head is None or count_parameters(head) == 0:
+        return None
+    return head
+
+
+def _train_rows(task: Task, modality: Modality) -> Array:
+    used = np.unique(modality.rows_of(task.samples("train")))
+    if modality.type not in ("text", "tokens"):
+        used = used[sampled_positions(len(used), math.prod(modality.data.shape[1:]))]
+    return np.asarray(modality.data[used])
+
+
+def _samples(task: Task, modality: Modality, backbone: Backbone, part: Part) -> RawSamples:
+    samples = task.samples(part)
+    return RawSamples([RawInput(modality, backbone, samples)], label_tensor(task, samples))
+
+
+def _call(backbone: Backbone) -> Forward:
+    return lambda inputs: backbone(inputs[0])
+
+
+def _read(path: Path, modality: Modality, owner: str) -> Unimodal:
+    backbone, extra = load_backbone(path, module=modality.backbone)
+    if extra.get("owner") != owner:
+        raise UserError(
+            f"{path}: was trained for another task, other data, settings or seed; choose another "
+            "folder with --backbones, or start anew with --overwrite"
+        )
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return Unimodal(
+            backbone, float(extra["validation"]), bool(extra["pretrained"]), float(extra["seconds"])
+        )
+    raise UserError(f"{path}: its description lacks the unimodal score; delete it and search again")
+
+
+def _owner(task: Task, modality: Modality, config: UnimodalConfig, seed: int) -> str:
+    """Return a digest of everything that a trained backbone depends on."""
+    samples = task.samples("train", "validation")
+    rows = modality.rows_of(samples)
+    used, position = np.unique(rows, return_inverse=True)
+    backbone = modality.backbone
+    depends: Mapping[str, object] = {
+        "kind": task.kind,
+        "class_names": task.class_names,
+        "config": dataclasses.asdict(config),
+        "seed": seed,
+        "type": modality.type,
+        "backbone": backbone if isinstance(backbone, str) else type(backbone).__name__,
+        "features": modality.features,
+        "sample_rate": modality.sample_rate,
+        "weights": None if modality.weights is None else sha256_file(modality.weights),
+        "data": rows_hash(modality.data, used),
+        "rows": hashlib.sha256(position.astype("<i8").tobytes()).hexdigest(),
+        "parts": len(task.samples("train")),
+        "labels": hashlib.sha256(label_tensor(task, samples).numpy().tobytes()).hexdigest(),
+        "torch": str(torch.__version__),
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

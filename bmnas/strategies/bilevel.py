@@ -1,0 +1,138 @@
+"""Algorithm 1 of BM-NAS: weights on train, architecture on validation, in turns (first order)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from bmnas.checkpoint import Stateful
+from bmnas.derive import derive_genotype
+from bmnas.fit import Forward, require_finite_loss
+from bmnas.metrics import best_threshold, evaluate
+from bmnas.runtime import seed_stage
+from bmnas.samples import FeatureSamples, batches_per_epoch, epoch_batches
+from bmnas.strategies.problem import Outcome, SearchProblem, best_record, is_best
+from bmnas.supernet import Supernet
+
+_ARCHITECTURE_BETAS = (0.5, 0.999)
+
+
+def search_bilevel(problem: SearchProblem) -> Outcome:
+    """Search by gradient descent on the relaxed architecture (BM-NAS, Algorithm 1).
+
+    Raises UserError when the loss is no longer finite.
+    """
+    config, device = problem.config, problem.runtime.device
+    seed_stage(problem.seed, "search")
+    supernet = Supernet(
+        list(problem.train.channels.values()),
+        cells=config.cells,
+        steps=config.steps,
+        channels=config.channels,
+        length=config.length,
+        classes=problem.classes,
+        dropout=config.dropout,
+    ).to(device)
+    forward = problem.runtime.compiled(supernet)
+    weights, architecture = supernet.weight_parameters(), supernet.architecture_parameters()
+    on_weights = torch.optim.Adam(
+        weights, lr=config.max_lr, weight_decay=config.weight_decay, fused=True
+    )
+    on_architecture = torch.optim.Adam(
+        architecture,
+        lr=config.arch_lr,
+        betas=_ARCHITECTURE_BETAS,
+        weight_decay=config.arch_weight_decay,
+    )
+    steps = config.epochs * batches_per_epoch(len(problem.train), config.batch_size)
+    schedule = CosineAnnealingLR(on_weights, T_max=steps, eta_min=config.min_lr)
+    parts: dict[str, Stateful] = {
+        "supernet": supernet,
+        "weights": on_weights,
+        "architecture": on_architecture,
+        "schedule": schedule,
+    }
+    records = problem.checkpoint.restore(parts)
+
+    with problem.progress.stage("search", config.epochs) as shown:
+        shown.advance(len(records))
+        for epoch in range(len(records) + 1, config.epochs + 1):
+            rate = schedule.get_last_lr()[0]
+            supernet.train()
+            _require_gradients(weights, architecture)
+            train_loss = _descend(problem, problem.train, forward, on_weights, schedule)
+            _require_gradients(architecture, weights)
+            architecture_loss = _descend(problem, problem.validation, forward, on_architecture)
+            relaxed = supernet.architecture_weights()
+            genotype = derive_genotype(
+                **asdict(relaxed),
+                features=problem.train.names,
+                channels=config.channels,
+                length=config.length,
+            )
+            found = evaluate(supernet, forward, problem.validation, problem.objective, device)
+            best = is_best(found.score, records)
+            record = {
+                "epoch": epoch,
+                "learning_rate": rate,
+                "train_loss": require_finite_loss(train_loss, "search", epoch),
+                "architecture_loss": require_finite_loss(architecture_loss, "search", epoch),
+                "validation_loss": require_finite_loss(found.loss, "search", epoch),
+                "validation_score": found.score,
+                "best": best,
+                **asdict(relaxed),
+                "cells": genotype.to_dict()["cells"],
+            }
+            if best and problem.objective.kind == "multilabel":
+                record["threshold"] = best_threshold(found.logits, problem.validation.labels)
+            records.append(record)
+            problem.checkpoint.save(parts, records)
+            shown.message(
+                f"loss {train_loss:.3f}  validation {problem.objective.metric} {found.score:.3f}"
+            )
+            shown.advance()
+
+    best_epoch = best_record(records)
+    return Outcome(
+        genotype=problem.genotype(best_epoch["cells"]),
+        best_epoch=best_epoch["epoch"],
+        validation=best_epoch["validation_score"],
+        candidates=1,
+        samples_seen=config.epochs * (len(problem.train) + len(problem.validation)),
+        threshold=best_epoch.get("threshold"),
+    )
+
+
+def _descend(
+    problem: SearchProblem,
+    samples: FeatureSamples,
+    forward: Forward,
+    optimizer: torch.optim.Optimizer,
+    schedule: CosineAnnealingLR | None = None,
+) -> float:
+    """Make one pass over ``samples`` and return its mean loss."""
+    objective, device = problem.objective, problem.runtime.device
+    total, batches = torch.zeros((), device=device), 0
+    for chosen in epoch_batches(len(samples), problem.config.batch_size):
+        features, labels = samples.batch(chosen)
+        loss = objective.loss(forward([x.to(device) for x in features]), labels.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        total += loss.detach()
+        batches += 1
+    # The device synchronises here, once a pass.
+    return float(total) / batches
+
+
+def _require_gradients(yes: list[nn.Parameter], no: list[nn.Parameter]) -> None:
+    # The gradients of what a pass does not train would be computed for nothing.
+    for parameter in yes:
+        parameter.requires_grad_(True)
+    for parameter in no:
+        parameter.requires_grad_(False)

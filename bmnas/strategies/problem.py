@@ -1,0 +1,71 @@
+"""What a search strategy is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bmnas.checkpoint import Checkpoint, Record
+from bmnas.config import SearchConfig
+from bmnas.genotype import FORMAT, Genotype
+from bmnas.metrics import Objective
+from bmnas.progress import Progress
+from bmnas.runtime import Runtime
+from bmnas.samples import FeatureSamples
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """Pooled features of train and validation, the objective, the budget; no test data.
+
+    ``checkpoint`` is where the strategy leaves its state after every epoch or candidate.
+    """
+
+    train: FeatureSamples
+    validation: FeatureSamples
+    classes: int
+    objective: Objective
+    config: SearchConfig
+    seed: int
+    runtime: Runtime
+    checkpoint: Checkpoint
+    progress: Progress
+
+    def genotype(self, cells: object) -> Genotype:
+        """Return the genotype over this problem's features with ``cells`` as in its file."""
+        return Genotype.from_dict(
+            {
+                "format": FORMAT,
+                "features": list(self.train.names),
+                "channels": self.config.channels,
+                "length": self.config.length,
+                "cells": cells,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The genotype with the best validation score, and what finding it took.
+
+    ``candidates`` counts the networks that were trained, ``samples_seen`` the samples that passed
+    forward and backward. ``threshold`` is the one that suits validation best in a multilabel
+    task, None otherwise.
+    """
+
+    genotype: Genotype
+    best_epoch: int
+    validation: float
+    candidates: int
+    samples_seen: int
+    threshold: float | None
+
+
+def best_record(records: Sequence[Record]) -> Record:
+    """Return the record that was marked best last: the earliest with the highest score."""
+    return [record for record in records if record["best"]][-1]
+
+
+def is_best(score: float, records: Sequence[Record]) -> bool:
+    """Tell whether ``score`` beats every record so far; the earliest keeps a tie."""
+    return all(score > record["validation_score"] for record in records)
