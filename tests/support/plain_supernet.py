@@ -58,7 +58,10 @@ class LinearGLU(nn.Module):
 
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
-        self.conv_1, self.conv_2 = nn.Conv1d(channels, channels, 1), nn.Conv1d(channels, channels, 1)
+        self.conv_1, self.conv_2 = (
+            nn.Conv1d(channels, channels, 1),
+            nn.Conv1d(channels, channels, 1),
+        )
         self.norm_1, self.norm_2 = nn.BatchNorm1d(channels), nn.BatchNorm1d(channels)
         self.dropout = nn.Dropout(dropout)
 
@@ -93,7 +96,13 @@ class Step(nn.Module):
 
     def forward(self, nodes: list[Tensor]) -> Tensor:
         t = sum(edge(node) for edge, node in zip(self.edges, nodes, strict=True))
-        results = [torch.zeros_like(t), t + t, self.attention(t, t), self.glu(t, t), self.concat(t, t)]
+        results = [
+            torch.zeros_like(t),
+            t + t,
+            self.attention(t, t),
+            self.glu(t, t),
+            self.concat(t, t),
+        ]
         weights = self.gamma.softmax(0)
         return sum(weight * result for weight, result in zip(weights, results, strict=True))
 

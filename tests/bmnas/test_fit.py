@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bmnas.errors import UserError
+from bmnas.fit import Group, Recipe, fit, require_finite_loss
+from bmnas.metrics import Objective
+from bmnas.progress import Silent
+from bmnas.samples import epoch_batches
+
+CPU = torch.device("cpu")
+
+
+class Points:
+    """Points of the plane, labelled by the side of a line."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.points = torch.randn(count, 2, generator=generator)
+        self.labels = (self.points.sum(1) > 0).long()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
+        return [self.points[chosen]], self.labels[chosen]
+
+
+def train(recipe: Recipe, max_lr: float = 0.1) -> tuple[nn.Linear, list[dict[str, float]]]:
+    torch.manual_seed(0)
+    network = nn.Linear(2, 2)
+    records = fit(
+        network,
+        lambda inputs: network(inputs[0]),
+        [Group(list(network.parameters()), max_lr)],
+        Points(64),
+        Objective("multiclass"),
+        recipe,
+        device=CPU,
+        checkpoint=None,
+        progress=Silent(),
+        stage="test",
+    )
+    return network, records
+
+
+def test_it_learns_and_records_every_epoch() -> None:
+    network, records = train(Recipe(20, 16, 0.0, 0.0))
+    assert [record["epoch"] for record in records] == list(range(1, 21))
+    assert records[-1]["train_loss"] < records[0]["train_loss"] / 2
+    assert records[-1]["train_score"] > 0.95
+    assert not network.training
+
+
+def test_the_learning_rate_is_one_cosine() -> None:
+    _, records = train(Recipe(4, 16, 0.02, 0.0))
+    # Four steps an epoch: the rate at the start of epoch e is that after 4 (e - 1) of 16 steps.
+    expected = [0.02 + 0.08 * (1 + math.cos(math.pi * e / 4)) / 2 for e in range(4)]
+    assert [record["learning_rate"] for record in records] == pytest.approx(expected)
+
+
+def test_decoupled_weight_decay_is_that_of_adamw() -> None:
+    coupled, _ = train(Recipe(1, 64, 0.1, 0.5))
+    decoupled, _ = train(Recipe(1, 64, 0.1, 0.5, decoupled=True))
+    torch.manual_seed(0)
+    network = nn.Linear(2, 2)
+    points = Points(64)
+    adamw = torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.5)
+    nn.functional.cross_entropy(network(points.points), points.labels).backward()
+    adamw.step()
+    assert torch.allclose(decoupled.weight, network.weight, atol=1e-6)
+    assert not torch.allclose(coupled.weight, network.weight, atol=1e-3)
+
+
+def test_a_loss_that_is_not_finite_is_told() -> None:
+    with pytest.raises(UserError, match="search: the loss is inf in epoch 3: .* lower max_lr"):
+        require_finite_loss(float("inf"), "search", 3)
+    assert require_finite_loss(0.5, "search", 3) == 0.5
+
+
+def test_batches_are_equally_large_and_visit_each_sample_once() -> None:
+    batches = list(epoch_batches(10, 3))
+    assert [len(batch) for batch in batches] == [3, 3, 3]
+    assert len(torch.cat(batches).unique()) == 9
+    assert [len(batch) for batch in epoch_batches(2, 100)] == [2]

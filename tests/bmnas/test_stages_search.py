@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_tasks import CONFIG, changed, tiny_task
+
+import bmnas
+from bmnas.drawing import load_run
+from bmnas.errors import UserError
+from bmnas.genotype import Genotype
+from bmnas.progress import Silent
+
+
+def search(run: Path, **options: Any) -> Any:
+    return bmnas.search(options.pop("task", tiny_task()), run=run, config=CONFIG, **options)
+
+
+def test_a_search_leaves_a_whole_run_folder(tmp_path: Path) -> None:
+    result = search(tmp_path / "run")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {
+        ".lock",
+        "architecture.svg",
+        "backbones",
+        "checkpoint.pt",
+        "config.json",
+        "genotype.json",
+        "history.jsonl",
+        "history.svg",
+        "metrics.json",
+    }
+    assert Genotype.load(tmp_path / "run" / "genotype.json") == result.genotype
+    record = load_run(tmp_path / "run")
+    assert [epoch.epoch for epoch in record.history] == [1, 2]
+    assert record.metrics.number("search", "samples_seen") == 2 * (32 + 32)
+    assert set(result.metrics["unimodal"]) == {"m0", "m1"}
+
+
+def test_the_best_epoch_is_the_earliest_with_the_highest_score(tmp_path: Path) -> None:
+    result = search(tmp_path / "run")
+    lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    history = [json.loads(line) for line in lines]
+    scores = [line["validation_score"] for line in history]
+    best = scores.index(max(scores))
+    assert result.metrics["search"]["best_epoch"] == best + 1
+    assert result.genotype.to_dict()["cells"] == history[best]["cells"]
+    assert result.genotype.provenance["best_val"] == scores[best]
+
+
+def test_same_seed_same_history(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        search(tmp_path / name, seed=3)
+    search(tmp_path / "c", seed=4)
+    a, b, c = ((tmp_path / name / "history.jsonl").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+
+
+def test_test_data_is_not_read(tmp_path: Path) -> None:
+    task = tiny_task()
+    test = task.samples("test")
+    for modality in task.modalities:
+        modality.data[test] = float("nan")
+    task.labels[test] = 99
+    search(tmp_path / "spoiled", task=task)
+    search(tmp_path / "whole")
+    spoiled, whole = (
+        (tmp_path / name / "history.jsonl").read_bytes() for name in ("spoiled", "whole")
+    )
+    assert spoiled == whole
+
+
+def test_an_existing_run_is_refused_resumed_or_overwritten(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    search(run)
+    before = (run / "genotype.json").stat().st_mtime_ns
+    with pytest.raises(UserError, match=r"run: holds a run of task tiny already; go on with --res"):
+        search(run)
+    search(run, existing="resume")
+    assert (run / "genotype.json").stat().st_mtime_ns == before
+    with pytest.raises(UserError, match="holds a run with seed 0, received 1"):
+        search(run, existing="resume", seed=1)
+    search(run, existing="overwrite", seed=0)
+    assert (run / "genotype.json").stat().st_mtime_ns > before
+
+
+def test_a_run_of_another_task_is_named(tmp_path: Path) -> None:
+    search(tmp_path / "run")
+    with pytest.raises(UserError, match="holds a run with task.name"):
+        search(tmp_path / "run", task=bmnas.load_task("digits"), existing="resume")
+
+
+def test_runs_may_share_backbones_and_features(tmp_path: Path) -> None:
+    search(tmp_path / "a", backbones=tmp_path / "shared")
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "shared").rglob("*.npy")}
+    search(tmp_path / "b", backbones=tmp_path / "shared", strategy="random")
+    after = {p: p.stat().st_mtime_ns for p in (tmp_path / "shared").rglob("*.npy")}
+    assert before == after
+    assert len(before) == 6
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    assert config["backbones"]["folder"] == str((tmp_path / "shared").resolve())
+    with pytest.raises(
+        UserError, match=r"m0.safetensors: was trained for another task, other data"
+    ):
+        search(tmp_path / "c", backbones=tmp_path / "shared", seed=1)
+
+
+def test_random_search_tries_its_candidates(tmp_path: Path) -> None:
+    result = search(tmp_path / "run", strategy="random")
+    assert result.metrics["search"]["candidates"] == 3
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 3
+    again = search(tmp_path / "again", strategy="random")
+    assert again.genotype == result.genotype
+
+
+def test_a_multilabel_search_chooses_a_threshold_on_validation(tmp_path: Path) -> None:
+    result = search(tmp_path / "run", task=tiny_task(kind="multilabel"))
+    assert result.metrics["metric"] == "weighted_f1"
+    assert 0 < result.metrics["search"]["threshold"] < 1
+
+
+def test_three_modalities(tmp_path: Path) -> None:
+    result = search(tmp_path / "run", task=tiny_task(modalities=3))
+    assert {name.partition(".")[0] for name in result.genotype.features} == {"m0", "m1", "m2"}
+
+
+def test_unknown_strategy(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="received strategy 'grid', expected one of bmnas, random"):
+        search(tmp_path / "run", strategy="grid")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_search_says_so(tmp_path: Path) -> None:
+    config = CONFIG.override("unimodal", max_lr=1e30)
+    with pytest.raises(UserError, match="backbone m0: the loss is nan in epoch 1: training diverg"):
+        bmnas.search(tiny_task(), run=tmp_path / "run", config=config)
+    assert not (tmp_path / "run" / "genotype.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "text", "cut"])
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    search(run)
+    (run / "genotype.json").unlink()
+    whole = (run / "checkpoint.pt").read_bytes()
+    content = {"empty": b"", "text": b"hello", "cut": whole[: len(whole) // 2]}[damage]
+    (run / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(
+        UserError, match=r"checkpoint.pt: damaged checkpoint .* --overwrite"
+    ) as line:
+        search(run, existing="resume")
+    assert "\n" not in str(line.value)
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shared = tmp_path / "shared"
+    search(run, backbones=shared)
+    (run / "genotype.json").unlink()
+    for path in shared.glob("*.safetensors"):
+        path.unlink()
+    other = changed(tiny_task(), 0, data=tiny_task().modalities[0].data + 1)
+    with pytest.raises(UserError, match="belongs to other settings, backbones or data"):
+        search(run, task=other, backbones=shared, existing="resume")
+
+
+@pytest.mark.parametrize("victim", ["manifest.json", "1.npy"])
+def test_a_damaged_cache_is_one_line(tmp_path: Path, victim: str) -> None:
+    search(tmp_path / "run")
+    for path in (tmp_path / "run" / "backbones" / "features").rglob(victim):
+        path.write_bytes(path.read_bytes()[:40])
+    (tmp_path / "run" / "genotype.json").unlink()
+    with pytest.raises(UserError, match=f"{victim}: ") as line:
+        search(tmp_path / "run", existing="resume")
+    assert "\n" not in str(line.value)
+
+
+def test_texts_without_a_known_word_are_told(tmp_path: Path) -> None:
+    import numpy as np
+
+    task = tiny_task()
+    words = np.where(np.arange(96) % 2 == 0, "red circle", "blue square")
+    words[task.samples("validation")[:5]] = "unheard"
+    task = changed(task, 0, type="text", data=words)
+
+    class Notes(Silent):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    told = Notes()
+    search(tmp_path / "run", task=task, progress=told)
+    assert told.notes == ["m0: 5 of 64 texts have no known word"]
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    from bmnas.runs import locked
+
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="another bmnas process"):
+        search(tmp_path / "run")

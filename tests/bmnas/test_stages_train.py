@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_tasks import CONFIG, tiny_task
+
+import bmnas
+from bmnas.errors import UserError
+from bmnas.joint import evaluate_fusion
+from bmnas.metrics import Objective
+from bmnas.runtime import Runtime
+
+CPU = Runtime(torch.device("cpu"), compile=False)
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Path:
+    bmnas.search(tiny_task(), run=tmp_path / "run", config=CONFIG)
+    return tmp_path / "run" / "genotype.json"
+
+
+def train(genotype: Path, **options: Any) -> Any:
+    return bmnas.train(genotype, tiny_task(), **options)
+
+
+def test_a_training_is_tested_once_and_saved(found: Path) -> None:
+    result = train(found)
+    metrics = result.metrics
+    assert metrics["test"]["samples"] == 32
+    assert metrics["unimodal"]["m0"]["test"] <= 1
+    assert metrics["search"]["strategy"] == "bmnas"
+    assert metrics["latency"]["torch"]["batch_64"]["median_ms"] > 0
+    assert not (found.parent / "train-checkpoint.pt").exists()
+    network = bmnas.load_network(result.network).network
+    again = evaluate_fusion(tiny_task(), network, "test", Objective("multiclass"), CPU)
+    assert again.score == pytest.approx(result.score)
+    assert again.loss == pytest.approx(metrics["test"]["loss"], rel=1e-5)
+
+
+def test_frozen_backbones_stay_as_they_are(found: Path) -> None:
+    from bmnas.backbones import load_backbone
+
+    config = CONFIG.override("train", freeze_backbones=True)
+    result = train(found, config=config)
+    network = bmnas.load_network(result.network).network
+    for name in network.modalities:
+        before = load_backbone(found.parent / "backbones" / f"{name}.safetensors")[0].state_dict()
+        after = network.backbone(name).state_dict()
+        assert after
+        assert all(torch.equal(tensor, before[key]) for key, tensor in after.items())
+
+
+def test_joint_training_changes_the_backbones(found: Path) -> None:
+    from bmnas.backbones import load_backbone
+
+    network = bmnas.load_network(train(found).network).network
+    name = network.modalities[0]
+    before = load_backbone(found.parent / "backbones" / f"{name}.safetensors")[0].state_dict()
+    after = network.backbone(name).state_dict()
+    assert any(not torch.equal(tensor, before[key]) for key, tensor in after.items())
+
+
+def test_same_seed_same_network(found: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(found, run=tmp_path / name, seed=5)
+    a, b = (tmp_path / name / "network.safetensors" for name in "ab")
+    assert a.read_bytes() == b.read_bytes()
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["seed"] == 5
+    # What the search cost belongs to every network that comes out of it.
+    assert "search" in json.loads((tmp_path / "a" / "metrics.json").read_text())
+
+
+def test_an_existing_training_is_refused_resumed_or_overwritten(found: Path) -> None:
+    train(found)
+    with pytest.raises(UserError, match="there is a training already"):
+        train(found)
+    train(found, existing="resume")
+    config = CONFIG.override("train", epochs=2)
+    with pytest.raises(UserError, match="train.epochs 1, received 2"):
+        train(found, existing="resume", config=config)
+    result = train(found, existing="overwrite", config=config)
+    assert len((result.run / "train.jsonl").read_text().splitlines()) == 2
+
+
+def test_another_seed_needs_another_folder(found: Path) -> None:
+    with pytest.raises(UserError, match="seed 0, received 1"):
+        train(found, seed=1)
+
+
+def test_a_genotype_of_another_task_is_refused(found: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"reads m0.1, task digits has left.1, .*another task"):
+        bmnas.train(found, bmnas.load_task("digits"), run=tmp_path / "other", config=CONFIG)
+
+
+def test_a_genotype_without_a_run_needs_a_task(found: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone" / "genotype.json"
+    alone.parent.mkdir()
+    alone.write_bytes(found.read_bytes())
+    with pytest.raises(UserError, match="name the task with --task"):
+        bmnas.train(alone)
+    result = train(alone, config=CONFIG)
+    assert result.score >= 0
+
+
+def test_spoiled_test_data_is_told_before_the_training(found: Path) -> None:
+    task = tiny_task()
+    task.modalities[0].data[task.samples("test")[3]] = float("nan")
+    with pytest.raises(UserError, match="NaN"):
+        bmnas.train(found, task)
+    assert not (found.parent / "train.jsonl").exists()

@@ -1,0 +1,68 @@
+"""Tasks of a few dozen samples that train in a second."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bmnas.config import Config, SearchConfig, TrainConfig, UnimodalConfig
+from bmnas.tasks import Modality, Task
+
+CONFIG = Config(
+    UnimodalConfig(epochs=1, batch_size=16),
+    SearchConfig(channels=8, length=4, epochs=2, batch_size=16, candidates=3, candidate_epochs=1),
+    TrainConfig(epochs=1, batch_size=16),
+)
+
+
+def tiny_task(*, kind: str = "multiclass", modalities: int = 2, samples: int = 96) -> Task:
+    """Sequences whose mean says a digit of the label; together they say it all."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (samples, modalities))
+    names = [f"m{m}" for m in range(modalities)]
+    arrays = [
+        (rng.normal(size=(samples, 6, 3)) + 2 * bits[:, m, None, None]).astype(np.float32)
+        for m in range(modalities)
+    ]
+    labels = bits if kind == "multilabel" else bits @ (2 ** np.arange(modalities))
+    classes = modalities if kind == "multilabel" else 2**modalities
+    part = np.arange(samples) % 3
+    return Task(
+        name="tiny",
+        kind=kind,  # type: ignore[arg-type]
+        modalities=tuple(
+            Modality(name, "sequence", array) for name, array in zip(names, arrays, strict=True)
+        ),
+        labels=labels,
+        part=part,
+        class_names=tuple(f"class {k}" for k in range(classes)),
+    )
+
+
+def changed(task: Task, number: int, **values: Any) -> Task:
+    """Return the task with other attributes of one modality."""
+    modalities = list(task.modalities)
+    modalities[number] = dataclasses.replace(modalities[number], **values)
+    return dataclasses.replace(task, modalities=tuple(modalities))
+
+
+def write_tiny_task(folder: Path, **settings: Any) -> Path:
+    """Write a tiny task as task.toml and .npz, for the command line."""
+    task = tiny_task(**settings)
+    arrays = {modality.name: modality.data for modality in task.modalities}
+    np.savez(folder / "tiny.npz", label=task.labels, part=task.part, **arrays)
+    lines = [
+        'name = "tiny"',
+        f'kind = "{task.kind}"',
+        'data = "tiny.npz"',
+        'labels = "label"',
+        'split = "part"',
+    ]
+    for modality in task.modalities:
+        lines += [f"[modality.{modality.name}]", f'array = "{modality.name}"', 'type = "sequence"']
+    path = folder / "task.toml"
+    path.write_text("\n".join(lines))
+    return path
