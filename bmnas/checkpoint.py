@@ -6,9 +6,11 @@ generators, and a record of every epoch so far. It is read with ``weights_only=T
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -76,7 +78,7 @@ class Checkpoint:
                 torch.cuda.set_rng_state(content["cuda_generator"])
             records: list[Record] = json.loads(content["records"])
             self._earlier = float(content["seconds"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise self._damaged(error) from error
         self._write_journal(records)
         return records
@@ -92,8 +94,11 @@ class Checkpoint:
             "generator": torch.get_rng_state(),
             "cuda_generator": (torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None),
         }
+        # Not straight to the file: torch tells of a full disk with an internal RuntimeError.
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
         with atomic_path(self._path) as aside:
-            torch.save(content, aside)
+            aside.write_bytes(buffer.getbuffer())
         self._write_journal(records)
 
     def remove(self) -> None:
@@ -102,10 +107,22 @@ class Checkpoint:
 
     def _read(self) -> dict[str, Any]:
         try:
+            # torch does not look at the checksums that it writes.
+            with zipfile.ZipFile(self._path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise self._damaged(f"wrong checksum of {damaged}")
             content = torch.load(self._path, map_location="cpu", weights_only=True)
         except OSError as error:
             raise UserError(f"{self._path}: cannot be read: {error.strerror or error}") from error
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        except (
+            zipfile.BadZipFile,
+            pickle.UnpicklingError,
+            RuntimeError,
+            EOFError,
+            ValueError,
+            LookupError,
+        ) as error:
             raise self._damaged(error) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise self._damaged(f"expected format {FORMAT!r}")

@@ -6,13 +6,15 @@ Configuration stays at the edge: a builder joins it with plain arguments, module
 from __future__ import annotations
 
 import dataclasses
-import tomllib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from bmnas.errors import UserError
+from bmnas.files import read_toml
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run can choose; ``promise`` says what a preset is for."""
+    """Everything that a run can choose; ``promise`` says what a preset is for.
+
+    ``preset`` is the name or file that the settings come from, None for settings of one's own.
+    """
 
     unimodal: UnimodalConfig = field(default_factory=UnimodalConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     promise: Mapping[str, str] = field(default_factory=dict)
+    preset: str | None = None
 
     def override(self, section: str, **values: Any) -> Config:
         """Return a copy with ``values`` in ``section``; a None leaves the value as it is.
@@ -97,6 +103,16 @@ class Config:
             "train": dataclasses.asdict(self.train),
         }
 
+    def to_toml(self) -> str:
+        """Return the text of a file that ``load_preset`` reads as these settings."""
+        sections: dict[str, Mapping[str, Any]] = {**self.to_dict()}
+        if self.promise:
+            sections = {"promise": self.promise, **sections}
+        return "\n".join(
+            f"[{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
+            for name, table in sections.items()
+        )
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str) -> Config:
         """Build a configuration from plain data; what is missing takes its default.
@@ -105,11 +121,15 @@ class Config:
         """
         problems: list[str] = []
         sections: dict[str, Any] = {}
+        tables = {name: data.get(name, {}) for name in (*_SECTIONS, "promise")}
+        for name, table in tables.items():
+            if not isinstance(table, Mapping):
+                problems.append(f"{name}: received {table!r}, expected a table [{name}]")
+                tables[name] = {}
         for name, kind in _SECTIONS.items():
-            table = data.get(name, {})
             known = {f.name: f for f in dataclasses.fields(kind)}
             values: dict[str, Any] = {}
-            for key, value in table.items():
+            for key, value in tables[name].items():
                 wanted = known[key].type if key in known else None
                 if wanted is None:
                     problems.append(f"[{name}] received {key!r}, expected {', '.join(known)}")
@@ -118,11 +138,16 @@ class Config:
                 else:
                     values[key] = float(value) if wanted == "float" else value
             sections[name] = kind(**values)
+        problems.extend(
+            f"[promise] {key}: received {text!r}, expected a string"
+            for key, text in tables["promise"].items()
+            if not isinstance(text, str)
+        )
         unknown = [k for k in data if k not in (*_SECTIONS, "promise")]
         problems.extend(f"received {k!r}, expected {', '.join(_SECTIONS)}" for k in unknown)
         if problems:
             raise UserError(f"{source}: {'; '.join(problems)}")
-        config = cls(**sections, promise=data.get("promise", {}))
+        config = cls(**sections, promise=tables["promise"])
         _check(config, source)
         return config
 
@@ -133,10 +158,10 @@ _SECTIONS: dict[str, type[UnimodalConfig | SearchConfig | TrainConfig]] = {
     "train": TrainConfig,
 }
 
-_AT_LEAST_ONE = {
-    "cells", "steps", "channels", "length", "epochs", "batch_size", "candidates",
-    "candidate_epochs",
-}  # fmt: skip
+_AT_LEAST_ONE = {"cells", "steps", "epochs", "candidates", "candidate_epochs"}
+_AT_LEAST_TWO = {"batch_size"}  # BatchNorm has no statistics of one sample
+_SIZES = {"channels", "length"}
+_LARGEST = 65536  # as in a genotype's file
 _FLAGS = {"freeze_backbones"}
 _BELOW_ONE = {"dropout"}
 _INSIDE_ZERO_ONE = {"threshold"}
@@ -151,18 +176,34 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> Config:
-    """Return the preset called ``name``; raises UserError that lists the names there are."""
+    """Return the preset called ``name``, or the settings in a file whose name ends in ``.toml``.
+
+    Raises UserError that lists the names there are, or every problem of the file.
+    """
+    if name.endswith(".toml"):
+        config = Config.from_dict(read_toml(Path(name)), name)
+        return dataclasses.replace(config, preset=name)
     if name not in preset_names():
         known = ", ".join(preset_names())
-        raise UserError(f"received preset {name!r}, expected one of {known}")
-    text = (resources.files("bmnas") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
-    return Config.from_dict(tomllib.loads(text), f"preset {name}")
+        raise UserError(f"received preset {name!r}, expected one of {known}, or a .toml file")
+    with resources.as_file(resources.files("bmnas") / "presets" / f"{name}.toml") as path:
+        return dataclasses.replace(
+            Config.from_dict(read_toml(path), f"preset {name}"), preset=name
+        )
+
+
+def _toml(value: Any) -> str:
+    # Numbers, flags and strings are written as in JSON; only keys and tables differ.
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _fits(value: Any, wanted: str) -> bool:
     if isinstance(value, bool) or wanted == "bool":
         return isinstance(value, bool) and wanted == "bool"
-    return isinstance(value, int) or (wanted == "float" and isinstance(value, float))
+    if wanted == "float":
+        # A longer integer would not fit a float.
+        return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 53)
+    return isinstance(value, int)
 
 
 def _check(config: Config, source: str) -> None:
@@ -173,6 +214,10 @@ def _check(config: Config, source: str) -> None:
                 continue
             if name in _AT_LEAST_ONE:
                 good, wanted = value >= 1, "at least 1"
+            elif name in _AT_LEAST_TWO:
+                good, wanted = value >= 2, "at least 2"
+            elif name in _SIZES:
+                good, wanted = 1 <= value <= _LARGEST, f"from 1 to {_LARGEST}"
             elif name in _BELOW_ONE:
                 good, wanted = 0 <= value < 1, "from 0 to below 1"
             elif name in _INSIDE_ZERO_ONE:

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -48,10 +49,8 @@ def measure_latency(
         times.append(time.perf_counter() - started)
         if time.perf_counter() > end:
             break
-    ordered = sorted(1e3 * t for t in times)
-    middle = len(ordered) // 2
-    median = ordered[middle] if len(ordered) % 2 else sum(ordered[middle - 1 : middle + 1]) / 2
-    return Latency(median, ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], len(ordered))
+    median, p99 = np.percentile(times, (50, 99))
+    return Latency(1e3 * float(median), 1e3 * float(p99), len(times))
 
 
 def count_parameters(module: nn.Module) -> int:

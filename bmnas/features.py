@@ -3,25 +3,29 @@
 Legend: L length, C_raw channels of a raw feature. Pooling has no weights (spec section 1), so the
 pooled features of frozen backbones are constants of the sample. An entry of the cache holds one
 modality's features of the rows that some parts use: one ``.npy`` file of shape
-(rows, L, C_raw) per feature and a manifest; media that several samples share are stored once.
+(rows, L, C_raw) per feature and a manifest with their checksums; media that several samples share
+are stored once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from bmnas.backbones.base import Backbone
 from bmnas.errors import UserError
-from bmnas.files import atomic_folder, read_json, write_json
+from bmnas.files import atomic_folder, read_json, remove_leftovers, write_json
 from bmnas.progress import Progress
 from bmnas.reshape import Pool
 from bmnas.samples import FeatureSamples, RawInput, label_tensor
@@ -30,6 +34,7 @@ from bmnas.tasks.task import Array, Modality, Part, Task
 FORMAT = "bmnas.features/1"
 _BATCH = 256
 _HASH_ROWS = 4096
+_CHECK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,13 @@ class FeatureCache:
     keys: tuple[str, ...]
 
     def samples(self, *parts: Part) -> FeatureSamples:
-        """Return the samples of ``parts``, part after part, without copying a feature."""
+        """Return the samples of ``parts``, part after part, without copying a feature.
+
+        Raises ValueError for a part that the cache was not opened for.
+        """
+        missing = [part for part in parts if part not in self.parts]
+        if missing:
+            raise ValueError(f"received part {missing[0]!r}, expected of {', '.join(self.parts)}")
         chosen = self.task.samples(*parts)
         rows = {}
         for modality in self.task.modalities:
@@ -71,8 +82,10 @@ def open_features(
     """Return the features of ``parts``, from ``folder`` where nothing changed, else extracted.
 
     An entry's name is a hash of the backbone's weights, of the data of its rows and of the
-    shape, so a change of any makes another entry. Raises UserError when an entry is damaged.
+    shape, so a change of any makes another entry. Whoever calls this holds ``folder`` or the one
+    above, see ``runs.locked``. Raises UserError when an entry is damaged.
     """
+    remove_leftovers(folder)
     names: list[str] = []
     arrays: dict[str, torch.Tensor] = {}
     rows: dict[str, Array] = {}
@@ -87,7 +100,7 @@ def open_features(
         keys.append(key)
         entry = folder / f"{modality.name}-{key[:16]}"
         if not entry.exists():
-            _extract(modality, backbone, used, length, entry, key, progress)
+            _extract(modality, backbone, used, length, entry, key, device, progress)
         manifest = _read_manifest(entry, key)
         seconds += float(manifest["seconds"])
         for feature, channels in zip(
@@ -95,7 +108,9 @@ def open_features(
         ):
             name = f"{modality.name}.{feature}"
             names.append(name)
-            arrays[name] = _map(entry / f"{feature}.npy", (len(used), length, channels))
+            path = entry / f"{feature}.npy"
+            _require_checksum(path, manifest["crc32"].get(feature))
+            arrays[name] = _map(path, (len(used), length, channels))
     return FeatureCache(task, parts, tuple(names), arrays, rows, seconds, tuple(keys))
 
 
@@ -103,9 +118,10 @@ def weights_hash(module: torch.nn.Module) -> str:
     """Return a SHA-256 over the names, shapes and bytes of a module's parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        array = tensor.detach().cpu().contiguous().numpy()
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # As bytes: NumPy does not know every type of torch, such as bfloat16.
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -137,19 +153,21 @@ def _extract(
     length: int,
     entry: Path,
     key: str,
+    device: torch.device,
     progress: Progress,
 ) -> None:
     started = time.perf_counter()
     pool = Pool(length)
-    device = next(backbone.parameters()).device
     source = RawInput(Modality(modality.name, modality.type, modality.data), backbone, rows)
     with (
         atomic_folder(entry) as aside,
+        contextlib.ExitStack() as opened,
         progress.stage(f"features of {modality.name}", -(-len(rows) // _BATCH)) as stage,
     ):
         files = {
-            name: np.lib.format.open_memmap(
-                aside / f"{name}.npy", "w+", np.float32, (len(rows), length, channels)
+            name: _ArrayWriter(
+                opened.enter_context((aside / f"{name}.npy").open("wb")),
+                (len(rows), length, channels),
             )
             for name, channels in zip(
                 backbone.feature_names, backbone.feature_channels, strict=True
@@ -159,10 +177,8 @@ def _extract(
             chosen = torch.arange(start, min(start + _BATCH, len(rows)))
             features = backbone.features(source.batch(chosen).to(device))
             for file, feature in zip(files.values(), features, strict=True):
-                file[start : start + len(chosen)] = pool(feature).float().cpu().numpy()
+                file.append(pool(feature).float().cpu().numpy())
             stage.advance()
-        for file in files.values():
-            file.flush()
         manifest = {
             "format": FORMAT,
             "key": key,
@@ -170,9 +186,57 @@ def _extract(
             "length": length,
             "dtype": "float32",
             "features": dict(zip(backbone.feature_names, backbone.feature_channels, strict=True)),
+            "crc32": {name: file.checksum for name, file in files.items()},
             "seconds": time.perf_counter() - started,
         }
         write_json(aside / "manifest.json", manifest)
+
+
+class _ArrayWriter:
+    """Writes a float32 ``.npy`` file of a known shape from its first row to its last.
+
+    Not through a memory map: a disk that is full would end the process with SIGBUS, not with an
+    exception.
+    """
+
+    def __init__(self, file: BinaryIO, shape: tuple[int, ...]) -> None:
+        self._file = file
+        self.checksum = 0
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header,
+            {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
+                "fortran_order": False,
+                "shape": shape,
+            },
+        )
+        self._write(header.getvalue())
+
+    def append(self, rows: Array) -> None:
+        """Write the next rows."""
+        self._write(rows.tobytes())
+
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self.checksum = zlib.crc32(content, self.checksum)
+
+
+def _require_checksum(path: Path, expected: object) -> None:
+    checksum = 0
+    try:
+        with path.open("rb") as file:
+            while content := file.read(_CHECK_BYTES):
+                checksum = zlib.crc32(content, checksum)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror}; delete its folder, it will be made again"
+        ) from error
+    if checksum != expected:
+        raise UserError(
+            f"{path}: damaged feature cache: received checksum {checksum:08x}, expected that of "
+            "its manifest; delete its folder, it will be made again"
+        )
 
 
 def _read_manifest(entry: Path, key: str) -> dict[str, Any]:
@@ -180,6 +244,7 @@ def _read_manifest(entry: Path, key: str) -> dict[str, Any]:
     if (
         not isinstance(manifest, dict)
         or manifest.get("key") != key
+        or not isinstance(manifest.get("crc32"), dict)
         or not isinstance(manifest.get("seconds"), float)
     ):
         raise UserError(
@@ -189,13 +254,8 @@ def _read_manifest(entry: Path, key: str) -> dict[str, Any]:
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
-    try:
-        # Copy on write: torch refuses read-only memory, and nothing here ever writes.
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(
-            f"{path}: damaged feature cache ({error}); delete its folder, it will be made again"
-        ) from error
+    # Copy on write: torch refuses read-only memory, and nothing here ever writes.
+    array = np.load(path, mmap_mode="c", allow_pickle=False)
     if array.shape != shape or array.dtype != np.float32:
         raise UserError(
             f"{path}: received {array.dtype} {array.shape}, expected float32 {shape}: damaged "

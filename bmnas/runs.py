@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bmnas.errors import UserError
-from bmnas.files import read_json, write_json
+from bmnas.files import read_json, remove_leftovers, write_json
 
 #: What to do with results that are there already.
 Existing = Literal["refuse", "resume", "overwrite"]
@@ -120,11 +121,21 @@ class Run:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder``, made if need be, for this process; what killed writers left is removed.
+def locked(*folders: Path) -> Iterator[None]:
+    """Hold ``folders``, made if need be, for this process; what killed writers left is removed.
 
-    Raises UserError when another process holds it, or when it cannot be written.
+    A folder that is named twice is held once. Raises UserError when another process holds one, or
+    when one cannot be written.
     """
+    with contextlib.ExitStack() as held:
+        for folder in {os.path.realpath(folder): folder for folder in folders}.values():
+            held.enter_context(_locked(folder))
+            remove_leftovers(folder)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -135,12 +146,16 @@ def locked(folder: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UserError(
                 f"{folder}: another bmnas process is at work there; wait for it, or choose "
                 "another folder"
             ) from error
-        _remove_leftovers(folder)
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be locked: {error.strerror}; choose a folder on another file "
+                "system with --run"
+            ) from error
         yield
 
 
@@ -166,21 +181,3 @@ def _difference(key: str, found: Any, wanted: Any) -> str:
 
 def _plain(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    for leftover in folder.glob(".*.part"):
-        _remove(leftover)
-    for leftover in folder.glob(".*.old"):
-        # Killed between two renames: the old folder goes back unless the new one has its name.
-        for old in leftover.iterdir():
-            if not (folder / old.name).exists():
-                old.rename(folder / old.name)
-        _remove(leftover)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -51,6 +51,11 @@ def batches_per_epoch(count: int, batch_size: int) -> int:
     return max(1, count // batch_size)
 
 
+def samples_per_epoch(count: int, batch_size: int) -> int:
+    """Return how many samples ``epoch_batches`` yields, those of its whole batches."""
+    return batches_per_epoch(count, batch_size) * min(batch_size, count)
+
+
 def label_tensor(task: Task, samples: Array) -> Tensor:
     """Return the labels of ``samples``: int64 (n,), or float32 (n, K) for multilabel tasks."""
     labels = np.asarray(task.labels[samples])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from bmnas.backbones import Backbone, backbone_from_spec
@@ -65,7 +65,8 @@ class TrainedNetwork:
         }
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
         with atomic_path(path) as aside:
-            save_file(tensors, aside, metadata={_KEY: json.dumps(description, allow_nan=False)})
+            # Not save_file(), which tells of a full disk with an exception of its own.
+            aside.write_bytes(save(tensors, {_KEY: json.dumps(description, allow_nan=False)}))
 
 
 def read_description(path: Path) -> tuple[Genotype, TaskInfo]:

@@ -191,3 +191,6 @@ class ConvBackbone(Backbone):
         self.feature_names = tuple(str(number) for number in range(1, len(widths)))
         self.feature_channels = tuple(widths[1:])
         self.head = PooledHead(widths[-1], classes, dropout)
+        if axes == 2:
+            # A third to a half of a training step's time on CPUs; the maps follow the weights.
+            self.to(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from bmnas.backbones.base import FORMAT, Backbone
@@ -41,7 +41,8 @@ def save_backbone(path: Path, backbone: Backbone, extra: Mapping[str, Any]) -> N
         for name, tensor in backbone.state_dict().items()
     }
     with atomic_path(path) as aside:
-        save_file(tensors, aside, metadata={_KEY: text})
+        # Not save_file(), which tells of a full disk with an exception of its own.
+        aside.write_bytes(save(tensors, {_KEY: text}))
 
 
 def load_backbone(path: Path, module: object = None) -> tuple[Backbone, dict[str, Any]]:

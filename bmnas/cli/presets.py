@@ -8,22 +8,32 @@ import typer
 
 
 def presets(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Print this one as a file to change.", show_default=False),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """List the presets: what each is for, the expected time and score, its settings.
 
-    Example: bmnas presets --json
+    With a name the preset is printed as TOML: a file that --preset of search and train takes.
+
+    Example: bmnas presets digits > mine.toml
     """
     import json
 
     from bmnas.config import load_preset, preset_names
 
-    found = {name: load_preset(name) for name in preset_names()}
+    names = preset_names() if name is None else [name]
+    found = {name: load_preset(name) for name in names}
     if as_json:
         facts = [
             {"name": name, **config.promise, **config.to_dict()} for name, config in found.items()
         ]
         print(json.dumps({"presets": facts}, indent=2))
+        return
+    if name is not None:
+        print(found[name].to_toml(), end="")
         return
 
     from rich.console import Console

@@ -36,7 +36,7 @@ def train(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Settings, see bmnas presets.", show_default="those of the search"),
+        typer.Option(help="A name, see bmnas presets, or a .toml file.", show_default="those of the search"),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of the training.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples in a batch.")] = None,

@@ -225,9 +225,7 @@ def _seconds(metrics: Document) -> TextTable:
         "total": "search with both",
         "train": "train",
     }
-    rows = [
-        (name, _number(metrics.number("seconds", key), ".1f")) for key, name in stages.items()
-    ]
+    rows = [(name, _number(metrics.number("seconds", key), ".1f")) for key, name in stages.items()]
     return TextTable("Time", ("stage", "seconds"), tuple(rows))
 
 

@@ -73,12 +73,12 @@ def search(
     runtime = Runtime.choose() if runtime is None else runtime
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     kept = folder.backbones if backbones is None else Path(backbones)
-    with locked(folder.path), locked(kept):
+    with locked(folder.path, kept):
         wanted = {
             "task": {"name": task.name, "source": task.source},
             "strategy": strategy,
             "seed": seed,
-            "preset": task.preset,
+            "preset": config.preset,
             **config.to_dict(),
             "backbones": backbones_record(folder, kept, seed),
             "versions": versions(),

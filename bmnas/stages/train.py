@@ -84,11 +84,11 @@ def train(
     seed = int(recorded.get("seed", 0)) if seed is None else seed
     runtime = Runtime.choose() if runtime is None else runtime
     kept, backbone_seed = _backbones(origin, folder, recorded, backbones, seed)
-    with locked(folder.path), locked(kept):
+    with locked(folder.path, kept):
         wanted = {
             "strategy": "none",
-            "preset": task.preset,
             **recorded,
+            "preset": config.preset,
             "task": {"name": task.name, "source": task.source},
             "seed": seed,
             **config.to_dict(),
@@ -115,7 +115,8 @@ def recorded_config(genotype: Path, task: Task) -> Config:
         return load_preset(task.preset)
     recorded = origin.read_config()
     sections = {name: recorded.get(name, {}) for name in ("unimodal", "search", "train")}
-    return Config.from_dict(sections, str(origin.config))
+    config = Config.from_dict(sections, str(origin.config))
+    return dataclasses.replace(config, preset=recorded.get("preset"))
 
 
 def _backbones(

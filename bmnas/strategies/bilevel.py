@@ -13,7 +13,12 @@ from bmnas.derive import derive_genotype
 from bmnas.fit import Forward, require_finite_loss
 from bmnas.metrics import best_threshold, evaluate
 from bmnas.runtime import seed_stage
-from bmnas.samples import FeatureSamples, batches_per_epoch, epoch_batches
+from bmnas.samples import (
+    FeatureSamples,
+    batches_per_epoch,
+    epoch_batches,
+    samples_per_epoch,
+)
 from bmnas.strategies.problem import Outcome, SearchProblem, best_record, is_best
 from bmnas.supernet import Supernet
 
@@ -96,12 +101,16 @@ def search_bilevel(problem: SearchProblem) -> Outcome:
             shown.advance()
 
     best_epoch = best_record(records)
+    seen = sum(
+        samples_per_epoch(len(samples), config.batch_size)
+        for samples in (problem.train, problem.validation)
+    )
     return Outcome(
         genotype=problem.genotype(best_epoch["cells"]),
         best_epoch=best_epoch["epoch"],
         validation=best_epoch["validation_score"],
         candidates=1,
-        samples_seen=config.epochs * (len(problem.train) + len(problem.validation)),
+        samples_seen=config.epochs * seen,
         threshold=best_epoch.get("threshold"),
     )
 

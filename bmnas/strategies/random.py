@@ -14,6 +14,7 @@ from bmnas.metrics import best_threshold, evaluate
 from bmnas.network import FusionNetwork
 from bmnas.progress import Silent
 from bmnas.runtime import seed_stage
+from bmnas.samples import samples_per_epoch
 from bmnas.strategies.problem import Outcome, SearchProblem, best_record, is_best
 
 _NO_PARTS: dict[str, Stateful] = {}
@@ -40,12 +41,13 @@ def search_random(problem: SearchProblem) -> Outcome:
             shown.message(f"validation {problem.objective.metric} {record['validation_score']:.3f}")
             shown.advance()
     best = best_record(records)
+    seen = config.candidate_epochs * samples_per_epoch(len(problem.train), config.batch_size)
     return Outcome(
         genotype=problem.genotype(best["cells"]),
         best_epoch=best["epoch"],
         validation=best["validation_score"],
         candidates=config.candidates,
-        samples_seen=config.candidates * config.candidate_epochs * len(problem.train),
+        samples_seen=config.candidates * seen,
         threshold=best.get("threshold"),
     )
 

@@ -6,20 +6,22 @@ See ``docs/your-own-data.md`` for a walk through one.
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from bmnas.config import preset_names
 from bmnas.errors import UserError
+from bmnas.files import read_toml
 from bmnas.tasks.columns import Columns, close
 from bmnas.tasks.split import random_parts, stratified_parts
 from bmnas.tasks.task import (
     KINDS,
     MODALITY_TYPES,
     PARTS,
+    UNKNOWN_LABEL,
     Array,
     Kind,
     Modality,
@@ -46,15 +48,17 @@ def load_task_file(path: Path, data: Path | None = None) -> Task:
     """
     if data is not None and not data.is_dir():
         raise UserError(f"received --data {data}, expected a folder")
-    table = Table(_read_toml(path), str(path))
+    table = Table(read_toml(path), str(path))
     table.expect_keys(_TOP, _TOP_OPTIONAL)
     name = table.string("name")
     kind = table.choice("kind", KINDS)
+    preset = table.choice("preset", preset_names()) if "preset" in table.values else "default"
     folder = path.parent if data is None else data
     columns = _open_columns(table, folder, hint=data is None)
+    described = table.inner("modality")
     modalities = tuple(
-        _modality(table.inner("modality").inner(m, f"[modality.{m}]"), m, columns, path.parent)
-        for m in table.inner("modality").values
+        _modality(described.inner(m, f"[modality.{m}]"), m, columns, path.parent)
+        for m in described.values
     )
     labels = table.column("labels", columns)
     part = _part(table, columns, labels, kind)
@@ -70,7 +74,7 @@ def load_task_file(path: Path, data: Path | None = None) -> Task:
         labels=labels,
         part=part,
         class_names=names,
-        preset=table.string("preset", "default"),
+        preset=preset,
         licence=table.string("licence", "not stated"),
         source=source,
     )
@@ -137,7 +141,7 @@ class Table:
         """Return a table inside this one."""
         value = self.values.get(key)
         if not isinstance(value, dict) or not value:
-            raise self.wrong(key, "a table")
+            raise self.wrong(key, "a table that is not empty")
         return Table(value, f"{self.place}: {place}" if place else self.place)
 
     def column(self, key: str, columns: Columns, *, text: bool = False) -> Array:
@@ -147,15 +151,6 @@ class Table:
             return columns.get(name, text=text)
         except UserError as error:
             raise UserError(f"{self.place}: {key}: {error}") from error
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a TOML file: {' '.join(str(error).split())}") from error
 
 
 def _open_columns(table: Table, folder: Path, *, hint: bool) -> Columns:
@@ -265,9 +260,12 @@ def _encode_labels(
         return labels.astype(np.int64), class_names_or_numbers(names, count)
     names = names if names is not None else tuple(np.unique(known).tolist())
     numbers = {name: number for number, name in enumerate(names)}
-    for row, label in enumerate(labels.tolist()):
-        if label not in numbers:
-            source = f"{table.place}: {table.values['labels']}: row {row}"
-            shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-            raise UserError(f"{source}: received {label!r}, expected a class name: {shown}")
-    return np.array([numbers[label] for label in labels.tolist()], dtype=np.int64), names
+    coded = np.array([numbers.get(v, UNKNOWN_LABEL) for v in labels.tolist()], dtype=np.int64)
+    # A test label that is no class is for check_test to report: a search must not depend on it.
+    unknown = np.flatnonzero((coded == UNKNOWN_LABEL) & (part != PARTS.index("test")))
+    if len(unknown):
+        row = int(unknown[0])
+        source = f"{table.place}: {table.values['labels']}: row {row}"
+        shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+        raise UserError(f"{source}: received {str(labels[row])!r}, expected a class name: {shown}")
+    return coded, names

@@ -135,9 +135,15 @@ def fixed_length_clips(clips: Clips, *, noisy: bool) -> Array:
 def _weak(folder: Path, images: Array) -> Array:
     pca = read_npz(folder / "mnist_pca.npz", ["mean", "components", "k25"])
     mean, components, k = pca["mean"], pca["components"], pca["k25"]
-    if mean.shape != (PIXELS,) or components.ndim != 2 or components.shape[1] != PIXELS:
-        shapes = f"mean {mean.shape} and components {components.shape}"
-        expected = f"({PIXELS},) and (n, {PIXELS})"
+    if (
+        mean.shape != (PIXELS,)
+        or components.ndim != 2
+        or components.shape[1] != PIXELS
+        or k.shape != ()
+        or not 1 <= k <= len(components)
+    ):
+        shapes = f"mean {mean.shape}, components {components.shape} and k25 {k.tolist()}"
+        expected = f"({PIXELS},), (n, {PIXELS}) and one of 1 to n"
         raise UserError(f"{folder / 'mnist_pca.npz'}: received {shapes}, expected {expected}")
     return weak_images(images, mean, components[: int(k)])
 
@@ -151,15 +157,24 @@ def _name(split: Split, image: Image, audio: Audio) -> str:
 
 def _check_pack(folder: Path, mnist: dict[str, Array], clips: Clips, rows: list[Array]) -> None:
     """Refuse indices that point outside the arrays, so that damage is named where it is."""
+    for part in ("train", "test"):
+        images, labels = mnist[f"{part}_images"], mnist[f"{part}_labels"]
+        if images.shape != (labels.size, 28, 28) or images.dtype != np.uint8 or labels.ndim != 1:
+            raise UserError(
+                f"{folder / 'mnist.npz'}: received {part}_images {images.dtype} {images.shape} and "
+                f"{part}_labels {labels.shape}, expected uint8 (n, 28, 28) and (n,)"
+            )
     offsets = clips.offsets
     if (
         offsets.ndim != 1
+        or clips.audio.ndim != 1
+        or clips.audio.dtype != np.int16
         or len(offsets) < 2
         or offsets[0] < 0
         or np.any(np.diff(offsets) <= 0)
         or offsets[-1] > len(clips.audio)
     ):
-        raise UserError(f"{folder / 'fsdd.npz'}: offsets do not cut audio into clips")
+        raise UserError(f"{folder / 'fsdd.npz'}: expected int16 audio, and offsets that cut it")
     limits = [len(mnist["train_images"])] * 2 + [len(mnist["test_images"])]
     for part, pairs, limit in zip(_PARTS, rows, limits, strict=True):
         whole = pairs.ndim == 2 and pairs.shape[1] == 2 and pairs.dtype.kind in "iu"

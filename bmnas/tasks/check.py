@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from bmnas.tasks.task import (
     MODALITY_TYPES,
     PARTS,
     ROW_AXES,
+    UNKNOWN_LABEL,
     Array,
     Modality,
     ModalityType,
@@ -26,8 +28,19 @@ from bmnas.tasks.task import (
 )
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_WORD = re.compile(r"\w")
 _CHUNK_BYTES = 32_000_000
 _SHOWN = 12
+
+#: Tables as large as the vocabulary, and filters as long as a 25 ms frame, are made of these.
+_MOST_TOKENS = 1_000_000
+_HIGHEST_RATE = 192_000
+
+#: What spoils a row of each type; of the others, NaN and what is infinite in float32.
+_SPOILT: dict[ModalityType, str] = {
+    "text": "empty text",
+    "tokens": f"a token outside 0 to {_MOST_TOKENS - 1}",
+}
 
 #: Kinds of NumPy dtype (``dtype.kind``) and single dtypes that each type takes, and in words.
 _DTYPES: dict[ModalityType, tuple[str, tuple[str, ...], str]] = {
@@ -62,6 +75,7 @@ def check_task(task: Task) -> None:
     if not problems:
         problems += _content(task, ("train", "validation"))
         problems += _absent_classes(task)
+        problems += _wordless(task)
     _raise(task, problems)
 
 
@@ -79,7 +93,9 @@ def _raise(task: Task, problems: list[str]) -> None:
     if problems:
         rest = len(problems) - _SHOWN
         more = f"; and {rest} more" if rest > 0 else ""
-        raise UserError(f"task {task.name}: {'; '.join(problems[:_SHOWN])}{more}")
+        message = f"task {task.name}: {'; '.join(problems[:_SHOWN])}{more}"
+        # Names that nobody has checked yet may hold line breaks.
+        raise UserError(" ".join(message.split()))
 
 
 def _not_arrays(task: Task) -> Iterator[str]:
@@ -136,8 +152,12 @@ def _part_problems(task: Task) -> Iterator[str]:
     if len(wrong):
         yield f"split: received {part[wrong[0]]} for sample {wrong[0]}, expected 0, 1 or 2"
     for number, name in enumerate(PARTS):
-        if not np.any(part == number):
+        count = np.count_nonzero(part == number)
+        if count == 0:
             yield f"zero samples in {name}"
+        elif count == 1 and name != "test":
+            # Both weights and architecture train in batches, and BatchNorm needs two samples.
+            yield f"one sample only in {name}, expected two or more"
 
 
 def _label_shape(task: Task) -> Iterator[str]:
@@ -168,8 +188,12 @@ def _modality_frame(modality: Modality, samples: int) -> Iterator[str]:
         yield f"{place}: received {_shape(data)}, which is empty"
     if data.dtype.kind not in kinds and data.dtype.name not in single:
         yield f"{place}: received {data.dtype}, expected {words} for type {modality.type}"
-    if modality.type == "waveform" and not (modality.sample_rate and modality.sample_rate > 0):
-        yield f"{place}: received no sample_rate, expected samples per second"
+    rate = modality.sample_rate
+    if modality.type == "waveform" and (rate is None or not 0 < rate <= _HIGHEST_RATE):
+        received = "no sample_rate" if rate is None else f"sample_rate {rate}"
+        yield f"{place}: received {received}, expected samples per second, 1 to {_HIGHEST_RATE}"
+    if modality.weights is not None and not Path(modality.weights).is_file():
+        yield f"{place}: weights: {modality.weights}: no such file"
     if index is None:
         if _length(data) != samples:
             yield (
@@ -196,12 +220,15 @@ def _label_values(task: Task, samples: Array) -> Iterator[str]:
         wrong = (labels < 0) | (labels >= task.classes)
         expected = f"0 to {task.classes - 1}"
     else:
-        wrong = ~((labels == 0) | (labels == 1)).all(1)
+        wrong = ~((labels == 0) | (labels == 1))
         expected = "only 0 and 1"
     if wrong.any():
-        first = np.flatnonzero(wrong)[0]
-        place = _place(task, samples[first])
-        yield f"labels out of range: received {labels[first]} for {place}, expected {expected}"
+        first = tuple(np.argwhere(wrong)[0])
+        received = labels[first]
+        if received == UNKNOWN_LABEL and task.kind == "multiclass":
+            received = f"{UNKNOWN_LABEL} (no class, or a name that is none of the class names)"
+        place = _place(task, samples[first[0]])
+        yield f"labels out of range: received {received} for {place}, expected {expected}"
 
 
 def _absent_classes(task: Task) -> Iterator[str]:
@@ -214,6 +241,15 @@ def _absent_classes(task: Task) -> Iterator[str]:
         names = ", ".join(repr(task.class_names[k]) for k in absent[:5])
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
         yield f"{'class' if len(absent) == 1 else 'classes'} {names}{more} missing from train"
+
+
+def _wordless(task: Task) -> Iterator[str]:
+    """Text modalities of which no train text has a word, so that no vocabulary can be made."""
+    for modality in task.modalities:
+        rows = modality.rows_of(task.samples("train"))
+        inside = modality.type == "text" and np.all((rows >= 0) & (rows < len(modality.data)))
+        if inside and not any(_WORD.search(str(text)) for text in modality.data[np.unique(rows)]):
+            yield f"modality {modality.name}: no train text has a word (a letter or digit)"
 
 
 def _rows(task: Task, modality: Modality, samples: Array) -> Iterator[str]:
@@ -231,9 +267,7 @@ def _rows(task: Task, modality: Modality, samples: Array) -> Iterator[str]:
     wrong = _bad_rows(modality, np.unique(rows))
     if len(wrong):
         users = samples[np.isin(rows, wrong)]
-        what = {"text": "empty text", "tokens": "a negative token"}.get(
-            modality.type, "NaN or infinite value"
-        )
+        what = _SPOILT.get(modality.type, "NaN or infinite value")
         count = f" ({len(wrong)} such rows)" if len(wrong) > 1 else ""
         first = users[rows[np.isin(rows, wrong)].argmin()]
         yield (
@@ -254,9 +288,12 @@ def _bad_rows(modality: Modality, rows: Array) -> Array:
         if modality.type == "text":
             bad = np.char.str_len(np.char.strip(chunk)) == 0
         elif modality.type == "tokens":
-            bad = (chunk < 0).any(1)
+            bad = ((chunk < 0) | (chunk >= _MOST_TOKENS)).any(1)
         else:
-            bad = ~np.isfinite(chunk).reshape(len(chunk), -1).all(1)
+            # As float32, which the networks compute in: a larger number is infinite there.
+            with np.errstate(over="ignore"):
+                narrow = chunk.astype(np.float32, copy=False)
+            bad = ~np.isfinite(narrow).reshape(len(chunk), -1).all(1)
         wrong.append(picked[bad])
     return np.concatenate(wrong)
 

@@ -11,6 +11,8 @@ import csv
 import difflib
 import json
 import re
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -23,6 +25,12 @@ from bmnas.errors import UserError
 from bmnas.tasks.task import Array
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
+#: What numpy and zipfile raise at a damaged, encrypted or made-up file. MemoryError comes of a
+#: header that announces more than there can be.
+_DAMAGE = (
+    OSError, EOFError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RuntimeError,
+    SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 _PICKLE = "an array of Python objects, which is never loaded: save numbers or fixed-width strings"
 
 
@@ -55,7 +63,8 @@ class Columns:
         if found:
             options = " or ".join(repr(c[0]) for c in found)
             raise UserError(f"received array {name!r}, which several files have: write {options}")
-        names = [c[2] for c in choices]
+        # Whoever made the file may have put a line break into a name.
+        names = [" ".join(c[2].split()) for c in choices]
         raise UserError(
             f"received array {name!r}, expected one of {', '.join(names)}{close(name, names)}"
         )
@@ -101,18 +110,27 @@ class _Npz:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # numpy takes whatever is not a zip file for a pickle; say what is wrong instead.
-        if not zipfile.is_zipfile(path):
-            raise UserError(f"{path}: not an .npz file, or a truncated one")
-        self._archive = np.load(path, allow_pickle=False)
+        # numpy takes whatever is not a zip file for a pickle; say what is wrong instead. Nor does
+        # it close a damaged one, so that it gets to see only what zipfile can read.
+        try:
+            zipfile.ZipFile(path).close()
+        except _DAMAGE as error:
+            raise UserError(f"{path}: not an .npz file, or a truncated one") from error
+        try:
+            self._archive = np.load(path, allow_pickle=False)
+        except _DAMAGE as error:
+            raise _unreadable(str(path), error) from error
         self.names = tuple(self._archive.files)
 
     def column(self, name: str, *, text: bool) -> Array:
         """Return a member; what is a number in the file stays one, ``text`` or not."""
+        place = f"{self.path}: {name}"
         try:
-            array: Array = self._archive[name]
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise _unreadable(f"{self.path}: {name}", error) from error
+            array: Array | bytes = self._archive[name]
+        except _DAMAGE as error:
+            raise _unreadable(place, error) from error
+        if isinstance(array, bytes):
+            raise UserError(f"{place}: not an array: expected what numpy.savez writes")
         return array
 
 
@@ -124,7 +142,7 @@ class _Npy:
         self.names = (path.stem,)
         try:
             self._array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, EOFError, ValueError) as error:
+        except _DAMAGE as error:
             raise _unreadable(str(path), error) from error
 
     def column(self, name: str, *, text: bool) -> Array:
@@ -139,7 +157,7 @@ class _Jsonl:
         self.path = path
         self._lines: list[int] = []
         self._rows: list[dict[str, Any]] = []
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     self._lines.append(number)

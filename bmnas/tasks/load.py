@@ -54,11 +54,19 @@ def load_task(source: str | Path | Task, data: Path | None = None, **options: An
 
 
 def reload_task(source: Mapping[str, Any]) -> Task:
-    """Load again the task whose ``source`` this is, from whatever directory."""
+    """Load again the task whose ``source`` this is, from whatever directory.
+
+    Raises UserError when it cannot be loaded, or was built in Python and never named.
+    """
     folder = source.get("folder")
     if folder is not None:
         _look_in(Path(folder))
     data = source.get("data")
+    if "task" not in source:
+        raise UserError(
+            "the task was built in Python and has no name to load it by: give it with --task "
+            "module:attribute, or as a Task"
+        )
     return load_task(
         source["task"], None if data is None else Path(data), **source.get("options", {})
     )

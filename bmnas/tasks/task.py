@@ -21,6 +21,10 @@ PARTS: tuple[Part, ...] = get_args(Part)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MODALITY_TYPES: tuple[ModalityType, ...] = get_args(ModalityType)
 
+#: The label of a sample whose class name is none of the task's; only the test part may have it
+#: until it is checked.
+UNKNOWN_LABEL = -1
+
 #: Axes of one row of each type, the sample axis left out; ``?`` marks an optional last axis.
 ROW_AXES: dict[ModalityType, str] = {
     "image": "(H, W) or (H, W, 3)",

@@ -89,7 +89,7 @@ def test_an_existing_run_is_refused_resumed_or_overwritten(tmp_path: Path) -> No
 
 def test_a_run_of_another_task_is_named(tmp_path: Path) -> None:
     search(tmp_path / "run")
-    with pytest.raises(UserError, match="holds a run with task.name"):
+    with pytest.raises(UserError, match=r"holds a run with task\.name"):
         search(tmp_path / "run", task=bmnas.load_task("digits"), existing="resume")
 
 

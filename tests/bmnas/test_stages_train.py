@@ -80,7 +80,7 @@ def test_an_existing_training_is_refused_resumed_or_overwritten(found: Path) -> 
         train(found)
     train(found, existing="resume")
     config = CONFIG.override("train", epochs=2)
-    with pytest.raises(UserError, match="train.epochs 1, received 2"):
+    with pytest.raises(UserError, match=r"train\.epochs 1, received 2"):
         train(found, existing="resume", config=config)
     result = train(found, existing="overwrite", config=config)
     assert len((result.run / "train.jsonl").read_text().splitlines()) == 2

@@ -16,7 +16,7 @@ from bmnas.tasks.task import Kind, Modality, ModalityType, Task
 from bmnas.trained import TaskInfo, TrainedNetwork
 
 KINDS = ("image", "waveform", "sequence", "vector", "text", "clip", "tokens")
-WORDS = np.array(["a red cat", "is it blue?", "", "the cat and the dog are red"])
+WORDS = np.array(["a red cat", "is it blue?", "purple", "the cat and the dog are red"])
 
 
 def tiny_modality(name: str, kind: str, rows: int, draw: np.random.Generator) -> Modality:
