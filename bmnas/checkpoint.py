@@ -68,7 +68,7 @@ class Checkpoint:
         if content["owner"] != self._owner:
             raise UserError(
                 f"{self._path}: belongs to other settings, backbones or data than those given "
-                "now; start anew with --overwrite, or choose another folder with --run"
+                "now; delete it, start anew with --overwrite, or choose another folder with --run"
             )
         try:
             for name, part in parts.items():

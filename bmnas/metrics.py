@@ -62,6 +62,9 @@ def weighted_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
     """
     from sklearn.metrics import f1_score
 
+    # A single column would be taken for a choice between two classes: a label that never occurs,
+    # of weight zero, keeps it a set of labels.
+    actual, predicted = (np.pad(each, ((0, 0), (0, 1))) for each in (actual, predicted))
     return float(f1_score(actual, predicted, average="weighted", zero_division=0))
 
 

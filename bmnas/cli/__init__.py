@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -30,6 +31,9 @@ _EXTRAS = {
     "torch": "search",
     "transformers": "hf",
 }
+
+#: What a wrong option or argument raises: typer's copy of click has it, or click itself.
+_UsageError: Any = typer.BadParameter.__base__
 
 app = typer.Typer(
     name="bmnas",
@@ -58,11 +62,19 @@ def _version(
 def main() -> None:
     """Run the command line and leave with its exit status."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except UserError as error:
         # One line, whatever the names of files and arrays are made of.
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except _UsageError as error:
+        # Without a command the help was printed, and nothing is left to say.
+        if message := " ".join(error.format_message().split()).rstrip("."):
+            print(f"error: {message}; see {error.ctx.command_path} --help", file=sys.stderr)
+        sys.exit(2)
+    except typer.Abort:
+        print("error: stopped; search and train go on with --resume", file=sys.stderr)
+        sys.exit(1)
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise

@@ -60,6 +60,8 @@ def export(
     out = folder / "bundle" if out is None else out
     if genotype.is_file() and not weights.is_file():
         raise UserError(f"{weights}: no such file; make it with: bmnas train --genotype {genotype}")
+    from bmnas_serve.errors import ServeError
+
     try:
         import bmnas_export
     except ModuleNotFoundError as error:
@@ -67,6 +69,8 @@ def export(
             f"exporting needs the package {error.name}, which is not installed: run"
             " pip install 'bmnas[export]'"
         ) from error
+    except ServeError as error:
+        raise UserError(str(error)) from error
     from bmnas.progress import Bars
 
     trained, samples = _load(genotype, weights, task, data)

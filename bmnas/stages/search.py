@@ -25,7 +25,7 @@ from bmnas.metrics import Objective
 from bmnas.progress import Progress, Silent
 from bmnas.runs import Existing, Run, locked, require_same
 from bmnas.runtime import Runtime
-from bmnas.stages.unimodal import Unimodal, unimodal_networks
+from bmnas.stages.unimodal import Unimodal, remove_stale, unimodal_networks
 from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
 from bmnas.tasks import check_task
 from bmnas.tasks.task import Task
@@ -64,6 +64,7 @@ def search(
     ``config`` is by default the preset that the task names. ``existing`` says what to do with a
     folder that holds a run: refuse, resume it, or overwrite it. ``backbones`` is the folder of
     trained backbones and feature cache, by default inside ``run``; several runs may share one.
+    Overwriting keeps the backbones that suit ``task``, ``config`` and ``seed``.
     Reads no test data. Raises UserError when task, settings or folder cannot be used.
     """
     if strategy not in STRATEGIES:
@@ -84,6 +85,9 @@ def search(
             "versions": versions(),
             "hardware": hardware(runtime.device),
         }
+        if existing == "overwrite" and backbones is None:
+            # Before the run's own files: killed in between, --overwrite does the rest.
+            remove_stale(task, config.unimodal, seed=seed, folder=kept)
         _prepare(folder, wanted, existing)
         if not folder.genotype.is_file():
             _search(folder, kept, task, config, runtime, progress or Silent())

@@ -79,7 +79,7 @@ def unimodal_networks(
         path = folder / f"{modality.name}.safetensors"
         owner = _owner(task, modality, config, seed)
         if not path.exists():
-            checkpoint = Checkpoint(folder / f"{modality.name}-checkpoint.pt", owner)
+            checkpoint = Checkpoint(_checkpoint_path(folder, modality), owner)
             made = _make(
                 task,
                 modality,
@@ -101,6 +101,18 @@ def unimodal_networks(
         # Read back even when just made, so that a resumed run goes on from the very same state.
         found[modality.name] = _read(path, modality, owner)
     return found
+
+
+def remove_stale(task: Task, config: UnimodalConfig, *, seed: int, folder: Path) -> None:
+    """Delete what ``unimodal_networks`` would refuse in ``folder``, and trainings half done."""
+    for modality in task.modalities:
+        _checkpoint_path(folder, modality).unlink(missing_ok=True)
+        path = folder / f"{modality.name}.safetensors"
+        if path.exists():
+            try:
+                _read(path, modality, _owner(task, modality, config, seed))
+            except UserError:
+                path.unlink()
 
 
 def score_unimodal(
@@ -196,13 +208,17 @@ def _read(path: Path, modality: Modality, owner: str) -> Unimodal:
     if extra.get("owner") != owner:
         raise UserError(
             f"{path}: was trained for another task, other data, settings or seed; choose another "
-            "folder with --backbones, or start anew with --overwrite"
+            "folder with --backbones, or delete it to train it again"
         )
     with contextlib.suppress(KeyError, TypeError, ValueError):
         return Unimodal(
             backbone, float(extra["validation"]), bool(extra["pretrained"]), float(extra["seconds"])
         )
     raise UserError(f"{path}: its description lacks the unimodal score; delete it and search again")
+
+
+def _checkpoint_path(folder: Path, modality: Modality) -> Path:
+    return folder / f"{modality.name}-checkpoint.pt"
 
 
 def _owner(task: Task, modality: Modality, config: UnimodalConfig, seed: int) -> str:

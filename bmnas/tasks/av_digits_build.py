@@ -112,7 +112,7 @@ def image_pca(images: Array) -> dict[str, Array]:
     by n), float32. The entry of largest magnitude of each component is positive. ``k25`` is the
     smallest number of components that keep 25 % of the variance.
 
-    Raises UserError when all images are the same.
+    Raises UserError when all images are the same, or 64 components keep less than 25 %.
     """
     total = np.zeros(PIXELS)
     for start in range(0, len(images), _CHUNK):
@@ -130,6 +130,11 @@ def image_pca(images: Array) -> dict[str, Array]:
     largest = np.abs(components).argmax(1)
     components = components * np.sign(components[np.arange(COMPONENTS), largest])[:, None]
     kept = np.cumsum(eigenvalues) / eigenvalues.sum()
+    if kept[COMPONENTS - 1] < WEAK_VARIANCE:
+        raise UserError(
+            f"received images of which {COMPONENTS} components keep {kept[COMPONENTS - 1]:.1%} of "
+            f"the variance, expected {WEAK_VARIANCE:.0%}: use the images of MNIST"
+        )
     return {
         "mean": mean.astype(np.float32),
         "components": components.astype(np.float32),

@@ -114,19 +114,22 @@ class _Npz:
         # it close a damaged one, so that it gets to see only what zipfile can read.
         try:
             zipfile.ZipFile(path).close()
+        except PermissionError:
+            raise
         except _DAMAGE as error:
             raise UserError(f"{path}: not an .npz file, or a truncated one") from error
         try:
-            self._archive = np.load(path, allow_pickle=False)
+            with np.load(path, allow_pickle=False) as archive:
+                self.names = tuple(archive.files)
         except _DAMAGE as error:
             raise _unreadable(str(path), error) from error
-        self.names = tuple(self._archive.files)
 
     def column(self, name: str, *, text: bool) -> Array:
         """Return a member; what is a number in the file stays one, ``text`` or not."""
         place = f"{self.path}: {name}"
         try:
-            array: Array | bytes = self._archive[name]
+            with np.load(self.path, allow_pickle=False) as archive:
+                array: Array | bytes = archive[name]
         except _DAMAGE as error:
             raise _unreadable(place, error) from error
         if isinstance(array, bytes):
@@ -268,7 +271,7 @@ def _float(field: str) -> float | None:
 def _unreadable(place: str, error: Exception) -> UserError:
     message = _one_line(error)
     # numpy says "allow_pickle=False" for objects in an array and for a file that is no array.
-    if "pickle" in message:
+    if "pickle" in message or "Python objects" in message:
         return UserError(f"{place}: received {_PICKLE}")
     return UserError(f"{place}: cannot be read, perhaps truncated: {message}")
 

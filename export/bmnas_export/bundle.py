@@ -30,7 +30,7 @@ from bmnas_export.graph import export_graph
 from bmnas_export.latency import latency_report, measure_session
 from bmnas_export.parity import ParityReport, measure_parity
 from bmnas_export.prepare import prepare, reference_network
-from bmnas_export.samples import TestInputs
+from bmnas_export.samples import SampleInputs
 from bmnas_export.target import checked_target
 
 _STAGES = ("samples", "graph", "check", "parity", "latency", "write")
@@ -84,7 +84,7 @@ def export_bundle(
     with (progress or Silent()).stage("export", len(_STAGES)) as stage:
         stage.message("samples")
         reference = reference_network(trained.network)
-        inputs = TestInputs(task, trained.task, reference)
+        inputs = SampleInputs(task, trained.task, reference)
         manifest = _describe(trained, reference, scores or {})
         _next(stage, "graph")
         content = export_graph(
@@ -109,7 +109,7 @@ def _complete(
     manifest: Manifest,
     trained: TrainedNetwork,
     reference: MultimodalNetwork,
-    inputs: TestInputs,
+    inputs: SampleInputs,
     stage: Stage,
 ) -> Bundle:
     """Open the model in ``folder`` as the server will, measure it, write the rest of the bundle."""

@@ -8,13 +8,13 @@ from bmnas_serve.codec import InferRequest, encode_response, encode_tensor
 from bmnas_serve.metadata import MODEL_VERSION
 from bmnas_serve.session import Session
 
-from bmnas_export.samples import TestInputs
+from bmnas_export.samples import SampleInputs
 
 REQUEST_FILE = "example.json"
 RESPONSE_FILE = "example.expected.json"
 
 
-def example(session: Session, inputs: TestInputs) -> tuple[dict[str, Any], dict[str, Any]]:
+def example(session: Session, inputs: SampleInputs) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return request and response of the first test sample, bodies of the inference protocol."""
     arrays = {name: tensor.numpy() for name, tensor in inputs.batch(1).items()}
     request = {"inputs": [encode_tensor(name, array) for name, array in arrays.items()]}

@@ -41,8 +41,8 @@ def export_graph(
 ) -> bytes:
     """Return the serialised ONNX model of ``network``; equal networks give equal bytes.
 
-    ``network`` takes one tensor for each of ``inputs`` and returns one for each of ``outputs``;
-    their shapes start with -1, the batch axis, which stays free. ``metadata`` is stored in the
+    ``network`` takes ``*inputs``, one tensor for each, and returns one for each of ``outputs``; all
+    shapes start with -1, the batch axis, which stays free. ``metadata`` is stored in the
     model. Raises UserError for a network that one file cannot hold, ExportError when it cannot be
     exported or when the graph is not what ``inputs`` and ``outputs`` say.
     """

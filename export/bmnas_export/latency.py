@@ -9,13 +9,13 @@ from typing import Any
 from bmnas_serve.session import Session
 
 from bmnas.cost import Latency, hardware, measure_latency
-from bmnas_export.samples import TestInputs
+from bmnas_export.samples import SampleInputs
 
 BATCHES = (1, 64)
 _REPEATS = 200
 
 
-def measure_session(session: Session, inputs: TestInputs) -> dict[int, Latency]:
+def measure_session(session: Session, inputs: SampleInputs) -> dict[int, Latency]:
     """Return median and p99 of one run by batch size, 1 and 64, after warm-up.
 
     Real test samples, repeated where there are fewer.

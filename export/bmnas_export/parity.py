@@ -17,7 +17,7 @@ from torch import Tensor
 from bmnas.network import MultimodalNetwork
 from bmnas.trained import TaskInfo
 from bmnas_export.errors import ParityError
-from bmnas_export.samples import TestInputs
+from bmnas_export.samples import SampleInputs
 
 #: Largest difference of logits that are scaled to a maximum of one.
 TOLERANCE = 1e-5
@@ -100,7 +100,7 @@ class ParityReport:
 
 
 def measure_parity(
-    reference: MultimodalNetwork, session: Session, inputs: TestInputs, info: TaskInfo
+    reference: MultimodalNetwork, session: Session, inputs: SampleInputs, info: TaskInfo
 ) -> ParityReport:
     """Compare ``session`` with ``reference`` on real samples in batches of 1, 2, 7 and 64.
 
@@ -109,7 +109,8 @@ def measure_parity(
     """
     sizes = sorted({min(size, len(inputs)) for size in BATCHES})
     pairs = [_both(reference, session, inputs.batch(size)) for size in sizes]
-    scale = max(float(np.abs(torch_logits).max()) for torch_logits, _ in pairs)
+    # numpy's maximum and not Python's, which may pass over a NaN.
+    scale = float(np.max([np.abs(torch_logits).max() for torch_logits, _ in pairs]))
     if not np.isfinite(scale):
         raise ParityError("the trained network itself gives logits that are NaN or infinite")
     batches = tuple(_compare(logits, outputs, scale or 1.0, info) for logits, outputs in pairs)

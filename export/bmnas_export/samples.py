@@ -17,14 +17,12 @@ from bmnas.tasks.task import Task
 from bmnas.trained import TaskInfo
 
 
-class TestInputs:
+class SampleInputs:
     """The encoded test samples that a network can be tried with.
 
     Raises UserError when the task is not the one that the network was trained for, when its test
     data is malformed, or when it has no test sample.
     """
-
-    __test__ = False  # for pytest, which would take the class for a test
 
     def __init__(self, task: Task, info: TaskInfo, network: MultimodalNetwork) -> None:
         check_task(task)

@@ -23,13 +23,14 @@ def checked_target(out: Path) -> Path:
             return target
         if not target.is_dir():
             raise UserError(f"{out}: is a file, expected a folder that is new or holds a bundle")
-        found = {path.name for path in target.iterdir()}
+        found = sorted(target.iterdir())
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{out}: cannot be used: {reason}") from error
     if not found:
         return target
-    foreign = sorted(found - _own_files(out, target))
+    own = _own_files(out, target)
+    foreign = [path.name for path in found if path.name not in own or not path.is_file()]
     if foreign:
         raise UserError(
             f"{out}: holds {foreign[0]!r}, which is not part of its bundle and would be deleted:"

@@ -1,0 +1,155 @@
+"""Accuracy on a task over several seeds: each modality alone, late fusion, searches.
+
+    python -m benchmarks.results av-digits --seeds 3 --out benchmarks/results
+
+All ways of fusing share a seed's unimodal networks and feature cache, and are trained with the
+same settings of the task's preset on train and validation; test data is read once by each, at
+the end. Work goes on where it was stopped. Prints a Markdown table and writes one JSON file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+import bmnas
+from bmnas.backbones import load_backbone
+from bmnas.baselines.late_fusion import LateFusion
+from bmnas.cost import hardware, parameter_counts, versions
+from bmnas.files import read_json, write_json
+from bmnas.joint import channels_of, evaluate_fusion, fit_fusion
+from bmnas.metrics import Objective
+from bmnas.progress import Bars
+from bmnas.runtime import seed_stage
+
+STRATEGIES = ("bmnas", "random")
+
+
+def main() -> None:
+    """Run every way of fusing for every seed; print and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("task", help="as for bmnas search --task")
+    parser.add_argument("--data", type=Path, help="the folder of the task's data")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
+    parser.add_argument("--out", type=Path, help="a folder for the JSON file")
+    options = parser.parse_args()
+    task = bmnas.load_task(options.task, options.data)
+    # A task's options are part of its name here: two splits are two lines of runs.
+    name = Path(options.task).stem.replace(":", "_").replace("=", "-").replace(",", "_")
+    runs = [one_seed(task, options.runs / name / str(seed), seed) for seed in range(options.seeds)]
+    rows = summary(runs)
+    report = {
+        "task": options.task,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": f"python -m benchmarks.results {options.task} --seeds {options.seeds}",
+        "hardware": hardware(),
+        "versions": versions(),
+        "preset": bmnas.load_preset(task.preset).to_dict(),
+        "rows": rows,
+        "seeds": runs,
+    }
+    print(markdown(rows))
+    if options.out is not None:
+        write_json(options.out / f"{report['date']}-{name}.json", report)
+
+
+def one_seed(task: bmnas.Task, folder: Path, seed: int) -> dict[str, dict[str, Any]]:
+    """Return the facts of every way of fusing, and of each modality alone, for one seed."""
+    Console(stderr=True).print(f"{task.name}, seed {seed}")
+    facts: dict[str, dict[str, Any]] = {}
+    shared = folder / "backbones"
+    for strategy in STRATEGIES:
+        found = bmnas.search(
+            task,
+            run=folder / strategy,
+            strategy=strategy,
+            seed=seed,
+            existing="resume",
+            backbones=shared,
+            progress=Bars(),
+        )
+        trained = bmnas.train(found.run / "genotype.json", task, existing="resume", progress=Bars())
+        facts[f"search: {strategy}"] = {
+            "test": trained.score,
+            "fusion": trained.metrics["parameters"]["fusion"],
+            "seconds": trained.metrics["seconds"]["search"],
+        }
+    for modality, scores in trained.metrics["unimodal"].items():
+        facts[f"{modality} alone"] = {"test": scores["test"], "seconds": 0.0, "fusion": 0}
+    facts["late fusion"] = late_fusion(task, folder / "late-fusion.json", shared, seed)
+    return facts
+
+
+def late_fusion(task: bmnas.Task, path: Path, shared: Path, seed: int) -> dict[str, Any]:
+    """Train and test late fusion on the backbones in ``shared``; the facts are kept in ``path``."""
+    if path.is_file():
+        kept: dict[str, Any] = read_json(path)
+        return kept
+    config = bmnas.load_preset(task.preset)
+    backbones = {
+        m.name: load_backbone(shared / f"{m.name}.safetensors")[0] for m in task.modalities
+    }
+    seed_stage(seed, "train")
+    fusion = LateFusion(channels_of(backbones), length=config.search.length, classes=task.classes)
+    objective = Objective(task.kind, config.train.threshold)
+    runtime = bmnas.Runtime.choose()
+    network = fit_fusion(
+        task,
+        backbones,
+        fusion,
+        config.train,
+        objective,
+        features=shared / "features",
+        runtime=runtime,
+        checkpoint=None,
+        progress=Bars(),
+    )
+    facts = {
+        "test": evaluate_fusion(task, network, "test", objective, runtime).score,
+        "fusion": parameter_counts(network)["fusion"],
+        "seconds": 0.0,
+    }
+    write_json(path, facts)
+    return facts
+
+
+def summary(runs: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return mean and sample standard deviation of the test score of each row, in per cent."""
+    rows = {}
+    for name in runs[0]:
+        scores = [100 * run[name]["test"] for run in runs]
+        rows[name] = {
+            "mean": float(np.mean(scores)),
+            "std": float(np.std(scores, ddof=1)) if len(scores) > 1 else 0.0,
+            "scores": scores,
+            "fusion": float(np.median([run[name]["fusion"] for run in runs])),
+            "seconds": float(np.median([run[name]["seconds"] for run in runs])),
+        }
+    return rows
+
+
+def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the rows as a Markdown table, the weakest first."""
+    lines = [
+        "| | test, % | each seed | fusion parameters (median) | search seconds (median) |",
+        "|---|---|---|---|---|",
+    ]
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["mean"]):
+        scores = ", ".join(f"{score:.2f}" for score in row["scores"])
+        seconds = f"{row['seconds']:.1f}" if row["seconds"] else ""
+        fusion = f"{row['fusion']:,.0f}" if row["fusion"] else ""
+        lines.append(
+            f"| {name} | {row['mean']:.2f} ± {row['std']:.2f} | {scores} | {fusion} | {seconds} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor, nn
+
+from bmnas.metrics import Objective, best_threshold, evaluate, weighted_f1
+from bmnas.samples import FeatureSamples
+
+CPU = torch.device("cpu")
+
+
+def f1_by_counting(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """The definition: F1 of each label from its counts, weighted by its occurrences."""
+    total = 0.0
+    for label in range(actual.shape[1]):
+        hits = np.sum(predicted[:, label] & actual[:, label])
+        wrong = np.sum(predicted[:, label] ^ actual[:, label])
+        if hits:
+            total += actual[:, label].sum() * 2 * hits / (2 * hits + wrong)
+    return float(total / actual.sum()) if actual.any() else 0.0
+
+
+SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
+
+
+@settings(deadline=None)
+@given(SHAPES.flatmap(lambda shape: st.tuples(*[hnp.arrays(np.bool_, shape)] * 2)))
+def test_weighted_f1_is_its_definition(arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    predicted, actual = arrays
+    assert weighted_f1(predicted, actual) == pytest.approx(f1_by_counting(predicted, actual))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.integers(2, 6), st.integers(0, 2**32 - 1))
+def test_accuracy_is_that_of_scikit_learn(count: int, classes: int, seed: int) -> None:
+    from sklearn.metrics import accuracy_score
+
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.normal(size=(count, classes)), rng.integers(0, classes, count)
+    found = Objective("multiclass").score(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert found == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+
+
+@settings(deadline=None)
+@given(st.integers(2, 30), st.integers(2, 6), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1))
+def test_the_score_of_labels_is_weighted_f1_of_probabilities(
+    count: int, classes: int, threshold: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    logits, labels = rng.normal(size=(count, classes)), rng.integers(0, 2, (count, classes))
+    probabilities = 1 / (1 + np.exp(-logits))
+    found = Objective("multilabel", threshold).score(
+        torch.from_numpy(logits), torch.from_numpy(labels).float()
+    )
+    assert found == pytest.approx(f1_by_counting(probabilities > threshold, labels == 1))
+
+
+def test_losses_have_their_hand_values() -> None:
+    logits = torch.tensor([[0.0, 0.0], [np.log(3.0), 0.0]])
+    # Probabilities of the right class: 1/2 and 3/4.
+    expected = -(np.log(1 / 2) + np.log(3 / 4)) / 2
+    assert float(Objective("multiclass").loss(logits, torch.tensor([0, 0]))) == pytest.approx(
+        expected
+    )
+    # Probabilities of the right answers: 1/2, 1/2, 3/4, 1/2.
+    expected = -(3 * np.log(1 / 2) + np.log(3 / 4)) / 4
+    labels = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    assert float(Objective("multilabel").loss(logits, labels)) == pytest.approx(expected)
+
+
+def test_metrics_have_their_names() -> None:
+    assert Objective("multiclass").metric == "accuracy"
+    assert Objective("multilabel").metric == "weighted_f1"
+
+
+def test_the_best_threshold_is_the_lowest_of_equals_on_the_grid() -> None:
+    # Labels at 0.9 and 0.32, the rest at 0.12: everything from 0.15 to 0.30 separates them.
+    probabilities = torch.tensor([[0.9, 0.12], [0.12, 0.32], [0.12, 0.12]])
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
+    assert best_threshold(probabilities.logit(), labels) == 0.15
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_no_threshold_of_the_grid_is_better_than_the_best(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed % 2**31)
+    logits = torch.randn(20, 3, generator=generator)
+    labels = torch.randint(0, 2, (20, 3), generator=generator).float()
+    chosen = best_threshold(logits, labels)
+    scores = {
+        t: Objective("multilabel", t).score(logits, labels)
+        for t in [round(0.05 * step, 2) for step in range(1, 20)]
+    }
+    best = max(scores.values())
+    assert chosen == min(t for t, score in scores.items() if score == best)
+
+
+class Spy(nn.Module):
+    """Notes how it is called: batch sizes, mode, whether gradients are recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 3)
+        self.dropout = nn.Dropout(0.9)
+        self.batches: list[int] = []
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        self.batches.append(len(inputs[0]))
+        logits: Tensor = self.linear(self.dropout(inputs[0]).flatten(1))
+        return logits
+
+
+def test_evaluation_sees_every_sample_once_in_evaluation_mode() -> None:
+    torch.manual_seed(0)
+    data, labels = torch.randn(300, 1, 2), torch.randint(0, 3, (300,))
+    samples = FeatureSamples(("a.1",), {"a.1": data}, {"a": torch.arange(300)}, labels)
+    network = Spy().train()
+    found = evaluate(network, network, samples, Objective("multiclass"), CPU)
+    assert sum(network.batches) == 300
+    assert len(network.batches) > 1
+    logits = network.linear(data.flatten(1)).detach()
+    assert torch.allclose(found.logits, logits, atol=1e-6)
+    # The mean over samples, not over batches of different sizes.
+    assert found.loss == pytest.approx(float(nn.functional.cross_entropy(logits, labels)))
+    assert found.score == pytest.approx(float((logits.argmax(1) == labels).double().mean()))

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_tasks import CONFIG, changed, tiny_task
+
+import bmnas
+from bmnas.errors import UserError
+from bmnas.runs import Run, locked, require_same
+
+HOLD = """
+import sys
+from pathlib import Path
+from bmnas.errors import UserError
+from bmnas.runs import locked
+try:
+    with locked(Path(sys.argv[1])):
+        print("held", flush=True)
+        sys.stdin.read()
+except UserError as error:
+    print(error)
+"""
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_second_process_gets_one_line_until_the_first_is_gone(tmp_path: Path) -> None:
+    with hold(tmp_path / "run") as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "held\n"
+        with hold(tmp_path / "run") as second:
+            answer = second.communicate("")[0]
+        assert answer == (
+            f"{tmp_path / 'run'}: another bmnas process is at work there; wait for it, or choose "
+            "another folder\n"
+        )
+        first.kill()
+    with locked(tmp_path / "run"):
+        pass
+
+
+def test_a_held_folder_is_left_alone(tmp_path: Path) -> None:
+    with locked(tmp_path):
+        (tmp_path / ".a.json.aaaaaaaa.part").write_text("being written")
+        with pytest.raises(UserError, match="another bmnas process"), locked(tmp_path):
+            pass
+        assert (tmp_path / ".a.json.aaaaaaaa.part").exists()
+
+
+def test_leftovers_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
+    (tmp_path / ".a.json.aaaaaaaa.part").write_text("half")
+    (tmp_path / ".bundle.aaaaaaaa.old" / "bundle").mkdir(parents=True)
+    with locked(tmp_path):
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "bundle"]
+
+
+def test_a_folder_named_twice_is_held_once(tmp_path: Path) -> None:
+    with locked(tmp_path / "run", tmp_path / "x" / ".." / "run", tmp_path / "shared"):
+        assert {p.name for p in tmp_path.iterdir()} >= {"run", "shared"}
+        with pytest.raises(UserError, match="shared: another bmnas process"):
+            locked(tmp_path / "shared").__enter__()
+
+
+def test_one_folder_in_use_gives_back_the_others(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "b"),
+        pytest.raises(UserError, match="b: another"),
+        locked(tmp_path / "a", tmp_path / "b"),
+    ):
+        pass
+    with locked(tmp_path / "a"):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError) as line, locked(folder):
+            pass
+        assert str(line.value).startswith(f"{folder}: cannot be written: ")
+        assert str(line.value).endswith("; choose another folder with --run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_without_permission_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="cannot be written: Permission denied"), locked(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UserError, match="cannot be locked: No locks available"), locked(tmp_path):
+        pass
+
+
+def test_the_search_and_its_backbones_may_share_a_folder(tmp_path: Path) -> None:
+    task, run = tiny_task(), tmp_path / "run"
+    result = bmnas.search(task, run=run, config=CONFIG, backbones=run)
+    assert (run / "m0.safetensors").is_file()
+    assert result.run == run
+
+
+def test_metrics_are_merged_by_section(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert run.read_metrics() == {}
+    run.update_metrics({"seconds": {"search": 1.0, "total": 1.0}, "metric": "accuracy"})
+    merged = run.update_metrics({"seconds": {"train": 2.0, "total": 3.0}, "metric": {"a": 1}})
+    assert merged == {"seconds": {"search": 1.0, "train": 2.0, "total": 3.0}, "metric": {"a": 1}}
+    assert run.read_metrics() == merged
+    run.metrics.write_text("[]")
+    with pytest.raises(UserError, match=r"metrics\.json: received list, expected an object"):
+        run.read_metrics()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"task": 3}', '{"task": {"source": []}}'])
+def test_a_configuration_without_a_task_is_told(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json: received no task, expected what `bmnas"):
+        Run(tmp_path).read_config()
+
+
+def test_what_differs_is_named_to_the_value(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    config: dict[str, Any] = {
+        "task": {"name": "a", "source": {}},
+        "seed": 0,
+        "search": {"cells": 2, "max_lr": 0.1},
+    }
+    run.config.write_text(json.dumps(config))
+    keys = ("task", "seed", "search")
+    require_same(run, config, keys)
+    require_same(run, {**config, "other": 1}, keys)
+    for wanted, message in [
+        ({**config, "seed": 1}, "seed 0, received 1"),
+        ({**config, "search": {"cells": 3, "max_lr": 0.1}}, r"search\.cells 2, received 3"),
+        ({**config, "search": {"cells": 2}}, r"search\.max_lr 0\.1, received null"),
+        ({**config, "task": {"name": "b", "source": {}}}, r'task\.name "a", received "b"'),
+    ]:
+        with pytest.raises(UserError, match=f"holds a run with {message}; resume it") as line:
+            require_same(run, wanted, keys)
+        assert "\n" not in str(line.value)
+
+
+def test_removing_keeps_what_no_run_wrote(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    written = [
+        run.config,
+        run.genotype,
+        run.history,
+        run.checkpoint,
+        run.metrics,
+        run.network,
+        run.training,
+        run.train_checkpoint,
+    ]
+    (tmp_path / "bundle").mkdir()
+    for path in [*written, tmp_path / "notes.txt", tmp_path / "bundle" / "mine.txt"]:
+        path.write_text("{}")
+    run.remove_training()
+    assert not run.network.exists()
+    assert run.genotype.exists()
+    assert (tmp_path / "bundle" / "mine.txt").exists()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    run.remove_search()
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_overwriting_trains_again_only_the_backbones_that_changed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    bmnas.search(tiny_task(), run=run, config=CONFIG)
+    before = {p.name: p.stat().st_mtime_ns for p in (run / "backbones").glob("*.safetensors")}
+    other = changed(tiny_task(), 0, data=tiny_task().modalities[0].data + 1)
+    (run / "backbones" / "m1-checkpoint.pt").write_bytes(b"half a training")
+    bmnas.search(other, run=run, config=CONFIG, existing="overwrite")
+    after = {p.name: p.stat().st_mtime_ns for p in (run / "backbones").glob("*.safetensors")}
+    assert after["m0.safetensors"] > before["m0.safetensors"]
+    assert after["m1.safetensors"] == before["m1.safetensors"]
+    (run / "backbones" / "m0.safetensors").write_bytes(b"damaged")
+    bmnas.search(other, run=run, config=CONFIG, existing="overwrite", seed=1)
+
+
+def test_overwriting_leaves_shared_backbones_alone(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    bmnas.search(tiny_task(), run=tmp_path / "a", config=CONFIG, backbones=shared)
+    with pytest.raises(UserError, match="choose another folder with --backbones, or delete it"):
+        bmnas.search(
+            tiny_task(),
+            run=tmp_path / "a",
+            config=CONFIG,
+            backbones=shared,
+            existing="overwrite",
+            seed=1,
+        )
+    assert (shared / "m0.safetensors").exists()

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_tasks import changed, tiny_task
+
+from bmnas.backbones import build_backbone
+from bmnas.errors import UserError
+from bmnas.samples import (
+    FeatureSamples,
+    RawInput,
+    RawSamples,
+    batches_per_epoch,
+    epoch_batches,
+    label_tensor,
+    samples_per_epoch,
+)
+from bmnas.tasks import Modality
+from bmnas.tasks.task import Array
+
+
+class Rows:
+    """A backbone's encoder that doubles, and counts the rows that it is given."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def encode(self, rows: Array) -> Array:
+        self.rows += len(rows)
+        if rows.dtype.kind == "U":
+            return np.array([[len(text)] for text in rows])
+        return 2 * rows
+
+
+@given(st.integers(2, 200), st.integers(2, 60))
+def test_an_epoch_is_counted_as_it_runs(count: int, batch_size: int) -> None:
+    batches = list(epoch_batches(count, batch_size))
+    assert len(batches) == batches_per_epoch(count, batch_size)
+    assert sum(map(len, batches)) == samples_per_epoch(count, batch_size)
+    seen = torch.cat(batches)
+    assert len(seen.unique()) == len(seen)
+    assert {len(batch) for batch in batches} == {min(count, batch_size)}
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 8), (8, 1)])
+def test_batches_of_one_are_refused(count: int, batch_size: int) -> None:
+    with pytest.raises(UserError, match=f"{count} samples in batches of 1, expected batches of 2"):
+        list(epoch_batches(count, batch_size))
+
+
+def test_the_order_is_drawn_anew_and_repeats_with_the_seed() -> None:
+    torch.manual_seed(0)
+    first, second = (torch.cat(list(epoch_batches(64, 16))) for _ in range(2))
+    torch.manual_seed(0)
+    again = torch.cat(list(epoch_batches(64, 16)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_labels_have_the_type_that_the_loss_takes() -> None:
+    samples = np.array([2, 0])
+    task = tiny_task()
+    labels = label_tensor(task, samples)
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == task.labels[samples].tolist()
+    labels = label_tensor(tiny_task(kind="multilabel"), samples)
+    assert (labels.dtype, labels.shape) == (torch.float32, (2, 2))
+
+
+def test_raw_rows_are_encoded_batch_by_batch() -> None:
+    modality = Modality("a", "vector", np.arange(20.0).reshape(10, 2))
+    rows = Rows()
+    source = RawInput(modality, rows, np.array([3, 5, 7]))  # type: ignore[arg-type]
+    assert rows.rows == 0
+    found = source.batch(torch.tensor([2, 0]))
+    assert found.tolist() == [[28.0, 30.0], [12.0, 14.0]]
+    assert rows.rows == 2
+
+
+def test_raw_rows_are_not_copied_from_a_file_as_a_whole(tmp_path: object) -> None:
+    path = f"{tmp_path}/rows.npy"
+    np.save(path, np.arange(20.0).reshape(10, 2))
+    mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    source = RawInput(Modality("a", "vector", mapped), Rows(), np.arange(10))  # type: ignore[arg-type]
+    assert isinstance(source._data, np.memmap)
+    assert source.batch(torch.tensor([4])).tolist() == [[16.0, 18.0]]
+
+
+def test_shared_media_are_found_through_the_index() -> None:
+    data = np.array([[1.0], [10.0]])
+    modality = Modality("a", "vector", data, index=np.array([1, 0, 1, 0]))
+    source = RawInput(modality, Rows(), np.array([0, 1, 2]))  # type: ignore[arg-type]
+    assert source.batch(torch.tensor([0, 1, 2])).flatten().tolist() == [20.0, 2.0, 20.0]
+
+
+def test_texts_are_encoded_once_each() -> None:
+    texts = np.array(["a", "four", "never used"])
+    modality = Modality("a", "text", texts, index=np.array([1, 0, 1, 1]))
+    rows = Rows()
+    source = RawInput(modality, rows, np.arange(4))  # type: ignore[arg-type]
+    assert rows.rows == 2
+    for _ in range(2):
+        found = source.batch(torch.tensor([0, 1, 3]))
+        assert found.flatten().tolist() == [4, 1, 4]
+    assert rows.rows == 2
+
+
+def test_raw_samples_join_modalities_and_labels() -> None:
+    task = tiny_task()
+    used = task.samples("validation")
+    inputs = [RawInput(modality, Rows(), used) for modality in task.modalities]  # type: ignore[arg-type]
+    samples = RawSamples(inputs, label_tensor(task, used))
+    assert len(samples) == len(used)
+    (first, second), labels = samples.batch(torch.tensor([1, 4]))
+    for found, modality in zip((first, second), task.modalities, strict=True):
+        assert np.array_equal(found.numpy(), 2 * modality.data[used[[1, 4]]])
+    assert labels.tolist() == task.labels[used[[1, 4]]].tolist()
+
+
+def test_a_real_backbone_encodes_what_it_takes() -> None:
+    task = changed(tiny_task(), 0, data=tiny_task().modalities[0].data.astype(np.float64))
+    modality = task.modalities[0]
+    backbone = build_backbone(modality, classes=4, rows=modality.data)
+    found = RawInput(modality, backbone, np.arange(5)).batch(torch.tensor([0, 4]))
+    assert (found.dtype, found.shape) == (torch.float32, (2, 6, 3))
+
+
+def feature_samples() -> FeatureSamples:
+    arrays = {
+        "image.1": torch.arange(12.0).reshape(3, 2, 2),
+        "audio.1": torch.arange(8.0).reshape(2, 2, 2),
+    }
+    rows = {"image": torch.tensor([0, 2, 2, 1]), "audio": torch.tensor([0, 1, 0, 1])}
+    return FeatureSamples(("image.1", "audio.1"), arrays, rows, torch.tensor([3, 2, 1, 0]))
+
+
+def test_features_of_a_batch_are_those_of_its_rows() -> None:
+    samples = feature_samples()
+    assert len(samples) == 4
+    assert samples.channels == {"image.1": 2, "audio.1": 2}
+    (image, audio), labels = samples.batch(torch.tensor([3, 1]))
+    assert image.tolist() == [[[4, 5], [6, 7]], [[8, 9], [10, 11]]]
+    assert audio.tolist() == [[[4, 5], [6, 7]], [[4, 5], [6, 7]]]
+    assert labels.tolist() == [0, 2]
+
+
+def test_features_are_selected_in_the_order_asked_for() -> None:
+    samples = feature_samples()
+    audio, image = samples.select(["audio.1", "image.1"]).batch(torch.tensor([0]))[0]
+    assert torch.equal(audio[0], samples.batch(torch.tensor([0]))[0][1][0])
+    assert torch.equal(image[0], samples.batch(torch.tensor([0]))[0][0][0])
+    only = samples.select(["image.1"])
+    assert (only.names, only.channels) == (("image.1",), {"image.1": 2})
+    assert len(only.batch(torch.tensor([0, 1]))[0]) == 1
+
+
+def test_labels_follow_the_parts_in_their_order() -> None:
+    task = dataclasses.replace(tiny_task(samples=6), labels=np.arange(6) % 4)
+    assert label_tensor(task, task.samples("validation", "train")).tolist() == [1, 0, 0, 3]

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from task_files import MODALITIES, SAMPLES, arrays, modality, write_task
+
+from bmnas.errors import UserError
+from bmnas.tasks import check_task, check_test, load_task_file
+
+
+def error_of(path: Path, data: Path | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        load_task_file(path, data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_task_file(tmp_path: Path) -> None:
+    data = arrays()
+    path = write_task(tmp_path, held=data)
+    task = load_task_file(path)
+    check_task(task)
+    check_test(task)
+    assert (task.name, task.kind, task.preset, task.licence) == (
+        "mine",
+        "multiclass",
+        "default",
+        "not stated",
+    )
+    assert [m.name for m in task.modalities] == ["a", "b"]
+    assert np.array_equal(task.modality("b").data, data["b"])
+    assert task.class_names == ("0", "1", "2")
+    assert task.source == {"task": str(path.resolve())}
+    json.dumps(task.source)
+
+
+def test_modalities_keep_their_order(tmp_path: Path) -> None:
+    names = ["z", "a", "m"]
+    data = arrays(**{name: np.ones((SAMPLES, 2)) for name in names})
+    tables = {name: {"array": f'"{name}"', "type": '"vector"'} for name in names}
+    task = load_task_file(write_task(tmp_path, held=data, modalities=tables))
+    assert [m.name for m in task.modalities] == names
+
+
+def test_optional_keys(tmp_path: Path) -> None:
+    (tmp_path / "net.safetensors").write_bytes(b"")
+    data = arrays(
+        clips=np.zeros((4, 200), dtype=np.int16), which=np.arange(SAMPLES) % 4, part=PART_NAMES
+    )
+    tables = {
+        "a": {**MODALITIES["a"], "weights": '"net.safetensors"', "features": '["one", "two"]'},
+        "audio": {
+            "array": '"clips"',
+            "type": '"waveform"',
+            "index": '"which"',
+            "sample_rate": "8000",
+            "backbone": '"hf:models/speech"',
+        },
+    }
+    path = write_task(
+        tmp_path,
+        held=data,
+        modalities=tables,
+        class_names='["x", "y", "z"]',
+        preset='"digits"',
+        licence='"CC0"',
+    )
+    task = load_task_file(path)
+    check_task(task)
+    audio, a = task.modality("audio"), task.modality("a")
+    assert audio.rows_of(np.array([0, 5])).tolist() == [0, 1]
+    assert (audio.sample_rate, audio.backbone) == (
+        8000,
+        f"hf:{(tmp_path / 'models/speech').resolve()}",
+    )
+    assert (a.weights, a.features) == ((tmp_path / "net.safetensors").resolve(), ("one", "two"))
+    assert (task.class_names, task.preset, task.licence) == (("x", "y", "z"), "digits", "CC0")
+    assert task.part.tolist() == [0, 1, 2] * (SAMPLES // 3)
+
+
+PART_NAMES = np.array(["train", "val", "test"] * (SAMPLES // 3))
+
+
+def test_data_lies_where_it_is_said(tmp_path: Path) -> None:
+    path = write_task(tmp_path / "here")
+    there = tmp_path / "there"
+    there.mkdir()
+    (tmp_path / "here" / "mine.npz").rename(there / "mine.npz")
+    assert load_task_file(path, there).source["data"] == str(there.resolve())
+    message = error_of(path)
+    assert "mine.npz: no such file: give --data DIR, the folder that holds the data" in message
+    assert error_of(path, tmp_path / "nowhere").startswith("received --data")
+
+
+def test_several_files(tmp_path: Path) -> None:
+    words = "".join(json.dumps({"text": f"word {i}"}) + "\n" for i in range(SAMPLES))
+    tables = {**MODALITIES, "text": {"array": '"text"', "type": '"text"'}}
+    path = write_task(tmp_path, modalities=tables, data='["mine.npz", "t.jsonl"]')
+    (tmp_path / "t.jsonl").write_text(words)
+    task = load_task_file(path)
+    check_task(task)
+    assert task.modality("text").data[3] == "word 3"
+
+
+def test_labels_as_names(tmp_path: Path) -> None:
+    words = np.array(["no", "yes", "maybe"])[np.arange(SAMPLES) // 3 % 3]
+    task = load_task_file(write_task(tmp_path, held=arrays(label=words)))
+    check_task(task)
+    assert task.class_names == ("maybe", "no", "yes")
+    assert np.array_equal(np.array(task.class_names)[task.labels], words)
+    named = write_task(tmp_path, held=arrays(label=words), class_names='["yes", "no", "maybe"]')
+    assert load_task_file(named).class_names == ("yes", "no", "maybe")
+    short = write_task(tmp_path, held=arrays(label=words), class_names='["yes", "no"]')
+    assert "label: row 6: received 'maybe', expected a class name: yes, no" in error_of(short)
+
+
+def test_an_unknown_name_in_the_test_part_waits_for_the_test(tmp_path: Path) -> None:
+    words = np.array(["no", "yes", "maybe"])[np.arange(SAMPLES) // 3 % 3]
+    words[2] = "what"
+    task = load_task_file(write_task(tmp_path, held=arrays(label=words)))
+    check_task(task)
+    with pytest.raises(UserError, match=r"received -1 \(no class, or a name .* sample 2 \(test\)"):
+        check_test(task)
+
+
+def test_a_class_that_only_the_test_part_has_is_no_class(tmp_path: Path) -> None:
+    labels = arrays()["label"]
+    labels[2] = 7
+    task = load_task_file(write_task(tmp_path, held=arrays(label=labels)))
+    assert task.classes == 3
+    check_task(task)
+    with pytest.raises(UserError, match=r"received 7 for sample 2 \(test\), expected 0 to 2"):
+        check_test(task)
+
+
+def test_a_drawn_split_is_stratified(tmp_path: Path) -> None:
+    split = "{train = 0.6, validation = 0.2, test = 0.2, seed = 3}"
+    held = arrays(label=np.arange(SAMPLES) % 3)
+    task = load_task_file(write_task(tmp_path, held=held, split=split))
+    for label in range(3):
+        assert np.bincount(task.part[task.labels == label]).tolist() == [6, 2, 2]
+    again = load_task_file(write_task(tmp_path, held=held, split=split))
+    assert np.array_equal(task.part, again.part)
+
+
+def test_multilabel(tmp_path: Path) -> None:
+    labels = np.array([[1, 0], [0, 1], [1, 1], [0, 0], [1, 0]] * 6, dtype=np.uint8)
+    for split in ('"part"', "{train = 0.5, validation = 0.25, test = 0.25}"):
+        path = write_task(tmp_path, held=arrays(label=labels), kind='"multilabel"', split=split)
+        task = load_task_file(path)
+        check_task(task)
+        assert task.class_names == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"name": ""}, "expected the key 'name', which is missing"),
+        ({"name": "3"}, "name: received 3, expected a string"),
+        ({"lables": '"x"'}, "received key 'lables', expected only"),
+        ({"lables": '"x"'}, "did you mean 'labels'?"),
+        ({"kind": '"multi-class"'}, "kind: received 'multi-class', expected one of multiclass,"),
+        ({"kind": '"multi-class"'}, "did you mean 'multiclass'?"),
+        ({"data": "1"}, "data: received 1, expected a list of strings"),
+        ({"data": "[]"}, "data: received [], expected a file name or a list of them"),
+        ({"data": '"none.npz"'}, "none.npz: no such file: give --data DIR"),
+        ({"data": '"task.toml"'}, "received a .toml file, expected one of .npz"),
+        ({"labels": '"lable"'}, "labels: received array 'lable', expected one of a, b, label"),
+        ({"labels": "[0, 1]"}, "labels: received [0, 1], expected a string"),
+        ({"split": '"prat"'}, "split: received array 'prat'"),
+        ({"split": "{train = 0.5}"}, "split: expected the key 'validation', which is missing"),
+        ({"split": "{train = 1, validation = 0, test = 0}"}, "expected three fractions above 0"),
+        ({"split": "{train = 0.5, validation = 0.3, test = 0.3}"}, "with the sum 1"),
+        ({"split": '{train = "a", validation = 0.3, test = 0.3}'}, "expected a number"),
+        ({"split": "{train = nan, validation = 0.3, test = 0.3}"}, "expected a finite number"),
+        ({"split": "{train = 0.4, validation = 0.3, test = 0.3, seed = -1}"}, "seed: received -1"),
+        ({"split": "{train = 0.4, valdation = 0.3, test = 0.3}"}, "did you mean 'validation'?"),
+        ({"class_names": "[1, 2]"}, "class_names: received [1, 2], expected a list of strings"),
+        ({"class_names": '"a"'}, "class_names: received 'a', expected a list of strings, or"),
+        ({"preset": '"digit"'}, "did you mean 'digits'?"),
+        ({"licence": "1"}, "licence: received 1, expected a string"),
+        ({"modality": "[]"}, "modality: received [], expected a table that is not empty"),
+        ({"labels": '"label'}, "not a TOML file"),
+    ],
+)
+def test_wrong_keys(tmp_path: Path, keys: dict[str, str], expected: str) -> None:
+    tables: dict[str, Any] | None = {} if "modality" in keys else None
+    path = write_task(tmp_path, modalities=tables, **keys)
+    message = error_of(path)
+    assert message.startswith(str(path))
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"type": '"vektor"'}, "type: received 'vektor', expected one of image, clip"),
+        ({"type": '"vektor"'}, "did you mean 'vector'?"),
+        ({"array": '"phone"'}, "array: received array 'phone', expected one of a, b, label, part"),
+        ({"index": '"none"'}, "index: received array 'none'"),
+        ({"sample_rate": "8000.5"}, "sample_rate: received 8000.5, expected samples per second"),
+        ({"sample_rate": "true"}, "sample_rate: received True"),
+        ({"weights": '"none.safetensors"'}, "weights: received 'none.safetensors', expected a fil"),
+        ({"features": '"one"'}, "features: received 'one', expected a list of strings"),
+        ({"backbone": "1"}, "backbone: received 1, expected a string"),
+        ({"wieghts": '"x"'}, "did you mean 'weights'?"),
+    ],
+)
+def test_wrong_keys_of_a_modality(tmp_path: Path, keys: dict[str, str], expected: str) -> None:
+    path = write_task(tmp_path, modalities=modality("a", **keys))
+    message = error_of(path)
+    assert message.startswith(f"{path}: [modality.a]: ")
+    assert expected in message
+
+
+def test_wrong_values_of_split_and_labels(tmp_path: Path) -> None:
+    part = PART_NAMES.copy()
+    part[4] = "trian"
+    message = error_of(write_task(tmp_path, held=arrays(part=part)))
+    assert "split: received 'trian' in row 4, expected one of train, val" in message
+    labels = arrays()["label"]
+    labels[0] = 10**12
+    message = error_of(write_task(tmp_path, held=arrays(label=labels)))
+    assert f"labels: received {10**12} among 30 samples, expected 0 to K - 1" in message
+
+
+def test_missing_and_unreadable_task_files(tmp_path: Path) -> None:
+    assert "cannot be read: No such file" in error_of(tmp_path / "none.toml")
+    assert "cannot be read: Is a directory" in error_of(tmp_path)
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
+    assert "not a TOML file" in error_of(tmp_path / "x.toml")

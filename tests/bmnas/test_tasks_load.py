@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from task_files import write_task
+from tiny_tasks import tiny_task
+
+from bmnas.errors import UserError
+from bmnas.tasks import REGISTERED, load_task, reload_task
+
+
+def error_of(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load_task(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current directory; modules that are imported from it are forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BMNAS_DATA", raising=False)
+    path, modules = list(sys.path), set(sys.modules)
+    yield tmp_path
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def test_a_task_is_returned_as_it_is() -> None:
+    task = tiny_task()
+    assert load_task(task) is task
+
+
+def test_a_path_a_folder_and_the_way_back(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_task(here / "mine")
+    for source in ("mine/task.toml", "mine", path, path.parent):
+        assert load_task(source).source == {"task": str(path.resolve())}
+    source = json.loads(json.dumps(load_task("mine", Path("mine")).source))
+    monkeypatch.chdir("/")
+    assert reload_task(source).name == "mine"
+
+
+def test_an_unknown_name_lists_what_there_is() -> None:
+    message = error_of("digit")
+    assert message == (
+        "received task 'digit', expected digits, av-digits, a path to a task.toml, or "
+        "module:attribute; did you mean 'digits'?"
+    )
+
+
+def test_digits_carry_their_data(tmp_path: Path) -> None:
+    assert load_task("digits").source == {"task": "digits"}
+    assert error_of("digits", tmp_path) == "task digits carries its own data: leave --data out"
+    assert error_of("digits:x=1") == "task digits: received option x=1, expected of none"
+
+
+def test_a_pack_that_is_not_found_says_how_to_get_it(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    message = error_of("av-digits")
+    assert "neither --data nor BMNAS_DATA is given" in message
+    assert "`bmnas data av-digits --mnist DIR --fsdd DIR --out DIR` builds them" in message
+    monkeypatch.setenv("BMNAS_DATA", str(here / "packs"))
+    assert f"not found in {here / 'packs' / 'av-digits'}: give --data DIR" in error_of("av-digits")
+    assert "not found in x or x/av-digits" in error_of("av-digits", Path("x"))
+    assert not REGISTERED["av-digits"].present()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("spilt=take", "received option spilt=take, expected of split=take|speaker; image=weak|f"),
+        ("split=both", "received option split=both, expected of split=take|speaker"),
+        ("split", "received 'split', expected options as name=value, each once"),
+        ("split=take,split=take", "received 'split=take', expected options as name=value, each"),
+    ],
+)
+def test_wrong_options(options: str, expected: str) -> None:
+    assert expected in error_of(f"av-digits:{options}")
+
+
+MODULE = """
+from tiny_tasks import tiny_task
+from dataclasses import replace
+
+task = tiny_task()
+number = 3
+
+def make(data=None, size="small"):
+    return replace(tiny_task(), licence=f"{data} {size}")
+
+def wrong():
+    return 3
+
+class Box:
+    task = task
+"""
+
+
+def test_a_task_of_a_module(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "my_tasks.py").write_text(MODULE)
+    task = load_task("my_tasks:task")
+    assert task.source == {"task": "my_tasks:task", "folder": str(here)}
+    assert load_task("my_tasks:Box.task").name == "tiny"
+    made = load_task("my_tasks:make", Path("d"), size="large")
+    assert made.licence == "d large"
+    source = json.loads(json.dumps(made.source))
+    monkeypatch.chdir("/")
+    sys.path.remove(str(here))
+    assert reload_task(source).licence == f"{here / 'd'} large"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("my_task:task", "my_task:task: no module 'my_task' in "),
+        ("my_tasks.deeper:task", "no module 'my_tasks.deeper' in "),
+        ("my_tasks:taks", "my_tasks has no attribute 'taks'; did you mean 'task'?"),
+        ("my_tasks:number", "received a int, expected a bmnas.tasks.Task"),
+        ("my_tasks:wrong", "received a int, expected a bmnas.tasks.Task"),
+        ("my_tasks:", "received task 'my_tasks:', expected digits, av-digits"),
+        ("my tasks:task", "received task 'my tasks:task', expected a task as module:attribute"),
+        ("task.toml:task", "no module 'task.toml' in "),
+    ],
+)
+def test_a_module_without_a_task(here: Path, source: str, expected: str) -> None:
+    (here / "my_tasks.py").write_text(MODULE)
+    assert expected in error_of(source)
+
+
+def test_wrong_arguments_for_a_module(here: Path) -> None:
+    (here / "my_tasks.py").write_text(MODULE)
+    assert "received data, but it is not a function" in error_of("my_tasks:task", Path("d"))
+    message = error_of("my_tasks:make", colour="red")
+    assert (
+        message == "my_tasks:make: called with colour: got an unexpected keyword argument 'colour'"
+    )
+    assert "called with data: got an unexpected" in error_of("my_tasks:wrong", Path("d"))
+
+
+def test_a_fault_inside_a_users_module_is_seen_as_it_is(here: Path) -> None:
+    (here / "my_tasks.py").write_text("import no_such_package\n")
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        load_task("my_tasks:task")
+
+
+def test_options_are_not_for_task_files(here: Path) -> None:
+    write_task(here)
+    assert error_of("task.toml", split="take") == "task.toml: received option split, expected none"
+
+
+def test_a_task_without_a_name_cannot_be_loaded_again() -> None:
+    with pytest.raises(UserError, match="was built in Python and has no name to load it by"):
+        reload_task(tiny_task().source)
+
+
+def test_importing_tasks_imports_no_heavy_package() -> None:
+    import subprocess
+
+    code = "import bmnas.tasks, sys; print([m for m in ('torch', 'sklearn') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_registered_samples_are_what_load_gives() -> None:
+    entry = REGISTERED["digits"]
+    task = load_task("digits")
+    counts = tuple(np.bincount(task.part).tolist())
+    assert (counts, task.classes, task.kind) == (entry.samples, entry.classes, entry.kind)
+    assert len(task.modalities) == len(entry.modalities)

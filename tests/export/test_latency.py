@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
+from bmnas_export.latency import latency_report, measure_session
+from bmnas_export.samples import SampleInputs
+from bmnas_serve.session import Session
+from tiny_networks import tiny_network, tiny_task
+
+
+def test_batches_of_1_and_64_are_timed_and_reported() -> None:
+    task = tiny_task(("vector", "vector"), test=5)
+    trained = tiny_network(task)
+    seen: list[int] = []
+
+    def run(arrays: dict[str, Any]) -> None:
+        assert list(arrays) == ["m0", "m1"]
+        seen.append(len(arrays["m0"]))
+
+    session = SimpleNamespace(run=run, intra_op_threads=3, providers=("CPUExecutionProvider",))
+    latency = measure_session(
+        cast(Session, session), SampleInputs(task, trained.task, trained.network)
+    )
+    assert set(seen) == {1, 64}
+    # Before the runs that count there are others.
+    assert seen.count(64) > latency[64].repeats == 3
+    report = latency_report(latency, cast(Session, session))
+    assert report["onnxruntime"]["batch_1"] == latency[1].to_dict()
+    assert (report["threads"], report["providers"]) == (3, ["CPUExecutionProvider"])
+    # The threads are those of the session, not those of torch.
+    assert "threads" not in report["hardware"]
+    assert json.loads(json.dumps(report)) == report

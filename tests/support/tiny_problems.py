@@ -1,0 +1,49 @@
+"""Search problems over made-up pooled features, small enough to search in a fraction of a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_tasks import CONFIG
+
+from bmnas.checkpoint import Checkpoint
+from bmnas.metrics import Objective
+from bmnas.progress import Silent
+from bmnas.runtime import Runtime
+from bmnas.samples import FeatureSamples
+from bmnas.strategies import SearchProblem
+
+CPU = Runtime(torch.device("cpu"), compile=False)
+CHANNELS = {"m0.1": 3, "m0.2": 5, "m1.1": 4}
+LENGTH = CONFIG.search.length
+
+
+def tiny_samples(count: int, *, kind: str = "multiclass", seed: int = 0) -> FeatureSamples:
+    """Features whose sign says the label, one bit a modality; four classes or two labels."""
+    generator = torch.Generator().manual_seed(seed)
+    bits = torch.randint(0, 2, (count, 2), generator=generator)
+    arrays = {
+        name: torch.randn(count, LENGTH, channels, generator=generator)
+        + 2.0 * bits[:, int(name[1]), None, None]
+        for name, channels in CHANNELS.items()
+    }
+    rows = {"m0": torch.arange(count), "m1": torch.arange(count)}
+    labels = bits.float() if kind == "multilabel" else bits[:, 0] + 2 * bits[:, 1]
+    return FeatureSamples(tuple(CHANNELS), arrays, rows, labels)
+
+
+def tiny_problem(folder: Path, *, kind: str = "multiclass", **changes: Any) -> SearchProblem:
+    """A problem of 40 train and 24 validation samples; ``changes`` are fields of SearchConfig."""
+    return SearchProblem(
+        train=tiny_samples(40, kind=kind),
+        validation=tiny_samples(24, kind=kind, seed=1),
+        classes=2 if kind == "multilabel" else 4,
+        objective=Objective(kind),  # type: ignore[arg-type]
+        config=CONFIG.override("search", **changes).search,
+        seed=0,
+        runtime=CPU,
+        checkpoint=Checkpoint(folder / "checkpoint.pt", "owner", folder / "history.jsonl"),
+        progress=Silent(),
+    )
