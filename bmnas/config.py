@@ -187,9 +187,7 @@ def load_preset(name: str) -> Config:
         known = ", ".join(preset_names())
         raise UserError(f"received preset {name!r}, expected one of {known}, or a .toml file")
     with resources.as_file(resources.files("bmnas") / "presets" / f"{name}.toml") as path:
-        return dataclasses.replace(
-            Config.from_dict(read_toml(path), f"preset {name}"), preset=name
-        )
+        return dataclasses.replace(Config.from_dict(read_toml(path), f"preset {name}"), preset=name)
 
 
 def _toml(value: Any) -> str:

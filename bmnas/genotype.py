@@ -69,7 +69,7 @@ class Genotype:
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self, "genotype")
+        _check(self)
 
     def live_features(self) -> tuple[str, ...]:
         """Return the features that a Cell really reads, in node order.
@@ -103,27 +103,10 @@ class Genotype:
 
         Raises GenotypeError on anything that is not exactly the documented format.
         """
-        top = _object(
-            data,
-            source,
-            required=("format", "features", "channels", "length", "cells"),
-            optional=("provenance",),
-        )
-        if top["format"] != FORMAT:
-            raise _wrong(source, "format", top["format"], f"{FORMAT!r}")
-        cells = _list(top["cells"], f"{source}: cells")
-        genotype = object.__new__(cls)
-        parts = {
-            "features": tuple(_strings(top["features"], f"{source}: features")),
-            "channels": top["channels"],
-            "length": top["length"],
-            "cells": tuple(_cell(c, f"{source}: cells[{k}]") for k, c in enumerate(cells)),
-            "provenance": _provenance(top.get("provenance", {}), source),
-        }
-        for name, value in parts.items():
-            object.__setattr__(genotype, name, value)
-        _check(genotype, source)
-        return genotype
+        try:
+            return _genotype(data)
+        except GenotypeError as error:
+            raise GenotypeError(f"{source}: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Genotype:
@@ -164,62 +147,69 @@ def known_genotype(name: str, features: Sequence[str], *, channels: int, length:
     return Genotype((x, y), channels, length, (Cell((x, y), FUSION_MODULES[name]),))
 
 
-def _check(genotype: Genotype, source: str) -> None:
+def _check(genotype: Genotype) -> None:
     for name in ("channels", "length"):
         value = getattr(genotype, name)
         if type(value) is not int or not 1 <= value <= 65536:
-            raise _wrong(source, name, value, "an integer from 1 to 65536")
-    _check_features(genotype.features, source)
+            raise _wrong(name, value, "an integer from 1 to 65536")
+    _check_features(genotype.features)
     if not genotype.cells:
-        raise _wrong(source, "cells", [], "at least one Cell")
+        raise _wrong("cells", [], "at least one Cell")
     nodes = set(genotype.features)
     taken: set[str] = set()
     for k, cell in enumerate(genotype.cells):
         place = f"cells[{k}].inputs"
-        _check_pair(cell.inputs, nodes, f"{source}: {place}", "a feature or an earlier Cell")
+        _check_pair(cell.inputs, nodes, place, "a feature or an earlier Cell")
         if taken.issuperset(cell.inputs):
-            raise _wrong(
-                source,
-                place,
-                list(cell.inputs),
-                "at least one input that no earlier Cell has taken",
-            )
+            expected = "at least one input that no earlier Cell has taken"
+            raise _wrong(place, list(cell.inputs), expected)
         taken.update(cell.inputs)
         nodes.add(f"cell{k + 1}")
-        _check_steps(cell.steps, f"{source}: cells[{k}]")
+        _check_steps(cell.steps, f"cells[{k}].steps")
 
 
-def _check_features(features: Sequence[str], source: str) -> None:
+def _check_features(features: Sequence[str]) -> None:
     if len(features) < 2:
-        raise _wrong(source, "features", list(features), "at least two features")
+        raise _wrong("features", list(features), "at least two features")
     for f, name in enumerate(features):
         if not _FEATURE.fullmatch(name):
-            raise _wrong(source, f"features[{f}]", name, "a name such as 'image.1'")
+            raise _wrong(f"features[{f}]", name, "a name such as 'image.1'")
     if len(set(features)) < len(features):
-        raise _wrong(source, "features", list(features), "names that differ")
+        raise _wrong("features", list(features), "names that differ")
 
 
 def _check_steps(steps: Sequence[Step], place: str) -> None:
     if not steps:
-        raise _wrong(place, "steps", [], "at least one step")
+        raise _wrong(place, [], "at least one step")
     nodes = {"x", "y"}
     for m, step in enumerate(steps):
         if step.op not in PRIMITIVES:
-            raise _wrong(place, f"steps[{m}].op", step.op, f"one of {', '.join(PRIMITIVES)}")
-        _check_pair(step.inputs, nodes, f"{place}.steps[{m}].inputs", "x, y or an earlier step")
+            raise _wrong(f"{place}[{m}].op", step.op, f"one of {', '.join(PRIMITIVES)}")
+        _check_pair(step.inputs, nodes, f"{place}[{m}].inputs", "x, y or an earlier step")
         nodes.add(f"step{m + 1}")
 
 
 def _check_pair(inputs: Sequence[str], nodes: set[str], place: str, expected: str) -> None:
     if len(inputs) != 2 or inputs[0] == inputs[1]:
-        raise GenotypeError(
-            f"{place}: received {_show(list(inputs))}, expected two different names"
-        )
+        raise _wrong(place, list(inputs), "two different names")
     for name in inputs:
         if name not in nodes:
-            raise GenotypeError(
-                f"{place}: received {_show(name)}, expected {expected}: {', '.join(sorted(nodes))}"
-            )
+            raise _wrong(place, name, f"{expected}: {', '.join(sorted(nodes))}")
+
+
+def _genotype(data: Any) -> Genotype:
+    required = ("format", "features", "channels", "length", "cells")
+    top = _object(data, "", required, optional=("provenance",))
+    if top["format"] != FORMAT:
+        raise _wrong("format", top["format"], repr(FORMAT))
+    cells = _list(top["cells"], "cells")
+    return Genotype(
+        features=tuple(_strings(top["features"], "features")),
+        channels=top["channels"],
+        length=top["length"],
+        cells=tuple(_cell(cell, f"cells[{k}]") for k, cell in enumerate(cells)),
+        provenance=_provenance(top.get("provenance", {})),
+    )
 
 
 def _cell(data: Any, place: str) -> Cell:
@@ -227,35 +217,35 @@ def _cell(data: Any, place: str) -> Cell:
     steps = _list(cell["steps"], f"{place}.steps")
     return Cell(
         _pair(cell["inputs"], f"{place}.inputs"),
-        tuple(_step(s, f"{place}.steps[{m}]") for m, s in enumerate(steps)),
+        tuple(_step(step, f"{place}.steps[{m}]") for m, step in enumerate(steps)),
     )
 
 
 def _step(data: Any, place: str) -> Step:
     step = _object(data, place, required=("op", "inputs"))
     if not isinstance(step["op"], str):
-        raise _wrong(place, "op", step["op"], f"one of {', '.join(PRIMITIVES)}")
+        raise _wrong(f"{place}.op", step["op"], f"one of {', '.join(PRIMITIVES)}")
     return Step(step["op"], _pair(step["inputs"], f"{place}.inputs"))
 
 
 def _pair(data: Any, place: str) -> tuple[str, str]:
     names = _strings(data, place)
     if len(names) != 2:
-        raise GenotypeError(f"{place}: received {_show(data)}, expected two names")
+        raise _wrong(place, data, "two names")
     return names[0], names[1]
 
 
 def _strings(data: Any, place: str) -> list[str]:
     names = _list(data, place)
-    for name in names:
+    for number, name in enumerate(names):
         if not isinstance(name, str):
-            raise GenotypeError(f"{place}: received {_show(name)}, expected a name")
+            raise _wrong(f"{place}[{number}]", name, "a name")
     return names
 
 
 def _list(data: Any, place: str) -> list[Any]:
     if not isinstance(data, list):
-        raise GenotypeError(f"{place}: received {_show(data)}, expected a list")
+        raise _wrong(place, data, "a list")
     return data
 
 
@@ -263,20 +253,19 @@ def _object(
     data: Any, place: str, required: Sequence[str], optional: Sequence[str] = ()
 ) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise GenotypeError(f"{place}: received {_show(data)}, expected an object")
+        raise _wrong(place, data, "an object")
     missing = [key for key in required if key not in data]
-    unknown = [key for key in data if key not in (*required, *optional)]
     if missing:
-        raise GenotypeError(f"{place}: expected {_show(missing[0])}, which is missing")
+        raise GenotypeError(f"{_at(place)}expected {missing[0]!r}, which is missing")
+    unknown = [key for key in data if key not in (*required, *optional)]
     if unknown:
-        allowed = ", ".join((*required, *optional))
-        raise GenotypeError(f"{place}: received {_show(unknown[0])}, expected only {allowed}")
+        raise _wrong(place, unknown[0], f"only {', '.join((*required, *optional))}")
     return data
 
 
-def _provenance(data: Any, source: str) -> dict[str, Any]:
+def _provenance(data: Any) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise _wrong(source, "provenance", data, "an object")
+        raise _wrong("provenance", data, "an object")
     stack: list[Any] = [data]
     while stack:
         value = stack.pop()
@@ -286,12 +275,17 @@ def _provenance(data: Any, source: str) -> dict[str, Any]:
             stack.extend(value)
         elif isinstance(value, float) and not math.isfinite(value):
             # JSON has no NaN, but 1e999 is valid JSON and reads as infinity.
-            raise _wrong(source, "provenance", value, "finite numbers")
+            raise _wrong("provenance", value, "finite numbers")
     return data
 
 
-def _wrong(source: str, place: str, received: Any, expected: str) -> GenotypeError:
-    return GenotypeError(f"{source}: {place}: received {_show(received)}, expected {expected}")
+def _wrong(place: str, received: Any, expected: str) -> GenotypeError:
+    return GenotypeError(f"{_at(place)}received {_show(received)}, expected {expected}")
+
+
+def _at(place: str) -> str:
+    # The whole file has no place of its own: its name stands in front of the message.
+    return f"{place}: " if place else ""
 
 
 def _show(value: Any) -> str:

@@ -18,23 +18,34 @@ ATTENTION_DROPOUT = 0.1
 _BYTE = 256
 
 
-def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Zero each element with probability ``p`` and scale the others by 1 / (1 - p).
+def keep_mask(x: Tensor, p: float, training: bool) -> tuple[Tensor | None, float]:
+    """Return ones and zeros of the shape of ``x``, zero with probability ``p``, and 1 / (1 - p).
 
-    On a CPU the mask is cut out of 64-bit random numbers, eight elements from each, and compared
-    straight into floating point, which is many times faster than one draw per element; ``p`` is
-    then rounded to a multiple of 1/256.
+    The mask is None where nothing is dropped. On a CPU it is cut out of 64-bit random numbers,
+    eight elements from each, and compared straight into floating point, which is many times
+    faster than one draw per element; ``p`` is then rounded to a multiple of 1/256.
     """
     if not training or p == 0.0:
-        return x
+        return None, 1.0
     if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.dropout(x, p, training=True)
+        return torch.empty_like(x).bernoulli_(1.0 - p), 1.0 / (1.0 - p)
     threshold = min(max(round(p * _BYTE), 1), _BYTE - 1)
     words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     random = words.view(torch.uint8)[: x.numel()].view(x.shape)
     # A boolean mask would be converted again in every product, which costs more than the product.
-    mask = torch.ge(random, threshold, out=torch.empty_like(x))
-    return x * mask.mul_(_BYTE / (_BYTE - threshold))
+    mask = torch.ge(random, threshold, out=torch.empty(x.shape, dtype=x.dtype))
+    return mask, _BYTE / (_BYTE - threshold)
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Zero each element with probability ``p`` and scale the others by 1 / (1 - p).
+
+    On a CPU ``p`` is rounded to a multiple of 1/256, see ``keep_mask``.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p, training)
+    mask, factor = keep_mask(x, p, training)
+    return x if mask is None else x * mask.mul_(factor)
 
 
 class Dropout(nn.Module):
@@ -71,21 +82,6 @@ def batch_norm(x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
     """Apply ``norm`` over the last axis of ``x`` (..., C)."""
     # As a matrix of rows the kernel of torch is ten times faster than on (B, C, L).
     y: Tensor = norm(x.reshape(-1, x.shape[-1]))
-    return y.view(x.shape)
-
-
-def scaled_batch_norm(x: Tensor, norm: nn.BatchNorm1d, scale: Tensor) -> Tensor:
-    """Return ``norm`` over the last axis of ``x``, times ``scale`` (C), at no extra pass."""
-    y = F.batch_norm(
-        x.reshape(-1, x.shape[-1]),
-        norm.running_mean,
-        norm.running_var,
-        norm.weight * scale,
-        norm.bias * scale,
-        norm.training,
-        norm.momentum or 0.0,
-        norm.eps,
-    )
     return y.view(x.shape)
 
 

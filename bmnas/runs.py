@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal
 
 from bmnas.errors import UserError
@@ -22,6 +23,14 @@ _SEARCH_FILES = (
     "config.json", "genotype.json", "history.jsonl", "checkpoint.pt", "architecture.svg",
     "history.svg", "metrics.json",
 )  # fmt: skip
+#: What a configuration may say of the things that a later command takes from it.
+_TYPES: Mapping[str, type | UnionType] = {
+    "seed": int,
+    "strategy": str,
+    "backbones": dict,
+    "backbones.folder": str | None,
+    "backbones.seed": int,
+}
 _TRAIN_FILES = ("network.safetensors", "train.jsonl", "train-checkpoint.pt")
 
 
@@ -82,6 +91,15 @@ class Run:
         task = config.get("task") if isinstance(config, dict) else None
         if not isinstance(task, dict) or not isinstance(task.get("source"), dict):
             raise UserError(f"{self.config}: received no task, expected what `bmnas search` writes")
+        backbones = config.get("backbones")
+        inside = backbones if isinstance(backbones, dict) else {}
+        found = {**config, **{f"backbones.{key}": value for key, value in inside.items()}}
+        for key, kind in _TYPES.items():
+            if key in found and not isinstance(found[key], kind):
+                raise UserError(
+                    f"{self.config}: {key}: received {json.dumps(found[key])[:80]}, expected what "
+                    "`bmnas search` writes"
+                )
         return dict(config)
 
     def read_metrics(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Runtime:
     compile: bool
 
     @classmethod
-    def choose(cls, device: str = "auto", compile: bool | None = None) -> Runtime:
+    def choose(cls, device: str = "auto", compile: bool | None = None) -> Runtime:  # noqa: A002
         """Return the runtime for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
         ``auto`` takes the accelerator where there is one. Networks are compiled on CUDA unless

@@ -5,29 +5,20 @@ Legend: B batch, L length, R = B*L rows, C channels, F features, N Cells, M step
 The equations (BM-NAS, Eq. 1, 2, 9, 10) are computed in a form made for speed, equal to the plain
 one: all features are normalised as one matrix and meet the edges of all Cells in one contraction;
 the three products of a step are one C x 3C product, because in the supernet an operation gets the
-same tensor as both inputs, so that the two halves of ``concat_fc`` fold into their sum.
+same tensor as both inputs; what remains is in ``bmnas.fused``, forward and backward by hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bmnas.fused import mix_features, mixture, norm_relu_dropout, step_products
 from bmnas.genotype import PRIMITIVES
-from bmnas.primitives import (
-    ATTENTION_DROPOUT,
-    CellOutput,
-    Dropout,
-    Head,
-    batch_norm,
-    scaled_attention,
-    scaled_batch_norm,
-)
+from bmnas.primitives import ATTENTION_DROPOUT, CellOutput, Dropout, Head
 
 _IDENTITY = 1  # an edge chooses between Zero and Identity, in this order
 _INITIAL_SCALE = 1e-3
@@ -47,20 +38,19 @@ class ArchitectureWeights:
     gamma: list[list[list[float]]]
 
 
-class _ProjectConstant(torch.autograd.Function):
-    """A linear layer of a tensor that needs no gradient, (B, L, C_raw) to (B, L, C)."""
+class _Projection(nn.Module):
+    """A linear layer with bias, rows (R, C_raw) to (R, C), its ``weight`` being (C_raw, C)."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return F.linear(x, weight, bias)
+    def __init__(self, channels_raw: int, channels: int) -> None:
+        super().__init__()
+        linear = nn.Linear(channels_raw, channels)
+        # In this layout the weight's gradient is x^T g, which runs a fifth faster than g^T x.
+        self.weight = nn.Parameter(linear.weight.detach().t().contiguous())
+        self.bias = linear.bias
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, Tensor]:
-        (x,) = ctx.saved_tensors
-        rows = gradient.flatten(0, 1)
-        # x^T g runs a third faster than the g^T x of torch's own linear layer.
-        return None, torch.mm(x.flatten(0, 1).T, rows).T, rows.sum(0)
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x W + b."""
+        return torch.addmm(self.bias, x, self.weight)
 
 
 class RelaxedStep(nn.Module):
@@ -77,28 +67,18 @@ class RelaxedStep(nn.Module):
 
     def forward(self, t: Tensor, gamma: Tensor) -> Tensor:
         """Return the mixture (B, L, C) of the operations on ``t`` (B, L, C), weighted by gamma."""
-        channels = t.shape[-1]
-        folded = self.concat.weight[:, :channels] + self.concat.weight[:, channels:]
-        weight = torch.cat((self.glu.weight, folded))
-        bias = torch.cat((self.glu.bias, self.concat.bias))
-        _, of_sum, of_attention, of_glu, of_concat = gamma.unbind()
-        # The weight of an operation is positive and moves into the affine part of its norm.
-        scale = torch.stack((of_glu, torch.ones_like(of_glu), of_concat)).repeat_interleave(
-            channels
-        )
-        products = scaled_batch_norm(F.linear(t, weight, bias), self.norm, scale)
-        value, gate, joint = torch.split(products, channels, dim=-1)
-        norm = self.attention_norm
-        attended = F.layer_norm(
-            self.attention_dropout(scaled_attention(t, t)),
-            norm.normalized_shape,
-            norm.weight * of_attention,
-            norm.bias * of_attention,
-            norm.eps,
-        )
-        gated = self.dropout(value * gate.sigmoid())
-        mixture: Tensor = (2.0 * of_sum) * t + attended + gated + self.dropout(joint.relu())
-        return mixture
+        products = step_products(t.flatten(0, 1), self.glu, self.concat)
+        # Norms and softmax want full precision; under autocast the products alone have less.
+        with torch.autocast(t.device.type, enabled=False):
+            return mixture(
+                t.to(gamma.dtype),
+                products.to(gamma.dtype),
+                gamma,
+                self.norm,
+                self.attention_norm,
+                self.dropout.p,
+                self.attention_dropout.p,
+            )
 
 
 class RelaxedCell(nn.Module):
@@ -118,9 +98,16 @@ class RelaxedCell(nn.Module):
         for m, step in enumerate(self.steps):
             t = (beta[m, 0] + beta[m, 1]) * s  # x and y are both s
             if outputs:
-                t = t + torch.tensordot(beta[m, 2 : 2 + m], torch.stack(outputs), dims=1)
+                t = t + _weighted_sum(beta[m, 2 : 2 + m], outputs)
             outputs.append(step(t, gamma[m]))
-        z: Tensor = self.output(s, outputs)
+        merge = self.output.merge
+        if merge is None:
+            residual = s + outputs[0]
+        else:
+            joined = merge.linear(torch.cat(outputs, dim=-1).flatten(0, 1))
+            merged = norm_relu_dropout(joined, merge.norm, self.output.dropout.p)
+            residual = s + merged.view_as(s)
+        z: Tensor = self.output.norm(residual)
         return z
 
 
@@ -146,7 +133,7 @@ class Supernet(nn.Module):
         super().__init__()
         features = len(channels_raw)
         self.channels = channels
-        self.projections = nn.ModuleList(nn.Linear(c, channels) for c in channels_raw)
+        self.projections = nn.ModuleList(_Projection(c, channels) for c in channels_raw)
         self.norm = nn.BatchNorm1d(features * channels)
         self.dropout = Dropout(dropout)
         self.cells = nn.ModuleList(
@@ -161,12 +148,13 @@ class Supernet(nn.Module):
         """Return logits (B, K) from the pooled features, (B, L, C_raw) each."""
         alpha, beta, gamma = self._weights()
         count = len(self.projections)
-        mixed = torch.einsum("nf,blfc->nblc", alpha[:, :count], self._reshape(features))
+        mixed = mix_features(alpha[:, :count], self._reshape(features))
+        shape = (*features[0].shape[:2], self.channels)
         outputs: list[Tensor] = []
-        for k, cell in enumerate(self.cells):
-            s = mixed[k]
+        for k, (cell, x) in enumerate(zip(self.cells, mixed.unbind(), strict=True)):
+            s = x.view(shape)
             if outputs:
-                s = s + torch.tensordot(alpha[k, count : count + k], torch.stack(outputs), dims=1)
+                s = s + _weighted_sum(alpha[k, count : count + k], outputs)
             outputs.append(cell(s, beta[k], gamma[k]))
         logits: Tensor = self.head(outputs)
         return logits
@@ -197,16 +185,17 @@ class Supernet(nn.Module):
         return alpha, beta, self.gamma.softmax(-1)
 
     def _reshape(self, features: Sequence[Tensor]) -> Tensor:
-        """Return all reshaped features as (B, L, F, C)."""
-        projected = torch.cat(
-            [
-                _ProjectConstant.apply(x, p.weight, p.bias)
-                for x, p in zip(features, self.projections, strict=True)
-            ],
-            dim=-1,
-        )
-        h: Tensor = self.dropout(batch_norm(projected, self.norm).relu())
-        return h.view(*h.shape[:2], -1, self.channels)
+        """Return all reshaped features as (R, F, C)."""
+        pairs = zip(self.projections, features, strict=True)
+        projected = torch.cat([project(x.flatten(0, 1)) for project, x in pairs], dim=-1)
+        h = norm_relu_dropout(projected, self.norm, self.dropout.p)
+        return h.view(len(h), -1, self.channels)
+
+
+def _weighted_sum(weights: Tensor, outputs: list[Tensor]) -> Tensor:
+    stacked = torch.stack(outputs)
+    weighted: Tensor = torch.tensordot(weights.to(stacked.dtype), stacked, dims=1)
+    return weighted
 
 
 def _logits(*shape: int) -> nn.Parameter:

@@ -16,7 +16,7 @@ from bmnas.errors import UserError
 from bmnas.files import atomic_path
 from bmnas.genotype import Genotype
 from bmnas.network import FusionNetwork, MultimodalNetwork
-from bmnas.tasks.task import Kind, Task
+from bmnas.tasks.task import KINDS, Kind, Task
 
 FORMAT = "bmnas.network/1"
 _KEY = "bmnas"
@@ -133,6 +133,7 @@ def _parse(description: dict[str, Any], path: Path) -> tuple[Genotype, TaskInfo]
     try:
         genotype = Genotype.from_dict(description["genotype"], str(path))
         task = description["task"]
+        _check_task(task, path)
         info = TaskInfo(
             name=task["name"],
             kind=task["kind"],
@@ -143,6 +144,21 @@ def _parse(description: dict[str, Any], path: Path) -> tuple[Genotype, TaskInfo]
     except (KeyError, TypeError) as error:
         raise _misfit(path, error) from error
     return genotype, info
+
+
+def _check_task(task: dict[str, Any], path: Path) -> None:
+    names = task["class_names"]
+    good = {
+        "name": isinstance(task["name"], str),
+        "kind": task["kind"] in KINDS,
+        "class_names": isinstance(names, list) and all(isinstance(n, str) for n in names),
+        "threshold": isinstance(task["threshold"], float | None),
+        "source": isinstance(task["source"], dict),
+    }
+    for key, fits in good.items():
+        if not fits:
+            found = repr(task[key])[:80]
+            raise UserError(f"{path}: task.{key}: received {found}: train again")
 
 
 def _backbones(specs: dict[str, Any], task: Task | None, path: Path) -> dict[str, Backbone]:

@@ -83,7 +83,7 @@ class Stem(nn.Module):
         self.entry = entry
 
     def fit(self, rows: Array) -> None:
-        """Fit the standardisation to encoded train ``rows`` (n, *shape)."""
+        """Fit the standardisation to encoded train ``rows`` (n, *shape), in evaluation mode."""
         with torch.no_grad():
             self.standardise.fit(self.prepare(torch.from_numpy(rows)))
 
@@ -152,7 +152,7 @@ class ConvBackbone(Backbone):
         """Fit the standardisation to a sample of the train ``rows``; UserError if not finite."""
         sample = self.encode(sample_rows(rows))
         require_finite(modality, sample)
-        self.stem.fit(sample)
+        self.stem.eval().fit(sample)
 
     def build(
         self,
@@ -193,4 +193,6 @@ class ConvBackbone(Backbone):
         self.head = PooledHead(widths[-1], classes, dropout)
         if axes == 2:
             # A third to a half of a training step's time on CPUs; the maps follow the weights.
-            self.to(memory_format=torch.channels_last)
+            for parameter in self.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -32,6 +32,8 @@ _EXTRAS = {
     "transformers": "hf",
 }
 
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
+
 #: What a wrong option or argument raises: typer's copy of click has it, or click itself.
 _UsageError: Any = typer.BadParameter.__base__
 
@@ -62,7 +64,10 @@ def _version(
 def main() -> None:
     """Run the command line and leave with its exit status."""
     try:
-        sys.exit(app(standalone_mode=False))
+        status = app(prog_name="bmnas", standalone_mode=False)
+        if status == _INTERRUPTED:
+            raise typer.Abort
+        sys.exit(status)
     except UserError as error:
         # One line, whatever the names of files and arrays are made of.
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -70,7 +75,8 @@ def main() -> None:
     except _UsageError as error:
         # Without a command the help was printed, and nothing is left to say.
         if message := " ".join(error.format_message().split()).rstrip("."):
-            print(f"error: {message}; see {error.ctx.command_path} --help", file=sys.stderr)
+            command = "bmnas" if error.ctx is None else error.ctx.command_path
+            print(f"error: {message}; see {command} --help", file=sys.stderr)
         sys.exit(2)
     except typer.Abort:
         print("error: stopped; search and train go on with --resume", file=sys.stderr)

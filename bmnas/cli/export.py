@@ -59,7 +59,7 @@ def export(
     weights = folder / "network.safetensors" if weights is None else weights
     out = folder / "bundle" if out is None else out
     if genotype.is_file() and not weights.is_file():
-        raise UserError(f"{weights}: no such file; make it with: bmnas train --genotype {genotype}")
+        raise UserError(f"{weights}: no such file; make it with: {_train(genotype)}")
     from bmnas_serve.errors import ServeError
 
     try:
@@ -108,7 +108,7 @@ def _load(
         raise UserError(
             f"{weights}: trained for another genotype than {genotype}: they differ in"
             f" {_difference(found.to_dict(), asked.to_dict())}; give the weights that belong to it"
-            f" with --weights, or make them with: bmnas train --genotype {genotype}"
+            f" with --weights, or make them with: {_train(genotype)}"
         )
     samples = _load_task(info, weights, task, data)
     return load_network(weights, samples), samples
@@ -133,6 +133,12 @@ def _load_task(info: TaskInfo, weights: Path, task: str | None, data: Path | Non
         return reload_task(source)
     except UserError as error:
         raise UserError(f"{error} (it was trained on this; --task and --data change it)") from error
+
+
+def _train(genotype: Path) -> str:
+    import shlex
+
+    return f"bmnas train --genotype {shlex.quote(str(genotype))}"
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:

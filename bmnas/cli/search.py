@@ -36,7 +36,9 @@ def search(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="A name, see bmnas presets, or a .toml file.", show_default="the task's own"),
+        typer.Option(
+            help="A name, see bmnas presets, or a .toml file.", show_default="the task's own"
+        ),
     ] = None,
     strategy: Annotated[
         str, typer.Option(help="bmnas (Algorithm 1) or random (candidates drawn evenly).")

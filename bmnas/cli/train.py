@@ -36,7 +36,9 @@ def train(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="A name, see bmnas presets, or a .toml file.", show_default="those of the search"),
+        typer.Option(
+            help="A name, see bmnas presets, or a .toml file.", show_default="those of the search"
+        ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of the training.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples in a batch.")] = None,
@@ -69,6 +71,7 @@ def train(
     """
     from bmnas.config import load_preset
     from bmnas.errors import UserError
+    from bmnas.genotype import Genotype
     from bmnas.progress import Bars
     from bmnas.runtime import Runtime
     from bmnas.stages.train import recorded_config
@@ -77,6 +80,8 @@ def train(
     existing = existing_runs(resume, overwrite)
     if not genotype.is_file():
         raise UserError(f"{genotype}: no such file; make it with: bmnas search")
+    # Before the task: of a wrong file there is no task to ask for.
+    Genotype.load(genotype)
     loaded = _load_task(genotype, task, data)
     config = recorded_config(genotype, loaded) if preset is None else load_preset(preset)
     result = run_train(

@@ -192,8 +192,9 @@ def _modality_frame(modality: Modality, samples: int) -> Iterator[str]:
     if modality.type == "waveform" and (rate is None or not 0 < rate <= _HIGHEST_RATE):
         received = "no sample_rate" if rate is None else f"sample_rate {rate}"
         yield f"{place}: received {received}, expected samples per second, 1 to {_HIGHEST_RATE}"
-    if modality.weights is not None and not Path(modality.weights).is_file():
-        yield f"{place}: weights: {modality.weights}: no such file"
+    weights: object = modality.weights
+    if weights is not None and not (isinstance(weights, Path) and weights.is_file()):
+        yield f"{place}: weights: received {weights!r}, expected the Path of a file that exists"
     if index is None:
         if _length(data) != samples:
             yield (

@@ -52,13 +52,16 @@ def read_idx(path: Path) -> Array:
                     f"{path}: received the first bytes {head.hex(' ') or 'of an empty file'}, "
                     "expected an IDX file of unsigned bytes (00 00 08 …)"
                 )
-            shape = tuple(np.frombuffer(file.read(4 * head[3]), dtype=">u4").tolist())
-            expected = int(np.prod(shape, dtype=object)) if len(shape) == head[3] else 0
+            lengths = file.read(4 * head[3])
+            if len(lengths) < 4 * head[3]:
+                raise UserError(f"{path}: ends within its header: download it again")
+            shape = tuple(np.frombuffer(lengths, dtype=">u4").tolist())
+            expected = int(np.prod(shape, dtype=object))
             # One byte more than announced tells a longer file, however long it is.
             body = file.read(expected + 1)
     except (OSError, EOFError, zlib.error, ValueError, OverflowError) as error:
         raise UserError(f"{path}: cannot be read, perhaps truncated: {error}") from error
-    if len(shape) != head[3] or len(body) != expected:
+    if len(body) != expected:
         count = f"more than {expected:,}" if len(body) > expected else f"{len(body):,}"
         raise UserError(
             f"{path}: received {count} bytes of data, expected {expected:,} for the shape {shape}: "

@@ -244,7 +244,7 @@ def test_a_damaged_manifest_is_one_line(tmp_path: Path, content: str) -> None:
     backbones = made(task)
     opened(tmp_path, task, backbones)
     (entry(tmp_path) / "manifest.json").write_text(content)
-    with pytest.raises(UserError, match="damaged feature cache|not a JSON file") as line:
+    with pytest.raises(UserError, match=r"damaged feature cache|not a JSON file") as line:
         opened(tmp_path, task, backbones)
     assert "\n" not in str(line.value)
 
@@ -374,6 +374,4 @@ def test_a_backbone_without_weights_has_features_too(tmp_path: Path) -> None:
     task = tiny_task()
     cache = opened(tmp_path, task, {"m0": Raw(), "m1": Raw()})
     x = torch.from_numpy(task.modalities[0].data[task.samples("train")])
-    assert torch.equal(
-        cache.samples("train").batch(torch.arange(32))[0][0], Pool(LENGTH)(x)
-    )
+    assert torch.equal(cache.samples("train").batch(torch.arange(32))[0][0], Pool(LENGTH)(x))

@@ -77,7 +77,7 @@ def test_decoupled_weight_decay_is_that_of_adamw() -> None:
 
 
 def test_a_loss_that_is_not_finite_is_told() -> None:
-    with pytest.raises(UserError, match="search: the loss is inf in epoch 3: .* lower max_lr"):
+    with pytest.raises(UserError, match=r"search: the loss is inf in epoch 3: .* lower max_lr"):
         require_finite_loss(float("inf"), "search", 3)
     assert require_finite_loss(0.5, "search", 3) == 0.5
 

@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_tasks import CONFIG, changed, tiny_task
 
-import bmnas
 from bmnas.errors import UserError
 from bmnas.runs import Run, locked, require_same
 
@@ -114,13 +112,6 @@ def test_a_file_system_without_locks_is_told(
         pass
 
 
-def test_the_search_and_its_backbones_may_share_a_folder(tmp_path: Path) -> None:
-    task, run = tiny_task(), tmp_path / "run"
-    result = bmnas.search(task, run=run, config=CONFIG, backbones=run)
-    assert (run / "m0.safetensors").is_file()
-    assert result.run == run
-
-
 def test_metrics_are_merged_by_section(tmp_path: Path) -> None:
     run = Run(tmp_path)
     assert run.read_metrics() == {}
@@ -184,32 +175,3 @@ def test_removing_keeps_what_no_run_wrote(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "manifest.json").write_text("{}")
     run.remove_search()
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_overwriting_trains_again_only_the_backbones_that_changed(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    bmnas.search(tiny_task(), run=run, config=CONFIG)
-    before = {p.name: p.stat().st_mtime_ns for p in (run / "backbones").glob("*.safetensors")}
-    other = changed(tiny_task(), 0, data=tiny_task().modalities[0].data + 1)
-    (run / "backbones" / "m1-checkpoint.pt").write_bytes(b"half a training")
-    bmnas.search(other, run=run, config=CONFIG, existing="overwrite")
-    after = {p.name: p.stat().st_mtime_ns for p in (run / "backbones").glob("*.safetensors")}
-    assert after["m0.safetensors"] > before["m0.safetensors"]
-    assert after["m1.safetensors"] == before["m1.safetensors"]
-    (run / "backbones" / "m0.safetensors").write_bytes(b"damaged")
-    bmnas.search(other, run=run, config=CONFIG, existing="overwrite", seed=1)
-
-
-def test_overwriting_leaves_shared_backbones_alone(tmp_path: Path) -> None:
-    shared = tmp_path / "shared"
-    bmnas.search(tiny_task(), run=tmp_path / "a", config=CONFIG, backbones=shared)
-    with pytest.raises(UserError, match="choose another folder with --backbones, or delete it"):
-        bmnas.search(
-            tiny_task(),
-            run=tmp_path / "a",
-            config=CONFIG,
-            backbones=shared,
-            existing="overwrite",
-            seed=1,
-        )
-    assert (shared / "m0.safetensors").exists()

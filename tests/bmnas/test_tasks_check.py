@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"name": "a.b"}, "received the modality name 'a.b', expected letters, digits, _ and -"),
     ({"name": "a\nb"}, "received the modality name 'a\\nb'"),
     ({"name": ""}, "received the modality name ''"),
-    ({"weights": "none.safetensors"}, "modality m0: weights: none.safetensors: no such file"),
+    ({"weights": Path("none")}, "weights: received PosixPath('none'), expected the Path of a file"),
+    ({"weights": __file__}, "test_tasks_check.py', expected the Path of a file that exists"),
     (
         {"type": "text", "data": with_value(np.array(["a word"] * N), 1, "  ")},
         "modality m0: empty text in row 1, of sample 1 (validation)",
@@ -141,9 +143,9 @@ def test_all_rows_are_looked_at_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(check_module, "_CHUNK_BYTES", 200)
     data = np.zeros((N, 6, 3), np.float32)
     check_task(changed(tiny_task(), 0, data=data))
-    data[[0, 45, 93]] = np.nan
+    data[[0, 1, 45, 94]] = np.nan
     message = error_of(changed(tiny_task(), 0, data=data))
-    assert "value in row 0, of sample 0 (train) (3 such rows)" in message
+    assert "value in row 0, of sample 0 (train) (4 such rows)" in message
 
 
 def test_test_data_is_for_check_test_alone() -> None:

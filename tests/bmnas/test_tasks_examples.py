@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from bmnas.tasks import check_task, check_test, load_task, reload_task
+from bmnas.tasks import Modality, check_task, check_test, load_task, reload_task
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PACKS = Path(os.environ.get("BMNAS_DATA", "nowhere"))
@@ -16,6 +19,40 @@ EXPECTED = {
     "icon-tags": ("multilabel", ["image", "text"], 29, [1035, 162, 502]),
     "mosi-features": ("multiclass", ["vector", "vector", "vector"], 2, [1211, 236, 752]),
 }
+
+
+def test_the_walk_through_works_as_it_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (EXAMPLES.parent / "docs" / "your-own-data.md").read_text("utf-8")
+    blocks = re.findall(r"^```(python|toml)\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    python = [block for language, block in blocks if language == "python"]
+    toml = [block for language, block in blocks if language == "toml"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "make_data.py").write_text(python[0])
+    runpy.run_path("make_data.py")
+    (tmp_path / "task.toml").write_text(toml[0])
+    (tmp_path / "my_tasks.py").write_text(python[2])
+    from_file = load_task("task.toml")
+    check_task(from_file)
+    check_test(from_file)
+    from_python = runpy.run_path("my_tasks.py")["phone_watch"]()
+    check_task(from_python)
+    assert np.array_equal(from_file.labels, from_python.labels)
+    assert from_file.class_names == from_python.class_names == ("sit", "walk", "run", "climb")
+
+
+def test_the_printed_backbone_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bmnas.backbones import build_backbone
+
+    page = (EXAMPLES.parent / "docs" / "your-own-data.md").read_text("utf-8")
+    module = next(b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "nn." in b)
+    (tmp_path / "printed_backbones.py").write_text(module)
+    network = runpy.run_path(str(tmp_path / "printed_backbones.py"))["PhoneNet"](4)
+    rows = np.zeros((5, 50, 6), dtype=np.float32)
+    phone = Modality("phone", "sequence", rows, backbone=network, features=("block1", "block2"))
+    backbone = build_backbone(phone, classes=4, rows=rows)
+    assert backbone.feature_channels == (16, 32)
 
 
 @pytest.mark.data

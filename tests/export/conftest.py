@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from bmnas_export import latency
 
+from bmnas.cost import measure_latency
+
 
 @pytest.fixture(autouse=True)
-def _few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    # No test looks at the figures, and 200 runs per batch size take longer than the export.
+def _few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    # No test looks at the figures, and hundreds of runs take longer than the export.
     monkeypatch.setattr(latency, "_REPEATS", 3)
+    monkeypatch.setattr(latency, "measure_latency", partial(measure_latency, warm_up=1))

@@ -184,7 +184,7 @@ def wrong_session(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("wrong_session")
 def test_a_failing_comparison_leaves_no_bundle(quick: Made, tmp_path: Path) -> None:
-    with pytest.raises(ParityError, match="batch 64: logits 0.001"):
+    with pytest.raises(ParityError, match=r"batch 64: logits 0\.001"):
         export_bundle(quick.trained, quick.task, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -218,7 +218,9 @@ def test_a_full_disk_is_one_line_and_keeps_the_bundle(
     assert list(quick.folder.parent.iterdir()) == [quick.folder]
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder where root cannot write")
+@pytest.mark.skipif(
+    not Path("/proc/self").exists(), reason="needs a folder where root cannot write"
+)
 def test_a_place_where_nobody_can_write_is_one_line(quick: Made) -> None:
     with pytest.raises(UserError, match=r"^/proc/bmnas: cannot be written: "):
         export_bundle(quick.trained, quick.task, Path("/proc/bmnas"))
@@ -257,12 +259,14 @@ def test_labels_have_a_threshold_and_sigmoids(tmp_path: Path) -> None:
 
 def test_a_modality_with_the_name_of_an_output_is_refused(tmp_path: Path) -> None:
     task = tiny_task(("vector", "vector"), names=("logits", "other"))
-    with pytest.raises(UserError, match="a modality called 'logits', which is the name of an output"):
+    with pytest.raises(
+        UserError, match="a modality called 'logits', which is the name of an output"
+    ):
         export_bundle(tiny_network(task), task, tmp_path / "out")
 
 
 def test_scores_that_are_not_finite_are_refused(quick: Made, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be described for serving: .*scores"):
+    with pytest.raises(UserError, match=r"cannot be described for serving: .*scores"):
         export_bundle(quick.trained, quick.task, tmp_path / "out", scores={"test": float("nan")})
 
 

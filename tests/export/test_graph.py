@@ -112,7 +112,8 @@ def test_every_dtype_of_an_input_stays() -> None:
 
         def forward(self, *inputs: Tensor) -> Tensor:
             image, words, sound = inputs
-            return image.float().flatten(1)[:, :3] + self.table(words).sum(1) + sound
+            rows: Tensor = self.table(words).sum(1)
+            return image.float().flatten(1)[:, :3] + rows + sound
 
     network = Mixed().eval()
     inputs = (
@@ -202,7 +203,11 @@ def test_another_process_gives_equal_bytes() -> None:
     tests = Path(__file__).parents[1]
     path = os.pathsep.join((str(tests / "support"), str(tests / "export")))
     done = subprocess.run(
-        [sys.executable, "-c", "import sys, test_graph as t; sys.stdout.buffer.write(t.tiny_graph())"],
+        [
+            sys.executable,
+            "-c",
+            "import sys, test_graph as t; sys.stdout.buffer.write(t.tiny_graph())",
+        ],
         # The order of sets differs from process to process.
         env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": path},
         capture_output=True,

@@ -107,7 +107,9 @@ def test_classes_that_differ_are_counted() -> None:
         swapped[0] = -swapped[0]
         return swapped
 
-    with pytest.raises(ParityError, match="0 of 1 agree.*1 of 2 agree.*6 of 7 agree.*63 of 64 agr"):
+    with pytest.raises(
+        ParityError, match=r"0 of 1 agree.*1 of 2 agree.*6 of 7 agree.*63 of 64 agr"
+    ):
         compare(swap)
 
 

@@ -117,8 +117,8 @@ def test_the_reference_is_a_plain_copy_in_evaluation_mode() -> None:
     # One wrapper inside, one outside, as torch.compile leaves them; it compiles only when called.
     inner.fusion = torch.compile(inner.fusion, backend="eager")  # type: ignore[assignment]
     wrapped: nn.Module = torch.compile(inner, backend="eager")  # type: ignore[assignment]
-    for given in (network, wrapped):
-        plain = reference_network(given)
+    for source in (network, wrapped):
+        plain = reference_network(source)
         assert type(plain) is type(network)
         assert type(plain.fusion) is type(network.fusion)
         assert not any(hasattr(module, "_orig_mod") for module in plain.modules())

@@ -23,7 +23,9 @@ def test_batches_are_spread_over_the_test_part() -> None:
     assert len(inputs) == 9
     batch = inputs.batch(3)
     assert list(batch) == ["m0", "m1"]
-    vectors, images = (modality.data[task.samples("test")[[0, 4, 8]]] for modality in task.modalities)
+    vectors, images = (
+        modality.data[task.samples("test")[[0, 4, 8]]] for modality in task.modalities
+    )
     np.testing.assert_array_equal(batch["m0"].numpy(), vectors.astype(np.float32))
     np.testing.assert_array_equal(batch["m1"].numpy(), images)
     assert batch["m1"].dtype == torch.uint8

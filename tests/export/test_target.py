@@ -9,10 +9,10 @@ from bmnas_export.target import checked_target
 from bmnas.errors import UserError
 
 
-def write_bundle(folder: Path, format: str = "bmnas.bundle/1") -> Path:
+def write_bundle(folder: Path, version: str = "bmnas.bundle/1") -> Path:
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"")
-    manifest = {"format": format, "files": {"model.onnx": "0" * 64}}
+    manifest = {"format": version, "files": {"model.onnx": "0" * 64}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -45,7 +45,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="file: is a file, expected a folder that is new or"):
         checked_target(tmp_path / "file")
-    with pytest.raises(UserError, match="out: cannot be made: .*file is a file"):
+    with pytest.raises(UserError, match=r"out: cannot be made: .*file is a file"):
         checked_target(tmp_path / "file" / "deep" / "out")
 
 

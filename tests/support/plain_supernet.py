@@ -191,7 +191,7 @@ def parameter_pairs(plain: PlainSupernet, fused: Supernet, *, gradients: bool = 
 
     weight, bias = take(fused.norm.weight), take(fused.norm.bias)
     for f, (reshape, linear) in enumerate(zip(plain.reshapes, fused.projections, strict=True)):
-        conv(reshape.conv, take(linear.weight), take(linear.bias))
+        conv(reshape.conv, take(linear.weight).T, take(linear.bias))
         columns = slice(f * channels, (f + 1) * channels)
         norm(reshape.norm, weight[columns], bias[columns])
     alpha, beta, gamma = take(fused.alpha), take(fused.beta), take(fused.gamma)

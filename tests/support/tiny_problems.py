@@ -1,4 +1,4 @@
-"""Search problems over made-up pooled features, small enough to search in a fraction of a second."""
+"""Search problems over made-up pooled features, searched in a fraction of a second."""
 
 from __future__ import annotations
 

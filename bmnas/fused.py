@@ -1,0 +1,296 @@
+"""Hand-written forward and backward passes of what a supernet spends its time on.
+
+Legend: B batch, L length, R = B*L rows, C channels, F features, N Cells.
+
+A relaxed step is some fifty small operations, and the bookkeeping of automatic differentiation
+costs more than their arithmetic; here the passes work in place. Two identities save more of them:
+a factor behind a BatchNorm or LayerNorm belongs into its affine part, and where dropout follows
+ReLU, one comparison of the result with zero tells what gradient passes both.
+
+None of these functions can be differentiated twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from bmnas.primitives import keep_mask
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Norm:
+    """The state of a BatchNorm over the columns of a matrix, apart from its affine part."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    training: bool
+    momentum: float
+    eps: float
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm1d) -> Norm:
+        """Take the state of ``norm``, which must keep running statistics."""
+        mean, variance = norm.running_mean, norm.running_var
+        if mean is None or variance is None or norm.momentum is None:
+            raise ValueError("expected a BatchNorm with running statistics and a momentum")
+        return cls(mean, variance, norm.training, norm.momentum, norm.eps)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the normalised rows, and what ``backward`` wants back."""
+        result = _aten.native_batch_norm(
+            x,
+            weight,
+            bias,
+            self.running_mean,
+            self.running_var,
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+        return cast(tuple[Tensor, Tensor, Tensor], result)
+
+    def backward(
+        self, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of x, weight and bias for the gradient ``g`` of the result."""
+        result = _aten.native_batch_norm_backward(
+            g,
+            x,
+            weight,
+            self.running_mean,
+            self.running_var,
+            mean,
+            rstd,
+            self.training,
+            self.eps,
+            [True, True, True],
+        )
+        return cast(tuple[Tensor, Tensor, Tensor], result)
+
+
+def norm_relu_dropout(x: Tensor, norm: nn.BatchNorm1d, p: float) -> Tensor:
+    """Return dropout(ReLU(norm(x))) of the rows ``x`` (R, C)."""
+    result = _NormReluDropout.apply(x, norm.weight, norm.bias, Norm.of(norm), p)  # type: ignore[no-untyped-call]
+    return cast(Tensor, result)
+
+
+class _NormReluDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Norm, p: float) -> Tensor:
+        mask, factor = keep_mask(x, p, norm.training)
+        scaled = weight * factor
+        y, mean, rstd = norm.forward(x, scaled, bias * factor)
+        y.relu_()
+        if mask is not None:
+            y.mul_(mask)
+        ctx.norm, ctx.factor = norm, factor
+        ctx.save_for_backward(x, scaled, mean, rstd, y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, rstd, y = ctx.saved_tensors
+        passed = _aten.threshold_backward(g, y, 0)
+        dx, dw, db = ctx.norm.backward(passed, x, weight, mean, rstd)
+        return dx, dw * ctx.factor, db * ctx.factor, None, None
+
+
+def mix_features(weights: Tensor, h: Tensor) -> Tensor:
+    """Return the sums of the features ``h`` (R, F, C) weighted by ``weights`` (N, F): (N, R, C)."""
+    return cast(Tensor, _MixFeatures.apply(weights, h))  # type: ignore[no-untyped-call]
+
+
+class _MixFeatures(torch.autograd.Function):
+    # Batched products of rows: the einsum of torch is several times slower, backward above all.
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, h: Tensor) -> Tensor:
+        # A batched product of anything but dense matrices falls back to a loop over the batch.
+        weights = weights.contiguous()
+        ctx.save_for_backward(weights, h)
+        return torch.bmm(weights.expand(len(h), -1, -1), h).transpose(0, 1).contiguous()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        weights, h = (x.to(g.dtype) for x in ctx.saved_tensors)
+        dw = (
+            torch.bmm(g.transpose(0, 1), h.transpose(1, 2)).sum(0)
+            if ctx.needs_input_grad[0]
+            else None
+        )
+        dh = (
+            torch.bmm(weights.t().expand(len(h), -1, -1), g.transpose(0, 1))
+            if ctx.needs_input_grad[1]
+            else None
+        )
+        return dw, dh
+
+
+def step_products(t: Tensor, glu: nn.Linear, concat: nn.Linear) -> Tensor:
+    """Return value, gate and joint (R, 3C) of the rows ``t`` (R, C) in one product.
+
+    ``concat`` (2C to C) gets t twice, so that its two halves fold into their sum.
+    """
+    result = _StepProducts.apply(t, glu.weight, glu.bias, concat.weight, concat.bias)  # type: ignore[no-untyped-call]
+    return cast(Tensor, result)
+
+
+class _StepProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, t: Tensor, glu: Tensor, glu_bias: Tensor, concat: Tensor, concat_bias: Tensor
+    ) -> Tensor:
+        first, second = concat.chunk(2, dim=1)
+        weight = torch.cat((glu, first + second))
+        ctx.save_for_backward(t, weight)
+        return F.linear(t, weight, torch.cat((glu_bias, concat_bias)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        t, weight = ctx.saved_tensors
+        dt = torch.mm(g, weight.to(g.dtype)) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:]):
+            return dt, None, None, None, None
+        glu, folded = torch.mm(g.t(), t.to(g.dtype)).tensor_split((2 * t.shape[1],))
+        glu_bias, bias = g.sum(0).tensor_split((2 * t.shape[1],))
+        return dt, glu, glu_bias, folded.repeat(1, 2), bias
+
+
+@dataclass(frozen=True)
+class MixtureState:
+    """What the mixture of a step needs besides tensors: its norms and dropouts."""
+
+    norm: Norm
+    eps: float  # of the attention's LayerNorm
+    dropout: float
+    attention_dropout: float
+
+
+def mixture(
+    t: Tensor,
+    products: Tensor,
+    gamma: Tensor,
+    norm: nn.BatchNorm1d,
+    attention_norm: nn.LayerNorm,
+    dropout: float,
+    attention_dropout: float,
+) -> Tensor:
+    """Return the mixture (B, L, C) of the whole pool over ``t`` (B, L, C), weighted by gamma.
+
+    ``products`` (R, 3C) are those of ``step_products``; ``norm`` normalises them.
+    """
+    state = MixtureState(Norm.of(norm), attention_norm.eps, dropout, attention_dropout)
+    affine = norm.weight, norm.bias, attention_norm.weight, attention_norm.bias
+    result = _Mixture.apply(t, products, gamma, *affine, state)  # type: ignore[no-untyped-call]
+    return cast(Tensor, result)
+
+
+class _Mixture(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        t: Tensor,
+        products: Tensor,
+        gamma: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        attention_weight: Tensor,
+        attention_bias: Tensor,
+        state: MixtureState,
+    ) -> Tensor:
+        channels, training = t.shape[-1], state.norm.training
+        keep_glu, factor = keep_mask(t, state.dropout, training)
+        keep_concat, _ = keep_mask(t, state.dropout, training)
+        keep_attention, attention_factor = keep_mask(t, state.attention_dropout, training)
+        _, of_sum, of_attention, of_glu, of_concat = gamma.unbind()
+
+        scale = torch.stack((of_glu * factor, torch.ones_like(of_glu), of_concat * factor))
+        scale = scale.repeat_interleave(channels)
+        scaled = weight * scale
+        y, mean, rstd = state.norm.forward(products, scaled, bias * scale)
+        value, gate, joint = y.view(*t.shape[:-1], -1).chunk(3, dim=-1)
+        gate.sigmoid_()
+        joint.relu_()
+        if keep_glu is not None and keep_concat is not None:
+            value.mul_(keep_glu)
+            joint.mul_(keep_concat)
+
+        # The scores of t with itself are symmetric, and the middle axis is the faster one here.
+        attention = torch.bmm(t, t.transpose(1, 2)).mul_(channels**-0.5).softmax(1)
+        attended = torch.bmm(attention.transpose(1, 2), t)
+        if keep_attention is not None:
+            attended.mul_(keep_attention)
+        # LayerNorm undoes a factor in front of it, but for eps.
+        out, a_mean, a_rstd = _aten.native_layer_norm(
+            attended,
+            attention_weight.shape,
+            attention_weight * of_attention,
+            attention_bias * of_attention,
+            state.eps / attention_factor**2,
+        )
+        out.addcmul_(value, gate).add_(joint).add_(t * (2.0 * of_sum))
+        ctx.state, ctx.factor = state, factor
+        ctx.save_for_backward(
+            *(t, products, gamma, weight, bias, scale, attention_weight, attention_bias),
+            *(mean, rstd, y, keep_glu, attention, attended, a_mean, a_rstd, keep_attention),
+        )
+        return cast(Tensor, out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        # Called inside an autocast block, a backward pass would be subject to it.
+        with torch.autocast(g.device.type, enabled=False):
+            return _mixture_gradients(ctx, g)
+
+
+def _mixture_gradients(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    t, products, gamma, weight, bias, scale, a_weight, a_bias, *rest = ctx.saved_tensors
+    mean, rstd, y, keep_glu, attention, attended, a_mean, a_rstd, keep_attention = rest
+    _, of_sum, of_attention, _, _ = gamma.unbind()
+
+    da, da_weight, da_bias = _aten.native_layer_norm_backward(
+        g,
+        attended,
+        a_weight.shape,
+        a_mean,
+        a_rstd,
+        a_weight * of_attention,
+        a_bias,
+        [True, True, True],
+    )
+    if keep_attention is not None:
+        da.mul_(keep_attention)
+    from_attended = torch.bmm(t, da.transpose(1, 2))
+    ds = _aten._softmax_backward_data(from_attended, attention, 1, t.dtype)
+    ds.mul_(t.shape[-1] ** -0.5)
+    dt = torch.baddbmm(g * (2.0 * of_sum), attention, da)
+    dt.baddbmm_(ds + ds.transpose(1, 2), t)
+
+    value, gate, joint = y.view(*t.shape[:-1], -1).chunk(3, dim=-1)
+    d_value = g * gate
+    if keep_glu is not None:
+        d_value.mul_(keep_glu)
+    d_gate = _aten.sigmoid_backward(g * value, gate)
+    d_joint = _aten.threshold_backward(g, joint, 0)
+    dy = torch.cat((d_value, d_gate, d_joint), dim=-1).flatten(0, 1)
+    dp, dw, db = ctx.state.norm.backward(dy, products, weight * scale, mean, rstd)
+
+    d_gamma = None
+    if ctx.needs_input_grad[2]:
+        d_sum = 2.0 * torch.dot(g.flatten(), t.flatten())
+        d_attention = (da_weight * a_weight + da_bias * a_bias).sum()
+        d_glu, _, d_concat = ((dw * weight + db * bias).view(3, -1).sum(1) * ctx.factor).unbind()
+        d_gamma = torch.stack((torch.zeros_like(d_sum), d_sum, d_attention, d_glu, d_concat))
+    d_affine = (dw * scale, db * scale, da_weight * of_attention, da_bias * of_attention)
+    return dt, dp, d_gamma, *d_affine, None

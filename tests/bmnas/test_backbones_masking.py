@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bmnas.backbones.masking import SpectrogramMasking
+
+
+@pytest.fixture
+def spectrograms() -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.randn(200, 60, 40)
+
+
+def test_outside_training_nothing_is_masked(spectrograms: torch.Tensor) -> None:
+    masking = SpectrogramMasking().eval()
+    assert masking(spectrograms) is spectrograms
+
+
+def test_masked_frames_and_bands_become_the_samples_mean(spectrograms: torch.Tensor) -> None:
+    masked = SpectrogramMasking()(spectrograms)
+    lost = masked != spectrograms
+    frames, bands = lost.all(2), lost.all(1)
+    assert torch.equal(lost, frames.unsqueeze(2) | bands.unsqueeze(1))
+    mean = spectrograms.mean((1, 2), keepdim=True).expand_as(masked)
+    assert torch.equal(masked[lost], mean[lost])
+
+
+def test_a_fifth_of_an_axis_is_lost_in_the_mean_and_never_more_than_two_fifths(
+    spectrograms: torch.Tensor,
+) -> None:
+    lost = SpectrogramMasking()(spectrograms) != spectrograms
+    for share in (lost.all(2).float().mean(1), lost.all(1).float().mean(1)):
+        assert float(share.max()) <= 0.4 + 2 / 40
+        assert 0.12 < float(share.mean()) < 0.25
+
+
+def test_the_same_seed_masks_the_same(spectrograms: torch.Tensor) -> None:
+    masking = SpectrogramMasking()
+    torch.manual_seed(5)
+    first = masking(spectrograms)
+    torch.manual_seed(5)
+    assert torch.equal(masking(spectrograms), first)

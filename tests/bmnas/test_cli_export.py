@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import bmnas_export
+import pytest
+import typer
+from bmnas_export import latency
+from bmnas_serve.manifest import load
+from tiny_networks import tiny_network
+from tiny_tasks import write_tiny_task
+from typer.testing import CliRunner, Result
+
+from bmnas.cli import main
+from bmnas.cli.export import export
+from bmnas.errors import UserError
+from bmnas.genotype import Genotype, Step
+from bmnas.tasks import load_task
+
+METRICS = {"metric": "accuracy", "test": {"score": 0.5}, "seconds": {"search": 1.5}}
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A finished run: the task's data in one folder, the network in another."""
+    (tmp_path / "data").mkdir()
+    task = load_task(write_tiny_task(tmp_path / "data"))
+    trained = tiny_network(task)
+    run = tmp_path / "run"
+    run.mkdir()
+    trained.genotype.save(run / "genotype.json")
+    trained.save(run / "network.safetensors")
+    (run / "metrics.json").write_text(json.dumps(METRICS))
+    return run
+
+
+def invoke(*arguments: object) -> Result:
+    app = typer.Typer()
+    app.command()(export)
+    return CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "100"})
+
+
+def message(result: Result) -> str:
+    assert isinstance(result.exception, UserError), result.exception
+    assert "\n" not in str(result.exception)
+    assert result.stdout == ""
+    return str(result.exception)
+
+
+@pytest.fixture
+def few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_REPEATS", 3)
+
+
+@pytest.fixture
+def no_export(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Note what would be exported, and end there."""
+    calls: list[Any] = []
+
+    def noted(*arguments: Any, **options: Any) -> None:
+        calls.append((arguments, options))
+        raise UserError("noted")
+
+    monkeypatch.setattr(bmnas_export, "export_bundle", noted)
+    return calls
+
+
+@pytest.mark.usefixtures("few_repeats")
+def test_a_genotype_is_all_that_an_export_needs(
+    run_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    result = invoke("--genotype", run_folder / "genotype.json")
+    assert result.exit_code == 0, result.exception
+    manifest = load(run_folder / "bundle")
+    assert manifest.scores == {"metric": "accuracy", "test": {"score": 0.5}}
+    assert "m0 float32 (batch, 6, 3)" in result.stdout
+    assert "logits float32 (batch, 4), probabilities float32 (batch, 4)" in result.stdout
+    assert "of 42 predictions of test samples are the same" in result.stdout
+    assert "batch 64" in result.stdout
+    assert result.stderr == f"Next: bmnas serve {run_folder / 'bundle'}\n"
+    # Nothing of the exporter's chatter, not even past Python's streams.
+    assert capfd.readouterr() == ("", "")
+    metrics = json.loads((run_folder / "metrics.json").read_text())
+    assert metrics["latency"]["onnxruntime"] == manifest.latency["onnxruntime"]
+    assert metrics["seconds"] == METRICS["seconds"]
+
+
+@pytest.mark.usefixtures("few_repeats")
+def test_json_is_one_object_and_out_is_where_it_says(run_folder: Path, tmp_path: Path) -> None:
+    (run_folder / "metrics.json").unlink()
+    out = tmp_path / "elsewhere" / "bundle"
+    result = invoke("--genotype", run_folder / "genotype.json", "--out", out, "--json")
+    assert result.exit_code == 0, result.exception
+    shown = json.loads(result.stdout)
+    assert shown["bundle"] == str(out)
+    assert shown["parity"]["passed"]
+    assert shown["files"]["model.onnx"] == (out / "model.onnx").stat().st_size
+    assert result.stderr == ""
+    assert load(out).scores == {}
+    assert not (run_folder / "bundle").exists()
+    assert not (run_folder / "metrics.json").exists()
+
+
+def test_missing_weights_name_the_command_that_makes_them(tmp_path: Path) -> None:
+    genotype = tmp_path / "my run" / "genotype.json"
+    genotype.parent.mkdir()
+    genotype.write_text("{}")
+    shown = message(invoke("--genotype", genotype))
+    assert shown == (
+        f"{genotype.parent / 'network.safetensors'}: no such file; make it with:"
+        f" bmnas train --genotype '{genotype}'"
+    )
+
+
+def test_a_genotype_that_is_none_is_named(run_folder: Path, tmp_path: Path) -> None:
+    shown = message(invoke("--genotype", tmp_path / "absent.json"))
+    assert shown.startswith(f"{tmp_path / 'absent.json'}: cannot be read: No such file")
+    (run_folder / "genotype.json").write_text("[]")
+    shown = message(invoke("--genotype", run_folder / "genotype.json"))
+    assert shown.startswith(f"{run_folder / 'genotype.json'}: received [], expected an object")
+
+
+def other(genotype: Genotype, change: str) -> Genotype:
+    if change == "length":
+        return dataclasses.replace(genotype, length=6)
+    if change == "cells":
+        again = dataclasses.replace(genotype.cells[0], inputs=("m0.1", "m1.1"))
+        return dataclasses.replace(genotype, cells=(*genotype.cells, again))
+    cell = dataclasses.replace(genotype.cells[0], steps=(Step("sum", ("x", "y")),))
+    return dataclasses.replace(genotype, cells=(cell,))
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [("length", "length: 4 and 6;"), ("cells", "cells: 1 and 2;"), ("steps", "cells[0];")],
+)
+def test_weights_of_another_genotype_are_refused(
+    run_folder: Path, change: str, difference: str
+) -> None:
+    path = run_folder / "other.json"
+    other(Genotype.load(run_folder / "genotype.json"), change).save(path)
+    shown = message(invoke("--genotype", path))
+    assert f"trained for another genotype than {path}: they differ in {difference}" in shown
+    assert shown.endswith(f"or make them with: bmnas train --genotype {path}")
+
+
+def test_a_file_that_holds_no_network_is_one_line(run_folder: Path) -> None:
+    weights = run_folder / "network.safetensors"
+    weights.write_bytes(b"\x80\x04 pickled, perhaps")
+    shown = message(invoke("--genotype", run_folder / "genotype.json", "--weights", weights))
+    assert shown.startswith(f"{weights}: damaged, not a safetensors file")
+
+
+def test_data_that_has_moved_is_found_with_task(run_folder: Path, no_export: list[Any]) -> None:
+    data = run_folder.parent / "data"
+    moved = run_folder.parent / "moved"
+    data.rename(moved)
+    arguments = ("--genotype", run_folder / "genotype.json")
+    shown = message(invoke(*arguments))
+    assert shown.endswith("(it was trained on this; --task and --data change it)")
+    assert message(invoke(*arguments, "--task", moved / "task.toml")) == "noted"
+    (_, task, out), options = no_export[0]
+    assert task.name == "tiny"
+    assert out == run_folder / "bundle"
+    assert options["scores"] == {"metric": "accuracy", "test": {"score": 0.5}}
+
+
+def test_data_alone_is_joined_to_the_recorded_task(run_folder: Path, no_export: list[Any]) -> None:
+    elsewhere = run_folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    shutil.move(run_folder.parent / "data" / "tiny.npz", elsewhere)
+    arguments = ("--genotype", run_folder / "genotype.json", "--data", elsewhere)
+    assert message(invoke(*arguments)) == "noted"
+    assert len(no_export) == 1
+
+
+def test_another_task_is_refused(run_folder: Path) -> None:
+    shown = message(invoke("--genotype", run_folder / "genotype.json", "--task", "digits"))
+    assert "task digits: received modality 'm0', expected one of left, right" in shown
+    assert not (run_folder / "bundle").exists()
+
+
+def test_a_task_from_python_has_to_be_named_again(run_folder: Path) -> None:
+    trained = tiny_network(load_task(run_folder.parent / "data" / "task.toml"))
+    info = dataclasses.replace(trained.task, source={})
+    dataclasses.replace(trained, task=info).save(run_folder / "network.safetensors")
+    shown = message(invoke("--genotype", run_folder / "genotype.json"))
+    assert "does not say where the data of the task 'tiny' is; name the task with --task" in shown
+
+
+def test_metrics_that_are_no_object_are_named(run_folder: Path) -> None:
+    (run_folder / "metrics.json").write_text("[1]")
+    shown = message(invoke("--genotype", run_folder / "genotype.json"))
+    assert shown == f"{run_folder / 'metrics.json'}: received list, expected a JSON object"
+
+
+def test_networks_that_differ_end_with_status_1(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def differ(*arguments: Any, **options: Any) -> None:
+        raise bmnas_export.ParityError("onnxruntime and torch differ by more than 1e-05")
+
+    monkeypatch.setattr(bmnas_export, "export_bundle", differ)
+    result = invoke("--genotype", run_folder / "genotype.json")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == "error: onnxruntime and torch differ by more than 1e-05\n"
+    assert "latency" not in json.loads((run_folder / "metrics.json").read_text())
+
+
+def without_export_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] == "bmnas_export":
+            monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime", "torch"])
+def test_missing_packages_name_the_extra(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    without_export_modules(monkeypatch)
+    monkeypatch.delitem(sys.modules, "bmnas_serve.session")
+    monkeypatch.setitem(sys.modules, package, None)
+    shown = message(invoke("--genotype", run_folder / "genotype.json"))
+    assert shown == (
+        f"exporting needs the package {package}, which is not installed: run"
+        " pip install 'bmnas[export]'"
+    )
+
+
+def test_two_builds_of_onnxruntime_are_one_line(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_export_modules(monkeypatch)
+    monkeypatch.delitem(sys.modules, "bmnas_serve.session")
+    monkeypatch.setattr("importlib.metadata.distribution", lambda name: object())
+    shown = message(invoke("--genotype", run_folder / "genotype.json"))
+    assert "both onnxruntime and onnxruntime-gpu are installed" in shown
+
+
+def test_onnx_is_the_only_target(run_folder: Path) -> None:
+    result = invoke("--genotype", run_folder / "genotype.json", "--target", "tensorrt")
+    assert result.exit_code == 2
+    assert "'onnx'" in result.stderr
+
+
+def test_the_program_ends_with_status_2_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bmnas", "export", "--genotype", str(tmp_path / "g.json")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {tmp_path / 'g.json'}: cannot be read")
+    assert shown.err.count("\n") == 1
+
+
+def test_help_ends_with_an_example() -> None:
+    shown = invoke("--help")
+    assert "Example: bmnas export --genotype runs/digits/genotype.json" in shown.stdout

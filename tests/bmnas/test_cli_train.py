@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import bmnas_command, one_line_error, write_tiny_preset
+from tiny_tasks import write_tiny_task
+
+import bmnas
+from bmnas.genotype import Genotype
+from bmnas.runs import locked
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with task.toml, tiny-preset.toml and a finished search in runs/tiny."""
+    folder = tmp_path_factory.mktemp("searched")
+    task, preset = write_tiny_task(folder), write_tiny_preset(folder)
+    words = ("search", "--task", task, "--preset", preset, "--run", folder / "runs" / "tiny")
+    assert bmnas_command(*words).status == 0
+    return folder
+
+
+@pytest.fixture
+def here(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, the current directory."""
+    folder = tmp_path / "here"
+    shutil.copytree(searched, folder)
+    config = folder / "runs" / "tiny" / "config.json"
+    config.write_text(config.read_text().replace(str(searched), str(folder)))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+GENOTYPE = "runs/tiny/genotype.json"
+
+
+def test_train_needs_nothing_but_the_genotype_and_is_quiet(here: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bmnas", "train", "--genotype", GENOTYPE],
+        cwd=here,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == f"Next: bmnas export --genotype {GENOTYPE}\n"
+    assert not set("\x1b\r") & set(done.stdout + done.stderr)
+    assert "accuracy" in done.stdout
+    trained = bmnas.load_network(here / "runs" / "tiny" / "network.safetensors")
+    assert trained.genotype == Genotype.load(here / GENOTYPE)
+    assert trained.task.name == "tiny"
+
+
+def test_options_go_before_what_the_search_recorded(here: Path) -> None:
+    words = ("train", "--genotype", GENOTYPE, "--run", "other", "--epochs", "2", "--seed", "5")
+    printed = bmnas_command(*words, "--freeze-backbones", "--json")
+    assert (printed.status, printed.err) == (0, "")
+    found = json.loads(printed.out)
+    assert set(found) == {"run", "network", "metrics"}
+    assert found["run"] == "other"
+    config = json.loads((here / "other" / "config.json").read_text())
+    assert (config["seed"], config["train"]["epochs"]) == (5, 2)
+    assert config["train"]["freeze_backbones"] is True
+    # Backbones and what is recorded of them stay those of the search.
+    assert config["backbones"] == {
+        "folder": str((here / "runs" / "tiny" / "backbones").resolve()),
+        "seed": 0,
+    }
+    assert config["preset"].endswith("tiny-preset.toml")
+    assert len((here / "other" / "train.jsonl").read_text().splitlines()) == 2
+    assert not (here / "runs" / "tiny" / "network.safetensors").exists()
+
+
+def test_another_preset_is_recorded(here: Path) -> None:
+    (here / "mine.toml").write_text((here / "tiny-preset.toml").read_text())
+    words = ("train", "--genotype", GENOTYPE, "--run", "other", "--preset", "mine.toml")
+    assert bmnas_command(*words).status == 0
+    assert json.loads((here / "other" / "config.json").read_text())["preset"] == "mine.toml"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--genotype", "no.json"], "no.json: no such file; make it with: bmnas search"),
+        (["--genotype", "runs"], "runs: no such file; make it with: bmnas search"),
+        (["--genotype", "empty.json"], "empty.json: not a JSON file: Expecting value"),
+        (["--genotype", "task.toml"], "task.toml: not a JSON file"),
+        (["--genotype", "alone.json"], "lies in no run folder that says which task it is for"),
+        (["--genotype", GENOTYPE, "--epochs", "0"], "[train] epochs: received 0, expected at le"),
+        (["--genotype", GENOTYPE, "--batch-size", "1"], "batch_size: received 1, expected at l"),
+        (["--genotype", GENOTYPE, "--threshold", "1"], "threshold: received 1.0, expected betwe"),
+        (["--genotype", GENOTYPE, "--preset", "nope"], "received preset 'nope', expected one of"),
+        (["--genotype", GENOTYPE, "--device", "tpu"], "received device 'tpu', expected one of"),
+        (["--genotype", GENOTYPE, "--task", "nope"], "received task 'nope', expected digits, av-"),
+        (["--genotype", GENOTYPE, "--task", "digits"], "holds a run with task.name"),
+        (["--genotype", GENOTYPE, "--seed", "1"], "holds a run with seed 0, received 1"),
+        (["--genotype", GENOTYPE, "--run", "alone.json"], "alone.json: cannot be written: File e"),
+        (["--genotype", GENOTYPE, "--resume", "--overwrite"], "--resume and --overwrite, expect"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_the_run_as_it_was(
+    here: Path, words: list[str], message: str
+) -> None:
+    (here / "empty.json").write_text("")
+    shutil.copy(here / GENOTYPE, here / "alone.json")
+    before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
+    assert message in one_line_error(bmnas_command("train", *words))
+    assert {p: p.read_bytes() for p in here.rglob("*") if p.is_file()} == before
+
+
+def test_data_that_is_gone_is_one_line(here: Path) -> None:
+    (here / "tiny.npz").unlink()
+    assert "tiny.npz" in one_line_error(bmnas_command("train", "--genotype", GENOTYPE))
+    assert not (here / "runs" / "tiny" / "train.jsonl").exists()
+
+
+def test_a_configuration_that_was_damaged_is_one_line(here: Path) -> None:
+    path = here / "runs" / "tiny" / "config.json"
+    config = json.loads(path.read_text())
+    for changes, message in [
+        ({"search": 3}, "config.json: search: received 3, expected a table [search]"),
+        ({"train": {"epochs": "many"}}, "[train] epochs: received 'many', expected int"),
+        ({"task": {}}, "config.json: received no task, expected what `bmnas search` writes"),
+        ({"backbones": [1]}, "config.json: backbones: received [1], expected what"),
+        ({"backbones": {"seed": None}}, "config.json: backbones.seed: received null, expected"),
+        ({"seed": "x"}, 'config.json: seed: received "x", expected what'),
+    ]:
+        path.write_text(json.dumps({**config, **changes}))
+        assert message in one_line_error(bmnas_command("train", "--genotype", GENOTYPE))
+    path.write_text(path.read_text()[:100])
+    assert "config.json: not a JSON file" in one_line_error(
+        bmnas_command("train", "--genotype", GENOTYPE)
+    )
+
+
+def test_a_training_is_refused_resumed_or_overwritten(here: Path) -> None:
+    words = ("train", "--genotype", GENOTYPE)
+    assert bmnas_command(*words).status == 0
+    path = here / "runs" / "tiny" / "network.safetensors"
+    before = path.stat().st_mtime_ns
+    assert "there is a training already; go on with --resume" in one_line_error(
+        bmnas_command(*words)
+    )
+    assert bmnas_command(*words, "--resume").status == 0
+    assert path.stat().st_mtime_ns == before
+    assert bmnas_command(*words, "--overwrite").status == 0
+    assert path.stat().st_mtime_ns > before
+
+
+def test_a_folder_in_use_is_one_line(here: Path) -> None:
+    with locked(here / "runs" / "tiny"):
+        message = one_line_error(bmnas_command("train", "--genotype", GENOTYPE))
+    assert message.startswith("runs/tiny: another bmnas process is at work there")

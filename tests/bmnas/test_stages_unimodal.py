@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_tasks import CONFIG, changed, tiny_task
+
+import bmnas
+import bmnas.stages.search
+from bmnas.errors import UserError
+from bmnas.metrics import Objective
+from bmnas.progress import Silent
+from bmnas.runtime import Runtime
+from bmnas.stages.unimodal import Unimodal, remove_stale, unimodal_networks
+from bmnas.tasks import Task
+
+CPU = Runtime(torch.device("cpu"), compile=False)
+
+
+def networks(folder: Path, task: Task, seed: int = 0) -> dict[str, Unimodal]:
+    return unimodal_networks(
+        task,
+        CONFIG.unimodal,
+        Objective(task.kind),
+        seed=seed,
+        folder=folder,
+        runtime=CPU,
+        progress=Silent(),
+    )
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+
+
+def other_data() -> Task:
+    return changed(tiny_task(), 0, data=tiny_task().modalities[0].data + 1)
+
+
+def test_backbones_are_trained_once_and_kept(tmp_path: Path) -> None:
+    first = networks(tmp_path, tiny_task())
+    before = stamps(tmp_path)
+    second = networks(tmp_path, tiny_task())
+    assert stamps(tmp_path) == before
+    assert set(before) == {"m0", "m1"}
+    assert not list(tmp_path.glob("*-checkpoint.pt"))
+    for name, found in first.items():
+        assert (found.validation, found.seconds) == (second[name].validation, second[name].seconds)
+        assert 0 <= found.validation <= 1
+        assert not found.pretrained
+
+
+@pytest.mark.parametrize("change", ["data", "seed", "damage"])
+def test_what_would_be_refused_is_stale_and_nothing_else(tmp_path: Path, change: str) -> None:
+    networks(tmp_path, tiny_task())
+    before = stamps(tmp_path)
+    task, seed = (other_data() if change == "data" else tiny_task()), int(change == "seed")
+    if change == "damage":
+        (tmp_path / "m0.safetensors").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"m0\.safetensors: (was trained for|not a whole)") as line:
+        networks(tmp_path, task, seed)
+    assert "\n" not in str(line.value)
+    (tmp_path / "m1-checkpoint.pt").write_bytes(b"half a training of something else")
+    remove_stale(task, CONFIG.unimodal, seed=seed, folder=tmp_path)
+    networks(tmp_path, task, seed)
+    after = stamps(tmp_path)
+    assert after["m0"] != before["m0"]
+    assert (after["m1"] == before["m1"]) == (change != "seed")
+
+
+def test_overwriting_a_run_with_another_seed_starts_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bmnas.stages.search, "write_pictures", lambda *args: None)
+    run = tmp_path / "run"
+    bmnas.search(tiny_task(), run=run, config=CONFIG)
+    again = bmnas.search(tiny_task(), run=run, config=CONFIG, existing="overwrite", seed=1)
+    assert again.genotype.provenance["seed"] == 1
+
+
+def test_overwriting_leaves_shared_backbones_alone(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    networks(shared, tiny_task())
+    before = stamps(shared)
+    with pytest.raises(UserError, match="choose another folder with --backbones, or delete it"):
+        bmnas.search(
+            tiny_task(),
+            run=tmp_path / "run",
+            config=CONFIG,
+            backbones=shared,
+            existing="overwrite",
+            seed=1,
+        )
+    assert stamps(shared) == before
+
+
+def test_run_and_backbones_may_be_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bmnas.stages.search, "write_pictures", lambda *args: None)
+    bmnas.search(tiny_task(), run=tmp_path, config=CONFIG, backbones=tmp_path)
+    assert {"m0.safetensors", "genotype.json"} <= {path.name for path in tmp_path.iterdir()}
