@@ -32,7 +32,9 @@ class UnimodalConfig:
 class SearchConfig:
     """The supernet's shape and Algorithm 1's settings (spec section 6; BM-NAS, Table 8).
 
-    ``candidates`` and ``candidate_epochs`` are the budget of strategies that train candidates.
+    ``candidates`` is the budget of strategies that train candidates, ``rerank`` how many genotypes
+    Algorithm 1's own result is compared with in the end (0: the paper's method); each is trained
+    for ``candidate_epochs``.
     """
 
     cells: int = 2
@@ -49,6 +51,7 @@ class SearchConfig:
     arch_weight_decay: float = 1e-3
     candidates: int = 16
     candidate_epochs: int = 3
+    rerank: int = 0
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ Existing = Literal["refuse", "resume", "overwrite"]
 
 _SEARCH_FILES = (
     "config.json", "genotype.json", "history.jsonl", "checkpoint.pt", "architecture.svg",
-    "history.svg", "metrics.json",
+    "history.svg", "metrics.json", "rerank.jsonl", "rerank-checkpoint.pt",
 )  # fmt: skip
 #: What a configuration may say of the things that a later command takes from it.
 _TYPES: Mapping[str, type | UnionType] = {
@@ -61,6 +61,16 @@ class Run:
         return self.path / "checkpoint.pt"
 
     @property
+    def rerank(self) -> Path:
+        """A line a candidate of the reranking."""
+        return self.path / "rerank.jsonl"
+
+    @property
+    def rerank_checkpoint(self) -> Path:
+        """Where the reranking stands."""
+        return self.path / "rerank-checkpoint.pt"
+
+    @property
     def network(self) -> Path:
         """The trained network."""
         return self.path / "network.safetensors"
@@ -84,6 +94,11 @@ class Run:
     def backbones(self) -> Path:
         """The default folder of backbones and feature cache."""
         return self.path / "backbones"
+
+    def begun(self) -> bool:
+        """Tell whether anything was done here: settings that could not be used do not count."""
+        done = (self.backbones, self.checkpoint, self.genotype, self.network)
+        return any(path.exists() for path in done)
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration; raises UserError when it is missing or malformed."""

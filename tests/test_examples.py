@@ -20,7 +20,8 @@ def test_from_python_runs_as_its_docstring_says(tmp_path: Path) -> None:
         check=False,
         cwd=tmp_path,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     scores, difference, served = done.stdout.splitlines()
     assert scores.startswith("validation 0.")
     assert difference.startswith("differs from torch by ")

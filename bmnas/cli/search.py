@@ -57,6 +57,14 @@ def search(
         int | None,
         typer.Option(help="Networks that strategy random tries.", rich_help_panel=_BUDGET),
     ] = None,
+    rerank: Annotated[
+        int | None,
+        typer.Option(
+            help="Genotypes compared with Algorithm 1's own by short trainings; 0: none, as in the "
+            "paper.",
+            rich_help_panel=_BUDGET,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     backbones: Backbones = None,
     device: Device = "auto",
@@ -89,6 +97,7 @@ def search(
         epochs=epochs,
         batch_size=batch_size,
         candidates=candidates,
+        rerank=rerank,
     )
     result = run_search(
         loaded,

@@ -112,7 +112,7 @@ def backbones_record(folder: Run, kept: Path, seed: int) -> dict[str, Any]:
 def _prepare(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None:
     if existing == "overwrite":
         folder.remove_search()
-    if not folder.config.exists():
+    if not folder.config.exists() or not folder.begun():
         write_json(folder.config, wanted)
         return
     if existing == "refuse":
@@ -149,9 +149,7 @@ def _search(
         device=runtime.device,
         progress=progress,
     )
-    checkpoint = Checkpoint(
-        folder.checkpoint, _owner(cache, config, strategy, seed), folder.history
-    )
+    owner = _owner(cache, config, strategy, seed)
     problem = SearchProblem(
         train=cache.samples("train"),
         validation=cache.samples("validation"),
@@ -160,11 +158,12 @@ def _search(
         config=config.search,
         seed=seed,
         runtime=runtime,
-        checkpoint=checkpoint,
+        checkpoint=Checkpoint(folder.checkpoint, owner, folder.history),
+        candidates=lambda: Checkpoint(folder.rerank_checkpoint, owner, folder.rerank),
         progress=progress,
     )
     outcome = STRATEGIES[strategy](problem)
-    seconds = _seconds(networks, cache, checkpoint.seconds, runtime)
+    seconds = _seconds(networks, cache, outcome.seconds, runtime)
     folder.update_metrics(
         {
             "metric": objective.metric,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from bmnas.checkpoint import Stateful
+from bmnas.checkpoint import Record, Stateful
 from bmnas.derive import derive_genotype
 from bmnas.fit import Forward, require_finite_loss
 from bmnas.metrics import best_threshold, evaluate
@@ -20,7 +20,8 @@ from bmnas.samples import (
     samples_per_epoch,
 )
 from bmnas.strategies.problem import Outcome, SearchProblem, best_record, is_best
-from bmnas.supernet import Supernet
+from bmnas.strategies.rerank import rerank
+from bmnas.supernet import ArchitectureWeights, Supernet
 
 _ARCHITECTURE_BETAS = (0.5, 0.999)
 
@@ -28,8 +29,32 @@ _ARCHITECTURE_BETAS = (0.5, 0.999)
 def search_bilevel(problem: SearchProblem) -> Outcome:
     """Search by gradient descent on the relaxed architecture (BM-NAS, Algorithm 1).
 
-    Raises UserError when the loss is no longer finite.
+    With ``config.rerank`` of 1 or more, short trainings of that many genotypes decide in the end,
+    see ``rerank``. Raises UserError when the loss is no longer finite.
     """
+    config = problem.config
+    best = best_record(_relax(problem))
+    seen = sum(
+        samples_per_epoch(len(samples), config.batch_size)
+        for samples in (problem.train, problem.validation)
+    )
+    outcome = Outcome(
+        genotype=problem.genotype(best["cells"]),
+        best_epoch=best["epoch"],
+        validation=best["validation_score"],
+        candidates=1,
+        samples_seen=config.epochs * seen,
+        threshold=best.get("threshold"),
+        seconds=problem.checkpoint.seconds,
+    )
+    if config.rerank == 0:
+        return outcome
+    weights = ArchitectureWeights(best["alpha"], best["beta"], best["gamma"])
+    return rerank(problem, outcome, weights)
+
+
+def _relax(problem: SearchProblem) -> list[Record]:
+    """Run Algorithm 1 and return a record of every epoch."""
     config, device = problem.config, problem.runtime.device
     seed_stage(problem.seed, "search")
     supernet = Supernet(
@@ -61,7 +86,6 @@ def search_bilevel(problem: SearchProblem) -> Outcome:
         "schedule": schedule,
     }
     records = problem.checkpoint.restore(parts)
-
     with problem.progress.stage("search", config.epochs) as shown:
         shown.advance(len(records))
         for epoch in range(len(records) + 1, config.epochs + 1):
@@ -71,15 +95,7 @@ def search_bilevel(problem: SearchProblem) -> Outcome:
             train_loss = _descend(problem, problem.train, forward, on_weights, schedule)
             _require_gradients(architecture, weights)
             architecture_loss = _descend(problem, problem.validation, forward, on_architecture)
-            relaxed = supernet.architecture_weights()
-            genotype = derive_genotype(
-                **asdict(relaxed),
-                features=problem.train.names,
-                channels=config.channels,
-                length=config.length,
-            )
             found = evaluate(supernet, forward, problem.validation, problem.objective, device)
-            best = is_best(found.score, records)
             record = {
                 "epoch": epoch,
                 "learning_rate": rate,
@@ -87,11 +103,10 @@ def search_bilevel(problem: SearchProblem) -> Outcome:
                 "architecture_loss": require_finite_loss(architecture_loss, "search", epoch),
                 "validation_loss": require_finite_loss(found.loss, "search", epoch),
                 "validation_score": found.score,
-                "best": best,
-                **asdict(relaxed),
-                "cells": genotype.to_dict()["cells"],
+                "best": is_best(found.score, records),
+                **_derived(problem, supernet.architecture_weights()),
             }
-            if best and problem.objective.kind == "multilabel":
+            if record["best"] and problem.objective.kind == "multilabel":
                 record["threshold"] = best_threshold(found.logits, problem.validation.labels)
             records.append(record)
             problem.checkpoint.save(parts, records)
@@ -99,20 +114,19 @@ def search_bilevel(problem: SearchProblem) -> Outcome:
                 f"loss {train_loss:.3f}  validation {problem.objective.metric} {found.score:.3f}"
             )
             shown.advance()
+    return records
 
-    best_epoch = best_record(records)
-    seen = sum(
-        samples_per_epoch(len(samples), config.batch_size)
-        for samples in (problem.train, problem.validation)
+
+def _derived(problem: SearchProblem, weights: ArchitectureWeights) -> Record:
+    """Return what a record says of the architecture: the relaxed weights, the derived Cells."""
+    relaxed = asdict(weights)
+    genotype = derive_genotype(
+        **relaxed,
+        features=problem.train.names,
+        channels=problem.config.channels,
+        length=problem.config.length,
     )
-    return Outcome(
-        genotype=problem.genotype(best_epoch["cells"]),
-        best_epoch=best_epoch["epoch"],
-        validation=best_epoch["validation_score"],
-        candidates=1,
-        samples_seen=config.epochs * seen,
-        threshold=best_epoch.get("threshold"),
-    )
+    return {**relaxed, "cells": genotype.to_dict()["cells"]}
 
 
 def _descend(

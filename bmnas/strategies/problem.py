@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from bmnas.checkpoint import Checkpoint, Record
 from bmnas.config import SearchConfig
@@ -18,7 +18,8 @@ from bmnas.samples import FeatureSamples
 class SearchProblem:
     """Pooled features of train and validation, the objective, the budget; no test data.
 
-    ``checkpoint`` is where the strategy leaves its state after every epoch or candidate.
+    ``checkpoint`` is where the strategy leaves its state after every epoch or candidate;
+    ``candidates`` opens another, for a strategy that trains candidates after its epochs.
     """
 
     train: FeatureSamples
@@ -29,6 +30,7 @@ class SearchProblem:
     seed: int
     runtime: Runtime
     checkpoint: Checkpoint
+    candidates: Callable[[], Checkpoint]
     progress: Progress
 
     def genotype(self, cells: object) -> Genotype:
@@ -50,7 +52,7 @@ class Outcome:
 
     ``candidates`` counts the networks that were trained, ``samples_seen`` the samples that passed
     forward and backward. ``threshold`` is the one that suits validation best in a multilabel
-    task, None otherwise.
+    task, None otherwise; ``seconds`` is the time of the search alone, earlier lives included.
     """
 
     genotype: Genotype
@@ -59,6 +61,7 @@ class Outcome:
     candidates: int
     samples_seen: int
     threshold: float | None
+    seconds: float = field(compare=False)
 
 
 def best_record(records: Sequence[Record]) -> Record:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 from random import Random
 
-from bmnas.checkpoint import Record, Stateful
+from bmnas.checkpoint import Stateful
 from bmnas.config import SearchConfig
-from bmnas.fit import Group, Recipe, fit
-from bmnas.genotype import PRIMITIVES, Cell, Genotype, Step
-from bmnas.metrics import best_threshold, evaluate
-from bmnas.network import FusionNetwork
-from bmnas.progress import Silent
-from bmnas.runtime import seed_stage
+from bmnas.genotype import Genotype
 from bmnas.samples import samples_per_epoch
+from bmnas.strategies.candidates import draw_genotype, even_weights, train_candidate
 from bmnas.strategies.problem import Outcome, SearchProblem, best_record, is_best
 
 _NO_PARTS: dict[str, Stateful] = {}
@@ -34,21 +29,22 @@ def search_random(problem: SearchProblem) -> Outcome:
     with problem.progress.stage("random search", config.candidates) as shown:
         shown.advance(len(records))
         for number in range(len(records) + 1, config.candidates + 1):
-            record = _try(problem, genotypes[number - 1], number)
+            record = {"epoch": number, **train_candidate(problem, genotypes[number - 1], number)}
             record["best"] = is_best(record["validation_score"], records)
             records.append(record)
             problem.checkpoint.save(_NO_PARTS, records)
             shown.message(f"validation {problem.objective.metric} {record['validation_score']:.3f}")
             shown.advance()
     best = best_record(records)
-    seen = config.candidate_epochs * samples_per_epoch(len(problem.train), config.batch_size)
+    seen = samples_per_epoch(len(problem.train), config.batch_size)
     return Outcome(
         genotype=problem.genotype(best["cells"]),
         best_epoch=best["epoch"],
         validation=best["validation_score"],
         candidates=config.candidates,
-        samples_seen=config.candidates * seen,
+        samples_seen=config.candidates * config.candidate_epochs * seen,
         threshold=best.get("threshold"),
+        seconds=problem.checkpoint.seconds,
     )
 
 
@@ -57,62 +53,4 @@ def random_genotype(features: Sequence[str], config: SearchConfig, draw: Random)
 
     One whose network would read a single feature is drawn again.
     """
-    while True:
-        genotype = Genotype(
-            tuple(features), config.channels, config.length, _cells(features, config, draw)
-        )
-        if len(genotype.live_features()) > 1:
-            return genotype
-
-
-def _cells(features: Sequence[str], config: SearchConfig, draw: Random) -> tuple[Cell, ...]:
-    nodes = list(features)
-    taken: set[str] = set()
-    cells = []
-    for k in range(config.cells):
-        pairs = [pair for pair in combinations(nodes, 2) if not taken.issuperset(pair)]
-        x, y = draw.choice(pairs)
-        cells.append(Cell((x, y), tuple(_step(m, draw) for m in range(config.steps))))
-        taken.update((x, y))
-        nodes.append(f"cell{k + 1}")
-    return tuple(cells)
-
-
-def _step(earlier: int, draw: Random) -> Step:
-    nodes = ["x", "y", *(f"step{m + 1}" for m in range(earlier))]
-    first, second = draw.sample(nodes, 2)
-    return Step(draw.choice(PRIMITIVES), (first, second))
-
-
-def _try(problem: SearchProblem, genotype: Genotype, number: int) -> Record:
-    config, device = problem.config, problem.runtime.device
-    seed_stage(problem.seed, f"candidate {number}")
-    network = FusionNetwork(
-        genotype, problem.train.channels, classes=problem.classes, dropout=config.dropout
-    ).to(device)
-    train = problem.train.select(network.features)
-    validation = problem.validation.select(network.features)
-    recipe = Recipe(config.candidate_epochs, config.batch_size, config.min_lr, config.weight_decay)
-    losses = fit(
-        network,
-        network,
-        [Group(list(network.parameters()), config.max_lr)],
-        train,
-        problem.objective,
-        recipe,
-        device=device,
-        checkpoint=None,
-        progress=Silent(),
-        stage=f"candidate {number}",
-    )
-    found = evaluate(network, network, validation, problem.objective, device)
-    record: Record = {
-        "epoch": number,
-        "train_loss": losses[-1]["train_loss"],
-        "validation_loss": found.loss,
-        "validation_score": found.score,
-        "cells": genotype.to_dict()["cells"],
-    }
-    if problem.objective.kind == "multilabel":
-        record["threshold"] = best_threshold(found.logits, validation.labels)
-    return record
+    return draw_genotype(even_weights(len(features), config), features, config, draw)

@@ -13,12 +13,14 @@ import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 
+import bmnas.stages.search
 from bmnas.genotype import Genotype
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, with task.toml and tiny-preset.toml."""
+    """The current directory, with task.toml and tiny-preset.toml; pictures take too long here."""
+    monkeypatch.setattr(bmnas.stages.search, "write_pictures", lambda *args: None)
     write_tiny_task(tmp_path)
     write_tiny_preset(tmp_path)
     monkeypatch.chdir(tmp_path)

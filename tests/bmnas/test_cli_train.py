@@ -12,6 +12,7 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 
 import bmnas
+import bmnas.stages.train
 from bmnas.genotype import Genotype
 from bmnas.runs import locked
 
@@ -28,7 +29,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder, the current directory."""
+    """A copy of that folder, the current directory; latency and pictures take too long here."""
+    monkeypatch.setattr(bmnas.stages.train, "torch_latency", lambda *args: {})
+    monkeypatch.setattr(bmnas.stages.train, "write_pictures", lambda *args: None)
     folder = tmp_path / "here"
     shutil.copytree(searched, folder)
     config = folder / "runs" / "tiny" / "config.json"

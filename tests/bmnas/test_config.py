@@ -10,9 +10,10 @@ from bmnas.config import Config, SearchConfig, TrainConfig, load_preset, preset_
 from bmnas.errors import UserError
 
 
-def test_the_default_preset_is_the_default_configuration() -> None:
+def test_the_default_preset_adds_reranking_to_the_method_of_the_paper() -> None:
     default = load_preset("default")
-    assert default.to_dict() == Config().to_dict()
+    assert default.search.rerank > Config().search.rerank == 0
+    assert default.override("search", rerank=0).to_dict() == Config().to_dict()
     assert default.preset == "default"
     assert Config().preset is None
 
@@ -102,6 +103,7 @@ def test_every_problem_is_told_at_once() -> None:
         ("search", {"max_lr": float("nan")}, "max_lr: received nan, expected 0 or more"),
         ("search", {"max_lr": float("inf")}, "max_lr: received inf"),
         ("search", {"weight_decay": -1.0}, r"weight_decay: received -1\.0, expected 0 or more"),
+        ("search", {"rerank": -1}, "rerank: received -1, expected 0 or more"),
         ("train", {"threshold": 0.0}, r"\[train\] threshold: received 0\.0, expected between"),
         ("train", {"threshold": 1.0}, "threshold: received 1"),
         ("train", {"epochs": -3}, "epochs: received -3"),

@@ -251,6 +251,8 @@ def test_features_in_the_wrong_number_are_refused() -> None:
         supernet([6, 7])([torch.randn(4, 4, 6)])
 
 
+# The tracer of torch makes an instance of every autograd function that it meets.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_it_compiles_as_one_graph() -> None:
     torch.manual_seed(0)
     net = supernet([6, 7])

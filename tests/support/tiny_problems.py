@@ -45,5 +45,6 @@ def tiny_problem(folder: Path, *, kind: str = "multiclass", **changes: Any) -> S
         seed=0,
         runtime=CPU,
         checkpoint=Checkpoint(folder / "checkpoint.pt", "owner", folder / "history.jsonl"),
+        candidates=lambda: Checkpoint(folder / "rerank.pt", "owner", folder / "rerank.jsonl"),
         progress=Silent(),
     )

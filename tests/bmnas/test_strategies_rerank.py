@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_problems import tiny_problem
+
+import bmnas.strategies.candidates as module
+from bmnas.metrics import Evaluation
+from bmnas.strategies.bilevel import search_bilevel
+
+
+def lines(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def planted(best: int) -> Any:
+    count = 0
+
+    def evaluate(*args: object) -> Evaluation:
+        nonlocal count
+        count += 1
+        return Evaluation(0.5, 0.99 if count == best else 0.3, torch.zeros(1, 2))
+
+    return evaluate
+
+
+def test_the_derived_genotype_competes_with_others_that_differ(tmp_path: Path) -> None:
+    outcome = search_bilevel(tiny_problem(tmp_path, rerank=4))
+    epochs, candidates = lines(tmp_path, "history.jsonl"), lines(tmp_path, "rerank.jsonl")
+    assert candidates[0]["cells"] == epochs[outcome.best_epoch - 1]["cells"]
+    assert len({json.dumps(candidate["cells"]) for candidate in candidates}) == 5
+    scores = [candidate["validation_score"] for candidate in candidates]
+    assert outcome.validation == max(scores)
+    assert outcome.genotype.to_dict()["cells"] == candidates[scores.index(max(scores))]["cells"]
+    # Two epochs of 32 and 16 samples; five candidates of one epoch of 32.
+    assert (outcome.candidates, outcome.samples_seen) == (6, 2 * (32 + 16) + 5 * 32)
+
+
+@pytest.mark.parametrize("best", [1, 3, 5])
+def test_a_planted_best_wins(tmp_path: Path, best: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "evaluate", planted(best))
+    outcome = search_bilevel(tiny_problem(tmp_path, rerank=4))
+    winner = lines(tmp_path, "rerank.jsonl")[best - 1]
+    assert outcome.genotype.to_dict()["cells"] == winner["cells"]
+    assert outcome.validation == 0.99
+
+
+def test_without_reranking_nothing_is_drawn(tmp_path: Path) -> None:
+    outcome = search_bilevel(tiny_problem(tmp_path, rerank=0))
+    assert outcome.candidates == 1
+    assert not (tmp_path / "rerank.jsonl").exists()
+
+
+def test_the_threshold_is_that_of_the_winner(tmp_path: Path) -> None:
+    outcome = search_bilevel(tiny_problem(tmp_path, kind="multilabel", rerank=2))
+    candidates = lines(tmp_path, "rerank.jsonl")
+    assert outcome.threshold == [c for c in candidates if c["best"]][-1]["threshold"]
+
+
+def test_stopped_while_reranking_it_goes_on_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = search_bilevel(tiny_problem(tmp_path / "whole", rerank=3))
+    evaluate, count = module.evaluate, 0
+
+    def stop(*args: Any) -> Evaluation:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(module, "evaluate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search_bilevel(tiny_problem(tmp_path / "stopped", rerank=3))
+    assert len(lines(tmp_path / "stopped", "rerank.jsonl")) == 2
+    monkeypatch.undo()
+    again = search_bilevel(tiny_problem(tmp_path / "stopped", rerank=3))
+    assert dataclasses.replace(again, seconds=whole.seconds) == whole
+    for name in ("history.jsonl", "rerank.jsonl"):
+        assert lines(tmp_path / "stopped", name) == lines(tmp_path / "whole", name)
+
+
+def test_a_small_space_is_tried_as_far_as_it_goes(tmp_path: Path) -> None:
+    problem = tiny_problem(tmp_path, cells=1, steps=1, rerank=60)
+    names = ("m0.1", "m1.1")
+    problem = dataclasses.replace(
+        problem,
+        train=problem.train.select(names),
+        validation=problem.validation.select(names),
+    )
+    search_bilevel(problem)
+    # One pair of inputs, two orders of x and y, four operations that read both.
+    candidates = lines(tmp_path, "rerank.jsonl")
+    assert len(candidates) in (8, 9, 10)  # the derived one may be a zero step
