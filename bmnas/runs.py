@@ -97,8 +97,10 @@ class Run:
 
     def begun(self) -> bool:
         """Tell whether anything was done here: settings that could not be used do not count."""
-        done = (self.backbones, self.checkpoint, self.genotype, self.network)
-        return any(path.exists() for path in done)
+        inside = [path for path in self.backbones.glob("*") if path.name != ".lock"]
+        return bool(inside) or any(
+            path.exists() for path in (self.checkpoint, self.genotype, self.network)
+        )
 
     def read_config(self) -> dict[str, Any]:
         """Return the configuration; raises UserError when it is missing or malformed."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_MASKS = 2
-_WIDEST = 0.2  # of an axis
+_MASKS = 1
+_WIDEST = 0.15  # of an axis
 
 
 class SpectrogramMasking(nn.Module):
     """SpecAugment's masks over spectrograms (B, frames, M); the identity outside training.
 
-    Each sample loses two stretches of frames and two of bands, each at most a fifth of its axis
+    Each sample loses one stretch of frames and one of bands, each at most 15 % of its axis
     (Park et al., 2019, section 2, without the warping of time). What is lost becomes the sample's
     mean. Draws from the global generator of the tensor's device.
     """

@@ -175,3 +175,13 @@ def test_removing_keeps_what_no_run_wrote(tmp_path: Path) -> None:
     (tmp_path / "bundle" / "manifest.json").write_text("{}")
     run.remove_search()
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_settings_alone_are_no_run_that_was_begun(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.backbones.mkdir()
+    (run.backbones / ".lock").touch()
+    run.config.write_text("{}")
+    assert not run.begun()
+    (run.backbones / "m0-checkpoint.pt").touch()
+    assert run.begun()
