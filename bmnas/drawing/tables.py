@@ -222,7 +222,7 @@ def _seconds(metrics: Document) -> TextTable:
         "backbones": "backbones",
         "extraction": "extraction",
         "search": "search",
-        "total": "search with both",
+        "total": "search, all stages",
         "train": "train",
     }
     rows = [(name, _number(metrics.number("seconds", key), ".1f")) for key, name in stages.items()]
