@@ -20,9 +20,10 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-## Parameters, latency and search cost; `pytest-benchmark compare` shows saved runs side by side.
+## Parameters, latency, search cost; `pytest-benchmark compare` shows saved runs side by side.
+## torch.compile warns of its own deprecations, which is no failure of a measurement.
 bench: $(STAMP)
-	$(BIN)/pytest benchmarks --benchmark-autosave
+	$(BIN)/pytest benchmarks -W default --benchmark-autosave
 
 # torch first and pinned, so that no other requirement can pull in another build of it.
 $(STAMP): pyproject.toml constraints.txt

@@ -19,9 +19,11 @@ from bmnas.files import read_json, remove_leftovers, write_json
 #: What to do with results that are there already.
 Existing = Literal["refuse", "resume", "overwrite"]
 
+#: In the order in which they are removed: after a kill in between, no genotype counts as the
+#: result of new settings, and no old settings are forgotten while results of them are left.
 _SEARCH_FILES = (
-    "config.json", "genotype.json", "history.jsonl", "checkpoint.pt", "architecture.svg",
-    "history.svg", "metrics.json", "rerank.jsonl", "rerank-checkpoint.pt",
+    "genotype.json", "metrics.json", "checkpoint.pt", "rerank-checkpoint.pt", "history.jsonl",
+    "rerank.jsonl", "architecture.svg", "history.svg", "config.json",
 )  # fmt: skip
 #: What a configuration may say of the things that a later command takes from it.
 _TYPES: Mapping[str, type | UnionType] = {
@@ -32,6 +34,7 @@ _TYPES: Mapping[str, type | UnionType] = {
     "backbones.seed": int,
 }
 _TRAIN_FILES = ("network.safetensors", "train.jsonl", "train-checkpoint.pt")
+_TRAIN_METRICS = ("test", "parameters", "latency")
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,19 @@ class Run:
 
     def remove_search(self) -> None:
         """Delete what a search wrote, and what was trained and exported from it."""
+        self._remove_trained()
         for name in _SEARCH_FILES:
             (self.path / name).unlink(missing_ok=True)
-        self.remove_training()
 
     def remove_training(self) -> None:
-        """Delete what a training wrote, and the bundle that was exported from it."""
+        """Delete what a training wrote and measured, and the bundle that was exported from it."""
+        metrics = self.read_metrics()
+        kept = {name: value for name, value in metrics.items() if name not in _TRAIN_METRICS}
+        if kept != metrics:
+            write_json(self.metrics, kept)
+        self._remove_trained()
+
+    def _remove_trained(self) -> None:
         for name in _TRAIN_FILES:
             (self.path / name).unlink(missing_ok=True)
         bundle = self.path / "bundle"

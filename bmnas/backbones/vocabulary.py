@@ -44,9 +44,9 @@ class Vocabulary:
 
     @classmethod
     def from_texts(
-        cls, texts: Iterable[str], *, min_count: int = 1, limit: int = 20_000, longest: int = 128
+        cls, texts: Iterable[str], *, limit: int = 20_000, longest: int = 128
     ) -> Vocabulary:
-        """Collect the ``limit`` most frequent words that occur ``min_count`` times or more.
+        """Collect the ``limit`` most frequent words.
 
         Ties go in alphabetical order. A row is as long as the longest text, at most ``longest``.
         """
@@ -57,7 +57,7 @@ class Vocabulary:
             counts.update(words)
             length = max(length, len(words))
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        known = [word for word, count in ranked[:limit] if count >= min_count]
+        known = [word for word, _ in ranked[:limit]]
         return cls([*SPECIAL, *known], min(length, longest))
 
     def encode(self, texts: Sequence[str]) -> Array:

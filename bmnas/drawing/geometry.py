@@ -125,17 +125,6 @@ def junctions(wires: Sequence[Wire]) -> list[tuple[Point, str]]:
     return list(found.items())
 
 
-def crosses_box(wire: Wire, box: Box, margin: float = 0.0) -> bool:
-    """Tell whether a wire runs through the inside of a box; touching the edge is allowed."""
-    return any(
-        max(ax, bx) > box.x - margin + 1e-9
-        and min(ax, bx) < box.x + box.width + margin - 1e-9
-        and max(ay, by) > box.y - margin + 1e-9
-        and min(ay, by) < box.y + box.height + margin - 1e-9
-        for (ax, ay), (bx, by) in wire.segments()
-    )
-
-
 def _same(a: Point, b: Point) -> bool:
     return abs(a[0] - b[0]) + abs(a[1] - b[1]) < 1e-6
 

@@ -43,7 +43,10 @@ class SearchResult:
 
     @property
     def validation(self) -> float:
-        """The validation score of the epoch whose genotype was kept, as a fraction."""
+        """The validation score, as a fraction, by which the genotype was kept.
+
+        The supernet's in its epoch; the candidate's where short trainings decided.
+        """
         return float(self.metrics["search"]["validation"])
 
 
@@ -191,12 +194,16 @@ def _search(
 
 
 def write_pictures(folder: Run, genotype: Genotype, progress: Progress) -> None:
-    """Draw the genotype and the curves of a run; tell it where matplotlib is missing."""
+    """Draw the genotype and the curves of a run; tell it where that cannot be done."""
     if importlib.util.find_spec("matplotlib") is None:
         progress.note("no pictures without matplotlib: pip install matplotlib, then bmnas show")
         return
-    write_history(folder.path, folder.path / "history.svg")
-    write_architecture(genotype, folder.path / "architecture.svg")
+    try:
+        write_history(folder.path, folder.path / "history.svg")
+        write_architecture(genotype, folder.path / "architecture.svg")
+    except UserError as error:
+        # More features or Cells than a picture can show must not cost the result.
+        progress.note(f"no picture: {error}")
 
 
 def note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Progress) -> None:

@@ -80,7 +80,7 @@ def train(
         task = reload_task(recorded["task"]["source"])
     check_task(task)
     check_test(task)
-    config = recorded_config(path, task) if config is None else config
+    config = _with_recorded(config, path, task, recorded, own_backbones=backbones is not None)
     seed = int(recorded.get("seed", 0)) if seed is None else seed
     runtime = Runtime.choose() if runtime is None else runtime
     kept, backbone_seed = _backbones(origin, folder, recorded, backbones, seed)
@@ -117,6 +117,27 @@ def recorded_config(genotype: Path, task: Task) -> Config:
     sections = {name: recorded.get(name, {}) for name in ("unimodal", "search", "train")}
     config = Config.from_dict(sections, str(origin.config))
     return dataclasses.replace(config, preset=recorded.get("preset"))
+
+
+def _with_recorded(
+    config: Config | None,
+    genotype: Path,
+    task: Task,
+    recorded: Mapping[str, Any],
+    *,
+    own_backbones: bool,
+) -> Config:
+    """Return ``config`` with the search and unimodal settings that ``genotype`` was found with.
+
+    Those are facts of the run: another preset changes how the network is trained, no more.
+    """
+    if config is not None and not recorded:
+        return config
+    made_with = recorded_config(genotype, task)
+    if config is None:
+        return made_with
+    unimodal = config.unimodal if own_backbones else made_with.unimodal
+    return dataclasses.replace(config, search=made_with.search, unimodal=unimodal)
 
 
 def _backbones(
@@ -160,12 +181,13 @@ def _prepare(
         return
     write_json(folder.config, wanted)
     if not folder.genotype.is_file():
-        genotype.save(folder.genotype)
         # The cost of the search belongs to every network that comes out of it.
         inherited = origin.read_metrics()
         folder.update_metrics(
             {key: inherited[key] for key in ("search", "seconds") if key in inherited}
         )
+        # Last: killed in between, the next attempt comes here again.
+        genotype.save(folder.genotype)
 
 
 @dataclass(frozen=True)
@@ -196,6 +218,7 @@ class _Training:
         # MultimodalNetwork cuts them, and their own heads are still to be tested.
         backbones = {name: copy.deepcopy(found.backbone) for name, found in networks.items()}
         network, checkpoint = self._fit(backbones, objective)
+        seconds = checkpoint.seconds  # before test and latency, which are no training
         test = evaluate_fusion(task, network, "test", objective, runtime)
         unimodal = {
             name: {
@@ -216,7 +239,7 @@ class _Training:
                 },
                 "parameters": parameter_counts(network),
                 "latency": torch_latency(task, network, runtime),
-                "seconds": {"train": checkpoint.seconds},
+                "seconds": {"train": seconds},
             }
         )
         write_pictures(self.folder, self.genotype, self.progress)

@@ -32,7 +32,7 @@ from bmnas.checkpoint import Checkpoint
 from bmnas.config import UnimodalConfig
 from bmnas.cost import count_parameters
 from bmnas.errors import UserError
-from bmnas.features import rows_hash
+from bmnas.features import rows_hash, weights_hash
 from bmnas.files import sha256_file
 from bmnas.fit import Forward, Group, Recipe, fit
 from bmnas.metrics import Objective, evaluate
@@ -72,10 +72,17 @@ def unimodal_networks(
 ) -> dict[str, Unimodal]:
     """Return the backbone of every modality, from ``folder`` or trained and kept there.
 
-    Raises UserError when ``folder`` holds one of another task, of other data or settings.
+    Raises UserError when ``folder`` holds one of another task, of other data or settings, and for
+    a modality that no network can hold under its name.
     """
     found = {}
     for modality in task.modalities:
+        if hasattr(nn.ModuleDict, modality.name):
+            # Where the backbones of the final network lie; told now, not after the search.
+            raise UserError(
+                f"received the modality name {modality.name!r}, which torch keeps for itself, "
+                "expected another: rename the modality"
+            )
         path = folder / f"{modality.name}.safetensors"
         owner = _owner(task, modality, config, seed)
         if not path.exists():
@@ -226,14 +233,13 @@ def _owner(task: Task, modality: Modality, config: UnimodalConfig, seed: int) ->
     samples = task.samples("train", "validation")
     rows = modality.rows_of(samples)
     used, position = np.unique(rows, return_inverse=True)
-    backbone = modality.backbone
     depends: Mapping[str, object] = {
         "kind": task.kind,
         "class_names": task.class_names,
         "config": dataclasses.asdict(config),
         "seed": seed,
         "type": modality.type,
-        "backbone": backbone if isinstance(backbone, str) else type(backbone).__name__,
+        "backbone": _identity(modality),
         "features": modality.features,
         "sample_rate": modality.sample_rate,
         "weights": None if modality.weights is None else sha256_file(modality.weights),
@@ -244,3 +250,17 @@ def _owner(task: Task, modality: Modality, config: UnimodalConfig, seed: int) ->
         "torch": str(torch.__version__),
     }
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(modality: Modality) -> object:
+    """Return what tells the modality's backbone from others, the weights in it included."""
+    backbone = modality.backbone
+    if isinstance(backbone, nn.Module) and modality.weights is None:
+        return [type(backbone).__name__, weights_hash(backbone)]
+    if isinstance(backbone, str) and backbone.startswith("hf:"):
+        files = Path(backbone.removeprefix("hf:")).expanduser().glob("*")
+        read = sorted(file for file in files if file.suffix in (".json", ".safetensors"))
+        return [backbone, {file.name: sha256_file(file) for file in read}]
+    if isinstance(backbone, str):
+        return backbone
+    return getattr(backbone, "__qualname__", type(backbone).__name__)

@@ -25,7 +25,7 @@ MODALITY_TYPES: tuple[ModalityType, ...] = get_args(ModalityType)
 #: until it is checked.
 UNKNOWN_LABEL = -1
 
-#: Axes of one row of each type, the sample axis left out; ``?`` marks an optional last axis.
+#: Axes of one row of each type, the sample axis left out.
 ROW_AXES: dict[ModalityType, str] = {
     "image": "(H, W) or (H, W, 3)",
     "clip": "(T, H, W) or (T, H, W, 3)",

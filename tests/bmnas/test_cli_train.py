@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,19 @@ def test_another_preset_is_recorded(here: Path) -> None:
     words = ("train", "--genotype", GENOTYPE, "--run", "other", "--preset", "mine.toml")
     assert bmnas_command(*words).status == 0
     assert json.loads((here / "other" / "config.json").read_text())["preset"] == "mine.toml"
+
+
+def test_another_preset_changes_the_training_alone(here: Path) -> None:
+    path = here / "runs" / "tiny" / "config.json"
+    before = json.loads(path.read_text())
+    text = re.sub(r"epochs = \d+", "epochs = 3", (here / "tiny-preset.toml").read_text())
+    (here / "mine.toml").write_text(text)
+    assert bmnas_command("train", "--genotype", GENOTYPE, "--preset", "mine.toml").status == 0
+    after = json.loads(path.read_text())
+    assert after["train"]["epochs"] == 3
+    assert {key: after[key] for key in ("search", "unimodal")} == {
+        key: before[key] for key in ("search", "unimodal")
+    }
 
 
 @pytest.mark.parametrize(

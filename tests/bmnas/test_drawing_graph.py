@@ -10,12 +10,23 @@ from pathlib import Path
 import pytest
 
 from bmnas.drawing import architecture_svg, draw_genotype, genotype_text, write_architecture
-from bmnas.drawing.geometry import Box, Sheet, Wire, crosses_box, crossings, junctions
+from bmnas.drawing.geometry import Box, Sheet, Wire, crossings, junctions
 from bmnas.drawing.layout import layout
 from bmnas.errors import UserError
 from bmnas.genotype import PRIMITIVES, Cell, Genotype, Step
 
 NAMES = ("image", "audio", "text", "imu")
+
+
+def crosses_box(wire: Wire, box: Box) -> bool:
+    """Whether a wire runs through the inside of a box; touching the edge is allowed."""
+    return any(
+        max(ax, bx) > box.x + 1e-9
+        and min(ax, bx) < box.x + box.width - 1e-9
+        and max(ay, by) > box.y + 1e-9
+        and min(ay, by) < box.y + box.height - 1e-9
+        for (ax, ay), (bx, by) in wire.segments()
+    )
 
 
 def random_genotype(seed: int, cells: int, steps: int, modalities: int, each: int) -> Genotype:

@@ -185,3 +185,10 @@ def test_settings_alone_are_no_run_that_was_begun(tmp_path: Path) -> None:
     assert not run.begun()
     (run.backbones / "m0-checkpoint.pt").touch()
     assert run.begun()
+
+
+def test_what_a_removed_training_measured_goes_with_it(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.update_metrics({"search": {"validation": 0.9}, "test": {"score": 0.8}, "latency": {}})
+    run.remove_training()
+    assert run.read_metrics() == {"search": {"validation": 0.9}}

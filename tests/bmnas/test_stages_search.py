@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import write_run
 from tiny_tasks import CONFIG, changed, tiny_task
 
 import bmnas
 from bmnas.drawing import load_run
 from bmnas.errors import UserError
-from bmnas.genotype import Genotype
+from bmnas.genotype import Cell, Genotype, Step
 from bmnas.progress import Silent
+from bmnas.runs import Run
+from bmnas.stages.search import write_pictures
 
 
 def search(run: Path, **options: Any) -> Any:
@@ -203,3 +206,20 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 
     with locked(tmp_path / "run"), pytest.raises(UserError, match="another bmnas process"):
         search(tmp_path / "run")
+
+
+def test_a_network_too_large_for_a_picture_is_told_and_kept(tmp_path: Path) -> None:
+    class Listening(Silent):
+        notes: list[str]
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    listening = Listening()
+    listening.notes = []
+    features = tuple(f"m{m}.1" for m in range(101))
+    steps = (Step("sum", ("x", "y")),)
+    genotype = Genotype(features, 8, 4, (Cell(("m0.1", "m1.1"), steps),))
+    write_pictures(Run(write_run(tmp_path / "run")), genotype, listening)
+    (note,) = listening.notes
+    assert note.startswith("no picture: drawing: received 101 features, expected at most 100")

@@ -69,6 +69,24 @@ def test_what_would_be_refused_is_stale_and_nothing_else(tmp_path: Path, change:
     assert (after["m1"] == before["m1"]) == (change != "seed")
 
 
+def test_a_module_with_other_weights_is_another_backbone(tmp_path: Path) -> None:
+    def task() -> Task:
+        network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
+        return changed(tiny_task(), 0, backbone=network, features=("1:channels_last",))
+
+    first = task()
+    networks(tmp_path, first)
+    networks(tmp_path, first)
+    with pytest.raises(UserError, match=r"m0\.safetensors: was trained for"):
+        networks(tmp_path, task())
+
+
+def test_a_name_that_no_network_can_hold_is_told_before_training(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="modality name 'values', which torch keeps for itself"):
+        networks(tmp_path, changed(tiny_task(), 0, name="values"))
+    assert not stamps(tmp_path)
+
+
 def test_overwriting_a_run_with_another_seed_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
