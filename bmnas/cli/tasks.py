@@ -42,9 +42,12 @@ def tasks(
 
 
 def _facts(name: str) -> dict[str, object]:
+    from bmnas.config import load_preset
     from bmnas.tasks import REGISTERED
 
     task = REGISTERED[name]
+    # A registered task has a preset of its own name, which says what was measured with it.
+    promise = load_preset(name).promise
     train, validation, test = task.samples
     return {
         "name": task.name,
@@ -56,8 +59,8 @@ def _facts(name: str) -> dict[str, object]:
         "data": task.origin,
         "data_present": task.present(),
         "licence": task.licence,
-        "expected_time": task.expected_time,
-        "expected_score": task.expected_score,
+        "expected_time": promise["time"],
+        "expected_score": promise["score"],
     }
 
 

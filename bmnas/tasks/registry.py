@@ -12,8 +12,6 @@ from bmnas.errors import UserError
 from bmnas.tasks import av_digits, digits
 from bmnas.tasks.task import Kind, Task
 
-NOT_MEASURED = "not measured yet"
-
 
 @dataclass(frozen=True)
 class RegisteredTask:
@@ -35,8 +33,6 @@ class RegisteredTask:
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     build: str = ""
-    expected_time: str = NOT_MEASURED
-    expected_score: str = NOT_MEASURED
 
     def present(self, data: Path | None = None) -> bool:
         """Tell whether the task's data is here, in ``data`` or where ``BMNAS_DATA`` says."""
