@@ -16,10 +16,12 @@ from bmnas.cli.stage_options import (
     Overwrite,
     Resume,
     existing_runs,
+    task_again,
 )
 
 if TYPE_CHECKING:
     from bmnas.stages.search import SearchResult
+    from bmnas.tasks import Task
 
 _SHAPE = "Shape of the supernet"
 _BUDGET = "Budget"
@@ -110,10 +112,10 @@ def search(
         runtime=Runtime.choose(device, compile_networks),
         progress=Bars(),
     )
-    _print(result, as_json)
+    _print(result, loaded, as_json)
 
 
-def _print(result: SearchResult, as_json: bool) -> None:
+def _print(result: SearchResult, task: Task, as_json: bool) -> None:
     import json
     import shlex
 
@@ -134,4 +136,5 @@ def _print(result: SearchResult, as_json: bool) -> None:
     print_tables(run_tables(load_run(result.run)))
     threshold = result.metrics["search"].get("threshold")
     chosen = "" if threshold is None else f" --threshold {threshold}"
-    typer.echo(f"Next: bmnas train --genotype {shlex.quote(str(path))}{chosen}", err=True)
+    again = task_again(task.source)
+    typer.echo(f"Next: bmnas train --genotype {shlex.quote(str(path))}{again}{chosen}", err=True)

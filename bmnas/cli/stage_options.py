@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,3 +45,11 @@ def existing_runs(resume: bool, overwrite: bool) -> Existing:
     if resume and overwrite:
         raise UserError("received --resume and --overwrite, expected at most one of them")
     return "resume" if resume else "overwrite" if overwrite else "refuse"
+
+
+def task_again(source: Mapping[str, Any]) -> str:
+    """Return the ``--task`` that the next command needs: none where the run's record is enough."""
+    from bmnas.tasks import reloadable
+
+    name = source.get("task")
+    return "" if name is None or reloadable(source) else f" --task {shlex.quote(name)}"

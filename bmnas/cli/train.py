@@ -16,6 +16,7 @@ from bmnas.cli.stage_options import (
     Overwrite,
     Resume,
     existing_runs,
+    task_again,
 )
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def train(
         runtime=Runtime.choose(device, compile_network),
         progress=Bars(),
     )
-    _print(result, as_json)
+    _print(result, loaded, as_json)
 
 
 def _load_task(genotype: Path, task: str | None, data: Path | None) -> Task:
@@ -121,7 +122,7 @@ def _load_task(genotype: Path, task: str | None, data: Path | None) -> Task:
     return reload_task(source if data is None else {**source, "data": str(data)})
 
 
-def _print(result: TrainResult, as_json: bool) -> None:
+def _print(result: TrainResult, task: Task, as_json: bool) -> None:
     import json
     import shlex
 
@@ -139,4 +140,4 @@ def _print(result: TrainResult, as_json: bool) -> None:
 
     print_tables(run_tables(load_run(result.run)))
     path = shlex.quote(str(result.run / "genotype.json"))
-    typer.echo(f"Next: bmnas export --genotype {path}", err=True)
+    typer.echo(f"Next: bmnas export --genotype {path}{task_again(task.source)}", err=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bmnas.tasks.array import load_task_file
 from bmnas.tasks.check import check_task, check_test
-from bmnas.tasks.load import load_task, reload_task
+from bmnas.tasks.load import load_task, reload_task, reloadable
 from bmnas.tasks.registry import REGISTERED, RegisteredTask
 from bmnas.tasks.task import Modality, Task
 
@@ -18,4 +18,5 @@ __all__ = [
     "load_task",
     "load_task_file",
     "reload_task",
+    "reloadable",
 ]

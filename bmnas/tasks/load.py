@@ -54,22 +54,32 @@ def load_task(source: str | Path | Task, data: Path | None = None, **options: An
 
 
 def reload_task(source: Mapping[str, Any]) -> Task:
-    """Load again the task whose ``source`` this is, from whatever directory.
+    """Load again the registered task or task.toml whose ``source`` this is.
 
-    Raises UserError when it cannot be loaded, or was built in Python and never named.
+    A recorded module is not imported: a run folder or a network that came from somewhere else
+    must not choose code that runs here. Raises UserError for such a task, for one that was built
+    in Python and never named, and for one that cannot be loaded.
     """
-    folder = source.get("folder")
-    if folder is not None:
-        _look_in(Path(folder))
-    data = source.get("data")
-    if "task" not in source:
+    name, options, data = (source.get(key) for key in ("task", "options", "data"))
+    if name is None:
         raise UserError(
             "the task was built in Python and has no name to load it by: give it with --task "
             "module:attribute, or as a Task"
         )
-    return load_task(
-        source["task"], None if data is None else Path(data), **source.get("options", {})
-    )
+    if not isinstance(name, str) or not isinstance(options or {}, dict):
+        raise UserError(f"received a recorded task {name!r}, expected a name and options")
+    if not reloadable(source):
+        raise UserError(
+            f"the task was recorded as {name}: modules are not imported on a file's word, name it "
+            f"with --task {name}"
+        )
+    return load_task(name, None if data is None else Path(data), **(options or {}))
+
+
+def reloadable(source: Mapping[str, Any]) -> bool:
+    """Tell whether ``reload_task`` loads a task by this ``source``, or wants it named again."""
+    name = str(source.get("task", ""))
+    return name in REGISTERED or name.endswith(".toml")
 
 
 def _load_registered(name: str, data: Path | None, options: Mapping[str, Any]) -> Task:
@@ -98,7 +108,8 @@ def _load_attribute(
     if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
         raise UserError(f"received task {place!r}, expected a task as module:attribute")
     folder = Path.cwd()
-    _look_in(folder)
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
     try:
         value: Any = importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -121,7 +132,7 @@ def _load_attribute(
         raise UserError(f"{place}: received {', '.join(arguments)}, but it is not a function")
     if not isinstance(value, Task):
         raise UserError(f"{place}: received a {type(value).__name__}, expected a bmnas.tasks.Task")
-    return replace(value, source={**_source(place, data, options), "folder": str(folder)})
+    return replace(value, source=_source(place, data, options))
 
 
 def _check_arguments(place: str, function: Any, arguments: Mapping[str, Any]) -> None:
@@ -130,11 +141,6 @@ def _check_arguments(place: str, function: Any, arguments: Mapping[str, Any]) ->
     except (TypeError, ValueError) as error:
         given = ", ".join(arguments) or "no argument"
         raise UserError(f"{place}: called with {given}: {error}") from error
-
-
-def _look_in(folder: Path) -> None:
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
 
 
 def _source(task: str, data: Path | None, options: Mapping[str, Any]) -> dict[str, Any]:

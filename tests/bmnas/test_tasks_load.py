@@ -106,17 +106,32 @@ class Box:
 """
 
 
-def test_a_task_of_a_module(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_a_module(here: Path) -> None:
     (here / "my_tasks.py").write_text(MODULE)
     task = load_task("my_tasks:task")
-    assert task.source == {"task": "my_tasks:task", "folder": str(here)}
+    assert task.source == {"task": "my_tasks:task"}
     assert load_task("my_tasks:Box.task").name == "tiny"
     made = load_task("my_tasks:make", Path("d"), size="large")
     assert made.licence == "d large"
-    source = json.loads(json.dumps(made.source))
-    monkeypatch.chdir("/")
-    sys.path.remove(str(here))
-    assert reload_task(source).licence == f"{here / 'd'} large"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({"task": "os:system", "options": {"command": "touch PWNED"}}, "recorded as os:system"),
+        ({"task": "my_tasks:make"}, "name it with --task my_tasks:make"),
+        ({"task": 3}, "received a recorded task 3"),
+        ({"task": "digits", "options": ["x"]}, "expected a name and options"),
+    ],
+)
+def test_a_recorded_module_is_not_imported(
+    here: Path, source: dict[str, object], expected: str
+) -> None:
+    (here / "my_tasks.py").write_text("raise SystemExit('imported')")
+    with pytest.raises(UserError) as caught:
+        reload_task(source)
+    assert expected in str(caught.value)
+    assert not (here / "PWNED").exists()
 
 
 @pytest.mark.parametrize(
