@@ -25,6 +25,7 @@ import bmnas
 from benchmarks.cases import NTU, TINY, StepCase, products, step, supernet, synchronise
 from bmnas.config import SearchConfig
 from bmnas.cost import hardware, measure_latency, versions
+from bmnas.files import write_json
 from bmnas.network import FusionNetwork
 from bmnas.strategies.random import random_genotype
 from bmnas.supernet import Supernet
@@ -52,7 +53,7 @@ def main() -> None:
         "correctness": checks,
         "milliseconds": {} if failed(checks) else speed(case, eager, compiled),
     }
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_json(options.out, report)
     print(json.dumps(report, indent=2))
     if failed(checks):
         sys.exit(f"not equal: {', '.join(failed(checks))}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,6 @@ from bmnas.metrics import Objective
 from bmnas.progress import Bars
 from bmnas.runtime import seed_stage
 
-STRATEGIES = ("bmnas", "random")
-
 
 def main() -> None:
     """Run every way of fusing for every seed; print and write what came out."""
@@ -37,18 +35,23 @@ def main() -> None:
     parser.add_argument("task", help="as for bmnas search --task")
     parser.add_argument("--data", type=Path, help="the folder of the task's data")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--strategies", nargs="+", default=["bmnas", "random"])
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
     parser.add_argument("--out", type=Path, help="a folder for the JSON file")
     options = parser.parse_args()
     task = bmnas.load_task(options.task, options.data)
     # A task's options are part of its name here: two splits are two lines of runs.
     name = Path(options.task).stem.replace(":", "_").replace("=", "-").replace(",", "_")
-    runs = [one_seed(task, options.runs / name / str(seed), seed) for seed in range(options.seeds)]
+    runs = [
+        one_seed(task, options.runs / name / str(seed), seed, options.strategies)
+        for seed in range(options.seeds)
+    ]
     rows = summary(runs)
     report = {
         "task": options.task,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": f"python -m benchmarks.results {options.task} --seeds {options.seeds}",
+        "command": f"python -m benchmarks.results {options.task} --seeds {options.seeds} "
+        f"--strategies {' '.join(options.strategies)}",
         "hardware": hardware(),
         "versions": versions(),
         "preset": bmnas.load_preset(task.preset).to_dict(),
@@ -60,12 +63,14 @@ def main() -> None:
         write_json(options.out / f"{report['date']}-{name}.json", report)
 
 
-def one_seed(task: bmnas.Task, folder: Path, seed: int) -> dict[str, dict[str, Any]]:
+def one_seed(
+    task: bmnas.Task, folder: Path, seed: int, strategies: Sequence[str]
+) -> dict[str, dict[str, Any]]:
     """Return the facts of every way of fusing, and of each modality alone, for one seed."""
     Console(stderr=True).print(f"{task.name}, seed {seed}")
     facts: dict[str, dict[str, Any]] = {}
     shared = folder / "backbones"
-    for strategy in STRATEGIES:
+    for strategy in strategies:
         found = bmnas.search(
             task,
             run=folder / strategy,

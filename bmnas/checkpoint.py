@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from bmnas.errors import UserError
+from bmnas.errors import UserError, one_line
 from bmnas.files import atomic_path, write_text
 
 FORMAT = "bmnas.checkpoint/1"
@@ -74,8 +74,7 @@ class Checkpoint:
             for name, part in parts.items():
                 part.load_state_dict(content["states"][name])
             torch.set_rng_state(content["generator"])
-            if content["cuda_generator"] is not None and torch.cuda.is_available():
-                torch.cuda.set_rng_state(content["cuda_generator"])
+            self._restore_cuda(content["cuda_generator"])
             records: list[Record] = json.loads(content["records"])
             self._earlier = float(content["seconds"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -92,7 +91,10 @@ class Checkpoint:
             "seconds": self.seconds,
             "states": {name: part.state_dict() for name, part in parts.items()},
             "generator": torch.get_rng_state(),
-            "cuda_generator": (torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None),
+            # Of every device: the loop's need not be the current one.
+            "cuda_generator": (
+                torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+            ),
         }
         # Not straight to the file: torch tells of a full disk with an internal RuntimeError.
         buffer = io.BytesIO()
@@ -104,6 +106,19 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the checkpoint's file: the loop's result is safe elsewhere."""
         self._path.unlink(missing_ok=True)
+
+    def _restore_cuda(self, states: list[torch.Tensor] | None) -> None:
+        if states is None or not torch.cuda.is_available():
+            return
+        if not isinstance(states, list):
+            raise TypeError("expected a list of CUDA generators")
+        if len(states) != torch.cuda.device_count():
+            raise UserError(
+                f"{self._path}: received the generators of {len(states)} GPUs, expected "
+                f"{torch.cuda.device_count()}; resume with as many as before "
+                "(CUDA_VISIBLE_DEVICES), or start anew with --overwrite"
+            )
+        torch.cuda.set_rng_state_all(states)
 
     def _read(self) -> dict[str, Any]:
         try:
@@ -129,7 +144,7 @@ class Checkpoint:
         return content
 
     def _damaged(self, reason: object) -> UserError:
-        text = " ".join(str(reason).split())[:120]
+        text = one_line(reason, 120)
         return UserError(f"{self._path}: damaged checkpoint ({text}); start anew with --overwrite")
 
     def _write_journal(self, records: list[Record]) -> None:

@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong."""
+"""The one exception that means: the user's input is wrong; and what others say, in one line."""
 
 
 class UserError(Exception):
@@ -7,3 +7,8 @@ class UserError(Exception):
     A message says what was received, what was expected and what to do. The command line
     prints it after ``error:`` and exits with status 2, without a traceback.
     """
+
+
+def one_line(error: object, limit: int | None = None) -> str:
+    """Return the message of ``error`` on one line, of at most ``limit`` characters."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__

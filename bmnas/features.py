@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import json
+import re
 import time
 import zlib
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ import torch
 
 from bmnas.backbones.base import Backbone
 from bmnas.errors import UserError
-from bmnas.files import atomic_folder, read_json, remove_leftovers, write_json
+from bmnas.files import atomic_folder, read_json, remove_folder, remove_leftovers, write_json
 from bmnas.progress import Progress
 from bmnas.reshape import Pool
 from bmnas.samples import FeatureSamples, RawInput, label_tensor
@@ -82,8 +83,9 @@ def open_features(
     """Return the features of ``parts``, from ``folder`` where nothing changed, else extracted.
 
     An entry's name is a hash of the backbone's weights, of the data of its rows and of the
-    shape, so a change of any makes another entry. Whoever calls this holds ``folder`` or the one
-    above, see ``runs.locked``. Raises UserError when an entry is damaged.
+    shape, so a change of any makes another entry; those of the modality and ``length`` that it
+    replaces are removed. Whoever calls this holds ``folder`` or the one above, see
+    ``runs.locked``. Raises UserError when an entry is damaged.
     """
     remove_leftovers(folder)
     names: list[str] = []
@@ -102,6 +104,7 @@ def open_features(
         if not entry.exists():
             _extract(modality, backbone, used, length, entry, key, device, progress)
         manifest = _read_manifest(entry, key)
+        _remove_stale(entry, modality.name, length)
         seconds += float(manifest["seconds"])
         for feature, channels in zip(
             backbone.feature_names, backbone.feature_channels, strict=True
@@ -143,6 +146,22 @@ def _key(modality: Modality, backbone: Backbone, rows: Array, length: int) -> st
         "dtype": "float32",
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _remove_stale(entry: Path, modality: str, length: int) -> None:
+    """Remove the entries beside ``entry`` that it replaces; an unreadable one stays.
+
+    A folder of backbones belongs to one backbone a modality, so another entry of one ``length`` is
+    of a backbone that was trained anew. Entries of other lengths serve other configurations.
+    """
+    name = re.compile(re.escape(modality) + "-[0-9a-f]{16}")
+    for other in list(entry.parent.iterdir()):
+        if other == entry or not name.fullmatch(other.name):
+            continue
+        with contextlib.suppress(UserError):
+            manifest = read_json(other / "manifest.json")
+            if isinstance(manifest, dict) and manifest.get("length") == length:
+                remove_folder(other)
 
 
 @torch.inference_mode()

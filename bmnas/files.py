@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bmnas.errors import UserError
+from bmnas.errors import UserError, one_line
 
 #: How this module names what it has not finished: ``.<name>.<eight random characters>.part``.
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(?P<kind>part|old)", re.DOTALL)
@@ -87,6 +87,13 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder, whole or not at all: after a kill nothing half empty has its name."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    os.replace(path, aside)
+    shutil.rmtree(aside)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``path``, whole or not at all."""
     with atomic_path(path) as aside:
@@ -111,7 +118,7 @@ def read_json(path: Path, limit: int = 64_000_000) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file: {_one_line(error)}") from error
+        raise UserError(f"{path}: not a JSON file: {one_line(error)}") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -121,7 +128,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a TOML file: {_one_line(error)}") from error
+        raise UserError(f"{path}: not a TOML file: {one_line(error)}") from error
 
 
 def sha256_file(path: Path) -> str:
@@ -132,10 +139,6 @@ def sha256_file(path: Path) -> str:
 
 def _reject_constant(name: str) -> Any:
     raise ValueError(f"received {name}, expected a finite number")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _exchange(aside: Path, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,35 +75,49 @@ def fit(
         for epoch in range(len(records) + 1, recipe.epochs + 1):
             rate = schedule.get_last_lr()[0]
             network.train()
-            total, all_logits, all_labels = torch.zeros((), device=device), [], []
-            for chosen in epoch_batches(len(samples), recipe.batch_size):
-                inputs, labels = samples.batch(chosen)
-                logits = forward([x.to(device) for x in inputs])
-                loss = objective.loss(logits, labels.to(device))
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                total += loss.detach()
-                all_logits.append(logits.detach().float())
-                all_labels.append(labels)
-            # The device synchronises here, once an epoch.
-            mean_loss = require_finite_loss(float(total) / len(all_labels), stage, epoch)
-            score = objective.score(torch.cat(all_logits).cpu(), torch.cat(all_labels))
+            batches = epoch_batches(len(samples), recipe.batch_size)
+            loss, score = _epoch(forward, samples, batches, objective, optimizer, schedule, device)
             records.append(
                 {
                     "epoch": epoch,
                     "learning_rate": rate,
-                    "train_loss": mean_loss,
+                    "train_loss": require_finite_loss(loss, stage, epoch),
                     "train_score": score,
                 }
             )
             if checkpoint is not None:
                 checkpoint.save(parts, records)
-            shown.message(f"loss {mean_loss:.3f}  {objective.metric} {score:.3f}")
+            shown.message(f"loss {loss:.3f}  {objective.metric} {score:.3f}")
             shown.advance()
     network.eval()
     return records
+
+
+def _epoch(
+    forward: Forward,
+    samples: Samples,
+    batches: Iterable[Tensor],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    schedule: CosineAnnealingLR,
+    device: torch.device,
+) -> tuple[float, float]:
+    """Make a step for each of ``batches``; return mean loss and score of what they gave."""
+    total, all_logits, all_labels = torch.zeros((), device=device), [], []
+    for chosen in batches:
+        inputs, labels = samples.batch(chosen)
+        logits = forward([x.to(device) for x in inputs])
+        loss = objective.loss(logits, labels.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += loss.detach()
+        all_logits.append(logits.detach().float())
+        all_labels.append(labels)
+    # The device synchronises here, once an epoch.
+    mean_loss = float(total) / len(all_labels)
+    return mean_loss, objective.score(torch.cat(all_logits).cpu(), torch.cat(all_labels))
 
 
 def require_finite_loss(loss: float, stage: str, epoch: int) -> float:

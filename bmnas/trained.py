@@ -12,9 +12,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bmnas.backbones import Backbone, backbone_from_spec
-from bmnas.errors import UserError
+from bmnas.errors import UserError, one_line
 from bmnas.files import atomic_path
 from bmnas.genotype import Genotype
+from bmnas.joint import channels_of
 from bmnas.network import FusionNetwork, MultimodalNetwork
 from bmnas.tasks.task import KINDS, Kind, Task
 
@@ -89,15 +90,8 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
     try:
         dropout = float(description["dropout"])
         backbones = _backbones(description["backbones"], task, path)
-        channels_raw = {
-            f"{name}.{feature}": channels
-            for name, backbone in backbones.items()
-            for feature, channels in zip(
-                backbone.feature_names, backbone.feature_channels, strict=True
-            )
-        }
         fusion = FusionNetwork(
-            genotype, channels_raw, classes=len(info.class_names), dropout=dropout
+            genotype, channels_of(backbones), classes=len(info.class_names), dropout=dropout
         )
         network = MultimodalNetwork(backbones, fusion)
         network.load_state_dict(tensors)
@@ -173,5 +167,4 @@ def _backbones(specs: dict[str, Any], task: Task | None, path: Path) -> dict[str
 
 
 def _misfit(path: Path, error: BaseException) -> UserError:
-    reason = " ".join(str(error).split())[:200]
-    return UserError(f"{path}: its description does not fit its weights: {reason}")
+    return UserError(f"{path}: its description does not fit its weights: {one_line(error, 200)}")

@@ -141,7 +141,8 @@ def print_table(accuracy: float, difference: float, agreeing: int, seconds: floa
         for batch in (1, 64):
             median = latency[engine][f"batch_{batch}"]["median_ms"]
             table.add_row(f"latency, {engine}, batch {batch}, median ms", f"{median:.3g}")
-    table.caption = f"{latency['hardware']}, {latency['threads']} threads; {RUN}/architecture.svg"
+    threads = f"threads: torch {latency['threads']}, onnxruntime {latency['onnxruntime_threads']}"
+    table.caption = f"{latency['hardware']}; {threads}; {RUN}/architecture.svg"
     Console().print("\n", table)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,10 +24,10 @@ def test_every_way_of_fusing_is_measured_and_measured_once(
 ) -> None:
     for place in ("bmnas.stages.search", "bmnas.stages.train", "bmnas"):
         monkeypatch.setattr(f"{place}.load_preset", lambda _: CONFIG, raising=False)
-    facts = results.one_seed(tiny_task(), tmp_path, 0)
+    facts = results.one_seed(tiny_task(), tmp_path, 0, ["bmnas", "random"])
     assert set(facts) == {"m0 alone", "m1 alone", "late fusion", "search: bmnas", "search: random"}
     assert all(0 <= row["test"] <= 1 for row in facts.values())
-    again = results.one_seed(tiny_task(), tmp_path, 0)
+    again = results.one_seed(tiny_task(), tmp_path, 0, ["bmnas", "random"])
     assert again == facts
 
 
@@ -49,6 +51,17 @@ def test_the_correctness_checks_pass_and_can_fail(monkeypatch: pytest.MonkeyPatc
     wrong = gpu.failed(gpu.correctness(TINY, CPU, CPU))
     assert "supernet, eager, float64: logits" in wrong
     assert "supernet, eager, float64: gradients" in wrong
+
+
+def test_the_report_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "new" / "report.json"
+    monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--device", "cpu", "--out", str(out)])
+    monkeypatch.setattr(gpu, "correctness", lambda *_: {})
+    monkeypatch.setattr(gpu, "speed", lambda *_: {"step": {"median_ms": 1.0}})
+    gpu.main()
+    report = json.loads(out.read_text())
+    assert report["milliseconds"] == {"step": {"median_ms": 1.0}}
+    assert [path.name for path in out.parent.iterdir()] == ["report.json"]
 
 
 @pytest.mark.parametrize("form", [PlainSupernet, Supernet])

@@ -25,7 +25,7 @@ from bmnas.backbones.reader import Reader
 from bmnas.backbones.tap import TappedBackbone
 from bmnas.backbones.text import texts_of
 from bmnas.backbones.word_conv import MaskedHead
-from bmnas.errors import UserError
+from bmnas.errors import UserError, one_line
 from bmnas.files import read_json
 from bmnas.tasks.task import Array, Modality, ModalityType
 
@@ -216,7 +216,7 @@ class _Tokenizer:
         try:
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.content))
         except Exception as error:  # the package raises plain exceptions for malformed content
-            raise UserError(f"the tokenizer is malformed: {_one_line(error)}") from error
+            raise UserError(f"the tokenizer is malformed: {one_line(error, 200)}") from error
         self.length = length
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(length)
@@ -287,7 +287,7 @@ def _pretrained(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(
-            f"{folder}: cannot be loaded by transformers: {_one_line(error)}"
+            f"{folder}: cannot be loaded by transformers: {one_line(error, 200)}"
         ) from error
     missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
     if missing:
@@ -341,7 +341,3 @@ def _imported(package: str) -> Any:
         raise UserError(
             f"a backbone hf:<folder> needs the package {package}: pip install 'bmnas[hf]'"
         ) from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bmnas.backbones.base import InputSpec, PooledHead
 from bmnas.backbones.reader import Reader
 from bmnas.backbones.tap import TappedBackbone, first_tensor, inference_mode_of
-from bmnas.errors import UserError
+from bmnas.errors import UserError, one_line
 from bmnas.tasks.task import MODALITY_TYPES, Array, Modality, ModalityType
 
 _LAST = "channels_last"
@@ -153,7 +153,7 @@ class ModuleBackbone(TappedBackbone):
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             shape = tuple(self.prepare(self.example()).shape)
             name = type(self.network).__name__
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise UserError(
                 f"{name} cannot take a batch of {self.reader.type}s of shape {shape}: {reason}"
             ) from error

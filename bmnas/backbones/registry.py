@@ -17,7 +17,7 @@ from bmnas.backbones.text import TextBackbone
 from bmnas.backbones.tokens import TokenBackbone
 from bmnas.backbones.vector import VectorBackbone
 from bmnas.backbones.waveform import WaveformBackbone
-from bmnas.errors import UserError
+from bmnas.errors import UserError, one_line
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 #: Families that are built from rows alone; their names are what ``Modality.backbone`` may say.
@@ -100,7 +100,7 @@ def backbone_from_spec(spec: Any, module: object = None) -> Backbone:
             config["network"] = _described_module(config, module)
         backbone: Backbone = cast(Any, families[name])(**config)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"the description of a backbone {name!r} is malformed: {reason}") from error
     stages, head = spec["stages"], spec["head"]
     if type(stages) is not int or not 1 <= stages <= len(backbone.feature_names):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bmnas.backbones.base import FORMAT, Backbone
 from bmnas.backbones.registry import backbone_from_spec
-from bmnas.errors import UserError
+from bmnas.errors import UserError, one_line
 from bmnas.files import atomic_path
 
 _KEY = "bmnas"  # one key alone: the order of several differs from file to file
@@ -93,7 +93,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"{path}: not a whole safetensors file: {reason}") from error
 
 
@@ -111,7 +111,7 @@ def _read_torch(path: Path) -> object:
             "loaded as it could run code: save model.state_dict(), or a .safetensors file"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise UserError(f"{path}: not a file that torch.save wrote: {reason}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -73,16 +74,24 @@ def export(
         raise UserError(str(error)) from error
     from bmnas.progress import Bars
 
-    trained, samples = _load(genotype, weights, task, data)
-    try:
-        bundle = bmnas_export.export_bundle(
-            trained, samples, out, scores=_scores(weights.parent), progress=Bars()
-        )
-    except bmnas_export.ExportError as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
-    _record(weights.parent, bundle)
+    with _held(weights.parent):
+        trained, samples = _load(genotype, weights, task, data)
+        try:
+            bundle = bmnas_export.export_bundle(
+                trained, samples, out, scores=_scores(weights.parent), progress=Bars()
+            )
+        except bmnas_export.ExportError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(1) from error
+        _record(weights.parent, bundle)
     _print(bundle, as_json)
+
+
+def _held(folder: Path) -> AbstractContextManager[None]:
+    """Hold a run's folder from the start: told now that it is in use, not after minutes."""
+    from bmnas.runs import Run, locked
+
+    return locked(folder) if Run(folder).metrics.is_file() else nullcontext()
 
 
 def _record(folder: Path, bundle: Bundle) -> None:
@@ -91,7 +100,12 @@ def _record(folder: Path, bundle: Bundle) -> None:
 
     run = Run(folder)
     if run.metrics.is_file():
-        measured = {"onnxruntime": bundle.manifest.latency["onnxruntime"]}
+        latency = bundle.manifest.latency
+        measured = {
+            "onnxruntime": latency["onnxruntime"],
+            # "threads" are those of torch.
+            "onnxruntime_threads": latency["threads"],
+        }
         run.update_metrics({"latency": measured})
 
 

@@ -38,7 +38,7 @@ def weights_of_run(run: RunRecord) -> list[Part]:
     if not weighted:
         return []
     if run.genotype is not None:
-        return weights_parts(run.history, run.genotype.features)
+        return weights_parts(run.history, run.genotype.features, run.genotype.cells)
     # No genotype yet, so no names: the features are numbered.
     names = [f"feature.{f + 1}" for f in range(len(weighted[0].alpha[0]))]
     return weights_parts(run.history, names)

@@ -196,9 +196,12 @@ def _latency(metrics: Document) -> TextTable:
         if isinstance(batches, dict)
         for batch in metrics.section("latency", engine)
     ]
-    threads = metrics.number("latency", "threads")
     where = metrics.section("latency").get("hardware")
-    facts = [f"{threads:.0f} threads"] if threads is not None else []
+    facts = [
+        f"{engine} {threads:.0f} threads"
+        for engine, key in (("torch", "threads"), ("onnxruntime", "onnxruntime_threads"))
+        if (threads := metrics.number("latency", key)) is not None
+    ]
     facts += [_text(where)] if where is not None else []
     missing = (("torch", DASH, DASH, DASH), ("onnxruntime", DASH, DASH, DASH))
     title = "; ".join(["Latency, ms", *facts])

@@ -18,7 +18,7 @@ from bmnas.drawing.style import (
     modality_of,
 )
 from bmnas.errors import UserError
-from bmnas.genotype import PRIMITIVES
+from bmnas.genotype import PRIMITIVES, Cell
 
 _WIDTH = 10.0
 _PANEL_COLUMNS = 4
@@ -27,17 +27,22 @@ _ROW = 0.27  # height of a row of a heat map
 Values = Sequence[Sequence[float | None]]
 
 
-def draw_weights(history: Sequence[Epoch], features: Sequence[str]) -> Any:
+def draw_weights(
+    history: Sequence[Epoch], features: Sequence[str], kept: Sequence[Cell] = ()
+) -> Any:
     """Return a matplotlib Figure of alpha, beta and gamma.
 
     Heat maps of the best epoch with the derived choices framed (Eq. 1, 3, 9 to 11), and how
-    alpha and gamma developed. ``features`` names the first nodes of alpha. Raises UserError
-    when no epoch has weights or matplotlib is missing.
+    alpha and gamma developed. ``features`` names the first nodes of alpha; ``kept`` are the
+    Cells of the run's genotype, of which the title says so where they are others than those
+    framed. Raises UserError when no epoch has weights or matplotlib is missing.
     """
-    return figure_of(*weights_parts(history, features))
+    return figure_of(*weights_parts(history, features, kept))
 
 
-def weights_parts(history: Sequence[Epoch], features: Sequence[str]) -> list[Part]:
+def weights_parts(
+    history: Sequence[Epoch], features: Sequence[str], kept: Sequence[Cell] = ()
+) -> list[Part]:
     """Return the drawing of the weights as parts of a larger figure."""
     weighted = [epoch for epoch in history if epoch.weights is not None]
     best = best_epoch(weighted) or (weighted[-1] if weighted else None)
@@ -49,8 +54,9 @@ def weights_parts(history: Sequence[Epoch], features: Sequence[str]) -> list[Par
     slanted = longest * len(nodes) > 90
     alpha_height = 0.95 + _ROW * cells + (0.05 * min(longest, 30) if slanted else 0)
     steps = sum(len(table) for table in weights.beta)
+    title = f"Architecture weights of epoch {best.epoch}, the best; frames: {_framed(best, kept)}"
     parts = [
-        Part(_WIDTH, alpha_height, lambda onto: _paint_alpha(onto, best, nodes, slanted)),
+        Part(_WIDTH, alpha_height, lambda onto: _paint_alpha(onto, best, nodes, slanted, title)),
         Part(_WIDTH, 1.0 + _ROW * steps, lambda onto: _paint_cells(onto, best, weights)),
     ]
     if len(weighted) > 1:
@@ -69,14 +75,16 @@ def weights_parts(history: Sequence[Epoch], features: Sequence[str]) -> list[Par
     return parts
 
 
-def _paint_alpha(onto: Any, best: Epoch, nodes: Sequence[str], slanted: bool) -> None:
+def _framed(best: Epoch, kept: Sequence[Cell]) -> str:
+    if not kept or not best.cells or tuple(kept) == best.cells:
+        return "what was derived"
+    # Only reranking keeps other Cells than those derived in the best epoch.
+    return "what Algorithm 1 derived; reranking chose another genotype"
+
+
+def _paint_alpha(onto: Any, best: Epoch, nodes: Sequence[str], slanted: bool, title: str) -> None:
     assert best.weights is not None
-    onto.suptitle(
-        f"Architecture weights of epoch {best.epoch}, the best; frames: what was derived",
-        fontsize=10,
-        fontweight="bold",
-        color=INK,
-    )
+    onto.suptitle(title, fontsize=10, fontweight="bold", color=INK)
     axes = onto.subplots()
     alpha = best.weights.alpha
     rows = [[*row, *[None] * (len(nodes) - len(row))] for row in alpha]

@@ -93,7 +93,7 @@ def search(
             remove_stale(task, config.unimodal, seed=seed, folder=kept)
         _prepare(folder, wanted, existing)
         if not folder.genotype.is_file():
-            _search(folder, kept, task, config, runtime, progress or Silent())
+            _search(folder, kept, task, config, strategy, seed, runtime, progress or Silent())
     return read_search(folder.path)
 
 
@@ -128,10 +128,15 @@ def _prepare(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None
 
 
 def _search(
-    folder: Run, kept: Path, task: Task, config: Config, runtime: Runtime, progress: Progress
+    folder: Run,
+    kept: Path,
+    task: Task,
+    config: Config,
+    strategy: str,
+    seed: int,
+    runtime: Runtime,
+    progress: Progress,
 ) -> None:
-    recorded = folder.read_config()
-    strategy, seed = str(recorded["strategy"]), int(recorded["seed"])
     objective = Objective(task.kind, config.train.threshold)
     networks = unimodal_networks(
         task,
@@ -142,10 +147,11 @@ def _search(
         runtime=runtime,
         progress=progress,
     )
-    note_unreadable(task, {name: found.backbone for name, found in networks.items()}, progress)
+    backbones = {name: found.backbone for name, found in networks.items()}
+    note_unreadable(task, backbones, progress)
     cache = open_features(
         task,
-        {name: found.backbone for name, found in networks.items()},
+        backbones,
         parts=("train", "validation"),
         length=config.search.length,
         folder=kept / "features",
@@ -166,7 +172,6 @@ def _search(
         progress=progress,
     )
     outcome = STRATEGIES[strategy](problem)
-    seconds = _seconds(networks, cache, outcome.seconds, runtime)
     folder.update_metrics(
         {
             "metric": objective.metric,
@@ -175,22 +180,26 @@ def _search(
                 for name, found in networks.items()
             },
             "search": _facts(strategy, outcome),
-            "seconds": seconds,
+            "seconds": _seconds(networks, cache, outcome.seconds, runtime),
         }
     )
     write_pictures(folder, outcome.genotype, progress)
     # Last: a folder with a genotype is a finished search.
-    dataclasses.replace(
-        outcome.genotype,
-        provenance={
-            "task": task.name,
-            "strategy": strategy,
-            "seed": seed,
-            "run": folder.path.name,
-            "best_val": outcome.validation,
-            "versions": versions(),
-        },
-    ).save(folder.genotype)
+    _with_provenance(outcome, task, strategy, seed, folder).save(folder.genotype)
+
+
+def _with_provenance(
+    outcome: Outcome, task: Task, strategy: str, seed: int, folder: Run
+) -> Genotype:
+    provenance = {
+        "task": task.name,
+        "strategy": strategy,
+        "seed": seed,
+        "run": folder.path.name,
+        "best_val": outcome.validation,
+        "versions": versions(),
+    }
+    return dataclasses.replace(outcome.genotype, provenance=provenance)
 
 
 def write_pictures(folder: Run, genotype: Genotype, progress: Progress) -> None:
@@ -247,11 +256,14 @@ def _seconds(
 
 def _owner(cache: FeatureCache, config: Config, strategy: str, seed: int) -> str:
     labels = cache.samples("train", "validation").labels
-    depends = {
+    depends: dict[str, object] = {
         "features": cache.keys,
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
         "search": dataclasses.asdict(config.search),
         "strategy": strategy,
         "seed": seed,
     }
+    if cache.task.kind == "multilabel":
+        # The scores by which a genotype is kept depend on it.
+        depends["threshold"] = config.train.threshold
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def train(
         task = reload_task(recorded["task"]["source"])
     check_task(task)
     check_test(task)
+    _check_features(found, task)
     config = _with_recorded(config, path, task, recorded, own_backbones=backbones is not None)
     seed = int(recorded.get("seed", 0)) if seed is None else seed
     runtime = Runtime.choose() if runtime is None else runtime
@@ -106,6 +107,29 @@ def train(
     if "test" not in metrics:
         raise UserError(f"{folder.path}: holds no finished training; start anew with --overwrite")
     return TrainResult(folder.path, folder.network, found, metrics)
+
+
+def _check_features(genotype: Genotype, task: Task) -> None:
+    """Raise UserError when ``task`` cannot have the features of ``genotype``.
+
+    What a modality's features are called is known before its backbone only where the task says so.
+    """
+    known = {
+        modality.name: [path.partition(":")[0] for path in modality.features]
+        for modality in task.modalities
+    }
+    for name in genotype.features:
+        modality, _, feature = name.partition(".")
+        if modality not in known or (known[modality] and feature not in known[modality]):
+            has = [f"{m}.{f}" for m, features in known.items() for f in features or ("1, …",)]
+            raise _misfit(name, task, has)
+
+
+def _misfit(feature: str, task: Task, has: Iterable[str]) -> UserError:
+    return UserError(
+        f"the genotype reads {feature}, task {task.name} has {', '.join(has)}: it was found for "
+        "another task; give its own with --task"
+    )
 
 
 def recorded_config(genotype: Path, task: Task) -> Config:
@@ -261,10 +285,7 @@ class _Training:
         channels = channels_of(backbones)
         missing = [name for name in self.genotype.features if name not in channels]
         if missing:
-            raise UserError(
-                f"the genotype reads {missing[0]}, task {self.task.name} has "
-                f"{', '.join(channels)}: it was found for another task"
-            )
+            raise _misfit(missing[0], self.task, channels)
         depends = {
             "genotype": self.genotype.to_dict()["cells"],
             "train": dataclasses.asdict(settings),

@@ -100,13 +100,21 @@ def unimodal_networks(
             extra = {
                 "owner": owner,
                 "validation": made.validation,
+                "threshold": _threshold(objective),
                 "pretrained": made.pretrained,
                 "seconds": made.seconds,
             }
             save_backbone(path, made.backbone, extra)
             checkpoint.remove()
         # Read back even when just made, so that a resumed run goes on from the very same state.
-        found[modality.name] = _read(path, modality, owner)
+        kept, threshold = _read(path, modality, owner)
+        if threshold != _threshold(objective):
+            # The weights do not depend on it, so they stay; the score does.
+            score = score_unimodal(
+                task, modality.name, kept.backbone, "validation", objective, runtime
+            )
+            kept = dataclasses.replace(kept, backbone=kept.backbone.cpu(), validation=score)
+        found[modality.name] = kept
     return found
 
 
@@ -210,7 +218,13 @@ def _call(backbone: Backbone) -> Forward:
     return lambda inputs: backbone(inputs[0])
 
 
-def _read(path: Path, modality: Modality, owner: str) -> Unimodal:
+def _threshold(objective: Objective) -> float | None:
+    """Return what a score depends on besides the weights; None for a multiclass task."""
+    return objective.threshold if objective.kind == "multilabel" else None
+
+
+def _read(path: Path, modality: Modality, owner: str) -> tuple[Unimodal, float | None]:
+    """Return the network in ``path``, and the threshold that its score was measured with."""
     backbone, extra = load_backbone(path, module=modality.backbone)
     if extra.get("owner") != owner:
         raise UserError(
@@ -218,9 +232,10 @@ def _read(path: Path, modality: Modality, owner: str) -> Unimodal:
             "folder with --backbones, or delete it to train it again"
         )
     with contextlib.suppress(KeyError, TypeError, ValueError):
+        threshold = extra.get("threshold")
         return Unimodal(
             backbone, float(extra["validation"]), bool(extra["pretrained"]), float(extra["seconds"])
-        )
+        ), None if threshold is None else float(threshold)
     raise UserError(f"{path}: its description lacks the unimodal score; delete it and search again")
 
 

@@ -57,15 +57,7 @@ def _relax(problem: SearchProblem) -> list[Record]:
     """Run Algorithm 1 and return a record of every epoch."""
     config, device = problem.config, problem.runtime.device
     seed_stage(problem.seed, "search")
-    supernet = Supernet(
-        list(problem.train.channels.values()),
-        cells=config.cells,
-        steps=config.steps,
-        channels=config.channels,
-        length=config.length,
-        classes=problem.classes,
-        dropout=config.dropout,
-    ).to(device)
+    supernet = _supernet(problem).to(device)
     forward = problem.runtime.compiled(supernet)
     weights, architecture = supernet.weight_parameters(), supernet.architecture_parameters()
     on_weights = torch.optim.Adam(
@@ -115,6 +107,19 @@ def _relax(problem: SearchProblem) -> list[Record]:
             )
             shown.advance()
     return records
+
+
+def _supernet(problem: SearchProblem) -> Supernet:
+    config = problem.config
+    return Supernet(
+        list(problem.train.channels.values()),
+        cells=config.cells,
+        steps=config.steps,
+        channels=config.channels,
+        length=config.length,
+        classes=problem.classes,
+        dropout=config.dropout,
+    )
 
 
 def _derived(problem: SearchProblem, weights: ArchitectureWeights) -> Record:

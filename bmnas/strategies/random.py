@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from bmnas.checkpoint import Stateful
 from bmnas.config import SearchConfig
 from bmnas.genotype import Genotype
 from bmnas.samples import samples_per_epoch
 from bmnas.strategies.candidates import draw_genotype, even_weights, train_candidate
 from bmnas.strategies.problem import Outcome, SearchProblem, best_record, is_best
-
-_NO_PARTS: dict[str, Stateful] = {}
 
 
 def search_random(problem: SearchProblem) -> Outcome:
@@ -25,14 +22,14 @@ def search_random(problem: SearchProblem) -> Outcome:
     features = problem.train.names
     genotypes = [random_genotype(features, config, draw) for _ in range(config.candidates)]
     # A candidate depends on nothing but its number, so the records are the whole state.
-    records = problem.checkpoint.restore(_NO_PARTS)
+    records = problem.checkpoint.restore({})
     with problem.progress.stage("random search", config.candidates) as shown:
         shown.advance(len(records))
         for number in range(len(records) + 1, config.candidates + 1):
             record = {"epoch": number, **train_candidate(problem, genotypes[number - 1], number)}
             record["best"] = is_best(record["validation_score"], records)
             records.append(record)
-            problem.checkpoint.save(_NO_PARTS, records)
+            problem.checkpoint.save({}, records)
             shown.message(f"validation {problem.objective.metric} {record['validation_score']:.3f}")
             shown.advance()
     best = best_record(records)

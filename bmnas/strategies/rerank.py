@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 from random import Random
 
-from bmnas.checkpoint import Stateful
 from bmnas.genotype import Genotype
 from bmnas.samples import samples_per_epoch
 from bmnas.strategies.candidates import draw_genotype, train_candidate
 from bmnas.strategies.problem import Outcome, SearchProblem, best_record, is_best
 from bmnas.supernet import ArchitectureWeights
 
-_NO_PARTS: dict[str, Stateful] = {}
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
 
 
@@ -29,14 +27,14 @@ def rerank(problem: SearchProblem, derived: Outcome, weights: ArchitectureWeight
     genotypes = _genotypes(problem, derived.genotype, weights)
     checkpoint = problem.candidates()
     # A candidate depends on nothing but its number, so the records are the whole state.
-    records = checkpoint.restore(_NO_PARTS)
+    records = checkpoint.restore({})
     with problem.progress.stage("reranking", len(genotypes)) as shown:
         shown.advance(len(records))
         for number in range(len(records) + 1, len(genotypes) + 1):
             trained = train_candidate(problem, genotypes[number - 1], number)
             best = is_best(trained["validation_score"], records)
             records.append({"candidate": number, **trained, "best": best})
-            checkpoint.save(_NO_PARTS, records)
+            checkpoint.save({}, records)
             shown.message(
                 f"validation {problem.objective.metric} {trained['validation_score']:.3f}"
             )

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bmnas.errors import UserError
+from bmnas.errors import UserError, one_line
 from bmnas.tasks.task import Array
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -102,7 +102,7 @@ def _open(path: Path) -> _File:
     except UserError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read: {_one_line(error)}") from error
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
 class _Npz:
@@ -173,7 +173,7 @@ class _Jsonl:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.path}: line {number}: not JSON: {_one_line(error)}") from error
+            raise UserError(f"{self.path}: line {number}: not JSON: {one_line(error)}") from error
         if not isinstance(value, dict):
             raise UserError(
                 f"{self.path}: line {number}: received {_show(value)}, expected an object"
@@ -269,15 +269,11 @@ def _float(field: str) -> float | None:
 
 
 def _unreadable(place: str, error: Exception) -> UserError:
-    message = _one_line(error)
+    message = one_line(error)
     # numpy says "allow_pickle=False" for objects in an array and for a file that is no array.
     if "pickle" in message or "Python objects" in message:
         return UserError(f"{place}: received {_PICKLE}")
     return UserError(f"{place}: cannot be read, perhaps truncated: {message}")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _show(value: Any) -> str:

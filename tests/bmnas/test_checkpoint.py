@@ -107,6 +107,48 @@ def test_the_generator_is_restored(tmp_path: Path) -> None:
     assert torch.equal(torch.randn(3), expected)
 
 
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Two GPUs as torch would tell of them; their generators."""
+    states = [torch.tensor([1], dtype=torch.uint8), torch.tensor([2], dtype=torch.uint8)]
+
+    def restored(given: list[torch.Tensor]) -> None:
+        states[:] = given
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(states))
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: list(states))
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored)
+    return states
+
+
+def test_the_generators_of_all_gpus_are_restored(tmp_path: Path, gpus: list[torch.Tensor]) -> None:
+    checkpoint = Checkpoint(tmp_path / "c.pt", "me")
+    checkpoint.save({}, [])
+    gpus[1] = torch.tensor([9], dtype=torch.uint8)
+    checkpoint.restore({})
+    assert [int(state) for state in gpus] == [1, 2]
+
+
+def test_another_number_of_gpus_is_one_line(tmp_path: Path, gpus: list[torch.Tensor]) -> None:
+    Checkpoint(tmp_path / "c.pt", "me").save({}, [])
+    gpus.pop()
+    with pytest.raises(
+        UserError, match="the generators of 2 GPUs, expected 1; resume with"
+    ) as line:
+        Checkpoint(tmp_path / "c.pt", "me").restore({})
+    assert "\n" not in str(line.value)
+
+
+@pytest.mark.usefixtures("gpus")
+def test_one_generator_instead_of_a_list_is_damage(tmp_path: Path) -> None:
+    Checkpoint(tmp_path / "c.pt", "me").save(loop(), [])
+    content = torch.load(tmp_path / "c.pt", weights_only=True)
+    torch.save({**content, "cuda_generator": torch.zeros(16)}, tmp_path / "c.pt")
+    damaged(tmp_path / "c.pt")
+
+
 def damaged(path: Path) -> str:
     with pytest.raises(UserError) as line:
         Checkpoint(path, "me").restore(loop())

@@ -20,6 +20,7 @@ from bmnas.cli import main
 from bmnas.cli.export import export
 from bmnas.errors import UserError
 from bmnas.genotype import Genotype, Step
+from bmnas.runs import locked
 from bmnas.tasks import load_task
 
 METRICS = {"metric": "accuracy", "test": {"score": 0.5}, "seconds": {"search": 1.5}}
@@ -87,6 +88,7 @@ def test_a_genotype_is_all_that_an_export_needs(
     assert capfd.readouterr() == ("", "")
     metrics = json.loads((run_folder / "metrics.json").read_text())
     assert metrics["latency"]["onnxruntime"] == manifest.latency["onnxruntime"]
+    assert metrics["latency"]["onnxruntime_threads"] == manifest.latency["threads"]
     assert metrics["seconds"] == METRICS["seconds"]
 
 
@@ -177,6 +179,13 @@ def test_data_alone_is_joined_to_the_recorded_task(run_folder: Path, no_export: 
     arguments = ("--genotype", run_folder / "genotype.json", "--data", elsewhere)
     assert message(invoke(*arguments)) == "noted"
     assert len(no_export) == 1
+
+
+def test_a_run_at_work_is_told_before_the_export(run_folder: Path, no_export: list[Any]) -> None:
+    with locked(run_folder):
+        shown = message(invoke("--genotype", run_folder / "genotype.json"))
+    assert shown.startswith(f"{run_folder}: another bmnas process is at work there")
+    assert no_export == []
 
 
 def test_another_task_is_refused(run_folder: Path) -> None:

@@ -116,7 +116,7 @@ def test_another_preset_changes_the_training_alone(here: Path) -> None:
         (["--genotype", GENOTYPE, "--preset", "nope"], "received preset 'nope', expected one of"),
         (["--genotype", GENOTYPE, "--device", "tpu"], "received device 'tpu', expected one of"),
         (["--genotype", GENOTYPE, "--task", "nope"], "received task 'nope', expected digits, av-"),
-        (["--genotype", GENOTYPE, "--task", "digits"], "holds a run with task.name"),
+        (["--genotype", GENOTYPE, "--task", "digits"], "the genotype reads m0.1, task digits has"),
         (["--genotype", GENOTYPE, "--seed", "1"], "holds a run with seed 0, received 1"),
         (["--genotype", GENOTYPE, "--run", "alone.json"], "alone.json: cannot be written: File e"),
         (["--genotype", GENOTYPE, "--resume", "--overwrite"], "--resume and --overwrite, expect"),

@@ -44,6 +44,21 @@ def test_weights_are_written_into_the_heat_maps(make: Make) -> None:
     assert shown.count("0.700") == 1
 
 
+def test_the_frames_are_said_to_be_of_another_genotype_where_reranking_chose_one(
+    make: Make,
+) -> None:
+    other = {**GENOTYPE.to_dict()["cells"][0], "steps": [{"op": "sum", "inputs": ["x", "y"]}] * 2}
+    derived = draw_run(load_run(make("derived")))
+    chosen = draw_run(load_run(make("chosen", history=[epoch(1, 0.9, best=True, cells=[other])])))
+    assert [text for text in texts(derived) if text.endswith("frames: what was derived")]
+    assert not [text for text in texts(derived) if "reranking" in text]
+    assert [
+        text
+        for text in texts(chosen)
+        if text.endswith("what Algorithm 1 derived; reranking chose another genotype")
+    ]
+
+
 def test_weights_of_a_strategy_without_weights_are_refused_but_its_run_is_drawn(
     make: Make,
 ) -> None:
@@ -92,6 +107,7 @@ def test_tables_show_a_dash_where_a_stage_has_not_run(make: Make) -> None:
 def test_markdown_and_html_escape_what_files_say(make: Make) -> None:
     tables = run_tables(load_run(make()))
     assert r"a \| b &lt;script&gt;" in markdown(tables)
+    assert "Latency, ms; torch 2 threads; onnxruntime 4 threads; a" in markdown(tables)
     assert "<script>" not in html_tables(tables)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,24 @@ def test_a_changed_weight_makes_that_modality_anew(tmp_path: Path, runs: list[in
     assert (first.keys[0], first.keys[1]) == (second.keys[0], first.keys[1])
     assert first.keys[1] != second.keys[1]
     assert not torch.equal(first.arrays["m1.1"], second.arrays["m1.1"])
+
+
+def test_what_a_new_entry_replaces_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    task = tiny_task()
+    backbones = made(task)
+    first = opened(tmp_path, task, backbones)
+    opened(tmp_path, task, backbones, length=9)
+    for other in ("m0-extra", "m00-0123456789abcdef", "m0-x-0123456789abcdef"):
+        shutil.copytree(entry(tmp_path), tmp_path / other)
+    unreadable = tmp_path / "m0-0123456789abcdef"
+    unreadable.mkdir()
+    before = {path.name for path in tmp_path.iterdir()}
+    with torch.no_grad():
+        next(backbones["m0"].stages[0].parameters()).add_(0.01)
+    second = opened(tmp_path, task, backbones)
+    after = {path.name for path in tmp_path.iterdir()}
+    assert before - after == {f"m0-{first.keys[0][:16]}"}
+    assert after - before == {f"m0-{second.keys[0][:16]}"}
 
 
 def test_a_changed_buffer_counts_too(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -18,6 +19,7 @@ from bmnas.files import (
     atomic_path,
     read_json,
     read_toml,
+    remove_folder,
     remove_leftovers,
     sha256_file,
     write_json,
@@ -167,6 +169,20 @@ def test_leftovers_go_and_everything_else_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted(stay)
     assert (tmp_path / "bundle").read_text() == "kept"
     remove_leftovers(tmp_path / "nothing")
+
+
+def test_a_folder_is_removed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("x")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    remove_folder(tmp_path / "a")
+    assert names(tmp_path) == ["b"]
+    monkeypatch.setattr(shutil, "rmtree", lambda _: None)  # killed before it
+    remove_folder(tmp_path / "b")
+    monkeypatch.undo()
+    assert not (tmp_path / "b").exists()
+    remove_leftovers(tmp_path)
+    assert names(tmp_path) == []
 
 
 def test_an_empty_leftover_of_a_moved_folder_goes(tmp_path: Path) -> None:

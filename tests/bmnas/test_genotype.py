@@ -287,6 +287,18 @@ def test_known_modules_are_what_their_authors_defined() -> None:
     )
 
 
+def test_the_cells_found_on_mmimdb_are_kept_by_name(tmp_path: Path) -> None:
+    features = ("image.2", "text.0")
+    genotype = known_genotype("mmimdb", features, channels=192, length=16)
+    assert [cell.inputs for cell in genotype.cells] == [features, ("text.0", "cell1")]
+    assert [step.op for cell in genotype.cells for step in cell.steps] == [
+        "concat_fc",
+        "linear_glu",
+    ]
+    genotype.save(tmp_path / "genotype.json")
+    assert Genotype.load(tmp_path / "genotype.json") == genotype
+
+
 def test_an_unknown_module_is_refused() -> None:
-    with pytest.raises(UserError, match="received fusion module 'foo', expected one of sum, conc"):
+    with pytest.raises(UserError, match=r"received genotype 'foo', expected one of sum, .*mmimdb"):
         known_genotype("foo", ("a.1", "b.1"), channels=8, length=4)

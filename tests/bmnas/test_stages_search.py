@@ -125,6 +125,19 @@ def test_a_multilabel_search_chooses_a_threshold_on_validation(tmp_path: Path) -
     assert 0 < result.metrics["search"]["threshold"] < 1
 
 
+@pytest.mark.parametrize("kind", ["multilabel", "multiclass"])
+def test_a_threshold_is_a_setting_of_a_multilabel_search_alone(tmp_path: Path, kind: str) -> None:
+    task = tiny_task(kind=kind)
+    bmnas.search(task, run=tmp_path, config=CONFIG)
+    (tmp_path / "genotype.json").unlink()
+    config = CONFIG.override("train", threshold=0.3)
+    if kind == "multilabel":
+        with pytest.raises(UserError, match=r"checkpoint\.pt: belongs to other settings"):
+            bmnas.search(task, run=tmp_path, config=config, existing="resume")
+    else:
+        bmnas.search(task, run=tmp_path, config=config, existing="resume")
+
+
 def test_three_modalities(tmp_path: Path) -> None:
     result = search(tmp_path / "run", task=tiny_task(modalities=3))
     assert {name.partition(".")[0] for name in result.genotype.features} == {"m0", "m1", "m2"}

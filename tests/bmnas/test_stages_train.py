@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_tasks import CONFIG, tiny_task
+from tiny_tasks import CONFIG, changed, tiny_task
 
 import bmnas
 from bmnas.errors import UserError
@@ -94,6 +94,24 @@ def test_another_seed_needs_another_folder(found: Path) -> None:
 def test_a_genotype_of_another_task_is_refused(found: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"reads m0.1, task digits has left.1, .*another task"):
         bmnas.train(found, bmnas.load_task("digits"), run=tmp_path / "other", config=CONFIG)
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
+    task = changed(tiny_task(), 1, backbone=network, features=("1:channels_last",))
+    # The search's feature m1.1 is there, m1.2 is not.
+    with pytest.raises(UserError, match=r"reads m1.2, task tiny has m0.1, …, m1.1: it was found"):
+        bmnas.train(found, task, run=tmp_path / "other", config=CONFIG)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_threshold_chosen_on_validation_takes_the_backbones_of_the_search(tmp_path: Path) -> None:
+    task = tiny_task(kind="multilabel")
+    search = bmnas.search(task, run=tmp_path / "run", config=CONFIG)
+    config = CONFIG.override("train", threshold=0.99)
+    result = bmnas.train(search.run / "genotype.json", task, run=tmp_path / "t", config=config)
+    # At that threshold no label is predicted, by the backbones as by the network.
+    assert result.score == 0
+    for scores in result.metrics["unimodal"].values():
+        assert scores["test"] == scores["validation"] == 0
+    assert all(scores["validation"] > 0 for scores in search.metrics["unimodal"].values())
 
 
 def test_a_genotype_without_a_run_needs_a_task(found: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_tasks import CONFIG, changed, tiny_task
@@ -9,7 +10,7 @@ from tiny_tasks import CONFIG, changed, tiny_task
 import bmnas
 import bmnas.stages.search
 from bmnas.errors import UserError
-from bmnas.metrics import Objective
+from bmnas.metrics import Objective, weighted_f1
 from bmnas.progress import Silent
 from bmnas.runtime import Runtime
 from bmnas.stages.unimodal import Unimodal, remove_stale, unimodal_networks
@@ -18,11 +19,13 @@ from bmnas.tasks import Task
 CPU = Runtime(torch.device("cpu"), compile=False)
 
 
-def networks(folder: Path, task: Task, seed: int = 0) -> dict[str, Unimodal]:
+def networks(
+    folder: Path, task: Task, seed: int = 0, objective: Objective | None = None
+) -> dict[str, Unimodal]:
     return unimodal_networks(
         task,
         CONFIG.unimodal,
-        Objective(task.kind),
+        objective or Objective(task.kind),
         seed=seed,
         folder=folder,
         runtime=CPU,
@@ -49,6 +52,24 @@ def test_backbones_are_trained_once_and_kept(tmp_path: Path) -> None:
         assert (found.validation, found.seconds) == (second[name].validation, second[name].seconds)
         assert 0 <= found.validation <= 1
         assert not found.pretrained
+
+
+def test_another_threshold_changes_the_score_and_not_the_backbone(tmp_path: Path) -> None:
+    task = tiny_task(kind="multilabel")
+
+    def scores(threshold: float) -> dict[str, float]:
+        found = networks(tmp_path, task, objective=Objective("multilabel", threshold))
+        return {name: one.validation for name, one in found.items()}
+
+    half = scores(0.5)
+    before = stamps(tmp_path)
+    all_true = scores(0.01)
+    assert all_true != half
+    labels = task.labels[task.samples("validation")] > 0
+    expected = weighted_f1(np.ones_like(labels), labels)
+    assert all_true["m0"] == pytest.approx(expected)
+    assert scores(0.5) == half
+    assert stamps(tmp_path) == before
 
 
 @pytest.mark.parametrize("change", ["data", "seed", "damage"])

@@ -42,6 +42,7 @@ METRICS: dict[str, Any] = {
         "torch": {"batch_1": {"median_ms": 1.5, "p99_ms": 2.5}},
         "onnxruntime": {"batch_1": {"median_ms": 0.25, "p99_ms": 0.5}},
         "threads": 2,
+        "onnxruntime_threads": 4,
         "hardware": "a | b <script>",
     },
     "seconds": {"search": 20.0, "total": 50.0, "gpu_hours": 0},
