@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from bmnas.errors import UserError
+from bmnas.errors import UserError, close
 from bmnas.files import read_toml
 
 
@@ -90,12 +90,19 @@ class Config:
     def override(self, section: str, **values: Any) -> Config:
         """Return a copy with ``values`` in ``section``; a None leaves the value as it is.
 
-        Raises UserError that lists every value out of range.
+        Raises UserError that lists every value out of range, by the option that gives it.
         """
         given = {name: value for name, value in values.items() if value is not None}
         changed = dataclasses.replace(getattr(self, section), **given)
         config = dataclasses.replace(self, **{section: changed})
-        _check(config, "options")
+        problems = [
+            f"--{name.replace('_', '-')}: {problem}"
+            if where == section and name in given
+            else f"[{where}] {name}: {problem}"
+            for where, name, problem in _problems(config)
+        ]
+        if problems:
+            raise UserError("; ".join(problems))
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,8 +194,11 @@ def load_preset(name: str) -> Config:
         config = Config.from_dict(read_toml(Path(name)), name)
         return dataclasses.replace(config, preset=name)
     if name not in preset_names():
-        known = ", ".join(preset_names())
-        raise UserError(f"received preset {name!r}, expected one of {known}, or a .toml file")
+        known = preset_names()
+        raise UserError(
+            f"received preset {name!r}, expected one of {', '.join(known)}, or a .toml file"
+            f"{close(name, known)}"
+        )
     with resources.as_file(resources.files("bmnas") / "presets" / f"{name}.toml") as path:
         return dataclasses.replace(Config.from_dict(read_toml(path), f"preset {name}"), preset=name)
 
@@ -208,6 +218,13 @@ def _fits(value: Any, wanted: str) -> bool:
 
 
 def _check(config: Config, source: str) -> None:
+    problems = [f"[{section}] {name}: {problem}" for section, name, problem in _problems(config)]
+    if problems:
+        raise UserError(f"{source}: {'; '.join(problems)}")
+
+
+def _problems(config: Config) -> list[tuple[str, str, str]]:
+    """Return section, name and what is wrong of every value out of range."""
     problems = []
     for section in _SECTIONS:
         for name, value in dataclasses.asdict(getattr(config, section)).items():
@@ -226,6 +243,5 @@ def _check(config: Config, source: str) -> None:
             else:
                 good, wanted = 0 <= value < float("inf"), "0 or more"
             if not good:
-                problems.append(f"[{section}] {name}: received {value}, expected {wanted}")
-    if problems:
-        raise UserError(f"{source}: {'; '.join(problems)}")
+                problems.append((section, name, f"received {value}, expected {wanted}"))
+    return problems

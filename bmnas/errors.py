@@ -1,5 +1,10 @@
 """The one exception that means: the user's input is wrong; and what others say, in one line."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """The input cannot be used; the message is one line for the person who gave it.
@@ -12,3 +17,9 @@ class UserError(Exception):
 def one_line(error: object, limit: int | None = None) -> str:
     """Return the message of ``error`` on one line, of at most ``limit`` characters."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def close(name: str, names: Sequence[str]) -> str:
+    """Return ``; did you mean 'x'?`` for the nearest of ``names``, or nothing."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -169,24 +169,31 @@ class Run:
 def locked(*folders: Path) -> Iterator[None]:
     """Hold ``folders``, made if need be, for this process; what killed writers left is removed.
 
+    The first is that of the run, given with --run; others are given with --backbones.
     A folder that is named twice is held once. Raises UserError when another process holds one, or
     when one cannot be written.
     """
     with contextlib.ExitStack() as held:
-        for folder in {os.path.realpath(folder): folder for folder in folders}.values():
-            held.enter_context(_locked(folder))
+        held_already = set()
+        for number, folder in enumerate(folders):
+            if os.path.realpath(folder) in held_already:
+                continue
+            held_already.add(os.path.realpath(folder))
+            held.enter_context(_locked(folder, "--backbones" if number else "--run"))
             remove_leftovers(folder)
         yield
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, option: str) -> Iterator[None]:
+    if folder.is_file():
+        raise UserError(f"{folder}: {option} names a file, expected a folder; choose another one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written: {error.strerror}; choose another folder with --run"
+            f"{folder}: cannot be written: {error.strerror}; choose another folder with {option}"
         ) from error
     with lock:
         try:
@@ -199,9 +206,14 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise UserError(
                 f"{folder}: cannot be locked: {error.strerror}; choose a folder on another file "
-                "system with --run"
+                f"system with {option}"
             ) from error
         yield
+
+
+def genotype_file(path: Path) -> Path:
+    """Return the genotype of the run folder ``path``; a path that is no folder stays as it is."""
+    return Run(path).genotype if path.is_dir() else path
 
 
 def require_same(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> None:

@@ -52,6 +52,12 @@ class Runtime:
         return compiled
 
 
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed below 0."""
+    if seed < 0:
+        raise UserError(f"--seed: received {seed}, expected 0 or more")
+
+
 def seed_stage(seed: int, stage: str) -> None:
     """Seed torch for a stage, so that no stage depends on how many draws another made."""
     digest = hashlib.sha256(f"{seed} {stage}".encode()).digest()

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 def export(
     genotype: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="The genotype of a trained network.", show_default=False),
+        typer.Option(
+            metavar="PATH",
+            help="The genotype of a trained network, or its run folder.",
+            show_default=False,
+        ),
     ],
     weights: Annotated[
         Path | None,
@@ -55,7 +59,9 @@ def export(
     Example: bmnas export --genotype runs/digits/genotype.json
     """
     from bmnas.errors import UserError
+    from bmnas.runs import genotype_file
 
+    genotype = genotype_file(genotype)
     folder = genotype.parent
     weights = folder / "network.safetensors" if weights is None else weights
     out = folder / "bundle" if out is None else out
@@ -202,6 +208,8 @@ def _print(bundle: Bundle, as_json: bool) -> None:
 
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
+    from bmnas.drawing.style import measure
+
     parity, parameters = bundle.parity, bundle.parameters
     batches = ", ".join(str(batch.batch) for batch in parity.batches)
     threads = bundle.manifest.latency["threads"]
@@ -218,7 +226,8 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         facts.append(
             (
                 f"batch {size}",
-                f"{latency.median_ms:.3g} ms median, {latency.p99_ms:.3g} ms p99"
+                f"{measure(latency.median_ms, '.3g')} ms median,"
+                f" {measure(latency.p99_ms, '.3g')} ms p99"
                 f" (onnxruntime, {threads} threads)",
             )
         )

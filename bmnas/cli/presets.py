@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -49,6 +50,13 @@ def presets(
         for key, text in config.promise.items():
             table.add_row(f"  {key}", escape(text))
         for section, values in config.to_dict().items():
-            table.add_row(f"  {section}", ", ".join(f"{k} {v}" for k, v in values.items()))
+            table.add_row(f"  {section}", _settings(values))
         console.print(table)
         console.print()
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    """Return the settings as text, values as a TOML file has them."""
+    import json
+
+    return ", ".join(f"{name} {json.dumps(value)}" for name, value in values.items())

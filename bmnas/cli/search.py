@@ -134,6 +134,10 @@ def _print(result: SearchResult, task: Task, as_json: bool) -> None:
 
     print(genotype_text(result.genotype))
     print_tables(run_tables(load_run(result.run)))
+    read = {name.partition(".")[0] for name in result.genotype.live_features()}
+    unread = [modality.name for modality in task.modalities if modality.name not in read]
+    if unread:
+        typer.echo(f"note: the network found reads nothing of {', '.join(unread)}", err=True)
     threshold = result.metrics["search"].get("threshold")
     chosen = "" if threshold is None else f" --threshold {threshold}"
     again = task_again(task.source)

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 def train(
     genotype: Annotated[
-        Path, typer.Option(metavar="FILE", help="What bmnas search found.", show_default=False)
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="What bmnas search found: a genotype.json or its run folder.",
+            show_default=False,
+        ),
     ],
     task: Annotated[
         str | None, typer.Option(help="The task.", show_default="that of the search")
@@ -74,11 +79,13 @@ def train(
     from bmnas.errors import UserError
     from bmnas.genotype import Genotype
     from bmnas.progress import Bars
+    from bmnas.runs import genotype_file
     from bmnas.runtime import Runtime
     from bmnas.stages.train import recorded_config
     from bmnas.stages.train import train as run_train
 
     existing = existing_runs(resume, overwrite)
+    genotype = genotype_file(genotype)
     if not genotype.is_file():
         raise UserError(f"{genotype}: no such file; make it with: bmnas search")
     # Before the task: of a wrong file there is no task to ask for.

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from bmnas.drawing.record import Document, RunRecord, number, wrong
-from bmnas.drawing.style import plain
+from bmnas.drawing.style import measure, plain
 from bmnas.errors import UserError
 
 #: What two runs must share, the seed aside, to be one row.
@@ -87,8 +87,8 @@ def format_spread(value: Spread | None, spec: str) -> str:
     """Return mean ± standard deviation, the mean alone for one run, a dash for None."""
     if value is None:
         return _DASH
-    mean = format(value.mean, spec)
-    return mean if value.deviation is None else f"{mean} ± {format(value.deviation, spec)}"
+    mean = measure(value.mean, spec)
+    return mean if value.deviation is None else f"{mean} ± {measure(value.deviation, spec)}"
 
 
 def row_to_dict(row: ComparisonRow) -> dict[str, Any]:

@@ -151,6 +151,12 @@ def plain(text: str, limit: int = 60) -> str:
     return kept if len(kept) <= limit else f"{kept[: limit - 1]}…"
 
 
+def measure(value: float, spec: str) -> str:
+    """Return a number in the format ``spec``; a large one in digits, not with an exponent."""
+    large = spec.endswith("g") and 999.5 <= abs(value) < 1e9
+    return format(value, ",.0f" if large else spec)
+
+
 def drawable(text: str, limit: int = 60) -> str:
     """Return ``text`` so that matplotlib draws it as it is: no mathematics, not hidden."""
     return plain(text, limit).replace("$", r"\$").lstrip("_")

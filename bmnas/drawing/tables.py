@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from typing import Any, Literal
 
 from bmnas.drawing.record import BundleRecord, Document, RunRecord, wrong
 from bmnas.drawing.rows import MEASURES, ComparisonRow, format_spread
-from bmnas.drawing.style import plain
+from bmnas.drawing.style import measure, plain
 
 DASH = "–"
 _WIDTH = 200  # of a table that goes to a file or a pipe
@@ -28,17 +28,18 @@ class TextTable:
 
 
 def run_tables(run: RunRecord) -> list[TextTable]:
-    """Return scores, sizes, latency and time of a run; a dash where a stage has not run."""
+    """Return scores, sizes, latency and time of a run, without what no stage has measured yet."""
     metrics = run.metrics
     if not metrics.data:
         return []
-    return [
+    tables = [
         _scores(metrics),
         _sizes(metrics),
         _latency(metrics),
         _search(metrics),
         _seconds(metrics),
     ]
+    return [measured for table in tables if (measured := _measured(table)) is not None]
 
 
 def bundle_tables(bundle: BundleRecord) -> list[TextTable]:
@@ -64,7 +65,7 @@ def bundle_tables(bundle: BundleRecord) -> list[TextTable]:
 
 
 def comparison_tables(rows: Sequence[ComparisonRow]) -> list[TextTable]:
-    """Return one table a task with a line for each of its rows."""
+    """Return one table a task with a line for each of its rows; a measure of none is left out."""
     columns = ("strategy", "seeds", *(heading for _, heading, _ in MEASURES))
     tables = []
     for task in dict.fromkeys(row.task for row in rows):
@@ -74,12 +75,12 @@ def comparison_tables(rows: Sequence[ComparisonRow]) -> list[TextTable]:
             (
                 row.name,
                 ", ".join(map(str, row.seeds)),
-                *(format_spread(getattr(row, key), spec) for key, _, spec in MEASURES),
+                *(_spread(row, key, spec) for key, _, spec in MEASURES),
             )
             for row in members
         )
         title = f"{task}, {', '.join(metrics)}" if metrics else task
-        tables.append(TextTable(title, columns, lines, words=2))
+        tables.append(_without_empty_columns(TextTable(title, columns, lines, words=2)))
     return tables
 
 
@@ -133,7 +134,7 @@ def html_tables(tables: Sequence[TextTable]) -> str:
 
 
 def print_tables(tables: Sequence[TextTable]) -> None:
-    """Print the tables to standard output; in a pipe they are wide and never wrap."""
+    """Print the tables to standard output, too wide ones in parts; in a pipe they stay whole."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -144,17 +145,44 @@ def print_tables(tables: Sequence[TextTable]) -> None:
         needed = max((_needed(table) for table in tables), default=0)
         console = Console(width=max(_WIDTH, needed), markup=False, emoji=False, highlight=False)
     for table in tables:
-        drawn = Table(title=table.title, box=box.SIMPLE_HEAD, title_justify="left")
-        for n, column in enumerate(table.columns):
-            drawn.add_column(column, justify="left" if n < table.words else "right")
-        for row in table.rows:
-            drawn.add_row(*row)
-        console.print(drawn)
+        for number, part in enumerate(_parts(table, console.width)):
+            title = None if number else part.title
+            drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+            for n, column in enumerate(part.columns):
+                # Where words must make room, numbers stay on one line.
+                short = n >= part.words and _width(part, n) <= console.width // 2
+                side: Literal["left", "right"] = "left" if n < part.words else "right"
+                drawn.add_column(column, justify=side, overflow="fold", no_wrap=short)
+            for row in part.rows:
+                drawn.add_row(*row)
+            console.print(drawn)
+
+
+def _parts(table: TextTable, width: int) -> list[TextTable]:
+    """Return the table as parts of at most ``width``, the columns of words in each of them.
+
+    These may take half of the width; more of them has to wrap.
+    """
+    words = list(range(table.words))
+    numbers = range(table.words, len(table.columns))
+    room = width - 1 - min(sum(_width(table, n) for n in words), width // 2)
+    parts: list[list[int]] = [[]]
+    for n in numbers:
+        if parts[-1] and sum(_width(table, m) for m in (*parts[-1], n)) > room:
+            parts.append([])
+        parts[-1].append(n)
+    return [_columns(table, [*words, *part]) for part in parts]
+
+
+def _width(table: TextTable, column: int) -> int:
+    """Return how wide a column is drawn, with what parts it from the next."""
+    from rich.cells import cell_len
+
+    return 3 + max(cell_len(line[column]) for line in (table.columns, *table.rows))
 
 
 def _needed(table: TextTable) -> int:
-    lines = (table.columns, *table.rows)
-    return 4 + sum(max(len(line[n]) for line in lines) + 4 for n in range(len(table.columns)))
+    return 4 + sum(_width(table, n) + 1 for n in range(len(table.columns)))
 
 
 def _scores(metrics: Document) -> TextTable:
@@ -203,10 +231,9 @@ def _latency(metrics: Document) -> TextTable:
         if (threads := metrics.number("latency", key)) is not None
     ]
     facts += [_text(where)] if where is not None else []
-    missing = (("torch", DASH, DASH, DASH), ("onnxruntime", DASH, DASH, DASH))
     title = "; ".join(["Latency, ms", *facts])
     columns = ("engine", "batch", "median", "p99")
-    return TextTable(title, columns, tuple(rows) or missing)
+    return TextTable(title, columns, tuple(rows), words=2)
 
 
 def _search(metrics: Document) -> TextTable:
@@ -215,7 +242,7 @@ def _search(metrics: Document) -> TextTable:
         ("best epoch", _number(metrics.number("search", "best_epoch"), ".0f")),
         ("candidate networks", _number(metrics.number("search", "candidates"), ",.0f")),
         ("samples seen", _number(metrics.number("search", "samples_seen"), ",.0f")),
-        ("GPU-hours", _number(metrics.number("seconds", "gpu_hours"), ".3g")),
+        ("GPU-hours", _number(metrics.number("seconds", "gpu_hours") or None, ".3g")),
     )
     return TextTable("Search", ("property", "value"), rows)
 
@@ -230,6 +257,33 @@ def _seconds(metrics: Document) -> TextTable:
     }
     rows = [(name, _number(metrics.number("seconds", key), ".1f")) for key, name in stages.items()]
     return TextTable("Time", ("stage", "seconds"), tuple(rows))
+
+
+def _spread(row: ComparisonRow, key: str, spec: str) -> str:
+    value = getattr(row, key)
+    # No hours of a GPU: there was none.
+    nothing = key == "gpu_hours" and value is not None and value.mean == 0
+    return format_spread(None if nothing else value, spec)
+
+
+def _without_empty_columns(table: TextTable) -> TextTable:
+    kept = [
+        n
+        for n in range(len(table.columns))
+        if n < table.words or any(row[n] != DASH for row in table.rows)
+    ]
+    return _columns(table, kept)
+
+
+def _measured(table: TextTable) -> TextTable | None:
+    """Return the table without lines and columns of mere dashes; None when nothing is left."""
+    rows = tuple(r for r in table.rows if any(cell != DASH for cell in r[table.words :]))
+    return _without_empty_columns(replace(table, rows=rows)) if rows else None
+
+
+def _columns(table: TextTable, kept: Sequence[int]) -> TextTable:
+    rows = tuple(tuple(row[n] for n in kept) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[n] for n in kept), rows=rows)
 
 
 def _tensors(manifest: Document, key: str) -> TextTable:
@@ -273,7 +327,7 @@ def _text(value: Any, limit: int = 80) -> str:
 
 
 def _number(value: float | None, spec: str) -> str:
-    return DASH if value is None else format(value, spec)
+    return DASH if value is None else measure(value, spec)
 
 
 def _markdown_line(cells: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ from bmnas.genotype import Genotype
 from bmnas.metrics import Objective
 from bmnas.progress import Progress, Silent
 from bmnas.runs import Existing, Run, locked, require_same
-from bmnas.runtime import Runtime
+from bmnas.runtime import Runtime, check_seed
 from bmnas.stages.unimodal import Unimodal, remove_stale, unimodal_networks
 from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
 from bmnas.tasks import check_task
@@ -72,6 +72,7 @@ def search(
     """
     if strategy not in STRATEGIES:
         raise UserError(f"received strategy {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    check_seed(seed)
     check_task(task)
     config = load_preset(task.preset) if config is None else config
     runtime = Runtime.choose() if runtime is None else runtime

@@ -24,7 +24,7 @@ from bmnas.metrics import Objective
 from bmnas.network import FusionNetwork, MultimodalNetwork
 from bmnas.progress import Progress, Silent
 from bmnas.runs import Existing, Run, locked, require_same
-from bmnas.runtime import Runtime, seed_stage
+from bmnas.runtime import Runtime, check_seed, seed_stage
 from bmnas.stages.search import backbones_record, write_pictures
 from bmnas.stages.unimodal import score_unimodal, unimodal_networks
 from bmnas.tasks import check_task, check_test, reload_task
@@ -83,6 +83,7 @@ def train(
     _check_features(found, task)
     config = _with_recorded(config, path, task, recorded, own_backbones=backbones is not None)
     seed = int(recorded.get("seed", 0)) if seed is None else seed
+    check_seed(seed)
     runtime = Runtime.choose() if runtime is None else runtime
     kept, backbone_seed = _backbones(origin, folder, recorded, backbones, seed)
     with locked(folder.path, kept):

@@ -45,7 +45,7 @@ def rerank(problem: SearchProblem, derived: Outcome, weights: ArchitectureWeight
         derived,
         genotype=problem.genotype(winner["cells"]),
         validation=winner["validation_score"],
-        candidates=derived.candidates + len(genotypes),
+        candidates=len(genotypes),
         samples_seen=derived.samples_seen + len(genotypes) * seen,
         threshold=winner.get("threshold"),
         seconds=derived.seconds + checkpoint.seconds,

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from bmnas.config import preset_names
-from bmnas.errors import UserError
+from bmnas.errors import UserError, close
 from bmnas.files import read_toml
-from bmnas.tasks.columns import Columns, close
+from bmnas.tasks.columns import Columns
 from bmnas.tasks.split import random_parts, stratified_parts
 from bmnas.tasks.task import (
     KINDS,

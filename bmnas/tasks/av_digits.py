@@ -110,7 +110,10 @@ def weak_images(images: Array, mean: Array, components: Array) -> Array:
     weak = np.empty((len(images), PIXELS), dtype=np.float32)
     for start in range(0, len(images), _CHUNK):
         x = images[start : start + _CHUNK].reshape(-1, PIXELS).astype(np.float32) / 255
-        weak[start : start + _CHUNK] = (x - mean) @ components.T @ components + mean
+        # Not `@`: a BLAS rounds differently with another number of threads, and the cache of
+        # features, which goes by the data's bytes, would be made again.
+        kept = np.einsum("np,kp->nk", x - mean, components)
+        weak[start : start + _CHUNK] = np.einsum("nk,kp->np", kept, components) + mean
     return weak.reshape(-1, 28, 28)
 
 

@@ -8,7 +8,6 @@ name, ``file:name`` tells them apart.
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import re
 import struct
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bmnas.errors import UserError, one_line
+from bmnas.errors import UserError, close, one_line
 from bmnas.tasks.task import Array
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -68,12 +67,6 @@ class Columns:
         raise UserError(
             f"received array {name!r}, expected one of {', '.join(names)}{close(name, names)}"
         )
-
-
-def close(name: str, names: Sequence[str]) -> str:
-    """Return ``; did you mean 'x'?`` for the nearest of ``names``, or nothing."""
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:

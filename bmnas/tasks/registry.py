@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bmnas.errors import UserError
+from bmnas.errors import UserError, close
 from bmnas.tasks import av_digits, digits
 from bmnas.tasks.task import Kind, Task
 
@@ -63,12 +63,17 @@ class RegisteredTask:
 
         Raises UserError for an option or a value that there is not.
         """
-        known = "; ".join(f"{name}={'|'.join(v)}" for name, v in self.options.items()) or "none"
         for name, value in options.items():
-            if value not in self.options.get(name, ()):
-                raise UserError(
-                    f"task {self.name}: received option {name}={value}, expected of {known}"
-                )
+            if value in self.options.get(name, ()):
+                continue
+            place = f"task {self.name}: received option {name}={value}"
+            if not self.options:
+                raise UserError(f"{place}, expected none: leave it out")
+            if name in self.options:
+                values = " or ".join(f"{name}={known}" for known in self.options[name])
+                raise UserError(f"{place}, expected {values}")
+            known = ", ".join(f"{key}={'|'.join(v)}" for key, v in self.options.items())
+            raise UserError(f"{place}, expected one of {known}{close(name, list(self.options))}")
         return {name: options.get(name, values[0]) for name, values in self.options.items()}
 
     def _candidates(self, data: Path | None) -> list[Path]:

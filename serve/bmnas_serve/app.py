@@ -129,7 +129,8 @@ class _Endpoints:
         with self._lifecycle.request():
             self._check_model(request)
             _check_headers(request)
-            asked = decode_request(await _read_body(request, self._max_body_bytes))
+            received = await _read_body(request, self._max_body_bytes)
+            asked = decode_request(received, [spec.name for spec in self._session.inputs])
             inputs = check_request(
                 asked, self._session.inputs, self._session.outputs, self._max_batch
             )

@@ -6,7 +6,7 @@ A decoded request is well formed in itself; whether it fits the model is ``valid
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -42,9 +42,10 @@ class InferRequest:
     outputs: tuple[str, ...] | None
 
 
-def decode_request(body: bytes) -> InferRequest:
-    """Read the body of an infer request.
+def decode_request(body: bytes, known: Sequence[str] | None = None) -> InferRequest:
+    """Read the body of an infer request; inputs are ``known``, where that is given, by name.
 
+    A name that is not is told before anything is said of the data.
     The request-level parameter ``binary_data_output`` is a wish that clients express unasked;
     it is answered in JSON, as the protocol allows.
     Raises RequestError (400) that names the place, what was received and what was expected.
@@ -59,6 +60,8 @@ def decode_request(body: bytes) -> InferRequest:
     if identity is not None and not isinstance(identity, str):
         raise _wrong("id", identity, "a string")
     inputs = _list(request["inputs"], "inputs")
+    if known is not None:
+        check_known("input", _given_names(inputs), known)
     # An empty list asks for as much as none.
     outputs = _list(request.get("outputs") or [], "outputs")
     return InferRequest(
@@ -66,6 +69,14 @@ def decode_request(body: bytes) -> InferRequest:
         inputs=tuple(_input(item, f"inputs[{i}]") for i, item in enumerate(inputs)),
         outputs=_outputs(outputs) or None,
     )
+
+
+def check_known(role: str, received: Sequence[str], known: Sequence[str]) -> None:
+    """Raise RequestError (400) for a name that the model has not."""
+    for name in received:
+        if name not in known:
+            names = ", ".join(map(shorten, known))
+            raise _bad(f"{role}s: received {shorten(name)}, expected the model's {role}s {names}")
 
 
 def encode_response(
@@ -109,6 +120,12 @@ def _input(item: Any, place: str) -> InputTensor:
     return InputTensor(name, datatype, _array(elements, datatype, f"{place}: data").reshape(shape))
 
 
+def _given_names(items: list[Any]) -> list[str]:
+    """Return the names in a list of tensors, those left out that are no names at all."""
+    names = [item.get("name") for item in items if isinstance(item, dict)]
+    return [name for name in names if isinstance(name, str) and name]
+
+
 def _outputs(items: list[Any]) -> tuple[str, ...]:
     names = []
     for i, item in enumerate(items):
@@ -126,8 +143,8 @@ def _flatten(data: Any, shape: tuple[int, ...], place: str) -> list[Any]:
     count = math.prod(shape)
     if len(elements) != count:
         raise _bad(
-            f"{place}: received {len(elements):,} elements, expected {count:,} for the shape"
-            f" {list(shape)}"
+            f"{place}: received {_count(len(elements), 'element')}, expected {count:,} for the"
+            f" shape {list(shape)}"
         )
     return elements
 
@@ -137,13 +154,17 @@ def _flatten_nested(data: list[Any], shape: tuple[int, ...], place: str) -> list
     for axis, length in enumerate(shape):
         for row in rows:
             if not isinstance(row, list) or len(row) != length:
-                found = f"{len(row):,} items" if isinstance(row, list) else shorten(row)
+                found = _count(len(row), "item") if isinstance(row, list) else shorten(row)
                 raise _bad(
                     f"{place}: received {found} on axis {axis}, expected a list of {length:,}"
                     f" for the shape {list(shape)}"
                 )
         rows = list(chain.from_iterable(rows))
     return rows
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _array(elements: list[Any], datatype: Datatype, place: str) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from bmnas_serve.codec import InferRequest, InputTensor
+from bmnas_serve.codec import InferRequest, InputTensor, check_known
 from bmnas_serve.datatypes import BY_NUMPY
 from bmnas_serve.errors import RequestError, shorten
 from bmnas_serve.manifest import TensorSpec
@@ -34,9 +34,8 @@ def check_request(
     _check_names("input", received, [spec.name for spec in inputs])
     missing = [spec.name for spec in inputs if spec.name not in given]
     if missing:
-        raise _bad(
-            f"inputs: received {_names(received)}, but the model also needs {_names(missing)}"
-        )
+        needs = "but the model also needs" if received else "but the model needs"
+        raise _bad(f"inputs: received {_names(received)}, {needs} {_names(missing)}")
     for spec in inputs:
         _check_tensor(given[spec.name], spec)
     _check_batch([given[spec.name] for spec in inputs if spec.shape[:1] == (-1,)], max_batch)
@@ -46,11 +45,8 @@ def check_request(
 
 
 def _check_names(role: str, received: Sequence[str], known: Sequence[str]) -> None:
+    check_known(role, received, known)
     for name in received:
-        if name not in known:
-            raise _bad(
-                f"{role}s: received {shorten(name)}, expected the model's {role}s {_names(known)}"
-            )
         if received.count(name) > 1:
             raise _bad(f"{role}s: {shorten(name)} stands twice, expected once")
 

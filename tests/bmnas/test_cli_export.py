@@ -96,7 +96,8 @@ def test_a_genotype_is_all_that_an_export_needs(
 def test_json_is_one_object_and_out_is_where_it_says(run_folder: Path, tmp_path: Path) -> None:
     (run_folder / "metrics.json").unlink()
     out = tmp_path / "elsewhere" / "bundle"
-    result = invoke("--genotype", run_folder / "genotype.json", "--out", out, "--json")
+    # The folder of the run stands for its genotype.
+    result = invoke("--genotype", run_folder, "--out", out, "--json")
     assert result.exit_code == 0, result.exception
     shown = json.loads(result.stdout)
     assert shown["bundle"] == str(out)

@@ -17,6 +17,7 @@ def test_the_list_names_every_preset_with_its_promise() -> None:
         assert name in lines
     assert load_preset("ntu-1").promise["command"] in printed.out
     assert "\x1b" not in printed.out
+    assert "freeze_backbones true" in " ".join(printed.out.split())
 
 
 def test_json_is_one_object_with_every_setting() -> None:
@@ -39,5 +40,6 @@ def test_a_printed_preset_is_a_file_that_can_be_given_back(tmp_path: Path) -> No
 
 
 def test_an_unknown_name_is_one_line() -> None:
+    assert one_line_error(bmnas_command("presets", "quik")).endswith("; did you mean 'quick'?")
     message = one_line_error(bmnas_command("presets", "digit"))
     assert message.startswith("received preset 'digit', expected one of av-digits, default, digits")

@@ -78,16 +78,17 @@ def test_options_go_before_the_preset_and_json_is_one_object(here: Path) -> None
         (["--preset", "no.toml"], "no.toml: cannot be read: No such file or directory"),
         (["--strategy", "grid"], "received strategy 'grid', expected one of bmnas, random"),
         (["--device", "tpu"], "received device 'tpu', expected one of those here: auto, cpu"),
-        (["--cells", "0"], "options: [search] cells: received 0, expected at least 1"),
-        (["--epochs", "-1"], "[search] epochs: received -1, expected at least 1"),
-        (["--batch-size", "1"], "[search] batch_size: received 1, expected at least 2"),
+        (["--cells", "0"], "--cells: received 0, expected at least 1"),
+        (["--epochs", "-1"], "--epochs: received -1, expected at least 1"),
+        (["--batch-size", "1"], "--batch-size: received 1, expected at least 2"),
         (["--channels", "0", "--length", "0"], "channels: received 0, expected from 1 to 65536; "),
         (["--candidates", "0"], "candidates: received 0"),
+        (["--seed", "-1"], "--seed: received -1, expected 0 or more"),
         (["--resume", "--overwrite"], "received --resume and --overwrite, expected at most one"),
         (["--data", "."], "task digits carries its own data: leave --data out"),
-        (["--run", "file"], "file: cannot be written: File exists; choose another folder with"),
+        (["--run", "file"], "file: --run names a file, expected a folder"),
         (["--run", "file/run"], "file/run: cannot be written: Not a directory; choose another"),
-        (["--backbones", "file"], "file: cannot be written: File exists"),
+        (["--backbones", "file"], "file: --backbones names a file, expected a folder"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(
@@ -155,3 +156,10 @@ def test_a_folder_in_use_is_one_line(here: Path) -> None:
         message = one_line_error(bmnas_command(*TINY, "--run", "run"))
     assert message.startswith("run: another bmnas process is at work there; wait for it")
     assert [p.name for p in (here / "run").iterdir()] == [".lock"]
+
+
+def test_a_modality_that_is_not_read_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bmnas_command(*TINY).status == 0
+    monkeypatch.setattr(Genotype, "live_features", lambda _: ("m1.1", "m1.2"))
+    again = bmnas_command(*TINY, "--resume")
+    assert again.err.startswith("note: the network found reads nothing of m0\nNext: ")

@@ -30,7 +30,8 @@ def folder(tmp_path: Path) -> Path:
     GENOTYPE.save(path / "genotype.json")
     line = {"epoch": 1, "train_loss": 1.0, "validation_score": 0.5, "best": True}
     (path / "history.jsonl").write_text(json.dumps(line) + "\n")
-    metrics = {"metric": "accuracy", "test": {"score": 0.9625}, "latency": {"hardware": "[red]x"}}
+    latency = {"hardware": "[red]x", "torch": {"batch_1": {"median_ms": 1638.2}}}
+    metrics = {"metric": "accuracy", "test": {"score": 0.9625}, "latency": latency}
     (path / "metrics.json").write_text(json.dumps(metrics))
     (path / "config.json").write_text(json.dumps({"task": {"name": "digits"}, "seed": 4}))
     return path
@@ -57,6 +58,7 @@ def test_a_run_prints_its_configuration_architecture_and_measures(folder: Path) 
     assert genotype_text(GENOTYPE) in result.stdout
     assert "0.9625" in result.stdout
     assert "[red]x" in result.stdout
+    assert "1,638" in result.stdout
     assert "\x1b" not in result.stdout
 
 

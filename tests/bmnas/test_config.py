@@ -50,6 +50,7 @@ def test_an_unknown_preset_lists_the_known_ones() -> None:
         load_preset("digit")
     assert str(line.value) == (
         f"received preset 'digit', expected one of {', '.join(preset_names())}, or a .toml file"
+        "; did you mean 'digits'?"
     )
 
 
@@ -111,14 +112,16 @@ def test_every_problem_is_told_at_once() -> None:
     ],
 )
 def test_values_out_of_range_are_told(section: str, values: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=f"options: .*{message}"):
+    # The command line names its options, a file its sections and keys.
+    told = message.replace(rf"\[{section}\] ", "").replace("_", "-")
+    with pytest.raises(UserError, match=f"^--.*{told}"):
         Config().override(section, **values)
     with pytest.raises(UserError, match=f"mine: .*{message}"):
         Config.from_dict({section: values}, "mine")
 
 
 def test_several_values_out_of_range_are_one_line() -> None:
-    with pytest.raises(UserError, match=r"cells: .*; \[search\] epochs: ") as line:
+    with pytest.raises(UserError, match=r"^--cells: .*; --epochs: ") as line:
         Config().override("search", cells=0, epochs=0)
     assert "\n" not in str(line.value)
 

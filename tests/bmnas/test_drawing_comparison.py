@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from bmnas.drawing import (
 from bmnas.drawing.comparison import pareto_front
 from bmnas.drawing.rows import Spread, format_spread
 from bmnas.drawing.tables import (
+    TextTable,
     comparison_csv,
     comparison_tables,
+    print_tables,
 )
 from bmnas.errors import UserError
 
@@ -105,3 +108,29 @@ def test_comparison_is_drawn_a_row_a_task(make: Make) -> None:
     assert figure.subfigs[0].axes[2].get_xscale() == "linear"
     with pytest.raises(UserError, match="expected a run with a test score"):
         draw_comparison([row for row in rows if row.score is None])
+
+
+@pytest.mark.parametrize("width", [60, 80, 300])
+def test_no_value_is_cut_on_a_narrow_terminal(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    names = tuple(f"measure {n}" for n in range(8))
+    values = tuple(f"0.{n}123 ± 0.{n}456" for n in range(8))
+    long = "bmnas (channels 64, a name that goes on and on, preset some/where/mine.toml)"
+    rows = (("random", "0", *values), (long, "0, 1, 2", *values))
+    print_tables([TextTable("digits", ("strategy", "seeds", *names), rows, words=2)])
+    shown = re.sub("\x1b[^m]*m", "", capsys.readouterr().out)
+    assert max(map(len, shown.splitlines())) <= width
+    assert "…" not in shown
+    assert all(shown.count(text) == n for n, texts in ((1, names), (2, values)) for text in texts)
+    assert shown.count("strategy") == shown.count("random") >= 1
+    assert (shown.count("strategy") == 1) == (width == 300)
+
+
+def test_large_numbers_have_no_exponent() -> None:
+    assert format_spread(Spread(1638.2, None), ".3g") == "1,638"
+    assert format_spread(Spread(999.7, 12.34), ".3g") == "1,000 ± 12.3"
+    assert format_spread(Spread(0.01234, None), ".3g") == "0.0123"

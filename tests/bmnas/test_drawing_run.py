@@ -92,16 +92,14 @@ def test_run_without_any_file_to_draw_is_refused(tmp_path: Path) -> None:
         load_run(tmp_path / "nothing")
 
 
-def test_tables_show_a_dash_where_a_stage_has_not_run(make: Make) -> None:
+def test_tables_leave_out_what_no_stage_has_measured(make: Make) -> None:
     seconds = {"search": 20.0, "gpu_hours": 0}
     metrics = {"search": METRICS["search"], "seconds": seconds}
     tables = {table.title: table.rows for table in run_tables(load_run(make(metrics=metrics)))}
-    assert tables["Scores, score"] == (("fused", "0.9700", "–"),)
-    assert tables["Parameters"] == (("fusion", "–"), ("classifier", "–"), ("backbones", "–"))
-    assert tables["Latency, ms"] == (("torch", "–", "–", "–"), ("onnxruntime", "–", "–", "–"))
-    assert ("search", "20.0") in tables["Time"]
-    assert ("train", "–") in tables["Time"]
-    assert ("GPU-hours", "0") in tables["Search"]
+    assert set(tables) == {"Scores, score", "Search", "Time"}
+    assert tables["Scores, score"] == (("fused", "0.9700"),)
+    assert tables["Time"] == (("search", "20.0"),)
+    assert "GPU-hours" not in dict(tables["Search"])
 
 
 def test_markdown_and_html_escape_what_files_say(make: Make) -> None:

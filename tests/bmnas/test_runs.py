@@ -87,11 +87,14 @@ def test_one_folder_in_use_gives_back_the_others(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(UserError) as line, locked(folder):
+    with pytest.raises(UserError) as line, locked(tmp_path / "file" / "run"):
+        pass
+    assert str(line.value).startswith(f"{tmp_path / 'file' / 'run'}: cannot be written: ")
+    assert str(line.value).endswith("; choose another folder with --run")
+    for option, folders in (("--run", ("file", "run")), ("--backbones", ("run", "file"))):
+        with pytest.raises(UserError) as line, locked(*(tmp_path / name for name in folders)):
             pass
-        assert str(line.value).startswith(f"{folder}: cannot be written: ")
-        assert str(line.value).endswith("; choose another folder with --run")
+        assert str(line.value).startswith(f"{tmp_path / 'file'}: {option} names a file, expected")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")

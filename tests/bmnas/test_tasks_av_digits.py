@@ -143,3 +143,14 @@ def test_the_pack_is_found_where_bmnas_data_says(
     monkeypatch.setenv("BMNAS_DATA", str(tmp_path / "packs"))
     assert len(load_task("av-digits").labels) == 30
     assert len(load_task("av-digits", PACK.parent).labels) == 30000
+
+
+def test_a_weak_image_does_not_depend_on_the_others_nor_on_threads() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (50, 28, 28), dtype=np.uint8)
+    mean = rng.normal(size=784).astype(np.float32)
+    components = rng.normal(size=(4, 784)).astype(np.float32)
+    together = weak_images(images, mean, components)
+    for number in range(0, 50, 7):
+        alone = weak_images(images[number : number + 1], mean, components)
+        assert np.array_equal(together[number : number + 1], alone)

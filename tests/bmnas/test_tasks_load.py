@@ -60,7 +60,7 @@ def test_an_unknown_name_lists_what_there_is() -> None:
 def test_digits_carry_their_data(tmp_path: Path) -> None:
     assert load_task("digits").source == {"task": "digits"}
     assert error_of("digits", tmp_path) == "task digits carries its own data: leave --data out"
-    assert error_of("digits:x=1") == "task digits: received option x=1, expected of none"
+    assert error_of("digits:x=1") == "task digits: received option x=1, expected none: leave it out"
 
 
 def test_a_pack_that_is_not_found_says_how_to_get_it(
@@ -78,8 +78,9 @@ def test_a_pack_that_is_not_found_says_how_to_get_it(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ("spilt=take", "received option spilt=take, expected of split=take|speaker; image=weak|f"),
-        ("split=both", "received option split=both, expected of split=take|speaker"),
+        ("spilt=take", "received option spilt=take, expected one of split=take|speaker, image=wea"),
+        ("spilt=take", "audio=noisy|clean; did you mean 'split'?"),
+        ("split=both", "received option split=both, expected split=take or split=speaker"),
         ("split", "received 'split', expected options as name=value, each once"),
         ("split=take,split=take", "received 'split=take', expected options as name=value, each"),
     ],

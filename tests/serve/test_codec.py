@@ -165,8 +165,8 @@ def test_largest_float_survives_its_shortest_spelling():
     [
         ([1, 2, 3], [2, 2], "received 3 elements, expected 4 for the shape [2, 2]"),
         ([], [1, 2], "received 0 elements, expected 2"),
-        ([[1, 2], [3]], [2, 2], "received 1 items on axis 1, expected a list of 2"),
-        ([[1, 2]], [2, 2], "received 1 items on axis 0, expected a list of 2"),
+        ([[1, 2], [3]], [2, 2], "received 1 item on axis 1, expected a list of 2"),
+        ([[1, 2]], [2, 2], "received 1 item on axis 0, expected a list of 2"),
         ([[1, 2], 3], [2, 2], "received 3 on axis 1, expected a list of 2"),
         ([[[1]], [[2]]], [2, 1], "element 0: received [1]"),
         ([[1], [2]], [2], "element 0: received [1]"),
@@ -177,7 +177,7 @@ def test_largest_float_survives_its_shortest_spelling():
         ([], [0], "shape: received [0], expected integers from 1"),
         ([1], [-1], "shape: received [-1]"),
         ([1], [1] * 17, "received 17 axes, expected at most 16"),
-        ([1], [10**30, 10**30], "received 1 elements, expected"),
+        ([1], [10**30, 10**30], "received 1 element, expected"),
     ],
 )
 def test_data_and_shape_must_agree(data, shape, message):
@@ -255,3 +255,10 @@ def test_response_keeps_the_order_asked_for():
 def test_response_data_is_row_major():
     columns = np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3))
     assert encode_tensor("x", columns)["data"] == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_unknown_input_is_told_before_its_elements_are_counted():
+    with pytest.raises(RequestError) as caught:
+        decode_request(body([1], [2]), ["left", "right"])
+    expected = """inputs: received "x", expected the model's inputs "left", "right\""""
+    assert caught.value.message == expected

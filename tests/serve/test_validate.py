@@ -32,7 +32,7 @@ def test_a_request_that_fits_comes_in_the_order_of_the_model():
     ("tensors", "message"),
     [
         ((IMAGE,), 'inputs: received "image", but the model also needs "sound"'),
-        ((), 'inputs: received none, but the model also needs "image", "sound"'),
+        ((), 'inputs: received none, but the model needs "image", "sound"'),
         (
             (IMAGE, SOUND, tensor("smell", (2,))),
             'inputs: received "smell", expected the model\'s inputs "image", "sound"',
