@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bmnas import native
 from bmnas.network import Fusion, MultimodalNetwork
 
 
@@ -73,11 +74,15 @@ def parameter_counts(network: MultimodalNetwork) -> dict[str, int]:
 
 
 def hardware(device: torch.device | None = None) -> dict[str, Any]:
-    """Return processor, cores, threads and accelerator of this machine."""
+    """Return processor, cores, threads, kernels and accelerator of this machine.
+
+    ``kernels`` says whether the supernet's own kernels for a CPU run, and if not, why.
+    """
     found = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "kernels": native.describe(),
     }
     if device is not None and device.type == "cuda":
         found["accelerator"] = torch.cuda.get_device_name(device)

@@ -12,6 +12,7 @@ None of these functions can be differentiated twice.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -74,6 +75,93 @@ class Norm:
             [True, True, True],
         )
         return cast(tuple[Tensor, Tensor, Tensor], result)
+
+
+def reshape_and_mix(
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    norm: nn.BatchNorm1d,
+    dropout: float,
+    edges: Tensor,
+) -> Tensor:
+    """Return the relaxed inputs (N, R, C) of all Cells, as far as they come from features.
+
+    ``features`` are (B, L, C_raw), ``weights`` (C_raw, C), ``edges`` (N, F); ``norm`` normalises
+    all F*C channels.
+    """
+    layers = zip(features, weights, biases, strict=True)
+    projected = torch.cat([torch.addmm(b, x.flatten(0, 1), w) for x, w, b in layers], dim=-1)
+    h = norm_relu_dropout(projected, norm, dropout)
+    return mix_features(edges, h.view(len(h), len(weights), -1))
+
+
+def relaxed_step(
+    t: Tensor,
+    gamma: Tensor,
+    glu: nn.Linear,
+    concat: nn.Linear,
+    norm: nn.BatchNorm1d,
+    attention_norm: nn.LayerNorm,
+    dropout: float,
+    attention_dropout: float,
+) -> Tensor:
+    """Return the mixture (B, L, C) of the whole pool over ``t`` (B, L, C), weighted by gamma.
+
+    ``glu`` (C to 2C) and ``concat`` (2C to C) are the operations' layers, ``norm`` their BatchNorm.
+    """
+    products = step_products(t.flatten(0, 1), glu, concat)
+    # Norms and softmax want full precision; under autocast the products alone have less.
+    with torch.autocast(t.device.type, enabled=False):
+        return mixture(
+            t.to(gamma.dtype),
+            products.to(gamma.dtype),
+            gamma,
+            norm,
+            attention_norm,
+            dropout,
+            attention_dropout,
+        )
+
+
+def cell_output(
+    s: Tensor,
+    outputs: Sequence[Tensor],
+    merge: nn.Linear,
+    merge_norm: nn.BatchNorm1d,
+    norm: nn.LayerNorm,
+    dropout: float,
+) -> Tensor:
+    """Return LayerNorm(s + dropout(ReLU(BatchNorm(merge(outputs))))), all (B, L, C)."""
+    joined = merge(torch.cat(tuple(outputs), dim=-1).flatten(0, 1))
+    merged = norm_relu_dropout(joined, merge_norm, dropout)
+    z: Tensor = norm(s + merged.view_as(s))
+    return z
+
+
+def weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    """Return the sum of ``terms``, each times its entry of ``weights``."""
+    same = [term.to(weights.dtype) for term in terms]
+    return cast(Tensor, _WeightedSum.apply(weights, *same))  # type: ignore[no-untyped-call]
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weights: Tensor, *terms: Tensor) -> Tensor:
+        ctx.save_for_backward(weights, *terms)
+        total = terms[0] * weights[0]
+        for weight, term in zip(weights[1:].unbind(), terms[1:], strict=True):
+            total.addcmul_(term, weight)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        weights, *terms = ctx.saved_tensors
+        dw = None
+        if ctx.needs_input_grad[0]:
+            dw = torch.stack([torch.dot(g.flatten(), term.flatten()) for term in terms])
+        return dw, *(g * weight for weight in weights.unbind())
 
 
 def norm_relu_dropout(x: Tensor, norm: nn.BatchNorm1d, p: float) -> Tensor:

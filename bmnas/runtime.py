@@ -46,10 +46,14 @@ class Runtime:
         """Return a callable that runs ``network``, compiled where this runtime compiles."""
         if not self.compile:
             return network
-        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "bmnas" / "inductor"))
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
         compiled: Callable[..., Any] = torch.compile(network)
         return compiled
+
+
+def cache_folder() -> Path:
+    """Return where compiled code is kept for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bmnas"
 
 
 def check_seed(seed: int) -> None:

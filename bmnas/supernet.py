@@ -5,18 +5,21 @@ Legend: B batch, L length, R = B*L rows, C channels, F features, N Cells, M step
 The equations (BM-NAS, Eq. 1, 2, 9, 10) are computed in a form made for speed, equal to the plain
 one: all features are normalised as one matrix and meet the edges of all Cells in one contraction;
 the three products of a step are one C x 3C product, because in the supernet an operation gets the
-same tensor as both inputs; what remains is in ``bmnas.fused``, forward and backward by hand.
+same tensor as both inputs. The passes are written by hand, forward and backward: training on a CPU
+runs the kernels of ``bmnas.native``, everything else ``bmnas.fused``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from bmnas.fused import mix_features, mixture, norm_relu_dropout, step_products
+from bmnas import fused, native
+from bmnas.fused import weighted_sum
 from bmnas.genotype import PRIMITIVES
 from bmnas.primitives import ATTENTION_DROPOUT, CellOutput, Dropout, Head
 
@@ -48,10 +51,6 @@ class _Projection(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach().t().contiguous())
         self.bias = linear.bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x W + b."""
-        return torch.addmm(self.bias, x, self.weight)
-
 
 class RelaxedStep(nn.Module):
     """One step as the mixture of the whole pool over one input t (Eq. 10)."""
@@ -67,18 +66,17 @@ class RelaxedStep(nn.Module):
 
     def forward(self, t: Tensor, gamma: Tensor) -> Tensor:
         """Return the mixture (B, L, C) of the operations on ``t`` (B, L, C), weighted by gamma."""
-        products = step_products(t.flatten(0, 1), self.glu, self.concat)
-        # Norms and softmax want full precision; under autocast the products alone have less.
-        with torch.autocast(t.device.type, enabled=False):
-            return mixture(
-                t.to(gamma.dtype),
-                products.to(gamma.dtype),
-                gamma,
-                self.norm,
-                self.attention_norm,
-                self.dropout.p,
-                self.attention_dropout.p,
-            )
+        mixed: Tensor = _passes(t, self.training).relaxed_step(
+            t,
+            gamma,
+            self.glu,
+            self.concat,
+            self.norm,
+            self.attention_norm,
+            self.dropout.p,
+            self.attention_dropout.p,
+        )
+        return mixed
 
 
 class RelaxedCell(nn.Module):
@@ -96,18 +94,16 @@ class RelaxedCell(nn.Module):
         """
         outputs: list[Tensor] = []
         for m, step in enumerate(self.steps):
-            t = (beta[m, 0] + beta[m, 1]) * s  # x and y are both s
-            if outputs:
-                t = t + _weighted_sum(beta[m, 2 : 2 + m], outputs)
-            outputs.append(step(t, gamma[m]))
-        merge = self.output.merge
-        if merge is None:
-            residual = s + outputs[0]
+            x_and_y = (beta[m, 0] + beta[m, 1]).view(1)  # both are s
+            weights = torch.cat((x_and_y, beta[m, 2 : 2 + m]))
+            outputs.append(step(weighted_sum(weights, [s, *outputs]), gamma[m]))
+        output = self.output
+        z: Tensor
+        if output.merge is None:
+            z = output.norm(s + outputs[0])
         else:
-            joined = merge.linear(torch.cat(outputs, dim=-1).flatten(0, 1))
-            merged = norm_relu_dropout(joined, merge.norm, self.output.dropout.p)
-            residual = s + merged.view_as(s)
-        z: Tensor = self.output.norm(residual)
+            layers = output.merge.linear, output.merge.norm, output.norm
+            z = _passes(s, self.training).cell_output(s, outputs, *layers, output.dropout.p)
         return z
 
 
@@ -146,15 +142,20 @@ class Supernet(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled features, (B, L, C_raw) each."""
-        alpha, beta, gamma = self._weights()
         count = len(self.projections)
-        mixed = mix_features(alpha[:, :count], self._reshape(features))
+        if len(features) != count:
+            raise ValueError(f"received {len(features)} features, expected {count}")
+        alpha, beta, gamma = self._weights()
+        weights, biases = [p.weight for p in self.projections], [p.bias for p in self.projections]
+        mixed = _passes(features[0], self.training).reshape_and_mix(
+            features, weights, biases, self.norm, self.dropout.p, alpha[:, :count]
+        )
         shape = (*features[0].shape[:2], self.channels)
         outputs: list[Tensor] = []
         for k, (cell, x) in enumerate(zip(self.cells, mixed.unbind(), strict=True)):
             s = x.view(shape)
             if outputs:
-                s = s + _weighted_sum(alpha[k, count : count + k], outputs)
+                s = s + weighted_sum(alpha[k, count : count + k], outputs)
             outputs.append(cell(s, beta[k], gamma[k]))
         logits: Tensor = self.head(outputs)
         return logits
@@ -184,18 +185,13 @@ class Supernet(nn.Module):
         beta = self.beta.softmax(-1)[..., _IDENTITY]
         return alpha, beta, self.gamma.softmax(-1)
 
-    def _reshape(self, features: Sequence[Tensor]) -> Tensor:
-        """Return all reshaped features as (R, F, C)."""
-        pairs = zip(self.projections, features, strict=True)
-        projected = torch.cat([project(x.flatten(0, 1)) for project, x in pairs], dim=-1)
-        h = norm_relu_dropout(projected, self.norm, self.dropout.p)
-        return h.view(len(h), -1, self.channels)
 
-
-def _weighted_sum(weights: Tensor, outputs: list[Tensor]) -> Tensor:
-    stacked = torch.stack(outputs)
-    weighted: Tensor = torch.tensordot(weights.to(stacked.dtype), stacked, dims=1)
-    return weighted
+def _passes(x: Tensor, training: bool) -> ModuleType:
+    """Return what computes the passes for an input ``x``: the kernels, or PyTorch."""
+    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+    if not training or plain or x.device.type != "cpu" or x.dtype != torch.float32:
+        return fused
+    return fused if native.kernels() is None else native
 
 
 def _logits(*shape: int) -> nn.Parameter:

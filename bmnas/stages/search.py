@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bmnas import native
 from bmnas.backbones import Backbone
 from bmnas.backbones.text import TextBackbone
 from bmnas.checkpoint import Checkpoint
@@ -263,6 +264,8 @@ def _owner(cache: FeatureCache, config: Config, strategy: str, seed: int) -> str
         "search": dataclasses.asdict(config.search),
         "strategy": strategy,
         "seed": seed,
+        # What computes a step decides its last bits.
+        "native": native.kernels() is not None,
     }
     if cache.task.kind == "multilabel":
         # The scores by which a genotype is kept depend on it.

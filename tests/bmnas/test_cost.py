@@ -138,7 +138,7 @@ def test_latency_of_a_real_call() -> None:
 def test_hardware_and_versions_are_plain_and_filled() -> None:
     machine = hardware(torch.device("cpu"))
     assert json.loads(json.dumps(machine)) == machine
-    assert set(machine) == {"processor", "cores", "threads"}
+    assert set(machine) == {"processor", "cores", "threads", "kernels"}
     assert machine["processor"]
     assert machine["threads"] == torch.get_num_threads()
     found = versions()

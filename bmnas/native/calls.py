@@ -1,0 +1,116 @@
+"""The kernels' functions and structs, as in ``source/``: the doors between tensors and C.
+
+Every tensor is float32 and contiguous. Forward and backward draw the same masks, from a seed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_uint32, c_uint64
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmnas.native.build import kernels
+
+BLOCK = 64  # as in common.h
+CHUNKS = 16  # partial sums of a backward pass, whatever the number of threads
+
+_pointer = ctypes.c_void_p
+
+
+class NormStruct(Structure):
+    """A BatchNorm in training, with the statistics of the batch."""
+
+    _fields_ = (
+        *((name, _pointer) for name in ("weight", "bias", "running_mean", "running_var")),
+        *((name, c_float) for name in ("momentum", "eps")),
+        *((name, _pointer) for name in ("mean", "rstd")),
+    )
+
+    @classmethod
+    def of(cls, norm: nn.BatchNorm1d, mean: Tensor, rstd: Tensor) -> NormStruct:
+        """Return the struct of ``norm``, which must keep running statistics."""
+        if norm.running_mean is None or norm.running_var is None or norm.momentum is None:
+            raise ValueError("expected a BatchNorm with running statistics and a momentum")
+        return cls(
+            address(norm.weight),
+            address(norm.bias),
+            address(norm.running_mean),
+            address(norm.running_var),
+            norm.momentum,
+            norm.eps,
+            address(mean),
+            address(rstd),
+        )
+
+
+class StepStruct(Structure):
+    """A relaxed step."""
+
+    _fields_ = (
+        *((name, c_int64) for name in ("batch", "length", "channels")),
+        ("gamma", _pointer),
+        ("norm", NormStruct),
+        *((name, _pointer) for name in ("weight", "bias")),
+        ("eps", c_float),
+        *((name, c_uint32) for name in ("threshold", "attention_threshold")),
+        *((name, c_float) for name in ("factor", "attention_factor")),
+        ("seed", c_uint64),
+        ("threads", c_int),
+    )
+
+
+_NORM, _STEP = POINTER(NormStruct), POINTER(StepStruct)
+_DROP = [c_uint32, c_float, c_uint64]  # threshold, factor, seed
+_ARGUMENTS: dict[str, list[Any]] = {
+    "reshape_forward": [*[c_int64] * 4, *[_pointer] * 2, _NORM, *_DROP, *[_pointer] * 2, c_int],
+    "reshape_backward": [*[c_int64] * 4, *[_pointer] * 4, _NORM, c_float, *[_pointer] * 4, c_int],
+    "mixture_forward": [_STEP, *[_pointer] * 7],
+    "mixture_backward": [_STEP, c_int64, *[_pointer] * 11],
+    "output_forward": [
+        *[c_int64] * 3,
+        *[_pointer] * 2,
+        _NORM,
+        *[_pointer] * 2,
+        c_float,
+        *_DROP,
+        *[_pointer] * 4,
+        c_int,
+    ],
+    "output_backward": [
+        *[c_int64] * 4,
+        *[_pointer] * 3,
+        _NORM,
+        *[_pointer] * 3,
+        *_DROP,
+        *[_pointer] * 3,
+        c_int,
+    ],
+}
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """Return the kernels with their interface declared."""
+    found = kernels()
+    if found is None:
+        raise RuntimeError("the kernels are not available; see bmnas.native.describe()")
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = arguments, None
+    return found
+
+
+def address(x: Tensor) -> int:
+    """Return where the data of a contiguous float32 (or float64 scratch) tensor lies."""
+    return x.data_ptr()
+
+
+def draw_seed(*thresholds: int) -> int:
+    """Return 63 random bits of torch's generator; 0, drawing nothing, where nothing is dropped."""
+    if not any(thresholds):
+        return 0
+    return int(torch.empty((), dtype=torch.int64).random_())
