@@ -141,18 +141,23 @@ static void row_backward(const Step *s, i64 row, const float *restrict g, const 
     const float of_sum = 2.0f * s->gamma[SUM];
     const float of_glu = s->gamma[GLU], of_concat = s->gamma[CONCAT];
     const uint32_t own = row_seed(s->seed, row);
+    const uint32_t threshold = s->threshold;
+    const float factor = s->factor;
+    /* Behind struct pointers GCC would not vectorise this loop. */
+    const float *restrict mean = norm->mean, *restrict rstd = norm->rstd;
+    const float *restrict weight = norm->weight, *restrict bias = norm->bias;
     float glu = 0.0f, concat = 0.0f;
 #pragma omp simd reduction(+ : glu, concat)
     for (i64 c = 0; c < channels; c++) {
         const uint32_t bits = random_bits(own, c);
-        const float kept = g[c] * keep(bits, 0, s->threshold, s->factor);
-        const float kept_joint = g[c] * keep(bits, 1, s->threshold, s->factor);
-        const float normal_value = normal(norm, p, c);
-        const float normal_gate = normal(norm, p, gates + c);
-        const float normal_joint = normal(norm, p, joints + c);
-        const float value = normal_value * norm->weight[c] + norm->bias[c];
-        const float open = sigmoid(normal_gate * norm->weight[gates + c] + norm->bias[gates + c]);
-        const float joint = normal_joint * norm->weight[joints + c] + norm->bias[joints + c];
+        const float kept = g[c] * keep(bits, 0, threshold, factor);
+        const float kept_joint = g[c] * keep(bits, 1, threshold, factor);
+        const float normal_value = (p[c] - mean[c]) * rstd[c];
+        const float normal_gate = (p[gates + c] - mean[gates + c]) * rstd[gates + c];
+        const float normal_joint = (p[joints + c] - mean[joints + c]) * rstd[joints + c];
+        const float value = normal_value * weight[c] + bias[c];
+        const float open = sigmoid(normal_gate * weight[gates + c] + bias[gates + c]);
+        const float joint = normal_joint * weight[joints + c] + bias[joints + c];
         const float passed = joint <= 0.0f ? 0.0f : kept_joint;
         const float d_value = of_glu * kept * open;
         const float d_gate = d_value * value * (1.0f - open);
