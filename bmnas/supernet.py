@@ -6,14 +6,14 @@ The equations (BM-NAS, Eq. 1, 2, 9, 10) are computed in a form made for speed, e
 one: all features are normalised as one matrix and meet the edges of all Cells in one contraction;
 the three products of a step are one C x 3C product, because in the supernet an operation gets the
 same tensor as both inputs. The passes are written by hand, forward and backward: training on a CPU
-runs the kernels of ``bmnas.native``, everything else ``bmnas.fused``.
+runs as a whole in ``bmnas.native``, everything else goes through ``bmnas.fused``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class RelaxedStep(nn.Module):
 
     def forward(self, t: Tensor, gamma: Tensor) -> Tensor:
         """Return the mixture (B, L, C) of the operations on ``t`` (B, L, C), weighted by gamma."""
-        mixed: Tensor = _passes(t, self.training).relaxed_step(
+        return fused.relaxed_step(
             t,
             gamma,
             self.glu,
@@ -76,7 +76,6 @@ class RelaxedStep(nn.Module):
             self.dropout.p,
             self.attention_dropout.p,
         )
-        return mixed
 
 
 class RelaxedCell(nn.Module):
@@ -103,7 +102,7 @@ class RelaxedCell(nn.Module):
             z = output.norm(s + outputs[0])
         else:
             layers = output.merge.linear, output.merge.norm, output.norm
-            z = _passes(s, self.training).cell_output(s, outputs, *layers, output.dropout.p)
+            z = fused.cell_output(s, outputs, *layers, output.dropout.p)
         return z
 
 
@@ -146,8 +145,10 @@ class Supernet(nn.Module):
         if len(features) != count:
             raise ValueError(f"received {len(features)} features, expected {count}")
         alpha, beta, gamma = self._weights()
-        weights, biases = [p.weight for p in self.projections], [p.bias for p in self.projections]
-        mixed = _passes(features[0], self.training).reshape_and_mix(
+        if self.training and _has_kernels(features[0]):
+            return native.supernet_logits(self, features, alpha, beta, gamma)
+        weights, biases = self.projection_parameters()
+        mixed = fused.reshape_and_mix(
             features, weights, biases, self.norm, self.dropout.p, alpha[:, :count]
         )
         shape = (*features[0].shape[:2], self.channels)
@@ -159,6 +160,11 @@ class Supernet(nn.Module):
             outputs.append(cell(s, beta[k], gamma[k]))
         logits: Tensor = self.head(outputs)
         return logits
+
+    def projection_parameters(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the weights (C_raw, C) and the biases (C) of the projections."""
+        layers = [cast(_Projection, layer) for layer in self.projections]
+        return [layer.weight for layer in layers], [layer.bias for layer in layers]
 
     def architecture_parameters(self) -> list[nn.Parameter]:
         """Return alpha, beta and gamma."""
@@ -186,12 +192,11 @@ class Supernet(nn.Module):
         return alpha, beta, self.gamma.softmax(-1)
 
 
-def _passes(x: Tensor, training: bool) -> ModuleType:
-    """Return what computes the passes for an input ``x``: the kernels, or PyTorch."""
-    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
-    if not training or plain or x.device.type != "cpu" or x.dtype != torch.float32:
-        return fused
-    return fused if native.kernels() is None else native
+def _has_kernels(x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        return False
+    suits = x.device.type == "cpu" and x.dtype == torch.float32
+    return suits and native.kernels() is not None
 
 
 def _logits(*shape: int) -> nn.Parameter:

@@ -5,6 +5,6 @@ against each other.
 """
 
 from bmnas.native.build import describe, kernels
-from bmnas.native.passes import cell_output, relaxed_step, reshape_and_mix
+from bmnas.native.network import supernet_logits
 
-__all__ = ["cell_output", "describe", "kernels", "relaxed_step", "reshape_and_mix"]
+__all__ = ["describe", "kernels", "supernet_logits"]

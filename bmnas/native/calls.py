@@ -8,12 +8,13 @@ from __future__ import annotations
 import ctypes
 import functools
 from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_uint32, c_uint64
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bmnas.native.build import kernels
+from bmnas.primitives import drop_threshold
 
 BLOCK = 64  # as in common.h
 CHUNKS = 16  # partial sums of a backward pass, whatever the number of threads
@@ -109,8 +110,20 @@ def address(x: Tensor) -> int:
     return x.data_ptr()
 
 
-def draw_seed(*thresholds: int) -> int:
-    """Return 63 random bits of torch's generator; 0, drawing nothing, where nothing is dropped."""
-    if not any(thresholds):
-        return 0
+class Drop(NamedTuple):
+    """A dropout as the kernels take it: drop where a random byte is below ``threshold``."""
+
+    threshold: int
+    factor: float
+    seed: int
+
+    @classmethod
+    def of(cls, p: float) -> Drop:
+        """Return a dropout of probability ``p`` with a seed from torch's generator."""
+        threshold, factor = drop_threshold(p)
+        return cls(threshold, factor, draw_seed() if threshold else 0)
+
+
+def draw_seed() -> int:
+    """Return 63 random bits of torch's generator."""
     return int(torch.empty((), dtype=torch.int64).random_())

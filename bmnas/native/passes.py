@@ -1,270 +1,251 @@
-"""The supernet's passes as PyTorch functions on top of the kernels, for training.
+"""The passes of a supernet on top of the kernels: forward, and backward by hand.
 
-Legend: B batch, L length, R = B*L rows, C channels, F features, N Cells.
+Legend: B batch, L length, R = B*L rows, C channels, F features, N Cells, M steps.
 
-The same interface as in ``bmnas.fused``. The gradient of a bias in front of a BatchNorm is zero
-here, not what rounding leaves of it: in training the BatchNorm takes the bias away again.
+A pass is made for one batch: ``forward`` keeps what ``backward`` wants, and ``backward`` returns
+the gradients of its inputs and puts those of its parameters into ``gradients``, where these are
+wanted. Nothing here is seen by automatic differentiation. The gradient of a bias in front of a
+BatchNorm is left out: in training the BatchNorm takes the bias away again, and what rounding leaves
+of it is noise.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import byref
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from bmnas.native.calls import BLOCK, CHUNKS, NormStruct, StepStruct, address, draw_seed, library
-from bmnas.primitives import drop_threshold
+from bmnas.native.calls import (
+    BLOCK,
+    CHUNKS,
+    Drop,
+    NormStruct,
+    StepStruct,
+    address,
+    library,
+)
+from bmnas.primitives import CellOutput, Head
 
+if TYPE_CHECKING:
+    from bmnas.supernet import RelaxedStep
 
-def reshape_and_mix(
-    features: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    norm: nn.BatchNorm1d,
-    dropout: float,
-    edges: Tensor,
-) -> Tensor:
-    """Return the relaxed inputs (N, R, C) of all Cells, as far as they come from features.
+#: Of parameters, by identity: a tensor cannot be found in a dictionary by its value.
+Gradients = dict[int, Tensor]
 
-    ``features`` are (B, L, C_raw), ``weights`` (C_raw, C), ``edges`` (N, F); ``norm`` normalises
-    all F*C channels.
-    """
-    result = _ReshapeAndMix.apply(  # type: ignore[no-untyped-call]
-        norm, dropout, edges, norm.weight, norm.bias, *features, *weights, *biases
-    )
-    return cast(Tensor, result)
+_aten = torch.ops.aten
 
 
-class _ReshapeAndMix(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
+class Reshape:
+    """Projection, BatchNorm, ReLU and dropout of all features, and the edges of all Cells."""
+
+    def __init__(
+        self,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor],
         norm: nn.BatchNorm1d,
         dropout: float,
-        edges: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        *tensors: Tensor,
-    ) -> Tensor:
-        count = len(tensors) // 3
-        features = [x.flatten(0, 1) for x in tensors[:count]]
-        weights, biases = tensors[count : 2 * count], tensors[2 * count :]
-        rows, channels = len(features[0]), weights[0].shape[1]
-        x = weight.new_empty((count, rows, channels))
-        for out, feature, w, b in zip(x, features, weights, biases, strict=True):
-            torch.addmm(b, feature, w, out=out)
-        edges = edges.contiguous()
-        y, mean, rstd = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-        mixed = x.new_empty((len(edges), rows, channels))
-        threshold, factor = drop_threshold(dropout)
+    ) -> None:
+        self.weights, self.biases, self.norm = weights, biases, norm
+        self.drop = Drop.of(dropout)
+
+    def forward(self, features: Sequence[Tensor], edges: Tensor) -> Tensor:
+        """Return the inputs (N, R, C) of all Cells from ``features`` (B, L, C_raw).
+
+        ``edges`` (N, F) are the weights of the edges.
+        """
+        self.features = [x.flatten(0, 1) for x in features]
+        self.edges = edges.contiguous()
+        count, rows, channels = len(features), len(self.features[0]), self.weights[0].shape[1]
+        self.x = x = edges.new_empty((count, rows, channels))
+        for out, *layer in zip(x, self.biases, self.features, self.weights, strict=True):
+            torch.addmm(*layer, out=out)
+        self.mean, self.rstd = edges.new_empty(count * channels), edges.new_empty(count * channels)
+        self.y, mixed = torch.empty_like(x), edges.new_empty((len(edges), rows, channels))
         library().reshape_forward(
-            *(count, rows, channels, len(edges), address(x), address(edges)),
-            *(byref(NormStruct.of(norm, mean, rstd)), threshold, factor, draw_seed(threshold)),
-            *(address(y), address(mixed), torch.get_num_threads()),
+            *(count, rows, channels, len(edges), address(x), address(self.edges)),
+            *(byref(NormStruct.of(self.norm, self.mean, self.rstd)), *self.drop),
+            *(address(self.y), address(mixed), torch.get_num_threads()),
         )
-        ctx.norm, ctx.factor, ctx.biases = norm, factor, [torch.zeros_like(b) for b in biases]
-        ctx.save_for_backward(edges, weight, bias, x, y, mean, rstd, *features)
         return mixed
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        edges, weight, bias, x, y, mean, rstd, *features = ctx.saved_tensors
-        g = g.contiguous()
-        count, rows, channels = x.shape
-        dx, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-        blocks = -(-channels // BLOCK)
-        d_edges = torch.empty((count, blocks, len(edges)), dtype=torch.float64)
+    def backward(self, g: Tensor, gradients: Gradients | None) -> Tensor:
+        """Return the gradient (N, F) of the edges for ``g`` (N, R, C)."""
+        count, rows, channels = self.x.shape
+        dx = torch.empty_like(self.x)
+        d_norm = g.new_empty((2, count * channels))
+        d_edges = g.new_empty((count, -(-channels // BLOCK), len(g)), dtype=torch.float64)
         library().reshape_backward(
-            *(count, rows, channels, len(edges), address(g), address(x), address(y)),
-            *(address(edges), byref(NormStruct.of(ctx.norm, mean, rstd)), ctx.factor),
-            *(address(dx), address(d_weight), address(d_bias), address(d_edges)),
+            *(count, rows, channels, len(g), address(g), address(self.x), address(self.y)),
+            *(address(self.edges), byref(NormStruct.of(self.norm, self.mean, self.rstd))),
+            *(self.drop.factor, address(dx), *(address(d) for d in d_norm), address(d_edges)),
             torch.get_num_threads(),
         )
-        wanted = ctx.needs_input_grad[5 + count]
-        of_weights = [f.t() @ d if wanted else None for f, d in zip(features, dx, strict=True)]
-        return (
-            *(None, None, d_edges.sum(1).t().to(x.dtype), d_weight, d_bias),
-            *([None] * count),
-            *of_weights,
-            *ctx.biases,
-        )
+        if gradients is not None:
+            gradients[id(self.norm.weight)], gradients[id(self.norm.bias)] = d_norm.unbind()
+            for weight, feature, d in zip(self.weights, self.features, dx, strict=True):
+                gradients[id(weight)] = feature.t() @ d
+        return d_edges.sum(1).t().to(g.dtype)
 
 
-def relaxed_step(
-    t: Tensor,
-    gamma: Tensor,
-    glu: nn.Linear,
-    concat: nn.Linear,
-    norm: nn.BatchNorm1d,
-    attention_norm: nn.LayerNorm,
-    dropout: float,
-    attention_dropout: float,
-) -> Tensor:
-    """Return the mixture (B, L, C) of the whole pool over ``t`` (B, L, C), weighted by gamma.
+class Step:
+    """The mixture of the whole pool over one input t."""
 
-    ``glu`` (C to 2C) and ``concat`` (2C to C) are the operations' layers, ``norm`` their BatchNorm.
-    """
-    thresholds = *drop_threshold(dropout), *drop_threshold(attention_dropout)
-    affine = norm.weight, norm.bias, attention_norm.weight, attention_norm.bias
-    layers = glu.weight, glu.bias, concat.weight, concat.bias
-    result = _RelaxedStep.apply(  # type: ignore[no-untyped-call]
-        norm, attention_norm.eps, thresholds, t, gamma, *affine, *layers
-    )
-    return cast(Tensor, result)
+    def __init__(self, step: RelaxedStep) -> None:
+        self.module = step
 
-
-class _RelaxedStep(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        norm: nn.BatchNorm1d,
-        eps: float,
-        drop: tuple[int, float, int, float],
-        t: Tensor,
-        gamma: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        a_weight: Tensor,
-        a_bias: Tensor,
-        glu: Tensor,
-        glu_bias: Tensor,
-        concat: Tensor,
-        concat_bias: Tensor,
-    ) -> Tensor:
-        t, gamma = t.contiguous(), gamma.contiguous()
-        first, second = concat.chunk(2, dim=1)
-        folded = torch.cat((glu, first + second))  # concat_fc gets t twice
-        products = F.linear(t.flatten(0, 1), folded, torch.cat((glu_bias, concat_bias)))
-        mean, rstd = torch.empty_like(weight), torch.empty_like(weight)
+    def forward(self, t: Tensor, gamma: Tensor) -> Tensor:
+        """Return the mixture (B, L, C) over ``t`` (B, L, C), weighted by ``gamma`` (5)."""
+        module, norm, layer = self.module, self.module.norm, self.module.attention_norm
         batch, length, channels = t.shape
-        attention = t.new_empty((batch, length, length))
-        a_mean, a_rstd = t.new_empty(batch), t.new_empty(batch)
-        scratch = t.new_empty((torch.get_num_threads(), length * channels))
-        out = torch.empty_like(t)
-        step = StepStruct(
-            *(batch, length, channels, address(gamma), NormStruct.of(norm, mean, rstd)),
-            *(address(a_weight), address(a_bias), eps, drop[0], drop[2], drop[1], drop[3]),
-            *(draw_seed(drop[0], drop[2]), torch.get_num_threads()),
+        first, second = module.concat.weight.chunk(2, dim=1)
+        self.weight = torch.cat((module.glu.weight, first + second))  # concat_fc gets t twice
+        bias = torch.cat((module.glu.bias, module.concat.bias))
+        self.products = F.linear(t.flatten(0, 1), self.weight, bias)
+        self.mean, self.rstd = t.new_empty(3 * channels), t.new_empty(3 * channels)
+        self.attention = t.new_empty((batch, length, length))
+        self.layer_mean, self.layer_rstd = t.new_empty(batch), t.new_empty(batch)
+        drop, attention_drop = Drop.of(module.dropout.p), Drop.of(module.attention_dropout.p)
+        threads = torch.get_num_threads()
+        scratch, out = t.new_empty((threads, length * channels)), torch.empty_like(t)
+        self.t, self.gamma = t, gamma.contiguous()
+        self.struct = StepStruct(
+            *(batch, length, channels, address(self.gamma)),
+            *(NormStruct.of(norm, self.mean, self.rstd), address(layer.weight)),
+            *(address(layer.bias), layer.eps, drop.threshold, attention_drop.threshold),
+            *(drop.factor, attention_drop.factor, drop.seed ^ attention_drop.seed, threads),
         )
-        addresses = [address(x) for x in (t, products, attention, a_mean, a_rstd, scratch, out)]
-        library().mixture_forward(byref(step), *addresses)
-        ctx.step = step
-        # The struct holds bare addresses; what it points at is kept alive here.
-        ctx.save_for_backward(
-            *(t, products, attention, a_mean, a_rstd, folded),
-            *(gamma, weight, bias, a_weight, a_bias, mean, rstd),
-        )
+        inputs = t, self.products, self.attention, self.layer_mean, self.layer_rstd, scratch
+        library().mixture_forward(byref(self.struct), *(address(x) for x in (*inputs, out)))
         return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        t, products, attention, a_mean, a_rstd, folded, *_ = ctx.saved_tensors
+    def backward(self, g: Tensor, gradients: Gradients | None) -> tuple[Tensor, Tensor]:
+        """Return the gradients of t and gamma for ``g`` (B, L, C)."""
+        module, t = self.module, self.t
         batch, length, channels = t.shape
-        g, size, step = g.contiguous(), length * channels, ctx.step
-        step.threads = torch.get_num_threads()
-        chunks = min(CHUNKS, batch)
-        dt, dp = torch.empty_like(t), torch.empty_like(products)
-        scratch = t.new_empty((step.threads, 2 * size + length * length))
+        size, chunks = length * channels, min(CHUNKS, batch)
+        dt, dp = torch.empty_like(t), torch.empty_like(self.products)
+        scratch = t.new_empty((self.struct.threads, 2 * size + length * length))
         partial = t.new_empty((chunks, 2 * size + 6 * channels))
-        d_gamma = torch.empty((chunks, 5), dtype=torch.float64)
-        inputs = g, t, products, attention, a_mean, a_rstd, scratch
-        outputs = dt, dp, partial, d_gamma
-        addresses = [address(x) for x in (*inputs, *outputs)]
-        library().mixture_backward(byref(step), chunks, *addresses)
-
+        d_gamma = t.new_empty((chunks, 5), dtype=torch.float64)
+        inputs = g, t, self.products, self.attention, self.layer_mean, self.layer_rstd, scratch
+        addresses = [address(x) for x in (*inputs, dt, dp, partial, d_gamma)]
+        library().mixture_backward(byref(self.struct), chunks, *addresses)
         rows = t.flatten(0, 1)
-        dt.view_as(rows).addmm_(dp, folded)
-        a_affine, affine = partial[0].split((2 * size, 6 * channels))
-        a_weight, a_bias = a_affine.view(2, length, channels).unbind()
-        weight, bias = affine.view(2, -1).unbind()
-        of_layers: tuple[Tensor | None, ...] = (None, None, None, None)
-        if ctx.needs_input_grad[9]:
-            glu, joint = torch.mm(dp.t(), rows).tensor_split((2 * channels,))
-            biases = torch.zeros_like(weight).tensor_split((2 * channels,))
-            of_layers = glu, biases[0], joint.repeat(1, 2), biases[1]
-        d_gamma = d_gamma.sum(0).to(t.dtype)
-        return None, None, None, dt, d_gamma, weight, bias, a_weight, a_bias, *of_layers
+        dt.view_as(rows).addmm_(dp, self.weight)
+        if gradients is not None:
+            d_layer, d_norm = partial[0].split((2 * size, 6 * channels))
+            of_glu, of_joint = torch.mm(dp.t(), rows).split((2 * channels, channels))
+            gradients[id(module.glu.weight)] = of_glu
+            gradients[id(module.concat.weight)] = of_joint.repeat(1, 2)
+            _put(gradients, module.norm, d_norm)
+            _put(gradients, module.attention_norm, d_layer)
+        return dt, d_gamma.sum(0).to(t.dtype)
 
 
-def cell_output(
-    s: Tensor,
-    outputs: Sequence[Tensor],
-    merge: nn.Linear,
-    merge_norm: nn.BatchNorm1d,
-    norm: nn.LayerNorm,
-    dropout: float,
-) -> Tensor:
-    """Return LayerNorm(s + dropout(ReLU(BatchNorm(merge(outputs))))), all (B, L, C)."""
-    drop = drop_threshold(dropout)
-    affine = merge_norm.weight, merge_norm.bias, norm.weight, norm.bias
-    result = _CellOutput.apply(  # type: ignore[no-untyped-call]
-        merge_norm, norm.eps, drop, s, *affine, merge.weight, merge.bias, *outputs
-    )
-    return cast(Tensor, result)
+class Output:
+    """The end of a Cell: merge its steps, add s, LayerNorm."""
 
+    def __init__(self, output: CellOutput) -> None:
+        if output.merge is None:
+            raise ValueError("expected an output with a merge; LayerNorm is the other one")
+        self.module, self.merge = output, output.merge
+        self.drop = Drop.of(output.dropout.p)
 
-class _CellOutput(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        norm: nn.BatchNorm1d,
-        eps: float,
-        drop: tuple[int, float],
-        s: Tensor,
-        norm_weight: Tensor,
-        norm_bias: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        merge: Tensor,
-        merge_bias: Tensor,
-        *outputs: Tensor,
-    ) -> Tensor:
-        s = s.contiguous()
+    def forward(self, s: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """Return z (B, L, C) from the Cell's input ``s`` and its steps' ``outputs``, all alike."""
+        linear, layer = self.merge.linear, self.module.norm
         batch, length, channels = s.shape
-        steps = torch.cat(outputs, dim=-1).flatten(0, 1)
-        joined = F.linear(steps, merge, merge_bias)
-        mean, rstd = torch.empty_like(norm_weight), torch.empty_like(norm_weight)
-        a_mean, a_rstd = s.new_empty(batch), s.new_empty(batch)
-        residual, z = torch.empty_like(s), torch.empty_like(s)
-        ctx.drop = *drop, draw_seed(drop[0])
+        self.steps = torch.cat(tuple(outputs), dim=-1).flatten(0, 1)
+        self.joined = F.linear(self.steps, linear.weight, linear.bias)
+        self.mean, self.rstd = s.new_empty(channels), s.new_empty(channels)
+        self.layer_mean, self.layer_rstd = s.new_empty(batch), s.new_empty(batch)
+        self.residual, z = torch.empty_like(s), torch.empty_like(s)
         library().output_forward(
-            *(batch, length, channels, address(s), address(joined)),
-            *(byref(NormStruct.of(norm, mean, rstd)), address(weight), address(bias), eps),
-            *(*ctx.drop, address(a_mean), address(a_rstd), address(residual), address(z)),
+            *(batch, length, channels, address(s), address(self.joined)),
+            *(byref(NormStruct.of(self.merge.norm, self.mean, self.rstd)), address(layer.weight)),
+            *(address(layer.bias), layer.eps, *self.drop, address(self.layer_mean)),
+            *(address(self.layer_rstd), address(self.residual), address(z)),
             torch.get_num_threads(),
-        )
-        ctx.norm, ctx.count = norm, len(outputs)
-        ctx.save_for_backward(
-            *(steps, joined, merge, mean, rstd, residual, a_mean, a_rstd),
-            *(weight, norm_weight, norm_bias),
         )
         return z
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        steps, joined, merge, mean, rstd, residual, a_mean, a_rstd, weight, *_ = ctx.saved_tensors
-        g = g.contiguous()
+    def backward(self, g: Tensor, gradients: Gradients | None) -> tuple[Tensor, list[Tensor]]:
+        """Return the gradients of s and of the steps for ``g`` (B, L, C)."""
+        linear, layer = self.merge.linear, self.module.norm
         batch, length, channels = g.shape
         size, chunks = length * channels, min(CHUNKS, batch)
-        ds, dj = torch.empty_like(g), torch.empty_like(joined)
+        ds, dj = torch.empty_like(g), torch.empty_like(self.joined)
         partial = g.new_empty((chunks, 2 * size + 2 * channels))
         library().output_backward(
-            *(batch, length, channels, chunks, address(g), address(joined), address(residual)),
-            *(byref(NormStruct.of(ctx.norm, mean, rstd)), address(weight)),
-            *(address(a_mean), address(a_rstd), *ctx.drop),
-            *(address(ds), address(dj), address(partial), torch.get_num_threads()),
+            *(batch, length, channels, chunks, address(g), address(self.joined)),
+            *(address(self.residual), byref(NormStruct.of(self.merge.norm, self.mean, self.rstd))),
+            *(address(layer.weight), address(self.layer_mean), address(self.layer_rstd)),
+            *(*self.drop, address(ds), address(dj), address(partial), torch.get_num_threads()),
         )
-        d_weight, d_bias = partial[0, : 2 * size].view(2, length, channels).unbind()
-        of_norm = partial[0, 2 * size :].view(2, channels).unbind()
-        d_steps = torch.mm(dj, merge).view(batch, length, -1).chunk(ctx.count, dim=-1)
-        d_merge = torch.mm(dj.t(), steps) if ctx.needs_input_grad[8] else None
-        no_bias = torch.zeros_like(mean)
-        return None, None, None, ds, *of_norm, d_weight, d_bias, d_merge, no_bias, *d_steps
+        if gradients is not None:
+            d_layer, d_norm = partial[0].split((2 * size, 2 * channels))
+            gradients[id(linear.weight)] = torch.mm(dj.t(), self.steps)
+            _put(gradients, self.merge.norm, d_norm)
+            _put(gradients, layer, d_layer)
+        d_steps = [torch.mm(dj, w).view_as(g) for w in linear.weight.split(channels, dim=1)]
+        return ds, d_steps
+
+
+class LayerNorm:
+    """A LayerNorm over all but the first axis."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised ``x`` (B, *shape)."""
+        norm = self.norm
+        shape = list(norm.normalized_shape)
+        self.x = x
+        z, self.mean, self.rstd = _aten.native_layer_norm(
+            x, shape, norm.weight, norm.bias, norm.eps
+        )
+        result: Tensor = z
+        return result
+
+    def backward(self, g: Tensor, gradients: Gradients | None) -> Tensor:
+        """Return the gradient of x for ``g`` (B, *shape)."""
+        norm, wanted = self.norm, gradients is not None
+        shape = list(norm.normalized_shape)
+        dx, weight, bias = _aten.native_layer_norm_backward(
+            *(g, self.x, shape, self.mean, self.rstd, norm.weight, norm.bias),
+            [True, wanted, wanted],
+        )
+        if gradients is not None:
+            gradients[id(norm.weight)], gradients[id(norm.bias)] = weight, bias
+        result: Tensor = dx
+        return result
+
+
+class Classifier:
+    """The head: LayerNorm over all Cells, ReLU, linear."""
+
+    def __init__(self, head: Head) -> None:
+        self.norm, self.linear = LayerNorm(head.norm), head.classifier
+
+    def forward(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, K) from the Cells' ``outputs`` (B, L, C)."""
+        self.h = self.norm.forward(torch.cat(tuple(outputs), dim=-1)).relu_()
+        return F.linear(self.h.flatten(1), self.linear.weight, self.linear.bias)
+
+    def backward(self, g: Tensor, gradients: Gradients | None) -> Tensor:
+        """Return the gradient (B, L, N*C) of the outputs side by side for ``g`` (B, K)."""
+        if gradients is not None:
+            gradients[id(self.linear.weight)] = torch.mm(g.t(), self.h.flatten(1))
+            gradients[id(self.linear.bias)] = g.sum(0)
+        dh = torch.mm(g, self.linear.weight).view_as(self.h)
+        return self.norm.backward(_aten.threshold_backward(dh, self.h, 0), gradients)
+
+
+def _put(gradients: Gradients, norm: nn.BatchNorm1d | nn.LayerNorm, pair: Tensor) -> None:
+    weight, bias = pair.view(2, *norm.weight.shape).unbind()
+    gradients[id(norm.weight)], gradients[id(norm.bias)] = weight, bias

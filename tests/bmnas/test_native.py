@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from bmnas import native
 from bmnas.native import build
-from bmnas.native.calls import NormStruct, draw_seed
-from bmnas.primitives import drop_threshold
+from bmnas.native.calls import Drop, NormStruct
+from bmnas.native.passes import Gradients, Output, Reshape, Step
+from bmnas.primitives import CellOutput, drop_threshold
+from bmnas.supernet import RelaxedStep
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason=native.describe())
 
@@ -54,34 +56,41 @@ def mask(seed: int, rows: int, p: float, byte: int = 0) -> Tensor:
     return torch.from_numpy((bits >= threshold) * factor)
 
 
+#: What a pass gives for inputs and a gradient: its result, its inputs' gradients, its parameters'.
+Found = tuple[Tensor, list[Tensor], Gradients]
+
+
 def compare(
-    actual: Callable[..., Tensor],
+    actual: Callable[..., Found],
     expected: Callable[..., Tensor],
     module: nn.Module,
     *inputs: Tensor,
 ) -> None:
     """Both must give the same, forward and in every gradient; ``expected`` in float64."""
-    twin = nn.ModuleDict({"m": module}).double().requires_grad_()
-    state = {name: value.clone() for name, value in twin.state_dict().items()}
-    doubles = [x.detach().double().requires_grad_() for x in inputs]
+    state = {name: value.clone() for name, value in module.state_dict().items()}
+    module.double()
+    doubles = [x.double().requires_grad_() for x in inputs]
+    torch.manual_seed(1)
     z = expected(*doubles)
     g = torch.randn_like(z)
     z.backward(g)
-    wanted = [x.grad for x in doubles], [p.grad for p in twin.parameters()]
-    after = {name: value.clone() for name, value in twin.state_dict().items()}
+    after = {name: value.clone() for name, value in module.state_dict().items()}
+    wanted = {name: p.grad for name, p in module.named_parameters()}
 
-    twin.load_state_dict(state)
-    twin.float()
-    twin.zero_grad()
-    singles = [x.detach().clone().requires_grad_() for x in inputs]
-    z_actual = actual(*singles)
-    z_actual.backward(g.float())
-    close(z_actual, z)
-    for x, gradient in zip(singles, wanted[0], strict=True):
-        close(x.grad, gradient)
-    for parameter, gradient in zip(twin.parameters(), wanted[1], strict=True):
-        close(parameter.grad, gradient)
-    for name, value in twin.state_dict().items():
+    module.float()
+    module.load_state_dict(state)
+    torch.manual_seed(1)
+    found, of_inputs, of_parameters = actual(g.float(), *inputs)
+    close(found, z)
+    for x, gradient in zip(doubles, of_inputs, strict=True):
+        close(gradient, x.grad)
+    for name, parameter in module.named_parameters():
+        if id(parameter) in of_parameters:
+            close(of_parameters[id(parameter)], wanted[name])
+        else:  # a bias in front of a BatchNorm
+            assert name.endswith("bias")
+            assert wanted[name].abs().max() < 1e-12
+    for name, value in module.state_dict().items():
         if "running" in name:
             close(value, after[name])
 
@@ -94,105 +103,102 @@ def close(actual: Tensor | None, expected: Tensor | None) -> None:
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
-def test_reshape_and_mix_equals_its_formula(p: float) -> None:
+def test_reshape_and_edges_equal_their_formula(p: float) -> None:
     norm = batch_norm(2 * CHANNELS)
     features = [torch.randn(BATCH, LENGTH, raw) for raw in (4, 9)]
+    weights = [torch.randn(4, CHANNELS), torch.randn(9, CHANNELS)]
+    leaves = [w.double().requires_grad_() for w in weights]
 
-    def actual(first: Tensor, second: Tensor, edges: Tensor) -> Tensor:
-        torch.manual_seed(1)
+    def actual(g: Tensor, edges: Tensor) -> Found:
         biases = [torch.ones(CHANNELS), torch.zeros(CHANNELS)]
-        return native.reshape_and_mix(features, [first, second], biases, norm, p, edges)
+        reshape = Reshape(weights, biases, norm, p)
+        z = reshape.forward(features, edges)
+        gradients: Gradients = {}
+        of_edges = reshape.backward(g, gradients)
+        for weight, leaf in zip(weights, leaves, strict=True):
+            close(gradients.pop(id(weight)), leaf.grad)
+        return z, [of_edges], gradients
 
-    def expected(first: Tensor, second: Tensor, edges: Tensor) -> Tensor:
-        torch.manual_seed(1)
-        seed = draw_seed(drop_threshold(p)[0])
+    def expected(edges: Tensor) -> Tensor:
+        seed = Drop.of(p).seed
         a, b = (x.flatten(0, 1).double() for x in features)
-        h = norm(torch.cat((a @ first + 1, b @ second), dim=-1)).relu()
+        h = norm(torch.cat((a @ leaves[0] + 1, b @ leaves[1]), dim=-1)).relu()
         kept = torch.stack(h.chunk(2, dim=-1)) * mask(seed, 2 * ROWS, p).view(2, ROWS, CHANNELS)
         return torch.einsum("nf,frc->nrc", edges, kept)
 
-    weights = torch.randn(4, CHANNELS), torch.randn(9, CHANNELS)
-    compare(actual, expected, norm, *weights, torch.randn(3, 2))
+    compare(actual, expected, norm, torch.randn(3, 2))
+
+
+def relaxed_step(p: float) -> RelaxedStep:
+    step = RelaxedStep(CHANNELS, LENGTH, p)
+    step.attention_dropout.p = p / 2
+    for norm in (step.norm, step.attention_norm):
+        for parameter in norm.parameters():
+            nn.init.normal_(parameter)
+    return step
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
 def test_a_relaxed_step_equals_its_formula(p: float) -> None:
-    layers = nn.ModuleDict(
-        {
-            "glu": nn.Linear(CHANNELS, 2 * CHANNELS),
-            "concat": nn.Linear(2 * CHANNELS, CHANNELS),
-            "norm": batch_norm(3 * CHANNELS),
-            "layer": nn.LayerNorm([LENGTH, CHANNELS]),
-        }
-    )
-    for parameter in layers["layer"].parameters():
-        nn.init.normal_(parameter)
-    glu, concat, norm, layer = layers.values()
+    module = relaxed_step(p)
 
-    def actual(t: Tensor, logits: Tensor) -> Tensor:
-        torch.manual_seed(1)
-        gamma = logits.softmax(0)
-        return native.relaxed_step(t, gamma, glu, concat, norm, layer, p, p / 2)
+    def actual(g: Tensor, t: Tensor, gamma: Tensor) -> Found:
+        step = Step(module)
+        z = step.forward(t, gamma)
+        gradients: Gradients = {}
+        return z, list(step.backward(g, gradients)), gradients
 
-    def expected(t: Tensor, logits: Tensor) -> Tensor:
-        torch.manual_seed(1)
-        gamma = logits.softmax(0)
-        seed = draw_seed(drop_threshold(p)[0])
+    def expected(t: Tensor, gamma: Tensor) -> Tensor:
+        seed = Drop.of(p).seed ^ Drop.of(p / 2).seed
         masks = [mask(seed, ROWS, q, byte).view_as(t) for byte, q in enumerate((p, p, p / 2))]
-        products = torch.cat((glu(t), concat(torch.cat((t, t), -1))), -1)
-        value, gate, joint = norm(products.flatten(0, 1)).view(BATCH, LENGTH, -1).chunk(3, -1)
+        products = torch.cat((module.glu(t), module.concat(torch.cat((t, t), -1))), -1)
+        normalised = module.norm(products.flatten(0, 1)).view(BATCH, LENGTH, -1)
+        value, gate, joint = normalised.chunk(3, -1)
         weights = (t @ t.transpose(1, 2) / math.sqrt(CHANNELS)).softmax(-1)
         return (
             gamma[1] * 2 * t
-            + gamma[2] * layer(weights @ t * masks[2])
+            + gamma[2] * module.attention_norm(weights @ t * masks[2])
             + gamma[3] * value * gate.sigmoid() * masks[0]
             + gamma[4] * joint.relu() * masks[1]
         )
 
-    compare(actual, expected, layers, torch.randn(BATCH, LENGTH, CHANNELS), torch.randn(5))
+    gamma = torch.tensor([0.1, 0.15, 0.2, 0.25, 0.3])
+    compare(actual, expected, module, torch.randn(BATCH, LENGTH, CHANNELS), gamma)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.4])
 def test_the_output_of_a_cell_equals_its_formula(p: float) -> None:
-    layers = nn.ModuleDict(
-        {
-            "merge": nn.Linear(2 * CHANNELS, CHANNELS),
-            "norm": batch_norm(CHANNELS),
-            "layer": nn.LayerNorm([LENGTH, CHANNELS]),
-        }
-    )
-    for parameter in layers["layer"].parameters():
+    module = CellOutput(2, CHANNELS, LENGTH, p, merge=True)
+    assert module.merge is not None
+    linear, norm = module.merge.linear, module.merge.norm
+    for parameter in (*norm.parameters(), *module.norm.parameters()):
         nn.init.normal_(parameter)
-    merge, norm, layer = layers.values()
 
-    def actual(s: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        torch.manual_seed(1)
-        return native.cell_output(s, [a, b], merge, norm, layer, p)
+    def actual(g: Tensor, s: Tensor, *steps: Tensor) -> Found:
+        output = Output(module)
+        z = output.forward(s, steps)
+        gradients: Gradients = {}
+        ds, d_steps = output.backward(g, gradients)
+        return z, [ds, *d_steps], gradients
 
-    def expected(s: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        torch.manual_seed(1)
-        seed = draw_seed(drop_threshold(p)[0])
-        joined = norm(merge(torch.cat((a, b), -1)).flatten(0, 1))
-        return layer(s + (joined.relu() * mask(seed, ROWS, p)).view_as(s))
+    def expected(s: Tensor, *steps: Tensor) -> Tensor:
+        seed = Drop.of(p).seed
+        joined = norm(linear(torch.cat(steps, -1)).flatten(0, 1))
+        return module.norm(s + (joined.relu() * mask(seed, ROWS, p)).view_as(s))
 
-    compare(actual, expected, layers, *(torch.randn(BATCH, LENGTH, CHANNELS) for _ in range(3)))
+    compare(actual, expected, module, *(torch.randn(BATCH, LENGTH, CHANNELS) for _ in range(3)))
 
 
 def test_the_number_of_threads_changes_no_bit() -> None:
-    glu, concat = nn.Linear(CHANNELS, 2 * CHANNELS), nn.Linear(2 * CHANNELS, CHANNELS)
-    norm, layer = batch_norm(3 * CHANNELS), nn.LayerNorm([LENGTH, CHANNELS])
-    t = torch.randn(BATCH, LENGTH, CHANNELS, requires_grad=True)
+    module, t = relaxed_step(0.3), torch.randn(BATCH, LENGTH, CHANNELS)
     results = []
     for threads in (1, 2):
-        torch.manual_seed(1)
-        t.grad = norm.weight.grad = None
         torch.set_num_threads(threads)
-        gamma = torch.full((5,), 0.2)
-        z = native.relaxed_step(t, gamma, glu, concat, norm, layer, 0.3, 0.1)
-        z.square().sum().backward()
-        assert t.grad is not None
-        assert norm.weight.grad is not None
-        results.append((z.detach(), t.grad.clone(), norm.weight.grad.clone()))
+        torch.manual_seed(1)
+        step, gradients = Step(module), Gradients()
+        z = step.forward(t, torch.full((5,), 0.2))
+        step.backward(z, gradients)
+        results.append((z, *gradients.values()))
     for first, second in zip(*results, strict=True):
         assert torch.equal(first, second)
 
@@ -209,16 +215,12 @@ def test_a_mask_keeps_the_right_share_and_differs_between_bytes_and_seeds() -> N
 
 
 def test_a_nan_comes_through() -> None:
-    merge, layer = nn.Linear(CHANNELS, CHANNELS), nn.LayerNorm([LENGTH, CHANNELS])
-    s = torch.randn(BATCH, LENGTH, CHANNELS)
-    broken = s.clone()
+    broken = torch.randn(BATCH, LENGTH, CHANNELS)
     broken[0, 0, 0] = math.nan
-    z = native.cell_output(s, [broken], merge, batch_norm(CHANNELS), layer, 0.0)
-    assert z.isnan().all()
-    glu, concat = nn.Linear(CHANNELS, 2 * CHANNELS), nn.Linear(2 * CHANNELS, CHANNELS)
     gamma = torch.full((5,), 0.2)
-    norm = batch_norm(3 * CHANNELS)
-    assert native.relaxed_step(broken, gamma, glu, concat, norm, layer, 0.0, 0.0).isnan().all()
+    assert Step(relaxed_step(0.0)).forward(broken, gamma).isnan().all()
+    output = Output(CellOutput(1, CHANNELS, LENGTH, 0.0, merge=True))
+    assert output.forward(torch.zeros_like(broken), [broken]).isnan().all()
 
 
 def test_a_norm_without_running_statistics_is_refused() -> None:
