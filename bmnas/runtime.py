@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bmnas.errors import UserError
+from bmnas.spent import watch_compilation
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Runtime:
         if not self.compile:
             return network
         cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        watch_compilation()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "bmnas" / "inductor"))
         compiled: Callable[..., Any] = torch.compile(network)
         return compiled
