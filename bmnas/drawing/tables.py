@@ -14,6 +14,22 @@ from bmnas.drawing.rows import MEASURES, ComparisonRow, format_spread
 from bmnas.drawing.style import measure, plain
 
 DASH = "–"
+#: What the stages in metrics.json are called in tables, in their order.
+STAGES = {
+    "backbones": "backbones",
+    "extraction": "extraction",
+    "compile": "search: compile",
+    "search_weights": "search: weights",
+    "search_architecture": "search: architecture",
+    "validation": "search: validation",
+    "candidates": "search: candidates",
+    "rerank": "search: rerank",
+    "other": "search: other",
+    "search": "search",
+    "total": "search, all stages",
+    "train_compile": "train: compile",
+    "train": "train",
+}
 _MEMORY = ("resident_bytes", "device_bytes")
 _WIDTH = 200  # of a table that goes to a file or a pipe
 
@@ -250,21 +266,6 @@ def _search(metrics: Document) -> TextTable:
 
 
 def _seconds(metrics: Document) -> TextTable:
-    stages = {
-        "backbones": "backbones",
-        "extraction": "extraction",
-        "compile": "search: compile",
-        "search_weights": "search: weights",
-        "search_architecture": "search: architecture",
-        "validation": "search: validation",
-        "candidates": "search: candidates",
-        "rerank": "search: rerank",
-        "other": "search: other",
-        "search": "search",
-        "total": "search, all stages",
-        "train_compile": "train: compile",
-        "train": "train",
-    }
     # Nothing was compiled: no line of zeros.
     zero = {key for key in ("compile", "train_compile") if not metrics.number("seconds", key)}
     rows = [
@@ -273,7 +274,7 @@ def _seconds(metrics: Document) -> TextTable:
             _number(metrics.number("seconds", key), ".1f"),
             _number(metrics.number("samples_per_second", key), ",.0f"),
         )
-        for key, name in stages.items()
+        for key, name in STAGES.items()
         if key not in zero
     ]
     return TextTable("Time", ("stage", "seconds", "samples/s"), tuple(rows))
