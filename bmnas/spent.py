@@ -30,7 +30,12 @@ class Spent:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the seconds of this block to ``name``, those of torch.compile in it apart."""
+        """Count the seconds of this block to ``name``, those of torch.compile in it apart.
+
+        Stages follow each other; one inside another raises RuntimeError.
+        """
+        if self._running is not None:
+            raise RuntimeError(f"stage {name} begins inside stage {self._running[0]}")
         self._running = (name, time.perf_counter(), _COMPILATION.seconds)
         try:
             yield

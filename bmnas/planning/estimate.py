@@ -8,17 +8,10 @@ from typing import Any
 
 from bmnas.config import UnimodalConfig
 from bmnas.planning.backbone_rates import BackboneRates
+from bmnas.planning.disc import Disc
 from bmnas.planning.search_rates import SearchRates
 from bmnas.planning.workload import Workload
 from bmnas.samples import batches_per_epoch, samples_per_epoch
-
-
-@dataclass(frozen=True)
-class Disc:
-    """Bytes a second of the disc that is to hold the feature cache."""
-
-    write: float
-    read: float
 
 
 @dataclass(frozen=True)
@@ -107,13 +100,20 @@ def search_seconds(
 
 
 def backbone_seconds(
-    workload: Workload, config: UnimodalConfig, rates: Mapping[str, BackboneRates]
+    workload: Workload, config: UnimodalConfig, rates: Mapping[str, BackboneRates], disc: Disc
 ) -> dict[str, float]:
-    """Return the seconds of training the backbones, scored on validation, and of extraction."""
+    """Return the seconds of training the backbones, scored on validation, and of extraction.
+
+    Without ``rates`` there is nothing to train, and extraction is the writing of the cache alone.
+    """
+    writing = workload.cache_bytes / disc.write
+    if not rates:
+        return {"extraction": writing}
     steps = config.epochs * batches_per_epoch(workload.train, config.batch_size)
     return {
         "backbones": sum(
             steps * rate.step + workload.validation * rate.row for rate in rates.values()
         ),
-        "extraction": sum(workload.rows[name] * rate.row for name, rate in rates.items()),
+        # The rows that were timed went to a disc that may not have been busy yet.
+        "extraction": sum(workload.rows[name] * rate.row for name, rate in rates.items()) + writing,
     }

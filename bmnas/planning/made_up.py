@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +13,10 @@ from bmnas.samples import FeatureSamples
 
 _BYTES = 1 << 27  # more than a processor caches, and written in a moment
 _CHUNK = 64  # rows
-_READS = 256  # of a file, in random order
 
 
 class MadeUpFeatures:
-    """Random features of a workload's shapes in ``folder``, and how fast its disc was.
-
-    ``write_speed`` is that of new files, flushed; ``read_speed`` that of rows in random order which
-    are not in memory. Both are bytes a second.
-    """
+    """Random features of a workload's shapes, ``bytes`` of them in files in ``folder``."""
 
     def __init__(self, workload: Workload, folder: Path) -> None:
         samples = workload.train + workload.validation
@@ -32,11 +24,8 @@ class MadeUpFeatures:
         self._rows = max(2, min(samples, _BYTES // workload.sample_bytes))
         self.bytes = self._rows * workload.sample_bytes
         files = {name: folder / f"{name}.bin" for name in workload.channels}
-        started = time.perf_counter()
         for name, path in files.items():
             self._write(path, workload.channels[name])
-        self.write_speed = self.bytes / (time.perf_counter() - started)
-        self.read_speed = self._read_speed(list(files.values()))
         # Copy on write, as the feature cache is mapped.
         self._arrays = {
             name: torch.from_numpy(np.memmap(path, np.float32, "c", shape=self._shape(name)))
@@ -61,18 +50,3 @@ class MadeUpFeatures:
         with atomic_path(path) as aside, aside.open("wb") as file:
             for start in range(0, self._rows, _CHUNK):
                 file.write(chunk[: self._rows - start].tobytes())
-
-    def _read_speed(self, files: Sequence[Path]) -> float:
-        """Return the speed of reading rows, after the system was asked to forget them."""
-        rng = np.random.default_rng(0)
-        seconds, total = 0.0, 0
-        for path in files:
-            size = path.stat().st_size // self._rows
-            with path.open("rb", buffering=0) as file:
-                if hasattr(os, "posix_fadvise"):
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                started = time.perf_counter()
-                for row in rng.permutation(self._rows)[:_READS].tolist():
-                    total += len(os.pread(file.fileno(), size, row * size))
-                seconds += time.perf_counter() - started
-        return total / seconds

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from bmnas.config import Config
-from bmnas.planning.backbone_rates import backbone_rates
-from bmnas.planning.estimate import Disc, Memory, Plan, backbone_seconds, search_seconds
+from bmnas.config import Config, UnimodalConfig
+from bmnas.features import cache_bytes
+from bmnas.planning.backbone_rates import BackboneRates, backbone_rates
+from bmnas.planning.disc import measure_disc
+from bmnas.planning.estimate import Memory, Plan, backbone_seconds, search_seconds
 from bmnas.planning.machine import available_memory
 from bmnas.planning.made_up import MadeUpFeatures
 from bmnas.planning.search_rates import SearchTrial
@@ -20,7 +22,7 @@ from bmnas.spent import peak_memory
 from bmnas.tasks import check_task
 from bmnas.tasks.task import Task
 
-_BUDGET = 8.0  # seconds; preparing and the disc take some more
+_BUDGET = 6.0  # seconds; the disc has three more, and getting ready takes some
 _BACKBONES = 0.5  # of it, where there is a task
 
 
@@ -38,8 +40,8 @@ def plan_task(task: Task, config: Config, runtime: Runtime, near: Path) -> Plan:
         rates = backbone_rates(task, config, runtime, folder, _BACKBONES * _BUDGET)
         backbones = {name: rate.backbone for name, rate in rates.items()}
         workload = task_workload(task, backbones, config.search)
-        before = backbone_seconds(workload, config.unimodal, rates)
-        return _plan(workload, before, runtime, folder, (1 - _BACKBONES) * _BUDGET, started)
+        budget = (1 - _BACKBONES) * _BUDGET
+        return _plan(workload, config.unimodal, rates, runtime, folder, budget, started)
 
 
 def plan_features(
@@ -58,12 +60,13 @@ def plan_features(
     workload = features_workload(channels, samples, validation, config.search)
     started = time.perf_counter()
     with _scratch(near) as folder:
-        return _plan(workload, {}, runtime, folder, _BUDGET, started)
+        return _plan(workload, config.unimodal, {}, runtime, folder, _BUDGET, started)
 
 
 def _plan(
     workload: Workload,
-    before: dict[str, float],
+    unimodal: UnimodalConfig,
+    backbones: Mapping[str, BackboneRates],
     runtime: Runtime,
     folder: Path,
     budget: float,
@@ -80,8 +83,9 @@ def _plan(
         available_bytes=available_memory(),
         device_bytes=peak.get("device_bytes"),
     )
-    disc = Disc(features.write_speed, features.read_speed)
-    before = before or {"extraction": workload.cache_bytes / disc.write}
+    rows = [cache_bytes(1, workload.search.length, c) for c in workload.channels.values()]
+    disc = measure_disc(folder, workload.cache_bytes, sum(rows) // len(rows))
+    before = backbone_seconds(workload, unimodal, backbones, disc)
     searched = search_seconds(workload, rates, memory, disc)
     seconds = {**before, **searched, "total": sum(before.values()) + searched["search"]}
     return Plan(workload, seconds, memory, disc, time.perf_counter() - started)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ import bmnas
 import bmnas.stages.search
 from bmnas.config import Config, load_preset, preset_names
 from bmnas.errors import UserError
-from bmnas.planning import plan, plan_features, plan_task
+from bmnas.planning import disc, plan, plan_features, plan_task
 from bmnas.planning.backbone_rates import BackboneRates
-from bmnas.planning.estimate import Disc, Memory, backbone_seconds, search_seconds
+from bmnas.planning.disc import Disc, measure_disc
+from bmnas.planning.estimate import Memory, backbone_seconds, search_seconds
 from bmnas.planning.machine import available_memory
 from bmnas.planning.made_up import MadeUpFeatures
 from bmnas.planning.search_rates import SearchRates
@@ -132,8 +135,40 @@ def test_backbones_and_extraction_by_hand() -> None:
     rates = {"m": BackboneRates(nn.Identity(), step=2.0, row=0.5)}  # type: ignore[arg-type]
     config = replace(CONFIG.unimodal, epochs=4)
     # Four epochs of three batches, scored on 40; a hundred rows.
-    found = backbone_seconds(WORK, config, rates)
-    assert found == {"backbones": 4 * 3 * 2.0 + 40 * 0.5, "extraction": 50.0}
+    disc = Disc(write=WORK.cache_bytes / 5, read=1.0)
+    found = backbone_seconds(WORK, config, rates, disc)
+    assert found == {"backbones": 4 * 3 * 2.0 + 40 * 0.5, "extraction": 50.0 + 5.0}
+    assert backbone_seconds(WORK, config, {}, disc) == {"extraction": 5.0}
+
+
+def test_a_disc_is_measured_for_the_bytes_that_there_will_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disc, "_BLOCK", 10)
+    monkeypatch.setattr(disc, "_FLUSH", 100)
+    monkeypatch.setattr(disc, "_FILE", 200)
+    monkeypatch.setattr(disc, "_BUDGET", 30.0)
+    now, slow = 0.0, 1 << 60
+
+    def flush(_: int) -> None:
+        nonlocal now, slow
+        slow -= 100
+        now += 1.0 if slow >= 0 else 10.0
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(disc, "_read_speed", lambda path, row: float(row))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", flush)
+        # All of it, a hundred bytes a second.
+        assert disc._write_speed(tmp_path / "file", 1230) == pytest.approx(1230 / 13)
+        assert (tmp_path / "file").stat().st_size <= 200
+        # Five hundred bytes are taken at once, the rest is slow: so will be what follows.
+        now, slow = 0.0, 500
+        assert disc._write_speed(tmp_path / "file", 10_000) == pytest.approx(10)
+    monkeypatch.undo()
+    found = measure_disc(tmp_path, size=5000, row=64)
+    positive([found.write, found.read])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_memory_is_that_of_the_container_where_there_is_a_limit(tmp_path: Path) -> None:
@@ -161,8 +196,6 @@ def test_made_up_features_are_as_many_as_asked_for(tmp_path: Path) -> None:
     assert not torch.equal(inputs[0][0], inputs[0][2])
     assert (labels.shape, labels.dtype) == ((3, 3), torch.float32)
     assert features.bytes == WORK.cache_bytes == sum(f.stat().st_size for f in tmp_path.iterdir())
-    assert features.write_speed > 0
-    assert features.read_speed > 0
 
 
 def positive(values: Any) -> None:

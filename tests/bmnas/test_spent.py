@@ -38,6 +38,17 @@ def test_a_stage_that_runs_counts_so_far(clock: Iterator[int]) -> None:
     assert spent.seconds["train"] == 3.0
 
 
+def test_stages_do_not_nest() -> None:
+    spent = Spent()
+    with (
+        spent.stage("a"),
+        pytest.raises(RuntimeError, match="stage b begins inside stage a"),
+        spent.stage("b"),
+    ):
+        pass
+    assert set(spent.seconds) == {"compile", "a"}
+
+
 def test_a_stage_that_fails_counts(clock: Iterator[int]) -> None:
     spent = Spent()
     with pytest.raises(KeyError), spent.stage("train"):
