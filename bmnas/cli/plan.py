@@ -158,6 +158,7 @@ def _tables(plan: Plan) -> list[TextTable]:
         ("memory, without the cache", _size(memory.needed_bytes)),
         ("memory, with the cache mapped", _size(memory.resident_bytes)),
         ("memory that is free", _size(memory.available_bytes)),
+        ("disc that is free", _size(disc.free)),
         ("disc, writing, a second", _size(disc.write)),
         ("disc, reading rows, a second", _size(disc.read)),
     ]
@@ -176,6 +177,8 @@ def _notes(plan: Plan) -> list[str]:
             "without a task there are no backbones to time: extraction is the writing of the cache "
             "alone"
         )
+    if plan.disc.free < plan.workload.cache_bytes:
+        notes.append("the feature cache finds no room on the disc: give --run a folder on another")
     if plan.memory.missing:
         notes.append(
             f"{plan.memory.missing:.0%} of the feature cache finds no room in memory and is read "

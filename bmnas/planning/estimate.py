@@ -70,6 +70,7 @@ class Plan:
             "disc": {
                 "write_bytes_per_second": self.disc.write,
                 "read_bytes_per_second": self.disc.read,
+                "free_bytes": self.disc.free,
             },
             "calibration_seconds": self.calibration,
         }

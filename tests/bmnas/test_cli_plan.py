@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,11 @@ def test_without_a_task_it_says_what_it_cannot_know(here: Path) -> None:
 )
 def test_wrong_input_is_one_line(here: Path, words: tuple[str, ...], message: str) -> None:
     assert one_line_error(bmnas_command("plan", *words)).startswith(message)
+
+
+def test_a_disc_without_room_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = shutil.disk_usage(here)._replace(free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: small)
+    printed = bmnas_command(*NO_TASK)
+    assert printed.status == 0, printed
+    assert "note: the feature cache finds no room on the disc: give --run a folder" in printed.err

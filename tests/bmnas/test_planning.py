@@ -105,7 +105,7 @@ RATES = SearchRates(
 def test_the_stages_of_a_search_by_hand() -> None:
     # Three epochs of 48 train and 32 validation samples in batches of 16, all 40 to validate;
     # two short trainings of one epoch.
-    found = search_seconds(WORK, RATES, memory(1 << 40), Disc(1.0, 1.0))
+    found = search_seconds(WORK, RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40))
     assert found == {
         "compile": 7.0,
         "search_weights": 3 * 48 * 1.0,
@@ -116,7 +116,7 @@ def test_the_stages_of_a_search_by_hand() -> None:
         "search": 7 + 144 + 192 + 360 + 48 + 30,
     }
     alone = replace(WORK, search=replace(WORK.search, rerank=0))
-    assert "rerank" not in search_seconds(alone, RATES, memory(1 << 40), Disc(1.0, 1.0))
+    assert "rerank" not in search_seconds(alone, RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40))
 
 
 def test_what_finds_no_room_is_read_from_the_disc_in_every_pass() -> None:
@@ -125,7 +125,7 @@ def test_what_finds_no_room_is_read_from_the_disc_in_every_pass() -> None:
     assert tight.missing == 0.75
     assert memory(0).missing == 1
     assert tight.resident_bytes == 1000 + WORK.cache_bytes
-    found = search_seconds(WORK, RATES, tight, Disc(1.0, read=WORK.sample_bytes / 4))
+    found = search_seconds(WORK, RATES, tight, Disc(1.0, read=WORK.sample_bytes / 4, free=1 << 40))
     # Four seconds for a whole sample, of which three quarters.
     assert found["search_weights"] == pytest.approx(3 * 48 * (1.0 + 3.0))
     assert found["validation"] == pytest.approx(3 * 40 * (3.0 + 3.0))
@@ -135,7 +135,7 @@ def test_backbones_and_extraction_by_hand() -> None:
     rates = {"m": BackboneRates(nn.Identity(), step=2.0, row=0.5)}  # type: ignore[arg-type]
     config = replace(CONFIG.unimodal, epochs=4)
     # Four epochs of three batches, scored on 40; a hundred rows.
-    disc = Disc(write=WORK.cache_bytes / 5, read=1.0)
+    disc = Disc(write=WORK.cache_bytes / 5, read=1.0, free=1 << 40)
     found = backbone_seconds(WORK, config, rates, disc)
     assert found == {"backbones": 4 * 3 * 2.0 + 40 * 0.5, "extraction": 50.0 + 5.0}
     assert backbone_seconds(WORK, config, {}, disc) == {"extraction": 5.0}
@@ -146,7 +146,6 @@ def test_a_disc_is_measured_for_the_bytes_that_there_will_be(
 ) -> None:
     monkeypatch.setattr(disc, "_BLOCK", 10)
     monkeypatch.setattr(disc, "_FLUSH", 100)
-    monkeypatch.setattr(disc, "_FILE", 200)
     monkeypatch.setattr(disc, "_BUDGET", 30.0)
     now, slow = 0.0, 1 << 60
 
@@ -160,14 +159,19 @@ def test_a_disc_is_measured_for_the_bytes_that_there_will_be(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", flush)
         # All of it, a hundred bytes a second.
-        assert disc._write_speed(tmp_path / "file", 1230) == pytest.approx(1230 / 13)
-        assert (tmp_path / "file").stat().st_size <= 200
+        assert disc._write_speed(tmp_path / "file", 1230, 1 << 20) == pytest.approx(1230 / 13)
+        assert (tmp_path / "file").stat().st_size == 1230
         # Five hundred bytes are taken at once, the rest is slow: so will be what follows.
         now, slow = 0.0, 500
-        assert disc._write_speed(tmp_path / "file", 10_000) == pytest.approx(10)
+        assert disc._write_speed(tmp_path / "file", 10_000, 1 << 20) == pytest.approx(10)
+        # No more than there is room for, the later half of it.
+        now, slow = 0.0, 1 << 60
+        assert disc._write_speed(tmp_path / "file", 10_000, 400) == pytest.approx(100)
+        assert (tmp_path / "file").stat().st_size == 400
     monkeypatch.undo()
     found = measure_disc(tmp_path, size=5000, row=64)
     positive([found.write, found.read])
+    assert found.free > 5000
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
