@@ -19,8 +19,9 @@ import torch
 
 from bmnas.errors import UserError, one_line
 from bmnas.files import atomic_path, write_text
+from bmnas.spent import Spent
 
-FORMAT = "bmnas.checkpoint/1"
+FORMAT = "bmnas.checkpoint/2"
 
 Record = dict[str, Any]
 
@@ -41,13 +42,15 @@ class Checkpoint:
     """The checkpoint of one loop, and the journal of its records as JSON lines.
 
     ``owner`` is a digest of everything that the loop depends on: settings, seed, data. A
-    checkpoint of another owner is refused, not continued.
+    checkpoint of another owner is refused, not continued. ``spent`` counts what the loop costs; it
+    lies in the checkpoint and never in the journal, which is equal bit for bit from run to run.
     """
 
     def __init__(self, path: Path, owner: str, journal: Path | None = None) -> None:
         self._path = path
         self._owner = owner
         self._journal = journal
+        self.spent = Spent()
         self._earlier = 0.0
         self._started = time.perf_counter()
 
@@ -77,6 +80,7 @@ class Checkpoint:
             self._restore_cuda(content["cuda_generator"])
             records: list[Record] = json.loads(content["records"])
             self._earlier = float(content["seconds"])
+            self.spent.go_on(content["spent"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise self._damaged(error) from error
         self._write_journal(records)
@@ -89,6 +93,7 @@ class Checkpoint:
             "owner": self._owner,
             "records": json.dumps(records, allow_nan=False),
             "seconds": self.seconds,
+            "spent": self.spent.to_dict(),
             "states": {name: part.state_dict() for name, part in parts.items()},
             "generator": torch.get_rng_state(),
             # Of every device: the loop's need not be the current one.

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import re
 import time
 import zlib
@@ -117,6 +118,11 @@ def open_features(
     return FeatureCache(task, parts, tuple(names), arrays, rows, seconds, tuple(keys))
 
 
+def cache_bytes(rows: int, length: int, channels: int) -> int:
+    """Return the size of one feature in the cache, its header of some dozen bytes left out."""
+    return rows * length * channels * np.dtype(np.float32).itemsize
+
+
 def weights_hash(module: torch.nn.Module) -> str:
     """Return a SHA-256 over the names, shapes and bytes of a module's parameters and buffers."""
     digest = hashlib.sha256()
@@ -198,6 +204,8 @@ def _extract(
             for file, feature in zip(files.values(), features, strict=True):
                 file.append(pool(feature).float().cpu().numpy())
             stage.advance()
+        for file in files.values():
+            file.flush()
         manifest = {
             "format": FORMAT,
             "key": key,
@@ -235,6 +243,11 @@ class _ArrayWriter:
     def append(self, rows: Array) -> None:
         """Write the next rows."""
         self._write(rows.tobytes())
+
+    def flush(self) -> None:
+        """Wait for the disc, which belongs to the time that an extraction takes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def _write(self, content: bytes) -> None:
         self._file.write(content)

@@ -23,7 +23,7 @@ Existing = Literal["refuse", "resume", "overwrite"]
 #: result of new settings, and no old settings are forgotten while results of them are left.
 _SEARCH_FILES = (
     "genotype.json", "metrics.json", "checkpoint.pt", "rerank-checkpoint.pt", "history.jsonl",
-    "rerank.jsonl", "architecture.svg", "history.svg", "config.json",
+    "rerank.jsonl", "search.pt.trace.json", "architecture.svg", "history.svg", "config.json",
 )  # fmt: skip
 #: What a configuration may say of the things that a later command takes from it.
 _TYPES: Mapping[str, type | UnionType] = {
@@ -97,6 +97,11 @@ class Run:
     def backbones(self) -> Path:
         """The default folder of backbones and feature cache."""
         return self.path / "backbones"
+
+    @property
+    def trace(self) -> Path:
+        """Some steps of the search as torch.profiler saw them; the name is TensorBoard's."""
+        return self.path / "search.pt.trace.json"
 
     def begun(self) -> bool:
         """Tell whether anything was done here: settings that could not be used do not count."""

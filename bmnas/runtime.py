@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bmnas.errors import UserError
+from bmnas.spent import watch_compilation
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Runtime:
         """Return a callable that runs ``network``, compiled where this runtime compiles."""
         if not self.compile:
             return network
+        watch_compilation()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
         compiled: Callable[..., Any] = torch.compile(network)
         return compiled

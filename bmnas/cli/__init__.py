@@ -15,6 +15,7 @@ import typer
 from bmnas.cli.compare import compare
 from bmnas.cli.data import data
 from bmnas.cli.export import export
+from bmnas.cli.plan import plan
 from bmnas.cli.presets import presets
 from bmnas.cli.search import search
 from bmnas.cli.serve import serve
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for _command in (search, train, export, serve, show, compare, tasks, presets):
+for _command in (search, train, export, serve, show, compare, plan, tasks, presets):
     app.command()(_command)
 app.add_typer(data, name="data")
 

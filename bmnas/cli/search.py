@@ -20,6 +20,9 @@ from bmnas.cli.stage_options import (
 )
 
 if TYPE_CHECKING:
+    from bmnas.drawing.record import RunRecord
+    from bmnas.drawing.tables import TextTable
+    from bmnas.profiling import Profile
     from bmnas.stages.search import SearchResult
     from bmnas.tasks import Task
 
@@ -71,6 +74,10 @@ def search(
     backbones: Backbones = None,
     device: Device = "auto",
     compile_networks: Compile = None,
+    profile: Annotated[
+        bool,
+        typer.Option("--profile", help="Trace some steps for Perfetto or TensorBoard."),
+    ] = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -110,12 +117,14 @@ def search(
         existing=existing,
         backbones=backbones,
         runtime=Runtime.choose(device, compile_networks),
+        profile=profile,
         progress=Bars(),
     )
     _print(result, loaded, as_json)
 
 
 def _print(result: SearchResult, task: Task, as_json: bool) -> None:
+    import dataclasses
     import json
     import shlex
 
@@ -126,14 +135,21 @@ def _print(result: SearchResult, task: Task, as_json: bool) -> None:
             "genotype": result.genotype.to_dict(),
             "metrics": dict(result.metrics),
         }
-        print(json.dumps(facts, indent=2))
+        if result.profile is not None:
+            facts["profile"] = dataclasses.asdict(result.profile)
+        print(json.dumps(facts, indent=2, default=str))
         return
 
     from bmnas.drawing import genotype_text, load_run
     from bmnas.drawing.tables import print_tables, run_tables
 
     print(genotype_text(result.genotype))
-    print_tables(run_tables(load_run(result.run)))
+    record = load_run(result.run)
+    print_tables(run_tables(record))
+    if result.profile is not None:
+        print_tables([_profile_table(result.profile)])
+        typer.echo(f"Trace: {result.profile.trace} (https://ui.perfetto.dev)", err=True)
+    typer.echo(_where_the_time_went(record), err=True)
     read = {name.partition(".")[0] for name in result.genotype.live_features()}
     unread = [modality.name for modality in task.modalities if modality.name not in read]
     if unread:
@@ -142,3 +158,26 @@ def _print(result: SearchResult, task: Task, as_json: bool) -> None:
     chosen = "" if threshold is None else f" --threshold {threshold}"
     again = task_again(task.source)
     typer.echo(f"Next: bmnas train --genotype {shlex.quote(str(path))}{again}{chosen}", err=True)
+
+
+def _where_the_time_went(run: RunRecord) -> str:
+    """Return the seconds by stage on one line, those that nothing was spent on left out."""
+    names = run.metrics.section("seconds")
+    seconds = {name: run.metrics.number("seconds", name) for name in names}
+    stages = [
+        f"{name.replace('_', ' ')} {spent:.1f}"
+        for name, spent in seconds.items()
+        if spent and name not in ("search", "total", "gpu_hours", "train", "train_compile")
+    ]
+    return f"Seconds: {', '.join(stages)}; in all {seconds.get('total') or 0:.1f}"
+
+
+def _profile_table(profile: Profile) -> TextTable:
+    from bmnas.drawing.tables import TextTable
+
+    rows = tuple(
+        (o.name, f"{o.calls:,}", f"{o.milliseconds:.1f}", f"{o.share:.1%}")
+        for o in profile.operations
+    )
+    title = f"Operations of {profile.steps} steps, time in themselves"
+    return TextTable(title, ("operation", "calls", "ms", "share"), rows)

@@ -14,6 +14,23 @@ from bmnas.drawing.rows import MEASURES, ComparisonRow, format_spread
 from bmnas.drawing.style import measure, plain
 
 DASH = "–"
+#: What the stages in metrics.json are called in tables, in their order.
+STAGES = {
+    "backbones": "backbones",
+    "extraction": "extraction",
+    "compile": "search: compile",
+    "search_weights": "search: weights",
+    "search_architecture": "search: architecture",
+    "validation": "search: validation",
+    "candidates": "search: candidates",
+    "rerank": "search: rerank",
+    "other": "search: other",
+    "search": "search",
+    "total": "search, all stages",
+    "train_compile": "train: compile",
+    "train": "train",
+}
+_MEMORY = ("resident_bytes", "device_bytes")
 _WIDTH = 200  # of a table that goes to a file or a pipe
 
 
@@ -38,6 +55,7 @@ def run_tables(run: RunRecord) -> list[TextTable]:
         _latency(metrics),
         _search(metrics),
         _seconds(metrics),
+        _memory(metrics),
     ]
     return [measured for table in tables if (measured := _measured(table)) is not None]
 
@@ -248,15 +266,30 @@ def _search(metrics: Document) -> TextTable:
 
 
 def _seconds(metrics: Document) -> TextTable:
-    stages = {
-        "backbones": "backbones",
-        "extraction": "extraction",
-        "search": "search",
-        "total": "search, all stages",
-        "train": "train",
-    }
-    rows = [(name, _number(metrics.number("seconds", key), ".1f")) for key, name in stages.items()]
-    return TextTable("Time", ("stage", "seconds"), tuple(rows))
+    # Nothing was compiled: no line of zeros.
+    zero = {key for key in ("compile", "train_compile") if not metrics.number("seconds", key)}
+    rows = [
+        (
+            name,
+            _number(metrics.number("seconds", key), ".1f"),
+            _number(metrics.number("samples_per_second", key), ",.0f"),
+        )
+        for key, name in STAGES.items()
+        if key not in zero
+    ]
+    return TextTable("Time", ("stage", "seconds", "samples/s"), tuple(rows))
+
+
+def _memory(metrics: Document) -> TextTable:
+    rows = [
+        (stage, *(_mebibytes(metrics.number("peak_memory", stage, kind)) for kind in _MEMORY))
+        for stage in ("search", "train")
+    ]
+    return TextTable("Peak memory, MiB", ("stage", "resident", "device"), tuple(rows))
+
+
+def _mebibytes(size: float | None) -> str:
+    return _number(None if size is None else size / 2**20, ",.0f")
 
 
 def _spread(row: ComparisonRow, key: str, spec: str) -> str:

@@ -23,10 +23,12 @@ from bmnas.features import FeatureCache, open_features
 from bmnas.files import write_json
 from bmnas.genotype import Genotype
 from bmnas.metrics import Objective
+from bmnas.profiling import Profile, StepRecorder
 from bmnas.progress import Progress, Silent
 from bmnas.runs import Existing, Run, locked, require_same
 from bmnas.runtime import Runtime, check_seed
-from bmnas.stages.unimodal import Unimodal, remove_stale, unimodal_networks
+from bmnas.stages.accounts import search_metrics
+from bmnas.stages.unimodal import remove_stale, unimodal_networks
 from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
 from bmnas.tasks import check_task
 from bmnas.tasks.task import Task
@@ -36,11 +38,15 @@ _FIXED = ("task", "strategy", "seed", "search", "unimodal", "backbones")
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A finished search: its folder, the genotype found, and ``metrics`` as in the file."""
+    """A finished search: its folder, the genotype found, and ``metrics`` as in the file.
+
+    ``profile`` is of the steps that this call recorded, None where it recorded none.
+    """
 
     run: Path
     genotype: Genotype
     metrics: Mapping[str, Any]
+    profile: Profile | None = None
 
     @property
     def validation(self) -> float:
@@ -61,6 +67,7 @@ def search(
     existing: Existing = "refuse",
     backbones: str | Path | None = None,
     runtime: Runtime | None = None,
+    profile: bool = False,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Find a genotype for ``task`` and write the run folder ``run`` (default ``runs/<task>``).
@@ -68,17 +75,24 @@ def search(
     ``config`` is by default the preset that the task names. ``existing`` says what to do with a
     folder that holds a run: refuse, resume it, or overwrite it. ``backbones`` is the folder of
     trained backbones and feature cache, by default inside ``run``; several runs may share one.
-    Overwriting keeps the backbones that suit ``task``, ``config`` and ``seed``.
-    Reads no test data. Raises UserError when task, settings or folder cannot be used.
+    Overwriting keeps the backbones that suit ``task``, ``config`` and ``seed``. ``profile`` writes
+    a trace of some steps of strategy ``bmnas`` beside the results, which stay the same. Reads no
+    test data. Raises UserError when task, settings or folder cannot be used.
     """
     if strategy not in STRATEGIES:
         raise UserError(f"received strategy {strategy!r}, expected one of {', '.join(STRATEGIES)}")
+    if profile and strategy != "bmnas":
+        raise UserError(
+            f"--profile records the steps of strategy bmnas, received {strategy}: leave one out"
+        )
     check_seed(seed)
     check_task(task)
     config = load_preset(task.preset) if config is None else config
     runtime = Runtime.choose() if runtime is None else runtime
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     kept = folder.backbones if backbones is None else Path(backbones)
+    recorder = StepRecorder(folder.trace, runtime.device) if profile else None
+    progress = progress or Silent()
     with locked(folder.path, kept):
         wanted = {
             "task": {"name": task.name, "source": task.source},
@@ -95,8 +109,12 @@ def search(
             remove_stale(task, config.unimodal, seed=seed, folder=kept)
         _prepare(folder, wanted, existing)
         if not folder.genotype.is_file():
-            _search(folder, kept, task, config, strategy, seed, runtime, progress or Silent())
-    return read_search(folder.path)
+            _search(folder, kept, task, config, strategy, seed, runtime, recorder, progress)
+    if recorder is None:
+        return read_search(folder.path)
+    if recorder.profile is None:
+        progress.note("no epoch of the search was left to run, so there is nothing to profile")
+    return dataclasses.replace(read_search(folder.path), profile=recorder.profile)
 
 
 def read_search(run: str | Path) -> SearchResult:
@@ -137,6 +155,7 @@ def _search(
     strategy: str,
     seed: int,
     runtime: Runtime,
+    recorder: StepRecorder | None,
     progress: Progress,
 ) -> None:
     objective = Objective(task.kind, config.train.threshold)
@@ -172,17 +191,14 @@ def _search(
         checkpoint=Checkpoint(folder.checkpoint, owner, folder.history),
         candidates=lambda: Checkpoint(folder.rerank_checkpoint, owner, folder.rerank),
         progress=progress,
+        recorder=recorder,
     )
     outcome = STRATEGIES[strategy](problem)
     folder.update_metrics(
         {
             "metric": objective.metric,
-            "unimodal": {
-                name: {"validation": found.validation, "parameters": found.parameters}
-                for name, found in networks.items()
-            },
-            "search": _facts(strategy, outcome),
-            "seconds": _seconds(networks, cache, outcome.seconds, runtime),
+            **search_metrics(strategy, networks, cache, outcome, runtime.device),
+            "peak_memory": {"search": problem.checkpoint.spent.peak_memory},
         }
     )
     write_pictures(folder, outcome.genotype, progress)
@@ -226,34 +242,6 @@ def note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Pro
             count = backbone.unreadable(rows)
             if count:
                 progress.note(f"{modality.name}: {count} of {len(rows)} texts have no known word")
-
-
-def _facts(strategy: str, outcome: Outcome) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "strategy": strategy,
-        "best_epoch": outcome.best_epoch,
-        "validation": outcome.validation,
-        "candidates": outcome.candidates,
-        "samples_seen": outcome.samples_seen,
-    }
-    if outcome.threshold is not None:
-        facts["threshold"] = outcome.threshold
-    return facts
-
-
-def _seconds(
-    networks: Mapping[str, Unimodal], cache: FeatureCache, searched: float, runtime: Runtime
-) -> dict[str, float]:
-    trained = sum(found.seconds for found in networks.values())
-    total = trained + cache.seconds + searched
-    on_gpu = runtime.device.type == "cuda"
-    return {
-        "backbones": trained,
-        "extraction": cache.seconds,
-        "search": searched,
-        "total": total,
-        "gpu_hours": total / 3600 if on_gpu else 0.0,
-    }
 
 
 def _owner(cache: FeatureCache, config: Config, strategy: str, seed: int) -> str:

@@ -25,11 +25,15 @@ from bmnas.network import FusionNetwork, MultimodalNetwork
 from bmnas.progress import Progress, Silent
 from bmnas.runs import Existing, Run, locked, require_same
 from bmnas.runtime import Runtime, check_seed, seed_stage
+from bmnas.samples import samples_per_epoch
+from bmnas.spent import COMPILE
 from bmnas.stages.search import backbones_record, write_pictures
 from bmnas.stages.unimodal import score_unimodal, unimodal_networks
 from bmnas.tasks import check_task, check_test, reload_task
 from bmnas.tasks.task import Task
 from bmnas.trained import TaskInfo, TrainedNetwork
+
+_INHERITED = ("search", "seconds", "samples_per_second", "peak_memory")
 
 
 @dataclass(frozen=True)
@@ -208,9 +212,7 @@ def _prepare(
     if not folder.genotype.is_file():
         # The cost of the search belongs to every network that comes out of it.
         inherited = origin.read_metrics()
-        folder.update_metrics(
-            {key: inherited[key] for key in ("search", "seconds") if key in inherited}
-        )
+        folder.update_metrics({key: inherited[key] for key in _INHERITED if key in inherited})
         # Last: killed in between, the next attempt comes here again.
         genotype.save(folder.genotype)
 
@@ -243,7 +245,8 @@ class _Training:
         # MultimodalNetwork cuts them, and their own heads are still to be tested.
         backbones = {name: copy.deepcopy(found.backbone) for name, found in networks.items()}
         network, checkpoint = self._fit(backbones, objective)
-        seconds = checkpoint.seconds  # before test and latency, which are no training
+        # Before test and latency, which are no training.
+        seconds, spent = checkpoint.seconds, checkpoint.spent.to_dict()
         test = evaluate_fusion(task, network, "test", objective, runtime)
         unimodal = {
             name: {
@@ -264,7 +267,9 @@ class _Training:
                 },
                 "parameters": parameter_counts(network),
                 "latency": torch_latency(task, network, runtime),
-                "seconds": {"train": seconds},
+                "seconds": {"train": seconds, "train_compile": spent["seconds"][COMPILE]},
+                "samples_per_second": {"train": self._samples_seen() / spent["seconds"]["train"]},
+                "peak_memory": {"train": spent["peak_memory"]},
             }
         )
         write_pictures(self.folder, self.genotype, self.progress)
@@ -299,18 +304,23 @@ class _Training:
         fusion = FusionNetwork(
             self.genotype, channels, classes=self.task.classes, dropout=settings.dropout
         )
-        network = fit_fusion(
-            self.task,
-            backbones,
-            fusion,
-            settings,
-            objective,
-            features=self.kept / "features",
-            runtime=self.runtime,
-            checkpoint=checkpoint,
-            progress=self.progress,
-        )
+        with checkpoint.spent.stage("train"):
+            network = fit_fusion(
+                self.task,
+                backbones,
+                fusion,
+                settings,
+                objective,
+                features=self.kept / "features",
+                runtime=self.runtime,
+                checkpoint=checkpoint,
+                progress=self.progress,
+            )
         return network, checkpoint
+
+    def _samples_seen(self) -> int:
+        settings, samples = self.config.train, self.task.samples("train", "validation")
+        return settings.epochs * samples_per_epoch(len(samples), settings.batch_size)
 
     def _objective(self) -> Objective:
         return Objective(self.task.kind, self.config.train.threshold)

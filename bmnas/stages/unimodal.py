@@ -139,6 +139,24 @@ def score_unimodal(
     return evaluate(backbone, _call(backbone), samples, objective, runtime.device).score
 
 
+def new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module | None]:
+    """Return a modality's backbone before its training, and what of it is to be trained.
+
+    That is all of it, its new head, whose gradients alone are asked for, or nothing where all
+    weights were given.
+    """
+    backbone = build_backbone(modality, classes=task.classes, rows=_train_rows(task, modality))
+    if modality.weights is not None:
+        load_weights(backbone, modality.weights)
+    trained = _to_train(modality, backbone)
+    if trained is not None:
+        if trained is not backbone:
+            backbone.requires_grad_(False)
+            trained.requires_grad_(True)
+        backbone.eval()
+    return backbone, trained
+
+
 def _make(
     task: Task,
     modality: Modality,
@@ -152,16 +170,9 @@ def _make(
 ) -> Unimodal:
     started = time.perf_counter()
     seed_stage(seed, f"backbone {modality.name}")
-    backbone = build_backbone(modality, classes=task.classes, rows=_train_rows(task, modality))
-    if modality.weights is not None:
-        load_weights(backbone, modality.weights)
+    backbone, trained = new_backbone(task, modality)
     backbone.to(runtime.device)
-    trained = _to_train(modality, backbone)
     if trained is not None:
-        if trained is not backbone:
-            backbone.requires_grad_(False)
-            trained.requires_grad_(True)
-        backbone.eval()
         fit(
             trained,
             _call(backbone),

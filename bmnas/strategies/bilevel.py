@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 
 import torch
@@ -12,6 +13,7 @@ from bmnas.checkpoint import Record, Stateful
 from bmnas.derive import derive_genotype
 from bmnas.fit import Forward, require_finite_loss
 from bmnas.metrics import best_threshold, evaluate
+from bmnas.profiling import profiled_step
 from bmnas.runtime import seed_stage
 from bmnas.samples import (
     FeatureSamples,
@@ -19,7 +21,8 @@ from bmnas.samples import (
     epoch_batches,
     samples_per_epoch,
 )
-from bmnas.strategies.problem import Outcome, SearchProblem, best_record, is_best
+from bmnas.spent import COMPILE
+from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 from bmnas.strategies.rerank import rerank
 from bmnas.supernet import ArchitectureWeights, Supernet
 
@@ -34,18 +37,16 @@ def search_bilevel(problem: SearchProblem) -> Outcome:
     """
     config = problem.config
     best = best_record(_relax(problem))
-    seen = sum(
-        samples_per_epoch(len(samples), config.batch_size)
-        for samples in (problem.train, problem.validation)
-    )
+    stages = _stages(problem)
     outcome = Outcome(
         genotype=problem.genotype(best["cells"]),
         best_epoch=best["epoch"],
         validation=best["validation_score"],
         candidates=1,
-        samples_seen=config.epochs * seen,
+        samples_seen=stages["search_weights"].samples + stages["search_architecture"].samples,
         threshold=best.get("threshold"),
         seconds=problem.checkpoint.seconds,
+        stages=stages,
     )
     if config.rerank == 0:
         return outcome
@@ -78,16 +79,22 @@ def _relax(problem: SearchProblem) -> list[Record]:
         "schedule": schedule,
     }
     records = problem.checkpoint.restore(parts)
-    with problem.progress.stage("search", config.epochs) as shown:
+    spent = problem.checkpoint.spent
+    with problem.progress.stage("search", config.epochs) as shown, _recording(problem, records):
         shown.advance(len(records))
         for epoch in range(len(records) + 1, config.epochs + 1):
             rate = schedule.get_last_lr()[0]
             supernet.train()
             _require_gradients(weights, architecture)
-            train_loss = _descend(problem, problem.train, forward, on_weights, schedule)
+            with spent.stage("search_weights"):
+                train_loss = _descend(problem, problem.train, forward, on_weights, schedule)
             _require_gradients(architecture, weights)
-            architecture_loss = _descend(problem, problem.validation, forward, on_architecture)
-            found = evaluate(supernet, forward, problem.validation, problem.objective, device)
+            with spent.stage("search_architecture"):
+                architecture_loss = _descend(problem, problem.validation, forward, on_architecture)
+            with spent.stage("validation"):
+                found = evaluate(supernet, forward, problem.validation, problem.objective, device)
+            if problem.recorder is not None:
+                problem.recorder.write()
             record = {
                 "epoch": epoch,
                 "learning_rate": rate,
@@ -107,6 +114,33 @@ def _relax(problem: SearchProblem) -> list[Record]:
             )
             shown.advance()
     return records
+
+
+def _stages(problem: SearchProblem) -> dict[str, StageCost]:
+    """Return what the epochs have cost by stage, compilation apart."""
+    config, seconds = problem.config, problem.checkpoint.spent.seconds
+    samples = {
+        COMPILE: 0,
+        "search_weights": samples_per_epoch(len(problem.train), config.batch_size),
+        "search_architecture": samples_per_epoch(len(problem.validation), config.batch_size),
+        "validation": len(problem.validation),
+    }
+    return {
+        name: StageCost(seconds.get(name, 0.0), config.epochs * count)
+        for name, count in samples.items()
+    }
+
+
+def _recording(
+    problem: SearchProblem, records: list[Record]
+) -> contextlib.AbstractContextManager[None]:
+    if problem.recorder is None:
+        return contextlib.nullcontext()
+    steps = (
+        batches_per_epoch(len(samples), problem.config.batch_size)
+        for samples in (problem.train, problem.validation)
+    )
+    return problem.recorder.recording(problem.config.epochs - len(records), *steps)
 
 
 def _supernet(problem: SearchProblem) -> Supernet:
@@ -143,16 +177,18 @@ def _descend(
 ) -> float:
     """Make one pass over ``samples`` and return its mean loss."""
     objective, device = problem.objective, problem.runtime.device
+    step = "weights step" if samples is problem.train else "architecture step"
     total, batches = torch.zeros((), device=device), 0
     for chosen in epoch_batches(len(samples), problem.config.batch_size):
-        features, labels = samples.batch(chosen)
-        loss = objective.loss(forward([x.to(device) for x in features]), labels.to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if schedule is not None:
-            schedule.step()
-        total += loss.detach()
+        with profiled_step(problem.recorder, step):
+            features, labels = samples.batch(chosen)
+            loss = objective.loss(forward([x.to(device) for x in features]), labels.to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if schedule is not None:
+                schedule.step()
+            total += loss.detach()
         batches += 1
     # The device synchronises here, once a pass.
     return float(total) / batches

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bmnas.checkpoint import Checkpoint, Record
 from bmnas.config import SearchConfig
 from bmnas.genotype import FORMAT, Genotype
 from bmnas.metrics import Objective
+from bmnas.profiling import StepRecorder
 from bmnas.progress import Progress
 from bmnas.runtime import Runtime
 from bmnas.samples import FeatureSamples
@@ -20,6 +21,7 @@ class SearchProblem:
 
     ``checkpoint`` is where the strategy leaves its state after every epoch or candidate;
     ``candidates`` opens another, for a strategy that trains candidates after its epochs.
+    ``recorder``, where there is one, profiles some of the search's steps.
     """
 
     train: FeatureSamples
@@ -32,6 +34,7 @@ class SearchProblem:
     checkpoint: Checkpoint
     candidates: Callable[[], Checkpoint]
     progress: Progress
+    recorder: StepRecorder | None = None
 
     def genotype(self, cells: object) -> Genotype:
         """Return the genotype over this problem's features with ``cells`` as in its file."""
@@ -47,12 +50,21 @@ class SearchProblem:
 
 
 @dataclass(frozen=True)
+class StageCost:
+    """Seconds of one stage of a search, and the samples that passed through it."""
+
+    seconds: float
+    samples: int
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The genotype with the best validation score, and what finding it took.
 
     ``candidates`` counts the networks that were trained, ``samples_seen`` the samples that passed
     forward and backward. ``threshold`` is the one that suits validation best in a multilabel
-    task, None otherwise; ``seconds`` is the time of the search alone, earlier lives included.
+    task, None otherwise; ``seconds`` is the time of the search alone, earlier lives included, and
+    ``stages`` what of it went where; the rest is bookkeeping, such as checkpoints.
     """
 
     genotype: Genotype
@@ -62,6 +74,7 @@ class Outcome:
     samples_seen: int
     threshold: float | None
     seconds: float = field(compare=False)
+    stages: Mapping[str, StageCost] = field(compare=False)
 
 
 def best_record(records: Sequence[Record]) -> Record:

@@ -9,7 +9,7 @@ from bmnas.config import SearchConfig
 from bmnas.genotype import Genotype
 from bmnas.samples import samples_per_epoch
 from bmnas.strategies.candidates import draw_genotype, even_weights, train_candidate
-from bmnas.strategies.problem import Outcome, SearchProblem, best_record, is_best
+from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 
 
 def search_random(problem: SearchProblem) -> Outcome:
@@ -23,25 +23,30 @@ def search_random(problem: SearchProblem) -> Outcome:
     genotypes = [random_genotype(features, config, draw) for _ in range(config.candidates)]
     # A candidate depends on nothing but its number, so the records are the whole state.
     records = problem.checkpoint.restore({})
+    spent = problem.checkpoint.spent
     with problem.progress.stage("random search", config.candidates) as shown:
         shown.advance(len(records))
         for number in range(len(records) + 1, config.candidates + 1):
-            record = {"epoch": number, **train_candidate(problem, genotypes[number - 1], number)}
+            with spent.stage("candidates"):
+                trained = train_candidate(problem, genotypes[number - 1], number)
+            record = {"epoch": number, **trained}
             record["best"] = is_best(record["validation_score"], records)
             records.append(record)
             problem.checkpoint.save({}, records)
             shown.message(f"validation {problem.objective.metric} {record['validation_score']:.3f}")
             shown.advance()
     best = best_record(records)
-    seen = samples_per_epoch(len(problem.train), config.batch_size)
+    an_epoch = samples_per_epoch(len(problem.train), config.batch_size)
+    seen = config.candidates * config.candidate_epochs * an_epoch
     return Outcome(
         genotype=problem.genotype(best["cells"]),
         best_epoch=best["epoch"],
         validation=best["validation_score"],
         candidates=config.candidates,
-        samples_seen=config.candidates * config.candidate_epochs * seen,
+        samples_seen=seen,
         threshold=best.get("threshold"),
         seconds=problem.checkpoint.seconds,
+        stages={"candidates": StageCost(spent.seconds["candidates"], seen)},
     )
 
 

@@ -8,7 +8,7 @@ from random import Random
 from bmnas.genotype import Genotype
 from bmnas.samples import samples_per_epoch
 from bmnas.strategies.candidates import draw_genotype, train_candidate
-from bmnas.strategies.problem import Outcome, SearchProblem, best_record, is_best
+from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 from bmnas.supernet import ArchitectureWeights
 
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
@@ -47,6 +47,7 @@ def rerank(problem: SearchProblem, derived: Outcome, weights: ArchitectureWeight
         validation=winner["validation_score"],
         candidates=len(genotypes),
         samples_seen=derived.samples_seen + len(genotypes) * seen,
+        stages={**derived.stages, "rerank": StageCost(checkpoint.seconds, len(genotypes) * seen)},
         threshold=winner.get("threshold"),
         seconds=derived.seconds + checkpoint.seconds,
     )

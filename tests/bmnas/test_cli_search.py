@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -41,7 +42,13 @@ def test_search_alone_searches_the_embedded_task_and_is_quiet(tmp_path: Path) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "Next: bmnas train --genotype runs/digits/genotype.json\n"
+    time, hint = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"Seconds: backbones [\d.]+, extraction [\d.]+, search weights [\d.]+, search architecture "
+        r"[\d.]+, validation [\d.]+, other [\d.]+; in all [\d.]+",
+        time,
+    )
+    assert hint == "Next: bmnas train --genotype runs/digits/genotype.json"
     assert not set("\x1b\r") & set(done.stdout + done.stderr)
     genotype = Genotype.load(tmp_path / "runs" / "digits" / "genotype.json")
     assert genotype.provenance["task"] == "digits"
@@ -66,7 +73,9 @@ def test_options_go_before_the_preset_and_json_is_one_object(here: Path) -> None
     # The answer comes again without a search; the hint quotes what a shell would split.
     again = bmnas_command(*words[:-1], "--resume", "--strategy", "random", "--candidates", "2",
                           "--seed", "7")  # fmt: skip
-    assert again.err == "Next: bmnas train --genotype 'a run/genotype.json'\n"
+    time, hint = again.err.splitlines()
+    assert "candidates" in time
+    assert hint == "Next: bmnas train --genotype 'a run/genotype.json'"
 
 
 @pytest.mark.parametrize(
@@ -162,4 +171,4 @@ def test_a_modality_that_is_not_read_is_told(here: Path, monkeypatch: pytest.Mon
     assert bmnas_command(*TINY).status == 0
     monkeypatch.setattr(Genotype, "live_features", lambda _: ("m1.1", "m1.2"))
     again = bmnas_command(*TINY, "--resume")
-    assert again.err.startswith("note: the network found reads nothing of m0\nNext: ")
+    assert "\nnote: the network found reads nothing of m0\nNext: " in again.err

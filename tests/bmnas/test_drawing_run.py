@@ -102,6 +102,28 @@ def test_tables_leave_out_what_no_stage_has_measured(make: Make) -> None:
     assert "GPU-hours" not in dict(tables["Search"])
 
 
+def test_tables_say_where_the_time_and_the_memory_went(make: Make) -> None:
+    seconds = {"backbones": 8.0, "compile": 0.0, "search_weights": 7.25, "rerank": 3.0,
+               "other": 0.25, "search": 10.5, "train_compile": 40.0, "train": 99.0}  # fmt: skip
+    metrics = {
+        "seconds": seconds,
+        "samples_per_second": {"search_weights": 1234.5, "train": 10.0},
+        "peak_memory": {"search": {"resident_bytes": 3 << 20, "device_bytes": 5 << 30}},
+    }
+    tables = {table.title: table for table in run_tables(load_run(make(metrics=metrics)))}
+    assert tables["Time"].columns == ("stage", "seconds", "samples/s")
+    assert tables["Time"].rows == (
+        ("backbones", "8.0", "–"),
+        ("search: weights", "7.2", "1,234"),
+        ("search: rerank", "3.0", "–"),
+        ("search: other", "0.2", "–"),
+        ("search", "10.5", "–"),
+        ("train: compile", "40.0", "–"),
+        ("train", "99.0", "10"),
+    )
+    assert tables["Peak memory, MiB"].rows == (("search", "3", "5,120"),)
+
+
 def test_markdown_and_html_escape_what_files_say(make: Make) -> None:
     tables = run_tables(load_run(make()))
     assert r"a \| b &lt;script&gt;" in markdown(tables)

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_runs import write_run
 from tiny_tasks import CONFIG, changed, tiny_task
 
 import bmnas
+from bmnas.checkpoint import Checkpoint
 from bmnas.drawing import load_run
 from bmnas.errors import UserError
 from bmnas.genotype import Cell, Genotype, Step
@@ -236,3 +238,50 @@ def test_a_network_too_large_for_a_picture_is_told_and_kept(tmp_path: Path) -> N
     write_pictures(Run(write_run(tmp_path / "run")), genotype, listening)
     (note,) = listening.notes
     assert note.startswith("no picture: drawing: received 101 features, expected at most 100")
+
+
+def test_seconds_by_stage_make_up_the_search(tmp_path: Path) -> None:
+    config = CONFIG.override("search", rerank=1)
+    metrics = bmnas.search(tiny_task(), run=tmp_path / "run", config=config).metrics
+    seconds = metrics["seconds"]
+    stages = ("search_weights", "search_architecture", "validation", "rerank")
+    assert all(seconds[stage] > 0 for stage in (*stages, "backbones", "extraction", "other"))
+    assert seconds["compile"] == 0
+    assert sum(seconds[s] for s in (*stages, "other")) == pytest.approx(seconds["search"])
+    parts = (seconds["backbones"], seconds["extraction"], seconds["search"])
+    assert sum(parts) == pytest.approx(seconds["total"])
+    speeds = metrics["samples_per_second"]
+    assert set(speeds) == {*stages, "extraction"}
+    # Two epochs of 32 samples in whole batches; two candidates of one epoch.
+    assert speeds["search_weights"] * seconds["search_weights"] == pytest.approx(64)
+    assert speeds["rerank"] * seconds["rerank"] == pytest.approx(64)
+    assert speeds["extraction"] * seconds["extraction"] == pytest.approx(64)
+    assert metrics["peak_memory"]["search"]["resident_bytes"] > 1 << 20
+    for name in ("history.jsonl", "rerank.jsonl"):
+        assert "seconds" not in (tmp_path / "run" / name).read_text()
+
+
+def test_the_seconds_before_a_stop_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "run")
+    save = Checkpoint.save
+
+    def stop(checkpoint: Checkpoint, parts: Any, records: list[Any]) -> None:
+        save(checkpoint, parts, records)
+        if checkpoint._path == run.checkpoint:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoint, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        search(run.path)
+    monkeypatch.undo()
+    content = torch.load(run.checkpoint, weights_only=True)
+    content["seconds"] += 1100
+    content["spent"]["seconds"]["search_weights"] += 1000
+    content["spent"]["seconds"]["validation"] += 100
+    torch.save(content, run.checkpoint)
+    seconds = search(run.path, existing="resume").metrics["seconds"]
+    assert 1000 < seconds["search_weights"] < 1050
+    assert 100 < seconds["validation"] < 150
+    assert 0 < seconds["search_architecture"] < 50
+    assert 0 < seconds["other"] < 50
+    assert seconds["search"] > 1100

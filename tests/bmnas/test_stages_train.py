@@ -41,6 +41,21 @@ def test_a_training_is_tested_once_and_saved(found: Path) -> None:
     assert again.loss == pytest.approx(metrics["test"]["loss"], rel=1e-5)
 
 
+def test_a_training_says_what_it_took_beside_the_search(found: Path, tmp_path: Path) -> None:
+    searched = json.loads((found.parent / "metrics.json").read_text())
+    metrics = train(found, run=tmp_path / "other").metrics
+    seconds = metrics["seconds"]
+    assert seconds["train"] > 0
+    assert seconds["train_compile"] == 0
+    assert {name: seconds[name] for name in searched["seconds"]} == searched["seconds"]
+    # One epoch of 64 samples; the rest of the seconds is making the network ready.
+    assert metrics["samples_per_second"]["train"] * seconds["train"] >= 64
+    assert metrics["samples_per_second"].items() >= searched["samples_per_second"].items()
+    assert metrics["peak_memory"]["search"] == searched["peak_memory"]["search"]
+    assert metrics["peak_memory"]["train"]["resident_bytes"] > 1 << 20
+    assert "seconds" not in (tmp_path / "other" / "train.jsonl").read_text()
+
+
 def test_frozen_backbones_stay_as_they_are(found: Path) -> None:
     from bmnas.backbones import load_backbone
 

@@ -10,6 +10,7 @@ from tiny_tasks import CONFIG
 
 from bmnas.checkpoint import Checkpoint
 from bmnas.metrics import Objective
+from bmnas.profiling import StepRecorder
 from bmnas.progress import Silent
 from bmnas.runtime import Runtime
 from bmnas.samples import FeatureSamples
@@ -34,7 +35,13 @@ def tiny_samples(count: int, *, kind: str = "multiclass", seed: int = 0) -> Feat
     return FeatureSamples(tuple(CHANNELS), arrays, rows, labels)
 
 
-def tiny_problem(folder: Path, *, kind: str = "multiclass", **changes: Any) -> SearchProblem:
+def tiny_problem(
+    folder: Path,
+    *,
+    kind: str = "multiclass",
+    recorder: StepRecorder | None = None,
+    **changes: Any,
+) -> SearchProblem:
     """A problem of 40 train and 24 validation samples; ``changes`` are fields of SearchConfig."""
     return SearchProblem(
         train=tiny_samples(40, kind=kind),
@@ -47,4 +54,5 @@ def tiny_problem(folder: Path, *, kind: str = "multiclass", **changes: Any) -> S
         checkpoint=Checkpoint(folder / "checkpoint.pt", "owner", folder / "history.jsonl"),
         candidates=lambda: Checkpoint(folder / "rerank.pt", "owner", folder / "rerank.jsonl"),
         progress=Silent(),
+        recorder=recorder,
     )

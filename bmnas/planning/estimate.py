@@ -1,0 +1,120 @@
+"""From rates and a workload, the costs of the whole search: arithmetic, no measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bmnas.config import UnimodalConfig
+from bmnas.planning.backbone_rates import BackboneRates
+from bmnas.planning.disc import Disc
+from bmnas.planning.search_rates import SearchRates
+from bmnas.planning.workload import Workload
+from bmnas.samples import batches_per_epoch, samples_per_epoch
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: the peak without the cache, the mapped cache, what the machine has free.
+
+    The mapped cache lies in memory as long as there is room; the system may take it back.
+    ``device_bytes`` is None on a CPU.
+    """
+
+    needed_bytes: int
+    cache_bytes: int
+    available_bytes: int
+    device_bytes: int | None
+
+    @property
+    def resident_bytes(self) -> int:
+        """The peak that a run would report where everything fits."""
+        return self.needed_bytes + self.cache_bytes
+
+    @property
+    def missing(self) -> float:
+        """The fraction of the cache that finds no room in memory."""
+        room = max(0, self.available_bytes - self.needed_bytes)
+        return max(0.0, 1 - room / self.cache_bytes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search is expected to cost; ``seconds`` by the names that metrics.json has.
+
+    ``seconds`` has no ``backbones`` where there is no task, and ``extraction`` is the writing of
+    the cache alone. ``calibration`` is how many seconds the measuring took.
+    """
+
+    workload: Workload
+    seconds: Mapping[str, float]
+    memory: Memory
+    disc: Disc
+    calibration: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON-ready plain data."""
+        work, memory = self.workload, self.memory
+        return {
+            "samples": {"train": work.train, "validation": work.validation},
+            "features": dict(work.channels),
+            "search": asdict(work.search),
+            "cache_bytes": work.cache_bytes,
+            "memory": {
+                **asdict(memory),
+                "resident_bytes": memory.resident_bytes,
+                "fits": memory.missing == 0,
+            },
+            "seconds": dict(self.seconds),
+            "disc": {
+                "write_bytes_per_second": self.disc.write,
+                "read_bytes_per_second": self.disc.read,
+                "free_bytes": self.disc.free,
+            },
+            "calibration_seconds": self.calibration,
+        }
+
+
+def search_seconds(
+    workload: Workload, rates: SearchRates, memory: Memory, disc: Disc
+) -> dict[str, float]:
+    """Return the seconds of the stages of the search.
+
+    What of the cache finds no room in memory is read from the disc again in every pass.
+    """
+    config = workload.search
+    weights = samples_per_epoch(workload.train, config.batch_size)
+    architecture = samples_per_epoch(workload.validation, config.batch_size)
+    trainings = config.rerank + 1 if config.rerank else 0
+    # From a sample's pass to the samples that make it, and how long each takes besides reading.
+    passes = {
+        "search_weights": (config.epochs * weights, rates.weights),
+        "search_architecture": (config.epochs * architecture, rates.architecture),
+        "validation": (config.epochs * workload.validation, rates.validation),
+        "rerank": (trainings * config.candidate_epochs * weights, rates.rerank),
+    }
+    reading = memory.missing * workload.sample_bytes / disc.read
+    seconds = {name: count * (rate + reading) for name, (count, rate) in passes.items() if count}
+    found = {"compile": rates.compile, **seconds, "other": config.epochs * rates.epoch}
+    return {**found, "search": sum(found.values())}
+
+
+def backbone_seconds(
+    workload: Workload, config: UnimodalConfig, rates: Mapping[str, BackboneRates], disc: Disc
+) -> dict[str, float]:
+    """Return the seconds of training the backbones, scored on validation, and of extraction.
+
+    Without ``rates`` there is nothing to train, and extraction is the writing of the cache alone.
+    """
+    writing = workload.cache_bytes / disc.write
+    if not rates:
+        return {"extraction": writing}
+    steps = config.epochs * batches_per_epoch(workload.train, config.batch_size)
+    return {
+        "backbones": sum(
+            steps * rate.step + workload.validation * rate.row for rate in rates.values()
+        ),
+        # The rows that were timed went to a disc that may not have been busy yet.
+        "extraction": sum(workload.rows[name] * rate.row for name, rate in rates.items()) + writing,
+    }

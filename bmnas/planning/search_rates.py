@@ -1,0 +1,114 @@
+"""How fast a search is: Algorithm 1 itself, and short trainings, on made-up features."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from bmnas.checkpoint import Checkpoint
+from bmnas.config import SearchConfig
+from bmnas.metrics import Objective
+from bmnas.planning.made_up import MadeUpFeatures
+from bmnas.planning.settle import settle
+from bmnas.planning.workload import Workload
+from bmnas.progress import Silent
+from bmnas.runtime import Runtime
+from bmnas.spent import COMPILE
+from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
+
+_CANDIDATES = 4  # networks that were drawn differ in what they cost
+_CANDIDATE_EPOCHS = 3
+_MOST = 4096
+
+
+@dataclass(frozen=True)
+class SearchRates:
+    """Seconds of a sample in each stage of a search.
+
+    ``rerank`` is of a sample in one epoch of a short training, its part of what such a training
+    costs besides included. ``epoch`` is what an epoch of the search costs besides its passes;
+    ``compile`` is spent once.
+    """
+
+    weights: float
+    architecture: float
+    validation: float
+    rerank: float
+    epoch: float
+    compile: float
+
+
+@dataclass(frozen=True)
+class SearchTrial:
+    """Short searches for a workload on made-up features; checkpoints go to ``folder``."""
+
+    workload: Workload
+    features: MadeUpFeatures
+    runtime: Runtime
+    folder: Path
+
+    def rates(self, budget: float) -> SearchRates:
+        """Time all stages in about ``budget`` seconds, compilation apart."""
+        settings = self.workload.search
+        reranks = settings.rerank > 0
+        outcomes = self._outcomes(
+            "bmnas",
+            dataclasses.replace(settings, epochs=1, rerank=0),
+            budget / 2 if reranks else budget,
+        )
+        searched, stages = outcomes[-1], outcomes[-1].stages
+        rates = {name: cost.seconds / max(cost.samples, 1) for name, cost in stages.items()}
+        if reranks:
+            epochs = min(settings.candidate_epochs, _CANDIDATE_EPOCHS)
+            short = dataclasses.replace(settings, candidates=_CANDIDATES, candidate_epochs=epochs)
+            trained = self._outcomes("random", short, budget / 2)[-1].stages["candidates"]
+            rates["rerank"] = trained.seconds / trained.samples
+        return SearchRates(
+            weights=rates["search_weights"],
+            architecture=rates["search_architecture"],
+            validation=rates["validation"],
+            rerank=rates.get("rerank", 0.0),
+            epoch=searched.seconds - sum(cost.seconds for cost in stages.values()),
+            # Later searches find some of it done.
+            compile=max(outcome.stages[COMPILE].seconds for outcome in outcomes),
+        )
+
+    def _outcomes(self, strategy: str, config: SearchConfig, budget: float) -> list[Outcome]:
+        """Return what searches over more and more batches came to, the last one being measured."""
+        outcomes: list[Outcome] = []
+
+        def run(batches: int) -> float:
+            problem = self._problem(strategy, config, batches, len(outcomes))
+            found = STRATEGIES[strategy](problem)
+            outcomes.append(found)
+            compiling = found.stages[COMPILE].seconds if COMPILE in found.stages else 0.0
+            return found.seconds - compiling
+
+        settle(run, 2, _MOST, budget)
+        return outcomes
+
+    def _problem(
+        self, strategy: str, config: SearchConfig, batches: int, number: int
+    ) -> SearchProblem:
+        work, size = self.workload, config.batch_size
+        # A part smaller than a batch is one batch; a larger one may be longer here than it is.
+        train, validation = (
+            batches * size if count >= size else count for count in (work.train, work.validation)
+        )
+        if strategy == "random":
+            # Trained on one part and measured on the other: what that costs hangs on their ratio.
+            validation = max(2, train * work.validation // work.train)
+        folder = self.folder / f"{strategy} {number}"
+        return SearchProblem(
+            train=self.features.samples(train),
+            validation=self.features.samples(validation),
+            classes=work.classes,
+            objective=Objective(work.kind),
+            config=config,
+            seed=0,
+            runtime=self.runtime,
+            checkpoint=Checkpoint(folder / "checkpoint.pt", "plan", folder / "history.jsonl"),
+            candidates=lambda: Checkpoint(folder / "rerank.pt", "plan"),
+            progress=Silent(),
+        )

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from command_line import bmnas_command, one_line_error, write_tiny_preset
+from tiny_tasks import write_tiny_task
+
+from bmnas.planning import plan
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with task.toml and tiny-preset.toml; the calibration is short."""
+    monkeypatch.setattr(plan, "_BUDGET", 0.05)
+    write_tiny_task(tmp_path)
+    write_tiny_preset(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+TASK = ("plan", "--task", "task.toml", "--preset", "tiny-preset.toml")
+NO_TASK = ("plan", "--preset", "tiny-preset.toml", "--features", "8,4", "--samples", "100")
+
+
+def test_a_task_is_planned_and_nothing_is_left(here: Path) -> None:
+    before = sorted(here.rglob("*"))
+    printed = bmnas_command(*TASK)
+    assert printed.status == 0, printed
+    for words in ("feature cache on disc", "backbones", "search: weights", "search, all stages"):
+        assert words in printed.out
+    assert printed.err.startswith("Measured in ")
+    assert "rerank" not in printed.out
+    assert sorted(here.rglob("*")) == before
+
+
+def test_json_is_one_object(here: Path) -> None:
+    printed = bmnas_command(*NO_TASK, "--epochs", "5", "--rerank", "2", "--json")
+    assert (printed.status, printed.err) == (0, "")
+    found = json.loads(printed.out)
+    assert found["samples"] == {"train": 80, "validation": 20}
+    assert found["cache_bytes"] == 100 * 4 * 12 * 4
+    assert (found["search"]["epochs"], found["preset"]) == (5, "tiny-preset.toml")
+    assert found["seconds"]["rerank"] > 0
+    assert found["hardware"]["threads"] > 0
+
+
+def test_without_a_task_it_says_what_it_cannot_know(here: Path) -> None:
+    printed = bmnas_command(*NO_TASK, "--validation", "0.5")
+    assert printed.status == 0, printed
+    assert printed.err.startswith("note: without a task there are no backbones to time")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--task", "task.toml", "--samples", "9"), "received a task and --samples, which a task"),
+        (("--data", ".", "--features", "3,4"), "received a task and --features, which a task"),
+        (("--features", "3,4"), "received --features without --samples, expected how many there"),
+        (("--samples", "100"), "preset default is for no features in particular: give the channel"),
+        (("--samples", "3", "--preset", "ntu-1"), "--samples: received 3, of which 1 for valid"),
+        (("--samples", "9", "--preset", "ntu"), "received preset 'ntu', expected one of"),
+        (("--samples", "99", "--features", "x"), "--features: received 'x', expected the channels"),
+        (("--task", "digit"), "received task 'digit', expected digits"),
+        (("--epochs", "0"), "--epochs: received 0, expected at least 1"),
+        (("--device", "tpu"), "received device 'tpu'"),
+    ],
+)
+def test_wrong_input_is_one_line(here: Path, words: tuple[str, ...], message: str) -> None:
+    assert one_line_error(bmnas_command("plan", *words)).startswith(message)
+
+
+def test_a_disc_without_room_is_told(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = shutil.disk_usage(here)._replace(free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: small)
+    printed = bmnas_command(*NO_TASK)
+    assert printed.status == 0, printed
+    assert "note: the feature cache finds no room on the disc: give --run a folder" in printed.err

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_problems import CPU
+from tiny_tasks import CONFIG, changed, tiny_task
+from torch import nn
+
+import bmnas
+import bmnas.stages.search
+from bmnas.config import Config, load_preset, preset_names
+from bmnas.errors import UserError
+from bmnas.planning import disc, plan, plan_features, plan_task
+from bmnas.planning.backbone_rates import BackboneRates
+from bmnas.planning.disc import Disc, measure_disc
+from bmnas.planning.estimate import Memory, backbone_seconds, search_seconds
+from bmnas.planning.machine import available_memory
+from bmnas.planning.made_up import MadeUpFeatures
+from bmnas.planning.search_rates import SearchRates
+from bmnas.planning.settle import settle
+from bmnas.planning.workload import feature_channels, features_workload, task_workload
+
+CONFIG_3 = CONFIG.override("search", epochs=3, rerank=1)
+WORK = features_workload((8, 4), samples=100, validation=0.4, config=CONFIG_3.search)
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_BUDGET", 0.05)
+
+
+def test_units_grow_until_they_take_long_enough() -> None:
+    asked: list[int] = []
+
+    def run(units: int) -> float:
+        asked.append(units)
+        return 100.0 if len(asked) == 1 else 0.001 * units
+
+    assert settle(run, 2, 10_000, budget=1.0) == pytest.approx(0.001)
+    assert asked[:2] == [2, 2]  # the first of them only warms up
+    assert asked == sorted(asked)
+    assert 0.25 <= 0.001 * asked[-1] <= 1.0
+
+
+def test_units_end_at_the_most_there_are() -> None:
+    asked: list[int] = []
+
+    def run(units: int) -> float:
+        asked.append(units)
+        return 1e-9
+
+    settle(run, 8, 5, budget=1.0)
+    assert asked == [5, 5]
+    settle(run, 8, 1000, budget=1.0)
+    assert asked[-1] == 1000
+
+
+def test_features_that_are_not_there_yet() -> None:
+    assert (WORK.train, WORK.validation, dict(WORK.rows)) == (60, 40, {"m": 100})
+    assert dict(WORK.channels) == {"m.1": 8, "m.2": 4}
+    # L = 4 positions, 12 channels, 4 bytes.
+    assert WORK.sample_bytes == 4 * 12 * 4
+    assert WORK.cache_bytes == 100 * 4 * 12 * 4
+    for samples, share, message in [
+        (5, 0.2, "--samples: received 5, of which 1 for validation; expected at least 2"),
+        (100, 1.0, "--validation: received 1.0, expected between 0 and 1"),
+        (-10, 0.2, "--samples: received -10"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            features_workload((8, 4), samples, share, CONFIG.search)
+
+
+def test_the_presets_of_the_paper_say_their_features() -> None:
+    ntu = load_preset("ntu-1")
+    assert sum(feature_channels(None, ntu)) == 7552
+    assert feature_channels(" 3, 5 ", ntu) == [3, 5]
+    for name in preset_names():
+        if name.startswith(("ntu", "ego", "mmimdb")):
+            assert len(feature_channels(None, load_preset(name))) >= 6
+    with pytest.raises(UserError, match="preset digits is for no features in particular: give"):
+        feature_channels(None, load_preset("digits"))
+    for text in ("", "512", "512,x", "0,3", "3,-1", "3,70000", "1.5,2"):
+        with pytest.raises(UserError, match=r"--features: received .*expected the channels of two"):
+            feature_channels(text, ntu)
+
+
+def memory(available: int) -> Memory:
+    return Memory(1000, WORK.cache_bytes, available, None)
+
+
+RATES = SearchRates(
+    weights=1.0, architecture=2.0, validation=3.0, rerank=0.5, epoch=10.0, compile=7.0
+)
+
+
+def test_the_stages_of_a_search_by_hand() -> None:
+    # Three epochs of 48 train and 32 validation samples in batches of 16, all 40 to validate;
+    # two short trainings of one epoch.
+    found = search_seconds(WORK, RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40))
+    assert found == {
+        "compile": 7.0,
+        "search_weights": 3 * 48 * 1.0,
+        "search_architecture": 3 * 32 * 2.0,
+        "validation": 3 * 40 * 3.0,
+        "rerank": 2 * 1 * 48 * 0.5,
+        "other": 30.0,
+        "search": 7 + 144 + 192 + 360 + 48 + 30,
+    }
+    alone = replace(WORK, search=replace(WORK.search, rerank=0))
+    assert "rerank" not in search_seconds(alone, RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40))
+
+
+def test_what_finds_no_room_is_read_from_the_disc_in_every_pass() -> None:
+    tight = memory(1000 + WORK.cache_bytes // 4)
+    assert memory(1000 + WORK.cache_bytes).missing == 0
+    assert tight.missing == 0.75
+    assert memory(0).missing == 1
+    assert tight.resident_bytes == 1000 + WORK.cache_bytes
+    found = search_seconds(WORK, RATES, tight, Disc(1.0, read=WORK.sample_bytes / 4, free=1 << 40))
+    # Four seconds for a whole sample, of which three quarters.
+    assert found["search_weights"] == pytest.approx(3 * 48 * (1.0 + 3.0))
+    assert found["validation"] == pytest.approx(3 * 40 * (3.0 + 3.0))
+
+
+def test_backbones_and_extraction_by_hand() -> None:
+    rates = {"m": BackboneRates(nn.Identity(), step=2.0, row=0.5)}  # type: ignore[arg-type]
+    config = replace(CONFIG.unimodal, epochs=4)
+    # Four epochs of three batches, scored on 40; a hundred rows.
+    disc = Disc(write=WORK.cache_bytes / 5, read=1.0, free=1 << 40)
+    found = backbone_seconds(WORK, config, rates, disc)
+    assert found == {"backbones": 4 * 3 * 2.0 + 40 * 0.5, "extraction": 50.0 + 5.0}
+    assert backbone_seconds(WORK, config, {}, disc) == {"extraction": 5.0}
+
+
+def test_a_disc_is_measured_for_the_bytes_that_there_will_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disc, "_BLOCK", 10)
+    monkeypatch.setattr(disc, "_FLUSH", 100)
+    monkeypatch.setattr(disc, "_BUDGET", 30.0)
+    now, slow = 0.0, 1 << 60
+
+    def flush(_: int) -> None:
+        nonlocal now, slow
+        slow -= 100
+        now += 1.0 if slow >= 0 else 10.0
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(disc, "_read_speed", lambda path, row: float(row))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", flush)
+        # All of it, a hundred bytes a second.
+        assert disc._write_speed(tmp_path / "file", 1230, 1 << 20) == pytest.approx(1230 / 13)
+        assert (tmp_path / "file").stat().st_size == 1230
+        # Five hundred bytes are taken at once, the rest is slow: so will be what follows.
+        now, slow = 0.0, 500
+        assert disc._write_speed(tmp_path / "file", 10_000, 1 << 20) == pytest.approx(10)
+        # No more than there is room for, the later half of it.
+        now, slow = 0.0, 1 << 60
+        assert disc._write_speed(tmp_path / "file", 10_000, 400) == pytest.approx(100)
+        assert (tmp_path / "file").stat().st_size == 400
+    monkeypatch.undo()
+    found = measure_disc(tmp_path, size=5000, row=64)
+    positive([found.write, found.read])
+    assert found.free > 5000
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_memory_is_that_of_the_container_where_there_is_a_limit(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 900 kB\nMemAvailable:    800 kB\n")
+    assert available_memory(meminfo, tmp_path / "none") == 800 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("300000\n")
+    assert available_memory(meminfo, tmp_path) == 800 * 1024
+    (tmp_path / "memory.max").write_text("500000\n")
+    assert available_memory(meminfo, tmp_path) == 200_000
+    (tmp_path / "memory.stat").write_text("anon 7\nfile 100000\n")
+    assert available_memory(meminfo, tmp_path) == 300_000
+    assert available_memory(tmp_path / "none", tmp_path / "none") > 1 << 26
+    assert available_memory() > 1 << 26
+
+
+def test_made_up_features_are_as_many_as_asked_for(tmp_path: Path) -> None:
+    work = replace(WORK, kind="multilabel", classes=3)
+    features = MadeUpFeatures(work, tmp_path)
+    samples = features.samples(250)
+    inputs, labels = samples.batch(torch.tensor([0, 100, 249]))
+    assert [x.shape for x in inputs] == [(3, 4, 8), (3, 4, 4)]
+    assert torch.equal(inputs[0][0], inputs[0][1])
+    assert not torch.equal(inputs[0][0], inputs[0][2])
+    assert (labels.shape, labels.dtype) == ((3, 3), torch.float32)
+    assert features.bytes == WORK.cache_bytes == sum(f.stat().st_size for f in tmp_path.iterdir())
+
+
+def positive(values: Any) -> None:
+    assert all(math.isfinite(value) and value > 0 for value in values)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_a_plan_has_the_stages_of_the_run(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bmnas.stages.search, "write_pictures", lambda *args: None)
+    task = tiny_task(kind=kind)
+    found = plan_task(task, CONFIG_3, CPU, tmp_path / "runs" / "run")
+    assert list(tmp_path.iterdir()) == []
+    seconds = dict(found.seconds)
+    assert seconds.pop("compile") == 0
+    positive(seconds.values())
+    run = bmnas.search(task, run=tmp_path / "run", config=CONFIG_3)
+    assert set(found.seconds) == set(run.metrics["seconds"]) - {"gpu_hours"}
+    files = [np.load(f, allow_pickle=False) for f in run.run.rglob("*.npy")]
+    assert found.workload.cache_bytes == sum(array.nbytes for array in files)
+    assert found.seconds["total"] == pytest.approx(
+        found.seconds["backbones"] + found.seconds["extraction"] + found.seconds["search"]
+    )
+    data = found.to_dict()
+    assert json.loads(json.dumps(data)) == data
+    assert data["memory"]["fits"]
+
+
+def test_a_plan_without_a_task(tmp_path: Path) -> None:
+    found = plan_features((8, 4), 100, 0.4, CONFIG_3, CPU, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert "backbones" not in found.seconds
+    assert found.seconds["extraction"] == pytest.approx(WORK.cache_bytes / found.disc.write)
+    positive([found.memory.needed_bytes, found.memory.available_bytes, found.calibration])
+
+
+def test_parts_smaller_than_a_batch(tmp_path: Path) -> None:
+    config: Config = CONFIG_3.override("search", batch_size=64)
+    found = plan_features((8, 4), 100, 0.1, config, CPU, tmp_path)
+    positive(value for name, value in found.seconds.items() if name != "compile")
+
+
+def test_a_plan_reads_no_test_data_and_leaves_the_network_given_as_it_is(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(18, 5), nn.ReLU(), nn.Linear(5, 4))
+    task = changed(tiny_task(), 0, backbone=network, features=("1",))
+    task.modalities[0].data[task.samples("test")] = np.nan
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = plan_task(task, CONFIG, CPU, tmp_path)
+    assert "m0.1" in found.workload.channels
+    after = network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_rows_that_samples_share_count_once() -> None:
+    index = np.arange(96) // 3
+    task = changed(tiny_task(), 0, index=index)
+    backbones: Any = {name: nn.Module() for name in ("m0", "m1")}
+    for backbone in backbones.values():
+        backbone.feature_names, backbone.feature_channels = ("1",), (3,)
+    work = task_workload(task, backbones, CONFIG.search)
+    used = task.samples("train", "validation")
+    assert dict(work.rows) == {"m0": len(set(index[used].tolist())), "m1": 64}

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bmnas.runtime import Runtime
+from bmnas.spent import Spent, peak_memory, watch_compilation
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Every look at the clock finds it one second later."""
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    return ticks
+
+
+def test_seconds_go_to_their_stage(clock: Iterator[int]) -> None:
+    spent = Spent()
+    for name in ("weights", "validation", "weights"):
+        with spent.stage(name):
+            pass
+    assert spent.seconds == {"compile": 0.0, "weights": 2.0, "validation": 1.0}
+
+
+def test_a_stage_that_runs_counts_so_far(clock: Iterator[int]) -> None:
+    spent = Spent()
+    with spent.stage("train"):
+        assert spent.seconds == {"compile": 0.0, "train": 1.0}
+        assert spent.to_dict()["seconds"]["train"] == 2.0
+    assert spent.seconds["train"] == 3.0
+
+
+def test_stages_do_not_nest() -> None:
+    spent = Spent()
+    with (
+        spent.stage("a"),
+        pytest.raises(RuntimeError, match="stage b begins inside stage a"),
+        spent.stage("b"),
+    ):
+        pass
+    assert set(spent.seconds) == {"compile", "a"}
+
+
+def test_a_stage_that_fails_counts(clock: Iterator[int]) -> None:
+    spent = Spent()
+    with pytest.raises(KeyError), spent.stage("train"):
+        raise KeyError
+    assert spent.seconds["train"] == 1.0
+
+
+def test_compilation_counts_apart(clock: Iterator[int]) -> None:
+    from torch._dynamo.callback import CallbackTrigger, callback_handler
+
+    for _ in range(2):  # a second time changes nothing
+        watch_compilation()
+    spent = Spent()
+    with spent.stage("weights"):
+        # As torch does it, the later compilation of a backward pass included.
+        for trigger in (CallbackTrigger.DYNAMO, CallbackTrigger.LAZY_BACKWARD):
+            with callback_handler.install_callbacks(trigger, "0/0"):
+                pass
+    assert spent.seconds == {"compile": 2.0, "weights": 3.0}
+
+
+def test_torch_tells_of_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend="eager"))
+    forward = Runtime(torch.device("cpu"), compile=True).compiled(nn.Linear(2, 2))
+    first, second = Spent(), Spent()
+    for spent in (first, second):
+        with spent.stage("weights"):
+            forward(torch.zeros(3, 2))
+    assert first.seconds["compile"] > 0
+    assert first.seconds["weights"] > 0
+    assert second.seconds["compile"] == 0
+
+
+def test_another_life_is_added() -> None:
+    spent = Spent()
+    with spent.stage("weights"):
+        pass
+    now = peak_memory()["resident_bytes"]
+    spent.go_on({"seconds": {"weights": 100.0, "rerank": 7.0}, "peak_memory": {"device_bytes": 5}})
+    spent.go_on({"seconds": {"weights": 10.0}, "peak_memory": {"resident_bytes": 1 << 60}})
+    assert 110 < spent.seconds["weights"] < 111
+    assert spent.seconds["rerank"] == 7.0
+    assert spent.peak_memory == {"device_bytes": 5, "resident_bytes": 1 << 60}
+    assert now < 1 << 60
+
+
+def test_peak_memory_is_in_bytes_and_no_less_than_what_lies_in_memory_now() -> None:
+    kept = bytearray(b"x") * (32 << 20)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    peak = peak_memory()["resident_bytes"]
+    assert len(kept) < pages * os.sysconf("SC_PAGE_SIZE") <= peak < 1 << 40
