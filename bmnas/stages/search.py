@@ -22,8 +22,10 @@ from bmnas.features import FeatureCache, open_features
 from bmnas.files import write_json
 from bmnas.genotype import Genotype
 from bmnas.metrics import Objective
-from bmnas.progress import Progress, Silent
-from bmnas.runs import Existing, Run, locked, require_same
+from bmnas.parallel.ranks import agreed, first, size
+from bmnas.parallel.writing import held, shown_by_writer
+from bmnas.progress import Progress
+from bmnas.runs import Existing, Run, require_same
 from bmnas.runtime import Runtime, check_seed
 from bmnas.stages.unimodal import Unimodal, remove_stale, unimodal_networks
 from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
@@ -78,7 +80,7 @@ def search(
     runtime = Runtime.choose() if runtime is None else runtime
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     kept = folder.backbones if backbones is None else Path(backbones)
-    with locked(folder.path, kept):
+    with held(folder.path, kept):
         wanted = {
             "task": {"name": task.name, "source": task.source},
             "strategy": strategy,
@@ -87,14 +89,18 @@ def search(
             **config.to_dict(),
             "backbones": backbones_record(folder, kept, seed),
             "versions": versions(),
-            "hardware": hardware(runtime.device),
+            "hardware": {**hardware(runtime.device), "processes": size()},
         }
-        if existing == "overwrite" and backbones is None:
-            # Before the run's own files: killed in between, --overwrite does the rest.
-            remove_stale(task, config.unimodal, seed=seed, folder=kept)
-        _prepare(folder, wanted, existing)
-        if not folder.genotype.is_file():
-            _search(folder, kept, task, config, strategy, seed, runtime, progress or Silent())
+
+        def prepare() -> None:
+            if existing == "overwrite" and backbones is None:
+                # Before the run's own files: killed in between, --overwrite does the rest.
+                remove_stale(task, config.unimodal, seed=seed, folder=kept)
+            _prepare(folder, wanted, existing)
+
+        first(prepare)
+        if not agreed(folder.genotype.is_file()):
+            _search(folder, kept, task, config, strategy, seed, runtime, shown_by_writer(progress))
     return read_search(folder.path)
 
 
@@ -173,20 +179,24 @@ def _search(
         progress=progress,
     )
     outcome = STRATEGIES[strategy](problem)
-    folder.update_metrics(
-        {
-            "metric": objective.metric,
-            "unimodal": {
-                name: {"validation": found.validation, "parameters": found.parameters}
-                for name, found in networks.items()
-            },
-            "search": _facts(strategy, outcome),
-            "seconds": _seconds(networks, cache, outcome.seconds, runtime),
-        }
-    )
-    write_pictures(folder, outcome.genotype, progress)
-    # Last: a folder with a genotype is a finished search.
-    _with_provenance(outcome, task, strategy, seed, folder).save(folder.genotype)
+
+    def finish() -> None:
+        folder.update_metrics(
+            {
+                "metric": objective.metric,
+                "unimodal": {
+                    name: {"validation": found.validation, "parameters": found.parameters}
+                    for name, found in networks.items()
+                },
+                "search": _facts(strategy, outcome),
+                "seconds": _seconds(networks, cache, outcome.seconds, runtime),
+            }
+        )
+        write_pictures(folder, outcome.genotype, progress)
+        # Last: a folder with a genotype is a finished search.
+        _with_provenance(outcome, task, strategy, seed, folder).save(folder.genotype)
+
+    first(finish)
 
 
 def _with_provenance(
@@ -251,7 +261,7 @@ def _seconds(
         "extraction": cache.seconds,
         "search": searched,
         "total": total,
-        "gpu_hours": total / 3600 if on_gpu else 0.0,
+        "gpu_hours": size() * total / 3600 if on_gpu else 0.0,
     }
 
 

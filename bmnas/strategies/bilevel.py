@@ -12,6 +12,9 @@ from bmnas.checkpoint import Record, Stateful
 from bmnas.derive import derive_genotype
 from bmnas.fit import Forward, require_finite_loss
 from bmnas.metrics import best_threshold, evaluate
+from bmnas.parallel.model import data_parallel
+from bmnas.parallel.ranks import mean
+from bmnas.parallel.share import shares, weighted
 from bmnas.runtime import seed_stage
 from bmnas.samples import (
     FeatureSamples,
@@ -78,15 +81,18 @@ def _relax(problem: SearchProblem) -> list[Record]:
         "schedule": schedule,
     }
     records = problem.checkpoint.restore(parts)
+    on_train, on_validation = (data_parallel(p, forward) for p in (weights, architecture))
     with problem.progress.stage("search", config.epochs) as shown:
         shown.advance(len(records))
         for epoch in range(len(records) + 1, config.epochs + 1):
             rate = schedule.get_last_lr()[0]
             supernet.train()
             _require_gradients(weights, architecture)
-            train_loss = _descend(problem, problem.train, forward, on_weights, schedule)
+            train_loss = _descend(problem, problem.train, on_train, on_weights, schedule)
             _require_gradients(architecture, weights)
-            architecture_loss = _descend(problem, problem.validation, forward, on_architecture)
+            architecture_loss = _descend(
+                problem, problem.validation, on_validation, on_architecture
+            )
             found = evaluate(supernet, forward, problem.validation, problem.objective, device)
             record = {
                 "epoch": epoch,
@@ -144,9 +150,10 @@ def _descend(
     """Make one pass over ``samples`` and return its mean loss."""
     objective, device = problem.objective, problem.runtime.device
     total, batches = torch.zeros((), device=device), 0
-    for chosen in epoch_batches(len(samples), problem.config.batch_size):
+    for chosen in shares(epoch_batches(len(samples), problem.config.batch_size)):
         features, labels = samples.batch(chosen)
-        loss = objective.loss(forward([x.to(device) for x in features]), labels.to(device))
+        logits = forward([x.to(device) for x in features])
+        loss = weighted(objective.loss(logits, labels.to(device)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -155,7 +162,7 @@ def _descend(
         total += loss.detach()
         batches += 1
     # The device synchronises here, once a pass.
-    return float(total) / batches
+    return float(mean(total)) / batches
 
 
 def _require_gradients(yes: list[nn.Parameter], no: list[nn.Parameter]) -> None:
