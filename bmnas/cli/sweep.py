@@ -113,8 +113,17 @@ def _engine(name: str) -> RunJobs:
         from bmnas.sweep.local import run_local
 
         return run_local
-    # Now, so that a missing package is told before anything is done.
-    import ray.tune  # noqa: F401
+    # Now, so that what is missing is told before anything is done.
+    import ray
+
+    try:
+        import ray.tune  # noqa: F401
+    except ImportError as error:
+        from bmnas.errors import UserError
+
+        raise UserError(
+            f"ray {ray.__version__} lacks what ray.tune needs: run pip install 'bmnas[sweep]'"
+        ) from error
 
     from bmnas.sweep.on_ray import run_on_ray
 

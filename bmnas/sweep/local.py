@@ -67,7 +67,7 @@ def _attempts(job: Job, engine: Engine, environment: dict[str, str]) -> Result:
 def _ending(status: int, said: str) -> str:
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
-    return f"ended with status {status}: {one_line(said, 200)}"
+    return f"ended with status {status}" + (f": {one_line(said, 200)}" if said else "")
 
 
 def _environment(job: Job, place: int, workers: int) -> dict[str, str]:

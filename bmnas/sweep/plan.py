@@ -196,10 +196,8 @@ def _combinations(draft: _Draft) -> Iterator[tuple[dict[str, Any], str | None]]:
 def _names(varied: Sequence[Mapping[str, Any]], own: Sequence[str | None]) -> list[str]:
     """Return a folder name for each trial, from what it varies where it was given none."""
     keys = list(dict.fromkeys(key for each in varied for key in each))
-    short = {key: key.rpartition(".")[2] for key in keys}
-    for key in keys:
-        if list(short.values()).count(key.rpartition(".")[2]) > 1:
-            short[key] = key
+    last = [key.rpartition(".")[2] for key in keys]
+    short = {k: end if last.count(end) == 1 else k for k, end in zip(keys, last, strict=True)}
     names = []
     for number, (each, given) in enumerate(zip(varied, own, strict=True), start=1):
         words = [f"{short[key]}-{_text(value)}" for key, value in each.items()]
