@@ -12,20 +12,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import io
 import json
-import math
 import re
 import time
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
+from bmnas.array_file import ArrayWriter, checksum_of, create_files
 from bmnas.backbones.base import Backbone
 from bmnas.errors import UserError
 from bmnas.files import read_json, remove_folder, remove_leftovers, write_json
@@ -39,7 +37,6 @@ from bmnas.tasks.task import Array, Modality, Part, Task
 FORMAT = "bmnas.features/1"
 _BATCH = 256
 _HASH_ROWS = 4096
-_CHECK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -190,9 +187,9 @@ def _extract(
         progress.stage(f"features of {modality.name}", -(-len(own) // _BATCH)) as stage,
     ):
         paths = {name: aside / f"{name}.npy" for name in channels}
-        first(functools.partial(_create, paths.values()))
+        first(functools.partial(create_files, paths.values()))
         files = {
-            name: _ArrayWriter(
+            name: ArrayWriter(
                 opened.enter_context(path.open("r+b")),
                 (len(rows), length, channels[name]),
                 own.start,
@@ -211,7 +208,7 @@ def _extract(
             return
         checksums = {name: file.checksum for name, file in files.items()}
         if size() > 1:
-            checksums = {name: _checksum(path) for name, path in paths.items()}
+            checksums = {name: checksum_of(path) for name, path in paths.items()}
         manifest = {
             "format": FORMAT,
             "key": key,
@@ -225,56 +222,9 @@ def _extract(
         write_json(aside / "manifest.json", manifest)
 
 
-def _create(paths: Iterable[Path]) -> None:
-    for path in paths:
-        path.touch()
-
-
-class _ArrayWriter:
-    """Writes a float32 ``.npy`` file of a known shape, or the rows of it from ``start`` on.
-
-    Not through a memory map: a disk that is full would end the process with SIGBUS, not with an
-    exception. ``checksum`` is that of what was written.
-    """
-
-    def __init__(self, file: BinaryIO, shape: tuple[int, ...], start: int = 0) -> None:
-        self._file = file
-        self.checksum = 0
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header,
-            {
-                "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
-                "fortran_order": False,
-                "shape": shape,
-            },
-        )
-        if writer():
-            self._write(header.getvalue())
-        else:
-            row = math.prod(shape[1:]) * np.dtype(np.float32).itemsize
-            file.seek(len(header.getvalue()) + start * row)
-
-    def append(self, rows: Array) -> None:
-        """Write the next rows."""
-        self._write(rows.tobytes())
-
-    def _write(self, content: bytes) -> None:
-        self._file.write(content)
-        self.checksum = zlib.crc32(content, self.checksum)
-
-
-def _checksum(path: Path) -> int:
-    checksum = 0
-    with path.open("rb") as file:
-        while content := file.read(_CHECK_BYTES):
-            checksum = zlib.crc32(content, checksum)
-    return checksum
-
-
 def _require_checksum(path: Path, expected: object) -> None:
     try:
-        checksum = _checksum(path)
+        checksum = checksum_of(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror}; delete its folder, it will be made again"

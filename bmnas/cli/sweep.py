@@ -28,7 +28,9 @@ def sweep(
     run: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder of the sweep.", show_default="runs/<file or task>-sweep"
+            metavar="DIR",
+            help="Folder of the sweep.",
+            show_default="runs/<file>, runs/<task>-sweep",
         ),
     ] = None,
     grid: Annotated[
@@ -91,8 +93,9 @@ def sweep(
 
     given = {"task": task, "data": None if data is None else str(data), "preset": preset}
     plan = make_plan(file, given, grid or [], train=train)
-    name = Path(str(plan.trials[0].settings["task"])).stem if file is None else file.stem
-    folder = Path("runs") / f"{name}-sweep" if run is None else run
+    task_name = Path(str(plan.trials[0].settings["task"])).stem
+    name = f"{task_name}-sweep" if file is None else file.stem
+    folder = Path("runs") / name if run is None else run
     records = run_sweep(
         plan,
         folder,
@@ -117,7 +120,7 @@ def _engine(name: str) -> RunJobs:
     import ray
 
     try:
-        import ray.tune  # noqa: F401
+        import ray.tune
     except ImportError as error:
         from bmnas.errors import UserError
 

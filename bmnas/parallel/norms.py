@@ -138,10 +138,17 @@ def _statistics(share: Share, x: Tensor) -> tuple[Tensor, Tensor, int]:
     each = [torch.empty_like(own) for _ in share.counts]
     dist.all_gather(each, own)
     means, variances = torch.stack(each, dim=1)
-    parts = own.new_tensor(share.counts).div_(share.total).unsqueeze(1)
-    mean = (parts * means).sum(0)
-    variance = (parts * (variances + (means - mean).square())).sum(0)
+    mean = _mean_over_samples(share, means)
+    variance = _mean_over_samples(share, variances + (means - mean).square())
     return mean, variance, _rows(share, x)
+
+
+def _mean_over_samples(share: Share, values: Tensor) -> Tensor:
+    """Return the mean over all samples, from that of every rank's samples (ranks, C)."""
+    counts = share.counts
+    if min(counts) == max(counts):
+        return values.mean(0)  # the usual case, for which a GPU need not wait for any numbers
+    return (values * values.new_tensor(counts).unsqueeze(1)).sum(0) / share.total
 
 
 def _rows(share: Share, x: Tensor) -> int:

@@ -34,7 +34,7 @@ def run_on_ray(jobs: Sequence[Job], engine: Engine, told: Callable[[Result], Non
         tune.with_resources(_trainable, {"cpu": 1, "gpu": gpus}),
         # As text: Tune looks into tables for axes of its own.
         param_space={"job": tune.grid_search([json.dumps(job) for job in jobs])},
-        tune_config=tune.TuneConfig(max_concurrent_trials=engine.workers),
+        tune_config=tune.TuneConfig(max_concurrent_trials=engine.workers, reuse_actors=True),
         run_config=tune.RunConfig(
             name=jobs[0]["kind"],
             storage_path=str(engine.scratch),

@@ -15,7 +15,18 @@ import bmnas
 import bmnas.cli
 from bmnas.errors import UserError
 
-COMMANDS = ["search", "train", "export", "serve", "show", "compare", "tasks", "presets", "data"]
+COMMANDS = [
+    "search",
+    "train",
+    "sweep",
+    "export",
+    "serve",
+    "show",
+    "compare",
+    "tasks",
+    "presets",
+    "data",
+]
 
 HEAVY = """
 import sys

@@ -45,7 +45,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run ``one`` of one rank, and ``two`` of two from the same backbones."""
     here = tmp_path_factory.mktemp("searched")
     # More rows than a batch of the extraction, so that both ranks have some.
-    write_tiny_task(here, samples=600)
+    write_tiny_task(here, samples=400)
     write_tiny_preset(here)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
