@@ -25,13 +25,14 @@ def together() -> Iterator[None]:
     if any(name not in os.environ for name in _TOLD) or int(os.environ["WORLD_SIZE"]) < 2:
         yield
         return
-    from bmnas.parallel.ranks import join, leave
+    from bmnas.parallel.ranks import abandon, join, leave
 
     store = join()
     try:
         yield
     except BaseException as error:
         status = _first_failure(store, error)
+        abandon()
         if status is not None:
             raise SystemExit(status) from None
         if _is_lost(error):

