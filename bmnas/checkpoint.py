@@ -19,6 +19,7 @@ import torch
 
 from bmnas.errors import UserError, one_line
 from bmnas.files import atomic_path, write_text
+from bmnas.parallel.ranks import size, writer
 from bmnas.spent import Spent
 
 FORMAT = "bmnas.checkpoint/2"
@@ -87,7 +88,12 @@ class Checkpoint:
         return records
 
     def save(self, parts: Mapping[str, Stateful], records: list[Record]) -> None:
-        """Write the state of ``parts`` after the epoch that the last of ``records`` describes."""
+        """Write the state of ``parts`` after the epoch that the last of ``records`` describes.
+
+        Of several ranks, which are all in one state, the first writes.
+        """
+        if not writer():
+            return
         content = {
             "format": FORMAT,
             "owner": self._owner,
@@ -96,10 +102,7 @@ class Checkpoint:
             "spent": self.spent.to_dict(),
             "states": {name: part.state_dict() for name, part in parts.items()},
             "generator": torch.get_rng_state(),
-            # Of every device: the loop's need not be the current one.
-            "cuda_generator": (
-                torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-            ),
+            "cuda_generator": _cuda_generators(),
         }
         # Not straight to the file: torch tells of a full disk with an internal RuntimeError.
         buffer = io.BytesIO()
@@ -110,7 +113,8 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Delete the checkpoint's file: the loop's result is safe elsewhere."""
-        self._path.unlink(missing_ok=True)
+        if writer():
+            self._path.unlink(missing_ok=True)
 
     def _restore_cuda(self, states: list[torch.Tensor] | None) -> None:
         if states is None or not torch.cuda.is_available():
@@ -153,6 +157,16 @@ class Checkpoint:
         return UserError(f"{self._path}: damaged checkpoint ({text}); start anew with --overwrite")
 
     def _write_journal(self, records: list[Record]) -> None:
-        if self._journal is not None:
+        if self._journal is not None and writer():
             lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
             write_text(self._journal, "".join(lines))
+
+
+def _cuda_generators() -> list[torch.Tensor] | None:
+    """Return the state of every GPU's generator: the loop's need not be the current one."""
+    if not torch.cuda.is_initialized():
+        return None
+    if size() == 1:
+        return torch.cuda.get_rng_state_all()
+    # The ranks draw alike, each on a GPU of its own.
+    return [torch.cuda.get_rng_state()] * torch.cuda.device_count()

@@ -10,24 +10,25 @@ are stored once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
-import io
 import json
-import os
 import re
 import time
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
+from bmnas.array_file import ArrayWriter, checksum_of, create_files
 from bmnas.backbones.base import Backbone
 from bmnas.errors import UserError
-from bmnas.files import atomic_folder, read_json, remove_folder, remove_leftovers, write_json
+from bmnas.files import read_json, remove_folder, remove_leftovers, write_json
+from bmnas.parallel.ranks import agreed, first, size, span, wait, writer
+from bmnas.parallel.writing import shared_folder
 from bmnas.progress import Progress
 from bmnas.reshape import Pool
 from bmnas.samples import FeatureSamples, RawInput, label_tensor
@@ -36,7 +37,6 @@ from bmnas.tasks.task import Array, Modality, Part, Task
 FORMAT = "bmnas.features/1"
 _BATCH = 256
 _HASH_ROWS = 4096
-_CHECK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def open_features(
     replaces are removed. Whoever calls this holds ``folder`` or the one above, see
     ``runs.locked``. Raises UserError when an entry is damaged.
     """
-    remove_leftovers(folder)
+    first(lambda: remove_leftovers(folder))
     names: list[str] = []
     arrays: dict[str, torch.Tensor] = {}
     rows: dict[str, Array] = {}
@@ -102,10 +102,10 @@ def open_features(
         key = _key(modality, backbone, used, length)
         keys.append(key)
         entry = folder / f"{modality.name}-{key[:16]}"
-        if not entry.exists():
+        if agreed(not entry.exists()):
             _extract(modality, backbone, used, length, entry, key, device, progress)
         manifest = _read_manifest(entry, key)
-        _remove_stale(entry, modality.name, length)
+        first(functools.partial(_remove_stale, entry, modality.name, length))
         seconds += float(manifest["seconds"])
         for feature, channels in zip(
             backbone.feature_names, backbone.feature_channels, strict=True
@@ -184,82 +184,54 @@ def _extract(
     started = time.perf_counter()
     pool = Pool(length)
     source = RawInput(Modality(modality.name, modality.type, modality.data), backbone, rows)
+    channels = dict(zip(backbone.feature_names, backbone.feature_channels, strict=True))
+    own = span(len(rows), _BATCH)  # whole batches, so that every rank computes what one would
     with (
-        atomic_folder(entry) as aside,
+        shared_folder(entry) as aside,
         contextlib.ExitStack() as opened,
-        progress.stage(f"features of {modality.name}", -(-len(rows) // _BATCH)) as stage,
+        progress.stage(f"features of {modality.name}", -(-len(own) // _BATCH)) as stage,
     ):
+        paths = {name: aside / f"{name}.npy" for name in channels}
+        first(functools.partial(create_files, paths.values()))
         files = {
-            name: _ArrayWriter(
-                opened.enter_context((aside / f"{name}.npy").open("wb")),
-                (len(rows), length, channels),
+            name: ArrayWriter(
+                opened.enter_context(path.open("r+b")),
+                (len(rows), length, channels[name]),
+                own.start,
             )
-            for name, channels in zip(
-                backbone.feature_names, backbone.feature_channels, strict=True
-            )
+            for name, path in paths.items()
         }
-        for start in range(0, len(rows), _BATCH):
-            chosen = torch.arange(start, min(start + _BATCH, len(rows)))
+        for start in range(own.start, own.stop, _BATCH):
+            chosen = torch.arange(start, min(start + _BATCH, own.stop))
             features = backbone.features(source.batch(chosen).to(device))
             for file, feature in zip(files.values(), features, strict=True):
                 file.append(pool(feature).float().cpu().numpy())
             stage.advance()
         for file in files.values():
             file.flush()
+        opened.close()
+        wait()
+        if not writer():
+            return
+        checksums = {name: file.checksum for name, file in files.items()}
+        if size() > 1:
+            checksums = {name: checksum_of(path) for name, path in paths.items()}
         manifest = {
             "format": FORMAT,
             "key": key,
             "rows": len(rows),
             "length": length,
             "dtype": "float32",
-            "features": dict(zip(backbone.feature_names, backbone.feature_channels, strict=True)),
-            "crc32": {name: file.checksum for name, file in files.items()},
+            "features": channels,
+            "crc32": checksums,
             "seconds": time.perf_counter() - started,
         }
         write_json(aside / "manifest.json", manifest)
 
 
-class _ArrayWriter:
-    """Writes a float32 ``.npy`` file of a known shape from its first row to its last.
-
-    Not through a memory map: a disk that is full would end the process with SIGBUS, not with an
-    exception.
-    """
-
-    def __init__(self, file: BinaryIO, shape: tuple[int, ...]) -> None:
-        self._file = file
-        self.checksum = 0
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header,
-            {
-                "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
-                "fortran_order": False,
-                "shape": shape,
-            },
-        )
-        self._write(header.getvalue())
-
-    def append(self, rows: Array) -> None:
-        """Write the next rows."""
-        self._write(rows.tobytes())
-
-    def flush(self) -> None:
-        """Wait for the disc, which belongs to the time that an extraction takes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def _write(self, content: bytes) -> None:
-        self._file.write(content)
-        self.checksum = zlib.crc32(content, self.checksum)
-
-
 def _require_checksum(path: Path, expected: object) -> None:
-    checksum = 0
     try:
-        with path.open("rb") as file:
-            while content := file.read(_CHECK_BYTES):
-                checksum = zlib.crc32(content, checksum)
+        checksum = checksum_of(path)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror}; delete its folder, it will be made again"

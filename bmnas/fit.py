@@ -13,6 +13,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from bmnas.checkpoint import Checkpoint, Record, Stateful
 from bmnas.errors import UserError
 from bmnas.metrics import Objective
+from bmnas.parallel.model import data_parallel
+from bmnas.parallel.norms import synchronised
+from bmnas.parallel.ranks import gathered, mean
+from bmnas.parallel.share import shares, weighted
 from bmnas.progress import Progress
 from bmnas.samples import Samples, batches_per_epoch, epoch_batches
 
@@ -70,7 +74,8 @@ def fit(
     schedule = CosineAnnealingLR(optimizer, T_max=steps, eta_min=recipe.min_lr)
     parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     records = [] if checkpoint is None else checkpoint.restore(parts)
-    with progress.stage(stage, recipe.epochs) as shown:
+    forward = data_parallel([p for group in groups for p in group.parameters], forward)
+    with synchronised(network), progress.stage(stage, recipe.epochs) as shown:
         shown.advance(len(records))
         for epoch in range(len(records) + 1, recipe.epochs + 1):
             rate = schedule.get_last_lr()[0]
@@ -104,10 +109,10 @@ def _epoch(
 ) -> tuple[float, float]:
     """Make a step for each of ``batches``; return mean loss and score of what they gave."""
     total, all_logits, all_labels = torch.zeros((), device=device), [], []
-    for chosen in batches:
+    for chosen in shares(batches):
         inputs, labels = samples.batch(chosen)
         logits = forward([x.to(device) for x in inputs])
-        loss = objective.loss(logits, labels.to(device))
+        loss = weighted(objective.loss(logits, labels.to(device)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -116,8 +121,9 @@ def _epoch(
         all_logits.append(logits.detach().float())
         all_labels.append(labels)
     # The device synchronises here, once an epoch.
-    mean_loss = float(total) / len(all_labels)
-    return mean_loss, objective.score(torch.cat(all_logits).cpu(), torch.cat(all_labels))
+    mean_loss = float(mean(total)) / len(all_labels)
+    logits, labels = gathered(torch.cat(all_logits)).cpu(), gathered(torch.cat(all_labels))
+    return mean_loss, objective.score(logits, labels)
 
 
 def require_finite_loss(loss: float, stage: str, epoch: int) -> float:

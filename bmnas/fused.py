@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bmnas.parallel.norms import norm_backward, norm_forward
+from bmnas.parallel.share import current
 from bmnas.primitives import keep_mask
 
 _aten = torch.ops.aten
@@ -46,6 +48,10 @@ class Norm:
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalised rows, and what ``backward`` wants back."""
+        share = current()
+        if share is not None and self.training:
+            running = self.running_mean, self.running_var
+            return norm_forward(share, x, weight, bias, running, self.momentum, self.eps)
         result = _aten.native_batch_norm(
             x,
             weight,
@@ -62,6 +68,9 @@ class Norm:
         self, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients of x, weight and bias for the gradient ``g`` of the result."""
+        share = current()
+        if share is not None and self.training:
+            return norm_backward(share, g, x, weight, mean, rstd)
         result = _aten.native_batch_norm_backward(
             g,
             x,

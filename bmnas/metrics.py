@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bmnas.parallel.ranks import gathered, size, span
 from bmnas.samples import Samples
 from bmnas.tasks.task import Kind
 
@@ -88,14 +89,19 @@ def evaluate(
 ) -> Evaluation:
     """Return the loss and score of ``forward`` over all ``samples``, in evaluation mode.
 
-    ``network`` is what ``forward`` runs; it is put in evaluation mode and left so.
+    ``network`` is what ``forward`` runs; it is put in evaluation mode and left so. Several ranks
+    take a stretch of the samples each, and every one of them returns the whole.
     """
     network.eval()
     logits, labels = [], []
-    for start in range(0, len(samples), _BATCH):
-        inputs, target = samples.batch(torch.arange(start, min(start + _BATCH, len(samples))))
+    split = len(samples) >= size()  # fewer are not worth it, and somebody would have none
+    own = span(len(samples)) if split else range(len(samples))
+    for start in range(own.start, own.stop, _BATCH):
+        inputs, target = samples.batch(torch.arange(start, min(start + _BATCH, own.stop)))
         logits.append(forward([x.to(device) for x in inputs]).float().cpu())
         labels.append(target)
     all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+    if split:
+        all_logits, all_labels = gathered(all_logits), gathered(all_labels)
     loss = float(objective.loss(all_logits, all_labels))
     return Evaluation(loss, objective.score(all_logits, all_labels), all_logits)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bmnas.parallel.share import current
+
 ATTENTION_DROPOUT = 0.1
 
 _BYTE = 256
@@ -23,10 +25,21 @@ def keep_mask(x: Tensor, p: float, training: bool) -> tuple[Tensor | None, float
 
     The mask is None where nothing is dropped. On a CPU it is cut out of 64-bit random numbers,
     eight elements from each, and compared straight into floating point, which is many times
-    faster than one draw per element; ``p`` is then rounded to a multiple of 1/256.
+    faster than one draw per element; ``p`` is then rounded to a multiple of 1/256. With several
+    ranks the mask of the whole batch is drawn, and ``x`` gets its rows of it.
     """
     if not training or p == 0.0:
         return None, 1.0
+    share = current()
+    whole = None if share is None else share.whole(x)
+    if whole is None:
+        return _draw_mask(x, p)
+    shape, rows = whole
+    mask, factor = _draw_mask(x.new_empty(1).expand(shape), p)
+    return mask[rows], factor
+
+
+def _draw_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.empty_like(x).bernoulli_(1.0 - p), 1.0 / (1.0 - p)
     threshold, factor = drop_threshold(p)
@@ -48,7 +61,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
     On a CPU ``p`` is rounded to a multiple of 1/256, see ``keep_mask``.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if current() is None and (x.device.type != "cpu" or torch.compiler.is_compiling()):
         return F.dropout(x, p, training)
     mask, factor = keep_mask(x, p, training)
     return x if mask is None else x * mask.mul_(factor)

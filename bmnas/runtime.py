@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bmnas.errors import UserError
+from bmnas.parallel import ranks
 from bmnas.spent import watch_compilation
 
 
@@ -28,9 +29,12 @@ class Runtime:
         """Return the runtime for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
         ``auto`` takes the accelerator where there is one. Networks are compiled on CUDA unless
-        ``compile`` is False, and on a CPU, where it takes a minute, only if it is True.
+        ``compile`` is False, and on a CPU, where it takes a minute, only if it is True. Several
+        ranks have a GPU each, and do not compile: their norms talk in the middle of a pass.
         Raises UserError for a device that is not there.
         """
+        if ranks.size() > 1:
+            return cls(_device_of_rank(device), _not_compiled(compile))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -68,6 +72,31 @@ def seed_stage(seed: int, stage: str) -> None:
     """Seed torch for a stage, so that no stage depends on how many draws another made."""
     digest = hashlib.sha256(f"{seed} {stage}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _device_of_rank(device: str) -> torch.device:
+    """Return the CPU, or this rank's own GPU."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"received device {device!r}, expected auto, cpu or cuda with several processes: each "
+            "takes the GPU of its number"
+        )
+    count = torch.cuda.device_count()
+    if device == "cpu" or (device == "auto" and count == 0):
+        return torch.device("cpu")
+    number = ranks.local_rank()
+    if number >= count:
+        raise UserError(
+            f"received process {number + 1} on this machine, expected at most {count}, as it has "
+            f"{count} GPUs: lower --nproc-per-node, or give --device cpu"
+        )
+    return torch.device("cuda", number)
+
+
+def _not_compiled(wanted: bool | None) -> bool:
+    if wanted:
+        raise UserError("received --compile with several processes, expected no such option")
+    return False
 
 
 def _no_device(device: str) -> UserError:

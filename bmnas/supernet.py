@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bmnas import fused, native
 from bmnas.fused import weighted_sum
 from bmnas.genotype import PRIMITIVES
+from bmnas.parallel.share import current
 from bmnas.primitives import ATTENTION_DROPOUT, CellOutput, Dropout, Head
 
 _IDENTITY = 1  # an edge chooses between Zero and Identity, in this order
@@ -195,7 +196,8 @@ class Supernet(nn.Module):
 def _has_kernels(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
-    suits = x.device.type == "cpu" and x.dtype == torch.float32
+    # Of several ranks each has a share of the batch, and its norms need to hear of the others.
+    suits = x.device.type == "cpu" and x.dtype == torch.float32 and current() is None
     return suits and native.kernels() is not None
 
 

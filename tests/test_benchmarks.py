@@ -11,7 +11,7 @@ import torch
 from tiny_tasks import CONFIG, tiny_task
 
 import bmnas
-from benchmarks import gpu, results
+from benchmarks import gpu, ranks, results
 from benchmarks.cases import TINY, products, step
 from bmnas.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
@@ -68,3 +68,9 @@ def test_the_report_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_step_runs(form: type[torch.nn.Module]) -> None:
     step(TINY, form, CPU)()
     products(TINY, CPU)()
+
+
+def test_a_step_of_ranks_is_measured() -> None:
+    found = ranks.measure(TINY, CPU, 3)
+    assert found["processes"] == 1
+    assert 0 < found["least_ms"] <= found["median_ms"]

@@ -94,6 +94,14 @@ CLOSED = {
     "bmnas.strategies": ["bmnas.tasks", "bmnas.stages", "bmnas.cli", "bmnas.backbones"],
     "bmnas.stages": ["bmnas.cli", "bmnas_export", "bmnas_serve", "bmnas.supernet"],
     "bmnas.drawing": ["torch", "bmnas.cli", "bmnas.stages"],
+    "bmnas.parallel": [
+        "bmnas.config",
+        "bmnas.tasks",
+        "bmnas.stages",
+        "bmnas.cli",
+        "bmnas.supernet",
+    ],
+    "bmnas.sweep": ["bmnas.cli", "bmnas.strategies", "bmnas.supernet"],
 }
 
 
@@ -152,6 +160,7 @@ HEAVY = {
     "onnx",
     "onnxruntime",
     "onnxscript",
+    "ray",
     "starlette",
     "uvicorn",
 }

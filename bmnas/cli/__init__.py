@@ -20,13 +20,16 @@ from bmnas.cli.presets import presets
 from bmnas.cli.search import search
 from bmnas.cli.serve import serve
 from bmnas.cli.show import show
+from bmnas.cli.sweep import sweep
 from bmnas.cli.tasks import tasks
 from bmnas.cli.train import train
 from bmnas.errors import UserError
+from bmnas.parallel.launch import together
 
 #: Packages that some commands need, by the extra that brings them.
 _EXTRAS = {
     "matplotlib": "search",
+    "ray": "sweep",
     "safetensors": "search",
     "sklearn": "search",
     "torch": "search",
@@ -46,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for _command in (search, train, export, serve, show, compare, plan, tasks, presets):
+for _command in (search, train, sweep, export, serve, show, compare, plan, tasks, presets):
     app.command()(_command)
 app.add_typer(data, name="data")
 
@@ -65,9 +68,10 @@ def _version(
 def main() -> None:
     """Run the command line and leave with its exit status."""
     try:
-        status = app(prog_name="bmnas", standalone_mode=False)
-        if status == _INTERRUPTED:
-            raise typer.Abort
+        with together():
+            status = app(prog_name="bmnas", standalone_mode=False)
+            if status == _INTERRUPTED:
+                raise typer.Abort
         sys.exit(status)
     except UserError as error:
         # One line, whatever the names of files and arrays are made of.

@@ -90,6 +90,7 @@ def search(
     Example: bmnas search --task digits --epochs 10 --run runs/short
     """
     from bmnas.config import load_preset
+    from bmnas.parallel.ranks import writer
     from bmnas.progress import Bars
     from bmnas.runtime import Runtime
     from bmnas.stages.search import search as run_search
@@ -120,7 +121,8 @@ def search(
         profile=profile,
         progress=Bars(),
     )
-    _print(result, loaded, as_json)
+    if writer():
+        _print(result, loaded, as_json)
 
 
 def _print(result: SearchResult, task: Task, as_json: bool) -> None:

@@ -78,6 +78,7 @@ def train(
     from bmnas.config import load_preset
     from bmnas.errors import UserError
     from bmnas.genotype import Genotype
+    from bmnas.parallel.ranks import writer
     from bmnas.progress import Bars
     from bmnas.runs import genotype_file
     from bmnas.runtime import Runtime
@@ -109,7 +110,8 @@ def train(
         runtime=Runtime.choose(device, compile_network),
         progress=Bars(),
     )
-    _print(result, loaded, as_json)
+    if writer():
+        _print(result, loaded, as_json)
 
 
 def _load_task(genotype: Path, task: str | None, data: Path | None) -> Task:

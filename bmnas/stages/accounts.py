@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bmnas.features import FeatureCache
+from bmnas.parallel.ranks import size
 from bmnas.spent import COMPILE
 from bmnas.stages.unimodal import Unimodal
 from bmnas.strategies import Outcome
@@ -62,7 +63,7 @@ def _seconds(
         "other": outcome.seconds - sum(stages.values()),
         "search": outcome.seconds,
         "total": total,
-        "gpu_hours": total / 3600 if device.type == "cuda" else 0.0,
+        "gpu_hours": size() * total / 3600 if device.type == "cuda" else 0.0,
     }
 
 

@@ -23,9 +23,11 @@ from bmnas.features import FeatureCache, open_features
 from bmnas.files import write_json
 from bmnas.genotype import Genotype
 from bmnas.metrics import Objective
+from bmnas.parallel.ranks import agreed, first, size, writer
+from bmnas.parallel.writing import held, shown_by_writer
 from bmnas.profiling import Profile, StepRecorder
-from bmnas.progress import Progress, Silent
-from bmnas.runs import Existing, Run, locked, require_same
+from bmnas.progress import Progress
+from bmnas.runs import Existing, Run, require_same
 from bmnas.runtime import Runtime, check_seed
 from bmnas.stages.accounts import search_metrics
 from bmnas.stages.unimodal import remove_stale, unimodal_networks
@@ -91,9 +93,10 @@ def search(
     runtime = Runtime.choose() if runtime is None else runtime
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     kept = folder.backbones if backbones is None else Path(backbones)
-    recorder = StepRecorder(folder.trace, runtime.device) if profile else None
-    progress = progress or Silent()
-    with locked(folder.path, kept):
+    # Of several ranks the first one's steps are as good as any.
+    recorder = StepRecorder(folder.trace, runtime.device) if profile and writer() else None
+    progress = shown_by_writer(progress)
+    with held(folder.path, kept):
         wanted = {
             "task": {"name": task.name, "source": task.source},
             "strategy": strategy,
@@ -102,13 +105,17 @@ def search(
             **config.to_dict(),
             "backbones": backbones_record(folder, kept, seed),
             "versions": versions(),
-            "hardware": hardware(runtime.device),
+            "hardware": {**hardware(runtime.device), "processes": size()},
         }
-        if existing == "overwrite" and backbones is None:
-            # Before the run's own files: killed in between, --overwrite does the rest.
-            remove_stale(task, config.unimodal, seed=seed, folder=kept)
-        _prepare(folder, wanted, existing)
-        if not folder.genotype.is_file():
+
+        def prepare() -> None:
+            if existing == "overwrite" and backbones is None:
+                # Before the run's own files: killed in between, --overwrite does the rest.
+                remove_stale(task, config.unimodal, seed=seed, folder=kept)
+            _prepare(folder, wanted, existing)
+
+        first(prepare)
+        if not agreed(folder.genotype.is_file()):
             _search(folder, kept, task, config, strategy, seed, runtime, recorder, progress)
     if recorder is None:
         return read_search(folder.path)
@@ -194,16 +201,20 @@ def _search(
         recorder=recorder,
     )
     outcome = STRATEGIES[strategy](problem)
-    folder.update_metrics(
-        {
-            "metric": objective.metric,
-            **search_metrics(strategy, networks, cache, outcome, runtime.device),
-            "peak_memory": {"search": problem.checkpoint.spent.peak_memory},
-        }
-    )
-    write_pictures(folder, outcome.genotype, progress)
-    # Last: a folder with a genotype is a finished search.
-    _with_provenance(outcome, task, strategy, seed, folder).save(folder.genotype)
+
+    def finish() -> None:
+        folder.update_metrics(
+            {
+                "metric": objective.metric,
+                **search_metrics(strategy, networks, cache, outcome, runtime.device),
+                "peak_memory": {"search": problem.checkpoint.spent.peak_memory},
+            }
+        )
+        write_pictures(folder, outcome.genotype, progress)
+        # Last: a folder with a genotype is a finished search.
+        _with_provenance(outcome, task, strategy, seed, folder).save(folder.genotype)
+
+    first(finish)
 
 
 def _with_provenance(

@@ -22,8 +22,10 @@ from bmnas.genotype import Genotype
 from bmnas.joint import channels_of, evaluate_fusion, fit_fusion, torch_latency
 from bmnas.metrics import Objective
 from bmnas.network import FusionNetwork, MultimodalNetwork
-from bmnas.progress import Progress, Silent
-from bmnas.runs import Existing, Run, locked, require_same
+from bmnas.parallel.ranks import agreed, first, size
+from bmnas.parallel.writing import held, shown_by_writer
+from bmnas.progress import Progress
+from bmnas.runs import Existing, Run, require_same
 from bmnas.runtime import Runtime, check_seed, seed_stage
 from bmnas.samples import samples_per_epoch
 from bmnas.spent import COMPILE
@@ -90,7 +92,7 @@ def train(
     check_seed(seed)
     runtime = Runtime.choose() if runtime is None else runtime
     kept, backbone_seed = _backbones(origin, folder, recorded, backbones, seed)
-    with locked(folder.path, kept):
+    with held(folder.path, kept):
         wanted = {
             "strategy": "none",
             **recorded,
@@ -100,13 +102,12 @@ def train(
             **config.to_dict(),
             "backbones": backbones_record(folder, kept, backbone_seed),
             "versions": versions(),
-            "hardware": hardware(runtime.device),
+            "hardware": {**hardware(runtime.device), "processes": size()},
         }
-        _prepare(folder, origin, found, wanted, existing)
-        if not folder.network.is_file():
-            training = _Training(
-                folder, kept, found, task, config, seed, runtime, progress or Silent()
-            )
+        first(lambda: _prepare(folder, origin, found, wanted, existing))
+        if not agreed(folder.network.is_file()):
+            shown = shown_by_writer(progress)
+            training = _Training(folder, kept, found, task, config, seed, runtime, shown)
             training.run(backbone_seed)
     metrics = folder.read_metrics()
     if "test" not in metrics:
@@ -256,22 +257,28 @@ class _Training:
             }
             for name, found in networks.items()
         }
-        self.folder.update_metrics(
-            {
-                "metric": objective.metric,
-                "unimodal": unimodal,
-                "test": {
-                    "score": test.score,
-                    "loss": test.loss,
-                    "samples": len(task.samples("test")),
-                },
-                "parameters": parameter_counts(network),
-                "latency": torch_latency(task, network, runtime),
-                "seconds": {"train": seconds, "train_compile": spent["seconds"][COMPILE]},
-                "samples_per_second": {"train": self._samples_seen() / spent["seconds"]["train"]},
-                "peak_memory": {"train": spent["peak_memory"]},
-            }
-        )
+        measured = {
+            "metric": objective.metric,
+            "unimodal": unimodal,
+            "test": {
+                "score": test.score,
+                "loss": test.loss,
+                "samples": len(task.samples("test")),
+            },
+            "parameters": parameter_counts(network),
+            "seconds": {"train": seconds, "train_compile": spent["seconds"][COMPILE]},
+            "samples_per_second": {"train": self._samples_seen() / spent["seconds"]["train"]},
+            "peak_memory": {"train": spent["peak_memory"]},
+        }
+        first(lambda: self._write(network, measured, objective))
+        checkpoint.remove()
+
+    def _write(
+        self, network: MultimodalNetwork, measured: Mapping[str, Any], objective: Objective
+    ) -> None:
+        task = self.task
+        latency = torch_latency(task, network, self.runtime)
+        self.folder.update_metrics({**measured, "latency": latency})
         write_pictures(self.folder, self.genotype, self.progress)
         info = TaskInfo(
             name=task.name,
@@ -282,7 +289,6 @@ class _Training:
         )
         dropout = self.config.train.dropout
         TrainedNetwork(network.cpu(), self.genotype, info, dropout).save(self.folder.network)
-        checkpoint.remove()
 
     def _fit(
         self, backbones: dict[str, Backbone], objective: Objective

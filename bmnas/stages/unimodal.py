@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -36,6 +37,7 @@ from bmnas.features import rows_hash, weights_hash
 from bmnas.files import sha256_file
 from bmnas.fit import Forward, Group, Recipe, fit
 from bmnas.metrics import Objective, evaluate
+from bmnas.parallel.ranks import agreed, first
 from bmnas.progress import Progress
 from bmnas.runtime import Runtime, seed_stage
 from bmnas.samples import RawInput, RawSamples, label_tensor
@@ -85,7 +87,7 @@ def unimodal_networks(
             )
         path = folder / f"{modality.name}.safetensors"
         owner = _owner(task, modality, config, seed)
-        if not path.exists():
+        if agreed(not path.exists()):
             checkpoint = Checkpoint(_checkpoint_path(folder, modality), owner)
             made = _make(
                 task,
@@ -104,7 +106,7 @@ def unimodal_networks(
                 "pretrained": made.pretrained,
                 "seconds": made.seconds,
             }
-            save_backbone(path, made.backbone, extra)
+            first(functools.partial(save_backbone, path, made.backbone, extra))
             checkpoint.remove()
         # Read back even when just made, so that a resumed run goes on from the very same state.
         kept, threshold = _read(path, modality, owner)

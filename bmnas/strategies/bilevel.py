@@ -13,6 +13,9 @@ from bmnas.checkpoint import Record, Stateful
 from bmnas.derive import derive_genotype
 from bmnas.fit import Forward, require_finite_loss
 from bmnas.metrics import best_threshold, evaluate
+from bmnas.parallel.model import data_parallel
+from bmnas.parallel.ranks import mean
+from bmnas.parallel.share import shares, weighted
 from bmnas.profiling import profiled_step
 from bmnas.runtime import seed_stage
 from bmnas.samples import (
@@ -79,6 +82,7 @@ def _relax(problem: SearchProblem) -> list[Record]:
         "schedule": schedule,
     }
     records = problem.checkpoint.restore(parts)
+    on_train, on_validation = (data_parallel(p, forward) for p in (weights, architecture))
     spent = problem.checkpoint.spent
     with problem.progress.stage("search", config.epochs) as shown, _recording(problem, records):
         shown.advance(len(records))
@@ -87,10 +91,12 @@ def _relax(problem: SearchProblem) -> list[Record]:
             supernet.train()
             _require_gradients(weights, architecture)
             with spent.stage("search_weights"):
-                train_loss = _descend(problem, problem.train, forward, on_weights, schedule)
+                train_loss = _descend(problem, problem.train, on_train, on_weights, schedule)
             _require_gradients(architecture, weights)
             with spent.stage("search_architecture"):
-                architecture_loss = _descend(problem, problem.validation, forward, on_architecture)
+                architecture_loss = _descend(
+                    problem, problem.validation, on_validation, on_architecture
+                )
             with spent.stage("validation"):
                 found = evaluate(supernet, forward, problem.validation, problem.objective, device)
             if problem.recorder is not None:
@@ -179,10 +185,11 @@ def _descend(
     objective, device = problem.objective, problem.runtime.device
     step = "weights step" if samples is problem.train else "architecture step"
     total, batches = torch.zeros((), device=device), 0
-    for chosen in epoch_batches(len(samples), problem.config.batch_size):
+    for chosen in shares(epoch_batches(len(samples), problem.config.batch_size)):
         with profiled_step(problem.recorder, step):
             features, labels = samples.batch(chosen)
-            loss = objective.loss(forward([x.to(device) for x in features]), labels.to(device))
+            logits = forward([x.to(device) for x in features])
+            loss = weighted(objective.loss(logits, labels.to(device)))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -191,7 +198,7 @@ def _descend(
             total += loss.detach()
         batches += 1
     # The device synchronises here, once a pass.
-    return float(total) / batches
+    return float(mean(total)) / batches
 
 
 def _require_gradients(yes: list[nn.Parameter], no: list[nn.Parameter]) -> None:

@@ -18,6 +18,7 @@ from bmnas.errors import UserError
 COMMANDS = [
     "search",
     "train",
+    "sweep",
     "export",
     "serve",
     "show",

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from command_line import bmnas_command, one_line_error, write_tiny_preset
+from tiny_tasks import write_tiny_task
+
+from bmnas.sweep.job import attempts
+
+SWEEP = ("sweep", "--task", "task.toml", "--preset", "tiny-preset.toml", "--run", "sweep")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_tiny_task(tmp_path)
+    write_tiny_preset(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def kill_first(path: Path) -> threading.Thread:
+    """Kill, in the background, the process of the first attempt that ``path`` tells of."""
+
+    def wait_and_kill() -> None:
+        end = time.monotonic() + 120
+        while not (found := attempts(path)) and time.monotonic() < end:
+            time.sleep(0.005)
+        os.kill(found[0]["pid"], signal.SIGKILL)
+
+    thread = threading.Thread(target=wait_and_kill)
+    thread.start()
+    return thread
+
+
+def test_a_sweep_outlives_a_killed_worker_and_a_failing_trial(here: Path) -> None:
+    # One of them diverges, which is the user's to mend.
+    words = (*SWEEP, "--set", "search.max_lr=1e-3,1e30", "--json")
+    killer = kill_first(here / "sweep" / ".attempts" / "max_lr-0.001.jsonl")
+    printed = bmnas_command(*words)
+    killer.join()
+    assert printed.status == 1
+    good, bad = json.loads(printed.out)["trials"]
+    assert (good["name"], good["state"], good["attempts"]) == ("max_lr-0.001", "done", 2)
+    assert (bad["name"], bad["state"], bad["attempts"]) == ("max_lr-1e+30", "failed", 1)
+    assert "the loss is" in bad["error"]
+    assert printed.err == f"note: {bad['name']}: failed: {bad['error']}\n"
+    run = here / "sweep" / good["name"]
+    assert (
+        json.loads((run / "metrics.json").read_text())["search"]["validation"]
+        == (good["validation"])
+    )
+    # An ordinary run folder with backbones of its own, which were trained once.
+    (shared,) = (here / "sweep" / ".backbones").iterdir()
+    for name in ("m0.safetensors", "m1.safetensors"):
+        assert (run / "backbones" / name).samefile(shared / name)
+    assert json.loads((run / "config.json").read_text())["backbones"]["folder"] is None
+    recorded = json.loads((here / "sweep" / "sweep.json").read_text())
+    assert recorded["trials"] == [good, bad]
+
+    assert "holds a sweep already; go on with --resume" in one_line_error(bmnas_command(*words))
+    other = bmnas_command(*SWEEP, "--set", "seed=3", "--resume")
+    assert "holds a sweep of other trials" in one_line_error(other)
+    # Done by hand meanwhile: nothing is left but to tell.
+    (here / "sweep" / bad["name"] / "genotype.json").write_bytes(
+        (run / "genotype.json").read_bytes()
+    )
+    again = bmnas_command(*words[:-1], "--resume")
+    assert again.status == 0
+    assert "max_lr-0.001" in again.out
+    assert "Next: bmnas compare sweep/*/" in again.err
+
+
+def test_a_worker_that_is_always_lost_is_given_up(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    printed = bmnas_command(*SWEEP, "--set", "seed=0", "--retries", "1", "--json")
+    assert printed.status == 1
+    (trial,) = json.loads(printed.out)["trials"]
+    assert trial["state"] == "lost"
+    assert trial["error"] == "its backbones: ended with status 1"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workers", "0"], "--workers: received 0, expected 1 or more"),
+        (["--retries", "-1"], "--retries: received -1, expected 0 or more"),
+        (["--set", "search.cells=0"], "[search] cells: received 0, expected at least 1"),
+        (["--set", "task=digit"], "received task 'digit', expected digits"),
+        (["nothing.toml"], "nothing.toml: cannot be read: No such file"),
+    ],
+)
+def test_mistakes(here: Path, words: list[str], message: str) -> None:
+    assert message in one_line_error(bmnas_command(*SWEEP, *words))
+    assert not (here / "sweep").exists()
+
+
+def test_without_ray_one_line_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    line = one_line_error(bmnas_command(*SWEEP, "--engine", "ray"))
+    assert line == (
+        "this needs the package ray, which is not installed: run pip install 'bmnas[sweep]'"
+    )
