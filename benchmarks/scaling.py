@@ -1,6 +1,6 @@
 """Time and memory of a search against its sizes: N, M, F, C, L and samples.
 
-    python -m benchmarks.scaling --out benchmarks/results/<date>-scaling.json --plot docs/scaling.svg
+    python -m benchmarks.scaling --million --out FILE.json --plot FILE.svg
 
 One size changes at a time, the others stay at those of ``BASE``. Every point runs in a process of
 its own, so that its peak of memory is its own. A step is forward, backward and Adam; samples are
@@ -31,8 +31,8 @@ from benchmarks.cases import StepCase, step
 from bmnas.checkpoint import Checkpoint
 from bmnas.config import SearchConfig
 from bmnas.cost import hardware, versions
-from bmnas.features import map_features
 from bmnas.files import write_json
+from bmnas.mapped import Pages, map_array
 from bmnas.metrics import Objective
 from bmnas.progress import Silent
 from bmnas.samples import FeatureSamples
@@ -43,6 +43,8 @@ from bmnas.supernet import Supernet
 WIDTH = 128  # channels of a raw feature
 STEPS = 30
 CLASSES = 10
+MILLION = 1_000_000
+MILLION_STEPS = 300
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,7 @@ def main() -> None:
         "series": series,
     }
     if options.million:
-        sizes = replace(BASE, channels=32, samples=1_000_000)
-        report["million"] = in_own_process(sizes, "--million")
+        report["million"] = in_own_process(replace(BASE, channels=32, samples=MILLION))
     print(json.dumps(report, indent=2))
     if options.out is not None:
         write_json(options.out, report)
@@ -111,10 +112,10 @@ def points(name: str) -> list[Sizes]:
     return [replace(BASE, **{name: value}) for value in SERIES[name]]
 
 
-def in_own_process(sizes: Sizes, *options: str) -> dict[str, Any]:
+def in_own_process(sizes: Sizes) -> dict[str, Any]:
     """Return what ``measure`` returns for ``sizes`` in a new process."""
     command = [sys.executable, "-m", "benchmarks.scaling", "--point", json.dumps(asdict(sizes))]
-    done = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -171,10 +172,9 @@ def time_of_epoch(sizes: Sizes) -> float:
 def made_up_samples(sizes: Sizes, folder: Path) -> tuple[FeatureSamples, FeatureSamples]:
     """Return training and validation samples whose features lie in files in ``folder``."""
     names = tuple(f"m.{f + 1}" for f in range(sizes.features))
-    width = WIDTH if sizes.samples < 1_000_000 else 32
-    shape = (sizes.samples, sizes.length, width)
+    shape = (sizes.samples, sizes.length, WIDTH if sizes.samples < MILLION else 32)
     chunk = np.random.default_rng(0).standard_normal((1000, *shape[1:]), np.float32)
-    arrays = {}
+    arrays, maps = {}, []
     for name in names:
         path = folder / f"{name}.npy"
         with path.open("wb") as file:
@@ -183,11 +183,15 @@ def made_up_samples(sizes: Sizes, folder: Path) -> tuple[FeatureSamples, Feature
             )
             for _ in range(sizes.samples // len(chunk)):
                 file.write(chunk.tobytes())
-        arrays[name] = map_features(path, shape)
+        arrays[name], mapped = map_array(path, shape)
+        maps.append(mapped)
     labels = torch.arange(sizes.samples) % CLASSES
     border = sizes.samples * 8 // 9
     parts = torch.arange(sizes.samples).tensor_split((border,))
-    train, validation = (FeatureSamples(names, arrays, {"m": p}, labels[p]) for p in parts)
+    pages = Pages(maps)
+    train, validation = (
+        FeatureSamples(names, arrays, {"m": part}, labels[part], pages) for part in parts
+    )
     return train, validation
 
 

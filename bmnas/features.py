@@ -13,6 +13,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import mmap
 import re
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from bmnas.array_file import ArrayWriter, checksum_of, create_files
 from bmnas.backbones.base import Backbone
 from bmnas.errors import UserError
 from bmnas.files import read_json, remove_folder, remove_leftovers, write_json
+from bmnas.mapped import Pages, map_array
 from bmnas.parallel.ranks import agreed, first, size, span, wait, writer
 from bmnas.parallel.writing import shared_folder
 from bmnas.progress import Progress
@@ -44,7 +46,8 @@ class FeatureCache:
     """Pooled features of the samples of some parts of a task.
 
     ``seconds`` is what the extraction took when it was done, also where the cache was reused.
-    ``keys`` are the entries' hashes, which change with data and backbones.
+    ``keys`` are the entries' hashes, which change with data and backbones. ``pages`` bounds what of
+    the files lies in memory.
     """
 
     task: Task
@@ -54,6 +57,7 @@ class FeatureCache:
     rows: dict[str, Array]
     seconds: float
     keys: tuple[str, ...]
+    pages: Pages
 
     def samples(self, *parts: Part) -> FeatureSamples:
         """Return the samples of ``parts``, part after part, without copying a feature.
@@ -68,7 +72,8 @@ class FeatureCache:
         for modality in self.task.modalities:
             position = np.searchsorted(self.rows[modality.name], modality.rows_of(chosen))
             rows[modality.name] = torch.from_numpy(position)
-        return FeatureSamples(self.names, self.arrays, rows, label_tensor(self.task, chosen))
+        labels = label_tensor(self.task, chosen)
+        return FeatureSamples(self.names, self.arrays, rows, labels, self.pages)
 
 
 def open_features(
@@ -91,6 +96,7 @@ def open_features(
     first(lambda: remove_leftovers(folder))
     names: list[str] = []
     arrays: dict[str, torch.Tensor] = {}
+    maps: list[mmap.mmap] = []
     rows: dict[str, Array] = {}
     keys: list[str] = []
     seconds = 0.0
@@ -114,8 +120,9 @@ def open_features(
             names.append(name)
             path = entry / f"{feature}.npy"
             _require_checksum(path, manifest["crc32"].get(feature))
-            arrays[name] = _map(path, (len(used), length, channels))
-    return FeatureCache(task, parts, tuple(names), arrays, rows, seconds, tuple(keys))
+            arrays[name], mapped = map_array(path, (len(used), length, channels))
+            maps.append(mapped)
+    return FeatureCache(task, parts, tuple(names), arrays, rows, seconds, tuple(keys), Pages(maps))
 
 
 def cache_bytes(rows: int, length: int, channels: int) -> int:
@@ -255,14 +262,3 @@ def _read_manifest(entry: Path, key: str) -> dict[str, Any]:
             f"{entry}: damaged feature cache; delete this folder, it will be made again"
         )
     return manifest
-
-
-def _map(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
-    # Copy on write: torch refuses read-only memory, and nothing here ever writes.
-    array = np.load(path, mmap_mode="c", allow_pickle=False)
-    if array.shape != shape or array.dtype != np.float32:
-        raise UserError(
-            f"{path}: received {array.dtype} {array.shape}, expected float32 {shape}: damaged "
-            "feature cache; delete its folder, it will be made again"
-        )
-    return torch.from_numpy(array)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bmnas.backbones.base import Backbone
 from bmnas.errors import UserError
+from bmnas.mapped import Pages
 from bmnas.tasks.task import Array, Modality, Task
 
 _ENCODE_ROWS = 4096
@@ -111,7 +112,7 @@ class FeatureSamples:
     """Pooled features of some samples with labels, read from arrays that need not fit in memory.
 
     ``names`` are the features; ``arrays[name]`` is (rows, L, C_raw), ``rows[modality]`` (samples,)
-    says which row each sample uses.
+    says which row each sample uses. ``pages`` is told what was read, where arrays are mapped files.
     """
 
     def __init__(
@@ -120,9 +121,11 @@ class FeatureSamples:
         arrays: dict[str, Tensor],
         rows: dict[str, Tensor],
         labels: Tensor,
+        pages: Pages | None = None,
     ) -> None:
         self.names = names
         self.labels = labels
+        self._pages = pages
         self._arrays = arrays
         self._rows = rows
 
@@ -137,10 +140,12 @@ class FeatureSamples:
 
     def select(self, names: Sequence[str]) -> FeatureSamples:
         """Return the same samples with the features ``names`` only, in that order."""
-        return FeatureSamples(tuple(names), self._arrays, self._rows, self.labels)
+        return FeatureSamples(tuple(names), self._arrays, self._rows, self.labels, self._pages)
 
     def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return one (B, L, C_raw) tensor per feature, and the labels, of ``chosen`` (B,)."""
         rows = {modality: index[chosen] for modality, index in self._rows.items()}
         inputs = [self._arrays[n].index_select(0, rows[n.partition(".")[0]]) for n in self.names]
+        if self._pages is not None:
+            self._pages.read(len(chosen), sum(x[0].nbytes for x in inputs))
         return inputs, self.labels[chosen]

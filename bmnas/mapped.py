@@ -1,0 +1,57 @@
+"""Arrays that are read from files as they are needed, in a bounded part of memory."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bmnas.errors import UserError
+
+_LIMIT = 1 << 30
+_AROUND = 1 << 16  # what Linux maps around a page that is asked for
+
+
+def map_array(path: Path, shape: tuple[int, ...]) -> tuple[torch.Tensor, mmap.mmap]:
+    """Return the float32 array of a ``.npy`` file of the feature cache, and what it is mapped by.
+
+    Raises UserError for another shape or type.
+    """
+    # Copy on write: torch refuses read-only memory, and nothing here ever writes.
+    array = np.load(path, mmap_mode="c", allow_pickle=False)
+    if array.shape != shape or array.dtype != np.float32:
+        raise UserError(
+            f"{path}: received {array.dtype} {array.shape}, expected float32 {shape}: damaged "
+            "feature cache; delete its folder, it will be made again"
+        )
+    mapped = array.base
+    if not isinstance(mapped, mmap.mmap):
+        raise TypeError(f"expected a mapped file, received {type(mapped).__name__}")
+    return torch.from_numpy(array), mapped
+
+
+class Pages:
+    """Hands the pages of mapped files back before those that were read exceed ``limit`` bytes.
+
+    What is read again then comes from the system's own cache, or from the disc. Files that are
+    smaller than ``limit`` altogether stay.
+    """
+
+    def __init__(self, maps: Sequence[mmap.mmap], limit: int = _LIMIT) -> None:
+        self._maps = maps
+        self._limit = limit
+        self._whole = sum(len(m) for m in maps)
+        self._touched = 0
+
+    def read(self, rows: int, row_bytes: int) -> None:
+        """Take note of ``rows`` rows, of ``row_bytes`` in all files together, that were read."""
+        if self._whole <= self._limit:
+            return
+        self._touched += rows * (row_bytes + _AROUND * len(self._maps))
+        if self._touched > self._limit:
+            for mapped in self._maps:
+                mapped.madvise(mmap.MADV_DONTNEED)
+            self._touched = 0
