@@ -12,6 +12,7 @@ from bmnas.backbones.conv import ConvBackbone, Downsampling, Standardise
 from bmnas.backbones.logmel import LogMel, LogMelSettings, log_mel_settings
 from bmnas.backbones.masking import SpectrogramMasking
 from bmnas.backbones.rows import cast_rows, network_dtype, require_finite, require_rows, sample_rows
+from bmnas.backbones.waveform_augmentation import WaveformAugmentation
 from bmnas.errors import UserError
 from bmnas.tasks.task import Array, Modality, ModalityType
 
@@ -20,16 +21,17 @@ _LIMITS = (80, 32)  # frames and mel bands that the stages see at most
 
 
 class Spectrogram(nn.Module):
-    """Waveforms (B, T) to log-mel maps (B, 1, frames, M), in training with masks."""
+    """Waveforms (B, T) to log-mel maps (B, 1, frames, M), in training augmented and masked."""
 
     def __init__(self, samples: int, sample_rate: int, settings: LogMelSettings) -> None:
         super().__init__()
+        self.augmentation = WaveformAugmentation()
         self.log_mel = LogMel(samples, sample_rate, settings)
         self.masking = SpectrogramMasking()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return float32 (B, 1, frames, M)."""
-        spectrogram: Tensor = self.masking(self.log_mel(x))
+        spectrogram: Tensor = self.masking(self.log_mel(self.augmentation(x)))
         return spectrogram.unsqueeze(1)
 
 
