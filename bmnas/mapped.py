@@ -11,7 +11,8 @@ import torch
 
 from bmnas.errors import UserError
 
-_LIMIT = 1 << 30
+#: How many bytes of mapped files may lie in a process's memory.
+LIMIT = 1 << 30
 _AROUND = 1 << 16  # what Linux maps around a page that is asked for
 
 
@@ -40,7 +41,7 @@ class Pages:
     smaller than ``limit`` altogether stay.
     """
 
-    def __init__(self, maps: Sequence[mmap.mmap], limit: int = _LIMIT) -> None:
+    def __init__(self, maps: Sequence[mmap.mmap], limit: int = LIMIT) -> None:
         self._maps = maps
         self._limit = limit
         self._whole = sum(len(m) for m in maps)

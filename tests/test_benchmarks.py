@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tiny_tasks import CONFIG, tiny_task
 
 import bmnas
-from benchmarks import gpu, ranks, results
+from benchmarks import gpu, ranks, results, scaling
 from benchmarks.cases import TINY, products, step
 from bmnas.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
@@ -74,3 +75,13 @@ def test_a_step_of_ranks_is_measured() -> None:
     found = ranks.measure(TINY, CPU, 3)
     assert found["processes"] == 1
     assert 0 < found["least_ms"] <= found["median_ms"]
+
+
+def test_sizes_are_measured_and_drawn(tmp_path: Path) -> None:
+    sizes = scaling.Sizes(cells=1, steps=1, features=2, channels=8, length=4)
+    found = [scaling.measure(sizes), scaling.measure(replace(sizes, samples=2000))]
+    assert all(point["seconds"] > 0 for point in found)
+    assert found[1]["resident_bytes"] >= found[0]["resident_bytes"] > 1 << 20
+    scaling.draw({"cells": found[:1], "samples": found[1:]}, tmp_path / "picture.svg")
+    assert "<svg" in (tmp_path / "picture.svg").read_text()
+    assert [point.samples for point in scaling.points("samples")] == [4000, 16000, 64000]

@@ -156,7 +156,7 @@ def _tables(plan: Plan) -> list[TextTable]:
         ("features", f"{len(work.channels)}"),
         ("feature cache on disc", _size(work.cache_bytes)),
         ("memory, without the cache", _size(memory.needed_bytes)),
-        ("memory, with the cache mapped", _size(memory.resident_bytes)),
+        ("memory, with what is mapped of it", _size(memory.resident_bytes)),
         ("memory that is free", _size(memory.available_bytes)),
         ("disc that is free", _size(disc.free)),
         ("disc, writing, a second", _size(disc.write)),

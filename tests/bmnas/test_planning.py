@@ -19,6 +19,7 @@ import bmnas
 import bmnas.stages.search
 from bmnas.config import Config, load_preset, preset_names
 from bmnas.errors import UserError
+from bmnas.mapped import LIMIT
 from bmnas.planning import disc, plan, plan_features, plan_task
 from bmnas.planning.backbone_rates import BackboneRates
 from bmnas.planning.disc import Disc, measure_disc
@@ -125,6 +126,7 @@ def test_what_finds_no_room_is_read_from_the_disc_in_every_pass() -> None:
     assert tight.missing == 0.75
     assert memory(0).missing == 1
     assert tight.resident_bytes == 1000 + WORK.cache_bytes
+    assert Memory(1000, 1 << 40, 0, None).resident_bytes == 1000 + LIMIT
     found = search_seconds(WORK, RATES, tight, Disc(1.0, read=WORK.sample_bytes / 4, free=1 << 40))
     # Four seconds for a whole sample, of which three quarters.
     assert found["search_weights"] == pytest.approx(3 * 48 * (1.0 + 3.0))
