@@ -12,7 +12,7 @@ import torch
 from tiny_tasks import CONFIG, tiny_task
 
 import bmnas
-from benchmarks import gpu, ranks, results, scaling
+from benchmarks import cached, gpu, ranks, results, scaling
 from benchmarks.cases import TINY, products, step
 from bmnas.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
@@ -85,3 +85,18 @@ def test_sizes_are_measured_and_drawn(tmp_path: Path) -> None:
     scaling.draw({"cells": found[:1], "samples": found[1:]}, tmp_path / "picture.svg")
     assert "<svg" in (tmp_path / "picture.svg").read_text()
     assert [point.samples for point in scaling.points("samples")] == [4000, 16000, 64000]
+
+
+def test_what_the_cache_saves_is_measured(tmp_path: Path) -> None:
+    config = bmnas.load_preset("digits").override("search", epochs=1, rerank=0)
+    config = config.override("unimodal", epochs=1)
+    task = bmnas.load_task("digits")
+    bmnas.search(task, run=tmp_path / "run", config=config)
+    found = cached.compare(tmp_path / "run", steps=2, epochs=3)
+    batches = [
+        len(task.samples(part)) // config.search.batch_size for part in ("train", "validation")
+    ]
+    assert found["steps"] == 3 * sum(batches)
+    assert found["times_faster"] == pytest.approx(
+        found["search_seconds"]["backbones"] / found["search_seconds"]["cached"]
+    )
