@@ -2,9 +2,11 @@
 
     python -m benchmarks.results av-digits --seeds 3 --out benchmarks/results
 
-All ways of fusing share a seed's unimodal networks and feature cache, and are trained with the
-same settings of the task's preset on train and validation; test data is read once by each, at
-the end. Work goes on where it was stopped. Prints a Markdown table and writes one JSON file.
+Two-stream is the mean of the unimodal networks' logits, with nothing trained; late fusion is that
+of linear classifiers. All ways of fusing share a seed's unimodal networks and feature cache, and
+are trained with the same settings of the task's preset on train and validation; test data is read
+once by each, at the end. Work goes on where it was stopped. Prints a Markdown table and writes one
+JSON file.
 """
 
 from __future__ import annotations
@@ -12,21 +14,25 @@ from __future__ import annotations
 import argparse
 import datetime
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
+from torch import Tensor
 
 import bmnas
-from bmnas.backbones import load_backbone
+from bmnas.backbones import Backbone, load_backbone
 from bmnas.baselines.late_fusion import LateFusion
 from bmnas.cost import hardware, parameter_counts, versions
 from bmnas.files import read_json, write_json
 from bmnas.joint import channels_of, evaluate_fusion, fit_fusion
-from bmnas.metrics import Objective
+from bmnas.metrics import Objective, evaluate
 from bmnas.progress import Bars
 from bmnas.runtime import seed_stage
+from bmnas.samples import RawInput, RawSamples, label_tensor
 
 
 def main() -> None:
@@ -88,12 +94,35 @@ def one_seed(
         }
     for modality, scores in trained.metrics["unimodal"].items():
         facts[f"{modality} alone"] = {"test": scores["test"], "seconds": 0.0, "fusion": 0}
+    facts["two-stream"] = two_stream(task, shared)
     facts["late fusion"] = late_fusion(task, folder / "late-fusion.json", shared, seed)
     return facts
 
 
+def two_stream(task: bmnas.Task, shared: Path) -> dict[str, Any]:
+    """Test the mean of the logits of the unimodal networks in ``shared``, with nothing trained."""
+    samples = task.samples("test")
+    labels, objective = label_tensor(task, samples), Objective(task.kind, 0.5)
+    logits = []
+    for modality in task.modalities:
+        backbone = load_backbone(shared / f"{modality.name}.safetensors")[0]
+        raw = RawSamples([RawInput(modality, backbone, samples)], labels)
+        call = partial(_logits, backbone)
+        logits.append(evaluate(backbone, call, raw, objective, torch.device("cpu")).logits)
+    score = objective.score(torch.stack(logits).mean(0), labels)
+    return {"test": score, "fusion": 0, "seconds": 0.0}
+
+
+def _logits(backbone: Backbone, inputs: list[Tensor]) -> Tensor:
+    logits: Tensor = backbone(*inputs)
+    return logits
+
+
 def late_fusion(task: bmnas.Task, path: Path, shared: Path, seed: int) -> dict[str, Any]:
-    """Train and test late fusion on the backbones in ``shared``; the facts are kept in ``path``."""
+    """Train linear classifiers, whose logits are averaged, on the backbones in ``shared``.
+
+    The facts are kept in ``path``.
+    """
     if path.is_file():
         kept: dict[str, Any] = read_json(path)
         return kept
