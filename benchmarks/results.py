@@ -2,7 +2,7 @@
 
     python -m benchmarks.results av-digits --seeds 3 --out benchmarks/results
 
-Two-stream is the mean of the unimodal networks' logits, with nothing trained; late fusion is that
+The mean of the unimodal logits is that, with nothing trained; late fusion is the mean of the logits
 of linear classifiers. All ways of fusing share a seed's unimodal networks and feature cache, and
 are trained with the same settings of the task's preset on train and validation; test data is read
 once by each, at the end. Work goes on where it was stopped. Prints a Markdown table and writes one
@@ -94,12 +94,12 @@ def one_seed(
         }
     for modality, scores in trained.metrics["unimodal"].items():
         facts[f"{modality} alone"] = {"test": scores["test"], "seconds": 0.0, "fusion": 0}
-    facts["two-stream"] = two_stream(task, shared)
+    facts["mean of unimodal logits"] = unimodal_mean(task, shared)
     facts["late fusion"] = late_fusion(task, folder / "late-fusion.json", shared, seed)
     return facts
 
 
-def two_stream(task: bmnas.Task, shared: Path) -> dict[str, Any]:
+def unimodal_mean(task: bmnas.Task, shared: Path) -> dict[str, Any]:
     """Test the mean of the logits of the unimodal networks in ``shared``, with nothing trained."""
     samples = task.samples("test")
     labels, objective = label_tensor(task, samples), Objective(task.kind, 0.5)

@@ -26,7 +26,7 @@ def test_every_way_of_fusing_is_measured_and_measured_once(
     for place in ("bmnas.stages.search", "bmnas.stages.train", "bmnas"):
         monkeypatch.setattr(f"{place}.load_preset", lambda _: CONFIG, raising=False)
     facts = results.one_seed(tiny_task(), tmp_path, 0, ["bmnas", "random"])
-    ways = {"two-stream", "late fusion", "search: bmnas", "search: random"}
+    ways = {"mean of unimodal logits", "late fusion", "search: bmnas", "search: random"}
     assert set(facts) == {"m0 alone", "m1 alone", *ways}
     assert all(0 <= row["test"] <= 1 for row in facts.values())
     again = results.one_seed(tiny_task(), tmp_path, 0, ["bmnas", "random"])
