@@ -141,6 +141,7 @@ def late_fusion(task: bmnas.Task, path: Path, shared: Path, seed: int) -> dict[s
         config.train,
         objective,
         features=shared / "features",
+        cache_dtype=config.search.cache_dtype,
         runtime=runtime,
         checkpoint=None,
         progress=Bars(),

@@ -31,7 +31,7 @@ def test_supernet_step_compiled(benchmark: BenchmarkFixture) -> None:
 
 @pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")
 def test_products_alone(benchmark: BenchmarkFixture) -> None:
-    benchmark.pedantic(products(NTU, EAGER), rounds=40, warmup_rounds=5)
+    benchmark.pedantic(products(NTU, EAGER.device), rounds=40, warmup_rounds=5)
 
 
 @pytest.mark.benchmark(group="search cost: a search on digits, features cached")

@@ -18,7 +18,7 @@ from bmnas.parallel.norms import synchronised
 from bmnas.parallel.ranks import gathered, mean
 from bmnas.parallel.share import shares, weighted
 from bmnas.progress import Progress
-from bmnas.samples import Samples, batches_per_epoch, epoch_batches
+from bmnas.samples import Samples, batches_per_epoch, epoch_batches, fed
 
 Forward = Callable[[list[Tensor]], Tensor]
 
@@ -109,10 +109,9 @@ def _epoch(
 ) -> tuple[float, float]:
     """Make a step for each of ``batches``; return mean loss and score of what they gave."""
     total, all_logits, all_labels = torch.zeros((), device=device), [], []
-    for chosen in shares(batches):
-        inputs, labels = samples.batch(chosen)
-        logits = forward([x.to(device) for x in inputs])
-        loss = weighted(objective.loss(logits, labels.to(device)))
+    for inputs, labels in fed(samples, shares(batches), device):
+        logits = forward(inputs)
+        loss = weighted(objective.loss(logits, labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -122,7 +121,7 @@ def _epoch(
         all_labels.append(labels)
     # The device synchronises here, once an epoch.
     mean_loss = float(mean(total)) / len(all_labels)
-    logits, labels = gathered(torch.cat(all_logits)).cpu(), gathered(torch.cat(all_labels))
+    logits, labels = (gathered(torch.cat(every)).cpu() for every in (all_logits, all_labels))
     return mean_loss, objective.score(logits, labels)
 
 

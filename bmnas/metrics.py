@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bmnas.parallel.ranks import gathered, size, span
-from bmnas.samples import Samples
+from bmnas.samples import Samples, fed
 from bmnas.tasks.task import Kind
 
 _BATCH = 256
@@ -96,11 +96,12 @@ def evaluate(
     logits, labels = [], []
     split = len(samples) >= size()  # fewer are not worth it, and somebody would have none
     own = span(len(samples)) if split else range(len(samples))
-    for start in range(own.start, own.stop, _BATCH):
-        inputs, target = samples.batch(torch.arange(start, min(start + _BATCH, own.stop)))
-        logits.append(forward([x.to(device) for x in inputs]).float().cpu())
+    batches = torch.arange(own.start, own.stop).split(_BATCH)
+    for inputs, target in fed(samples, batches, device):
+        logits.append(forward(inputs).float())
         labels.append(target)
-    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+    # The device synchronises here, once for all samples.
+    all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
     if split:
         all_logits, all_labels = gathered(all_logits), gathered(all_labels)
     loss = float(objective.loss(all_logits, all_labels))

@@ -185,7 +185,8 @@ def _search(
         folder=kept / "features",
         device=runtime.device,
         progress=progress,
-    )
+        dtype=config.search.cache_dtype,
+    ).on(runtime.device)
     owner = _owner(cache, config, strategy, seed)
     problem = SearchProblem(
         train=cache.samples("train"),

@@ -318,6 +318,7 @@ class _Training:
                 settings,
                 objective,
                 features=self.kept / "features",
+                cache_dtype=self.config.search.cache_dtype,
                 runtime=self.runtime,
                 checkpoint=checkpoint,
                 progress=self.progress,

@@ -22,6 +22,7 @@ from bmnas.samples import (
     FeatureSamples,
     batches_per_epoch,
     epoch_batches,
+    fed,
     samples_per_epoch,
 )
 from bmnas.spent import COMPILE
@@ -185,11 +186,11 @@ def _descend(
     objective, device = problem.objective, problem.runtime.device
     step = "weights step" if samples is problem.train else "architecture step"
     total, batches = torch.zeros((), device=device), 0
-    for chosen in shares(epoch_batches(len(samples), problem.config.batch_size)):
+    order = shares(epoch_batches(len(samples), problem.config.batch_size))
+    for features, labels in fed(samples, order, device):
         with profiled_step(problem.recorder, step):
-            features, labels = samples.batch(chosen)
-            logits = forward([x.to(device) for x in features])
-            loss = weighted(objective.loss(logits, labels.to(device)))
+            logits = forward(features)
+            loss = weighted(objective.loss(logits, labels))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
