@@ -85,7 +85,7 @@ def fit_fusion(
         forward,
         groups,
         samples,
-        objective,
+        fusion.objective(objective),
         recipe,
         device=runtime.device,
         checkpoint=checkpoint,
