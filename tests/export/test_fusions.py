@@ -2,68 +2,127 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+import torch
 from bmnas_export import export_bundle
 from bmnas_serve import manifest as manifests
-from tiny_networks import tiny_network, tiny_task
+from bmnas_serve.session import Session
+from tiny_networks import roughen, tiny_network, tiny_task
+from torch import Tensor, nn
 
-from bmnas.architecture import NamedFusion
+from bmnas.architecture import Architecture, NamedFusion, build_fusion
 from bmnas.baselines import FUSIONS
+from bmnas.baselines.genotypes import late_pairs, module_genotype
 from bmnas.drawing.record import load_bundle
 from bmnas.drawing.tables import bundle_tables
-from bmnas.genotype import FUSION_MODULES, known_genotype
+from bmnas.genotype import FUSION_MODULES
+from bmnas.joint import channels_of
+from bmnas.network import Fusion, MultimodalNetwork
 from bmnas.trained import load_network, read_description
 
-TWO = ("sequence", "vector")
-THREE = ("sequence", "vector", "tokens")
+CLASSES = 3
 
 
-@pytest.mark.parametrize("name", FUSIONS)
-def test_a_fusion_matches_in_onnxruntime(name: str, tmp_path: Path) -> None:
-    # Three modalities in every other case: the gates of a GMU differ.
-    number = list(FUSIONS).index(name)
-    task = tiny_task(THREE if number % 2 else TWO, kind="multilabel" if number % 3 else "multiclass")
-    what = NamedFusion(name, 6, 4)
-    trained = tiny_network(task, what)
-    bundle = export_bundle(trained, task, tmp_path / "bundle")
+class SideBySide(Fusion):
+    """Several fusions of the same features as one network: one export tries them all."""
+
+    def __init__(self, architectures: Sequence[Architecture], raw: Mapping[str, int]) -> None:
+        super().__init__()
+        self.features, self.length = tuple(raw), 4
+        self.parts = nn.ModuleList(
+            build_fusion(each, raw, classes=CLASSES, dropout=0.1) for each in architectures
+        )
+
+    @property
+    def classifier(self) -> nn.Module:
+        return self.parts
+
+    def forward(self, pooled: Sequence[Tensor]) -> Tensor:
+        """Return the logits of all parts, (B, parts * K)."""
+        given = dict(zip(self.features, pooled, strict=True))
+        return torch.cat([part([given[n] for n in part.features]) for part in self.parts], dim=1)
+
+
+@pytest.mark.parametrize("kinds", [("sequence", "vector"), ("sequence", "vector", "vector")])
+def test_every_fusion_matches_in_onnxruntime(kinds: tuple[str, ...], tmp_path: Path) -> None:
+    task = tiny_task(kinds)
+    trained = tiny_network(task)
+    whole = tiny_network(task, NamedFusion("centralnet", 6, 4)).network
+    backbones = {name: whole.backbone(name) for name in whole.modalities}
+    raw = channels_of(backbones)
+    pairs = late_pairs(list(raw))
+    architectures: list[Architecture] = [NamedFusion(name, 6, 4) for name in FUSIONS]
+    architectures += [
+        module_genotype(module, pairs, list(raw), channels=6, length=4, pairs_name="late")
+        for module in FUSION_MODULES
+    ]
+    network = MultimodalNetwork(backbones, SideBySide(architectures, raw)).eval()
+    roughen(network.fusion)
+    names = tuple(f"{n}" for n in range(CLASSES * len(architectures)))
+    task = dataclasses.replace(task, class_names=names)
+    info = dataclasses.replace(trained.task, class_names=names)
+    together = dataclasses.replace(trained, network=network, task=info)
+    assert export_bundle(together, task, tmp_path / "bundle").parity.passed
+    # Each on its own scale: the largest logits of all would hide a difference of small ones.
+    inputs = example_inputs(tmp_path / "bundle", network)
+    found = Session.open(tmp_path / "bundle").run({n: x.numpy() for n, x in inputs.items()})
+    with torch.inference_mode():
+        expected = network(*inputs.values()).numpy()
+    for n in range(len(architectures)):
+        own = slice(CLASSES * n, CLASSES * (n + 1))
+        scale = np.abs(expected[:, own]).max()
+        assert np.abs(found["logits"][:, own] - expected[:, own]).max() <= 1e-5 * scale
+
+
+def example_inputs(bundle: Path, network: MultimodalNetwork) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    specs = {spec.name: spec for spec in manifests.load(bundle).inputs}
+    return {name: torch.randn(5, *specs[name].shape[1:]) for name in network.modalities}
+
+
+def test_a_bundle_says_which_fusion_it_is(tmp_path: Path) -> None:
+    task, what = tiny_task(("vector", "vector"), kind="multilabel"), NamedFusion("gmu", 6, 4)
+    bundle = export_bundle(tiny_network(task, what), task, tmp_path / "bundle")
     assert bundle.parity.passed
     manifest = manifests.load(tmp_path / "bundle")
     assert manifest.genotype is None
-    assert manifest.fusion == what.to_dict() == {"name": name, "channels": 6, "length": 4}
-    assert [spec.name for spec in manifest.inputs] == [m.name for m in task.modalities]
+    assert manifest.fusion == {"name": "gmu", "channels": 6, "length": 4}
+    assert [spec.name for spec in manifest.inputs] == ["m0", "m1"]
     model = onnx.load(tmp_path / "bundle" / "model.onnx")
     found = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(found["bmnas.fusion"]) == what.to_dict()
     assert "bmnas.genotype" not in found
     (facts, *_) = bundle_tables(load_bundle(tmp_path / "bundle"))
-    assert ("fusion", name) in facts.rows
+    assert ("fusion", "gmu") in facts.rows
 
 
-def test_a_gmu_of_three_modalities_matches(tmp_path: Path) -> None:
-    task = tiny_task(THREE)
-    bundle = export_bundle(tiny_network(task, NamedFusion("gmu", 6, 4)), task, tmp_path / "bundle")
-    assert bundle.parity.passed
-
-
-@pytest.mark.parametrize("module", FUSION_MODULES)
-def test_a_known_module_matches_in_onnxruntime(module: str, tmp_path: Path) -> None:
-    task = tiny_task(TWO)
-    genotype = known_genotype(module, ("m0.2", "m1.2"), channels=6, length=4)
-    bundle = export_bundle(tiny_network(task, genotype), task, tmp_path / "bundle")
-    assert bundle.parity.passed
-    data = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
-    # Servers that know no fusions read it.
-    assert "fusion" not in data
+def test_a_manifest_without_a_fusion_is_as_before(tmp_path: Path) -> None:
+    data = {
+        "format": manifests.FORMAT,
+        "name": "x",
+        "task": {"name": "x", "kind": "multiclass"},
+        "inputs": [{"name": "a", "shape": [-1, 2], "dtype": "float32"}],
+        "outputs": [{"name": "logits", "shape": [-1, 1], "dtype": "float32"}],
+        "class_names": ["one"],
+        "files": {"model.onnx": "0" * 64},
+    }
+    # Servers that know no fusions refuse fields that they do not know.
+    assert "fusion" not in manifests.parse(data).to_dict()
+    with pytest.raises(Exception, match="fusion: received 'gmu', expected a JSON object"):
+        manifests.parse({**data, "fusion": "gmu"})
 
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_a_file_says_which_fusion_it_is(name: str, tmp_path: Path) -> None:
     what = NamedFusion(name, 6, 4)
-    trained = tiny_network(tiny_task(TWO), what)
+    trained = tiny_network(tiny_task(("vector", "vector")), what)
     trained.save(tmp_path / "network.safetensors")
     again = load_network(tmp_path / "network.safetensors")
     assert again.architecture == again.fusion == what
