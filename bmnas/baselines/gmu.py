@@ -36,7 +36,8 @@ class GatedUnit(nn.Module):
         hidden = [value.tanh() for value in values]
         if len(hidden) == 2:
             return z * hidden[0] + (1 - z) * hidden[1]
-        return (z * torch.cat(hidden, dim=1)).unflatten(1, (len(hidden), -1)).sum(1)
+        gates = z.chunk(len(hidden), dim=1)
+        return torch.stack([a * h for a, h in zip(gates, hidden, strict=True)]).sum(0)
 
 
 class Maxout(nn.Module):
@@ -48,8 +49,8 @@ class Maxout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return max(W1 x + b1, W2 x + b2), (B, C)."""
-        pieces: Tensor = self.pieces(x)
-        return pieces.unflatten(1, (2, -1)).amax(1)
+        first, second = self.pieces(x).chunk(2, dim=1)
+        return torch.maximum(first, second)
 
 
 class GMUFusion(Fusion):

@@ -18,6 +18,7 @@ from bmnas.runs import Existing, Run, require_same
 from bmnas.runtime import Runtime, check_seed
 from bmnas.stages.search import backbones_record
 from bmnas.stages.training import Training, TrainResult, begin_training, read_training
+from bmnas.stages.unimodal import remove_stale
 from bmnas.tasks import check_task, check_test
 from bmnas.tasks.task import Task
 
@@ -62,7 +63,14 @@ def train_fusion(
             "versions": versions(),
             "hardware": {**hardware(runtime.device), "processes": size()},
         }
-        first(lambda: _prepare(folder, wanted, existing))
+
+        def prepare() -> None:
+            if existing == "overwrite" and backbones is None:
+                # Before the run's own files: killed in between, --overwrite does the rest.
+                remove_stale(task, config.unimodal, seed=seed, folder=kept)
+            _prepare(folder, wanted, existing)
+
+        first(prepare)
         if not agreed(folder.network.is_file()):
             shown = shown_by_writer(progress)
             Training(folder, kept, fusion, task, config, seed, runtime, shown).run(seed)
@@ -71,12 +79,13 @@ def train_fusion(
 
 def _prepare(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None:
     """Make ``folder`` ready to be trained in; raises UserError when it holds something else."""
-    if folder.genotype.is_file():
-        raise UserError(
-            f"{folder.path}: holds a genotype, expected a folder for the fusion "
-            f"{wanted['fusion']}; choose another one with --run"
-        )
-    if folder.config.is_file() and folder.begun():
+    for file in (folder.genotype, folder.checkpoint):
+        if file.is_file():
+            raise UserError(
+                f"{file}: belongs to a search, expected a folder for the fusion "
+                f"{wanted['fusion']}; choose another one with --run"
+            )
+    if existing != "overwrite" and folder.config.is_file() and folder.begun():
         require_same(folder, wanted, ("task", "seed", "fusion", "search"))
     if begin_training(folder, wanted, existing):
         write_json(folder.config, wanted)

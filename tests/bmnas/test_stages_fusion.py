@@ -97,6 +97,9 @@ def test_a_training_is_refused_resumed_or_overwritten(tmp_path: Path) -> None:
         bmnas.train_fusion("mmtm", task, run=tmp_path / "run", config=FROZEN, runtime=CPU)
     again = train(config=FROZEN, existing="overwrite")
     assert again.network.read_bytes() == weights
+    # Another seed has other backbones; those in the run's own folder give way.
+    train(config=FROZEN, existing="overwrite", seed=1)
+    assert first.network.read_bytes() != weights
 
 
 def test_a_fusion_has_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_a_fusion_has_a_folder_of_its_own(tmp_path: Path) -> None:
         "aoa", [("m0.1", "m1.1")], ("m0.1", "m1.1"), channels=8, length=4, pairs_name="late"
     )
     genotype.save(tmp_path / "genotype.json")
-    with pytest.raises(UserError, match="holds a genotype, expected a folder for the fusion gmu"):
+    with pytest.raises(UserError, match=r"belongs to a search, expected a folder for .* gmu"):
         bmnas.train_fusion("gmu", tiny_task(), run=tmp_path, config=FROZEN, runtime=CPU)
 
 
