@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,8 +48,7 @@ def genotype(
 ) -> None:  # fmt: skip
     """Write the genotype of a known fusion module: every Cell is that module.
 
-    Train it like a found one; with the pairs of a found genotype, pass that run's backbones to
-    train, so that both have the same.
+    It is trained like a found one. With the pairs of a run the next command names its backbones.
 
     Example: bmnas genotype aoa --pairs late --task digits
     """
@@ -69,8 +68,9 @@ def genotype(
 
     print(genotype_text(made))
     path = shlex.quote(str(folder / "genotype.json"))
-    wanted = " --task … --backbones …" if found else f" --task {shlex.quote(task)}"
-    typer.echo(f"Next: bmnas train --genotype {path}{wanted}", err=True)
+    options = _of_run(Path(pairs)) if found else {"task": task, "data": data}
+    words = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value]
+    typer.echo(" ".join([f"Next: bmnas train --genotype {path}", *words]), err=True)
 
 
 def _make(
@@ -94,6 +94,22 @@ def _make(
         pairs_name="found",
     )
     return made, path.resolve().parent.name
+
+
+def _of_run(found: Path) -> dict[str, Any]:
+    """Return the options with which a genotype is trained on what the run of ``found`` used."""
+    from bmnas.runs import Run, genotype_file
+
+    run = Run(genotype_file(found).parent)
+    if not run.config.is_file():
+        return {}
+    config = run.read_config()
+    source = config["task"]["source"]
+    backbones = (config.get("backbones") or {}).get("folder") or run.backbones
+    task, options = source.get("task"), source.get("options")
+    if task is not None and isinstance(options, dict):
+        task = f"{task}:{','.join(f'{name}={value}' for name, value in options.items())}"
+    return {"task": task, "data": source.get("data"), "backbones": backbones}
 
 
 def _for_task(

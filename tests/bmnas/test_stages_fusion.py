@@ -145,12 +145,27 @@ def test_pairs_of_a_found_genotype_keep_their_sizes() -> None:
     assert done.status == 0, done
     made = Genotype.load("made/genotype.json")
     assert json.loads(done.out)["genotype"] == made.to_dict()
+    again = bmnas_command("genotype", "aoa", "--pairs", "found.json", "--run", "made")
+    assert again.err == "Next: bmnas train --genotype made/genotype.json\n"
     assert (made.features, made.channels, made.length) == (found.features, 12, 9)
     assert searched_pairs(made) == [("m0.2", "m1.1"), ("m0.1", "cell1")]
     assert {cell.steps for cell in made.cells} == {FUSION_MODULES["aoa"]} != {steps}
     assert made.provenance["fusion"] == "aoa, found pairs"
     refused = bmnas_command("genotype", "sum", "--pairs", "found.json", "--run", "made")
     assert "holds another genotype" in one_line_error(refused)
+
+
+@pytest.mark.usefixtures("here")
+def test_pairs_of_a_run_are_trained_on_its_backbones() -> None:
+    assert bmnas_command("genotype", "sum", *TASK, "--run", "run").status == 0
+    source = {"task": "av-digits", "options": {"split": "take", "image": "weak"}}
+    config = {"task": {"name": "tiny", "source": source}, "backbones": {"folder": None}}
+    Path("run/config.json").write_text(json.dumps(config))
+    done = bmnas_command("genotype", "aoa", "--pairs", "run")
+    assert done.err == (
+        "Next: bmnas train --genotype runs/run-aoa/genotype.json --task av-digits:split=take,image=weak"
+        " --backbones run/backbones\n"
+    )
 
 
 def test_late_pairs_join_all_modalities() -> None:
