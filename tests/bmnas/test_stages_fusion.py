@@ -163,8 +163,8 @@ def test_pairs_of_a_run_are_trained_on_its_backbones() -> None:
     Path("run/config.json").write_text(json.dumps(config))
     done = bmnas_command("genotype", "aoa", "--pairs", "run")
     assert done.err == (
-        "Next: bmnas train --genotype runs/run-aoa/genotype.json --task av-digits:split=take,image=weak"
-        " --backbones run/backbones\n"
+        "Next: bmnas train --genotype runs/run-aoa/genotype.json"
+        " --task av-digits:split=take,image=weak --backbones run/backbones\n"
     )
 
 
