@@ -145,9 +145,9 @@ def told() -> list[Tensor]:
 
 CASES: dict[str, Callable[[], list[Tensor]]] = {
     "fit": fitted,
-    "fusions": fused,
     "search": searched,
     "told": told,
+    "fusions": fused,
 }
 
 
