@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bmnas_export import Bundle
 
     from bmnas.architecture import Architecture
+    from bmnas.genotype import Genotype
     from bmnas.tasks import Task
     from bmnas.trained import TaskInfo, TrainedNetwork
 
@@ -144,21 +145,23 @@ def _record(folder: Path, bundle: Bundle) -> None:
 def _load(
     genotype: Path | None, weights: Path, task: str | None, data: Path | None
 ) -> tuple[TrainedNetwork, Task]:
+    from bmnas.genotype import Genotype
     from bmnas.trained import load_network, read_description
 
+    # Before the weights: where both are missing, the genotype was named.
+    asked = None if genotype is None else Genotype.load(genotype)
     found, info = read_description(weights)
-    if genotype is not None:
-        _check_genotype(found, genotype, weights)
+    if genotype is not None and asked is not None:
+        _check_genotype(found, asked, genotype, weights)
     samples = _load_task(info, weights, task, data)
     return load_network(weights, samples), samples
 
 
-def _check_genotype(found: Architecture, path: Path, weights: Path) -> None:
-    """Raise UserError unless ``weights`` are those of the genotype in ``path``."""
+def _check_genotype(found: Architecture, asked: Genotype, path: Path, weights: Path) -> None:
+    """Raise UserError unless ``weights`` are those of the genotype ``asked`` in ``path``."""
     from bmnas.errors import UserError
     from bmnas.genotype import Genotype
 
-    asked = Genotype.load(path)
     if found == asked:
         return
     if isinstance(found, Genotype):
