@@ -88,7 +88,7 @@ def fit_fusion(
         forward,
         groups,
         samples,
-        objective,
+        fusion.objective(objective),
         recipe,
         device=runtime.device,
         checkpoint=checkpoint,

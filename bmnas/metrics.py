@@ -16,6 +16,15 @@ from bmnas.tasks.task import Kind
 
 _BATCH = 256
 
+#: What a network returns: logits (B, K); in training perhaps with more after them, in a tuple, that
+#: only a loss of its own reads.
+Output = Tensor | tuple[Tensor, ...]
+
+
+def logits_of(output: Output) -> Tensor:
+    """Return the logits (B, K) in what a network returned."""
+    return output if isinstance(output, Tensor) else output[0]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -42,8 +51,9 @@ class Objective:
         """The metric's name in files: ``accuracy`` or ``weighted_f1``."""
         return "accuracy" if self.kind == "multiclass" else "weighted_f1"
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, output: Output, labels: Tensor) -> Tensor:
         """Return the mean loss of logits (B, K): labels (B,) integers or (B, K) zeros and ones."""
+        logits = logits_of(output)
         if self.kind == "multiclass":
             return F.cross_entropy(logits, labels)
         return F.binary_cross_entropy_with_logits(logits, labels)
@@ -82,7 +92,7 @@ def best_threshold(logits: Tensor, labels: Tensor) -> float:
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
-    forward: Callable[[list[Tensor]], Tensor],
+    forward: Callable[[list[Tensor]], Output],
     samples: Samples,
     objective: Objective,
     device: torch.device,
@@ -98,7 +108,7 @@ def evaluate(
     own = span(len(samples)) if split else range(len(samples))
     batches = torch.arange(own.start, own.stop).split(_BATCH)
     for inputs, target in fed(samples, batches, device):
-        logits.append(forward(inputs).float())
+        logits.append(logits_of(forward(inputs)).float())
         labels.append(target)
     # The device synchronises here, once for all samples.
     all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()

@@ -29,6 +29,7 @@ _SEARCH_FILES = (
 _TYPES: Mapping[str, type | UnionType] = {
     "seed": int,
     "strategy": str,
+    "fusion": str,
     "backbones": dict,
     "backbones.folder": str | None,
     "backbones.seed": int,

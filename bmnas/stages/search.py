@@ -232,14 +232,15 @@ def _with_provenance(
     return dataclasses.replace(outcome.genotype, provenance=provenance)
 
 
-def write_pictures(folder: Run, genotype: Genotype, progress: Progress) -> None:
-    """Draw the genotype and the curves of a run; tell it where that cannot be done."""
+def write_pictures(folder: Run, genotype: Genotype | None, progress: Progress) -> None:
+    """Draw the genotype, if any, and the curves of a run; tell it where that cannot be done."""
     if importlib.util.find_spec("matplotlib") is None:
         progress.note("no pictures without matplotlib: pip install matplotlib, then bmnas show")
         return
     try:
         write_history(folder.path, folder.path / "history.svg")
-        write_architecture(genotype, folder.path / "architecture.svg")
+        if genotype is not None:
+            write_architecture(genotype, folder.path / "architecture.svg")
     except UserError as error:
         # More features or Cells than a picture can show must not cost the result.
         progress.note(f"no picture: {error}")
