@@ -36,7 +36,7 @@ def test_several_ranks_compute_what_one_computes(
         if printed.out:
             apart = json.loads(printed.out)
     assert apart["fit"] < 1e-7  # logits come as float32; weights in float64 are nearer still
-    assert apart["fusions"] < 1e-7
+    assert apart["fusions"] < 1e-6  # their losses are sums in float32
     assert apart["search"] < 1e-5
     assert apart["told"] == 0
 
