@@ -22,7 +22,7 @@ from benchmarks import cached, gpu, gpu_checks, gpu_search, gpu_speed, ranks, re
 from benchmarks.cases import TINY, products, step
 from benchmarks.gpu_pieces import pieces
 from benchmarks.gpu_report import Report, Setting
-from bmnas import fused
+from bmnas import fused, fused_norm
 from bmnas.fused import mix_features
 from bmnas.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
@@ -70,8 +70,9 @@ def run_part(part: Callable[[Setting, Report], None], folder: Path) -> dict[str,
 def test_every_piece_of_the_fused_forms_is_compared() -> None:
     public = {
         name
-        for name, value in vars(fused).items()
-        if inspect.isfunction(value) and value.__module__ == fused.__name__ and name[0] != "_"
+        for module in (fused, fused_norm)
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
     }
     assert set(pieces(TINY, 0.0)) == public
 

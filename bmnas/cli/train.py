@@ -134,10 +134,8 @@ def _genotype_file(genotype: Path | None, fusion: str | None) -> Path | None:
     from bmnas.runs import genotype_file
 
     if (genotype is None) == (fusion is None):
-        raise UserError(
-            f"received {'neither' if genotype is None else 'both'} --genotype and --fusion, "
-            "expected one of them"
-        )
+        found = "neither" if genotype is None else "both"
+        raise UserError(f"received {found} of --genotype and --fusion, expected one of them")
     if genotype is None:
         return None
     file = genotype_file(genotype)

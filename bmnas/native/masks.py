@@ -19,8 +19,10 @@ _GOLDEN_32 = 0x9E3779B9
 
 def kernels_share(x: Tensor) -> Share | None:
     """Return the share of several ranks where one process would have run the kernels on ``x``."""
-    suits = x.device.type == "cpu" and x.dtype == torch.float32
-    return current() if suits and kernels() is not None else None
+    share = current()
+    if share is None or x.device.type != "cpu" or x.dtype != torch.float32 or kernels() is None:
+        return None
+    return share
 
 
 def rows_mask(share: Share, x: Tensor, p: float, groups: int = 1) -> tuple[Tensor, float]:

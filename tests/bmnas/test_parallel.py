@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import bmnas_command, write_tiny_preset
 from many_ranks import ended, run_ranks, start_ranks
 from tiny_tasks import write_tiny_task

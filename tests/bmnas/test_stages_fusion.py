@@ -111,7 +111,7 @@ def test_what_is_wrong_is_one_line() -> None:
 
     assert error("train").startswith("received neither --genotype and --fusion, expected one")
     both = ("train", "--genotype", "x", "--fusion", "gmu")
-    assert error(*both).startswith("received both --genotype and --fusion")
+    assert error(*both).startswith("received both of --genotype and --fusion")
     assert "received fusion 'gnu'" in error("train", "--fusion", "gnu", *TASK)
     assert "did you mean 'gmu'?" in error("train", "--fusion", "gnu", *TASK)
     assert "received module 'aoe'" in error("genotype", "aoe", *TASK)
