@@ -11,6 +11,7 @@ from torch import nn
 
 import bmnas
 from benchmarks.cases import NTU, Finished, products, step
+from bmnas import native
 from bmnas.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
 
@@ -22,6 +23,14 @@ COMPILED = bmnas.Runtime(torch.device("cpu"), compile=True)
 @pytest.mark.parametrize("form", [PlainSupernet, Supernet], ids=["plain", "fused"])
 def test_supernet_step(benchmark: BenchmarkFixture, form: type[nn.Module]) -> None:
     benchmark.pedantic(step(NTU, form, EAGER), rounds=40, warmup_rounds=5)
+
+
+@pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")
+def test_supernet_step_without_kernels(
+    benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    benchmark.pedantic(step(NTU, Supernet, EAGER), rounds=40, warmup_rounds=5)
 
 
 @pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")

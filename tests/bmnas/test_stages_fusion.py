@@ -109,7 +109,7 @@ def test_what_is_wrong_is_one_line() -> None:
     def error(*words: object) -> str:
         return one_line_error(bmnas_command(*words))
 
-    assert error("train").startswith("received neither --genotype and --fusion, expected one")
+    assert error("train").startswith("received neither of --genotype and --fusion, expected one")
     both = ("train", "--genotype", "x", "--fusion", "gmu")
     assert error(*both).startswith("received both of --genotype and --fusion")
     assert "received fusion 'gnu'" in error("train", "--fusion", "gnu", *TASK)
