@@ -22,6 +22,7 @@ from bmnas.cli.search import search
 from bmnas.cli.serve import serve
 from bmnas.cli.show import show
 from bmnas.cli.sweep import sweep
+from bmnas.cli.tabular import tabular
 from bmnas.cli.tasks import tasks
 from bmnas.cli.train import train
 from bmnas.errors import UserError
@@ -56,6 +57,7 @@ _commands = (
 for _command in _commands:
     app.command()(_command)
 app.add_typer(data, name="data")
+app.add_typer(tabular, name="tabular")
 
 
 @app.callback(invoke_without_command=True)

@@ -1,0 +1,193 @@
+"""``bmnas tabular``: a space of networks trained completely, and searches replayed on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bmnas.cli.stage_options import Backbones, Data, Json
+
+if TYPE_CHECKING:
+    from bmnas.tabular import Entry, Table
+
+tabular = typer.Typer(no_args_is_help=True)
+
+_SPACE = "The space"
+_BUDGET = "Budget"
+
+File = Annotated[Path, typer.Argument(help="A table.", show_default=False)]
+
+
+@tabular.callback()
+def group() -> None:
+    """Train every network of a small space, and replay searches on what came out.
+
+    Example: bmnas tabular build --task digits --steps 1 --out digits.npz
+    """
+
+
+@tabular.command()
+def build(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The table, a .npz file.")],
+    task: Annotated[str, typer.Option(help="As for search.")] = "digits",
+    data: Data = None,
+    preset: Annotated[
+        str | None, typer.Option(help="As for search.", show_default="the task's own")
+    ] = None,
+    cells: Annotated[int, typer.Option(help="N.", rich_help_panel=_SPACE)] = 1,
+    steps: Annotated[int, typer.Option(help="M, in a Cell.", rich_help_panel=_SPACE)] = 2,
+    channels: Annotated[int, typer.Option(help="C.", rich_help_panel=_SPACE)] = 32,
+    length: Annotated[
+        int | None, typer.Option(help="L.", rich_help_panel=_SPACE, show_default="the preset's")
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            help="Epochs of every network.",
+            rich_help_panel=_BUDGET,
+            show_default="the preset's candidate_epochs",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Of every network.", rich_help_panel=_BUDGET)] = 3,
+    seed: Annotated[int, typer.Option(help="The first; that of the backbones.")] = 0,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of what is done so far.",
+            show_default="runs/tabular-<task>",
+        ),
+    ] = None,
+    backbones: Backbones = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the table that FILE holds.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train every network of a space on the feature cache, many at once, and write the table.
+
+    Isomorphic genotypes are one network. Each is trained as a candidate of a search is; test data
+    is read, to be put into the table. Stopped in whatever way, the same command goes on.
+
+    Example: bmnas tabular build --task digits --steps 1 --seeds 1 --out digits.npz
+    """
+    from bmnas.config import load_preset
+    from bmnas.errors import UserError
+    from bmnas.progress import Bars
+    from bmnas.tabular.build import build_table
+    from bmnas.tasks import load_task
+
+    if out.exists() and not overwrite:
+        raise UserError(f"{out}: exists; replace it with --overwrite, or choose another --out")
+    loaded = load_task(task, data)
+    config = load_preset(loaded.preset if preset is None else preset).override(
+        "search",
+        cells=cells,
+        steps=steps,
+        channels=channels,
+        length=length,
+        candidate_epochs=epochs,
+    )
+    table = build_table(
+        loaded,
+        out,
+        config=config,
+        run=Path("runs") / f"tabular-{loaded.name}" if run is None else run,
+        seed=seed,
+        seeds=seeds,
+        backbones=backbones,
+        progress=Bars(),
+    )
+    _print(_summary(table), as_json)
+    typer.echo(f"Next: bmnas tabular replay {out} --strategy evolution", err=True)
+
+
+@tabular.command()
+def show(
+    table: File,
+    genotype: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A genotype's file or run folder: print its entry."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a table holds, or what it knows of one network.
+
+    Example: bmnas tabular show digits.npz --genotype runs/digits
+    """
+    from bmnas.genotype import Genotype
+    from bmnas.runs import genotype_file
+    from bmnas.tabular import load
+
+    loaded = load(table)
+    if genotype is None:
+        _print(_summary(loaded), as_json)
+    else:
+        entry = loaded.entry(Genotype.load(genotype_file(genotype)))
+        _print(_facts(loaded, entry), as_json)
+
+
+@tabular.command()
+def replay(
+    table: File,
+    strategy: Annotated[str, typer.Option(help="random, local or evolution.")] = "random",
+    budget: Annotated[int, typer.Option(help="Candidates that it may train.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Replay a search on a table: candidates are looked up, not trained.
+
+    Example: bmnas tabular replay digits.npz --strategy local --budget 100 --seed 3
+    """
+    from bmnas.tabular import load
+    from bmnas.tabular import replay as run_replay
+
+    loaded = load(table)
+    found = run_replay(loaded, strategy, seed=seed, budget=budget)
+    facts = {"strategy": strategy, "seed": seed, "candidates": len(found.asked)}
+    _print({**facts, **_facts(loaded, found.best)}, as_json)
+
+
+def _summary(table: Table) -> dict[str, Any]:
+    search = table.about["search"]
+    best = _facts(table, table.best())
+    return {
+        "task": table.about["task"].get("name"),
+        "networks": len(table),
+        "seeds": table.seeds,
+        **{name: search[name] for name in ("cells", "steps", "channels", "length")},
+        "epochs": search.get("candidate_epochs"),
+        "hours": round(float(table.arrays["seconds"].sum()) * table.seeds / 3600, 3),
+        "best": best["network"],
+        "best_test": best["test"],
+        "best_validation": table.best("validation").validation,
+    }
+
+
+def _facts(table: Table, entry: Entry) -> dict[str, Any]:
+    from bmnas.tabular import canonical
+
+    return {
+        "network": canonical(entry.genotype),
+        "validation": entry.validation,
+        "test": entry.test,
+        "percentile": round(table.percentile(entry), 2),
+        "regret": round(table.regret(entry), 5),
+        "parameters": entry.parameters,
+        "latency_ms": round(entry.latency_ms, 4),
+        "seconds": round(entry.seconds, 3),
+    }
+
+
+def _print(facts: dict[str, Any], as_json: bool) -> None:
+    import json
+
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        values = value if isinstance(value, tuple) else (value,)
+        text = " ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in values)
+        print(f"{name.replace('_', ' '):16} {text}")

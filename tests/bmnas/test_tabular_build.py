@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import bmnas_command, one_line_error, write_tiny_preset
+from tiny_tables import TABLE_CONFIG, build_tiny
+from tiny_tasks import tiny_task, write_tiny_task
+
+from bmnas.errors import UserError
+from bmnas.fit import Group, Recipe, fit
+from bmnas.metrics import Objective, evaluate
+from bmnas.network import FusionNetwork
+from bmnas.progress import Silent
+from bmnas.runtime import seed_stage
+from bmnas.tabular import Table, build, canonical, load
+
+MEASURED = ("seconds", "latency_ms")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("built")
+    build_tiny(folder)
+    return folder
+
+
+def require_equal(one: Table, other: Table) -> None:
+    assert one.about == other.about
+    assert one.genotypes == other.genotypes
+    for name in set(one.arrays) - set(MEASURED):
+        np.testing.assert_array_equal(one.arrays[name], other.arrays[name], err_msg=name)
+
+
+def test_a_table_holds_every_network_of_the_space(built: Path) -> None:
+    table = load(built / "table.npz")
+    assert [canonical(genotype) for genotype in table.genotypes] == list(table.space.distinct())
+    assert table.seeds == 2
+    for name in ("validation", "test"):
+        scores = table.arrays[name]
+        assert scores.min() >= 0
+        assert scores.max() <= 1
+        assert len(np.unique(scores)) > 5
+        # Two seeds are two trainings.
+        assert (scores[:, 0] != scores[:, 1]).any()
+    assert (table.arrays["latency_ms"] > 0).all()
+    assert (table.arrays["seconds"] > 0).all()
+    assert table.about["task"]["name"] == "tiny"
+    assert table.about["search"]["candidate_epochs"] == 1
+
+
+def test_parameters_are_those_of_the_network_without_its_classifier(built: Path) -> None:
+    table = load(built / "table.npz")
+    channels = channels_of(built, table)
+    for entry in list(table)[::9]:
+        network = FusionNetwork(entry.genotype, channels, classes=4, dropout=0.0)
+        weights = [p.numel() for p in network.parameters()]
+        assert entry.parameters == sum(weights) - sum(
+            p.numel() for p in network.classifier.parameters()
+        )
+
+
+def channels_of(folder: Path, table: Table) -> dict[str, int]:
+    found = {}
+    for name in table.features:
+        modality, _, feature = name.partition(".")
+        (path,) = (folder / "table" / "features").glob(f"{modality}-*/{feature}.npy")
+        found[name] = np.load(path, mmap_mode="r").shape[-1]
+    return found
+
+
+def test_the_same_seed_gives_the_same_table(built: Path, tmp_path: Path) -> None:
+    require_equal(build_tiny(tmp_path), load(built / "table.npz"))
+
+
+def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -> None:
+    """Of one structure without dropout, so that a network alone draws the same batches."""
+    config = TABLE_CONFIG.override("search", dropout=0.0, candidate_epochs=3)
+    task, objective = tiny_task(), build.BatchedObjective("multiclass", 0.5)
+    cache, _ = build._features(task, config, objective, 0, tmp_path, tmp_path / "b", Silent())
+    genotypes = tuple(build._space(cache, config.search).distinct().values())
+    builder = build._Builder(
+        genotypes, cache, objective, config.search, tmp_path / "parts", Silent()
+    )
+    jobs = {genotypes[job.entries[0]].cells[0].steps[0].op: job
+            for job in build._jobs(genotypes, range(1))}  # fmt: skip
+    for op in ("sum", "linear_glu", "concat_fc"):
+        job = jobs[op]
+        found = builder._train(job)
+        for place in (0, len(job.entries) - 1):
+            seed_stage(job.seed, f"tabular {job.name}")
+            networks = [builder._network(genotypes[n]) for n in job.entries]
+            network, search = networks[place], config.search
+            own, plain = Objective("multiclass", 0.5), torch.device("cpu")
+            fit(
+                network, network, [Group(list(network.parameters()), search.max_lr)],
+                cache.samples("train").select(network.features), own,
+                Recipe(3, search.batch_size, search.min_lr, search.weight_decay),
+                device=plain, checkpoint=None, progress=Silent(), stage="alone",
+            )  # fmt: skip
+            for part in ("validation", "test"):
+                samples = cache.samples(part).select(network.features)
+                alone = evaluate(network, network, samples, own, plain)
+                assert found[f"{part}_loss"][place] == pytest.approx(alone.loss, rel=1e-4)
+                assert found[part][place] == pytest.approx(alone.score, abs=1 / len(samples))
+
+
+def test_a_build_goes_on_where_it_was_stopped(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, trained = build._Builder._train, []
+
+    def stop_at(count: int) -> None:
+        def stopped(self: Any, job: Any) -> Any:
+            if len(trained) == count:
+                raise KeyboardInterrupt
+            trained.append(job.name)
+            return train(self, job)
+
+        monkeypatch.setattr(build._Builder, "_train", stopped)
+
+    for count in (3, 4, 9):
+        stop_at(count)
+        with pytest.raises(KeyboardInterrupt):
+            build_tiny(tmp_path)
+        assert not (tmp_path / "table.npz").exists()
+    stop_at(-1)
+    require_equal(build_tiny(tmp_path), load(built / "table.npz"))
+    assert len(trained) == len(set(trained)) == len(list((tmp_path / "table/parts").iterdir()))
+
+
+def test_a_build_survives_being_killed(tmp_path: Path) -> None:
+    write_tiny_task(tmp_path)
+    preset = write_tiny_preset(tmp_path)
+    space = ("--steps", "1", "--channels", "4", "--seeds", "2")
+    words = ("tabular", "build", "--task", "task.toml", "--preset", preset.name, *space)
+    killed = (*words, "--run", "killed", "--out", "table.npz")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bmnas", *killed],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    parts = tmp_path / "killed" / "parts"
+    while process.poll() is None and len(list(parts.glob("[!.]*"))) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    left = {path: path.stat().st_mtime_ns for path in parts.glob("[!.]*")}
+    assert left
+    assert not (tmp_path / "table.npz").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert bmnas_command(*killed).status == 0
+        assert bmnas_command(*words, "--run", "once", "--out", "once.npz").status == 0
+    require_equal(load(tmp_path / "table.npz"), load(tmp_path / "once.npz"))
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+    assert not list((tmp_path / "killed").rglob(".*.part"))
+
+
+def test_parts_of_other_settings_are_refused(built: Path) -> None:
+    config = TABLE_CONFIG.override("search", candidate_epochs=2)
+    with pytest.raises(UserError, match="parts of a table of other settings"):
+        build_tiny(built, config=config)
+    with pytest.raises(UserError, match="was trained for another task"):
+        build_tiny(built, seed=1)
+
+
+def test_seeds_may_be_added_later(tmp_path: Path) -> None:
+    one = build_tiny(tmp_path, seeds=1)
+    parts = tmp_path / "table" / "parts"
+    left = {path: path.stat().st_mtime_ns for path in parts.iterdir()}
+    two = build_tiny(tmp_path, seeds=2)
+    np.testing.assert_array_equal(one.arrays["test"][:, 0], two.arrays["test"][:, 0])
+    assert {path: path.stat().st_mtime_ns for path in left} == left
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    build_tiny(tmp_path, seeds=1)
+    part = next((tmp_path / "table" / "parts").iterdir())
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(UserError, match=f"{part.name}.*delete this file"):
+        build_tiny(tmp_path, seeds=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": 0}, "--seeds: received 0"),
+        ({"seed": -1}, "--seed: received -1"),
+        ({"config": TABLE_CONFIG.override("search", cells=3)}, "fewer Cells or steps"),
+    ],
+)
+def test_what_cannot_be_built_is_one_clear_line(
+    built: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        build_tiny(built, **changes)
+
+
+def test_a_multilabel_task_has_a_table(tmp_path: Path) -> None:
+    config = dataclasses.replace(TABLE_CONFIG)
+    table = build_tiny(tmp_path, task=tiny_task(kind="multilabel"), config=config, seeds=1)
+    assert table.about["metric"] == "weighted_f1"
+
+
+def test_the_commands_build_show_and_replay(tmp_path: Path) -> None:
+    write_tiny_task(tmp_path)
+    preset, out = write_tiny_preset(tmp_path), tmp_path / "table.npz"
+    words = ("tabular", "build", "--task", tmp_path / "task.toml", "--preset", preset, "--steps",
+             1, "--channels", 4, "--seeds", 1, "--out", out, "--run", tmp_path / "run")  # fmt: skip
+    printed = bmnas_command(*words)
+    assert printed.status == 0
+    assert "networks" in printed.out
+    assert f"Next: bmnas tabular replay {out}" in printed.err
+    assert "exists; replace it with --overwrite" in one_line_error(bmnas_command(*words))
+    assert bmnas_command(*words, "--overwrite").status == 0
+    assert bmnas_command("tabular", "show", out).status == 0
+    table = load(out)
+    table.genotypes[7].save(tmp_path / "genotype.json")
+    shown = bmnas_command("tabular", "show", out, "--genotype", tmp_path / "genotype.json")
+    assert canonical(table.genotypes[7]) in shown.out
+    replayed = [
+        bmnas_command("tabular", "replay", out, "--strategy", "local", "--json") for _ in range(2)
+    ]
+    assert replayed[0] == replayed[1]
+    assert '"percentile"' in replayed[0].out
+    error = one_line_error(bmnas_command("tabular", "replay", out, "--strategy", "guess"))
+    assert "received strategy 'guess'" in error
+    other = bmnas_command(*words[:-4], "--out", tmp_path / "table.txt", "--run", tmp_path / "run")
+    assert "expected one in .npz" in one_line_error(other)

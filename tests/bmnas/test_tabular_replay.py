@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_tables import made_table
+
+from bmnas.errors import UserError
+from bmnas.genotype import Genotype
+from bmnas.tabular import Problem, Table, load, replay
+from bmnas.tabular.replay import STRATEGIES, BudgetSpentError
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return made_table()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_replay_depends_on_its_seed_alone(table: Table, strategy: str, tmp_path: Path) -> None:
+    first = replay(table, strategy, seed=3, budget=60)
+    table.save(tmp_path / "table.npz")
+    assert replay(load(tmp_path / "table.npz"), strategy, seed=3, budget=60) == first
+    assert replay(table, strategy, seed=4, budget=60).asked != first.asked
+    assert len(first.asked) == 60
+    assert first.seconds == 30
+    # A longer one begins alike.
+    assert replay(table, strategy, seed=3, budget=80).asked[:60] == first.asked
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_replay_ends_with_the_best_that_it_saw(table: Table, strategy: str) -> None:
+    found = replay(table, strategy, seed=0, budget=40)
+    for number, score in found.asked:
+        assert score in table.at(number).validation
+    best = max(score for _, score in found.asked)
+    assert next(n for n, score in found.asked if score == best) == found.best.number
+
+
+def test_strategies_that_look_find_more_than_chance(table: Table) -> None:
+    def mean(strategy: str) -> float:
+        replays = (replay(table, strategy, seed=seed, budget=100) for seed in range(10))
+        return sum(table.regret(found.best) for found in replays) / 10
+
+    regrets = {strategy: mean(strategy) for strategy in STRATEGIES}
+    assert regrets["local"] < regrets["random"] / 2
+    assert regrets["evolution"] < regrets["random"] / 2
+
+
+def test_local_search_climbs_and_begins_again(table: Table) -> None:
+    problem = Problem(table, 0, 400)
+    here: list[Genotype] = []
+    draw = problem.draw
+
+    def drawn() -> Genotype:
+        here.append(draw())
+        return here[-1]
+
+    problem.draw = drawn  # type: ignore[method-assign]
+    with pytest.raises(BudgetSpentError):
+        STRATEGIES["local"](problem)
+    assert 1 < len(here) < 40
+
+
+def test_a_strategy_is_a_function_that_asks_for_scores(table: Table) -> None:
+    def greedy(problem: Problem) -> None:
+        here = problem.draw()
+        scores = [problem.score(here)]
+        for other in problem.neighbours(here)[:5]:
+            scores.append(problem.score(other))
+        assert problem.random.random() < 1
+        assert scores == [score for _, score in problem.asked]
+
+    assert len(replay(table, greedy, seed=0, budget=100).asked) == 6
+    assert len(replay(table, greedy, seed=0, budget=3).asked) == 3
+
+
+def test_trainings_of_a_candidate_are_drawn_anew(table: Table) -> None:
+    def stubborn(problem: Problem) -> None:
+        here = problem.draw()
+        while True:
+            problem.score(here)
+
+    found = replay(table, stubborn, seed=0, budget=50)
+    assert {score for _, score in found.asked} == set(found.best.validation)
+
+
+def test_wrong_replays_are_one_clear_line(table: Table) -> None:
+    with pytest.raises(UserError, match="did you mean 'random'"):
+        replay(table, "randon", seed=0, budget=5)
+    with pytest.raises(UserError, match="budget of 0"):
+        replay(table, "random", seed=0, budget=0)
+    with pytest.raises(UserError, match="asked for no candidate"):
+        replay(table, lambda problem: None, seed=0, budget=5)
