@@ -128,7 +128,7 @@ def open_features(
         rows[modality.name] = used
         key = _key(modality, backbone, used, length, dtype)
         keys.append(key)
-        entry = folder / f"{modality.name}-{key[:16]}"
+        entry = entry_folder(folder, modality.name, key)
         if agreed(not entry.exists()):
             _extract(modality, backbone, used, length, dtype, entry, key, device, progress)
         manifest = _read_manifest(entry, key)
@@ -144,6 +144,11 @@ def open_features(
             arrays[name], mapped = map_array(path, (len(used), length, channels), dtype)
             maps.append(mapped)
     return FeatureCache(task, parts, tuple(names), arrays, rows, seconds, tuple(keys), Pages(maps))
+
+
+def entry_folder(folder: Path, modality: str, key: str) -> Path:
+    """Return where the cache in ``folder`` keeps a modality's features, ``<feature>.npy`` each."""
+    return folder / f"{modality}-{key[:16]}"
 
 
 def cache_bytes(rows: int, length: int, channels: int, dtype: str) -> int:

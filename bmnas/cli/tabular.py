@@ -61,6 +61,10 @@ def build(
         ),
     ] = None,
     backbones: Backbones = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes, of one thread each.", show_default="one a core"),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the table that FILE holds.")
     ] = False,
@@ -77,6 +81,7 @@ def build(
     from bmnas.errors import UserError
     from bmnas.progress import Bars
     from bmnas.tabular.build import build_table
+    from bmnas.tabular.workers import cores
     from bmnas.tasks import load_task
 
     if out.exists() and not overwrite:
@@ -98,6 +103,7 @@ def build(
         seed=seed,
         seeds=seeds,
         backbones=backbones,
+        workers=cores() if workers is None else workers,
         progress=Bars(),
     )
     _print(_summary(table), as_json)

@@ -23,6 +23,7 @@ from bmnas.network import FusionNetwork
 from bmnas.progress import Silent
 from bmnas.runtime import seed_stage
 from bmnas.tabular import Table, build, canonical, load
+from bmnas.tabular.training import Trainer, jobs_of
 
 MEASURED = ("seconds", "latency_ms")
 
@@ -85,39 +86,47 @@ def test_the_same_seed_gives_the_same_table(built: Path, tmp_path: Path) -> None
 def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -> None:
     """Of one structure without dropout, so that a network alone draws the same batches."""
     config = TABLE_CONFIG.override("search", dropout=0.0, candidate_epochs=3)
-    task, objective = tiny_task(), build.BatchedObjective("multiclass", 0.5)
-    cache, _ = build._features(task, config, objective, 0, tmp_path, tmp_path / "b", Silent())
-    genotypes = tuple(build._space(cache, config.search).distinct().values())
-    builder = build._Builder(
-        genotypes, cache, objective, config.search, tmp_path / "parts", Silent()
-    )
-    jobs = {genotypes[job.entries[0]].cells[0].steps[0].op: job
-            for job in build._jobs(genotypes, range(1))}  # fmt: skip
+    cache, _ = build._features(tiny_task(), config, 0, tmp_path, tmp_path / "b", Silent())
+    work, search = build._work(cache, config, tmp_path), config.search
+    parts = work.features.samples()
+    jobs = {work.genotypes[job.entries[0]].cells[0].steps[0].op: job
+            for job in jobs_of(work.genotypes, range(1))}  # fmt: skip
+    own, cpu = Objective("multiclass"), torch.device("cpu")
     for op in ("sum", "linear_glu", "concat_fc"):
         job = jobs[op]
-        found = builder._train(job)
+        found = Trainer(work).train(job)
         for place in (0, len(job.entries) - 1):
             seed_stage(job.seed, f"tabular {job.name}")
-            networks = [builder._network(genotypes[n]) for n in job.entries]
-            network, search = networks[place], config.search
-            own, plain = Objective("multiclass", 0.5), torch.device("cpu")
+            network = [work.network(work.genotypes[n]) for n in job.entries][place]
             fit(
                 network, network, [Group(list(network.parameters()), search.max_lr)],
-                cache.samples("train").select(network.features), own,
+                parts["train"].select(network.features), own,
                 Recipe(3, search.batch_size, search.min_lr, search.weight_decay),
-                device=plain, checkpoint=None, progress=Silent(), stage="alone",
+                device=cpu, checkpoint=None, progress=Silent(), stage="alone",
             )  # fmt: skip
             for part in ("validation", "test"):
-                samples = cache.samples(part).select(network.features)
-                alone = evaluate(network, network, samples, own, plain)
+                samples = parts[part].select(network.features)
+                alone = evaluate(network, network, samples, own, cpu)
                 assert found[f"{part}_loss"][place] == pytest.approx(alone.loss, rel=1e-4)
                 assert found[part][place] == pytest.approx(alone.score, abs=1 / len(samples))
+
+
+def test_features_are_read_as_a_search_reads_them(tmp_path: Path) -> None:
+    cache, _ = build._features(tiny_task(), TABLE_CONFIG, 0, tmp_path, tmp_path / "b", Silent())
+    stored = build._work(cache, TABLE_CONFIG, tmp_path).features.samples()
+    for part in cache.parts:
+        samples = cache.samples(part)
+        assert stored[part].names == samples.names
+        chosen = torch.arange(len(samples))
+        (mine, labels), (its, expected) = stored[part].batch(chosen), samples.batch(chosen)
+        assert torch.equal(labels, expected)
+        assert all(torch.equal(x, y) for x, y in zip(mine, its, strict=True))
 
 
 def test_a_build_goes_on_where_it_was_stopped(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, trained = build._Builder._train, []
+    train, trained = Trainer.train, []
 
     def stop_at(count: int) -> None:
         def stopped(self: Any, job: Any) -> Any:
@@ -126,7 +135,7 @@ def test_a_build_goes_on_where_it_was_stopped(
             trained.append(job.name)
             return train(self, job)
 
-        monkeypatch.setattr(build._Builder, "_train", stopped)
+        monkeypatch.setattr(Trainer, "train", stopped)
 
     for count in (3, 4, 9):
         stop_at(count)
@@ -145,27 +154,41 @@ def test_a_build_survives_being_killed(tmp_path: Path) -> None:
     words = ("tabular", "build", "--task", "task.toml", "--preset", preset.name, *space)
     killed = (*words, "--run", "killed", "--out", "table.npz")
     process = subprocess.Popen(
-        [sys.executable, "-m", "bmnas", *killed],
+        [sys.executable, "-m", "bmnas", *killed, "--workers", "2"],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     parts = tmp_path / "killed" / "parts"
     while process.poll() is None and len(list(parts.glob("[!.]*"))) < 2:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    wait_for_group(process.pid)
     left = {path: path.stat().st_mtime_ns for path in parts.glob("[!.]*")}
     assert left
     assert not (tmp_path / "table.npz").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
-        assert bmnas_command(*killed).status == 0
-        assert bmnas_command(*words, "--run", "once", "--out", "once.npz").status == 0
+        assert bmnas_command(*killed, "--workers", "1").status == 0
+        once = (*words, "--workers", "1", "--run", "once", "--out", "once.npz")
+        assert bmnas_command(*once).status == 0
     require_equal(load(tmp_path / "table.npz"), load(tmp_path / "once.npz"))
     assert {path: path.stat().st_mtime_ns for path in left} == left
     assert not list((tmp_path / "killed").rglob(".*.part"))
+
+
+def wait_for_group(group: int) -> None:
+    """Wait until no process of a group is left: workers end with who started them."""
+    for _ in range(1000):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.02)
+    raise AssertionError("a worker goes on without its parent")
 
 
 def test_parts_of_other_settings_are_refused(built: Path) -> None:
@@ -197,6 +220,7 @@ def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"seeds": 0}, "--seeds: received 0"),
+        ({"workers": 0}, "--workers: received 0"),
         ({"seed": -1}, "--seed: received -1"),
         ({"config": TABLE_CONFIG.override("search", cells=3)}, "fewer Cells or steps"),
     ],
@@ -217,8 +241,9 @@ def test_a_multilabel_task_has_a_table(tmp_path: Path) -> None:
 def test_the_commands_build_show_and_replay(tmp_path: Path) -> None:
     write_tiny_task(tmp_path)
     preset, out = write_tiny_preset(tmp_path), tmp_path / "table.npz"
-    words = ("tabular", "build", "--task", tmp_path / "task.toml", "--preset", preset, "--steps",
-             1, "--channels", 4, "--seeds", 1, "--out", out, "--run", tmp_path / "run")  # fmt: skip
+    space = ("--steps", 1, "--channels", 4, "--seeds", 1, "--workers", 1, "--out", out)
+    words = ("tabular", "build", "--task", tmp_path / "task.toml", "--preset", preset,
+             *space, "--run", tmp_path / "run")  # fmt: skip
     printed = bmnas_command(*words)
     assert printed.status == 0
     assert "networks" in printed.out
@@ -237,5 +262,5 @@ def test_the_commands_build_show_and_replay(tmp_path: Path) -> None:
     assert '"percentile"' in replayed[0].out
     error = one_line_error(bmnas_command("tabular", "replay", out, "--strategy", "guess"))
     assert "received strategy 'guess'" in error
-    other = bmnas_command(*words[:-4], "--out", tmp_path / "table.txt", "--run", tmp_path / "run")
+    other = bmnas_command(*words, "--out", tmp_path / "table.txt")
     assert "expected one in .npz" in one_line_error(other)
