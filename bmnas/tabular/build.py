@@ -22,7 +22,7 @@ from bmnas.config import Config
 from bmnas.cost import count_parameters, hardware, measure_latency, versions
 from bmnas.errors import UserError
 from bmnas.features import FeatureCache, open_features
-from bmnas.files import read_json, write_json
+from bmnas.files import read_json, remove_leftovers, write_json
 from bmnas.metrics import Objective
 from bmnas.network import FusionNetwork
 from bmnas.progress import Progress, Silent
@@ -71,6 +71,7 @@ def build_table(
     progress = Silent() if progress is None else progress
     kept = run / "backbones" if backbones is None else backbones
     with locked(run, kept):
+        remove_leftovers(run / "parts")
         cache, unimodal = _features(task, config, seed, run, kept, progress)
         about = {
             "task": {"name": task.name, "source": task.source},
