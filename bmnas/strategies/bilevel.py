@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from bmnas.checkpoint import Record, Stateful
 from bmnas.derive import derive_genotype
 from bmnas.fit import Forward, require_finite_loss
+from bmnas.genotype import Genotype
 from bmnas.metrics import best_threshold, evaluate
 from bmnas.parallel.model import data_parallel
 from bmnas.parallel.ranks import mean
@@ -33,7 +34,7 @@ from bmnas.supernet import ArchitectureWeights, Supernet
 _ARCHITECTURE_BETAS = (0.5, 0.999)
 
 
-def search_bilevel(problem: SearchProblem) -> Outcome:
+def search_bilevel(problem: SearchProblem) -> Outcome[Genotype]:
     """Search by gradient descent on the relaxed architecture (BM-NAS, Algorithm 1).
 
     With ``config.rerank`` of 1 or more, short trainings of that many genotypes decide in the end,

@@ -14,7 +14,9 @@ from bmnas.supernet import ArchitectureWeights
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
 
 
-def rerank(problem: SearchProblem, derived: Outcome, weights: ArchitectureWeights) -> Outcome:
+def rerank(
+    problem: SearchProblem, derived: Outcome[Genotype], weights: ArchitectureWeights
+) -> Outcome[Genotype]:
     """Return the best on validation of the ``derived`` genotype and ``config.rerank`` others.
 
     The supernet's own score says little about the network that is derived from it: its weights
