@@ -75,10 +75,30 @@ def export(
     out = folder / "bundle" if out is None else out
     if genotype is not None and genotype.is_file() and not weights.is_file():
         raise UserError(f"{weights}: no such file; make it with: {_train(genotype)}")
+    _require_export()
+    with _held(weights.parent):
+        trained, samples = _load(genotype, weights, task, data)
+        bundle = _export(trained, samples, weights.parent, out)
+    _print(bundle, as_json)
+
+
+def export_run(run: Path, task: Task) -> None:
+    """Write the bundle of the network that was trained in ``run``, into it."""
+    from bmnas.trained import load_network
+
+    _require_export()
+    with _held(run):
+        trained = load_network(run / "network.safetensors", task)
+        _export(trained, task, run, run / "bundle")
+
+
+def _require_export() -> None:
     from bmnas_serve.errors import ServeError
 
+    from bmnas.errors import UserError
+
     try:
-        import bmnas_export
+        import bmnas_export  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
             f"exporting needs the package {error.name}, which is not installed: run"
@@ -86,19 +106,23 @@ def export(
         ) from error
     except ServeError as error:
         raise UserError(str(error)) from error
+
+
+def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path) -> Bundle:
+    """Write the bundle, and note its latency in the run ``folder`` of the weights, if it is one."""
+    import bmnas_export
+
     from bmnas.progress import Bars
 
-    with _held(weights.parent):
-        trained, samples = _load(genotype, weights, task, data)
-        try:
-            bundle = bmnas_export.export_bundle(
-                trained, samples, out, scores=_scores(weights.parent), progress=Bars()
-            )
-        except bmnas_export.ExportError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from error
-        _record(weights.parent, bundle)
-    _print(bundle, as_json)
+    try:
+        bundle = bmnas_export.export_bundle(
+            trained, task, out, scores=_scores(folder), progress=Bars()
+        )
+    except bmnas_export.ExportError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    _record(folder, bundle)
+    return bundle
 
 
 def _what(genotype: Path | None, run: Path | None) -> tuple[Path | None, Path]:

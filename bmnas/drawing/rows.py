@@ -127,7 +127,7 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
     metric = metrics.pop()
 
     def spread(*keys: str) -> Spread | None:
-        return _spread([run.metrics.number(*keys) for run in members])
+        return spread_of([run.metrics.number(*keys) for run in members])
 
     return ComparisonRow(
         task=task,
@@ -135,7 +135,7 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
         seeds=tuple(seeds),
         metric=metric and plain(metric),
         score=spread("test", "score"),
-        best_unimodal=_spread([_best_unimodal(run.metrics) for run in members]),
+        best_unimodal=spread_of([_best_unimodal(run.metrics) for run in members]),
         fusion_parameters=spread("parameters", "fusion"),
         classifier_parameters=spread("parameters", "classifier"),
         torch_ms=spread("latency", "torch", "batch_1", "median_ms"),
@@ -145,7 +145,7 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
     )
 
 
-def _spread(values: Sequence[float | None]) -> Spread | None:
+def spread_of(values: Sequence[float | None]) -> Spread | None:
     """Return mean and deviation; None when any run lacks the value, as seeds are listed."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):

@@ -222,6 +222,9 @@ def _scores(metrics: Document) -> TextTable:
     )
     metric = plain(metrics.text("metric") or "score").replace("_", " ")
     columns = ("network", "validation (search)", "test")
+    mean = metrics.number("test", "unimodal_mean")
+    if mean is not None:
+        rows.append(("mean of their logits", DASH, _number(mean, ".4f")))
     return TextTable(f"Scores, {metric}", columns, (*rows, fused))
 
 

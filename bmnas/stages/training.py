@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bmnas.architecture import Architecture, build_fusion
 from bmnas.backbones import Backbone
 from bmnas.checkpoint import Checkpoint
@@ -26,10 +28,10 @@ from bmnas.parallel.ranks import first
 from bmnas.progress import Progress
 from bmnas.runs import Existing, Run, require_same
 from bmnas.runtime import Runtime, seed_stage
-from bmnas.samples import samples_per_epoch
+from bmnas.samples import label_tensor, samples_per_epoch
 from bmnas.spent import COMPILE
 from bmnas.stages.search import write_pictures
-from bmnas.stages.unimodal import score_unimodal, unimodal_networks
+from bmnas.stages.unimodal import evaluate_unimodal, unimodal_networks
 from bmnas.tasks.task import Task
 from bmnas.trained import TaskInfo, TrainedNetwork
 
@@ -120,21 +122,29 @@ class Training:
         # Before test and latency, which are no training.
         seconds, spent = checkpoint.seconds, checkpoint.spent.to_dict()
         test = evaluate_fusion(task, network, "test", objective, runtime)
+        heads = {
+            name: evaluate_unimodal(task, name, found.backbone, "test", objective, runtime)
+            for name, found in networks.items()
+        }
         unimodal = {
             name: {
                 "validation": found.validation,
-                "test": score_unimodal(task, name, found.backbone, "test", objective, runtime),
+                "test": heads[name].score,
                 "parameters": found.parameters,
             }
             for name, found in networks.items()
         }
+        samples = task.samples("test")
+        mean = torch.stack([head.logits for head in heads.values()]).mean(0)
         measured = {
             "metric": objective.metric,
             "unimodal": unimodal,
             "test": {
                 "score": test.score,
                 "loss": test.loss,
-                "samples": len(task.samples("test")),
+                "samples": len(samples),
+                # What fusion costs nothing: the mean of the unimodal networks' logits.
+                "unimodal_mean": objective.score(mean, label_tensor(task, samples)),
             },
             "parameters": parameter_counts(network),
             "seconds": {"train": seconds, "train_compile": spent["seconds"][COMPILE]},
