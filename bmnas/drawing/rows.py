@@ -14,7 +14,7 @@ from bmnas.drawing.style import measure, plain
 from bmnas.errors import UserError
 
 #: What two runs must share, the seed aside, to be one row.
-_SETTINGS = ("strategy", "preset", "search", "train", "unimodal", "hardware", "versions")
+_SETTINGS = ("strategy", "preset", "search", "train", "unimodal", "seeds", "hardware", "versions")
 
 _DASH = "–"
 

@@ -7,9 +7,15 @@ from collections.abc import Callable, Mapping
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.problem import Outcome, SearchProblem
 from bmnas.strategies.random import search_random
+from bmnas.strategies.several import search_several
+
+
+def _search_bmnas(problem: SearchProblem) -> Outcome:
+    return search_several(problem) if problem.seeds > 1 else search_bilevel(problem)
+
 
 STRATEGIES: Mapping[str, Callable[[SearchProblem], Outcome]] = {
-    "bmnas": search_bilevel,
+    "bmnas": _search_bmnas,
     "random": search_random,
 }
 
