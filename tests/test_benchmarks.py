@@ -11,7 +11,7 @@ import torch
 from tiny_tasks import CONFIG, tiny_task
 
 import bmnas
-from benchmarks import gpu, ranks, results
+from benchmarks import gpu, ranks, results, several
 from benchmarks.cases import TINY, products, step
 from bmnas.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
@@ -74,3 +74,10 @@ def test_a_step_of_ranks_is_measured() -> None:
     found = ranks.measure(TINY, CPU, 3)
     assert found["processes"] == 1
     assert 0 < found["least_ms"] <= found["median_ms"]
+
+
+def test_several_seeds_at_once_are_measured_against_as_many_in_a_row() -> None:
+    found = several.measure(TINY, 2, 2)
+    assert set(found) == {"weights", "architecture"}
+    for each in (*found["weights"].values(), *found["architecture"].values()):
+        assert each["ratio_of_least"] == each["at_once_least_ms"] / each["row_least_ms"]
