@@ -43,6 +43,8 @@ class StepCase:
 
 
 NTU = StepCase()
+#: Small enough that hardly a number lies so near a ReLU's corner that rounding moves it across.
+SMALL = StepCase(channels_raw=(64, 96, 32), channels=32, batch=12, classes=10)
 #: For a quick look at whether everything runs.
 TINY = StepCase(channels_raw=(16, 32, 24), channels=16, batch=8, classes=5)
 
@@ -61,9 +63,12 @@ def supernet(case: StepCase, form: type[nn.Module]) -> nn.Module:
     return network
 
 
-def step(case: StepCase, form: type[nn.Module], runtime: Runtime) -> Callable[[], None]:
-    """Return a call that runs one step: forward, backward, Adam.
+def step(
+    case: StepCase, form: type[nn.Module], runtime: Runtime, *, bfloat16: bool = False
+) -> Callable[[], None]:
+    """Return a call that runs one step: forward, backward, Adam; it does not wait for a device.
 
+    With ``bfloat16`` the forward pass is under autocast, which leaves the products to bfloat16.
     Both forms get the features as the cache stores them, (B, L, C_raw); the plain one looks at
     them channels-first. Both have the same Adam, the fused one.
     """
@@ -82,18 +87,22 @@ def step(case: StepCase, form: type[nn.Module], runtime: Runtime) -> Callable[[]
 
     def run() -> None:
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(forward(features), labels).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            loss = F.cross_entropy(forward(features), labels)
+        loss.backward()
         optimizer.step()
-        synchronise(device)
 
     return run
 
 
-def products(case: StepCase, runtime: Runtime) -> Callable[[], None]:
+def products(
+    case: StepCase, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Callable[[], None]:
     """Return a call that computes the matrix products of a step and nothing else: its floor.
 
     The forward product of every linear layer and the one for its weights' gradient; the one for
-    its input's gradient too, except for the features, which need none.
+    its input's gradient too, except for the features, which need none. It does not wait for a
+    device.
     """
     rows, wide = case.batch * case.length, case.channels
     layers = [(channels, wide, False) for channels in case.channels_raw]
@@ -101,15 +110,14 @@ def products(case: StepCase, runtime: Runtime) -> Callable[[], None]:
         layers += [(wide, 3 * wide, True)] * case.steps
         if case.steps > 1:
             layers.append((case.steps * wide, wide, True))
-    made = [_Product.of(rows, *layer, device=runtime.device) for layer in layers]
+    made = [_Product.of(rows, *layer, device, dtype) for layer in layers]
     flat = case.length * case.cells * wide
-    made.append(_Product.of(case.batch, flat, case.classes, True, device=runtime.device))
+    made.append(_Product.of(case.batch, flat, case.classes, True, device, dtype))
 
     def run() -> None:
         with torch.no_grad():
             for product in made:
                 product.run()
-        synchronise(runtime.device)
 
     return run
 
@@ -129,12 +137,18 @@ class _Product:
 
     @classmethod
     def of(
-        cls, rows: int, inputs: int, outputs: int, needed: bool, *, device: torch.device
+        cls,
+        rows: int,
+        inputs: int,
+        outputs: int,
+        needed: bool,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> _Product:
         return cls(
-            torch.randn(rows, inputs, device=device),
-            torch.randn(outputs, inputs, device=device),
-            torch.randn(rows, outputs, device=device),
+            torch.randn(rows, inputs, device=device, dtype=dtype),
+            torch.randn(outputs, inputs, device=device, dtype=dtype),
+            torch.randn(rows, outputs, device=device, dtype=dtype),
             needed,
         )
 

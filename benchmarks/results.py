@@ -1,10 +1,16 @@
-"""Accuracy on a task over several seeds: each modality alone, late fusion, searches.
+"""Accuracy on a task over several seeds: each modality alone, hand-made fusions, searches.
 
-    python -m benchmarks.results av-digits --seeds 3 --out benchmarks/results
+    python -m benchmarks.results av-digits --seeds 3 --fusions gmu aoa/late aoa/found
 
-All ways of fusing share a seed's unimodal networks and feature cache, and are trained with the
-same settings of the task's preset on train and validation; test data is read once by each, at
-the end. Work goes on where it was stopped. Prints a Markdown table and writes one JSON file.
+Besides late fusion, ``--fusions`` takes names of ``bmnas.baselines.FUSIONS``, and known modules of
+the pool over pairs of features: sum, concat_fc, mha2, aoa with /late, /random or /found, the last
+being the pairs of the first strategy. ``all`` stands for every one of them.
+
+The mean of the unimodal logits is that, with nothing trained; late fusion is the mean of the logits
+of linear classifiers. All ways of fusing share a seed's unimodal networks and feature cache, and
+are trained with the same settings of the task's preset on train and validation; test data is read
+once by each, at the end. Work goes on where it was stopped. Prints a Markdown table and writes one
+JSON file.
 """
 
 from __future__ import annotations
@@ -12,21 +18,32 @@ from __future__ import annotations
 import argparse
 import datetime
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
+from torch import Tensor
 
 import bmnas
-from bmnas.backbones import load_backbone
-from bmnas.baselines.late_fusion import LateFusion
+from bmnas.architecture import Architecture, NamedFusion, build_fusion
+from bmnas.backbones import Backbone, load_backbone
+from bmnas.baselines import FUSIONS
+from bmnas.baselines.genotypes import late_pairs, module_genotype, random_pairs, searched_pairs
+from bmnas.config import SearchConfig
 from bmnas.cost import hardware, parameter_counts, versions
 from bmnas.files import read_json, write_json
+from bmnas.genotype import FUSION_MODULES, Genotype
 from bmnas.joint import channels_of, evaluate_fusion, fit_fusion
-from bmnas.metrics import Objective
+from bmnas.metrics import Objective, evaluate
 from bmnas.progress import Bars
 from bmnas.runtime import seed_stage
+from bmnas.samples import RawInput, RawSamples, label_tensor
+
+PAIRS = ("late", "random", "found")
+BY_HAND = (*FUSIONS, *(f"{module}/{pairs}" for module in FUSION_MODULES for pairs in PAIRS))
 
 
 def main() -> None:
@@ -36,14 +53,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder of the task's data")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--strategies", nargs="+", default=["bmnas", "random"])
+    parser.add_argument("--fusions", nargs="+", default=[], choices=(*BY_HAND, "all"))
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
     parser.add_argument("--out", type=Path, help="a folder for the JSON file")
     options = parser.parse_args()
     task = bmnas.load_task(options.task, options.data)
     # A task's options are part of its name here: two splits are two lines of runs.
     name = Path(options.task).stem.replace(":", "_").replace("=", "-").replace(",", "_")
+    fusions = BY_HAND if "all" in options.fusions else options.fusions
     runs = [
-        one_seed(task, options.runs / name / str(seed), seed, options.strategies)
+        one_seed(task, options.runs / name / str(seed), seed, options.strategies, fusions)
         for seed in range(options.seeds)
     ]
     rows = summary(runs)
@@ -51,7 +70,8 @@ def main() -> None:
         "task": options.task,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"python -m benchmarks.results {options.task} --seeds {options.seeds} "
-        f"--strategies {' '.join(options.strategies)}",
+        f"--strategies {' '.join(options.strategies)}"
+        + (f" --fusions {' '.join(options.fusions)}" if options.fusions else ""),
         "hardware": hardware(),
         "versions": versions(),
         "preset": bmnas.load_preset(task.preset).to_dict(),
@@ -64,7 +84,11 @@ def main() -> None:
 
 
 def one_seed(
-    task: bmnas.Task, folder: Path, seed: int, strategies: Sequence[str]
+    task: bmnas.Task,
+    folder: Path,
+    seed: int,
+    strategies: Sequence[str],
+    fusions: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """Return the facts of every way of fusing, and of each modality alone, for one seed."""
     Console(stderr=True).print(f"{task.name}, seed {seed}")
@@ -88,12 +112,37 @@ def one_seed(
         }
     for modality, scores in trained.metrics["unimodal"].items():
         facts[f"{modality} alone"] = {"test": scores["test"], "seconds": 0.0, "fusion": 0}
-    facts["late fusion"] = late_fusion(task, folder / "late-fusion.json", shared, seed)
+    facts["mean of unimodal logits"] = unimodal_mean(task, shared)
+    found_genotype = Genotype.load(folder / strategies[0] / "genotype.json")
+    for name in ("late fusion", *fusions):
+        path = folder / f"{name.replace(' ', '-').replace('/', '-')}.json"
+        facts[name] = by_hand(name, task, path, shared, seed, found_genotype)
     return facts
 
 
-def late_fusion(task: bmnas.Task, path: Path, shared: Path, seed: int) -> dict[str, Any]:
-    """Train and test late fusion on the backbones in ``shared``; the facts are kept in ``path``."""
+def unimodal_mean(task: bmnas.Task, shared: Path) -> dict[str, Any]:
+    """Test the mean of the logits of the unimodal networks in ``shared``, with nothing trained."""
+    samples = task.samples("test")
+    labels, objective = label_tensor(task, samples), Objective(task.kind, 0.5)
+    logits = []
+    for modality in task.modalities:
+        backbone = load_backbone(shared / f"{modality.name}.safetensors")[0]
+        raw = RawSamples([RawInput(modality, backbone, samples)], labels)
+        call = partial(_logits, backbone)
+        logits.append(evaluate(backbone, call, raw, objective, torch.device("cpu")).logits)
+    score = objective.score(torch.stack(logits).mean(0), labels)
+    return {"test": score, "fusion": 0, "seconds": 0.0}
+
+
+def _logits(backbone: Backbone, inputs: list[Tensor]) -> Tensor:
+    logits: Tensor = backbone(*inputs)
+    return logits
+
+
+def by_hand(
+    name: str, task: bmnas.Task, path: Path, shared: Path, seed: int, found: Genotype
+) -> dict[str, Any]:
+    """Train and test a fusion on the backbones in ``shared``; the facts are kept in ``path``."""
     if path.is_file():
         kept: dict[str, Any] = read_json(path)
         return kept
@@ -101,8 +150,11 @@ def late_fusion(task: bmnas.Task, path: Path, shared: Path, seed: int) -> dict[s
     backbones = {
         m.name: load_backbone(shared / f"{m.name}.safetensors")[0] for m in task.modalities
     }
+    raw = channels_of(backbones)
+    architecture = architecture_of(name, list(raw), config.search, seed, found)
     seed_stage(seed, "train")
-    fusion = LateFusion(channels_of(backbones), length=config.search.length, classes=task.classes)
+    dropout = config.train.dropout
+    fusion = build_fusion(architecture, raw, classes=task.classes, dropout=dropout)
     objective = Objective(task.kind, config.train.threshold)
     runtime = bmnas.Runtime.choose()
     network = fit_fusion(
@@ -112,6 +164,7 @@ def late_fusion(task: bmnas.Task, path: Path, shared: Path, seed: int) -> dict[s
         config.train,
         objective,
         features=shared / "features",
+        cache_dtype=config.search.cache_dtype,
         runtime=runtime,
         checkpoint=None,
         progress=Bars(),
@@ -123,6 +176,24 @@ def late_fusion(task: bmnas.Task, path: Path, shared: Path, seed: int) -> dict[s
     }
     write_json(path, facts)
     return facts
+
+
+def architecture_of(
+    name: str, features: Sequence[str], config: SearchConfig, seed: int, found: Genotype
+) -> Architecture:
+    """Return what ``name`` stands for: late fusion, a fusion by its name, or module/pairs."""
+    module, _, kind = name.partition("/")
+    if not kind:
+        named = "two_stream" if name == "late fusion" else name
+        return NamedFusion(named, config.channels, config.length)
+    if kind == "late":
+        pairs = late_pairs(features)
+    elif kind == "random":
+        pairs = random_pairs(features, config.cells, seed)
+    else:
+        pairs = searched_pairs(found)
+    shape = {"channels": config.channels, "length": config.length}
+    return module_genotype(module, pairs, features, **shape, pairs_name=kind)
 
 
 def summary(runs: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:

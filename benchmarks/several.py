@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -37,11 +37,11 @@ def measure(case: StepCase, seeds: int, rounds: int) -> dict[str, Any]:
     """Return milliseconds and ratios of both passes, on the CPU."""
     torch.manual_seed(0)
     samples = _samples(case)
-    members = [supernet(case, Supernet) for _ in range(seeds)]
-    together = Supernets(members)  # type: ignore[arg-type]
+    members = [cast(Supernet, supernet(case, Supernet)) for _ in range(seeds)]
+    together = Supernets(members)
     found = {}
     for name in _PASSES:
-        row = [_step(network, name, samples, case.batch) for network in members]  # type: ignore[arg-type]
+        row = [_step(network, name, samples, case.batch) for network in members]
         at_once = _step(together, name, samples, case.batch)
         found[name] = _compare(row, at_once, rounds)
     return found

@@ -11,6 +11,7 @@ from torch import nn
 
 import bmnas
 from benchmarks.cases import NTU, Finished, products, step
+from bmnas import native
 from bmnas.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
 
@@ -25,13 +26,21 @@ def test_supernet_step(benchmark: BenchmarkFixture, form: type[nn.Module]) -> No
 
 
 @pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")
+def test_supernet_step_without_kernels(
+    benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "kernels", lambda: None)
+    benchmark.pedantic(step(NTU, Supernet, EAGER), rounds=40, warmup_rounds=5)
+
+
+@pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")
 def test_supernet_step_compiled(benchmark: BenchmarkFixture) -> None:
     benchmark.pedantic(step(NTU, Supernet, COMPILED), rounds=40, warmup_rounds=5)
 
 
 @pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")
 def test_products_alone(benchmark: BenchmarkFixture) -> None:
-    benchmark.pedantic(products(NTU, EAGER), rounds=40, warmup_rounds=5)
+    benchmark.pedantic(products(NTU, EAGER.device), rounds=40, warmup_rounds=5)
 
 
 @pytest.mark.benchmark(group="search cost: a search on digits, features cached")

@@ -1,7 +1,8 @@
 """bmnas: multimodal architecture search, from pretrained unimodal networks to a served model.
 
-The stages as functions: ``load_task``, ``search``, ``train``, and ``bmnas_export.export_bundle``.
-Names are resolved when they are first used, so that ``import bmnas`` does not import torch.
+The stages as functions: ``load_task``, ``search``, ``train``, ``train_fusion``, and
+``bmnas_export.export_bundle``. Names are resolved when they are first used, so that
+``import bmnas`` does not import torch.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ if TYPE_CHECKING:
     from bmnas.errors import UserError
     from bmnas.genotype import Genotype
     from bmnas.runtime import Runtime
+    from bmnas.stages.fusion import train_fusion
     from bmnas.stages.search import SearchResult, search
-    from bmnas.stages.train import TrainResult, train
+    from bmnas.stages.train import train
+    from bmnas.stages.training import TrainResult
     from bmnas.tasks import Modality, Task, load_task
     from bmnas.trained import TrainedNetwork, load_network
 
@@ -37,6 +40,7 @@ __all__ = [
     "load_task",
     "search",
     "train",
+    "train_fusion",
 ]
 
 _HOMES = {
@@ -46,7 +50,7 @@ _HOMES = {
     "Runtime": "bmnas.runtime",
     "SearchResult": "bmnas.stages.search",
     "Task": "bmnas.tasks",
-    "TrainResult": "bmnas.stages.train",
+    "TrainResult": "bmnas.stages.training",
     "TrainedNetwork": "bmnas.trained",
     "UserError": "bmnas.errors",
     "load_network": "bmnas.trained",
@@ -54,6 +58,7 @@ _HOMES = {
     "load_task": "bmnas.tasks",
     "search": "bmnas.stages.search",
     "train": "bmnas.stages.train",
+    "train_fusion": "bmnas.stages.fusion",
 }
 
 

@@ -25,20 +25,26 @@ def create_files(paths: Iterable[Path]) -> None:
 
 
 class ArrayWriter:
-    """Writes a float32 ``.npy`` file of a known shape, or the rows of it from ``start`` on.
+    """Writes a ``.npy`` file of a known shape and type, or the rows of it from ``start`` on.
 
     Not through a memory map: a disk that is full would end the process with SIGBUS, not with an
     exception. ``checksum`` is that of what was written.
     """
 
-    def __init__(self, file: BinaryIO, shape: tuple[int, ...], start: int = 0) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        shape: tuple[int, ...],
+        dtype: np.dtype[np.generic],
+        start: int = 0,
+    ) -> None:
         self._file = file
         self.checksum = 0
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             header,
             {
-                "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
+                "descr": np.lib.format.dtype_to_descr(dtype),
                 "fortran_order": False,
                 "shape": shape,
             },
@@ -46,7 +52,7 @@ class ArrayWriter:
         if writer():
             self._write(header.getvalue())
         else:
-            row = math.prod(shape[1:]) * np.dtype(np.float32).itemsize
+            row = math.prod(shape[1:]) * dtype.itemsize
             file.seek(len(header.getvalue()) + start * row)
 
     def append(self, rows: Array) -> None:

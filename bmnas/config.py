@@ -34,7 +34,7 @@ class SearchConfig:
 
     ``candidates`` is the budget of strategies that train candidates, ``rerank`` how many genotypes
     Algorithm 1's own result is compared with in the end (0: the paper's method); each is trained
-    for ``candidate_epochs``.
+    for ``candidate_epochs``. ``cache_dtype`` is the type of the feature cache.
     """
 
     cells: int = 2
@@ -52,6 +52,7 @@ class SearchConfig:
     candidates: int = 16
     candidate_epochs: int = 3
     rerank: int = 0
+    cache_dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ _LARGEST = 65536  # as in a genotype's file
 _FLAGS = {"freeze_backbones"}
 _BELOW_ONE = {"dropout"}
 _INSIDE_ZERO_ONE = {"threshold"}
+_ONE_OF = {"cache_dtype": ("float32", "float16", "bfloat16")}
 
 
 def preset_names() -> list[str]:
@@ -211,6 +213,8 @@ def _toml(value: Any) -> str:
 def _fits(value: Any, wanted: str) -> bool:
     if isinstance(value, bool) or wanted == "bool":
         return isinstance(value, bool) and wanted == "bool"
+    if wanted == "str":
+        return isinstance(value, str)
     if wanted == "float":
         # A longer integer would not fit a float.
         return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 53)
@@ -230,7 +234,9 @@ def _problems(config: Config) -> list[tuple[str, str, str]]:
         for name, value in dataclasses.asdict(getattr(config, section)).items():
             if name in _FLAGS:
                 continue
-            if name in _AT_LEAST_ONE:
+            if name in _ONE_OF:
+                good, wanted = value in _ONE_OF[name], f"one of {', '.join(_ONE_OF[name])}"
+            elif name in _AT_LEAST_ONE:
                 good, wanted = value >= 1, "at least 1"
             elif name in _AT_LEAST_TWO:
                 good, wanted = value >= 2, "at least 2"

@@ -16,8 +16,8 @@ import json
 import mmap
 import re
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import torch
 
 from bmnas.array_file import ArrayWriter, checksum_of, create_files
 from bmnas.backbones.base import Backbone
+from bmnas.cache_dtype import file_dtype, to_file
 from bmnas.errors import UserError
 from bmnas.files import read_json, remove_folder, remove_leftovers, write_json
 from bmnas.mapped import Pages, map_array
@@ -35,6 +36,7 @@ from bmnas.progress import Progress
 from bmnas.reshape import Pool
 from bmnas.samples import FeatureSamples, RawInput, label_tensor
 from bmnas.tasks.task import Array, Modality, Part, Task
+from bmnas.transfer import moved, room
 
 FORMAT = "bmnas.features/1"
 _BATCH = 256
@@ -47,7 +49,7 @@ class FeatureCache:
 
     ``seconds`` is what the extraction took when it was done, also where the cache was reused.
     ``keys`` are the entries' hashes, which change with data and backbones. ``pages`` bounds what of
-    the files lies in memory.
+    the files lies in memory, None where the features have moved to a device.
     """
 
     task: Task
@@ -57,7 +59,23 @@ class FeatureCache:
     rows: dict[str, Array]
     seconds: float
     keys: tuple[str, ...]
-    pages: Pages
+    pages: Pages | None
+
+    def on(
+        self, device: torch.device, names: Sequence[str] | None = None, budget: int | None = None
+    ) -> FeatureCache:
+        """Return the features ``names`` (default: all), on ``device`` if they find room there.
+
+        ``budget`` is how many bytes they may take (default: see ``transfer.room``). Where they find
+        none, and on a CPU, they are read from the files as batches need them.
+        """
+        chosen = self.names if names is None else tuple(names)
+        arrays = {name: self.arrays[name] for name in chosen}
+        size = sum(array.nbytes for array in arrays.values())
+        if size > (room(device) if budget is None else budget):
+            return replace(self, names=chosen, arrays=arrays)
+        on_device = moved(arrays, device, self.pages)
+        return replace(self, names=chosen, arrays=on_device, pages=None)
 
     def samples(self, *parts: Part) -> FeatureSamples:
         """Return the samples of ``parts``, part after part, without copying a feature.
@@ -85,13 +103,16 @@ def open_features(
     folder: Path,
     device: torch.device,
     progress: Progress,
+    dtype: str = "float32",
 ) -> FeatureCache:
     """Return the features of ``parts``, from ``folder`` where nothing changed, else extracted.
 
+    Files are of ``dtype``: float32, float16 or bfloat16.
     An entry's name is a hash of the backbone's weights, of the data of its rows and of the
-    shape, so a change of any makes another entry; those of the modality and ``length`` that it
-    replaces are removed. Whoever calls this holds ``folder`` or the one above, see
-    ``runs.locked``. Raises UserError when an entry is damaged.
+    shape, so a change of any makes another entry; those of the modality, ``length`` and
+    ``dtype`` that it replaces are removed. Whoever calls this holds ``folder`` or the one above,
+    see ``runs.locked``. Raises UserError when an entry is damaged, and where a feature has numbers
+    that ``dtype`` has no room for.
     """
     first(lambda: remove_leftovers(folder))
     names: list[str] = []
@@ -105,13 +126,13 @@ def open_features(
         backbone = backbones[modality.name].to(device).eval()
         used = np.unique(modality.rows_of(samples))
         rows[modality.name] = used
-        key = _key(modality, backbone, used, length)
+        key = _key(modality, backbone, used, length, dtype)
         keys.append(key)
         entry = folder / f"{modality.name}-{key[:16]}"
         if agreed(not entry.exists()):
-            _extract(modality, backbone, used, length, entry, key, device, progress)
+            _extract(modality, backbone, used, length, dtype, entry, key, device, progress)
         manifest = _read_manifest(entry, key)
-        first(functools.partial(_remove_stale, entry, modality.name, length))
+        first(functools.partial(_remove_stale, entry, modality.name, length, dtype))
         seconds += float(manifest["seconds"])
         for feature, channels in zip(
             backbone.feature_names, backbone.feature_channels, strict=True
@@ -120,14 +141,14 @@ def open_features(
             names.append(name)
             path = entry / f"{feature}.npy"
             _require_checksum(path, manifest["crc32"].get(feature))
-            arrays[name], mapped = map_array(path, (len(used), length, channels))
+            arrays[name], mapped = map_array(path, (len(used), length, channels), dtype)
             maps.append(mapped)
     return FeatureCache(task, parts, tuple(names), arrays, rows, seconds, tuple(keys), Pages(maps))
 
 
-def cache_bytes(rows: int, length: int, channels: int) -> int:
+def cache_bytes(rows: int, length: int, channels: int, dtype: str) -> int:
     """Return the size of one feature in the cache, its header of some dozen bytes left out."""
-    return rows * length * channels * np.dtype(np.float32).itemsize
+    return rows * length * channels * file_dtype(dtype).itemsize
 
 
 def weights_hash(module: torch.nn.Module) -> str:
@@ -149,23 +170,23 @@ def rows_hash(data: Array, rows: Array) -> str:
     return digest.hexdigest()
 
 
-def _key(modality: Modality, backbone: Backbone, rows: Array, length: int) -> str:
+def _key(modality: Modality, backbone: Backbone, rows: Array, length: int, dtype: str) -> str:
     parts = {
         "format": FORMAT,
         "spec": backbone.spec(),
         "weights": weights_hash(backbone),
         "data": rows_hash(modality.data, rows),
         "length": length,
-        "dtype": "float32",
+        "dtype": dtype,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _remove_stale(entry: Path, modality: str, length: int) -> None:
+def _remove_stale(entry: Path, modality: str, length: int, dtype: str) -> None:
     """Remove the entries beside ``entry`` that it replaces; an unreadable one stays.
 
-    A folder of backbones belongs to one backbone a modality, so another entry of one ``length`` is
-    of a backbone that was trained anew. Entries of other lengths serve other configurations.
+    A folder of backbones belongs to one backbone a modality, so another entry of one ``length`` and
+    ``dtype`` is of a backbone that was trained anew. Others serve other configurations.
     """
     name = re.compile(re.escape(modality) + "-[0-9a-f]{16}")
     for other in list(entry.parent.iterdir()):
@@ -173,7 +194,8 @@ def _remove_stale(entry: Path, modality: str, length: int) -> None:
             continue
         with contextlib.suppress(UserError):
             manifest = read_json(other / "manifest.json")
-            if isinstance(manifest, dict) and manifest.get("length") == length:
+            shape = isinstance(manifest, dict) and (manifest.get("length"), manifest.get("dtype"))
+            if shape == (length, dtype):
                 remove_folder(other)
 
 
@@ -183,6 +205,7 @@ def _extract(
     backbone: Backbone,
     rows: Array,
     length: int,
+    dtype: str,
     entry: Path,
     key: str,
     device: torch.device,
@@ -204,6 +227,7 @@ def _extract(
             name: ArrayWriter(
                 opened.enter_context(path.open("r+b")),
                 (len(rows), length, channels[name]),
+                file_dtype(dtype),
                 own.start,
             )
             for name, path in paths.items()
@@ -211,8 +235,9 @@ def _extract(
         for start in range(own.start, own.stop, _BATCH):
             chosen = torch.arange(start, min(start + _BATCH, own.stop))
             features = backbone.features(source.batch(chosen).to(device))
-            for file, feature in zip(files.values(), features, strict=True):
-                file.append(pool(feature).float().cpu().numpy())
+            for (name, file), feature in zip(files.items(), features, strict=True):
+                pooled = pool(feature).float().cpu()
+                file.append(to_file(pooled, dtype, f"{modality.name}.{name}"))
             stage.advance()
         for file in files.values():
             file.flush()
@@ -228,7 +253,7 @@ def _extract(
             "key": key,
             "rows": len(rows),
             "length": length,
-            "dtype": "float32",
+            "dtype": dtype,
             "features": channels,
             "crc32": checksums,
             "seconds": time.perf_counter() - started,

@@ -12,15 +12,15 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from bmnas.checkpoint import Checkpoint, Record, Stateful
 from bmnas.errors import UserError
-from bmnas.metrics import Objective
+from bmnas.metrics import Objective, Output, logits_of
 from bmnas.parallel.model import data_parallel
 from bmnas.parallel.norms import synchronised
 from bmnas.parallel.ranks import gathered, mean
 from bmnas.parallel.share import shares, weighted
 from bmnas.progress import Progress
-from bmnas.samples import Samples, batches_per_epoch, epoch_batches
+from bmnas.samples import Samples, batches_per_epoch, epoch_batches, fed
 
-Forward = Callable[[list[Tensor]], Tensor]
+Forward = Callable[[list[Tensor]], Output]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def fit(
     """Train ``network`` on ``samples`` and return a record of every epoch.
 
     ``network`` is what is put into training mode and saved in the checkpoint; ``forward`` maps
-    the inputs of a batch to logits (B, K). Raises UserError when the loss is no longer finite.
+    the inputs of a batch to logits (B, K), or to a tuple that starts with them. Raises UserError
+    when the loss is no longer finite.
     """
     optimizer = torch.optim.Adam(
         [{"params": list(group.parameters), "lr": group.max_lr} for group in groups],
@@ -109,20 +110,19 @@ def _epoch(
 ) -> tuple[float, float]:
     """Make a step for each of ``batches``; return mean loss and score of what they gave."""
     total, all_logits, all_labels = torch.zeros((), device=device), [], []
-    for chosen in shares(batches):
-        inputs, labels = samples.batch(chosen)
-        logits = forward([x.to(device) for x in inputs])
-        loss = weighted(objective.loss(logits, labels.to(device)))
+    for inputs, labels in fed(samples, shares(batches), device):
+        output = forward(inputs)
+        loss = weighted(objective.loss(output, labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         total += loss.detach()
-        all_logits.append(logits.detach().float())
+        all_logits.append(logits_of(output).detach().float())
         all_labels.append(labels)
     # The device synchronises here, once an epoch.
     mean_loss = float(mean(total)) / len(all_labels)
-    logits, labels = gathered(torch.cat(all_logits)).cpu(), gathered(torch.cat(all_labels))
+    logits, labels = (gathered(torch.cat(every)).cpu() for every in (all_logits, all_labels))
     return mean_loss, objective.score(logits, labels)
 
 

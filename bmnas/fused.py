@@ -21,69 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bmnas.parallel.norms import norm_backward, norm_forward
-from bmnas.parallel.share import current
+from bmnas.fused_norm import Norm, norm_relu_dropout
+from bmnas.native.masks import kernels_share, step_masks
 from bmnas.primitives import keep_mask
 
 _aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Norm:
-    """The state of a BatchNorm over the columns of a matrix, apart from its affine part."""
-
-    running_mean: Tensor
-    running_var: Tensor
-    training: bool
-    momentum: float
-    eps: float
-
-    @classmethod
-    def of(cls, norm: nn.BatchNorm1d) -> Norm:
-        """Take the state of ``norm``, which must keep running statistics."""
-        mean, variance = norm.running_mean, norm.running_var
-        if mean is None or variance is None or norm.momentum is None:
-            raise ValueError("expected a BatchNorm with running statistics and a momentum")
-        return cls(mean, variance, norm.training, norm.momentum, norm.eps)
-
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the normalised rows, and what ``backward`` wants back."""
-        share = current()
-        if share is not None and self.training:
-            running = self.running_mean, self.running_var
-            return norm_forward(share, x, weight, bias, running, self.momentum, self.eps)
-        result = _aten.native_batch_norm(
-            x,
-            weight,
-            bias,
-            self.running_mean,
-            self.running_var,
-            self.training,
-            self.momentum,
-            self.eps,
-        )
-        return cast(tuple[Tensor, Tensor, Tensor], result)
-
-    def backward(
-        self, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of x, weight and bias for the gradient ``g`` of the result."""
-        share = current()
-        if share is not None and self.training:
-            return norm_backward(share, g, x, weight, mean, rstd)
-        result = _aten.native_batch_norm_backward(
-            g,
-            x,
-            weight,
-            self.running_mean,
-            self.running_var,
-            mean,
-            rstd,
-            self.training,
-            self.eps,
-            [True, True, True],
-        )
-        return cast(tuple[Tensor, Tensor, Tensor], result)
 
 
 def reshape_and_mix(
@@ -101,7 +43,7 @@ def reshape_and_mix(
     """
     layers = zip(features, weights, biases, strict=True)
     projected = torch.cat([torch.addmm(b, x.flatten(0, 1), w) for x, w, b in layers], dim=-1)
-    h = norm_relu_dropout(projected, norm, dropout)
+    h = norm_relu_dropout(projected, norm, dropout, groups=len(weights))
     return mix_features(edges, h.view(len(h), len(weights), -1))
 
 
@@ -171,34 +113,6 @@ class _WeightedSum(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dw = torch.stack([torch.dot(g.flatten(), term.flatten()) for term in terms])
         return dw, *(g * weight for weight in weights.unbind())
-
-
-def norm_relu_dropout(x: Tensor, norm: nn.BatchNorm1d, p: float) -> Tensor:
-    """Return dropout(ReLU(norm(x))) of the rows ``x`` (R, C)."""
-    result = _NormReluDropout.apply(x, norm.weight, norm.bias, Norm.of(norm), p)  # type: ignore[no-untyped-call]
-    return cast(Tensor, result)
-
-
-class _NormReluDropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, norm: Norm, p: float) -> Tensor:
-        mask, factor = keep_mask(x, p, norm.training)
-        scaled = weight * factor
-        y, mean, rstd = norm.forward(x, scaled, bias * factor)
-        y.relu_()
-        if mask is not None:
-            y.mul_(mask)
-        ctx.norm, ctx.factor = norm, factor
-        ctx.save_for_backward(x, scaled, mean, rstd, y)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd, y = ctx.saved_tensors
-        passed = _aten.threshold_backward(g, y, 0)
-        dx, dw, db = ctx.norm.backward(passed, x, weight, mean, rstd)
-        return dx, dw * ctx.factor, db * ctx.factor, None, None
 
 
 def mix_features(weights: Tensor, h: Tensor) -> Tensor:
@@ -272,6 +186,11 @@ class MixtureState:
     dropout: float
     attention_dropout: float
 
+    @property
+    def dropouts(self) -> tuple[float, float, float]:
+        """The probabilities of linear_glu, concat_fc and attention."""
+        return self.dropout, self.dropout, self.attention_dropout
+
 
 def mixture(
     t: Tensor,
@@ -306,9 +225,13 @@ class _Mixture(torch.autograd.Function):
         state: MixtureState,
     ) -> Tensor:
         channels, training = t.shape[-1], state.norm.training
-        keep_glu, factor = keep_mask(t, state.dropout, training)
-        keep_concat, _ = keep_mask(t, state.dropout, training)
-        keep_attention, attention_factor = keep_mask(t, state.attention_dropout, training)
+        share = kernels_share(t) if training else None
+        masks = (
+            [keep_mask(t, p, training) for p in state.dropouts]
+            if share is None
+            else step_masks(share, t, state.dropout, state.attention_dropout)
+        )
+        (keep_glu, factor), (keep_concat, _), (keep_attention, attention_factor) = masks
         _, of_sum, of_attention, of_glu, of_concat = gamma.unbind()
 
         scale = torch.stack((of_glu * factor, torch.ones_like(of_glu), of_concat * factor))

@@ -45,6 +45,7 @@ def fit_fusion(
     objective: Objective,
     *,
     features: Path,
+    cache_dtype: str,
     runtime: Runtime,
     checkpoint: Checkpoint | None,
     progress: Progress,
@@ -53,7 +54,8 @@ def fit_fusion(
 
     The backbones are trained along with a peak learning rate of their own, or stay as they are
     when ``config.freeze_backbones`` is set: then the feature cache in the folder ``features``
-    is used. They are cut after the last stage that ``fusion`` reads, in place.
+    is used, the one of type ``cache_dtype``. They are cut after the last stage that ``fusion``
+    reads, in place.
     """
     recipe = Recipe(config.epochs, config.batch_size, config.min_lr, config.weight_decay)
     parts: tuple[Part, ...] = ("train", "validation")
@@ -69,8 +71,9 @@ def fit_fusion(
             folder=features,
             device=runtime.device,
             progress=progress,
+            dtype=cache_dtype,
         )
-        samples = cache.samples(*parts).select(fusion.features)
+        samples = cache.on(runtime.device, fusion.features).samples(*parts)
         network = MultimodalNetwork(backbones, fusion).to(runtime.device)
         trained: torch.nn.Module = fusion
         forward: Forward = runtime.compiled(fusion)
@@ -85,7 +88,7 @@ def fit_fusion(
         forward,
         groups,
         samples,
-        objective,
+        fusion.objective(objective),
         recipe,
         device=runtime.device,
         checkpoint=checkpoint,

@@ -9,28 +9,33 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bmnas.cache_dtype import file_dtype, from_file
 from bmnas.errors import UserError
 
-_LIMIT = 1 << 30
+#: How many bytes of mapped files may lie in a process's memory.
+LIMIT = 1 << 30
 _AROUND = 1 << 16  # what Linux maps around a page that is asked for
 
 
-def map_array(path: Path, shape: tuple[int, ...]) -> tuple[torch.Tensor, mmap.mmap]:
-    """Return the float32 array of a ``.npy`` file of the feature cache, and what it is mapped by.
+def map_array(
+    path: Path, shape: tuple[int, ...], dtype: str = "float32"
+) -> tuple[torch.Tensor, mmap.mmap]:
+    """Return the array of a ``.npy`` file of the feature cache, and what it is mapped by.
 
-    Raises UserError for another shape or type.
+    ``dtype`` is the cache's, see ``cache_dtype``. Raises UserError for another shape or type.
     """
+    expected = file_dtype(dtype)
     # Copy on write: torch refuses read-only memory, and nothing here ever writes.
     array = np.load(path, mmap_mode="c", allow_pickle=False)
-    if array.shape != shape or array.dtype != np.float32:
+    if array.shape != shape or array.dtype != expected:
         raise UserError(
-            f"{path}: received {array.dtype} {array.shape}, expected float32 {shape}: damaged "
+            f"{path}: received {array.dtype} {array.shape}, expected {expected} {shape}: damaged "
             "feature cache; delete its folder, it will be made again"
         )
     mapped = array.base
     if not isinstance(mapped, mmap.mmap):
         raise TypeError(f"expected a mapped file, received {type(mapped).__name__}")
-    return torch.from_numpy(array), mapped
+    return from_file(array, dtype), mapped
 
 
 class Pages:
@@ -40,7 +45,7 @@ class Pages:
     smaller than ``limit`` altogether stay.
     """
 
-    def __init__(self, maps: Sequence[mmap.mmap], limit: int = _LIMIT) -> None:
+    def __init__(self, maps: Sequence[mmap.mmap], limit: int = LIMIT) -> None:
         self._maps = maps
         self._limit = limit
         self._whole = sum(len(m) for m in maps)

@@ -11,10 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bmnas.parallel.ranks import gathered, size, span
-from bmnas.samples import Samples
+from bmnas.samples import Samples, fed
 from bmnas.tasks.task import Kind
 
 _BATCH = 256
+
+#: What a network returns: logits (B, K); in training perhaps with more after them, in a tuple, that
+#: only a loss of its own reads.
+Output = Tensor | tuple[Tensor, ...]
+
+
+def logits_of(output: Output) -> Tensor:
+    """Return the logits (B, K) in what a network returned."""
+    return output if isinstance(output, Tensor) else output[0]
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,9 @@ class Objective:
         """The metric's name in files: ``accuracy`` or ``weighted_f1``."""
         return "accuracy" if self.kind == "multiclass" else "weighted_f1"
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, output: Output, labels: Tensor) -> Tensor:
         """Return the mean loss of logits (B, K): labels (B,) integers or (B, K) zeros and ones."""
+        logits = logits_of(output)
         if self.kind == "multiclass":
             return F.cross_entropy(logits, labels)
         return F.binary_cross_entropy_with_logits(logits, labels)
@@ -91,7 +101,7 @@ def best_threshold(logits: Tensor, labels: Tensor) -> float:
 
 def evaluate(
     network: nn.Module,
-    forward: Callable[[list[Tensor]], Tensor],
+    forward: Callable[[list[Tensor]], Output],
     samples: Samples,
     objective: Objective,
     device: torch.device,
@@ -125,7 +135,7 @@ def _evaluation(logits: Tensor, labels: Tensor, objective: Objective) -> Evaluat
 @torch.no_grad()
 def _predict(
     network: nn.Module,
-    forward: Callable[[list[Tensor]], Tensor],
+    forward: Callable[[list[Tensor]], Output],
     samples: Samples,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
@@ -134,11 +144,12 @@ def _predict(
     logits, labels = [], []
     split = len(samples) >= size()  # fewer are not worth it, and somebody would have none
     own = span(len(samples)) if split else range(len(samples))
-    for start in range(own.start, own.stop, _BATCH):
-        inputs, target = samples.batch(torch.arange(start, min(start + _BATCH, own.stop)))
-        logits.append(forward([x.to(device) for x in inputs]).float().cpu())
+    batches = torch.arange(own.start, own.stop).split(_BATCH)
+    for inputs, target in fed(samples, batches, device):
+        logits.append(logits_of(forward(inputs)).float())
         labels.append(target)
-    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+    # The device synchronises here, once for all samples.
+    all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
     if split:
         all_logits, all_labels = gathered(all_logits), gathered(all_labels)
     return all_logits, all_labels

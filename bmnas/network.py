@@ -6,7 +6,7 @@ Legend: B batch, L length, C channels, C_raw channels of a raw feature, K classe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from bmnas.backbones.base import Backbone
 from bmnas.genotype import Cell, Genotype
 from bmnas.primitives import OPERATIONS, CellOutput, Head
 from bmnas.reshape import Pool, Projection
+
+if TYPE_CHECKING:
+    from bmnas.metrics import Objective, Output
 
 
 class FusionCell(nn.Module):
@@ -54,7 +57,14 @@ class Fusion(nn.Module):
         """The last layer, which gives the logits and is counted apart."""
         raise TypeError(f"{type(self).__name__} does not name its classifier")
 
-    def forward(self, pooled: Sequence[Tensor]) -> Tensor:
+    def objective(self, objective: Objective) -> Objective:
+        """Return what its training minimises: the task's objective, or one with losses of its own.
+
+        Such an objective reads what ``forward`` gives after the logits while training.
+        """
+        return objective
+
+    def forward(self, pooled: Sequence[Tensor]) -> Output:
         """Return logits (B, K) from one pooled feature (B, L, C_raw) for each of ``features``."""
         raise TypeError(f"{type(self).__name__} does not define what it computes")
 
@@ -128,12 +138,15 @@ class MultimodalNetwork(nn.Module):
         """Return the backbone of ``modality``."""
         return cast(Backbone, self.backbones[modality])
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Return logits (B, K) from one raw input per modality, each (B, *shape)."""
+    def forward(self, *inputs: Tensor) -> Output:
+        """Return logits (B, K) from one raw input per modality, each (B, *shape).
+
+        In training this is all that the fusion network returns.
+        """
         raw: dict[str, Tensor] = {}
         for name, x in zip(self.modalities, inputs, strict=True):
             backbone = self.backbone(name)
             for tap, feature in zip(backbone.feature_names, backbone.features(x), strict=True):
                 raw[f"{name}.{tap}"] = feature
-        logits: Tensor = self.fusion([self.pool(raw[name]) for name in self.features])
-        return logits
+        output: Output = self.fusion([self.pool(raw[name]) for name in self.features])
+        return output

@@ -29,6 +29,7 @@ _SEARCH_FILES = (
 _TYPES: Mapping[str, type | UnionType] = {
     "seed": int,
     "strategy": str,
+    "fusion": str,
     "backbones": dict,
     "backbones.folder": str | None,
     "backbones.seed": int,
@@ -156,6 +157,7 @@ class Run:
     def remove_search(self) -> None:
         """Delete what a search wrote, and what was trained and exported from it."""
         self._remove_trained()
+        # First, for it says that the search is finished.
         self.genotype.unlink(missing_ok=True)
         for path in self.genotypes.glob("*.json"):
             path.unlink()

@@ -48,7 +48,15 @@ class Runtime:
         return cls(chosen, chosen.type == "cuda" if compile is None else compile)
 
     def compiled(self, network: nn.Module) -> Callable[..., Any]:
-        """Return a callable that runs ``network``, compiled where this runtime compiles."""
+        """Return a callable that runs ``network``, compiled where this runtime compiles.
+
+        In torch.compile's default mode, which launches kernels one by one. CUDA graphs, its mode
+        ``reduce-overhead``, would replay them at once, but every result then lies in memory that
+        the next call overwrites, where ``fit`` and ``evaluate`` keep logits until an epoch ends,
+        and no machine has shown yet that the graphs of both passes of a search follow the weights,
+        which two optimisers change in place: ``benchmarks.gpu`` compares and times them. Shapes are
+        static as long as they stay the same, as all batches of a pass do.
+        """
         if not self.compile:
             return network
         watch_compilation()

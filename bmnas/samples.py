@@ -5,7 +5,8 @@ Legend: B batch, L length, C_raw channels of a raw feature, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -16,8 +17,12 @@ from bmnas.backbones.base import Backbone
 from bmnas.errors import UserError
 from bmnas.mapped import Pages
 from bmnas.tasks.task import Array, Modality, Task
+from bmnas.transfer import CudaLane, Lane, Mark
+
+Batch = tuple[list[Tensor], Tensor]
 
 _ENCODE_ROWS = 4096
+_UNDER_WAY = 2  # steps that a device may have in its queue
 
 
 class Samples(Protocol):
@@ -27,9 +32,36 @@ class Samples(Protocol):
         """Return the number of samples."""
         ...
 
-    def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
+    def batch(self, chosen: Tensor) -> Batch:
         """Return inputs and labels of the samples ``chosen`` (B,), numbers from 0."""
         ...
+
+    def send(self, chosen: Tensor, lane: Lane) -> Batch:
+        """Return what ``batch`` does, on the device of ``lane``, without waiting for it."""
+        ...
+
+
+def fed(samples: Samples, batches: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
+    """Yield inputs and labels of each of ``batches`` (B,) on ``device``.
+
+    On an accelerator nothing waits for the work that the caller queues for a batch, but for that
+    of the batch before the last.
+    """
+    if device.type == "cpu":
+        yield from map(samples.batch, batches)
+    else:
+        yield from fed_by(CudaLane(device), samples, batches)
+
+
+def fed_by(lane: Lane, samples: Samples, batches: Iterable[Tensor]) -> Iterator[Batch]:
+    """Yield inputs and labels of each of ``batches`` through ``lane``, see ``fed``."""
+    under_way: deque[Mark] = deque()
+    for chosen in batches:
+        if len(under_way) == _UNDER_WAY:
+            under_way.popleft().synchronize()
+        yield samples.send(chosen, lane)
+        # Resumed: the caller has queued its step.
+        under_way.append(lane.mark())
 
 
 def epoch_batches(count: int, batch_size: int) -> Iterator[Tensor]:
@@ -103,9 +135,15 @@ class RawSamples:
         """Return the number of samples."""
         return len(self.labels)
 
-    def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
+    def batch(self, chosen: Tensor) -> Batch:
         """Return one raw input per modality, and the labels, of the samples ``chosen`` (B,)."""
         return [source.batch(chosen) for source in self._inputs], self.labels[chosen]
+
+    def send(self, chosen: Tensor, lane: Lane) -> Batch:
+        """Return what ``batch`` does, copied by ``lane``."""
+        inputs, labels = self.batch(chosen)
+        *sent, labels = lane.send([*inputs, labels])
+        return sent, labels
 
 
 class FeatureSamples:
@@ -113,6 +151,8 @@ class FeatureSamples:
 
     ``names`` are the features; ``arrays[name]`` is (rows, L, C_raw), ``rows[modality]`` (samples,)
     says which row each sample uses. ``pages`` is told what was read, where arrays are mapped files.
+    Arrays may lie on an accelerator, and be of half precision: batches are float32. ``labels`` are
+    on the CPU.
     """
 
     def __init__(
@@ -125,9 +165,11 @@ class FeatureSamples:
     ) -> None:
         self.names = names
         self.labels = labels
+        self._device = next(iter(arrays.values())).device
+        self._labels = labels.to(self._device)
         self._pages = pages
         self._arrays = arrays
-        self._rows = rows
+        self._rows = {modality: index.to(self._device) for modality, index in rows.items()}
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -138,14 +180,42 @@ class FeatureSamples:
         """C_raw of every feature."""
         return {name: self._arrays[name].shape[-1] for name in self.names}
 
+    @property
+    def resident(self) -> bool:
+        """Whether the features lie on an accelerator."""
+        return self._device.type != "cpu"
+
     def select(self, names: Sequence[str]) -> FeatureSamples:
         """Return the same samples with the features ``names`` only, in that order."""
         return FeatureSamples(tuple(names), self._arrays, self._rows, self.labels, self._pages)
 
-    def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return one (B, L, C_raw) tensor per feature, and the labels, of ``chosen`` (B,)."""
-        rows = {modality: index[chosen] for modality, index in self._rows.items()}
-        inputs = [self._arrays[n].index_select(0, rows[n.partition(".")[0]]) for n in self.names]
+    def batch(self, chosen: Tensor) -> Batch:
+        """Return one (B, L, C_raw) tensor per feature, and the labels, of ``chosen`` (B,).
+
+        They lie where the features do.
+        """
+        inputs, labels = self._gather(chosen.to(self._device), None)
+        return [x.float() for x in inputs], labels
+
+    def send(self, chosen: Tensor, lane: Lane) -> Batch:
+        """Return what ``batch`` does, gathered on the device or copied by ``lane``."""
+        if self.resident:
+            return self.batch(*lane.send([chosen]))
+        inputs, labels = self._gather(chosen, lane.empty)
+        # As they are stored: half precision is half as much to copy.
+        *sent, labels = lane.send([*inputs, labels])
+        return [x.float() for x in sent], labels
+
+    def _gather(
+        self, chosen: Tensor, empty: Callable[[Sequence[int], torch.dtype], Tensor] | None
+    ) -> Batch:
+        """Return features as they are stored, in memory from ``empty`` if given, and labels."""
+        rows = {m: index.index_select(0, chosen) for m, index in self._rows.items()}
+        inputs = []
+        for name in self.names:
+            array, index = self._arrays[name], rows[name.partition(".")[0]]
+            out = None if empty is None else empty((len(index), *array.shape[1:]), array.dtype)
+            inputs.append(torch.index_select(array, 0, index, out=out))
         if self._pages is not None:
             self._pages.read(len(chosen), sum(x[0].nbytes for x in inputs))
-        return inputs, self.labels[chosen]
+        return inputs, self._labels.index_select(0, chosen)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bmnas import native
+from bmnas.native.masks import in_turn
 from bmnas.supernet import Supernet, has_kernels
 
 # Side by side with those of the other members: a feature meets all of them in one product.
@@ -38,11 +39,12 @@ class Supernets(nn.Module):
         self.stacked = copy.deepcopy(members[0])
         states = [member.state_dict() for member in members]
         for path, module in self.stacked.named_modules():
-            for own in (module._parameters, module._buffers):
-                for name in own:
-                    whole = f"{path}.{name}".removeprefix(".")
-                    tensor = torch.stack([state[whole] for state in states], _axis(whole))
-                    own[name] = nn.Parameter(tensor) if own is module._parameters else tensor
+            own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            for name, value in own:
+                whole = f"{path}.{name}".removeprefix(".")
+                tensor = torch.stack([state[whole] for state in states], _axis(whole))
+                is_parameter = isinstance(value, nn.Parameter)
+                setattr(module, name, nn.Parameter(tensor) if is_parameter else tensor)
         # In a tuple, so that its parameters are not among this module's.
         self._form = (copy.deepcopy(members[0]),)
 
@@ -50,9 +52,9 @@ class Supernets(nn.Module):
         """Return logits (S, B, K) from the pooled features, (B, L, C_raw) each."""
         if self.training and has_kernels(features[0]):
             return native.members_logits(self.stacked, features, *self.stacked.probabilities())
-        form = self._form[0].train(self.training)
-        each = [functional_call(form, state, (features,)) for state in self._states()]
-        return torch.stack(each)
+        form, states = self._form[0].train(self.training), self._states()
+        numbers = in_turn(features[0], self.count)
+        return torch.stack([functional_call(form, states[s], (features,)) for s in numbers])
 
     def member(self, number: int) -> Supernet:
         """Return an ordinary supernet with a copy of the values of member ``number``, from 0."""

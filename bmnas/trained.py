@@ -11,12 +11,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from bmnas.architecture import Architecture, NamedFusion, build_fusion
 from bmnas.backbones import Backbone, backbone_from_spec
 from bmnas.errors import UserError, one_line
 from bmnas.files import atomic_path
 from bmnas.genotype import Genotype
 from bmnas.joint import channels_of
-from bmnas.network import FusionNetwork, MultimodalNetwork
+from bmnas.network import MultimodalNetwork
 from bmnas.tasks.task import KINDS, Kind, Task
 
 FORMAT = "bmnas.network/1"
@@ -40,18 +41,28 @@ class TaskInfo:
 
 @dataclass(frozen=True)
 class TrainedNetwork:
-    """A network with the genotype and the task that it was trained for."""
+    """A network with the architecture and the task that it was trained for."""
 
     network: MultimodalNetwork
-    genotype: Genotype
+    architecture: Architecture
     task: TaskInfo
     dropout: float
+
+    @property
+    def genotype(self) -> Genotype | None:
+        """The genotype; None for a hand-made fusion."""
+        return self.architecture if isinstance(self.architecture, Genotype) else None
+
+    @property
+    def fusion(self) -> NamedFusion | None:
+        """The hand-made fusion; None for a genotype."""
+        return self.architecture if isinstance(self.architecture, NamedFusion) else None
 
     def save(self, path: Path) -> None:
         """Write the network's file, whole or not at all."""
         description = {
             "format": FORMAT,
-            "genotype": self.genotype.to_dict(),
+            "genotype" if self.genotype else "fusion": self.architecture.to_dict(),
             "backbones": {
                 name: self.network.backbone(name).spec() for name in self.network.modalities
             },
@@ -70,8 +81,8 @@ class TrainedNetwork:
             aside.write_bytes(save(tensors, {_KEY: json.dumps(description, allow_nan=False)}))
 
 
-def read_description(path: Path) -> tuple[Genotype, TaskInfo]:
-    """Return the genotype and the task that a network's file was written for.
+def read_description(path: Path) -> tuple[Architecture, TaskInfo]:
+    """Return the architecture and the task that a network's file was written for.
 
     Raises UserError as ``load_network`` does.
     """
@@ -86,18 +97,18 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
     another format.
     """
     description, tensors = _read(path, tensors=True)
-    genotype, info = _parse(description, path)
+    architecture, info = _parse(description, path)
     try:
         dropout = float(description["dropout"])
         backbones = _backbones(description["backbones"], task, path)
-        fusion = FusionNetwork(
-            genotype, channels_of(backbones), classes=len(info.class_names), dropout=dropout
+        fusion = build_fusion(
+            architecture, channels_of(backbones), classes=len(info.class_names), dropout=dropout
         )
         network = MultimodalNetwork(backbones, fusion)
         network.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise _misfit(path, error) from error
-    return TrainedNetwork(network.eval(), genotype, info, dropout)
+    return TrainedNetwork(network.eval(), architecture, info, dropout)
 
 
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -123,9 +134,9 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tenso
     return description, found
 
 
-def _parse(description: dict[str, Any], path: Path) -> tuple[Genotype, TaskInfo]:
+def _parse(description: dict[str, Any], path: Path) -> tuple[Architecture, TaskInfo]:
     try:
-        genotype = Genotype.from_dict(description["genotype"], str(path))
+        architecture = _architecture(description, path)
         task = description["task"]
         _check_task(task, path)
         info = TaskInfo(
@@ -137,7 +148,16 @@ def _parse(description: dict[str, Any], path: Path) -> tuple[Genotype, TaskInfo]
         )
     except (KeyError, TypeError) as error:
         raise _misfit(path, error) from error
-    return genotype, info
+    return architecture, info
+
+
+def _architecture(description: dict[str, Any], path: Path) -> Architecture:
+    if "fusion" not in description:
+        return Genotype.from_dict(description["genotype"], str(path))
+    try:
+        return NamedFusion.from_dict(description["fusion"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _check_task(task: dict[str, Any], path: Path) -> None:

@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
+import math
+import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_tasks import CONFIG, tiny_task
 
 import bmnas
-from benchmarks import gpu, ranks, results, several
+from benchmarks import (
+    cached,
+    gpu,
+    gpu_checks,
+    gpu_search,
+    gpu_speed,
+    ranks,
+    results,
+    scaling,
+    several,
+)
 from benchmarks.cases import TINY, products, step
+from benchmarks.gpu_pieces import pieces
+from benchmarks.gpu_report import Report, Setting
+from bmnas import fused, fused_norm
+from bmnas.fused import mix_features
 from bmnas.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
 
 CPU = bmnas.Runtime(torch.device("cpu"), compile=False)
+SETTING = Setting(CPU, tiny=True, compiled=False)
 
 
 def test_every_way_of_fusing_is_measured_and_measured_once(
@@ -24,10 +46,13 @@ def test_every_way_of_fusing_is_measured_and_measured_once(
 ) -> None:
     for place in ("bmnas.stages.search", "bmnas.stages.train", "bmnas"):
         monkeypatch.setattr(f"{place}.load_preset", lambda _: CONFIG, raising=False)
-    facts = results.one_seed(tiny_task(), tmp_path, 0, ["bmnas", "random"])
-    assert set(facts) == {"m0 alone", "m1 alone", "late fusion", "search: bmnas", "search: random"}
+    fusions = ("gmu", "sum/late", "concat_fc/random", "aoa/found")
+    facts = results.one_seed(tiny_task(), tmp_path, 0, ["bmnas", "random"], fusions)
+    ways = {"mean of unimodal logits", "late fusion", "search: bmnas", "search: random"}
+    assert set(facts) == {"m0 alone", "m1 alone", *ways, *fusions}
+    assert len({facts[name]["fusion"] for name in fusions}) > 2
     assert all(0 <= row["test"] <= 1 for row in facts.values())
-    again = results.one_seed(tiny_task(), tmp_path, 0, ["bmnas", "random"])
+    again = results.one_seed(tiny_task(), tmp_path, 0, ["bmnas", "random"], fusions)
     assert again == facts
 
 
@@ -45,29 +70,125 @@ def test_rows_hold_mean_and_sample_deviation_in_per_cent() -> None:
     assert lines[3] == "| y | 100.00 ± 0.00 | 100.00, 100.00, 100.00 |  |  |"
 
 
-def test_the_correctness_checks_pass_and_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu.failed(gpu.correctness(TINY, CPU, CPU)) == []
-    monkeypatch.setattr(gpu, "copy_parameters", lambda *_: None)
-    wrong = gpu.failed(gpu.correctness(TINY, CPU, CPU))
+def run_part(part: Callable[[Setting, Report], None], folder: Path) -> dict[str, Any]:
+    path = folder / "part.json"
+    part(SETTING, Report(path))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def test_every_piece_of_the_fused_forms_is_compared() -> None:
+    public = {
+        name
+        for module in (fused, fused_norm)
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
+    }
+    assert set(pieces(TINY, 0.0)) == public
+
+
+def test_the_correctness_checks_pass_and_can_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = run_part(gpu_checks.correctness, tmp_path)["checks"]
+    assert gpu_checks.failed(checks) == []
+    assert {"batches, copied", "mixture, eager, float64"} <= set(checks)
+    monkeypatch.setattr(gpu_checks, "copy_parameters", lambda *_: None)
+    monkeypatch.setattr(fused, "mix_features", lambda w, h: 1.001 * mix_features(w, h))
+    wrong = gpu_checks.failed(run_part(gpu_checks.correctness, tmp_path)["checks"])
     assert "supernet, eager, float64: logits" in wrong
     assert "supernet, eager, float64: gradients" in wrong
+    assert "mix_features, eager, float32" in wrong
+    assert "mixture, eager, float32" not in wrong
+    assert gpu_checks.failed({"x": {"difference": math.nan, "allowed": 1.0}}) == ["x"]
 
 
-def test_the_report_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_passes_in_turns_are_compared_and_a_stale_weight_is_noticed() -> None:
+    device = torch.device("cpu")
+    assert gpu_checks.switch_difference(TINY, device, lambda network: network) == 0
+    # What CUDA graphs must not do: compute with the weights of their first call.
+    stale = gpu_checks.switch_difference(TINY, device, lambda network: copy.deepcopy(network))
+    assert stale > 1e-3
+
+
+def test_steps_and_latency_are_measured(tmp_path: Path) -> None:
+    found = run_part(gpu_speed.steps, tmp_path)
+    assert set(found) == {"float32", "bfloat16"}
+    for precision in found.values():
+        floor = precision["products alone"]["queued_ms"]
+        step = precision["fused, eager"]
+        assert step["share_of_limit"] == pytest.approx(floor / step["queued_ms"])
+    assert len(run_part(gpu_speed.latency, tmp_path)["milliseconds"]) == 2
+
+
+def test_searches_are_measured_and_note_every_epoch(tmp_path: Path) -> None:
+    whole = run_part(gpu_search.whole, tmp_path)
+    assert set(whole["seconds_after_epoch"]) == {"1", "2"}
+    assert whole["seconds"]["search"] >= whole["seconds"]["search_weights"] > 0
+    assert whole["samples"] == {"train": 60, "validation": 24}
+    copied = run_part(gpu_search.copied, tmp_path)
+    assert copied["result"]["compiled"] is False
+    train, _ = gpu_search._samples(SETTING, rows=7)
+    assert len(train) == 60
+    assert {len(array) for array in train._arrays.values()} == {7}
+
+
+def test_the_report_is_written_after_every_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "new" / "report.json"
+    before: list[list[str]] = []
+
+    def part(name: str, setting: Setting, limit: float, folder: Path) -> dict[str, Any]:
+        before.append(list(json.loads(out.read_text())["parts"]) if out.is_file() else [])
+        assert limit <= gpu.PARTS[name].limit
+        return {"error": "out of memory"} if name == "step" else {"facts": {"x": 1}}
+
+    monkeypatch.setattr(gpu, "in_own_process", part)
     monkeypatch.setattr(sys, "argv", ["gpu", "--tiny", "--device", "cpu", "--out", str(out)])
-    monkeypatch.setattr(gpu, "correctness", lambda *_: {})
-    monkeypatch.setattr(gpu, "speed", lambda *_: {"step": {"median_ms": 1.0}})
-    gpu.main()
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == "step: out of memory"
+    names = list(gpu.PARTS)
+    assert before == [names[:count] for count in range(len(names))]
     report = json.loads(out.read_text())
-    assert report["milliseconds"] == {"step": {"median_ms": 1.0}}
+    assert list(report["parts"]) == names
+    assert report["failures"] == ["step: out of memory"]
     assert [path.name for path in out.parent.iterdir()] == ["report.json"]
+
+
+def test_a_wrong_piece_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = {"a": {"difference": 0.1, "allowed": 0.2}, "b": {"difference": 0.3, "allowed": 0.2}}
+    monkeypatch.setattr(gpu, "in_own_process", lambda *_: {"checks": checks})
+    report = gpu.measure(SETTING, 100.0, tmp_path / "report.json")
+    assert list(report["parts"]) == ["correctness"]
+    assert report["failures"] == ["not equal: b"]
+
+
+def test_a_part_that_takes_too_long_keeps_what_it_has_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(command: list[str], *, timeout: float, **_: Any) -> None:
+        Path(command[command.index("--out") + 1]).write_text('{"seconds_after_epoch": {"1": 2}}')
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    found = gpu.in_own_process("search, cold", SETTING, 5.0, tmp_path)
+    assert found["seconds_after_epoch"] == {"1": 2}
+    assert found["stopped"] == "after 5 s"
+    assert gpu.in_own_process("step", SETTING, -1.0, tmp_path) == {"left_out": "no time was left"}
+
+
+def test_a_part_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
+    found = gpu.in_own_process("CUDA graphs", SETTING, 300.0, tmp_path)
+    assert found["left_out"] == {"why": "for torch.compile on CUDA alone"}
+    assert "error" not in found
 
 
 @pytest.mark.parametrize("form", [PlainSupernet, Supernet])
 def test_a_step_runs(form: type[torch.nn.Module]) -> None:
     step(TINY, form, CPU)()
-    products(TINY, CPU)()
+    products(TINY, CPU.device)()
 
 
 def test_a_step_of_ranks_is_measured() -> None:
@@ -81,3 +202,28 @@ def test_several_seeds_at_once_are_measured_against_as_many_in_a_row() -> None:
     assert set(found) == {"weights", "architecture"}
     for each in (*found["weights"].values(), *found["architecture"].values()):
         assert each["ratio_of_least"] == each["at_once_least_ms"] / each["row_least_ms"]
+
+
+def test_sizes_are_measured_and_drawn(tmp_path: Path) -> None:
+    sizes = scaling.Sizes(cells=1, steps=1, features=2, channels=8, length=4)
+    found = [scaling.measure(sizes), scaling.measure(replace(sizes, samples=2000))]
+    assert all(point["seconds"] > 0 for point in found)
+    assert found[1]["resident_bytes"] >= found[0]["resident_bytes"] > 1 << 20
+    scaling.draw({"cells": found[:1], "samples": found[1:]}, tmp_path / "picture.svg")
+    assert "<svg" in (tmp_path / "picture.svg").read_text()
+    assert [point.samples for point in scaling.points("samples")] == [4000, 16000, 64000]
+
+
+def test_what_the_cache_saves_is_measured(tmp_path: Path) -> None:
+    config = bmnas.load_preset("digits").override("search", epochs=1, rerank=0)
+    config = config.override("unimodal", epochs=1)
+    task = bmnas.load_task("digits")
+    bmnas.search(task, run=tmp_path / "run", config=config)
+    found = cached.compare(tmp_path / "run", steps=2, epochs=3)
+    batches = [
+        len(task.samples(part)) // config.search.batch_size for part in ("train", "validation")
+    ]
+    assert found["steps"] == 3 * sum(batches)
+    assert found["times_faster"] == pytest.approx(
+        found["search_seconds"]["backbones"] / found["search_seconds"]["cached"]
+    )

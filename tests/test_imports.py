@@ -92,6 +92,13 @@ CLOSED = {
     "bmnas.backbones": ["bmnas.config", "bmnas.stages", "bmnas.cli", "bmnas.supernet"],
     "bmnas.tasks": ["torch", "bmnas.stages", "bmnas.cli", "bmnas.backbones"],
     "bmnas.strategies": ["bmnas.tasks", "bmnas.stages", "bmnas.cli", "bmnas.backbones"],
+    "bmnas.baselines": [
+        "bmnas.config",
+        "bmnas.tasks",
+        "bmnas.stages",
+        "bmnas.cli",
+        "bmnas.supernet",
+    ],
     "bmnas.stages": ["bmnas.cli", "bmnas_export", "bmnas_serve", "bmnas.supernet"],
     "bmnas.drawing": ["torch", "bmnas.cli", "bmnas.stages"],
     "bmnas.parallel": [

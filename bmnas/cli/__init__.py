@@ -15,6 +15,7 @@ import typer
 from bmnas.cli.compare import compare
 from bmnas.cli.data import data
 from bmnas.cli.export import export
+from bmnas.cli.genotype import genotype
 from bmnas.cli.plan import plan
 from bmnas.cli.presets import presets
 from bmnas.cli.search import search
@@ -49,7 +50,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-for _command in (search, train, sweep, export, serve, show, compare, plan, tasks, presets):
+_commands = (
+    search, train, genotype, sweep, export, serve, show, compare, plan, tasks, presets
+)  # fmt: skip
+for _command in _commands:
     app.command()(_command)
 app.add_typer(data, name="data")
 

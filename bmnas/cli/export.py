@@ -11,31 +11,41 @@ import typer
 if TYPE_CHECKING:
     from bmnas_export import Bundle
 
+    from bmnas.architecture import Architecture
+    from bmnas.genotype import Genotype
     from bmnas.tasks import Task
     from bmnas.trained import TaskInfo, TrainedNetwork
 
 
 def export(
     genotype: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="PATH",
             help="The genotype of a trained network, or its run folder.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Instead: the run folder of a trained network, also of a hand-made fusion.",
+            show_default=False,
+        ),
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Its weights.",
-            show_default="network.safetensors beside the genotype",
+            show_default="network.safetensors in the run folder",
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Folder of the bundle.", show_default="bundle beside the genotype"
+            metavar="DIR", help="Folder of the bundle.", show_default="bundle in the run folder"
         ),
     ] = None,
     target: Annotated[Literal["onnx"], typer.Option(help="Format of the network.")] = "onnx",
@@ -59,13 +69,11 @@ def export(
     Example: bmnas export --genotype runs/digits/genotype.json
     """
     from bmnas.errors import UserError
-    from bmnas.runs import genotype_file
 
-    genotype = genotype_file(genotype)
-    folder = genotype.parent
+    genotype, folder = _what(genotype, run)
     weights = folder / "network.safetensors" if weights is None else weights
     out = folder / "bundle" if out is None else out
-    if genotype.is_file() and not weights.is_file():
+    if genotype is not None and genotype.is_file() and not weights.is_file():
         raise UserError(f"{weights}: no such file; make it with: {_train(genotype)}")
     from bmnas_serve.errors import ServeError
 
@@ -93,6 +101,25 @@ def export(
     _print(bundle, as_json)
 
 
+def _what(genotype: Path | None, run: Path | None) -> tuple[Path | None, Path]:
+    """Return the file of the genotype, None where the run has none, and the run folder."""
+    from bmnas.errors import UserError
+    from bmnas.runs import Run, genotype_file
+
+    if genotype is not None and run is None:
+        file = genotype_file(genotype)
+        return file, file.parent
+    if run is None or genotype is not None:
+        raise UserError(
+            f"received {'neither' if run is None else 'both'} --genotype and --run, expected one "
+            "of them"
+        )
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder; expected the run folder of a trained network")
+    file = Run(run).genotype
+    return file if file.is_file() else None, run
+
+
 def _held(folder: Path) -> AbstractContextManager[None]:
     """Hold a run's folder from the start: told now that it is in use, not after minutes."""
     from bmnas.runs import Run, locked
@@ -116,22 +143,35 @@ def _record(folder: Path, bundle: Bundle) -> None:
 
 
 def _load(
-    genotype: Path, weights: Path, task: str | None, data: Path | None
+    genotype: Path | None, weights: Path, task: str | None, data: Path | None
 ) -> tuple[TrainedNetwork, Task]:
-    from bmnas.errors import UserError
     from bmnas.genotype import Genotype
     from bmnas.trained import load_network, read_description
 
-    asked = Genotype.load(genotype)
+    # Before the weights: where both are missing, the genotype was named.
+    asked = None if genotype is None else Genotype.load(genotype)
     found, info = read_description(weights)
-    if found != asked:
-        raise UserError(
-            f"{weights}: trained for another genotype than {genotype}: they differ in"
-            f" {_difference(found.to_dict(), asked.to_dict())}; give the weights that belong to it"
-            f" with --weights, or make them with: {_train(genotype)}"
-        )
+    if genotype is not None and asked is not None:
+        _check_genotype(found, asked, genotype, weights)
     samples = _load_task(info, weights, task, data)
     return load_network(weights, samples), samples
+
+
+def _check_genotype(found: Architecture, asked: Genotype, path: Path, weights: Path) -> None:
+    """Raise UserError unless ``weights`` are those of the genotype ``asked`` in ``path``."""
+    from bmnas.errors import UserError
+    from bmnas.genotype import Genotype
+
+    if found == asked:
+        return
+    if isinstance(found, Genotype):
+        what = f"they differ in {_difference(found.to_dict(), asked.to_dict())}"
+    else:
+        what = f"it is the fusion {found.name}"
+    raise UserError(
+        f"{weights}: trained for another genotype than {path}: {what}; give the weights that"
+        f" belong to it with --weights, or make them with: {_train(path)}"
+    )
 
 
 def _load_task(info: TaskInfo, weights: Path, task: str | None, data: Path | None) -> Task:

@@ -71,6 +71,12 @@ def plan(
             rich_help_panel=_BUDGET,
         ),
     ] = None,
+    cache_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Type of the feature cache: float32, float16 or bfloat16.", rich_help_panel=_BUDGET
+        ),
+    ] = None,
     device: Device = "auto",
     compile_networks: Compile = None,
     as_json: Json = False,
@@ -107,6 +113,7 @@ def plan(
         epochs=epochs,
         batch_size=batch_size,
         rerank=rerank,
+        cache_dtype=cache_dtype,
     )
     runtime = Runtime.choose(device, compile_networks)
     if loaded is not None:
@@ -156,7 +163,7 @@ def _tables(plan: Plan) -> list[TextTable]:
         ("features", f"{len(work.channels)}"),
         ("feature cache on disc", _size(work.cache_bytes)),
         ("memory, without the cache", _size(memory.needed_bytes)),
-        ("memory, with the cache mapped", _size(memory.resident_bytes)),
+        ("memory, with what is mapped of it", _size(memory.resident_bytes)),
         ("memory that is free", _size(memory.available_bytes)),
         ("disc that is free", _size(disc.free)),
         ("disc, writing, a second", _size(disc.write)),

@@ -70,6 +70,12 @@ def search(
             rich_help_panel=_BUDGET,
         ),
     ] = None,
+    cache_dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Type of the feature cache: float32, float16 or bfloat16.", rich_help_panel=_BUDGET
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     seeds: Annotated[
         int,
@@ -112,6 +118,7 @@ def search(
         batch_size=batch_size,
         candidates=candidates,
         rerank=rerank,
+        cache_dtype=cache_dtype,
     )
     result = run_search(
         loaded,

@@ -81,9 +81,11 @@ def sweep(
 ) -> None:  # fmt: skip
     """Search with every combination of some settings, each trial in a run folder of its own.
 
-    Backbones and features are made once for the trials that agree on them. One trial that fails
-    does not stop the others; the exit status is then 1. The table says how each ended, sweep.json
-    in the folder too.
+    Backbones and features are made once for the trials that agree on them.
+
+    A trial that fails does not stop the others; the exit status is then 1.
+
+    The table says how each ended, and so does sweep.json in the folder.
 
     Example: bmnas sweep --task digits --set seed=0,1 --set search.channels=16,32 --workers 2
     """

@@ -1,9 +1,9 @@
-"""``bmnas train``: the network of a genotype, trained and tested."""
+"""``bmnas train``: the network of a genotype or a hand-made fusion, trained and tested."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,30 +20,43 @@ from bmnas.cli.stage_options import (
 )
 
 if TYPE_CHECKING:
-    from bmnas.stages.train import TrainResult
+    from bmnas.stages.training import TrainResult
     from bmnas.tasks import Task
 
 
 def train(
     genotype: Annotated[
-        Path,
+        Path | None,
         typer.Option(
             metavar="PATH",
             help="What bmnas search found: a genotype.json or its run folder.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    fusion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Instead: a hand-made fusion, such as gmu; see docs/fusions.md.",
+            show_default=False,
+        ),
+    ] = None,
     task: Annotated[
-        str | None, typer.Option(help="The task.", show_default="that of the search")
+        str | None,
+        typer.Option(help="The task.", show_default="that of the search; digits for a fusion"),
     ] = None,
     data: Data = None,
     run: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder.", show_default="the genotype's")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Run folder.", show_default="the genotype's; runs/<task>-<fusion>"
+        ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="A name, see bmnas presets, or a .toml file.", show_default="those of the search"
+            help="A name, see bmnas presets, or a .toml file.",
+            show_default="that of the search; the task's own for a fusion",
         ),
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs of the training.")] = None,
@@ -53,7 +66,7 @@ def train(
         typer.Option(help="Of a label in a multilabel task.", show_default="0.5"),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of everything random.", show_default="that of the search")
+        int | None, typer.Option(help="Of everything random.", show_default="that of the search; 0")
     ] = None,
     freeze_backbones: Annotated[
         bool | None,
@@ -68,7 +81,7 @@ def train(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Train the network of a genotype from the start, with its backbones, and test it once.
+    """Train the network of a genotype, or a hand-made fusion, with its backbones; test it once.
 
     Trains on train and validation for a fixed number of epochs; the test part is read after the
     last one. For another seed give another folder with --run.
@@ -76,42 +89,61 @@ def train(
     Example: bmnas train --genotype runs/digits/genotype.json
     """
     from bmnas.config import load_preset
-    from bmnas.errors import UserError
-    from bmnas.genotype import Genotype
     from bmnas.parallel.ranks import writer
     from bmnas.progress import Bars
-    from bmnas.runs import genotype_file
     from bmnas.runtime import Runtime
+    from bmnas.stages.fusion import train_fusion
     from bmnas.stages.train import recorded_config
     from bmnas.stages.train import train as run_train
+    from bmnas.tasks import load_task
 
     existing = existing_runs(resume, overwrite)
-    genotype = genotype_file(genotype)
-    if not genotype.is_file():
-        raise UserError(f"{genotype}: no such file; make it with: bmnas search")
-    # Before the task: of a wrong file there is no task to ask for.
-    Genotype.load(genotype)
-    loaded = _load_task(genotype, task, data)
-    config = recorded_config(genotype, loaded) if preset is None else load_preset(preset)
-    result = run_train(
-        genotype,
-        loaded,
-        run=run,
-        config=config.override(
+    file = _genotype_file(genotype, fusion)
+    loaded = load_task(task or "digits", data) if file is None else _load_task(file, task, data)
+    if preset is not None:
+        config = load_preset(preset)
+    else:
+        config = load_preset(loaded.preset) if file is None else recorded_config(file, loaded)
+    options: dict[str, Any] = {
+        "run": run,
+        "config": config.override(
             "train",
             epochs=epochs,
             batch_size=batch_size,
             threshold=threshold,
             freeze_backbones=freeze_backbones,
         ),
-        seed=seed,
-        existing=existing,
-        backbones=backbones,
-        runtime=Runtime.choose(device, compile_network),
-        progress=Bars(),
-    )
+        "existing": existing,
+        "backbones": backbones,
+        "runtime": Runtime.choose(device, compile_network),
+        "progress": Bars(),
+    }
+    if fusion is not None:
+        result = train_fusion(fusion, loaded, seed=seed or 0, **options)
+    else:
+        assert file is not None
+        result = run_train(file, loaded, seed=seed, **options)
     if writer():
         _print(result, loaded, as_json)
+
+
+def _genotype_file(genotype: Path | None, fusion: str | None) -> Path | None:
+    """Return the genotype's file, once it is known to be one; None where there is a fusion."""
+    from bmnas.errors import UserError
+    from bmnas.genotype import Genotype
+    from bmnas.runs import genotype_file
+
+    if (genotype is None) == (fusion is None):
+        found = "neither" if genotype is None else "both"
+        raise UserError(f"received {found} of --genotype and --fusion, expected one of them")
+    if genotype is None:
+        return None
+    file = genotype_file(genotype)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; make it with: bmnas search")
+    # Before the task: of a wrong file there is no task to ask for.
+    Genotype.load(file)
+    return file
 
 
 def _load_task(genotype: Path, task: str | None, data: Path | None) -> Task:
@@ -148,5 +180,8 @@ def _print(result: TrainResult, task: Task, as_json: bool) -> None:
     from bmnas.drawing.tables import print_tables, run_tables
 
     print_tables(run_tables(load_run(result.run)))
-    path = shlex.quote(str(result.run / "genotype.json"))
-    typer.echo(f"Next: bmnas export --genotype {path}{task_again(task.source)}", err=True)
+    if result.genotype is None:
+        what = f"--run {shlex.quote(str(result.run))}"
+    else:
+        what = f"--genotype {shlex.quote(str(result.run / 'genotype.json'))}"
+    typer.echo(f"Next: bmnas export {what}{task_again(task.source)}", err=True)

@@ -42,7 +42,7 @@ def draw_history(
 
 def history_parts(search: Sequence[Epoch], training: Sequence[Epoch], metric: str) -> list[Part]:
     """Return the curves as parts of a larger figure: a row for the search, one for training."""
-    rows = (("Search", search), ("Training of the found network", training))
+    rows = (("Search", search), ("Training", training))
     return [_row(title, epochs, metric) for title, epochs in rows if _panels_of(epochs, metric)]
 
 

@@ -14,7 +14,10 @@ from bmnas.drawing.style import measure, plain
 from bmnas.errors import UserError
 
 #: What two runs must share, the seed aside, to be one row.
-_SETTINGS = ("strategy", "preset", "search", "train", "unimodal", "seeds", "hardware", "versions")
+_SETTINGS = (
+    *("strategy", "fusion", "preset", "search", "train", "unimodal", "seeds"),
+    *("hardware", "versions"),
+)
 
 _DASH = "–"
 
@@ -178,9 +181,11 @@ def _task_names(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _row_names(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
-    """Return names that differ: the strategies, with what differs where two are equal."""
+    """Return names that differ: strategies and hand-made fusions, with what differs, if equal."""
     firsts = [members[0] for members in groups]
-    names = [plain(run.config.text("strategy") or _DASH) for run in firsts]
+    names = [
+        plain(run.config.text("fusion") or run.config.text("strategy") or _DASH) for run in firsts
+    ]
     return [
         name
         if names.count(name) == 1

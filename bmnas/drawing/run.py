@@ -45,10 +45,10 @@ def weights_of_run(run: RunRecord) -> list[Part]:
 
 
 def run_facts(run: RunRecord) -> list[str]:
-    """Return what the configuration says in a few words: task, strategy, seed, preset."""
+    """Return what the configuration says in a few words: task, strategy or fusion, seed, preset."""
     found = {
         "task": run.config.section("task").get("name"),
-        **{key: run.config.data.get(key) for key in ("strategy", "seed", "preset")},
+        **{key: run.config.data.get(key) for key in ("strategy", "fusion", "seed", "preset")},
     }
     return [f"{key}: {plain(str(value))}" for key, value in found.items() if value is not None]
 

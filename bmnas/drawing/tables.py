@@ -70,6 +70,9 @@ def bundle_tables(bundle: BundleRecord) -> list[TextTable]:
         ("classes", _class_names(manifest)),
         ("threshold", _number(manifest.number("threshold"), ".4g")),
     ]
+    fusion = manifest.text("fusion", "name")
+    if fusion is not None:
+        facts.insert(3, ("fusion", plain(fusion)))
     tables = [
         TextTable("Bundle", ("property", "value"), tuple(facts), words=2),
         _tensors(manifest, "inputs"),

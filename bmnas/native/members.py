@@ -49,8 +49,7 @@ class MembersReshape:
         norm: nn.BatchNorm1d,
         dropout: float,
     ) -> None:
-        self.weights, self.biases, self.norm = weights, biases, norm
-        self.drop = Drop.of(dropout)
+        self.weights, self.biases, self.norm, self.dropout = weights, biases, norm, dropout
 
     def forward(self, features: Sequence[Tensor], edges: Tensor) -> Tensor:
         """Return the inputs (N, S, R, C) of all Cells from ``features`` (B, L, C_raw).
@@ -58,7 +57,7 @@ class MembersReshape:
         ``edges`` (S, N, F) are the weights of the edges.
         """
         self.features = [x.flatten(0, 1) for x in features]
-        self.edges = edges.contiguous()
+        self.edges, self.drop = edges.contiguous(), Drop.of(self.dropout)
         count, rows, cells = len(features), len(self.features[0]), edges.shape[1]
         _, members, channels = self.weights[0].shape
         self.width = members * channels
@@ -163,11 +162,11 @@ class MembersOutput:
         if output.merge is None:
             raise ValueError("expected an output with a merge; MembersLayerNorm is the other one")
         self.module, self.merge = output, output.merge
-        self.drop = Drop.of(output.dropout.p)
 
     def forward(self, s: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         """Return z (S, B, L, C) from the Cell's input ``s`` and its steps' ``outputs``."""
         linear, layer = self.merge.linear, self.module.norm
+        self.drop = Drop.of(self.module.dropout.p)
         members, batch, length, channels = s.shape
         self.steps = torch.cat(tuple(outputs), dim=-1).flatten(1, 2)
         bias = linear.bias.unsqueeze(1)

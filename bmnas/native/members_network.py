@@ -19,7 +19,7 @@ from bmnas.native.members import (
     MembersReshape,
     MembersStep,
 )
-from bmnas.native.network import logits_of
+from bmnas.native.network import logits_by
 from bmnas.native.passes import Gradients
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def members_logits(
     (S, N, F+N-1), ``beta`` (S, N, M, M+1) and ``gamma`` (S, N, M, 5) are probabilities.
     """
     way = _Way(stacked, alpha, beta, gamma)
-    return logits_of(way, features, stacked.weight_parameters(), alpha, beta, gamma)
+    return logits_by(way, features, stacked.weight_parameters(), alpha, beta, gamma)
 
 
 class _Way:

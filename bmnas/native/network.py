@@ -29,7 +29,7 @@ def supernet_logits(
     ``alpha`` (N, F+N-1), ``beta`` (N, M, M+1) and ``gamma`` (N, M, 5) are probabilities.
     """
     way = _Way(supernet, alpha, beta, gamma)
-    return logits_of(way, features, supernet.weight_parameters(), alpha, beta, gamma)
+    return logits_by(way, features, supernet.weight_parameters(), alpha, beta, gamma)
 
 
 class Way(Protocol):
@@ -44,7 +44,7 @@ class Way(Protocol):
         ...
 
 
-def logits_of(
+def logits_by(
     way: Way,
     features: Sequence[Tensor],
     weights: Sequence[Tensor],

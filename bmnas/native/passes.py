@@ -50,8 +50,7 @@ class Reshape:
         norm: nn.BatchNorm1d,
         dropout: float,
     ) -> None:
-        self.weights, self.biases, self.norm = weights, biases, norm
-        self.drop = Drop.of(dropout)
+        self.weights, self.biases, self.norm, self.dropout = weights, biases, norm, dropout
 
     def forward(self, features: Sequence[Tensor], edges: Tensor) -> Tensor:
         """Return the inputs (N, R, C) of all Cells from ``features`` (B, L, C_raw).
@@ -59,7 +58,7 @@ class Reshape:
         ``edges`` (N, F) are the weights of the edges.
         """
         self.features = [x.flatten(0, 1) for x in features]
-        self.edges = edges.contiguous()
+        self.edges, self.drop = edges.contiguous(), Drop.of(self.dropout)
         count, rows, channels = len(features), len(self.features[0]), self.weights[0].shape[1]
         self.x = x = edges.new_empty((count, rows, channels))
         for out, *layer in zip(x, self.biases, self.features, self.weights, strict=True):
@@ -155,11 +154,11 @@ class Output:
         if output.merge is None:
             raise ValueError("expected an output with a merge; LayerNorm is the other one")
         self.module, self.merge = output, output.merge
-        self.drop = Drop.of(output.dropout.p)
 
     def forward(self, s: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         """Return z (B, L, C) from the Cell's input ``s`` and its steps' ``outputs``, all alike."""
         linear, layer = self.merge.linear, self.module.norm
+        self.drop = Drop.of(self.module.dropout.p)
         batch, length, channels = s.shape
         self.steps = torch.cat(tuple(outputs), dim=-1).flatten(0, 1)
         self.joined = F.linear(self.steps, linear.weight, linear.bias)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from bmnas.parallel import ranks
 
-Forward = Callable[[list[Tensor]], Tensor]
+Forward = Callable[[list[Tensor]], Any]
 
 
 def data_parallel(parameters: Sequence[nn.Parameter], forward: Forward) -> Forward:
@@ -37,5 +38,5 @@ class _Call(nn.Module):
         # In a tuple: a module in an attribute would bring its other parameters along.
         self._call = (forward,)
 
-    def forward(self, inputs: list[Tensor]) -> Tensor:
+    def forward(self, inputs: list[Tensor]) -> Any:
         return self._call[0](inputs)

@@ -6,7 +6,7 @@ rows of the whole batch they see. Outside training, and with one process, there 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -89,9 +89,12 @@ def weighted(loss: Tensor) -> Tensor:
     return loss * (ranks.size() * (share.stop - share.start) / share.total)
 
 
-def uniform(*shape: int, device: torch.device) -> Tensor:
-    """Return torch.rand of ``shape``, whose first axis is that of samples: the share's rows."""
+def drawn(draw: Callable[[tuple[int, ...]], Tensor], *shape: int) -> Tensor:
+    """Return random numbers of ``shape``, whose first axis is that of samples: the share's rows.
+
+    ``draw`` makes them for a shape, those of the whole batch where there is a share.
+    """
     share = current()
     if share is None:
-        return torch.rand(shape, device=device)
-    return torch.rand((share.total, *shape[1:]), device=device)[share.start : share.stop]
+        return draw(shape)
+    return draw((share.total, *shape[1:]))[share.start : share.stop]

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from bmnas.backbones import Backbone
-from bmnas.config import Config, UnimodalConfig
+from bmnas.config import Config, SearchConfig, UnimodalConfig
 from bmnas.features import open_features
 from bmnas.fit import Group, Recipe, fit
 from bmnas.metrics import Objective
@@ -51,7 +51,7 @@ def backbone_rates(
         step = 0.0
         if trained is not None:
             step = _step(task, modality, backbone, trained, config.unimodal, runtime, share / 2)
-        row = _row(task, modality, backbone, config.search.length, runtime, folder, share / 2)
+        row = _row(task, modality, backbone, config.search, runtime, folder, share / 2)
         found[modality.name] = BackboneRates(backbone, step, row)
     return found
 
@@ -92,7 +92,7 @@ def _row(
     task: Task,
     modality: Modality,
     backbone: Backbone,
-    length: int,
+    config: SearchConfig,
     runtime: Runtime,
     folder: Path,
     budget: float,
@@ -106,7 +106,8 @@ def _row(
             dataclasses.replace(task, modalities=(modality,), part=part),
             {modality.name: backbone},
             parts=("train",),
-            length=length,
+            length=config.length,
+            dtype=config.cache_dtype,
             folder=folder / f"{modality.name} {samples} {time.monotonic_ns()}",
             device=runtime.device,
             progress=Silent(),

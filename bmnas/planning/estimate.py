@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bmnas.config import UnimodalConfig
+from bmnas.mapped import LIMIT
 from bmnas.planning.backbone_rates import BackboneRates
 from bmnas.planning.disc import Disc
 from bmnas.planning.search_rates import SearchRates
@@ -18,7 +19,7 @@ from bmnas.samples import batches_per_epoch, samples_per_epoch
 class Memory:
     """Bytes: the peak without the cache, the mapped cache, what the machine has free.
 
-    The mapped cache lies in memory as long as there is room; the system may take it back.
+    What a run has read of the cache stays in the system's memory as long as there is room.
     ``device_bytes`` is None on a CPU.
     """
 
@@ -29,8 +30,8 @@ class Memory:
 
     @property
     def resident_bytes(self) -> int:
-        """The peak that a run would report where everything fits."""
-        return self.needed_bytes + self.cache_bytes
+        """The peak that a run would report, with what it has mapped of the cache."""
+        return self.needed_bytes + min(self.cache_bytes, LIMIT)
 
     @property
     def missing(self) -> float:

@@ -7,18 +7,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bmnas.cache_dtype import file_dtype, from_file, to_file
 from bmnas.files import atomic_path
 from bmnas.planning.workload import Workload
 from bmnas.samples import FeatureSamples
+from bmnas.transfer import moved, room
 
 _BYTES = 1 << 27  # more than a processor caches, and written in a moment
 _CHUNK = 64  # rows
 
 
 class MadeUpFeatures:
-    """Random features of a workload's shapes, ``bytes`` of them in files in ``folder``."""
+    """Random features of a workload's shapes, ``bytes`` of them in files in ``folder``.
 
-    def __init__(self, workload: Workload, folder: Path) -> None:
+    They are ``resident`` on ``device`` where the search's would find room there.
+    """
+
+    def __init__(self, workload: Workload, folder: Path, device: torch.device) -> None:
         samples = workload.train + workload.validation
         self._workload = workload
         self._rows = max(2, min(samples, _BYTES // workload.sample_bytes))
@@ -26,11 +31,15 @@ class MadeUpFeatures:
         files = {name: folder / f"{name}.bin" for name in workload.channels}
         for name, path in files.items():
             self._write(path, workload.channels[name])
+        dtype = workload.search.cache_dtype
         # Copy on write, as the feature cache is mapped.
         self._arrays = {
-            name: torch.from_numpy(np.memmap(path, np.float32, "c", shape=self._shape(name)))
+            name: from_file(np.memmap(path, file_dtype(dtype), "c", shape=self._shape(name)), dtype)
             for name, path in files.items()
         }
+        self.resident = workload.cache_bytes <= room(device)
+        if self.resident:
+            self._arrays = moved(self._arrays, device, None)
 
     def samples(self, count: int) -> FeatureSamples:
         """Return ``count`` labelled samples, as many as asked for: rows come again."""
@@ -46,7 +55,8 @@ class MadeUpFeatures:
 
     def _write(self, path: Path, channels: int) -> None:
         row = (self._workload.search.length, channels)
-        chunk = np.random.default_rng(0).standard_normal((_CHUNK, *row), np.float32)
+        random = np.random.default_rng(0).standard_normal((_CHUNK, *row), np.float32)
+        chunk = to_file(torch.from_numpy(random), self._workload.search.cache_dtype, path.stem)
         with atomic_path(path) as aside, aside.open("wb") as file:
             for start in range(0, self._rows, _CHUNK):
                 file.write(chunk[: self._rows - start].tobytes())

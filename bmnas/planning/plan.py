@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bmnas.config import Config, UnimodalConfig
-from bmnas.features import cache_bytes
 from bmnas.planning.backbone_rates import BackboneRates, backbone_rates
 from bmnas.planning.disc import measure_disc
 from bmnas.planning.estimate import Memory, Plan, backbone_seconds, search_seconds
@@ -73,18 +72,21 @@ def _plan(
     started: float,
 ) -> Plan:
     earlier = peak_memory()["resident_bytes"]
-    features = MadeUpFeatures(workload, folder)
+    features = MadeUpFeatures(workload, folder, runtime.device)
     rates = SearchTrial(workload, features, runtime, folder).rates(budget)
     peak = peak_memory()
+    device_bytes = peak.get("device_bytes")
+    if device_bytes is not None and features.resident:
+        device_bytes += workload.cache_bytes - features.bytes
     memory = Memory(
         # The made-up features are mapped like the cache, and stand for a part of it.
         needed_bytes=max(earlier, peak["resident_bytes"] - features.bytes),
         cache_bytes=workload.cache_bytes,
         available_bytes=available_memory(),
-        device_bytes=peak.get("device_bytes"),
+        device_bytes=device_bytes,
     )
-    rows = [cache_bytes(1, workload.search.length, c) for c in workload.channels.values()]
-    disc = measure_disc(folder, workload.cache_bytes, sum(rows) // len(rows))
+    row = workload.sample_bytes // len(workload.channels)
+    disc = measure_disc(folder, workload.cache_bytes, row)
     before = backbone_seconds(workload, unimodal, backbones, disc)
     searched = search_seconds(workload, rates, memory, disc)
     seconds = {**before, **searched, "total": sum(before.values()) + searched["search"]}

@@ -37,16 +37,17 @@ class Workload:
     @property
     def cache_bytes(self) -> int:
         """The size of the feature cache on disc."""
-        length = self.search.length
+        length, dtype = self.search.length, self.search.cache_dtype
         return sum(
-            cache_bytes(self.rows[name.partition(".")[0]], length, channels)
+            cache_bytes(self.rows[name.partition(".")[0]], length, channels, dtype)
             for name, channels in self.channels.items()
         )
 
     @property
     def sample_bytes(self) -> int:
         """The size of one sample's features."""
-        return sum(cache_bytes(1, self.search.length, c) for c in self.channels.values())
+        length, dtype = self.search.length, self.search.cache_dtype
+        return sum(cache_bytes(1, length, c, dtype) for c in self.channels.values())
 
 
 def task_workload(task: Task, backbones: Mapping[str, Backbone], config: SearchConfig) -> Workload:

@@ -202,7 +202,8 @@ def _search(
         folder=kept / "features",
         device=runtime.device,
         progress=progress,
-    )
+        dtype=config.search.cache_dtype,
+    ).on(runtime.device)
     owner = _owner(cache, config, strategy, seed, seeds)
     problem = SearchProblem(
         train=cache.samples("train"),
@@ -244,25 +245,19 @@ def _search(
 def _with_provenance(
     genotype: Genotype, origin: Mapping[str, str], seed: int, validation: float
 ) -> Genotype:
-    provenance = {
-        "task": origin["task"],
-        "strategy": origin["strategy"],
-        "seed": seed,
-        "run": origin["run"],
-        "best_val": validation,
-        "versions": versions(),
-    }
-    return dataclasses.replace(genotype, provenance=provenance)
+    found = {"seed": seed, "best_val": validation, "versions": versions()}
+    return dataclasses.replace(genotype, provenance={**origin, **found})
 
 
-def write_pictures(folder: Run, genotype: Genotype, progress: Progress) -> None:
-    """Draw the genotype and the curves of a run; tell it where that cannot be done."""
+def write_pictures(folder: Run, genotype: Genotype | None, progress: Progress) -> None:
+    """Draw the genotype, if any, and the curves of a run; tell it where that cannot be done."""
     if importlib.util.find_spec("matplotlib") is None:
         progress.note("no pictures without matplotlib: pip install matplotlib, then bmnas show")
         return
     try:
         write_history(folder.path, folder.path / "history.svg")
-        write_architecture(genotype, folder.path / "architecture.svg")
+        if genotype is not None:
+            write_architecture(genotype, folder.path / "architecture.svg")
     except UserError as error:
         # More features or Cells than a picture can show must not cost the result.
         progress.note(f"no picture: {error}")

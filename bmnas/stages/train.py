@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bmnas.backbones import Backbone
-from bmnas.checkpoint import Checkpoint
 from bmnas.config import Config, load_preset
-from bmnas.cost import hardware, parameter_counts, versions
+from bmnas.cost import hardware, versions
 from bmnas.errors import UserError
-from bmnas.features import weights_hash
 from bmnas.files import write_json
 from bmnas.genotype import Genotype
-from bmnas.joint import channels_of, evaluate_fusion, fit_fusion, torch_latency
-from bmnas.metrics import Objective
-from bmnas.network import FusionNetwork, MultimodalNetwork
 from bmnas.parallel.ranks import agreed, first, size
 from bmnas.parallel.writing import held, shown_by_writer
 from bmnas.progress import Progress
 from bmnas.runs import Existing, Run, require_same
-from bmnas.runtime import Runtime, check_seed, seed_stage
-from bmnas.samples import samples_per_epoch
-from bmnas.spent import COMPILE
-from bmnas.stages.search import backbones_record, write_pictures
-from bmnas.stages.unimodal import score_unimodal, unimodal_networks
+from bmnas.runtime import Runtime, check_seed
+from bmnas.stages.search import backbones_record
+from bmnas.stages.training import (
+    Training,
+    TrainResult,
+    begin_training,
+    misfit,
+    read_training,
+)
 from bmnas.tasks import check_task, check_test, reload_task
 from bmnas.tasks.task import Task
-from bmnas.trained import TaskInfo, TrainedNetwork
 
 _INHERITED = ("search", "seconds", "samples_per_second", "peak_memory")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A trained network: its folder and file, the genotype, and ``metrics`` as in the file."""
-
-    run: Path
-    network: Path
-    genotype: Genotype
-    metrics: Mapping[str, Any]
-
-    @property
-    def score(self) -> float:
-        """The test score, as a fraction."""
-        return float(self.metrics["test"]["score"])
 
 
 def train(
@@ -95,6 +73,7 @@ def train(
     with held(folder.path, kept):
         wanted = {
             "strategy": "none",
+            **_made_by_hand(found),
             **recorded,
             "preset": config.preset,
             "task": {"name": task.name, "source": task.source},
@@ -107,12 +86,15 @@ def train(
         first(lambda: _prepare(folder, origin, found, wanted, existing))
         if not agreed(folder.network.is_file()):
             shown = shown_by_writer(progress)
-            training = _Training(folder, kept, found, task, config, seed, runtime, shown)
+            training = Training(folder, kept, found, task, config, seed, runtime, shown)
             training.run(backbone_seed)
-    metrics = folder.read_metrics()
-    if "test" not in metrics:
-        raise UserError(f"{folder.path}: holds no finished training; start anew with --overwrite")
-    return TrainResult(folder.path, folder.network, found, metrics)
+    return read_training(folder, found)
+
+
+def _made_by_hand(genotype: Genotype) -> dict[str, str]:
+    """Return how ``bmnas compare`` calls a genotype that no search found, if it says so."""
+    name = genotype.provenance.get("fusion")
+    return {"fusion": name} if isinstance(name, str) else {}
 
 
 def _check_features(genotype: Genotype, task: Task) -> None:
@@ -128,14 +110,7 @@ def _check_features(genotype: Genotype, task: Task) -> None:
         modality, _, feature = name.partition(".")
         if modality not in known or (known[modality] and feature not in known[modality]):
             has = [f"{m}.{f}" for m, features in known.items() for f in features or ("1, …",)]
-            raise _misfit(name, task, has)
-
-
-def _misfit(feature: str, task: Task, has: Iterable[str]) -> UserError:
-    return UserError(
-        f"the genotype reads {feature}, task {task.name} has {', '.join(has)}: it was found for "
-        "another task; give its own with --task"
-    )
+            raise misfit(name, task, has)
 
 
 def recorded_config(genotype: Path, task: Task) -> Config:
@@ -198,16 +173,7 @@ def _prepare(
         )
     if folder.config.is_file():
         require_same(folder, wanted, ("task", "seed"))
-    if existing == "overwrite":
-        folder.remove_training()
-    started = [f for f in (folder.network, folder.train_checkpoint) if f.exists()]
-    if started and existing == "refuse":
-        raise UserError(
-            f"{started[0]}: there is a training already; go on with --resume, start anew with "
-            "--overwrite, or choose another folder with --run"
-        )
-    if started:
-        require_same(folder, wanted, ("train", "backbones"))
+    if not begin_training(folder, wanted, existing):
         return
     write_json(folder.config, wanted)
     if not folder.genotype.is_file():
@@ -216,117 +182,3 @@ def _prepare(
         folder.update_metrics({key: inherited[key] for key in _INHERITED if key in inherited})
         # Last: killed in between, the next attempt comes here again.
         genotype.save(folder.genotype)
-
-
-@dataclass(frozen=True)
-class _Training:
-    """One training in a folder that is ready for it."""
-
-    folder: Run
-    kept: Path
-    genotype: Genotype
-    task: Task
-    config: Config
-    seed: int
-    runtime: Runtime
-    progress: Progress
-
-    def run(self, backbone_seed: int) -> None:
-        """Train, test and leave the network's file, which says that all is done."""
-        task, runtime, objective = self.task, self.runtime, self._objective()
-        networks = unimodal_networks(
-            task,
-            self.config.unimodal,
-            objective,
-            seed=backbone_seed,
-            folder=self.kept,
-            runtime=runtime,
-            progress=self.progress,
-        )
-        # MultimodalNetwork cuts them, and their own heads are still to be tested.
-        backbones = {name: copy.deepcopy(found.backbone) for name, found in networks.items()}
-        network, checkpoint = self._fit(backbones, objective)
-        # Before test and latency, which are no training.
-        seconds, spent = checkpoint.seconds, checkpoint.spent.to_dict()
-        test = evaluate_fusion(task, network, "test", objective, runtime)
-        unimodal = {
-            name: {
-                "validation": found.validation,
-                "test": score_unimodal(task, name, found.backbone, "test", objective, runtime),
-                "parameters": found.parameters,
-            }
-            for name, found in networks.items()
-        }
-        measured = {
-            "metric": objective.metric,
-            "unimodal": unimodal,
-            "test": {
-                "score": test.score,
-                "loss": test.loss,
-                "samples": len(task.samples("test")),
-            },
-            "parameters": parameter_counts(network),
-            "seconds": {"train": seconds, "train_compile": spent["seconds"][COMPILE]},
-            "samples_per_second": {"train": self._samples_seen() / spent["seconds"]["train"]},
-            "peak_memory": {"train": spent["peak_memory"]},
-        }
-        first(lambda: self._write(network, measured, objective))
-        checkpoint.remove()
-
-    def _write(
-        self, network: MultimodalNetwork, measured: Mapping[str, Any], objective: Objective
-    ) -> None:
-        task = self.task
-        latency = torch_latency(task, network, self.runtime)
-        self.folder.update_metrics({**measured, "latency": latency})
-        write_pictures(self.folder, self.genotype, self.progress)
-        info = TaskInfo(
-            name=task.name,
-            kind=task.kind,
-            class_names=task.class_names,
-            threshold=objective.threshold if task.kind == "multilabel" else None,
-            source=task.source,
-        )
-        dropout = self.config.train.dropout
-        TrainedNetwork(network.cpu(), self.genotype, info, dropout).save(self.folder.network)
-
-    def _fit(
-        self, backbones: dict[str, Backbone], objective: Objective
-    ) -> tuple[MultimodalNetwork, Checkpoint]:
-        settings = self.config.train
-        channels = channels_of(backbones)
-        missing = [name for name in self.genotype.features if name not in channels]
-        if missing:
-            raise _misfit(missing[0], self.task, channels)
-        depends = {
-            "genotype": self.genotype.to_dict()["cells"],
-            "train": dataclasses.asdict(settings),
-            "seed": self.seed,
-            "backbones": {name: weights_hash(backbone) for name, backbone in backbones.items()},
-        }
-        owner = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-        checkpoint = Checkpoint(self.folder.train_checkpoint, owner, self.folder.training)
-        seed_stage(self.seed, "train")
-        fusion = FusionNetwork(
-            self.genotype, channels, classes=self.task.classes, dropout=settings.dropout
-        )
-        with checkpoint.spent.stage("train"):
-            network = fit_fusion(
-                self.task,
-                backbones,
-                fusion,
-                settings,
-                objective,
-                features=self.kept / "features",
-                runtime=self.runtime,
-                checkpoint=checkpoint,
-                progress=self.progress,
-            )
-        return network, checkpoint
-
-    def _samples_seen(self) -> int:
-        settings, samples = self.config.train, self.task.samples("train", "validation")
-        return settings.epochs * samples_per_epoch(len(samples), settings.batch_size)
-
-    def _objective(self) -> Objective:
-        return Objective(self.task.kind, self.config.train.threshold)

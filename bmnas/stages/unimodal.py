@@ -159,6 +159,15 @@ def new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module | 
     return backbone, trained
 
 
+def feature_names(task: Task) -> list[str]:
+    """Return the names of all features of ``task``, ``<modality>.<feature>``, in order."""
+    return [
+        f"{modality.name}.{feature}"
+        for modality in task.modalities
+        for feature in new_backbone(task, modality)[0].feature_names
+    ]
+
+
 def _make(
     task: Task,
     modality: Modality,

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from bmnas.checkpoint import Record, Stateful
 from bmnas.derive import derive_genotype
-from bmnas.fit import Forward, require_finite_loss
+from bmnas.fit import require_finite_loss
 from bmnas.metrics import Evaluation, best_threshold, evaluate
 from bmnas.parallel.model import data_parallel
 from bmnas.parallel.ranks import mean
@@ -24,6 +24,7 @@ from bmnas.samples import (
     FeatureSamples,
     batches_per_epoch,
     epoch_batches,
+    fed,
     samples_per_epoch,
 )
 from bmnas.spent import COMPILE
@@ -31,6 +32,9 @@ from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_rec
 from bmnas.strategies.rerank import rerank
 from bmnas.supernet import ArchitectureWeights, Supernet
 from bmnas.supernets import Supernets
+
+#: Logits of pooled features: (B, K) of one supernet, (S, B, K) of several.
+Forward = Callable[[list[Tensor]], Tensor]
 
 _ARCHITECTURE_BETAS = (0.5, 0.999)
 
@@ -261,11 +265,11 @@ def _descend(
     device = problem.runtime.device
     step = "weights step" if samples is problem.train else "architecture step"
     total, batches = torch.zeros((), device=device), 0
-    for chosen in shares(epoch_batches(len(samples), problem.config.batch_size)):
+    order = shares(epoch_batches(len(samples), problem.config.batch_size))
+    for features, labels in fed(samples, order, device):
         with profiled_step(problem.recorder, step):
-            features, labels = samples.batch(chosen)
-            logits = forward([x.to(device) for x in features])
-            loss = weighted(losses(logits, labels.to(device)))
+            logits = forward(features)
+            loss = weighted(losses(logits, labels))
             optimizer.zero_grad()
             loss.sum().backward()
             optimizer.step()

@@ -8,10 +8,16 @@ from statistics import fmean
 from torch import Tensor
 
 from bmnas.checkpoint import Record
-from bmnas.fit import Forward
 from bmnas.metrics import Evaluation, evaluate_several
 from bmnas.runtime import seed_stage
-from bmnas.strategies.bilevel import Pass, epoch_record, initial_supernet, relax, stage_costs
+from bmnas.strategies.bilevel import (
+    Forward,
+    Pass,
+    epoch_record,
+    initial_supernet,
+    relax,
+    stage_costs,
+)
 from bmnas.strategies.problem import Member, Outcome, SearchProblem, best_record, is_best
 from bmnas.strategies.rerank import rerank
 from bmnas.supernet import ArchitectureWeights

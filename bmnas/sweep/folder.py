@@ -205,10 +205,11 @@ class _Sweep:
 
     def _backbones_job(self, number: int, trials: Sequence[int]) -> dict[str, Any]:
         group = self._group(number)
-        lengths = {self.configs[n].search.length for n in trials if self._group(n) == group}
+        settings = [self.configs[n].search for n in trials if self._group(n) == group]
+        caches = {(config.length, config.cache_dtype) for config in settings}
         name = f"backbones-{group}"
         job = self._job(number, name)
-        return {**job, "kind": "backbones", "lengths": sorted(lengths)}
+        return {**job, "kind": "backbones", "caches": sorted(caches)}
 
     def _trial_job(self, number: int) -> dict[str, Any]:
         trial = self.plan.trials[number]

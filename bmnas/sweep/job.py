@@ -95,7 +95,7 @@ def _prepare_backbones(job: Job, task: Task, config: Config) -> None:
             runtime=runtime,
             progress=Silent(),
         )
-        for length in job["lengths"]:
+        for length, dtype in job["caches"]:
             open_features(
                 task,
                 {name: found.backbone for name, found in networks.items()},
@@ -104,6 +104,7 @@ def _prepare_backbones(job: Job, task: Task, config: Config) -> None:
                 folder=folder / "features",
                 device=runtime.device,
                 progress=Silent(),
+                dtype=dtype,
             )
 
 

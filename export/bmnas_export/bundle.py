@@ -160,7 +160,8 @@ def _describe(
             class_names=info.class_names,
             files={bundle.MODEL_FILE: "0" * 64},
             threshold=info.threshold,
-            genotype=trained.genotype.to_dict(),
+            genotype=trained.genotype.to_dict() if trained.genotype else None,
+            fusion=trained.fusion.to_dict() if trained.fusion else None,
             scores=scores,
             versions={
                 **versions(),
@@ -180,14 +181,15 @@ def _input(network: MultimodalNetwork, name: str) -> InputSpec:
 
 def _metadata(trained: TrainedNetwork) -> dict[str, str]:
     # Without the provenance, which may name folders of the machine that searched.
-    genotype = {k: v for k, v in trained.genotype.to_dict().items() if k != "provenance"}
+    plain = {k: v for k, v in trained.architecture.to_dict().items() if k != "provenance"}
+    kind = "genotype" if trained.genotype else "fusion"
     return {
         "bmnas.format": bundle.FORMAT,
         "bmnas.version": versions()["bmnas"],
         "bmnas.task": trained.task.name,
         "bmnas.kind": trained.task.kind,
         "bmnas.class_names": json.dumps(trained.task.class_names),
-        "bmnas.genotype": json.dumps(genotype, sort_keys=True),
+        f"bmnas.{kind}": json.dumps(plain, sort_keys=True),
     }
 
 

@@ -31,7 +31,7 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FREE = ("scores", "parity", "latency", "versions")
 _REQUIRED = ("format", "name", "task", "inputs", "outputs", "class_names", "files")
-_OPTIONAL = ("threshold", "genotype", *_FREE)
+_OPTIONAL = ("threshold", "genotype", "fusion", *_FREE)
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,9 @@ class Manifest:
 
     ``threshold`` is the probability from which a label is given: a number for a multilabel
     model, None for a multiclass one. ``files`` maps each file of the bundle to its SHA-256.
-    ``genotype``, ``scores``, ``parity``, ``latency`` and ``versions`` are JSON objects of free
-    form. Raises BundleError when a value breaks the format.
+    ``genotype``, ``fusion`` (instead of it: a hand-made fusion, by name), ``scores``, ``parity``,
+    ``latency`` and ``versions`` are JSON objects of free form. Raises BundleError when a value
+    breaks the format.
     """
 
     name: str
@@ -111,6 +112,7 @@ class Manifest:
     files: Mapping[str, str]
     threshold: float | None = None
     genotype: Mapping[str, Any] | None = None
+    fusion: Mapping[str, Any] | None = None
     scores: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
@@ -126,6 +128,8 @@ class Manifest:
         _check_files(self.files)
         if self.genotype is not None:
             _free(self.genotype, "genotype")
+        if self.fusion is not None:
+            _free(self.fusion, "fusion")
         for name in _FREE:
             _free(getattr(self, name), name)
 
@@ -140,6 +144,8 @@ class Manifest:
             "class_names": list(self.class_names),
             "threshold": self.threshold,
             "genotype": None if self.genotype is None else dict(self.genotype),
+            # Left out where there is none: servers of earlier versions do not know the field.
+            **({} if self.fusion is None else {"fusion": dict(self.fusion)}),
             **{name: dict(getattr(self, name)) for name in _FREE},
             "files": dict(self.files),
         }

@@ -18,6 +18,7 @@ from bmnas.errors import UserError
 COMMANDS = [
     "search",
     "train",
+    "genotype",
     "sweep",
     "export",
     "serve",
@@ -115,7 +116,7 @@ def test_without_a_command_the_help_is_shown() -> None:
         (["search", "--epochs", "ten"], "Invalid value for '--epochs'.*; see bmnas search --help"),
         (["search", "--epochs"], "--epochs.*requires an argument; see bmnas .*--help"),
         (["search", "digits"], "unexpected extra argument.*digits.*; see bmnas search --help"),
-        (["train"], "Missing option '--genotype'; see bmnas train --help"),
+        (["train"], "received neither of --genotype and --fusion, expected one of them"),
         (["show"], "Missing argument.*; see bmnas show --help"),
         (["data", "mnist"], "No such command 'mnist'.*; see bmnas data --help"),
     ],

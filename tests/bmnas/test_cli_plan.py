@@ -65,6 +65,10 @@ def test_without_a_task_it_says_what_it_cannot_know(here: Path) -> None:
         (("--samples", "99", "--features", "x"), "--features: received 'x', expected the channels"),
         (("--task", "digit"), "received task 'digit', expected digits"),
         (("--epochs", "0"), "--epochs: received 0, expected at least 1"),
+        (
+            ("--cache-dtype", "half"),
+            "--cache-dtype: received half, expected one of float32, float16",
+        ),
         (("--device", "tpu"), "received device 'tpu'"),
     ],
 )

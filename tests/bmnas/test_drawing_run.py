@@ -78,7 +78,7 @@ def test_history_marks_the_best_epoch_and_shows_the_training(make: Make) -> None
     run = load_run(folder)
     shown = texts(draw_history(run.history, run.training, "weighted_f1"))
     assert "best: epoch 2, 0.9000" in shown
-    assert {"Search", "Training of the found network", "learning rate"} <= set(shown)
+    assert {"Search", "Training", "learning rate"} <= set(shown)
     assert "weighted f1, validation" in shown
     write_history(folder, folder / "history.svg")
     assert (folder / "history.svg").read_text().startswith("<?xml")

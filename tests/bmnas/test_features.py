@@ -13,41 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_features import LENGTH, made, opened
 from tiny_tasks import changed, tiny_task
 
-from bmnas.backbones import Backbone, build_backbone
+from bmnas.backbones import Backbone
 from bmnas.backbones.sequence import SequenceBackbone
 from bmnas.errors import UserError
-from bmnas.features import FeatureCache, open_features, rows_hash, weights_hash
-from bmnas.progress import Silent
+from bmnas.features import rows_hash, weights_hash
 from bmnas.reshape import Pool
 from bmnas.tasks import Task
-
-CPU = torch.device("cpu")
-LENGTH = 4
-
-
-def made(task: Task) -> dict[str, Backbone]:
-    torch.manual_seed(0)
-    train = task.samples("train")
-    return {
-        m.name: build_backbone(m, classes=task.classes, rows=m.data[m.rows_of(train)])
-        for m in task.modalities
-    }
-
-
-def opened(
-    folder: Path, task: Task, backbones: dict[str, Backbone], length: int = LENGTH
-) -> FeatureCache:
-    return open_features(
-        task,
-        backbones,
-        parts=("train", "validation"),
-        length=length,
-        folder=folder,
-        device=CPU,
-        progress=Silent(),
-    )
 
 
 @pytest.fixture
@@ -165,6 +139,19 @@ def test_another_length_or_fewer_features_make_another_entry(tmp_path: Path) -> 
     cut = opened(tmp_path, task, backbones)
     assert cut.names == ("m0.1", "m1.1", "m1.2", "m1.3")
     assert len({first.keys[0], longer.keys[0], cut.keys[0]}) == 3
+
+
+def test_caches_of_several_types_lie_beside_each_other(tmp_path: Path, runs: list[int]) -> None:
+    task = tiny_task()
+    backbones = made(task)
+    for dtype in ("float32", "float16", "bfloat16"):
+        opened(tmp_path, task, backbones, dtype=dtype)
+    runs.clear()
+    for dtype in ("bfloat16", "float32", "float16"):
+        opened(tmp_path, task, backbones, dtype=dtype)
+    assert runs == []
+    manifests = [json.loads(p.read_text()) for p in tmp_path.glob("m0-*/manifest.json")]
+    assert sorted(m["dtype"] for m in manifests) == ["bfloat16", "float16", "float32"]
 
 
 def test_arrays_are_memory_maps_and_nothing_is_copied(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from bmnas.fused import Norm, mix_features, mixture, norm_relu_dropout, step_products
+from bmnas.fused import mix_features, mixture, step_products
+from bmnas.fused_norm import Norm, norm_relu_dropout
 from bmnas.primitives import keep_mask
 
 BATCH, LENGTH, CHANNELS = 3, 2, 4

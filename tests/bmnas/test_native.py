@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from bmnas import native
 from bmnas.native import build
 from bmnas.native.calls import Drop, NormStruct
+from bmnas.native.masks import kept
 from bmnas.native.passes import Gradients, Output, Reshape, Step
 from bmnas.primitives import CellOutput, drop_threshold
 from bmnas.supernet import RelaxedStep
@@ -38,22 +38,10 @@ def batch_norm(channels: int) -> nn.BatchNorm1d:
     return norm
 
 
-def scramble(x: np.ndarray) -> np.ndarray:
-    x = x ^ (x >> np.uint32(16))
-    x = x * np.uint32(0x85EBCA6B)
-    x = x ^ (x >> np.uint32(13))
-    x = x * np.uint32(0xC2B2AE35)
-    return x ^ (x >> np.uint32(16))
-
-
 def mask(seed: int, rows: int, p: float, byte: int = 0) -> Tensor:
-    """The mask of ``rows`` rows, its factor included, computed once more without the kernels."""
-    mixed = (np.uint64(seed) ^ np.arange(rows, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
-    row = scramble((mixed >> np.uint64(32)).astype(np.uint32)) ^ np.uint32(seed & 0xFFFFFFFF)
-    column = np.arange(CHANNELS, dtype=np.uint32) * np.uint32(0x9E3779B9)
-    bits = scramble(row[:, None] + column) >> np.uint32(8 * byte) & np.uint32(255)
+    """The mask of ``rows`` rows, its factor included, computed without the kernels."""
     threshold, factor = drop_threshold(p)
-    return torch.from_numpy((bits >= threshold) * factor)
+    return kept(seed, torch.arange(rows), CHANNELS, byte, threshold).double() * factor
 
 
 #: What a pass gives for inputs and a gradient: its result, its inputs' gradients, its parameters'.

@@ -19,6 +19,7 @@ import bmnas
 import bmnas.stages.search
 from bmnas.config import Config, load_preset, preset_names
 from bmnas.errors import UserError
+from bmnas.mapped import LIMIT
 from bmnas.planning import disc, plan, plan_features, plan_task
 from bmnas.planning.backbone_rates import BackboneRates
 from bmnas.planning.disc import Disc, measure_disc
@@ -125,6 +126,7 @@ def test_what_finds_no_room_is_read_from_the_disc_in_every_pass() -> None:
     assert tight.missing == 0.75
     assert memory(0).missing == 1
     assert tight.resident_bytes == 1000 + WORK.cache_bytes
+    assert Memory(1000, 1 << 40, 0, None).resident_bytes == 1000 + LIMIT
     found = search_seconds(WORK, RATES, tight, Disc(1.0, read=WORK.sample_bytes / 4, free=1 << 40))
     # Four seconds for a whole sample, of which three quarters.
     assert found["search_weights"] == pytest.approx(3 * 48 * (1.0 + 3.0))
@@ -192,7 +194,7 @@ def test_memory_is_that_of_the_container_where_there_is_a_limit(tmp_path: Path) 
 
 def test_made_up_features_are_as_many_as_asked_for(tmp_path: Path) -> None:
     work = replace(WORK, kind="multilabel", classes=3)
-    features = MadeUpFeatures(work, tmp_path)
+    features = MadeUpFeatures(work, tmp_path, CPU.device)
     samples = features.samples(250)
     inputs, labels = samples.batch(torch.tensor([0, 100, 249]))
     assert [x.shape for x in inputs] == [(3, 4, 8), (3, 4, 4)]
@@ -200,6 +202,19 @@ def test_made_up_features_are_as_many_as_asked_for(tmp_path: Path) -> None:
     assert not torch.equal(inputs[0][0], inputs[0][2])
     assert (labels.shape, labels.dtype) == ((3, 3), torch.float32)
     assert features.bytes == WORK.cache_bytes == sum(f.stat().st_size for f in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_planned_as_half_the_cache(tmp_path: Path, dtype: str) -> None:
+    work = replace(WORK, search=replace(WORK.search, cache_dtype=dtype))
+    assert work.cache_bytes == WORK.cache_bytes // 2
+    assert work.sample_bytes == WORK.sample_bytes // 2
+    features = MadeUpFeatures(work, tmp_path, CPU.device)
+    assert features.bytes == work.cache_bytes == sum(f.stat().st_size for f in tmp_path.iterdir())
+    inputs, _ = features.samples(10).batch(torch.arange(10))
+    assert {x.dtype for x in inputs} == {torch.float32}
+    assert 0.5 < float(inputs[0].std()) < 2
+    assert not features.resident
 
 
 def positive(values: Any) -> None:

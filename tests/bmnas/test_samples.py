@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_tasks import changed, tiny_task
+from torch import Tensor
 
 from bmnas.backbones import build_backbone
 from bmnas.errors import UserError
@@ -17,11 +19,14 @@ from bmnas.samples import (
     RawSamples,
     batches_per_epoch,
     epoch_batches,
+    fed,
+    fed_by,
     label_tensor,
     samples_per_epoch,
 )
 from bmnas.tasks import Modality
 from bmnas.tasks.task import Array
+from bmnas.transfer import Mark, moved
 
 
 class Rows:
@@ -130,10 +135,10 @@ def test_a_real_backbone_encodes_what_it_takes() -> None:
     assert (found.dtype, found.shape) == (torch.float32, (2, 6, 3))
 
 
-def feature_samples() -> FeatureSamples:
+def feature_samples(dtype: torch.dtype = torch.float32) -> FeatureSamples:
     arrays = {
-        "image.1": torch.arange(12.0).reshape(3, 2, 2),
-        "audio.1": torch.arange(8.0).reshape(2, 2, 2),
+        "image.1": torch.arange(12.0).reshape(3, 2, 2).to(dtype),
+        "audio.1": torch.arange(8.0).reshape(2, 2, 2).to(dtype),
     }
     rows = {"image": torch.tensor([0, 2, 2, 1]), "audio": torch.tensor([0, 1, 0, 1])}
     return FeatureSamples(("image.1", "audio.1"), arrays, rows, torch.tensor([3, 2, 1, 0]))
@@ -162,3 +167,95 @@ def test_features_are_selected_in_the_order_asked_for() -> None:
 def test_labels_follow_the_parts_in_their_order() -> None:
     task = dataclasses.replace(tiny_task(samples=6), labels=np.arange(6) % 4)
     assert label_tensor(task, task.samples("validation", "train")).tolist() == [1, 0, 0, 3]
+
+
+class Recorder:
+    """A lane to nowhere that writes down what is done, in order."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.marks = 0
+
+    def empty(self, size: Sequence[int], dtype: torch.dtype) -> Tensor:
+        self.log.append(f"gather {tuple(size)} {dtype}")
+        return torch.full(tuple(size), 7.0, dtype=dtype)
+
+    def send(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        self.log.append("send")
+        return [x.clone() for x in tensors]
+
+    def mark(self) -> Mark:
+        self.marks += 1
+        return Step(self.log, self.marks)
+
+
+class Step:
+    def __init__(self, log: list[str], number: int) -> None:
+        self.log, self.number = log, number
+
+    def synchronize(self) -> None:
+        self.log.append(f"wait {self.number}")
+
+
+def test_two_steps_are_under_way_at_most() -> None:
+    lane, raw = Recorder(), RawSamples([], torch.arange(20))
+    batches = torch.arange(20).split(4)
+    for number, (_, labels) in enumerate(fed_by(lane, raw, batches), 1):
+        assert labels.tolist() == batches[number - 1].tolist()
+        lane.log.append(f"step {number}")
+    assert lane.log == [
+        *("send", "step 1", "send", "step 2"),
+        *("wait 1", "send", "step 3", "wait 2", "send", "step 4", "wait 3", "send", "step 5"),
+    ]
+
+
+def test_a_batch_is_taken_from_its_source_when_it_is_due() -> None:
+    # The share of a batch that several ranks have is forgotten once its source has ended.
+    taken: list[int] = []
+
+    def source() -> Iterator[Tensor]:
+        for number in range(3):
+            taken.append(number)
+            yield torch.tensor([number])
+        taken.append(-1)
+
+    for number, _ in enumerate(fed_by(Recorder(), feature_samples(), source())):
+        assert taken == list(range(number + 1))
+    assert taken[-1] == -1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_features_are_gathered_as_they_are_stored_and_used_in_float32(dtype: torch.dtype) -> None:
+    samples = feature_samples(dtype)
+    lane, chosen = Recorder(), torch.tensor([3, 1])
+    inputs, labels = samples.send(chosen, lane)
+    assert lane.log == [f"gather (2, 2, 2) {dtype}"] * 2 + ["send"]
+    expected, expected_labels = samples.batch(chosen)
+    assert {x.dtype for x in (*inputs, *expected)} == {torch.float32}
+    assert torch.equal(labels, expected_labels)
+    for found, wanted in zip(inputs, expected, strict=True):
+        assert torch.equal(found, wanted)
+    image = torch.arange(12.0).reshape(3, 2, 2)[[1, 2]]
+    assert torch.equal(inputs[0], image)
+
+
+def test_features_on_a_device_are_gathered_there() -> None:
+    here = feature_samples()
+    arrays = moved(here._arrays, torch.device("meta"), None)
+    there = FeatureSamples(here.names, arrays, here._rows, here.labels)
+    assert there.resident
+    assert not here.resident
+    assert there.select(["audio.1"]).resident
+    assert there.labels.device.type == "cpu"
+    lane = Recorder()
+    inputs, labels = there.send(torch.tensor([3, 1]), lane)
+    assert lane.log == ["send"]  # the numbers of the samples, and nothing else
+    assert [(x.device.type, x.shape) for x in inputs] == [("meta", (2, 2, 2))] * 2
+    assert labels.device.type == "meta"
+
+
+def test_on_a_cpu_batches_are_what_the_samples_give() -> None:
+    samples = feature_samples()
+    found = list(fed(samples, torch.arange(4).split(2), torch.device("cpu")))
+    assert [labels.tolist() for _, labels in found] == [[3, 2], [1, 0]]
+    assert torch.equal(found[1][0][0], samples.batch(torch.tensor([2, 3]))[0][0])

@@ -45,8 +45,8 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     task = tiny_task(("image", "tokens", "vector"), names=("photo", "words", "numbers"))
     trained = tiny_network(task)
-    genotype = dataclasses.replace(trained.genotype, provenance={"run": "/somewhere/private"})
-    trained = dataclasses.replace(trained, genotype=genotype)
+    genotype = dataclasses.replace(trained.architecture, provenance={"run": "/somewhere/private"})
+    trained = dataclasses.replace(trained, architecture=genotype)
     folder = tmp_path_factory.mktemp("made") / "bundle"
     return Made(task, trained, export_bundle(trained, task, folder, scores=SCORES))
 

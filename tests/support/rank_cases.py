@@ -11,6 +11,7 @@ import torch
 from tiny_problems import CPU, tiny_problem
 from torch import Tensor, nn
 
+from bmnas.architecture import NamedFusion, build_fusion
 from bmnas.backbones.masking import SpectrogramMasking
 from bmnas.fit import Group, Recipe, fit
 from bmnas.metrics import Objective, evaluate
@@ -77,6 +78,45 @@ def fitted() -> list[Tensor]:
     return [torch.tensor(scores), found.logits, *net.state_dict().values()]
 
 
+class PooledPairs:
+    """Eleven pairs of pooled features of three classes in float64."""
+
+    def __init__(self) -> None:
+        draw = torch.Generator().manual_seed(0)
+        self.x = torch.randn(2, 11, 4, 3, generator=draw, dtype=torch.float64)
+        self.labels = torch.arange(11) % 3
+
+    def __len__(self) -> int:
+        return 11
+
+    def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
+        return [self.x[0, chosen], self.x[1, chosen]], self.labels[chosen]
+
+
+def fused() -> list[Tensor]:
+    """Fusions with losses of their own, which a share of a batch alone does not know."""
+    found = []
+    for name in ("centralnet", "mtut"):
+        torch.manual_seed(0)
+        what = NamedFusion(name, 4, 4)
+        fusion = build_fusion(what, {"a.1": 3, "b.1": 3}, classes=3, dropout=0.3).double()
+        records = fit(
+            fusion,
+            fusion,
+            [Group(list(fusion.parameters()), 1e-2)],
+            PooledPairs(),
+            fusion.objective(Objective("multiclass")),
+            Recipe(3, 5, 1e-6, 1e-2),
+            device=CPU.device,
+            checkpoint=None,
+            progress=Silent(),
+            stage="case",
+        )
+        losses = torch.tensor([record["train_loss"] for record in records])
+        found += [losses, *fusion.state_dict().values()]
+    return found
+
+
 def searched() -> list[Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         # A batch of 15 does not divide by two.
@@ -107,6 +147,7 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "fit": fitted,
     "search": searched,
     "told": told,
+    "fusions": fused,
 }
 
 

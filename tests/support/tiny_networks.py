@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from bmnas.architecture import Architecture, build_fusion
 from bmnas.backbones import Backbone, build_backbone
 from bmnas.genotype import PRIMITIVES, Cell, Genotype, Step
-from bmnas.network import FusionNetwork, MultimodalNetwork
+from bmnas.network import MultimodalNetwork
 from bmnas.tasks.task import Kind, Modality, ModalityType, Task
 from bmnas.trained import TaskInfo, TrainedNetwork
 
@@ -67,7 +68,7 @@ def tiny_task(
 
 
 def tiny_network(
-    task: Task, genotype: Genotype | None = None, *, seed: int = 0, channels: int = 6
+    task: Task, architecture: Architecture | None = None, *, seed: int = 0, channels: int = 6
 ) -> TrainedNetwork:
     """Return a network for ``task`` as after some training; None: a Cell over two features."""
     torch.manual_seed(seed)
@@ -81,11 +82,11 @@ def tiny_network(
         for name, backbone in backbones.items()
         for feature, width in zip(backbone.feature_names, backbone.feature_channels, strict=True)
     }
-    if genotype is None:
+    if architecture is None:
         first, second = (f"{m.name}.2" for m in task.modalities[:2])
         steps = (Step("attention", ("x", "y")), Step("concat_fc", ("step1", "y")))
-        genotype = Genotype(tuple(raw), channels, 4, (Cell((first, second), steps),))
-    fusion = FusionNetwork(genotype, raw, classes=task.classes, dropout=0.1)
+        architecture = Genotype(tuple(raw), channels, 4, (Cell((first, second), steps),))
+    fusion = build_fusion(architecture, raw, classes=task.classes, dropout=0.1)
     network = MultimodalNetwork(backbones, fusion).eval()
     roughen(network)
     info = TaskInfo(
@@ -95,7 +96,7 @@ def tiny_network(
         threshold=None if task.kind == "multiclass" else 0.4,
         source=task.source,
     )
-    return TrainedNetwork(network, genotype, info, 0.1)
+    return TrainedNetwork(network, architecture, info, 0.1)
 
 
 @torch.no_grad()

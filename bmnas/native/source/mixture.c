@@ -1,10 +1,10 @@
 /* A relaxed step: the mixture of the whole pool over one input t (BM-NAS, Eq. 4 to 8, 10).
  *
  * B batch, L length, C channels, R = B*L rows. Of each member t, out and their gradients are
- * (B, L, C); products (R, 3C) are value, gate and joint before their BatchNorm; the affine part of the attention's
- * LayerNorm is (L, C). gamma holds the weights of zero, sum, attention, linear_glu, concat_fc.
- * Of an element's random bits the first byte decides linear_glu, the second concat_fc, the third
- * attention.
+ * (B, L, C); products (R, 3C) are value, gate and joint before their BatchNorm; the affine part of
+ * the attention's LayerNorm is (L, C). gamma holds the weights of zero, sum, attention, linear_glu,
+ * concat_fc. Of an element's random bits the first byte decides linear_glu, the second concat_fc,
+ * the third attention.
  */
 #include "common.h"
 

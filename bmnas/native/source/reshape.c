@@ -1,8 +1,9 @@
 /* Features after their projection: BatchNorm, ReLU, dropout, and the edges of all Cells.
  *
- * F features, S members, R rows, C channels, N Cells. x and y are F matrices of R rows, in which the
- * members stand side by side as one product with the weights of all leaves them: S*C columns, and
- * ``stride`` from row to row. The norm is (S, F*C), mix (S, N, F), the mixed result (N, S, R, C).
+ * F features, S members, R rows, C channels, N Cells. x and y are F matrices of R rows, in which
+ * the members stand side by side as one product with the weights of all leaves them: S*C columns,
+ * and ``stride`` from row to row. The norm is (S, F*C), mix (S, N, F), the mixed result
+ * (N, S, R, C).
  */
 #include "common.h"
 

@@ -1,0 +1,77 @@
+"""What stands between features and logits, as plain data: a genotype, or a fusion by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bmnas.baselines import FUSIONS
+from bmnas.errors import UserError, close
+from bmnas.genotype import Genotype
+from bmnas.network import Fusion, FusionNetwork
+
+_LARGEST = 65536  # as in a genotype
+
+
+@dataclass(frozen=True)
+class NamedFusion:
+    """A hand-made fusion: its name in ``bmnas.baselines.FUSIONS``, channels C and length L.
+
+    Raises UserError for a name that there is not and for sizes out of range.
+    """
+
+    name: str
+    channels: int
+    length: int
+
+    def __post_init__(self) -> None:
+        known = list(FUSIONS)
+        # A list: what a file says may be anything.
+        if self.name not in known:
+            hint = close(str(self.name), known)
+            raise UserError(
+                f"received fusion {self.name!r}, expected one of {', '.join(known)}{hint}"
+            )
+        for key in ("channels", "length"):
+            value = getattr(self, key)
+            if type(value) is not int or not 1 <= value <= _LARGEST:
+                raise UserError(
+                    f"fusion {self.name}: {key}: received {value!r}, expected an integer from 1 "
+                    f"to {_LARGEST}"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> NamedFusion:
+        """Build it from plain data; raises UserError on anything but what ``to_dict`` gives."""
+        keys = ("name", "channels", "length")
+        if not isinstance(data, dict) or data.keys() != set(keys):
+            raise UserError(f"fusion: received {str(data)[:80]}, expected {', '.join(keys)}")
+        return cls(**data)
+
+
+Architecture = Genotype | NamedFusion
+
+
+def build_fusion(
+    architecture: Architecture,
+    channels_raw: Mapping[str, int],
+    *,
+    classes: int,
+    dropout: float,
+) -> Fusion:
+    """Return a new network of ``architecture``; ``channels_raw`` maps all features to C_raw.
+
+    Raises UserError where a hand-made fusion cannot have these features.
+    """
+    if isinstance(architecture, Genotype):
+        return FusionNetwork(architecture, channels_raw, classes=classes, dropout=dropout)
+    build, shape = FUSIONS[architecture.name], (architecture.channels, architecture.length)
+    try:
+        return build(channels_raw, *shape, classes, dropout)
+    except UserError as error:
+        raise UserError(f"fusion {architecture.name}: {error}") from error

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bmnas.errors import UserError
+from bmnas.mapped import Pages, map_array
+
+SHAPE = (4096, 8, 16)  # 2 MiB
+
+
+def saved(folder: Path) -> tuple[Path, np.ndarray]:
+    array = np.random.default_rng(0).standard_normal(SHAPE, np.float32)
+    np.save(folder / "a.npy", array)
+    return folder / "a.npy", array
+
+
+def resident(path: Path) -> int:
+    """The bytes of a mapped file in this process's memory, by the kernel's account."""
+    total, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if line.endswith(str(path)):
+            inside = True
+        elif inside and line.startswith("Rss:"):
+            total += 1024 * int(line.split()[1])
+            inside = False
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="no /proc/self/smaps")
+def test_pages_are_handed_back_and_read_again(tmp_path: Path) -> None:
+    path, array = saved(tmp_path)
+    mapped, mapping = map_array(path, SHAPE)
+    pages = Pages([mapping], limit=1 << 20)
+    assert torch.equal(mapped.clone(), torch.from_numpy(array))
+    assert resident(path) > 1 << 20
+    pages.read(len(array), mapped[0].nbytes)
+    assert resident(path) == 0
+    assert torch.equal(mapped.clone(), torch.from_numpy(array))
+
+
+def test_files_below_the_limit_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted:
+        def __init__(self, size: int) -> None:
+            self.size, self.given_back = size, 0
+
+        def __len__(self) -> int:
+            return self.size
+
+        def madvise(self, advice: int) -> None:
+            assert advice == mmap.MADV_DONTNEED
+            self.given_back += 1
+
+    small, large = Counted(1000), Counted(10_000_000)
+    few = Pages([small], limit=1000)  # type: ignore[list-item]
+    many = Pages([large, small], limit=1_000_000)  # type: ignore[list-item]
+    for _ in range(10):
+        few.read(100, 100)
+        many.read(2, 100)  # with what lies around: 262 kB
+    assert small.given_back == large.given_back == 2
+    for _ in range(100):
+        few.read(100, 100)
+    assert small.given_back == 2
+
+
+def test_another_shape_is_refused(tmp_path: Path) -> None:
+    path, _ = saved(tmp_path)
+    with pytest.raises(UserError, match=r"received float32 \(4096, 8, 16\), expected float32 \(1,"):
+        map_array(path, (1, 8, 16))

@@ -1,0 +1,43 @@
+"""Feature caches of tiny tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bmnas.backbones import Backbone, build_backbone
+from bmnas.features import FeatureCache, open_features
+from bmnas.progress import Silent
+from bmnas.tasks import Task
+
+CPU = torch.device("cpu")
+LENGTH = 4
+
+
+def made(task: Task) -> dict[str, Backbone]:
+    torch.manual_seed(0)
+    train = task.samples("train")
+    return {
+        m.name: build_backbone(m, classes=task.classes, rows=m.data[m.rows_of(train)])
+        for m in task.modalities
+    }
+
+
+def opened(
+    folder: Path,
+    task: Task,
+    backbones: dict[str, Backbone],
+    length: int = LENGTH,
+    dtype: str = "float32",
+) -> FeatureCache:
+    return open_features(
+        task,
+        backbones,
+        parts=("train", "validation"),
+        length=length,
+        folder=folder,
+        device=CPU,
+        progress=Silent(),
+        dtype=dtype,
+    )
