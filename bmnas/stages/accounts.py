@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bmnas.features import FeatureCache
+from bmnas.found import Found
 from bmnas.parallel.ranks import size
 from bmnas.spent import COMPILE
 from bmnas.stages.unimodal import Unimodal
@@ -19,7 +20,7 @@ def search_metrics(
     strategy: str,
     networks: Mapping[str, Unimodal],
     cache: FeatureCache,
-    outcome: Outcome,
+    outcome: Outcome[Found],
     device: torch.device,
 ) -> dict[str, Any]:
     """Return the sections ``unimodal``, ``search``, ``seconds`` and ``samples_per_second``.
@@ -37,7 +38,7 @@ def search_metrics(
     }
 
 
-def _facts(strategy: str, outcome: Outcome) -> dict[str, Any]:
+def _facts(strategy: str, outcome: Outcome[Found]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "strategy": strategy,
         "best_epoch": outcome.best_epoch,
@@ -52,7 +53,7 @@ def _facts(strategy: str, outcome: Outcome) -> dict[str, Any]:
     return facts
 
 
-def _over_seeds(outcome: Outcome) -> dict[str, Any]:
+def _over_seeds(outcome: Outcome[Found]) -> dict[str, Any]:
     """Return what the members of a search of several seeds reached, before any short training."""
     scores = [member.validation for member in outcome.members]
     return {
@@ -65,7 +66,10 @@ def _over_seeds(outcome: Outcome) -> dict[str, Any]:
 
 
 def _seconds(
-    networks: Mapping[str, Unimodal], cache: FeatureCache, outcome: Outcome, device: torch.device
+    networks: Mapping[str, Unimodal],
+    cache: FeatureCache,
+    outcome: Outcome[Found],
+    device: torch.device,
 ) -> dict[str, float]:
     """Return seconds by stage; those from ``compile`` to ``other`` make up ``search``."""
     trained = sum(found.seconds for found in networks.values())
@@ -82,7 +86,7 @@ def _seconds(
     }
 
 
-def _speeds(cache: FeatureCache, outcome: Outcome) -> dict[str, float]:
+def _speeds(cache: FeatureCache, outcome: Outcome[Found]) -> dict[str, float]:
     counts = {name: (cost.samples, cost.seconds) for name, cost in outcome.stages.items()}
     counts["extraction"] = (len(cache.task.samples(*cache.parts)), cache.seconds)
     return {

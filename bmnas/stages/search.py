@@ -21,7 +21,8 @@ from bmnas.drawing import write_architecture, write_history
 from bmnas.errors import UserError
 from bmnas.features import FeatureCache, open_features
 from bmnas.files import write_json
-from bmnas.genotype import Genotype
+from bmnas.formats import load_found
+from bmnas.found import Found
 from bmnas.metrics import Objective
 from bmnas.parallel.ranks import agreed, first, size, writer
 from bmnas.parallel.writing import held, shown_by_writer
@@ -46,7 +47,7 @@ class SearchResult:
     """
 
     run: Path
-    genotype: Genotype
+    genotype: Found
     metrics: Mapping[str, Any]
     profile: Profile | None = None
 
@@ -135,7 +136,7 @@ def read_search(run: str | Path) -> SearchResult:
     metrics = folder.read_metrics()
     if "search" not in metrics:
         raise UserError(f"{folder.path}: holds no finished search; go on with --resume")
-    return SearchResult(folder.path, Genotype.load(folder.genotype), metrics)
+    return SearchResult(folder.path, load_found(folder.genotype), metrics)
 
 
 def backbones_record(folder: Run, kept: Path, seed: int) -> dict[str, Any]:
@@ -243,13 +244,13 @@ def _search(
 
 
 def _with_provenance(
-    genotype: Genotype, origin: Mapping[str, str], seed: int, validation: float
-) -> Genotype:
-    found = {"seed": seed, "best_val": validation, "versions": versions()}
-    return dataclasses.replace(genotype, provenance={**origin, **found})
+    genotype: Found, origin: Mapping[str, str], seed: int, validation: float
+) -> Found:
+    own = {"seed": seed, "best_val": validation, "versions": versions()}
+    return genotype.with_provenance({**origin, **own})
 
 
-def write_pictures(folder: Run, genotype: Genotype | None, progress: Progress) -> None:
+def write_pictures(folder: Run, genotype: Found | None, progress: Progress) -> None:
     """Draw the genotype, if any, and the curves of a run; tell it where that cannot be done."""
     if importlib.util.find_spec("matplotlib") is None:
         progress.note("no pictures without matplotlib: pip install matplotlib, then bmnas show")

@@ -11,7 +11,8 @@ from bmnas.config import Config, load_preset
 from bmnas.cost import hardware, versions
 from bmnas.errors import UserError
 from bmnas.files import write_json
-from bmnas.genotype import Genotype
+from bmnas.formats import load_found
+from bmnas.found import Found
 from bmnas.parallel.ranks import agreed, first, size
 from bmnas.parallel.writing import held, shown_by_writer
 from bmnas.progress import Progress
@@ -51,7 +52,7 @@ def train(
     UserError when something given cannot be used.
     """
     path = Path(genotype)
-    found = Genotype.load(path)
+    found = load_found(path)
     origin = Run(path.parent)
     folder = origin if run is None else Run(Path(run))
     recorded = origin.read_config() if origin.config.is_file() else {}
@@ -91,13 +92,13 @@ def train(
     return read_training(folder, found)
 
 
-def _made_by_hand(genotype: Genotype) -> dict[str, str]:
+def _made_by_hand(genotype: Found) -> dict[str, str]:
     """Return how ``bmnas compare`` calls a genotype that no search found, if it says so."""
     name = genotype.provenance.get("fusion")
     return {"fusion": name} if isinstance(name, str) else {}
 
 
-def _check_features(genotype: Genotype, task: Task) -> None:
+def _check_features(genotype: Found, task: Task) -> None:
     """Raise UserError when ``task`` cannot have the features of ``genotype``.
 
     What a modality's features are called is known before its backbone only where the task says so.
@@ -163,10 +164,10 @@ def _backbones(
 
 
 def _prepare(
-    folder: Run, origin: Run, genotype: Genotype, wanted: Mapping[str, Any], existing: Existing
+    folder: Run, origin: Run, genotype: Found, wanted: Mapping[str, Any], existing: Existing
 ) -> None:
     """Make ``folder`` ready to be trained in; raises UserError when it holds something else."""
-    if folder.genotype.is_file() and Genotype.load(folder.genotype) != genotype:
+    if folder.genotype.is_file() and load_found(folder.genotype) != genotype:
         raise UserError(
             f"{folder.path}: holds another genotype than the one given; choose another folder "
             "with --run"

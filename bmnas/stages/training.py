@@ -18,7 +18,7 @@ from bmnas.config import Config
 from bmnas.cost import parameter_counts
 from bmnas.errors import UserError
 from bmnas.features import weights_hash
-from bmnas.genotype import Genotype
+from bmnas.found import Found
 from bmnas.joint import channels_of, evaluate_fusion, fit_fusion, torch_latency
 from bmnas.metrics import Objective
 from bmnas.network import MultimodalNetwork
@@ -44,9 +44,9 @@ class TrainResult:
     metrics: Mapping[str, Any]
 
     @property
-    def genotype(self) -> Genotype | None:
-        """The genotype; None for a hand-made fusion."""
-        return self.architecture if isinstance(self.architecture, Genotype) else None
+    def genotype(self) -> Found | None:
+        """What a search found; None for a hand-made fusion."""
+        return self.architecture if isinstance(self.architecture, Found) else None
 
     @property
     def score(self) -> float:
@@ -198,13 +198,15 @@ class Training:
         return network, checkpoint
 
     @property
-    def _genotype(self) -> Genotype | None:
-        return self.architecture if isinstance(self.architecture, Genotype) else None
+    def _genotype(self) -> Found | None:
+        return self.architecture if isinstance(self.architecture, Found) else None
 
     def _identity(self) -> dict[str, Any]:
         """Return what tells this architecture from others in the checkpoint's owner."""
         plain = self.architecture.to_dict()
-        return {"genotype": plain["cells"]} if self._genotype else {"fusion": plain}
+        # Where it comes from changes nothing in it.
+        plain.pop("provenance", None)
+        return {"genotype" if self._genotype else "fusion": plain}
 
     def _samples_seen(self) -> int:
         settings, samples = self.config.train, self.task.samples("train", "validation")

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from bmnas.checkpoint import Record, Stateful
 from bmnas.derive import derive_genotype
 from bmnas.fit import require_finite_loss
+from bmnas.genotype import Genotype
 from bmnas.metrics import Evaluation, best_threshold, evaluate
 from bmnas.parallel.model import data_parallel
 from bmnas.parallel.ranks import mean
@@ -46,7 +47,7 @@ class Pass(NamedTuple):
     architecture: float
 
 
-def search_bilevel(problem: SearchProblem) -> Outcome:
+def search_bilevel(problem: SearchProblem) -> Outcome[Genotype]:
     """Search by gradient descent on the relaxed architecture (BM-NAS, Algorithm 1).
 
     With ``config.rerank`` of 1 or more, short trainings of that many genotypes decide in the end,

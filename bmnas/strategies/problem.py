@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from bmnas.checkpoint import Checkpoint, Record
 from bmnas.config import SearchConfig
+from bmnas.found import Found
 from bmnas.genotype import FORMAT, Genotype
 from bmnas.metrics import Objective
 from bmnas.profiling import StepRecorder
 from bmnas.progress import Progress
 from bmnas.runtime import Runtime
 from bmnas.samples import FeatureSamples
+
+#: What a strategy finds: a genotype of its own space.
+F_co = TypeVar("F_co", bound=Found, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Generic[F_co]):
     """The genotype with the best validation score, and what finding it took.
 
     ``candidates`` counts the networks that were trained, ``samples_seen`` the samples that passed
@@ -81,7 +86,7 @@ class Outcome:
     seeds were searched, ``seed`` is the one that the genotype comes from, and ``members`` are all.
     """
 
-    genotype: Genotype
+    genotype: F_co
     best_epoch: int
     validation: float
     candidates: int

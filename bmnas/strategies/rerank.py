@@ -17,10 +17,10 @@ _DRAWS = 100  # for each genotype wanted; a small search space may not have as m
 
 def rerank(
     problem: SearchProblem,
-    derived: Outcome,
+    derived: Outcome[Genotype],
     weights: ArchitectureWeights,
     rivals: Sequence[Genotype] = (),
-) -> Outcome:
+) -> Outcome[Genotype]:
     """Return the best on validation of the ``derived`` genotype and ``config.rerank`` others.
 
     The supernet's own score says little about the network that is derived from it: its weights

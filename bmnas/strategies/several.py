@@ -8,6 +8,7 @@ from statistics import fmean
 from torch import Tensor
 
 from bmnas.checkpoint import Record
+from bmnas.genotype import Genotype
 from bmnas.metrics import Evaluation, evaluate_several
 from bmnas.runtime import seed_stage
 from bmnas.strategies.bilevel import (
@@ -26,7 +27,7 @@ from bmnas.supernets import Supernets
 _MEANS = ("train_loss", "architecture_loss", "validation_loss", "validation_score")
 
 
-def search_several(problem: SearchProblem) -> Outcome:
+def search_several(problem: SearchProblem) -> Outcome[Genotype]:
     """Search with ``problem.seeds`` seeds and return the best of what they found.
 
     Each supernet begins as that of a search with its seed alone, and all see the same batches; a
