@@ -55,6 +55,11 @@ class Run:
         return self.path / "genotype.json"
 
     @property
+    def genotypes(self) -> Path:
+        """The folder of each seed's genotype, where a search had several."""
+        return self.path / "genotypes"
+
+    @property
     def history(self) -> Path:
         """A line an epoch of the search."""
         return self.path / "history.jsonl"
@@ -152,6 +157,12 @@ class Run:
     def remove_search(self) -> None:
         """Delete what a search wrote, and what was trained and exported from it."""
         self._remove_trained()
+        # First, for it says that the search is finished.
+        self.genotype.unlink(missing_ok=True)
+        for path in self.genotypes.glob("*.json"):
+            path.unlink()
+        if self.genotypes.is_dir() and not any(self.genotypes.iterdir()):
+            self.genotypes.rmdir()
         for name in _SEARCH_FILES:
             (self.path / name).unlink(missing_ok=True)
 
@@ -224,7 +235,8 @@ def genotype_file(path: Path) -> Path:
 
 def require_same(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> None:
     """Raise UserError that names what differs between the run's configuration and ``wanted``."""
-    found = run.read_config()
+    # A run of one seed does not speak of their number.
+    found, wanted = ({"seeds": 1, **settings} for settings in (run.read_config(), wanted))
     for key in keys:
         if _plain(found.get(key)) != _plain(wanted[key]):
             what = _difference(key, found.get(key), wanted[key])

@@ -77,6 +77,10 @@ def search(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(help="Searches at once with seeds from --seed on; keeps the best genotype."),
+    ] = 1,
     backbones: Backbones = None,
     device: Device = "auto",
     compile_networks: Compile = None,
@@ -122,6 +126,7 @@ def search(
         config=config,
         strategy=strategy,
         seed=seed,
+        seeds=seeds,
         existing=existing,
         backbones=backbones,
         runtime=Runtime.choose(device, compile_networks),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,7 +48,21 @@ def _facts(strategy: str, outcome: Outcome[Found]) -> dict[str, Any]:
     }
     if outcome.threshold is not None:
         facts["threshold"] = outcome.threshold
+    if outcome.members:
+        facts["seeds"] = _over_seeds(outcome)
     return facts
+
+
+def _over_seeds(outcome: Outcome[Found]) -> dict[str, Any]:
+    """Return what the members of a search of several seeds reached, before any short training."""
+    scores = [member.validation for member in outcome.members]
+    return {
+        "best": outcome.seed,
+        "mean": statistics.fmean(scores),
+        "deviation": statistics.stdev(scores),
+        "validation": {str(member.seed): member.validation for member in outcome.members},
+        "best_epoch": {str(member.seed): member.best_epoch for member in outcome.members},
+    }
 
 
 def _seconds(

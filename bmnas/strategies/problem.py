@@ -26,7 +26,8 @@ class SearchProblem:
 
     ``checkpoint`` is where the strategy leaves its state after every epoch or candidate;
     ``candidates`` opens another, for a strategy that trains candidates after its epochs.
-    ``recorder``, where there is one, profiles some of the search's steps.
+    ``recorder``, where there is one, profiles some of the search's steps. ``seeds`` searches are
+    wanted, of seed ``seed`` and those after it.
     """
 
     train: FeatureSamples
@@ -40,6 +41,7 @@ class SearchProblem:
     candidates: Callable[[], Checkpoint]
     progress: Progress
     recorder: StepRecorder | None = None
+    seeds: int = 1
 
     def genotype(self, cells: object) -> Genotype:
         """Return the genotype over this problem's features with ``cells`` as in its file."""
@@ -63,13 +65,25 @@ class StageCost:
 
 
 @dataclass(frozen=True)
+class Member:
+    """What one of several searches found: its best epoch's genotype, score and threshold."""
+
+    seed: int
+    genotype: Genotype
+    best_epoch: int
+    validation: float
+    threshold: float | None
+
+
+@dataclass(frozen=True)
 class Outcome(Generic[F_co]):
     """The genotype with the best validation score, and what finding it took.
 
     ``candidates`` counts the networks that were trained, ``samples_seen`` the samples that passed
     forward and backward. ``threshold`` is the one that suits validation best in a multilabel
     task, None otherwise; ``seconds`` is the time of the search alone, earlier lives included, and
-    ``stages`` what of it went where; the rest is bookkeeping, such as checkpoints.
+    ``stages`` what of it went where; the rest is bookkeeping, such as checkpoints. Where several
+    seeds were searched, ``seed`` is the one that the genotype comes from, and ``members`` are all.
     """
 
     genotype: F_co
@@ -80,6 +94,8 @@ class Outcome(Generic[F_co]):
     threshold: float | None
     seconds: float = field(compare=False)
     stages: Mapping[str, StageCost] = field(compare=False)
+    seed: int | None = None
+    members: tuple[Member, ...] = ()
 
 
 def best_record(records: Sequence[Record]) -> Record:
