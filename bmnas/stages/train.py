@@ -120,7 +120,7 @@ def recorded_config(genotype: Path, task: Task) -> Config:
     if not origin.config.is_file():
         return load_preset(task.preset)
     recorded = origin.read_config()
-    sections = {name: recorded.get(name, {}) for name in ("unimodal", "search", "train")}
+    sections = {name: recorded.get(name, {}) for name in Config().to_dict()}
     config = Config.from_dict(sections, str(origin.config))
     return dataclasses.replace(config, preset=recorded.get("preset"))
 
@@ -133,7 +133,7 @@ def _with_recorded(
     *,
     own_backbones: bool,
 ) -> Config:
-    """Return ``config`` with the search and unimodal settings that ``genotype`` was found with.
+    """Return ``config`` with all settings but those of a training as ``genotype`` was found with.
 
     Those are facts of the run: another preset changes how the network is trained, no more.
     """
@@ -143,7 +143,13 @@ def _with_recorded(
     if config is None:
         return made_with
     unimodal = config.unimodal if own_backbones else made_with.unimodal
-    return dataclasses.replace(config, search=made_with.search, unimodal=unimodal)
+    return dataclasses.replace(
+        made_with,
+        unimodal=unimodal,
+        train=config.train,
+        promise=config.promise,
+        preset=config.preset,
+    )
 
 
 def _backbones(
