@@ -114,12 +114,15 @@ class _Plan:
         label, note = shortened(node.label), shortened(node.note)
         sheet.boxes.append(Box(kind, left, bottom, placed.width, height, colour, label, note))
         sheet.height = max(sheet.height, bottom + height)
-        for n, child in enumerate(placed.children):
+        count = len(placed.children)
+        # Side by side where they end, as what is read stands below.
+        ends = [placed.x + ((n + 1) / (count + 1) - 0.5) * placed.width * 0.8 for n in range(count)]
+        left = sum(child.x < end for child, end in zip(placed.children, ends, strict=True))
+        for n, (child, end) in enumerate(zip(placed.children, ends, strict=True)):
             below = self._draw(sheet, child, base) + (_INNER if child.children else _LEAF)
-            # Side by side where they end, as what is read stands below.
-            share = (n + 1) / (len(placed.children) + 1) - 0.5
-            end = placed.x + share * placed.width * 0.8
-            turn = bottom - 0.2
+            # Of those from one side the outermost turns highest, so that none lies on another.
+            further_out = n if n < left else count - 1 - n
+            turn = bottom - 0.2 - further_out * min(0.07, 0.2 / count)
             points = ((child.x, below), (child.x, turn), (end, turn), (end, bottom))
             wire = INK if child.children else self.colours[modality_of(child.node.label)]
             sheet.wires.append(Wire(f"{child.x:.4f}", points, wire))
