@@ -10,6 +10,8 @@ from bmnas.baselines import FUSIONS
 from bmnas.errors import UserError, close
 from bmnas.found import Found
 from bmnas.genotype import Genotype
+from bmnas.mfas.network import MFASNetwork
+from bmnas.mfas.space import MFASGenotype
 from bmnas.network import Fusion, FusionNetwork
 
 _LARGEST = 65536  # as in a genotype
@@ -60,6 +62,9 @@ Architecture = Found | NamedFusion
 #: How to build the network of each kind of genotype: C_raw by feature, classes K, dropout.
 _BUILDERS: Mapping[type[Found], Callable[[Any, Mapping[str, int], int, float], Fusion]] = {
     Genotype: lambda found, raw, classes, dropout: FusionNetwork(
+        found, raw, classes=classes, dropout=dropout
+    ),
+    MFASGenotype: lambda found, raw, classes, dropout: MFASNetwork(
         found, raw, classes=classes, dropout=dropout
     ),
 }

@@ -8,9 +8,10 @@ from typing import Any
 
 from bmnas.found import Found, read_found
 from bmnas.genotype import Genotype
+from bmnas.mfas.space import MFASGenotype
 from bmnas.plain_data import GenotypeError, wrong
 
-FORMATS: Mapping[str, type[Found]] = {space.FORMAT: space for space in (Genotype,)}
+FORMATS: Mapping[str, type[Found]] = {space.FORMAT: space for space in (Genotype, MFASGenotype)}
 
 
 def load_found(path: str | Path) -> Found:

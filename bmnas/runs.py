@@ -19,11 +19,14 @@ from bmnas.files import read_json, remove_leftovers, write_json
 #: What to do with results that are there already.
 Existing = Literal["refuse", "resume", "overwrite"]
 
+#: What a strategy found besides, the next best ones.
+_OTHERS = tuple(f"genotype-{number}.json" for number in range(2, 6))
 #: In the order in which they are removed: after a kill in between, no genotype counts as the
 #: result of new settings, and no old settings are forgotten while results of them are left.
 _SEARCH_FILES = (
-    "genotype.json", "metrics.json", "checkpoint.pt", "rerank-checkpoint.pt", "history.jsonl",
-    "rerank.jsonl", "search.pt.trace.json", "architecture.svg", "history.svg", "config.json",
+    "genotype.json", *_OTHERS, "metrics.json", "checkpoint.pt", "rerank-checkpoint.pt",
+    "history.jsonl", "rerank.jsonl", "search.pt.trace.json", "architecture.svg", "history.svg",
+    "config.json",
 )  # fmt: skip
 #: What a configuration may say of the things that a later command takes from it.
 _TYPES: Mapping[str, type | UnionType] = {
@@ -53,6 +56,10 @@ class Run:
     def genotype(self) -> Path:
         """The result of the search."""
         return self.path / "genotype.json"
+
+    def other_genotype(self, number: int) -> Path:
+        """Return the file of the result that came out second to fifth, by ``number``."""
+        return self.path / _OTHERS[number - 2]
 
     @property
     def genotypes(self) -> Path:

@@ -46,7 +46,11 @@ def search(
         ),
     ] = None,
     strategy: Annotated[
-        str, typer.Option(help="bmnas (Algorithm 1) or random (candidates drawn evenly).")
+        str,
+        typer.Option(
+            help="bmnas (Algorithm 1), random (candidates drawn evenly) or mfas (a space of its "
+            "own; settings in section mfas of a preset)."
+        ),
     ] = "bmnas",
     cells: Annotated[int | None, typer.Option(help="N.", rich_help_panel=_SHAPE)] = None,
     steps: Annotated[int | None, typer.Option(help="M, in a Cell.", rich_help_panel=_SHAPE)] = None,

@@ -212,7 +212,9 @@ def _differences(run: RunRecord, others: Sequence[RunRecord], keys: Sequence[str
 def _settings(run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
     # A run of one seed does not speak of their number.
     data = {"seeds": 1, **run.config.data}
-    return {key: _without_seed(data.get(key)) for key in keys}
+    # A strategy may have settings of its own, in a section of its name.
+    own = [name for name in [data.get("strategy")] if isinstance(name, str) and name in data]
+    return {key: _without_seed(data.get(key)) for key in (*keys, *own)}
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

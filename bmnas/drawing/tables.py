@@ -23,6 +23,7 @@ STAGES = {
     "search_architecture": "search: architecture",
     "validation": "search: validation",
     "candidates": "search: candidates",
+    "surrogate": "search: surrogate",
     "rerank": "search: rerank",
     "other": "search: other",
     "search": "search",

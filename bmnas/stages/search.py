@@ -168,7 +168,8 @@ def _prepare(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None
             f"{folder.path}: holds a run of task {name} already; go on with --resume, start anew "
             "with --overwrite, or choose another folder with --run"
         )
-    require_same(folder, wanted, _FIXED)
+    own = wanted["strategy"]
+    require_same(folder, wanted, (*_FIXED, own) if own in wanted else _FIXED)
 
 
 def _search(
@@ -219,6 +220,7 @@ def _search(
         progress=progress,
         recorder=recorder,
         seeds=seeds,
+        mfas=config.mfas,
     )
     outcome = STRATEGIES[strategy](problem)
 
@@ -235,6 +237,8 @@ def _search(
         for member in outcome.members:
             own = _with_provenance(member.genotype, origin, member.seed, member.validation)
             own.save(folder.genotypes / f"{member.seed}.json")
+        for place, (other, score) in enumerate(outcome.others, start=2):
+            _with_provenance(other, origin, seed, score).save(folder.other_genotype(place))
         # Last: a folder with a genotype is a finished search.
         found_by = seed if outcome.seed is None else outcome.seed
         best = _with_provenance(outcome.genotype, origin, found_by, outcome.validation)
@@ -288,6 +292,9 @@ def _owner(cache: FeatureCache, config: Config, strategy: str, seed: int, seeds:
     }
     if seeds > 1:
         depends["seeds"] = seeds
+    own = config.of_strategy(strategy)
+    if own:
+        depends["own"] = own
     if cache.task.kind == "multilabel":
         # The scores by which a genotype is kept depend on it.
         depends["threshold"] = config.train.threshold

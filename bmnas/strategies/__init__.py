@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from bmnas.found import Found
 from bmnas.genotype import Genotype
 from bmnas.strategies.bilevel import search_bilevel
+from bmnas.strategies.mfas import search_mfas
 from bmnas.strategies.problem import Outcome, SearchProblem
 from bmnas.strategies.random import search_random
 from bmnas.strategies.several import search_several
@@ -19,6 +20,7 @@ def _search_bmnas(problem: SearchProblem) -> Outcome[Genotype]:
 STRATEGIES: Mapping[str, Callable[[SearchProblem], Outcome[Found]]] = {
     "bmnas": _search_bmnas,
     "random": search_random,
+    "mfas": search_mfas,
 }
 
 __all__ = ["STRATEGIES", "Outcome", "SearchProblem"]

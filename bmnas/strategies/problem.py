@@ -11,6 +11,7 @@ from bmnas.config import SearchConfig
 from bmnas.found import Found
 from bmnas.genotype import FORMAT, Genotype
 from bmnas.metrics import Objective
+from bmnas.mfas.settings import MFASConfig
 from bmnas.profiling import StepRecorder
 from bmnas.progress import Progress
 from bmnas.runtime import Runtime
@@ -27,7 +28,7 @@ class SearchProblem:
     ``checkpoint`` is where the strategy leaves its state after every epoch or candidate;
     ``candidates`` opens another, for a strategy that trains candidates after its epochs.
     ``recorder``, where there is one, profiles some of the search's steps. ``seeds`` searches are
-    wanted, of seed ``seed`` and those after it.
+    wanted, of seed ``seed`` and those after it. ``mfas`` are the settings of that strategy.
     """
 
     train: FeatureSamples
@@ -42,6 +43,7 @@ class SearchProblem:
     progress: Progress
     recorder: StepRecorder | None = None
     seeds: int = 1
+    mfas: MFASConfig = field(default_factory=MFASConfig)
 
     def genotype(self, cells: object) -> Genotype:
         """Return the genotype over this problem's features with ``cells`` as in its file."""
@@ -84,6 +86,8 @@ class Outcome(Generic[F_co]):
     task, None otherwise; ``seconds`` is the time of the search alone, earlier lives included, and
     ``stages`` what of it went where; the rest is bookkeeping, such as checkpoints. Where several
     seeds were searched, ``seed`` is the one that the genotype comes from, and ``members`` are all.
+    ``others`` are the next best genotypes with their validation scores, of a strategy that returns
+    several.
     """
 
     genotype: F_co
@@ -96,6 +100,7 @@ class Outcome(Generic[F_co]):
     stages: Mapping[str, StageCost] = field(compare=False)
     seed: int | None = None
     members: tuple[Member, ...] = ()
+    others: tuple[tuple[F_co, float], ...] = ()
 
 
 def best_record(records: Sequence[Record]) -> Record:
