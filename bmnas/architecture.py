@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from bmnas.baselines import FUSIONS
 from bmnas.errors import UserError, close
+from bmnas.found import Found
 from bmnas.genotype import Genotype
+from bmnas.mfas.network import MFASNetwork
+from bmnas.mfas.space import MFASGenotype
 from bmnas.network import Fusion, FusionNetwork
 
 _LARGEST = 65536  # as in a genotype
@@ -54,7 +57,17 @@ class NamedFusion:
         return cls(**data)
 
 
-Architecture = Genotype | NamedFusion
+Architecture = Found | NamedFusion
+
+#: How to build the network of each kind of genotype: C_raw by feature, classes K, dropout.
+_BUILDERS: Mapping[type[Found], Callable[[Any, Mapping[str, int], int, float], Fusion]] = {
+    Genotype: lambda found, raw, classes, dropout: FusionNetwork(
+        found, raw, classes=classes, dropout=dropout
+    ),
+    MFASGenotype: lambda found, raw, classes, dropout: MFASNetwork(
+        found, raw, classes=classes, dropout=dropout
+    ),
+}
 
 
 def build_fusion(
@@ -68,8 +81,8 @@ def build_fusion(
 
     Raises UserError where a hand-made fusion cannot have these features.
     """
-    if isinstance(architecture, Genotype):
-        return FusionNetwork(architecture, channels_raw, classes=classes, dropout=dropout)
+    if isinstance(architecture, Found):
+        return _BUILDERS[type(architecture)](architecture, channels_raw, classes, dropout)
     build, shape = FUSIONS[architecture.name], (architecture.channels, architecture.length)
     try:
         return build(channels_raw, *shape, classes, dropout)

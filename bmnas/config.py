@@ -15,6 +15,7 @@ from typing import Any
 
 from bmnas.errors import UserError, close
 from bmnas.files import read_toml
+from bmnas.mfas.settings import MFASConfig
 
 
 @dataclass(frozen=True)
@@ -79,12 +80,14 @@ class TrainConfig:
 class Config:
     """Everything that a run can choose; ``promise`` says what a preset is for.
 
-    ``preset`` is the name or file that the settings come from, None for settings of one's own.
+    A strategy with settings of its own has a section of its name. ``preset`` is the name or file
+    that the settings come from, None for settings of one's own.
     """
 
     unimodal: UnimodalConfig = field(default_factory=UnimodalConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    mfas: MFASConfig = field(default_factory=MFASConfig)
     promise: Mapping[str, str] = field(default_factory=dict)
     preset: str | None = None
 
@@ -108,11 +111,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready plain data, the promise left out."""
-        return {
-            "unimodal": dataclasses.asdict(self.unimodal),
-            "search": dataclasses.asdict(self.search),
-            "train": dataclasses.asdict(self.train),
-        }
+        return {name: dataclasses.asdict(getattr(self, name)) for name in _SECTIONS}
 
     def to_toml(self) -> str:
         """Return the text of a file that ``load_preset`` reads as these settings."""
@@ -123,6 +122,10 @@ class Config:
             f"[{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in table.items())
             for name, table in sections.items()
         )
+
+    def of_strategy(self, strategy: str) -> dict[str, Any]:
+        """Return the settings in the section of ``strategy``, none where it has no section."""
+        return dataclasses.asdict(getattr(self, strategy)) if strategy in _STRATEGIES else {}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str) -> Config:
@@ -163,10 +166,16 @@ class Config:
         return config
 
 
-_SECTIONS: dict[str, type[UnimodalConfig | SearchConfig | TrainConfig]] = {
+_STAGES: dict[str, type[UnimodalConfig | SearchConfig | TrainConfig]] = {
     "unimodal": UnimodalConfig,
     "search": SearchConfig,
     "train": TrainConfig,
+}
+#: Sections of strategies, which check themselves.
+_STRATEGIES: dict[str, type[MFASConfig]] = {"mfas": MFASConfig}
+_SECTIONS: dict[str, type[UnimodalConfig | SearchConfig | TrainConfig | MFASConfig]] = {
+    **_STAGES,
+    **_STRATEGIES,
 }
 
 _AT_LEAST_ONE = {"cells", "steps", "epochs", "candidates", "candidate_epochs"}
@@ -229,8 +238,12 @@ def _check(config: Config, source: str) -> None:
 
 def _problems(config: Config) -> list[tuple[str, str, str]]:
     """Return section, name and what is wrong of every value out of range."""
-    problems = []
-    for section in _SECTIONS:
+    problems = [
+        (section, *problem)
+        for section in _STRATEGIES
+        for problem in getattr(config, section).problems()
+    ]
+    for section in _STAGES:
         for name, value in dataclasses.asdict(getattr(config, section)).items():
             if name in _FLAGS:
                 continue

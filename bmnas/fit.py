@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LRScheduler
 
 from bmnas.checkpoint import Checkpoint, Record, Stateful
 from bmnas.errors import UserError
@@ -36,7 +36,8 @@ class Recipe:
     """Adam with one cosine cycle from each group's ``max_lr`` to ``min_lr``, step by step.
 
     ``decoupled`` weight decay is that of AdamW; else it is added to the gradient, as the search
-    of BM-NAS does.
+    of BM-NAS does. With ``first_cycle`` there are warm restarts (SGDR): a cycle of so many epochs,
+    then cycles that are twice as long as the one before.
     """
 
     epochs: int
@@ -44,6 +45,7 @@ class Recipe:
     min_lr: float
     weight_decay: float
     decoupled: bool = False
+    first_cycle: int | None = None
 
 
 def fit(
@@ -58,12 +60,14 @@ def fit(
     checkpoint: Checkpoint | None,
     progress: Progress,
     stage: str,
+    until: Callable[[], bool] | None = None,
 ) -> list[Record]:
     """Train ``network`` on ``samples`` and return a record of every epoch.
 
     ``network`` is what is put into training mode and saved in the checkpoint; ``forward`` maps
-    the inputs of a batch to logits (B, K), or to a tuple that starts with them. Raises UserError
-    when the loss is no longer finite.
+    the inputs of a batch to logits (B, K), or to a tuple that starts with them. ``until`` is asked
+    after every epoch, and what it says may end the training early; what it remembers is not in the
+    checkpoint. Raises UserError when the loss is no longer finite.
     """
     optimizer = torch.optim.Adam(
         [{"params": list(group.parameters), "lr": group.max_lr} for group in groups],
@@ -71,8 +75,7 @@ def fit(
         decoupled_weight_decay=recipe.decoupled,
         fused=True,
     )
-    steps = recipe.epochs * batches_per_epoch(len(samples), recipe.batch_size)
-    schedule = CosineAnnealingLR(optimizer, T_max=steps, eta_min=recipe.min_lr)
+    schedule = _schedule(optimizer, recipe, batches_per_epoch(len(samples), recipe.batch_size))
     parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     records = [] if checkpoint is None else checkpoint.restore(parts)
     forward = data_parallel([p for group in groups for p in group.parameters], forward)
@@ -95,8 +98,19 @@ def fit(
                 checkpoint.save(parts, records)
             shown.message(f"loss {loss:.3f}  {objective.metric} {score:.3f}")
             shown.advance()
+            if until is not None and until():
+                break
     network.eval()
     return records
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, batches: int) -> LRScheduler:
+    """Return the schedule for epochs of ``batches`` steps."""
+    if recipe.first_cycle is None:
+        return CosineAnnealingLR(optimizer, T_max=recipe.epochs * batches, eta_min=recipe.min_lr)
+    return CosineAnnealingWarmRestarts(
+        optimizer, T_0=recipe.first_cycle * batches, T_mult=2, eta_min=recipe.min_lr
+    )
 
 
 def _epoch(
@@ -105,7 +119,7 @@ def _epoch(
     batches: Iterable[Tensor],
     objective: Objective,
     optimizer: torch.optim.Optimizer,
-    schedule: CosineAnnealingLR,
+    schedule: LRScheduler,
     device: torch.device,
 ) -> tuple[float, float]:
     """Make a step for each of ``batches``; return mean loss and score of what they gave."""

@@ -58,6 +58,16 @@ class Objective:
             return F.cross_entropy(logits, labels)
         return F.binary_cross_entropy_with_logits(logits, labels)
 
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss (S) of each of S networks' logits (S, B, K) for the same labels."""
+        whole = labels.expand(len(logits), *labels.shape).flatten(0, 1)
+        flat = logits.flatten(0, 1)
+        if self.kind == "multiclass":
+            each = F.cross_entropy(flat, whole, reduction="none")
+        else:
+            each = F.binary_cross_entropy_with_logits(flat, whole, reduction="none")
+        return each.view(len(logits), -1).mean(1)
+
     def score(self, logits: Tensor, labels: Tensor) -> float:
         """Return accuracy or weighted F1 of logits (n, K) as a fraction."""
         if self.kind == "multiclass":
@@ -89,7 +99,6 @@ def best_threshold(logits: Tensor, labels: Tensor) -> float:
     return max(grid, key=lambda threshold: weighted_f1(probabilities > threshold, actual))
 
 
-@torch.no_grad()
 def evaluate(
     network: nn.Module,
     forward: Callable[[list[Tensor]], Output],
@@ -102,6 +111,35 @@ def evaluate(
     ``network`` is what ``forward`` runs; it is put in evaluation mode and left so. Several ranks
     take a stretch of the samples each, and every one of them returns the whole.
     """
+    logits, labels = _predict(network, forward, samples, device)
+    return _evaluation(logits, labels, objective)
+
+
+def evaluate_several(
+    network: nn.Module,
+    forward: Callable[[list[Tensor]], Tensor],
+    samples: Samples,
+    objective: Objective,
+    device: torch.device,
+) -> list[Evaluation]:
+    """Return ``evaluate`` of each of the networks whose logits ``forward`` gives as (S, B, K)."""
+    logits, labels = _predict(network, lambda x: forward(x).transpose(0, 1), samples, device)
+    return [_evaluation(own, labels, objective) for own in logits.unbind(1)]
+
+
+def _evaluation(logits: Tensor, labels: Tensor, objective: Objective) -> Evaluation:
+    loss = float(objective.loss(logits, labels))
+    return Evaluation(loss, objective.score(logits, labels), logits)
+
+
+@torch.no_grad()
+def _predict(
+    network: nn.Module,
+    forward: Callable[[list[Tensor]], Output],
+    samples: Samples,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Return what ``forward`` gives for all ``samples``, and their labels."""
     network.eval()
     logits, labels = [], []
     split = len(samples) >= size()  # fewer are not worth it, and somebody would have none
@@ -114,5 +152,4 @@ def evaluate(
     all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
     if split:
         all_logits, all_labels = gathered(all_logits), gathered(all_labels)
-    loss = float(objective.loss(all_logits, all_labels))
-    return Evaluation(loss, objective.score(all_logits, all_labels), all_logits)
+    return all_logits, all_labels

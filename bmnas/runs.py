@@ -19,11 +19,14 @@ from bmnas.files import read_json, remove_leftovers, write_json
 #: What to do with results that are there already.
 Existing = Literal["refuse", "resume", "overwrite"]
 
+#: What a strategy found besides, the next best ones.
+_OTHERS = tuple(f"genotype-{number}.json" for number in range(2, 6))
 #: In the order in which they are removed: after a kill in between, no genotype counts as the
 #: result of new settings, and no old settings are forgotten while results of them are left.
 _SEARCH_FILES = (
-    "genotype.json", "metrics.json", "checkpoint.pt", "rerank-checkpoint.pt", "history.jsonl",
-    "rerank.jsonl", "search.pt.trace.json", "architecture.svg", "history.svg", "config.json",
+    "genotype.json", *_OTHERS, "metrics.json", "checkpoint.pt", "rerank-checkpoint.pt",
+    "history.jsonl", "rerank.jsonl", "search.pt.trace.json", "architecture.svg", "history.svg",
+    "config.json",
 )  # fmt: skip
 #: What a configuration may say of the things that a later command takes from it.
 _TYPES: Mapping[str, type | UnionType] = {
@@ -53,6 +56,15 @@ class Run:
     def genotype(self) -> Path:
         """The result of the search."""
         return self.path / "genotype.json"
+
+    def other_genotype(self, number: int) -> Path:
+        """Return the file of the result that came out second to fifth, by ``number``."""
+        return self.path / _OTHERS[number - 2]
+
+    @property
+    def genotypes(self) -> Path:
+        """The folder of each seed's genotype, where a search had several."""
+        return self.path / "genotypes"
 
     @property
     def history(self) -> Path:
@@ -152,6 +164,12 @@ class Run:
     def remove_search(self) -> None:
         """Delete what a search wrote, and what was trained and exported from it."""
         self._remove_trained()
+        # First, for it says that the search is finished.
+        self.genotype.unlink(missing_ok=True)
+        for path in self.genotypes.glob("*.json"):
+            path.unlink()
+        if self.genotypes.is_dir() and not any(self.genotypes.iterdir()):
+            self.genotypes.rmdir()
         for name in _SEARCH_FILES:
             (self.path / name).unlink(missing_ok=True)
 
@@ -224,7 +242,8 @@ def genotype_file(path: Path) -> Path:
 
 def require_same(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> None:
     """Raise UserError that names what differs between the run's configuration and ``wanted``."""
-    found = run.read_config()
+    # A run of one seed does not speak of their number.
+    found, wanted = ({"seeds": 1, **settings} for settings in (run.read_config(), wanted))
     for key in keys:
         if _plain(found.get(key)) != _plain(wanted[key]):
             what = _difference(key, found.get(key), wanted[key])

@@ -145,8 +145,8 @@ class Supernet(nn.Module):
         count = len(self.projections)
         if len(features) != count:
             raise ValueError(f"received {len(features)} features, expected {count}")
-        alpha, beta, gamma = self._weights()
-        if self.training and _has_kernels(features[0]):
+        alpha, beta, gamma = self.probabilities()
+        if self.training and has_kernels(features[0]):
             return native.supernet_logits(self, features, alpha, beta, gamma)
         weights, biases = self.projection_parameters()
         mixed = fused.reshape_and_mix(
@@ -179,7 +179,7 @@ class Supernet(nn.Module):
     @torch.no_grad()
     def architecture_weights(self) -> ArchitectureWeights:
         """Return the current choices as plain probabilities."""
-        alpha, beta, gamma = (w.double().cpu().tolist() for w in self._weights())
+        alpha, beta, gamma = (w.double().cpu().tolist() for w in self.probabilities())
         first = len(self.projections)
         return ArchitectureWeights(
             alpha=[row[: first + k] for k, row in enumerate(alpha)],
@@ -187,13 +187,15 @@ class Supernet(nn.Module):
             gamma=gamma,
         )
 
-    def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
+    def probabilities(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the Identity weights of alpha and beta, and the weights of gamma."""
         alpha = self.alpha.softmax(-1)[..., _IDENTITY]
         beta = self.beta.softmax(-1)[..., _IDENTITY]
         return alpha, beta, self.gamma.softmax(-1)
 
 
-def _has_kernels(x: Tensor) -> bool:
+def has_kernels(x: Tensor) -> bool:
+    """Tell whether training on features such as ``x`` runs in ``bmnas.native``."""
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
         return False
     # Of several ranks each has a share of the batch, and its norms need to hear of the others.

@@ -15,7 +15,8 @@ from bmnas.architecture import Architecture, NamedFusion, build_fusion
 from bmnas.backbones import Backbone, backbone_from_spec
 from bmnas.errors import UserError, one_line
 from bmnas.files import atomic_path
-from bmnas.genotype import Genotype
+from bmnas.formats import found_from_dict
+from bmnas.found import Found
 from bmnas.joint import channels_of
 from bmnas.network import MultimodalNetwork
 from bmnas.tasks.task import KINDS, Kind, Task
@@ -49,9 +50,9 @@ class TrainedNetwork:
     dropout: float
 
     @property
-    def genotype(self) -> Genotype | None:
-        """The genotype; None for a hand-made fusion."""
-        return self.architecture if isinstance(self.architecture, Genotype) else None
+    def genotype(self) -> Found | None:
+        """What a search found; None for a hand-made fusion."""
+        return self.architecture if isinstance(self.architecture, Found) else None
 
     @property
     def fusion(self) -> NamedFusion | None:
@@ -153,7 +154,7 @@ def _parse(description: dict[str, Any], path: Path) -> tuple[Architecture, TaskI
 
 def _architecture(description: dict[str, Any], path: Path) -> Architecture:
     if "fusion" not in description:
-        return Genotype.from_dict(description["genotype"], str(path))
+        return found_from_dict(description["genotype"], str(path))
     try:
         return NamedFusion.from_dict(description["fusion"])
     except UserError as error:

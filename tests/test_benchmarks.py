@@ -18,7 +18,17 @@ import torch
 from tiny_tasks import CONFIG, tiny_task
 
 import bmnas
-from benchmarks import cached, gpu, gpu_checks, gpu_search, gpu_speed, ranks, results, scaling
+from benchmarks import (
+    cached,
+    gpu,
+    gpu_checks,
+    gpu_search,
+    gpu_speed,
+    ranks,
+    results,
+    scaling,
+    several,
+)
 from benchmarks.cases import TINY, products, step
 from benchmarks.gpu_pieces import pieces
 from benchmarks.gpu_report import Report, Setting
@@ -185,6 +195,13 @@ def test_a_step_of_ranks_is_measured() -> None:
     found = ranks.measure(TINY, CPU, 3)
     assert found["processes"] == 1
     assert 0 < found["least_ms"] <= found["median_ms"]
+
+
+def test_several_seeds_at_once_are_measured_against_as_many_in_a_row() -> None:
+    found = several.measure(TINY, 2, 2)
+    assert set(found) == {"weights", "architecture"}
+    for each in (*found["weights"].values(), *found["architecture"].values()):
+        assert each["ratio_of_least"] == each["at_once_least_ms"] / each["row_least_ms"]
 
 
 def test_sizes_are_measured_and_drawn(tmp_path: Path) -> None:

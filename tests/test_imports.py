@@ -91,6 +91,16 @@ CLOSED = {
     "bmnas.primitives": ["bmnas.config", "bmnas.tasks", "bmnas.stages", "bmnas.cli"],
     "bmnas.backbones": ["bmnas.config", "bmnas.stages", "bmnas.cli", "bmnas.supernet"],
     "bmnas.tasks": ["torch", "bmnas.stages", "bmnas.cli", "bmnas.backbones"],
+    "bmnas.mfas": [
+        "bmnas.config",
+        "bmnas.tasks",
+        "bmnas.stages",
+        "bmnas.strategies",
+        "bmnas.cli",
+        "bmnas.supernet",
+    ],
+    "bmnas.mfas.settings": ["torch", "numpy"],
+    "bmnas.mfas.space": ["torch", "numpy"],
     "bmnas.strategies": ["bmnas.tasks", "bmnas.stages", "bmnas.cli", "bmnas.backbones"],
     "bmnas.baselines": [
         "bmnas.config",

@@ -7,7 +7,7 @@ Sum, ConcatFC, MHA and AoA, and its pairs of features with late and random ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, cycle
 from random import Random
 
 from bmnas.baselines.features import last_features
@@ -44,6 +44,18 @@ def module_genotype(
 def searched_pairs(genotype: Genotype) -> list[tuple[str, str]]:
     """Return the inputs of the Cells of a genotype that was found."""
     return [cell.inputs for cell in genotype.cells]
+
+
+def searched_cells(genotype: Genotype, pairs: Pairs, *, pairs_name: str) -> Genotype:
+    """Return the Cells of a genotype that was found on other ``pairs``, as many as there are.
+
+    More pairs than Cells take the Cells again from the first one on.
+    """
+    cells = tuple(
+        Cell(pair, cell.steps) for pair, cell in zip(pairs, cycle(genotype.cells), strict=False)
+    )
+    provenance = {"strategy": "none", "fusion": f"searched, {pairs_name} pairs"}
+    return Genotype(genotype.features, genotype.channels, genotype.length, cells, provenance)
 
 
 def late_pairs(features: Sequence[str]) -> list[tuple[str, str]]:

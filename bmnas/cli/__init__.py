@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from bmnas.cli.bench import bench
 from bmnas.cli.compare import compare
 from bmnas.cli.data import data
 from bmnas.cli.export import export
@@ -52,7 +53,7 @@ app = typer.Typer(
     add_completion=False,
 )
 _commands = (
-    search, train, genotype, sweep, export, serve, show, compare, plan, tasks, presets
+    search, train, genotype, sweep, export, serve, show, compare, bench, plan, tasks, presets
 )  # fmt: skip
 for _command in _commands:
     app.command()(_command)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bmnas_export import Bundle
 
     from bmnas.architecture import Architecture
-    from bmnas.genotype import Genotype
+    from bmnas.found import Found
     from bmnas.tasks import Task
     from bmnas.trained import TaskInfo, TrainedNetwork
 
@@ -75,10 +75,30 @@ def export(
     out = folder / "bundle" if out is None else out
     if genotype is not None and genotype.is_file() and not weights.is_file():
         raise UserError(f"{weights}: no such file; make it with: {_train(genotype)}")
+    _require_export()
+    with _held(weights.parent):
+        trained, samples = _load(genotype, weights, task, data)
+        bundle = _export(trained, samples, weights.parent, out)
+    _print(bundle, as_json)
+
+
+def export_run(run: Path, task: Task) -> None:
+    """Write the bundle of the network that was trained in ``run``, into it."""
+    from bmnas.trained import load_network
+
+    _require_export()
+    with _held(run):
+        trained = load_network(run / "network.safetensors", task)
+        _export(trained, task, run, run / "bundle")
+
+
+def _require_export() -> None:
     from bmnas_serve.errors import ServeError
 
+    from bmnas.errors import UserError
+
     try:
-        import bmnas_export
+        import bmnas_export  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
             f"exporting needs the package {error.name}, which is not installed: run"
@@ -86,19 +106,23 @@ def export(
         ) from error
     except ServeError as error:
         raise UserError(str(error)) from error
+
+
+def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path) -> Bundle:
+    """Write the bundle, and note its latency in the run ``folder`` of the weights, if it is one."""
+    import bmnas_export
+
     from bmnas.progress import Bars
 
-    with _held(weights.parent):
-        trained, samples = _load(genotype, weights, task, data)
-        try:
-            bundle = bmnas_export.export_bundle(
-                trained, samples, out, scores=_scores(weights.parent), progress=Bars()
-            )
-        except bmnas_export.ExportError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(1) from error
-        _record(weights.parent, bundle)
-    _print(bundle, as_json)
+    try:
+        bundle = bmnas_export.export_bundle(
+            trained, task, out, scores=_scores(folder), progress=Bars()
+        )
+    except bmnas_export.ExportError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+    _record(folder, bundle)
+    return bundle
 
 
 def _what(genotype: Path | None, run: Path | None) -> tuple[Path | None, Path]:
@@ -145,11 +169,11 @@ def _record(folder: Path, bundle: Bundle) -> None:
 def _load(
     genotype: Path | None, weights: Path, task: str | None, data: Path | None
 ) -> tuple[TrainedNetwork, Task]:
-    from bmnas.genotype import Genotype
+    from bmnas.formats import load_found
     from bmnas.trained import load_network, read_description
 
     # Before the weights: where both are missing, the genotype was named.
-    asked = None if genotype is None else Genotype.load(genotype)
+    asked = None if genotype is None else load_found(genotype)
     found, info = read_description(weights)
     if genotype is not None and asked is not None:
         _check_genotype(found, asked, genotype, weights)
@@ -157,17 +181,17 @@ def _load(
     return load_network(weights, samples), samples
 
 
-def _check_genotype(found: Architecture, asked: Genotype, path: Path, weights: Path) -> None:
+def _check_genotype(found: Architecture, asked: Found, path: Path, weights: Path) -> None:
     """Raise UserError unless ``weights`` are those of the genotype ``asked`` in ``path``."""
+    from bmnas.architecture import NamedFusion
     from bmnas.errors import UserError
-    from bmnas.genotype import Genotype
 
     if found == asked:
         return
-    if isinstance(found, Genotype):
-        what = f"they differ in {_difference(found.to_dict(), asked.to_dict())}"
-    else:
+    if isinstance(found, NamedFusion):
         what = f"it is the fusion {found.name}"
+    else:
+        what = f"they differ in {_difference(found.to_dict(), asked.to_dict())}"
     raise UserError(
         f"{weights}: trained for another genotype than {path}: {what}; give the weights that"
         f" belong to it with --weights, or make them with: {_train(path)}"
@@ -202,13 +226,13 @@ def _train(genotype: Path) -> str:
 
 
 def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    for name in ("features", "channels", "length"):
-        if found[name] != asked[name]:
-            return f"{name}: {found[name]} and {asked[name]}"
-    if len(found["cells"]) != len(asked["cells"]):
-        return f"cells: {len(found['cells'])} and {len(asked['cells'])}"
-    pairs = zip(found["cells"], asked["cells"], strict=True)
-    return next(f"cells[{k}]" for k, (left, right) in enumerate(pairs) if left != right)
+    name = next(key for key in found if found[key] != asked.get(key))
+    if not isinstance(found[name], list) or not isinstance(asked.get(name), list):
+        return f"{name}: {found[name]} and {asked.get(name)}"
+    if len(found[name]) != len(asked[name]):
+        return f"{name}: {len(found[name])} and {len(asked[name])}"
+    pairs = zip(found[name], asked[name], strict=True)
+    return next(f"{name}[{k}]" for k, (left, right) in enumerate(pairs) if left != right)
 
 
 def _scores(folder: Path) -> dict[str, Any]:

@@ -46,7 +46,11 @@ def search(
         ),
     ] = None,
     strategy: Annotated[
-        str, typer.Option(help="bmnas (Algorithm 1) or random (candidates drawn evenly).")
+        str,
+        typer.Option(
+            help="bmnas (Algorithm 1), random (candidates drawn evenly) or mfas (a space of its "
+            "own; settings in section mfas of a preset)."
+        ),
     ] = "bmnas",
     cells: Annotated[int | None, typer.Option(help="N.", rich_help_panel=_SHAPE)] = None,
     steps: Annotated[int | None, typer.Option(help="M, in a Cell.", rich_help_panel=_SHAPE)] = None,
@@ -77,6 +81,10 @@ def search(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seeds: Annotated[
+        int,
+        typer.Option(help="Searches at once with seeds from --seed on; keeps the best genotype."),
+    ] = 1,
     backbones: Backbones = None,
     device: Device = "auto",
     compile_networks: Compile = None,
@@ -122,6 +130,7 @@ def search(
         config=config,
         strategy=strategy,
         seed=seed,
+        seeds=seeds,
         existing=existing,
         backbones=backbones,
         runtime=Runtime.choose(device, compile_networks),

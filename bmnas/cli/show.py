@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from bmnas.drawing.record import BundleRecord, RunRecord
-    from bmnas.genotype import Genotype
+    from bmnas.found import Found
 
 
 def show(
@@ -43,19 +43,19 @@ def show(
         _print(subject)
 
 
-def _load(path: Path) -> Genotype | RunRecord | BundleRecord:
+def _load(path: Path) -> Found | RunRecord | BundleRecord:
     from bmnas.drawing.record import load_bundle, load_run
     from bmnas.errors import UserError
-    from bmnas.genotype import Genotype
+    from bmnas.formats import load_found
 
     if not path.exists():
         raise UserError(f"{path}: does not exist; expected a genotype.json, a run or a bundle")
     if not path.is_dir():
-        return Genotype.load(path)
+        return load_found(path)
     return load_bundle(path) if (path / "manifest.json").is_file() else load_run(path)
 
 
-def _write(subject: Genotype | RunRecord | BundleRecord, path: Path, out: Path) -> None:
+def _write(subject: Found | RunRecord | BundleRecord, path: Path, out: Path) -> None:
     from bmnas.drawing.graph import draw_genotype
     from bmnas.drawing.output import write_output
     from bmnas.drawing.page import bundle_page, genotype_page, run_page
@@ -78,7 +78,7 @@ def _write(subject: Genotype | RunRecord | BundleRecord, path: Path, out: Path) 
         write_output(out, draw_genotype(subject))
 
 
-def _print(subject: Genotype | RunRecord | BundleRecord) -> None:
+def _print(subject: Found | RunRecord | BundleRecord) -> None:
     from bmnas.drawing.record import BundleRecord, RunRecord
     from bmnas.drawing.run import run_facts
     from bmnas.drawing.tables import bundle_tables, print_tables, run_tables
@@ -98,7 +98,7 @@ def _print(subject: Genotype | RunRecord | BundleRecord) -> None:
     print_tables(tables)
 
 
-def _facts(subject: Genotype | RunRecord | BundleRecord) -> dict[str, Any]:
+def _facts(subject: Found | RunRecord | BundleRecord) -> dict[str, Any]:
     from bmnas.drawing.record import BundleRecord, RunRecord, best_epoch
 
     if isinstance(subject, RunRecord):

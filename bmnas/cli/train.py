@@ -130,7 +130,7 @@ def train(
 def _genotype_file(genotype: Path | None, fusion: str | None) -> Path | None:
     """Return the genotype's file, once it is known to be one; None where there is a fusion."""
     from bmnas.errors import UserError
-    from bmnas.genotype import Genotype
+    from bmnas.formats import load_found
     from bmnas.runs import genotype_file
 
     if (genotype is None) == (fusion is None):
@@ -142,7 +142,7 @@ def _genotype_file(genotype: Path | None, fusion: str | None) -> Path | None:
     if not file.is_file():
         raise UserError(f"{file}: no such file; make it with: bmnas search")
     # Before the task: of a wrong file there is no task to ask for.
-    Genotype.load(file)
+    load_found(file)
     return file
 
 

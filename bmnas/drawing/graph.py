@@ -18,12 +18,14 @@ from bmnas.drawing.style import (
     tint,
     write_figure,
 )
+from bmnas.drawing.tree_layout import tree_layout
+from bmnas.found import Found, FoundTree
 from bmnas.genotype import Genotype
 
 _CORNER = 0.07  # radius in inches of a wire's turns
 
 
-def draw_genotype(genotype: Genotype) -> Any:
+def draw_genotype(genotype: Found) -> Any:
     """Return a matplotlib Figure of the architecture.
 
     Features stand below, by modality, those that nothing reads pale; then the Cells with
@@ -32,21 +34,29 @@ def draw_genotype(genotype: Genotype) -> Any:
     return figure_of(graph_part(genotype))
 
 
-def architecture_svg(genotype: Genotype) -> str:
+def architecture_svg(genotype: Found) -> str:
     """Return the drawing of the architecture as SVG text; the same genotype, the same bytes."""
     return figure_svg(draw_genotype(genotype))
 
 
-def write_architecture(genotype: Genotype, path: str | Path) -> None:
+def write_architecture(genotype: Found, path: str | Path) -> None:
     """Write the drawing of the architecture to an .svg or .png file, whole or not at all."""
     write_figure(draw_genotype(genotype), Path(path))
 
 
-def graph_part(genotype: Genotype) -> Part:
+def graph_part(genotype: Found) -> Part:
     """Return the drawing of the architecture as a part of a larger figure."""
     with drawing_style():
-        sheet = layout(genotype, text_width)
+        sheet = _sheet(genotype)
     return Part(sheet.width, sheet.height, lambda onto: _paint(onto, sheet))
+
+
+def _sheet(genotype: Found) -> Sheet:
+    if isinstance(genotype, Genotype):
+        return layout(genotype, text_width)
+    if isinstance(genotype, FoundTree):
+        return tree_layout(genotype, text_width)
+    raise TypeError(f"{type(genotype).__name__} says in no way how it is drawn")
 
 
 def text_width(text: str, size: float) -> float:
@@ -111,7 +121,8 @@ def _draw_box(axes: Any, box: Box) -> None:
         _text(axes, (x + 0.05, y + 0.07), box.label, 9, text)
         _text(axes, (x + 0.05, y - 0.11), box.note, 6.5, text)
     elif box.kind == "head":
-        _text(axes, (x, y + 0.09), box.label, 9, text, weight="bold")
+        above = 0.09 if box.note else 0.0
+        _text(axes, (x, y + above), box.label, 9, text, weight="bold")
         _text(axes, (x, y - 0.11), box.note, 7.5, text)
     elif box.kind == "bar":
         _text(axes, (x, y), box.label, 7.5, text, rotation=90, va="center")

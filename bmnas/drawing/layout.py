@@ -6,17 +6,15 @@ Cells and to the head in lanes right of them; between the rows lies one track fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from bmnas.drawing.cell_layout import CellSheet, cell_sheet
 from bmnas.drawing.geometry import Box, Label, Point, Sheet, Wire
+from bmnas.drawing.lettering import NAME_LIMIT, Measure, shortened, wrapped
 from bmnas.drawing.style import GREY, INK, modality_colours, modality_of
 from bmnas.errors import UserError
 from bmnas.genotype import Genotype
-
-#: Width in inches of a text at a size in points.
-Measure = Callable[[str, float], float]
 
 _MARGIN = 0.15
 _TRACK = 0.14  # between two wires side by side
@@ -24,7 +22,6 @@ _CLEAR = 0.2  # from a row to the nearest track
 _FEATURE_HEIGHT = 0.32
 _GROUP_NAME = 0.26
 _HEAD = (0.5, 0.42)  # height, and the room above it for the output
-_NAME_LIMIT = 28
 
 
 def layout(genotype: Genotype, measure: Measure) -> Sheet:
@@ -71,7 +68,7 @@ class _Plan:
         self.sheet = Sheet(width=width)
         self.cells_left = (width - body) / 2 + left_room
         self.cells_right = self.cells_left + cell_width
-        self.caption = _wrap(_caption(genotype), width - 2 * _MARGIN, 7, measure)
+        self.caption = wrapped(_caption(genotype), width - 2 * _MARGIN, 7, measure)
         self.features_bottom = _MARGIN + 0.15 * len(self.caption) + 0.08
         self.features_top = self.features_bottom + _GROUP_NAME + _FEATURE_HEIGHT + 0.16
         self._place_features(row)
@@ -100,7 +97,7 @@ class _Plan:
         return {name: n for n, name in enumerate(order)}
 
     def _feature_widths(self) -> dict[str, float]:
-        return {name: self.measure(_short(name), 8.5) + 0.24 for name in self.genotype.features}
+        return {name: self.measure(shortened(name), 8.5) + 0.24 for name in self.genotype.features}
 
     def _lane(self, name: str) -> float:
         return self.cells_left - 0.12 - _TRACK * self.left_lanes[name]
@@ -188,7 +185,7 @@ class _Plan:
                     self.feature_width[feature],
                     _FEATURE_HEIGHT,
                     colour,
-                    _short(feature),
+                    shortened(feature),
                     pale=feature not in live,
                 )
                 for feature in group
@@ -278,13 +275,9 @@ def _group_room(features: Sequence[str]) -> float:
     return 0.08 * (len(features) - groups) + 0.2 * groups + 0.14 * (groups - 1)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME_LIMIT else f"{name[:12]}…{name[13 - _NAME_LIMIT :]}"
-
-
 def _fit(text: str, width: float, size: float, measure: Measure) -> str:
     """Return ``text``, cut with an ellipsis where it is wider than ``width`` inches."""
-    for keep in range(min(len(text), _NAME_LIMIT), 0, -1):
+    for keep in range(min(len(text), NAME_LIMIT), 0, -1):
         shown = text if keep == len(text) else f"{text[:keep]}…"
         if measure(shown, size) <= width:
             return shown
@@ -299,14 +292,3 @@ def _caption(genotype: Genotype) -> list[str]:
     if len(genotype.live_features()) < len(genotype.features):
         facts.append("pale: features not used")
     return facts
-
-
-def _wrap(facts: Sequence[str], width: float, size: float, measure: Measure) -> list[str]:
-    lines: list[str] = []
-    for fact in facts:
-        joined = f"{lines[-1]}  ·  {fact}" if lines else fact
-        if lines and measure(joined, size) <= width:
-            lines[-1] = joined
-        else:
-            lines.append(fact)
-    return lines

@@ -22,7 +22,7 @@ from bmnas.drawing.tables import (
     run_tables,
 )
 from bmnas.drawing.text import genotype_text
-from bmnas.genotype import Genotype
+from bmnas.found import Found
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #2b3640; --paper: #ffffff; --rule: #d5dade;
@@ -50,10 +50,10 @@ pre { overflow-x: auto; font-size: 0.85rem; line-height: 1.35; }
 Section = tuple[str, str]
 
 
-def genotype_page(genotype: Genotype, title: str) -> str:
+def genotype_page(genotype: Found, title: str) -> str:
     """Return the page of a genotype: the drawing, and the same as text."""
     facts = [f"{key}: {value}" for key, value in genotype.provenance.items() if _is_scalar(value)]
-    return _page(title, facts, [_architecture(genotype)])
+    return page(title, facts, [_architecture(genotype)])
 
 
 def run_page(run: RunRecord) -> str:
@@ -66,13 +66,13 @@ def run_page(run: RunRecord) -> str:
         sections.append(("Measurements", html_tables(tables)))
     weights = weights_of_run(run)
     if weights:
-        sections.append(("Architecture weights", _figure(figure_of(*weights), "w")))
+        sections.append(("Architecture weights", figure_html(figure_of(*weights), "w")))
     curves = history_parts(run.history, run.training, run.metrics.text("metric") or "score")
     if curves:
-        sections.append(("Curves", _figure(figure_of(*curves), "c")))
+        sections.append(("Curves", figure_html(figure_of(*curves), "c")))
     if run.bundle is not None:
         sections.append(("Bundle", html_tables(bundle_tables(run.bundle))))
-    return _page(f"Run {run.path.name}", run_facts(run), sections)
+    return page(f"Run {run.path.name}", run_facts(run), sections)
 
 
 def bundle_page(bundle: BundleRecord) -> str:
@@ -80,7 +80,7 @@ def bundle_page(bundle: BundleRecord) -> str:
     sections: list[Section] = [("Contents", html_tables(bundle_tables(bundle)))]
     if bundle.genotype is not None:
         sections.insert(0, _architecture(bundle.genotype))
-    return _page(f"Bundle {bundle.path.name}", [], sections)
+    return page(f"Bundle {bundle.path.name}", [], sections)
 
 
 def comparison_page(rows: Sequence[ComparisonRow]) -> str:
@@ -88,16 +88,17 @@ def comparison_page(rows: Sequence[ComparisonRow]) -> str:
     tables: list[TextTable] = comparison_tables(rows)
     sections: list[Section] = [("Table", html_tables(tables))]
     if any(row.score for row in rows):
-        sections.append(("Score and cost", _figure(draw_comparison(rows), "p")))
-    return _page("Comparison of runs", ["mean ± standard deviation over seeds"], sections)
+        sections.append(("Score and cost", figure_html(draw_comparison(rows), "p")))
+    return page("Comparison of runs", ["mean ± standard deviation over seeds"], sections)
 
 
-def _architecture(genotype: Genotype) -> Section:
+def _architecture(genotype: Found) -> Section:
     text = f"<details><summary>As text</summary><pre>{escape(genotype_text(genotype))}</pre>"
-    return "Architecture", f"{_figure(draw_genotype(genotype), 'a')}{text}</details>\n"
+    return "Architecture", f"{figure_html(draw_genotype(genotype), 'a')}{text}</details>\n"
 
 
-def _page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
+def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
+    """Return a whole page: title, a line of facts, and the sections with their headings."""
     shown = escape(plain(title))
     line = escape(" · ".join(plain(fact, 120) for fact in facts))
     body = "".join(f"<h2>{escape(name)}</h2>\n{content}" for name, content in sections)
@@ -109,7 +110,7 @@ def _page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
     )
 
 
-def _figure(figure: Any, prefix: str) -> str:
+def figure_html(figure: Any, prefix: str) -> str:
     """Return a figure as inline SVG; ``prefix`` keeps its ids apart from those of others."""
     svg = figure_svg(figure)
     svg = svg[svg.index("<svg") :]

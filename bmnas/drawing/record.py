@@ -15,6 +15,8 @@ from typing import Any
 from bmnas.drawing.style import plain
 from bmnas.errors import UserError
 from bmnas.files import read_json
+from bmnas.formats import found_from_dict, load_found
+from bmnas.found import Found
 from bmnas.genotype import FORMAT, PRIMITIVES, Cell, Genotype
 
 Table = tuple[tuple[float, ...], ...]
@@ -88,7 +90,7 @@ class RunRecord:
     path: Path
     config: Document
     metrics: Document
-    genotype: Genotype | None
+    genotype: Found | None
     history: tuple[Epoch, ...]
     training: tuple[Epoch, ...]
     bundle: BundleRecord | None
@@ -100,7 +102,7 @@ class BundleRecord:
 
     path: Path
     manifest: Document
-    genotype: Genotype | None
+    genotype: Found | None
 
 
 def best_epoch(history: Sequence[Epoch]) -> Epoch | None:
@@ -123,8 +125,9 @@ def load_run(path: str | Path) -> RunRecord:
     if not any((folder / name).is_file() for name in names):
         raise UserError(f"{folder}: expected a run folder with one of {', '.join(names)}")
     genotype_file = folder / "genotype.json"
-    genotype = Genotype.load(genotype_file) if genotype_file.is_file() else None
-    features = genotype.features if genotype else ()
+    genotype = load_found(genotype_file) if genotype_file.is_file() else None
+    # The history of another space than BM-NAS's has no weights and no Cells to check.
+    features = genotype.features if isinstance(genotype, Genotype) else ()
     has_bundle = (folder / "bundle" / "manifest.json").is_file()
     return RunRecord(
         folder,
@@ -145,7 +148,7 @@ def load_bundle(path: str | Path) -> BundleRecord:
         raise UserError(f"{folder}: expected a bundle folder with manifest.json")
     manifest = _document(file)
     data = manifest.data.get("genotype")
-    genotype = None if data is None else Genotype.from_dict(data, f"{file}: genotype")
+    genotype = None if data is None else found_from_dict(data, f"{file}: genotype")
     return BundleRecord(folder, manifest, genotype)
 
 

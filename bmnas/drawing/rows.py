@@ -14,7 +14,10 @@ from bmnas.drawing.style import measure, plain
 from bmnas.errors import UserError
 
 #: What two runs must share, the seed aside, to be one row.
-_SETTINGS = ("strategy", "fusion", "preset", "search", "train", "unimodal", "hardware", "versions")
+_SETTINGS = (
+    *("strategy", "fusion", "preset", "search", "train", "unimodal", "seeds"),
+    *("hardware", "versions"),
+)
 
 _DASH = "–"
 
@@ -72,7 +75,7 @@ def comparison_rows(runs: Sequence[RunRecord]) -> list[ComparisonRow]:
     for run in runs:
         if not run.config.data:
             raise UserError(f"{run.path}: expected config.json, which is missing")
-        settings = {key: _without_seed(run.config.data.get(key)) for key in _SETTINGS}
+        settings = _settings(run, _SETTINGS)
         by_settings = groups.setdefault(_key(run.config.section("task")), {})
         by_settings.setdefault(_key(settings), []).append(run)
     tasks = _task_names([next(iter(group.values()))[0] for group in groups.values()])
@@ -127,7 +130,7 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
     metric = metrics.pop()
 
     def spread(*keys: str) -> Spread | None:
-        return _spread([run.metrics.number(*keys) for run in members])
+        return spread_of([run.metrics.number(*keys) for run in members])
 
     return ComparisonRow(
         task=task,
@@ -135,7 +138,7 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
         seeds=tuple(seeds),
         metric=metric and plain(metric),
         score=spread("test", "score"),
-        best_unimodal=_spread([_best_unimodal(run.metrics) for run in members]),
+        best_unimodal=spread_of([_best_unimodal(run.metrics) for run in members]),
         fusion_parameters=spread("parameters", "fusion"),
         classifier_parameters=spread("parameters", "classifier"),
         torch_ms=spread("latency", "torch", "batch_1", "median_ms"),
@@ -145,7 +148,7 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
     )
 
 
-def _spread(values: Sequence[float | None]) -> Spread | None:
+def spread_of(values: Sequence[float | None]) -> Spread | None:
     """Return mean and deviation; None when any run lacks the value, as seeds are listed."""
     known = [value for value in values if value is not None]
     if len(known) < len(values):
@@ -197,16 +200,21 @@ def _same(runs: Sequence[RunRecord], names: Sequence[str], name: str) -> list[Ru
 
 def _differences(run: RunRecord, others: Sequence[RunRecord], keys: Sequence[str]) -> str:
     """Return the settings of ``run`` that not all ``others`` share, or else its folder."""
-    flat = [
-        dict(_leaves({key: _without_seed(other.config.data.get(key)) for key in keys}))
-        for other in (run, *others)
-    ]
+    flat = [dict(_leaves(_settings(other, keys))) for other in (run, *others)]
     own = flat[0]
     differing = [key for key, value in own.items() if any(f.get(key) != value for f in flat)]
     shown = [f"{key.split('.', 1)[-1]} {own[key]}" for key in differing[:3]]
     label = plain(", ".join(shown), 80)
     # Too much to name, or only something that this run lacks: the folder tells them apart.
     return label if shown and len(differing) <= 3 and "…" not in label else plain(str(run.path))
+
+
+def _settings(run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
+    # A run of one seed does not speak of their number.
+    data = {"seeds": 1, **run.config.data}
+    # A strategy may have settings of its own, in a section of its name.
+    own = [name for name in [data.get("strategy")] if isinstance(name, str) and name in data]
+    return {key: _without_seed(data.get(key)) for key in (*keys, *own)}
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from bmnas.drawing.record import RunRecord, load_run
 from bmnas.drawing.style import Part, figure_of, plain, write_figure
 from bmnas.drawing.weights import weights_parts
 from bmnas.errors import UserError
+from bmnas.genotype import Genotype
 
 
 def draw_run(run: RunRecord) -> Any:
@@ -37,7 +38,7 @@ def weights_of_run(run: RunRecord) -> list[Part]:
     weighted = [epoch.weights for epoch in run.history if epoch.weights is not None]
     if not weighted:
         return []
-    if run.genotype is not None:
+    if isinstance(run.genotype, Genotype):
         return weights_parts(run.history, run.genotype.features, run.genotype.cells)
     # No genotype yet, so no names: the features are numbered.
     names = [f"feature.{f + 1}" for f in range(len(weighted[0].alpha[0]))]

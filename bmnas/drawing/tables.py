@@ -23,6 +23,7 @@ STAGES = {
     "search_architecture": "search: architecture",
     "validation": "search: validation",
     "candidates": "search: candidates",
+    "surrogate": "search: surrogate",
     "rerank": "search: rerank",
     "other": "search: other",
     "search": "search",
@@ -222,6 +223,9 @@ def _scores(metrics: Document) -> TextTable:
     )
     metric = plain(metrics.text("metric") or "score").replace("_", " ")
     columns = ("network", "validation (search)", "test")
+    mean = metrics.number("test", "unimodal_mean")
+    if mean is not None:
+        rows.append(("mean of their logits", DASH, _number(mean, ".4f")))
     return TextTable(f"Scores, {metric}", columns, (*rows, fused))
 
 
@@ -264,8 +268,21 @@ def _search(metrics: Document) -> TextTable:
         ("candidate networks", _number(metrics.number("search", "candidates"), ",.0f")),
         ("samples seen", _number(metrics.number("search", "samples_seen"), ",.0f")),
         ("GPU-hours", _number(metrics.number("seconds", "gpu_hours") or None, ".3g")),
+        *_over_seeds(metrics),
     )
     return TextTable("Search", ("property", "value"), rows)
+
+
+def _over_seeds(metrics: Document) -> list[tuple[str, str]]:
+    """Return what several seeds at once came to; nothing for a search of one."""
+    count = len(metrics.section("search", "seeds", "validation"))
+    if not count:
+        return []
+    mean, deviation, best = (
+        metrics.number("search", "seeds", key) for key in ("mean", "deviation", "best")
+    )
+    spread = f"{_number(mean, '.4f')} ± {_number(deviation, '.4f')}"
+    return [(f"supernets, {count} seeds", spread), ("seed of the genotype", _number(best, ".0f"))]
 
 
 def _seconds(metrics: Document) -> TextTable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 
 from bmnas.drawing.style import OPERATION_NAMES, modality_of
+from bmnas.found import Found, FoundTree, Node
 from bmnas.genotype import Cell, Genotype
 
 #: How an operation computes f(x, y) from its first and second operand.
@@ -17,28 +18,41 @@ _FORMULAS = {
 }
 
 
-def genotype_text(genotype: Genotype) -> str:
+def genotype_text(genotype: Found) -> str:
     """Return the architecture as aligned lines of text, without colour codes.
 
-    The features come first, by modality, those that no Cell reads in parentheses; then each
-    Cell with its inputs, steps and output; then the head.
+    The features come first, by modality, those that nothing reads in parentheses; then each
+    Cell with its inputs, steps and output; then the head. Of another space, the tree of nodes.
     """
-    lines = [
-        f"{_count(len(genotype.cells), 'Cell')}, "
-        f"C = {genotype.channels} channels, L = {genotype.length} positions",
-        "",
-        *_features(genotype),
-    ]
+    lines = [genotype.summary(), "", *_features(genotype), ""]
+    if isinstance(genotype, Genotype):
+        lines += _cells(genotype)
+    elif isinstance(genotype, FoundTree):
+        lines += _tree(Node("classifier", "linear → logits", (genotype.tree(),)))
+    return "\n".join([*lines, ""])
+
+
+def _tree(node: Node) -> list[str]:
+    """Return a line a node, those that it reads below it."""
+    lines = [f"{node.label}  {node.note}".rstrip()]
+    for n, child in enumerate(node.children):
+        last = n + 1 == len(node.children)
+        first, *rest = _tree(child)
+        lines.append(f"{_branch(n, len(node.children))} {first}")
+        lines += [f"{' ' if last else '│'}  {line}" for line in rest]
+    return lines
+
+
+def _cells(genotype: Genotype) -> list[str]:
+    lines = []
     for k, cell in enumerate(genotype.cells):
-        lines += ["", *_cell(cell, k + 1)]
+        lines += [*_cell(cell, k + 1), ""]
     outputs = ", ".join(f"cell{k + 1}" for k in range(len(genotype.cells)))
     joined = f"concat({outputs})" if len(genotype.cells) > 1 else outputs
-    return "\n".join(
-        [*lines, "", "Head", f"└─ {joined} → LayerNorm → ReLU → flatten → linear → logits", ""]
-    )
+    return [*lines, "Head", f"└─ {joined} → LayerNorm → ReLU → flatten → linear → logits"]
 
 
-def _features(genotype: Genotype) -> list[str]:
+def _features(genotype: Found) -> list[str]:
     live = genotype.live_features()
     groups = [(name, list(names)) for name, names in groupby(genotype.features, modality_of)]
     width = max(len(name) for name, _ in groups)
@@ -82,7 +96,3 @@ def _output(cell: Cell) -> str:
 
 def _branch(n: int, count: int) -> str:
     return "└─" if n + 1 == count else "├─"
-
-
-def _count(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

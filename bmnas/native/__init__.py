@@ -5,6 +5,7 @@ against each other.
 """
 
 from bmnas.native.build import describe, kernels
+from bmnas.native.members_network import members_logits
 from bmnas.native.network import supernet_logits
 
-__all__ = ["describe", "kernels", "supernet_logits"]
+__all__ = ["describe", "kernels", "members_logits", "supernet_logits"]

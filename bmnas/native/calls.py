@@ -1,12 +1,15 @@
 """The kernels' functions and structs, as in ``source/``: the doors between tensors and C.
 
-Every tensor is float32 and contiguous. Forward and backward draw the same masks, from a seed.
+A kernel works for several members, supernets of one shape whose tensors lie one after another; of
+a single supernet there is one. Every tensor is float32 and contiguous. Forward and backward draw
+the same masks, from a seed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_uint32, c_uint64
 from typing import Any, NamedTuple
 
@@ -49,10 +52,10 @@ class NormStruct(Structure):
 
 
 class StepStruct(Structure):
-    """A relaxed step."""
+    """A relaxed step, of several members alike."""
 
     _fields_ = (
-        *((name, c_int64) for name in ("batch", "length", "channels")),
+        *((name, c_int64) for name in ("members", "batch", "length", "channels")),
         ("gamma", _pointer),
         ("norm", NormStruct),
         *((name, _pointer) for name in ("weight", "bias")),
@@ -64,15 +67,34 @@ class StepStruct(Structure):
     )
 
 
-_NORM, _STEP = POINTER(NormStruct), POINTER(StepStruct)
+class ReshapeStruct(Structure):
+    """What the kernels of reshaping have in common, forward and backward."""
+
+    _fields_ = (
+        *(
+            (name, c_int64)
+            for name in ("features", "members", "rows", "channels", "stride", "cells")
+        ),
+        ("mix", _pointer),
+        ("norm", NormStruct),
+        ("threshold", c_uint32),
+        ("factor", c_float),
+        ("seed", c_uint64),
+        ("threads", c_int),
+    )
+
+
+_NORM, _STEP, _RESHAPE = POINTER(NormStruct), POINTER(StepStruct), POINTER(ReshapeStruct)
+_POINTERS = POINTER(_pointer)
 _DROP = [c_uint32, c_float, c_uint64]  # threshold, factor, seed
 _ARGUMENTS: dict[str, list[Any]] = {
-    "reshape_forward": [*[c_int64] * 4, *[_pointer] * 2, _NORM, *_DROP, *[_pointer] * 2, c_int],
-    "reshape_backward": [*[c_int64] * 4, *[_pointer] * 4, _NORM, c_float, *[_pointer] * 4, c_int],
+    "reshape_statistics": [_RESHAPE, *[c_int64] * 2, _pointer],
+    "reshape_forward": [_RESHAPE, *[_pointer] * 3],
+    "reshape_backward": [_RESHAPE, *[c_int64] * 2, *[_pointer] * 7],
     "mixture_forward": [_STEP, *[_pointer] * 7],
     "mixture_backward": [_STEP, c_int64, *[_pointer] * 11],
     "output_forward": [
-        *[c_int64] * 3,
+        *[c_int64] * 4,
         *[_pointer] * 2,
         _NORM,
         *[_pointer] * 2,
@@ -82,7 +104,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
         c_int,
     ],
     "output_backward": [
-        *[c_int64] * 4,
+        *[c_int64] * 5,
         *[_pointer] * 3,
         _NORM,
         *[_pointer] * 3,
@@ -90,6 +112,8 @@ _ARGUMENTS: dict[str, list[Any]] = {
         *[_pointer] * 3,
         c_int,
     ],
+    "edges_forward": [*[c_int64] * 3, _POINTERS, *[_pointer] * 2, c_int],
+    "edges_backward": [*[c_int64] * 3, _POINTERS, *[_pointer] * 2, _POINTERS, _pointer, c_int],
 }
 
 
@@ -108,6 +132,11 @@ def library() -> ctypes.CDLL:
 def address(x: Tensor) -> int:
     """Return where the data of a contiguous float32 (or float64 scratch) tensor lies."""
     return x.data_ptr()
+
+
+def addresses(nodes: Sequence[Tensor]) -> Any:
+    """Return an array of the addresses of ``nodes``."""
+    return (_pointer * len(nodes))(*map(address, nodes))
 
 
 class Drop(NamedTuple):

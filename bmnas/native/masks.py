@@ -5,6 +5,8 @@ Legend: B batch, L length, C channels, R = B*L rows, all of this rank's share.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -12,9 +14,11 @@ from bmnas.native.build import kernels
 from bmnas.native.calls import Drop
 from bmnas.parallel.share import Share, current
 
-_32_BITS = 0xFFFFFFFF
+_32_BITS, _64_BITS = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 _GOLDEN_64 = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed number
 _GOLDEN_32 = 0x9E3779B9
+
+_member = 0  # which of several supernets draws, see in_turn
 
 
 def kernels_share(x: Tensor) -> Share | None:
@@ -25,6 +29,26 @@ def kernels_share(x: Tensor) -> Share | None:
     return share
 
 
+def in_turn(x: Tensor, members: int) -> Iterator[int]:
+    """Yield 0 to ``members`` - 1, the numbers of supernets that are run on ``x`` one at a time.
+
+    Where ``kernels_share`` speaks of a share, each gets the masks that the kernels would draw for
+    it. They draw a seed once for all members, so each begins with the same state of the generator.
+    """
+    if kernels_share(x) is None:
+        yield from range(members)
+        return
+    global _member
+    state = torch.get_rng_state()
+    try:
+        for number in range(members):
+            torch.set_rng_state(state)
+            _member = number
+            yield number
+    finally:
+        _member = 0
+
+
 def rows_mask(share: Share, x: Tensor, p: float, groups: int = 1) -> tuple[Tensor, float]:
     """Return ones and zeros for ``x`` (R, groups*C), and the factor for what is kept.
 
@@ -33,14 +57,14 @@ def rows_mask(share: Share, x: Tensor, p: float, groups: int = 1) -> tuple[Tenso
     drop = Drop.of(p)
     rows, total = _rows(share, len(x))
     numbers = rows.unsqueeze(1) + total * torch.arange(groups)
-    mask = kept(drop.seed, numbers, x.shape[1] // groups, 0, drop.threshold)
+    mask = kept(member_seed(drop.seed, _member), numbers, x.shape[1] // groups, 0, drop.threshold)
     return mask.flatten(1), drop.factor
 
 
 def step_masks(share: Share, t: Tensor, p: float, attention_p: float) -> list[tuple[Tensor, float]]:
     """Return masks (B, L, C) and factors of linear_glu, concat_fc and attention for ``t``."""
     drop, attention_drop = Drop.of(p), Drop.of(attention_p)
-    seed = drop.seed ^ attention_drop.seed
+    seed = member_seed(drop.seed ^ attention_drop.seed, _member)
     rows, _ = _rows(share, t.shape[0] * t.shape[1])
     return [
         (kept(seed, rows, t.shape[-1], byte, chosen.threshold).view(t.shape), chosen.factor)
@@ -55,6 +79,18 @@ def kept(seed: int, rows: Tensor, channels: int, byte: int, threshold: int) -> T
     column = torch.arange(channels) * _GOLDEN_32
     bits = _scramble(of_row.unsqueeze(-1) + column & _32_BITS)
     return (bits >> 8 * byte & 255).ge(threshold).float()
+
+
+def member_seed(seed: int, member: int) -> int:
+    """Return the seed of a member's masks as a signed 64-bit number; the first keeps its own."""
+    if member == 0:
+        return seed
+    # SplitMix64's finaliser.
+    x = seed + member * 0x9E3779B97F4A7C15 & _64_BITS
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & _64_BITS
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & _64_BITS
+    x ^= x >> 31
+    return x - (x >> 63 << 64)
 
 
 def _scramble(x: Tensor) -> Tensor:

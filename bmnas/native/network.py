@@ -9,7 +9,7 @@ time as computing it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -28,8 +28,32 @@ def supernet_logits(
 
     ``alpha`` (N, F+N-1), ``beta`` (N, M, M+1) and ``gamma`` (N, M, 5) are probabilities.
     """
-    weights = supernet.weight_parameters()
-    result = _Logits.apply(supernet, features, weights, alpha, beta, gamma, *weights)  # type: ignore[no-untyped-call]
+    way = _Way(supernet, alpha, beta, gamma)
+    return logits_by(way, features, supernet.weight_parameters(), alpha, beta, gamma)
+
+
+class Way(Protocol):
+    """One batch's way through, forward and then backward."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Return the logits."""
+        ...
+
+    def backward(self, g: Tensor, gradients: Gradients | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of alpha, beta and gamma; put those of parameters where wanted."""
+        ...
+
+
+def logits_by(
+    way: Way,
+    features: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    alpha: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+) -> Tensor:
+    """Return what ``way`` makes of ``features``, as one function of weights and probabilities."""
+    result = _Logits.apply(way, features, weights, alpha, beta, gamma, *weights)  # type: ignore[no-untyped-call]
     return cast(Tensor, result)
 
 
@@ -37,7 +61,7 @@ class _Logits(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        supernet: Supernet,
+        way: Way,
         features: Sequence[Tensor],
         weights: Sequence[Tensor],
         alpha: Tensor,
@@ -45,9 +69,8 @@ class _Logits(torch.autograd.Function):
         gamma: Tensor,
         *_: Tensor,
     ) -> Tensor:
-        ctx.way, ctx.weights = _Way(supernet, alpha, beta, gamma), weights
-        logits: Tensor = ctx.way.forward(features)
-        return logits
+        ctx.way, ctx.weights = way, weights
+        return way.forward(features)
 
     @staticmethod
     @once_differentiable

@@ -24,6 +24,7 @@ from bmnas.native.calls import (
     CHUNKS,
     Drop,
     NormStruct,
+    ReshapeStruct,
     StepStruct,
     address,
     library,
@@ -64,26 +65,27 @@ class Reshape:
             torch.addmm(*layer, out=out)
         self.mean, self.rstd = edges.new_empty(count * channels), edges.new_empty(count * channels)
         self.y, mixed = torch.empty_like(x), edges.new_empty((len(edges), rows, channels))
-        library().reshape_forward(
-            *(count, rows, channels, len(edges), address(x), address(self.edges)),
-            *(byref(NormStruct.of(self.norm, self.mean, self.rstd)), *self.drop),
-            *(address(self.y), address(mixed), torch.get_num_threads()),
+        self.struct = ReshapeStruct(
+            *(count, 1, rows, channels, channels, len(edges), address(self.edges)),
+            *(NormStruct.of(self.norm, self.mean, self.rstd), *self.drop, torch.get_num_threads()),
         )
+        library().reshape_statistics(byref(self.struct), 0, count, address(x))
+        library().reshape_forward(byref(self.struct), address(x), address(self.y), address(mixed))
         return mixed
 
     def backward(self, g: Tensor, gradients: Gradients | None) -> Tensor:
         """Return the gradient (N, F) of the edges for ``g`` (N, R, C)."""
-        count, rows, channels = self.x.shape
-        dx = torch.empty_like(self.x)
-        d_norm = g.new_empty((2, count * channels))
+        count, _, channels = self.x.shape
         d_edges = g.new_empty((count, -(-channels // BLOCK), len(g)), dtype=torch.float64)
-        library().reshape_backward(
-            *(count, rows, channels, len(g), address(g), address(self.x), address(self.y)),
-            *(address(self.edges), byref(NormStruct.of(self.norm, self.mean, self.rstd))),
-            *(self.drop.factor, address(dx), *(address(d) for d in d_norm), address(d_edges)),
-            torch.get_num_threads(),
-        )
-        if gradients is not None:
+        inputs = address(g), address(self.x), address(self.y)
+        if gradients is None:
+            library().reshape_backward(
+                byref(self.struct), 0, count, *inputs, None, None, None, address(d_edges)
+            )
+        else:
+            dx, d_norm = torch.empty_like(self.x), g.new_empty((2, count * channels))
+            outputs = address(dx), *(address(d) for d in d_norm), address(d_edges)
+            library().reshape_backward(byref(self.struct), 0, count, *inputs, *outputs)
             gradients[id(self.norm.weight)], gradients[id(self.norm.bias)] = d_norm.unbind()
             for weight, feature, d in zip(self.weights, self.features, dx, strict=True):
                 gradients[id(weight)] = feature.t() @ d
@@ -112,7 +114,7 @@ class Step:
         scratch, out = t.new_empty((threads, length * channels)), torch.empty_like(t)
         self.t, self.gamma = t, gamma.contiguous()
         self.struct = StepStruct(
-            *(batch, length, channels, address(self.gamma)),
+            *(1, batch, length, channels, address(self.gamma)),
             *(NormStruct.of(norm, self.mean, self.rstd), address(layer.weight)),
             *(address(layer.bias), layer.eps, drop.threshold, attention_drop.threshold),
             *(drop.factor, attention_drop.factor, drop.seed ^ attention_drop.seed, threads),
@@ -164,7 +166,7 @@ class Output:
         self.layer_mean, self.layer_rstd = s.new_empty(batch), s.new_empty(batch)
         self.residual, z = torch.empty_like(s), torch.empty_like(s)
         library().output_forward(
-            *(batch, length, channels, address(s), address(self.joined)),
+            *(1, batch, length, channels, address(s), address(self.joined)),
             *(byref(NormStruct.of(self.merge.norm, self.mean, self.rstd)), address(layer.weight)),
             *(address(layer.bias), layer.eps, *self.drop, address(self.layer_mean)),
             *(address(self.layer_rstd), address(self.residual), address(z)),
@@ -180,7 +182,7 @@ class Output:
         ds, dj = torch.empty_like(g), torch.empty_like(self.joined)
         partial = g.new_empty((chunks, 2 * size + 2 * channels))
         library().output_backward(
-            *(batch, length, channels, chunks, address(g), address(self.joined)),
+            *(1, batch, length, channels, chunks, address(g), address(self.joined)),
             *(address(self.residual), byref(NormStruct.of(self.merge.norm, self.mean, self.rstd))),
             *(address(layer.weight), address(self.layer_mean), address(self.layer_rstd)),
             *(*self.drop, address(ds), address(dj), address(partial), torch.get_num_threads()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from bmnas.errors import UserError
 #: What torchrun tells a process; WORLD_SIZE alone is also set by schedulers.
 _TOLD = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FAILED = "failed"
+_ASKED = "asked"
+_PATIENCE = 5.0  # seconds
 
 
 @contextlib.contextmanager
@@ -32,7 +35,9 @@ def together() -> Iterator[None]:
         yield
     except BaseException as error:
         status = _first_failure(store, error)
+        # Parted from, the others notice, and ask the store in their turn.
         abandon()
+        _let_others_ask(store)
         if status is not None:
             raise SystemExit(status) from None
         if _is_lost(error):
@@ -50,10 +55,23 @@ def _first_failure(store: Any, error: BaseException) -> int | None:
     try:
         told = store.compare_set(_FAILED, "", mine).decode()
     except RuntimeError:
-        # Where no agent keeps the store, the first process does: it failed, and told.
-        return 1
+        # Where no agent keeps the store, the first process does: it failed, and told. Why, nobody
+        # can say any more; a mistake of the user's is mostly everybody's.
+        return 1 if _is_lost(error) else _status(error)
     failed, status = told.split()
     return None if failed == rank else int(status)
+
+
+def _let_others_ask(store: Any) -> None:
+    """Keep the store for a moment: where no agent does, it ends with the first process."""
+    with contextlib.suppress(RuntimeError):
+        asked = store.add(_ASKED, 1)
+        end = time.monotonic() + _PATIENCE
+        while os.environ["RANK"] == "0" and asked < int(os.environ["WORLD_SIZE"]):
+            if time.monotonic() > end:
+                break  # one was killed, and asks nothing
+            time.sleep(0.01)
+            asked = store.add(_ASKED, 0)
 
 
 def _status(error: BaseException) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bmnas.checkpoint import Checkpoint
 from bmnas.config import SearchConfig
+from bmnas.found import Found
 from bmnas.metrics import Objective
 from bmnas.planning.made_up import MadeUpFeatures
 from bmnas.planning.settle import settle
@@ -74,9 +75,9 @@ class SearchTrial:
             compile=max(outcome.stages[COMPILE].seconds for outcome in outcomes),
         )
 
-    def _outcomes(self, strategy: str, config: SearchConfig, budget: float) -> list[Outcome]:
+    def _outcomes(self, strategy: str, config: SearchConfig, budget: float) -> list[Outcome[Found]]:
         """Return what searches over more and more batches came to, the last one being measured."""
-        outcomes: list[Outcome] = []
+        outcomes: list[Outcome[Found]] = []
 
         def run(batches: int) -> float:
             problem = self._problem(strategy, config, batches, len(outcomes))

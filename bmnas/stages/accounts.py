@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from bmnas.features import FeatureCache
+from bmnas.found import Found
 from bmnas.parallel.ranks import size
 from bmnas.spent import COMPILE
 from bmnas.stages.unimodal import Unimodal
@@ -18,7 +20,7 @@ def search_metrics(
     strategy: str,
     networks: Mapping[str, Unimodal],
     cache: FeatureCache,
-    outcome: Outcome,
+    outcome: Outcome[Found],
     device: torch.device,
 ) -> dict[str, Any]:
     """Return the sections ``unimodal``, ``search``, ``seconds`` and ``samples_per_second``.
@@ -36,7 +38,7 @@ def search_metrics(
     }
 
 
-def _facts(strategy: str, outcome: Outcome) -> dict[str, Any]:
+def _facts(strategy: str, outcome: Outcome[Found]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "strategy": strategy,
         "best_epoch": outcome.best_epoch,
@@ -46,11 +48,28 @@ def _facts(strategy: str, outcome: Outcome) -> dict[str, Any]:
     }
     if outcome.threshold is not None:
         facts["threshold"] = outcome.threshold
+    if outcome.members:
+        facts["seeds"] = _over_seeds(outcome)
     return facts
 
 
+def _over_seeds(outcome: Outcome[Found]) -> dict[str, Any]:
+    """Return what the members of a search of several seeds reached, before any short training."""
+    scores = [member.validation for member in outcome.members]
+    return {
+        "best": outcome.seed,
+        "mean": statistics.fmean(scores),
+        "deviation": statistics.stdev(scores),
+        "validation": {str(member.seed): member.validation for member in outcome.members},
+        "best_epoch": {str(member.seed): member.best_epoch for member in outcome.members},
+    }
+
+
 def _seconds(
-    networks: Mapping[str, Unimodal], cache: FeatureCache, outcome: Outcome, device: torch.device
+    networks: Mapping[str, Unimodal],
+    cache: FeatureCache,
+    outcome: Outcome[Found],
+    device: torch.device,
 ) -> dict[str, float]:
     """Return seconds by stage; those from ``compile`` to ``other`` make up ``search``."""
     trained = sum(found.seconds for found in networks.values())
@@ -67,7 +86,7 @@ def _seconds(
     }
 
 
-def _speeds(cache: FeatureCache, outcome: Outcome) -> dict[str, float]:
+def _speeds(cache: FeatureCache, outcome: Outcome[Found]) -> dict[str, float]:
     counts = {name: (cost.samples, cost.seconds) for name, cost in outcome.stages.items()}
     counts["extraction"] = (len(cache.task.samples(*cache.parts)), cache.seconds)
     return {

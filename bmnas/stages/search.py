@@ -21,7 +21,8 @@ from bmnas.drawing import write_architecture, write_history
 from bmnas.errors import UserError
 from bmnas.features import FeatureCache, open_features
 from bmnas.files import write_json
-from bmnas.genotype import Genotype
+from bmnas.formats import load_found
+from bmnas.found import Found
 from bmnas.metrics import Objective
 from bmnas.parallel.ranks import agreed, first, size, writer
 from bmnas.parallel.writing import held, shown_by_writer
@@ -31,11 +32,11 @@ from bmnas.runs import Existing, Run, require_same
 from bmnas.runtime import Runtime, check_seed
 from bmnas.stages.accounts import search_metrics
 from bmnas.stages.unimodal import remove_stale, unimodal_networks
-from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
+from bmnas.strategies import STRATEGIES, SearchProblem
 from bmnas.tasks import check_task
 from bmnas.tasks.task import Task
 
-_FIXED = ("task", "strategy", "seed", "search", "unimodal", "backbones")
+_FIXED = ("task", "strategy", "seed", "seeds", "search", "unimodal", "backbones")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class SearchResult:
     """
 
     run: Path
-    genotype: Genotype
+    genotype: Found
     metrics: Mapping[str, Any]
     profile: Profile | None = None
 
@@ -66,6 +67,7 @@ def search(
     config: Config | None = None,
     strategy: str = "bmnas",
     seed: int = 0,
+    seeds: int = 1,
     existing: Existing = "refuse",
     backbones: str | Path | None = None,
     runtime: Runtime | None = None,
@@ -77,7 +79,9 @@ def search(
     ``config`` is by default the preset that the task names. ``existing`` says what to do with a
     folder that holds a run: refuse, resume it, or overwrite it. ``backbones`` is the folder of
     trained backbones and feature cache, by default inside ``run``; several runs may share one.
-    Overwriting keeps the backbones that suit ``task``, ``config`` and ``seed``. ``profile`` writes
+    Overwriting keeps the backbones that suit ``task``, ``config`` and ``seed``. ``seeds`` searches,
+    with ``seed`` and those after it, run at once in strategy ``bmnas``, on the same backbones; the
+    best genotype is the run's, ``genotypes/<seed>.json`` are all of them. ``profile`` writes
     a trace of some steps of strategy ``bmnas`` beside the results, which stay the same. Reads no
     test data. Raises UserError when task, settings or folder cannot be used.
     """
@@ -88,6 +92,7 @@ def search(
             f"--profile records the steps of strategy bmnas, received {strategy}: leave one out"
         )
     check_seed(seed)
+    _check_seeds(seeds, strategy)
     check_task(task)
     config = load_preset(task.preset) if config is None else config
     runtime = Runtime.choose() if runtime is None else runtime
@@ -101,6 +106,7 @@ def search(
             "task": {"name": task.name, "source": task.source},
             "strategy": strategy,
             "seed": seed,
+            **({"seeds": seeds} if seeds > 1 else {}),
             "preset": config.preset,
             **config.to_dict(),
             "backbones": backbones_record(folder, kept, seed),
@@ -116,7 +122,7 @@ def search(
 
         first(prepare)
         if not agreed(folder.genotype.is_file()):
-            _search(folder, kept, task, config, strategy, seed, runtime, recorder, progress)
+            _search(folder, kept, task, config, strategy, seed, seeds, runtime, recorder, progress)
     if recorder is None:
         return read_search(folder.path)
     if recorder.profile is None:
@@ -130,13 +136,24 @@ def read_search(run: str | Path) -> SearchResult:
     metrics = folder.read_metrics()
     if "search" not in metrics:
         raise UserError(f"{folder.path}: holds no finished search; go on with --resume")
-    return SearchResult(folder.path, Genotype.load(folder.genotype), metrics)
+    return SearchResult(folder.path, load_found(folder.genotype), metrics)
 
 
 def backbones_record(folder: Run, kept: Path, seed: int) -> dict[str, Any]:
     """Return what config.json says of the backbones: their folder, if elsewhere, and seed."""
     elsewhere = kept.resolve() != folder.backbones.resolve()
     return {"folder": str(kept.resolve()) if elsewhere else None, "seed": seed}
+
+
+def _check_seeds(seeds: int, strategy: str) -> None:
+    """Raise UserError for less than one seed, or for several of a strategy that takes one."""
+    if seeds < 1:
+        raise UserError(f"--seeds: received {seeds}, expected 1 or more")
+    if seeds > 1 and strategy != "bmnas":
+        raise UserError(
+            f"--seeds: received {seeds} with strategy {strategy}, expected strategy bmnas, whose "
+            "supernets it trains at once; for other strategies sweep over seeds, see bmnas sweep"
+        )
 
 
 def _prepare(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None:
@@ -151,7 +168,8 @@ def _prepare(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None
             f"{folder.path}: holds a run of task {name} already; go on with --resume, start anew "
             "with --overwrite, or choose another folder with --run"
         )
-    require_same(folder, wanted, _FIXED)
+    own = wanted["strategy"]
+    require_same(folder, wanted, (*_FIXED, own) if own in wanted else _FIXED)
 
 
 def _search(
@@ -161,6 +179,7 @@ def _search(
     config: Config,
     strategy: str,
     seed: int,
+    seeds: int,
     runtime: Runtime,
     recorder: StepRecorder | None,
     progress: Progress,
@@ -187,7 +206,7 @@ def _search(
         progress=progress,
         dtype=config.search.cache_dtype,
     ).on(runtime.device)
-    owner = _owner(cache, config, strategy, seed)
+    owner = _owner(cache, config, strategy, seed, seeds)
     problem = SearchProblem(
         train=cache.samples("train"),
         validation=cache.samples("validation"),
@@ -200,6 +219,8 @@ def _search(
         candidates=lambda: Checkpoint(folder.rerank_checkpoint, owner, folder.rerank),
         progress=progress,
         recorder=recorder,
+        seeds=seeds,
+        mfas=config.mfas,
     )
     outcome = STRATEGIES[strategy](problem)
 
@@ -212,27 +233,28 @@ def _search(
             }
         )
         write_pictures(folder, outcome.genotype, progress)
+        origin = {"task": task.name, "strategy": strategy, "run": folder.path.name}
+        for member in outcome.members:
+            own = _with_provenance(member.genotype, origin, member.seed, member.validation)
+            own.save(folder.genotypes / f"{member.seed}.json")
+        for place, (other, score) in enumerate(outcome.others, start=2):
+            _with_provenance(other, origin, seed, score).save(folder.other_genotype(place))
         # Last: a folder with a genotype is a finished search.
-        _with_provenance(outcome, task, strategy, seed, folder).save(folder.genotype)
+        found_by = seed if outcome.seed is None else outcome.seed
+        best = _with_provenance(outcome.genotype, origin, found_by, outcome.validation)
+        best.save(folder.genotype)
 
     first(finish)
 
 
 def _with_provenance(
-    outcome: Outcome, task: Task, strategy: str, seed: int, folder: Run
-) -> Genotype:
-    provenance = {
-        "task": task.name,
-        "strategy": strategy,
-        "seed": seed,
-        "run": folder.path.name,
-        "best_val": outcome.validation,
-        "versions": versions(),
-    }
-    return dataclasses.replace(outcome.genotype, provenance=provenance)
+    genotype: Found, origin: Mapping[str, str], seed: int, validation: float
+) -> Found:
+    own = {"seed": seed, "best_val": validation, "versions": versions()}
+    return genotype.with_provenance({**origin, **own})
 
 
-def write_pictures(folder: Run, genotype: Genotype | None, progress: Progress) -> None:
+def write_pictures(folder: Run, genotype: Found | None, progress: Progress) -> None:
     """Draw the genotype, if any, and the curves of a run; tell it where that cannot be done."""
     if importlib.util.find_spec("matplotlib") is None:
         progress.note("no pictures without matplotlib: pip install matplotlib, then bmnas show")
@@ -257,7 +279,7 @@ def note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Pro
                 progress.note(f"{modality.name}: {count} of {len(rows)} texts have no known word")
 
 
-def _owner(cache: FeatureCache, config: Config, strategy: str, seed: int) -> str:
+def _owner(cache: FeatureCache, config: Config, strategy: str, seed: int, seeds: int) -> str:
     labels = cache.samples("train", "validation").labels
     depends: dict[str, object] = {
         "features": cache.keys,
@@ -268,6 +290,11 @@ def _owner(cache: FeatureCache, config: Config, strategy: str, seed: int) -> str
         # What computes a step decides its last bits.
         "native": native.kernels() is not None,
     }
+    if seeds > 1:
+        depends["seeds"] = seeds
+    own = config.of_strategy(strategy)
+    if own:
+        depends["own"] = own
     if cache.task.kind == "multilabel":
         # The scores by which a genotype is kept depend on it.
         depends["threshold"] = config.train.threshold

@@ -11,7 +11,8 @@ from bmnas.config import Config, load_preset
 from bmnas.cost import hardware, versions
 from bmnas.errors import UserError
 from bmnas.files import write_json
-from bmnas.genotype import Genotype
+from bmnas.formats import load_found
+from bmnas.found import Found
 from bmnas.parallel.ranks import agreed, first, size
 from bmnas.parallel.writing import held, shown_by_writer
 from bmnas.progress import Progress
@@ -51,7 +52,7 @@ def train(
     UserError when something given cannot be used.
     """
     path = Path(genotype)
-    found = Genotype.load(path)
+    found = load_found(path)
     origin = Run(path.parent)
     folder = origin if run is None else Run(Path(run))
     recorded = origin.read_config() if origin.config.is_file() else {}
@@ -91,13 +92,13 @@ def train(
     return read_training(folder, found)
 
 
-def _made_by_hand(genotype: Genotype) -> dict[str, str]:
+def _made_by_hand(genotype: Found) -> dict[str, str]:
     """Return how ``bmnas compare`` calls a genotype that no search found, if it says so."""
     name = genotype.provenance.get("fusion")
     return {"fusion": name} if isinstance(name, str) else {}
 
 
-def _check_features(genotype: Genotype, task: Task) -> None:
+def _check_features(genotype: Found, task: Task) -> None:
     """Raise UserError when ``task`` cannot have the features of ``genotype``.
 
     What a modality's features are called is known before its backbone only where the task says so.
@@ -119,7 +120,7 @@ def recorded_config(genotype: Path, task: Task) -> Config:
     if not origin.config.is_file():
         return load_preset(task.preset)
     recorded = origin.read_config()
-    sections = {name: recorded.get(name, {}) for name in ("unimodal", "search", "train")}
+    sections = {name: recorded.get(name, {}) for name in Config().to_dict()}
     config = Config.from_dict(sections, str(origin.config))
     return dataclasses.replace(config, preset=recorded.get("preset"))
 
@@ -132,7 +133,7 @@ def _with_recorded(
     *,
     own_backbones: bool,
 ) -> Config:
-    """Return ``config`` with the search and unimodal settings that ``genotype`` was found with.
+    """Return ``config`` with all settings but those of a training as ``genotype`` was found with.
 
     Those are facts of the run: another preset changes how the network is trained, no more.
     """
@@ -142,7 +143,13 @@ def _with_recorded(
     if config is None:
         return made_with
     unimodal = config.unimodal if own_backbones else made_with.unimodal
-    return dataclasses.replace(config, search=made_with.search, unimodal=unimodal)
+    return dataclasses.replace(
+        made_with,
+        unimodal=unimodal,
+        train=config.train,
+        promise=config.promise,
+        preset=config.preset,
+    )
 
 
 def _backbones(
@@ -163,10 +170,10 @@ def _backbones(
 
 
 def _prepare(
-    folder: Run, origin: Run, genotype: Genotype, wanted: Mapping[str, Any], existing: Existing
+    folder: Run, origin: Run, genotype: Found, wanted: Mapping[str, Any], existing: Existing
 ) -> None:
     """Make ``folder`` ready to be trained in; raises UserError when it holds something else."""
-    if folder.genotype.is_file() and Genotype.load(folder.genotype) != genotype:
+    if folder.genotype.is_file() and load_found(folder.genotype) != genotype:
         raise UserError(
             f"{folder.path}: holds another genotype than the one given; choose another folder "
             "with --run"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bmnas.architecture import Architecture, build_fusion
 from bmnas.backbones import Backbone
 from bmnas.checkpoint import Checkpoint
@@ -18,7 +20,7 @@ from bmnas.config import Config
 from bmnas.cost import parameter_counts
 from bmnas.errors import UserError
 from bmnas.features import weights_hash
-from bmnas.genotype import Genotype
+from bmnas.found import Found
 from bmnas.joint import channels_of, evaluate_fusion, fit_fusion, torch_latency
 from bmnas.metrics import Objective
 from bmnas.network import MultimodalNetwork
@@ -26,10 +28,10 @@ from bmnas.parallel.ranks import first
 from bmnas.progress import Progress
 from bmnas.runs import Existing, Run, require_same
 from bmnas.runtime import Runtime, seed_stage
-from bmnas.samples import samples_per_epoch
+from bmnas.samples import label_tensor, samples_per_epoch
 from bmnas.spent import COMPILE
 from bmnas.stages.search import write_pictures
-from bmnas.stages.unimodal import score_unimodal, unimodal_networks
+from bmnas.stages.unimodal import evaluate_unimodal, unimodal_networks
 from bmnas.tasks.task import Task
 from bmnas.trained import TaskInfo, TrainedNetwork
 
@@ -44,9 +46,9 @@ class TrainResult:
     metrics: Mapping[str, Any]
 
     @property
-    def genotype(self) -> Genotype | None:
-        """The genotype; None for a hand-made fusion."""
-        return self.architecture if isinstance(self.architecture, Genotype) else None
+    def genotype(self) -> Found | None:
+        """What a search found; None for a hand-made fusion."""
+        return self.architecture if isinstance(self.architecture, Found) else None
 
     @property
     def score(self) -> float:
@@ -120,21 +122,29 @@ class Training:
         # Before test and latency, which are no training.
         seconds, spent = checkpoint.seconds, checkpoint.spent.to_dict()
         test = evaluate_fusion(task, network, "test", objective, runtime)
+        heads = {
+            name: evaluate_unimodal(task, name, found.backbone, "test", objective, runtime)
+            for name, found in networks.items()
+        }
         unimodal = {
             name: {
                 "validation": found.validation,
-                "test": score_unimodal(task, name, found.backbone, "test", objective, runtime),
+                "test": heads[name].score,
                 "parameters": found.parameters,
             }
             for name, found in networks.items()
         }
+        samples = task.samples("test")
+        mean = torch.stack([head.logits for head in heads.values()]).mean(0)
         measured = {
             "metric": objective.metric,
             "unimodal": unimodal,
             "test": {
                 "score": test.score,
                 "loss": test.loss,
-                "samples": len(task.samples("test")),
+                "samples": len(samples),
+                # What fusion costs nothing: the mean of the unimodal networks' logits.
+                "unimodal_mean": objective.score(mean, label_tensor(task, samples)),
             },
             "parameters": parameter_counts(network),
             "seconds": {"train": seconds, "train_compile": spent["seconds"][COMPILE]},
@@ -198,13 +208,15 @@ class Training:
         return network, checkpoint
 
     @property
-    def _genotype(self) -> Genotype | None:
-        return self.architecture if isinstance(self.architecture, Genotype) else None
+    def _genotype(self) -> Found | None:
+        return self.architecture if isinstance(self.architecture, Found) else None
 
     def _identity(self) -> dict[str, Any]:
         """Return what tells this architecture from others in the checkpoint's owner."""
         plain = self.architecture.to_dict()
-        return {"genotype": plain["cells"]} if self._genotype else {"fusion": plain}
+        # Where it comes from changes nothing in it.
+        plain.pop("provenance", None)
+        return {"genotype" if self._genotype else "fusion": plain}
 
     def _samples_seen(self) -> int:
         settings, samples = self.config.train, self.task.samples("train", "validation")

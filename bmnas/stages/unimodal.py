@@ -36,7 +36,7 @@ from bmnas.errors import UserError
 from bmnas.features import rows_hash, weights_hash
 from bmnas.files import sha256_file
 from bmnas.fit import Forward, Group, Recipe, fit
-from bmnas.metrics import Objective, evaluate
+from bmnas.metrics import Evaluation, Objective, evaluate
 from bmnas.parallel.ranks import agreed, first
 from bmnas.progress import Progress
 from bmnas.runtime import Runtime, seed_stage
@@ -112,10 +112,10 @@ def unimodal_networks(
         kept, threshold = _read(path, modality, owner)
         if threshold != _threshold(objective):
             # The weights do not depend on it, so they stay; the score does.
-            score = score_unimodal(
+            again = evaluate_unimodal(
                 task, modality.name, kept.backbone, "validation", objective, runtime
             )
-            kept = dataclasses.replace(kept, backbone=kept.backbone.cpu(), validation=score)
+            kept = dataclasses.replace(kept, backbone=kept.backbone.cpu(), validation=again.score)
         found[modality.name] = kept
     return found
 
@@ -132,13 +132,13 @@ def remove_stale(task: Task, config: UnimodalConfig, *, seed: int, folder: Path)
                 path.unlink()
 
 
-def score_unimodal(
+def evaluate_unimodal(
     task: Task, name: str, backbone: Backbone, part: Part, objective: Objective, runtime: Runtime
-) -> float:
-    """Return the score of the backbone ``name`` with its own head on a part of the task."""
+) -> Evaluation:
+    """Return how the backbone ``name`` with its own head does on a part of the task."""
     samples = _samples(task, task.modality(name), backbone, part)
     backbone.to(runtime.device)
-    return evaluate(backbone, _call(backbone), samples, objective, runtime.device).score
+    return evaluate(backbone, _call(backbone), samples, objective, runtime.device)
 
 
 def new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module | None]:
@@ -204,9 +204,9 @@ def _make(
         )
         backbone.requires_grad_(True)
         started = time.perf_counter() - checkpoint.seconds
-    validation = score_unimodal(task, modality.name, backbone, "validation", objective, runtime)
+    found = evaluate_unimodal(task, modality.name, backbone, "validation", objective, runtime)
     seconds = time.perf_counter() - started
-    return Unimodal(backbone.cpu(), validation, trained is not backbone, seconds)
+    return Unimodal(backbone.cpu(), found.score, trained is not backbone, seconds)
 
 
 def _to_train(modality: Modality, backbone: Backbone) -> nn.Module | None:

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from bmnas.found import Found
+from bmnas.genotype import Genotype
 from bmnas.strategies.bilevel import search_bilevel
+from bmnas.strategies.mfas import search_mfas
 from bmnas.strategies.problem import Outcome, SearchProblem
 from bmnas.strategies.random import search_random
+from bmnas.strategies.several import search_several
 
-STRATEGIES: Mapping[str, Callable[[SearchProblem], Outcome]] = {
-    "bmnas": search_bilevel,
+
+def _search_bmnas(problem: SearchProblem) -> Outcome[Genotype]:
+    return search_several(problem) if problem.seeds > 1 else search_bilevel(problem)
+
+
+STRATEGIES: Mapping[str, Callable[[SearchProblem], Outcome[Found]]] = {
+    "bmnas": _search_bmnas,
     "random": search_random,
+    "mfas": search_mfas,
 }
 
 __all__ = ["STRATEGIES", "Outcome", "SearchProblem"]

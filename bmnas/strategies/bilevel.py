@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from bmnas.checkpoint import Record, Stateful
 from bmnas.derive import derive_genotype
-from bmnas.fit import Forward, require_finite_loss
-from bmnas.metrics import best_threshold, evaluate
+from bmnas.fit import require_finite_loss
+from bmnas.genotype import Genotype
+from bmnas.metrics import Evaluation, best_threshold, evaluate
 from bmnas.parallel.model import data_parallel
 from bmnas.parallel.ranks import mean
 from bmnas.parallel.share import shares, weighted
@@ -29,19 +32,30 @@ from bmnas.spent import COMPILE
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 from bmnas.strategies.rerank import rerank
 from bmnas.supernet import ArchitectureWeights, Supernet
+from bmnas.supernets import Supernets
+
+#: Logits of pooled features: (B, K) of one supernet, (S, B, K) of several.
+Forward = Callable[[list[Tensor]], Tensor]
 
 _ARCHITECTURE_BETAS = (0.5, 0.999)
 
 
-def search_bilevel(problem: SearchProblem) -> Outcome:
+class Pass(NamedTuple):
+    """The mean losses of an epoch's two passes."""
+
+    train: float
+    architecture: float
+
+
+def search_bilevel(problem: SearchProblem) -> Outcome[Genotype]:
     """Search by gradient descent on the relaxed architecture (BM-NAS, Algorithm 1).
 
     With ``config.rerank`` of 1 or more, short trainings of that many genotypes decide in the end,
     see ``rerank``. Raises UserError when the loss is no longer finite.
     """
     config = problem.config
-    best = best_record(_relax(problem))
-    stages = _stages(problem)
+    best = best_record(relax(problem, _One(problem)))
+    stages = stage_costs(problem)
     outcome = Outcome(
         genotype=problem.genotype(best["cells"]),
         best_epoch=best["epoch"],
@@ -58,13 +72,57 @@ def search_bilevel(problem: SearchProblem) -> Outcome:
     return rerank(problem, outcome, weights)
 
 
-def _relax(problem: SearchProblem) -> list[Record]:
+class Subject(Protocol):
+    """What Algorithm 1 trains: one supernet, or several of one shape."""
+
+    @property
+    def network(self) -> Supernet | Supernets:
+        """What is trained."""
+        ...
+
+    forward: Forward
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch, or that of each supernet (S)."""
+        ...
+
+    def evaluate(self) -> list[Evaluation]:
+        """Return how each supernet does on validation, in evaluation mode."""
+        ...
+
+    def record(
+        self, passes: list[Pass], found: list[Evaluation], epoch: int, earlier: list[Record]
+    ) -> Record:
+        """Return the record of an epoch, its number and learning rate apart."""
+        ...
+
+
+class _One:
+    """A single supernet."""
+
+    def __init__(self, problem: SearchProblem) -> None:
+        self._problem = problem
+        self.network = initial_supernet(problem, problem.seed).to(problem.runtime.device)
+        self.forward: Forward = problem.runtime.compiled(self.network)
+        self.losses = problem.objective.loss
+
+    def evaluate(self) -> list[Evaluation]:
+        problem = self._problem
+        place = problem.objective, problem.runtime.device
+        return [evaluate(self.network, self.forward, problem.validation, *place)]
+
+    def record(
+        self, passes: list[Pass], found: list[Evaluation], epoch: int, earlier: list[Record]
+    ) -> Record:
+        weights = self.network.architecture_weights()
+        return epoch_record(self._problem, "search", passes[0], found[0], weights, epoch, earlier)
+
+
+def relax(problem: SearchProblem, subject: Subject) -> list[Record]:
     """Run Algorithm 1 and return a record of every epoch."""
-    config, device = problem.config, problem.runtime.device
-    seed_stage(problem.seed, "search")
-    supernet = _supernet(problem).to(device)
-    forward = problem.runtime.compiled(supernet)
-    weights, architecture = supernet.weight_parameters(), supernet.architecture_parameters()
+    config = problem.config
+    network = subject.network
+    weights, architecture = network.weight_parameters(), network.architecture_parameters()
     on_weights = torch.optim.Adam(
         weights, lr=config.max_lr, weight_decay=config.weight_decay, fused=True
     )
@@ -77,54 +135,73 @@ def _relax(problem: SearchProblem) -> list[Record]:
     steps = config.epochs * batches_per_epoch(len(problem.train), config.batch_size)
     schedule = CosineAnnealingLR(on_weights, T_max=steps, eta_min=config.min_lr)
     parts: dict[str, Stateful] = {
-        "supernet": supernet,
+        "supernet": network,
         "weights": on_weights,
         "architecture": on_architecture,
         "schedule": schedule,
     }
     records = problem.checkpoint.restore(parts)
-    on_train, on_validation = (data_parallel(p, forward) for p in (weights, architecture))
-    spent = problem.checkpoint.spent
+    on_train, on_validation = (data_parallel(p, subject.forward) for p in (weights, architecture))
+    losses, spent = subject.losses, problem.checkpoint.spent
     with problem.progress.stage("search", config.epochs) as shown, _recording(problem, records):
         shown.advance(len(records))
         for epoch in range(len(records) + 1, config.epochs + 1):
             rate = schedule.get_last_lr()[0]
-            supernet.train()
+            network.train()
             _require_gradients(weights, architecture)
             with spent.stage("search_weights"):
-                train_loss = _descend(problem, problem.train, on_train, on_weights, schedule)
+                on_weights_loss = _descend(
+                    problem, problem.train, on_train, losses, on_weights, schedule
+                )
             _require_gradients(architecture, weights)
             with spent.stage("search_architecture"):
-                architecture_loss = _descend(
-                    problem, problem.validation, on_validation, on_architecture
+                on_architecture_loss = _descend(
+                    problem, problem.validation, on_validation, losses, on_architecture
                 )
             with spent.stage("validation"):
-                found = evaluate(supernet, forward, problem.validation, problem.objective, device)
+                found = subject.evaluate()
             if problem.recorder is not None:
                 problem.recorder.write()
-            record = {
-                "epoch": epoch,
-                "learning_rate": rate,
-                "train_loss": require_finite_loss(train_loss, "search", epoch),
-                "architecture_loss": require_finite_loss(architecture_loss, "search", epoch),
-                "validation_loss": require_finite_loss(found.loss, "search", epoch),
-                "validation_score": found.score,
-                "best": is_best(found.score, records),
-                **_derived(problem, supernet.architecture_weights()),
-            }
-            if record["best"] and problem.objective.kind == "multilabel":
-                record["threshold"] = best_threshold(found.logits, problem.validation.labels)
-            records.append(record)
+            passes = list(map(Pass, on_weights_loss, on_architecture_loss))
+            own = subject.record(passes, found, epoch, records)
+            records.append({"epoch": epoch, "learning_rate": rate, **own})
             problem.checkpoint.save(parts, records)
             shown.message(
-                f"loss {train_loss:.3f}  validation {problem.objective.metric} {found.score:.3f}"
+                f"loss {own['train_loss']:.3f}  "
+                f"validation {problem.objective.metric} {own['validation_score']:.3f}"
             )
             shown.advance()
     return records
 
 
-def _stages(problem: SearchProblem) -> dict[str, StageCost]:
-    """Return what the epochs have cost by stage, compilation apart."""
+def epoch_record(
+    problem: SearchProblem,
+    stage: str,
+    losses: Pass,
+    found: Evaluation,
+    weights: ArchitectureWeights,
+    epoch: int,
+    earlier: list[Record],
+) -> Record:
+    """Return what a record says of one supernet after an epoch, ``earlier`` being its own.
+
+    Raises UserError, which names the ``stage``, when a loss is no longer finite.
+    """
+    record = {
+        "train_loss": require_finite_loss(losses.train, stage, epoch),
+        "architecture_loss": require_finite_loss(losses.architecture, stage, epoch),
+        "validation_loss": require_finite_loss(found.loss, stage, epoch),
+        "validation_score": found.score,
+        "best": is_best(found.score, earlier),
+        **_derived(problem, weights),
+    }
+    if record["best"] and problem.objective.kind == "multilabel":
+        record["threshold"] = best_threshold(found.logits, problem.validation.labels)
+    return record
+
+
+def stage_costs(problem: SearchProblem) -> dict[str, StageCost]:
+    """Return what the epochs have cost by stage, compilation apart; each seed's samples count."""
     config, seconds = problem.config, problem.checkpoint.spent.seconds
     samples = {
         COMPILE: 0,
@@ -133,7 +210,7 @@ def _stages(problem: SearchProblem) -> dict[str, StageCost]:
         "validation": len(problem.validation),
     }
     return {
-        name: StageCost(seconds.get(name, 0.0), config.epochs * count)
+        name: StageCost(seconds.get(name, 0.0), problem.seeds * config.epochs * count)
         for name, count in samples.items()
     }
 
@@ -150,8 +227,10 @@ def _recording(
     return problem.recorder.recording(problem.config.epochs - len(records), *steps)
 
 
-def _supernet(problem: SearchProblem) -> Supernet:
+def initial_supernet(problem: SearchProblem, seed: int) -> Supernet:
+    """Return the supernet that a search with ``seed`` begins with, on the CPU."""
     config = problem.config
+    seed_stage(seed, "search")
     return Supernet(
         list(problem.train.channels.values()),
         cells=config.cells,
@@ -179,27 +258,28 @@ def _descend(
     problem: SearchProblem,
     samples: FeatureSamples,
     forward: Forward,
+    losses: Callable[[Tensor, Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
     schedule: CosineAnnealingLR | None = None,
-) -> float:
-    """Make one pass over ``samples`` and return its mean loss."""
-    objective, device = problem.objective, problem.runtime.device
+) -> list[float]:
+    """Make one pass over ``samples`` and return its mean loss, of each supernet."""
+    device = problem.runtime.device
     step = "weights step" if samples is problem.train else "architecture step"
     total, batches = torch.zeros((), device=device), 0
     order = shares(epoch_batches(len(samples), problem.config.batch_size))
     for features, labels in fed(samples, order, device):
         with profiled_step(problem.recorder, step):
             logits = forward(features)
-            loss = weighted(objective.loss(logits, labels))
+            loss = weighted(losses(logits, labels))
             optimizer.zero_grad()
-            loss.backward()
+            loss.sum().backward()
             optimizer.step()
             if schedule is not None:
                 schedule.step()
-            total += loss.detach()
+            total = total + loss.detach()
         batches += 1
     # The device synchronises here, once a pass.
-    return float(mean(total)) / batches
+    return [value / batches for value in mean(total).reshape(-1).tolist()]
 
 
 def _require_gradients(yes: list[nn.Parameter], no: list[nn.Parameter]) -> None:

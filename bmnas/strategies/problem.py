@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from bmnas.checkpoint import Checkpoint, Record
 from bmnas.config import SearchConfig
+from bmnas.found import Found
 from bmnas.genotype import FORMAT, Genotype
 from bmnas.metrics import Objective
+from bmnas.mfas.settings import MFASConfig
 from bmnas.profiling import StepRecorder
 from bmnas.progress import Progress
 from bmnas.runtime import Runtime
 from bmnas.samples import FeatureSamples
+
+#: What a strategy finds: a genotype of its own space.
+F_co = TypeVar("F_co", bound=Found, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,8 @@ class SearchProblem:
 
     ``checkpoint`` is where the strategy leaves its state after every epoch or candidate;
     ``candidates`` opens another, for a strategy that trains candidates after its epochs.
-    ``recorder``, where there is one, profiles some of the search's steps.
+    ``recorder``, where there is one, profiles some of the search's steps. ``seeds`` searches are
+    wanted, of seed ``seed`` and those after it. ``mfas`` are the settings of that strategy.
     """
 
     train: FeatureSamples
@@ -35,6 +42,8 @@ class SearchProblem:
     candidates: Callable[[], Checkpoint]
     progress: Progress
     recorder: StepRecorder | None = None
+    seeds: int = 1
+    mfas: MFASConfig = field(default_factory=MFASConfig)
 
     def genotype(self, cells: object) -> Genotype:
         """Return the genotype over this problem's features with ``cells`` as in its file."""
@@ -58,16 +67,30 @@ class StageCost:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Member:
+    """What one of several searches found: its best epoch's genotype, score and threshold."""
+
+    seed: int
+    genotype: Genotype
+    best_epoch: int
+    validation: float
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[F_co]):
     """The genotype with the best validation score, and what finding it took.
 
     ``candidates`` counts the networks that were trained, ``samples_seen`` the samples that passed
     forward and backward. ``threshold`` is the one that suits validation best in a multilabel
     task, None otherwise; ``seconds`` is the time of the search alone, earlier lives included, and
-    ``stages`` what of it went where; the rest is bookkeeping, such as checkpoints.
+    ``stages`` what of it went where; the rest is bookkeeping, such as checkpoints. Where several
+    seeds were searched, ``seed`` is the one that the genotype comes from, and ``members`` are all.
+    ``others`` are the next best genotypes with their validation scores, of a strategy that returns
+    several.
     """
 
-    genotype: Genotype
+    genotype: F_co
     best_epoch: int
     validation: float
     candidates: int
@@ -75,6 +98,9 @@ class Outcome:
     threshold: float | None
     seconds: float = field(compare=False)
     stages: Mapping[str, StageCost] = field(compare=False)
+    seed: int | None = None
+    members: tuple[Member, ...] = ()
+    others: tuple[tuple[F_co, float], ...] = ()
 
 
 def best_record(records: Sequence[Record]) -> Record:

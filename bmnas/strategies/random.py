@@ -12,7 +12,7 @@ from bmnas.strategies.candidates import draw_genotype, even_weights, train_candi
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 
 
-def search_random(problem: SearchProblem) -> Outcome:
+def search_random(problem: SearchProblem) -> Outcome[Genotype]:
     """Train ``config.candidates`` random genotypes for ``config.candidate_epochs`` epochs each.
 
     Raises UserError when a loss is no longer finite.

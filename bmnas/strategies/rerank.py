@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from random import Random
 
 from bmnas.genotype import Genotype
@@ -14,17 +15,23 @@ from bmnas.supernet import ArchitectureWeights
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
 
 
-def rerank(problem: SearchProblem, derived: Outcome, weights: ArchitectureWeights) -> Outcome:
+def rerank(
+    problem: SearchProblem,
+    derived: Outcome[Genotype],
+    weights: ArchitectureWeights,
+    rivals: Sequence[Genotype] = (),
+) -> Outcome[Genotype]:
     """Return the best on validation of the ``derived`` genotype and ``config.rerank`` others.
 
     The supernet's own score says little about the network that is derived from it: its weights
     rank features by how much a little more of each would help, and can single out one modality
     while the supernet goes on using all. So others are drawn from the relaxed ``weights``, and
-    each is trained for ``config.candidate_epochs``. The result's ``validation`` and ``threshold``
-    are those of the winner's short training, ``best_epoch`` stays.
+    each is trained for ``config.candidate_epochs``; ``rivals`` come before those. The
+    result's ``validation`` and ``threshold`` are those of the winner's short training,
+    ``best_epoch`` stays.
     """
     config = problem.config
-    genotypes = _genotypes(problem, derived.genotype, weights)
+    genotypes = _genotypes(problem, [derived.genotype, *rivals], weights)
     checkpoint = problem.candidates()
     # A candidate depends on nothing but its number, so the records are the whole state.
     records = checkpoint.restore({})
@@ -54,16 +61,16 @@ def rerank(problem: SearchProblem, derived: Outcome, weights: ArchitectureWeight
 
 
 def _genotypes(
-    problem: SearchProblem, derived: Genotype, weights: ArchitectureWeights
+    problem: SearchProblem, derived: Sequence[Genotype], weights: ArchitectureWeights
 ) -> list[Genotype]:
-    """Return the derived genotype and up to ``config.rerank`` different ones."""
+    """Return the first derived genotype and up to ``config.rerank`` different ones."""
     config = problem.config
     draw = Random(f"{problem.seed} rerank")
-    genotypes = [derived]
+    genotypes = list(dict.fromkeys(derived))[: config.rerank + 1]
     for _ in range(_DRAWS * config.rerank):
+        if len(genotypes) > config.rerank:
+            break
         genotype = draw_genotype(weights, problem.train.names, config, draw)
         if genotype not in genotypes:
             genotypes.append(genotype)
-        if len(genotypes) > config.rerank:
-            break
     return genotypes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
@@ -23,7 +24,7 @@ _PLAIN: Mapping[str, type] = {
     "strategy": str,
     "seed": int,
 }
-_SECTIONS = ("unimodal", "search", "train")
+_SECTIONS = tuple(Config().to_dict())
 _DEFAULTS: Mapping[str, Any] = {"task": "digits", "strategy": "bmnas", "seed": 0}
 _LONGEST = 100  # of a folder's name
 _MOST = 10_000  # trials: more is a slip of the pen
@@ -53,7 +54,7 @@ class Trial:
             if name:
                 sections[section][name] = value
         config = Config.from_dict(sections, f"trial {self.name}")
-        return Config(config.unimodal, config.search, config.train, preset=base.preset)
+        return dataclasses.replace(config, preset=base.preset)
 
 
 @dataclass(frozen=True)

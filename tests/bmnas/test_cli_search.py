@@ -93,6 +93,8 @@ def test_options_go_before_the_preset_and_json_is_one_object(here: Path) -> None
         (["--channels", "0", "--length", "0"], "channels: received 0, expected from 1 to 65536; "),
         (["--candidates", "0"], "candidates: received 0"),
         (["--seed", "-1"], "--seed: received -1, expected 0 or more"),
+        (["--seeds", "0"], "--seeds: received 0, expected 1 or more"),
+        (["--seeds", "2", "--strategy", "random"], "--seeds: received 2 with strategy random, exp"),
         (["--resume", "--overwrite"], "received --resume and --overwrite, expected at most one"),
         (["--data", "."], "task digits carries its own data: leave --data out"),
         (["--run", "file"], "file: --run names a file, expected a folder"),
@@ -172,3 +174,35 @@ def test_a_modality_that_is_not_read_is_told(here: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Genotype, "live_features", lambda _: ("m1.1", "m1.2"))
     again = bmnas_command(*TINY, "--resume")
     assert "\nnote: the network found reads nothing of m0\nNext: " in again.err
+
+
+def test_several_seeds_are_one_run(here: Path) -> None:
+    words = (*TINY, "--run", "run", "--seed", "5", "--seeds", "3")
+    printed = bmnas_command(*words, "--json")
+    assert printed.status == 0, printed.err
+    found = json.loads(printed.out)
+    over = found["metrics"]["search"]["seeds"]
+    assert list(over["validation"]) == ["5", "6", "7"]
+    scores = list(over["validation"].values())
+    assert over["mean"] == pytest.approx(sum(scores) / 3)
+    assert over["deviation"] ** 2 == pytest.approx(sum((s - over["mean"]) ** 2 for s in scores) / 2)
+    assert over["validation"][str(over["best"])] == max(scores)
+    assert found["genotype"]["provenance"]["seed"] == over["best"]
+    each = {p.stem: Genotype.load(p) for p in (here / "run" / "genotypes").glob("*.json")}
+    assert {name: g.provenance["seed"] for name, g in each.items()} == {"5": 5, "6": 6, "7": 7}
+    assert each[str(over["best"])].to_dict() == found["genotype"]
+    shown = bmnas_command("show", "run")
+    assert re.search(r"supernets, 3 seeds +0\.\d{4} ± 0\.\d{4}", shown.out)
+    assert bmnas_command("show", "run", "--out", "run.svg").status == 0
+    assert bmnas_command(*words, "--resume").status == 0
+    message = one_line_error(bmnas_command(*words[:-1], "2", "--resume"))
+    assert "run: holds a run with seeds 3, received 2" in message
+    message = one_line_error(bmnas_command(*words[:-2], "--resume"))
+    assert "run: holds a run with seeds 3, received 1" in message
+    # Beside a run of one seed it is a row of its own.
+    one = (*TINY, "--run", "one", "--seed", "5", "--backbones", "run/backbones")
+    assert bmnas_command(*one).status == 0
+    rows = json.loads(bmnas_command("compare", "run", "one", "--json").out)["rows"]
+    assert [row["name"] for row in rows] == ["bmnas (seeds 3)", "bmnas (seeds 1)"]
+    assert bmnas_command(*one[:3], *TINY[3:], "--run", "run", "--overwrite").status == 0
+    assert not (here / "run" / "genotypes").exists()

@@ -103,7 +103,7 @@ def test_malformed_metrics_name_the_place(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"genotype": {"format": 1}}, r"manifest\.json: genotype: expected 'features'"),
+        ({"genotype": {"format": 1}}, r"manifest\.json: genotype: format: received 1, expected"),
         ({"inputs": 3}, r"manifest\.json: inputs: received 3, expected a list"),
         ({"outputs": [3]}, r"manifest\.json: outputs\[0\]: received 3, expected an object"),
         ({"class_names": "a"}, r"manifest\.json: class_names: received 'a', expected a list"),

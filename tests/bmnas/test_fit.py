@@ -56,6 +56,12 @@ def test_it_learns_and_records_every_epoch() -> None:
     assert not network.training
 
 
+def test_warm_restarts_begin_anew_after_one_epoch_then_after_two_more() -> None:
+    _, records = train(Recipe(4, 16, 0.02, 0.0, first_cycle=1))
+    middle = 0.02 + (0.1 - 0.02) / 2
+    assert [r["learning_rate"] for r in records] == pytest.approx([0.1, 0.1, middle, 0.1])
+
+
 def test_the_learning_rate_is_one_cosine() -> None:
     _, records = train(Recipe(4, 16, 0.02, 0.0))
     # Four steps an epoch: the rate at the start of epoch e is that after 4 (e - 1) of 16 steps.

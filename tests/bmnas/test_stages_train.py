@@ -32,6 +32,7 @@ def test_a_training_is_tested_once_and_saved(found: Path) -> None:
     metrics = result.metrics
     assert metrics["test"]["samples"] == 32
     assert metrics["unimodal"]["m0"]["test"] <= 1
+    assert 0 < metrics["test"]["unimodal_mean"] <= 1
     assert metrics["search"]["strategy"] == "bmnas"
     assert metrics["latency"]["torch"]["batch_64"]["median_ms"] > 0
     assert not (found.parent / "train-checkpoint.pt").exists()

@@ -16,7 +16,8 @@ from tiny_tasks import CONFIG
 import bmnas.strategies.candidates as module
 from bmnas.checkpoint import Checkpoint
 from bmnas.errors import UserError
-from bmnas.genotype import PRIMITIVES, Genotype
+from bmnas.found import Found
+from bmnas.genotype import PRIMITIVES
 from bmnas.metrics import Evaluation
 from bmnas.strategies import STRATEGIES, Outcome
 from bmnas.strategies.random import random_genotype, search_random
@@ -40,7 +41,7 @@ def test_the_best_candidate_on_validation_is_the_outcome(tmp_path: Path) -> None
 
 
 def test_the_budget_is_reported_in_the_fields_of_every_strategy(tmp_path: Path) -> None:
-    found: dict[str, Outcome] = {}
+    found: dict[str, Outcome[Found]] = {}
     for name, strategy in STRATEGIES.items():
         problem = tiny_problem(tmp_path / name, candidates=3, candidate_epochs=2, epochs=2)
         found[name] = strategy(problem)
@@ -48,7 +49,7 @@ def test_the_budget_is_reported_in_the_fields_of_every_strategy(tmp_path: Path) 
     assert (found["random"].candidates, found["random"].samples_seen) == (3, 3 * 2 * 32)
     assert (found["bmnas"].candidates, found["bmnas"].samples_seen) == (1, 2 * (32 + 16))
     for outcome in found.values():
-        assert isinstance(outcome.genotype, Genotype)
+        assert isinstance(outcome.genotype, Found)
         assert 0 <= outcome.validation <= 1
         assert outcome.threshold is None
 

@@ -55,4 +55,5 @@ def tiny_problem(
         candidates=lambda: Checkpoint(folder / "rerank.pt", "owner", folder / "rerank.jsonl"),
         progress=Silent(),
         recorder=recorder,
+        mfas=CONFIG.mfas,
     )

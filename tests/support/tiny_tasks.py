@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 
 from bmnas.config import Config, SearchConfig, TrainConfig, UnimodalConfig
+from bmnas.mfas.settings import MFASConfig
 from bmnas.tasks import Modality, Task
 
 CONFIG = Config(
     UnimodalConfig(epochs=1, batch_size=16),
     SearchConfig(channels=8, length=4, epochs=2, batch_size=16, candidates=3, candidate_epochs=1),
     TrainConfig(epochs=1, batch_size=16),
+    MFASConfig(
+        sweeps=1, levels=2, kept=2, epochs=1, batch_size=16, inner_size=4, final_inner_size=8
+    ),
 )
 
 

@@ -1,5 +1,8 @@
 /* What the kernels share: random numbers, exp, BatchNorm over the columns of a matrix.
  *
+ * Several supernets of one shape, the members, go through a kernel in one call. Each has its own
+ * parameters and its own masks; the tensors of all lie one after another.
+ *
  * Everything is float32 and contiguous. Sums run in a fixed order that does not depend on the
  * number of threads, so that a run gives the same bits on one machine. NaN must come through:
  * comparisons are written so that a NaN takes the branch that keeps it.
@@ -36,6 +39,15 @@ static inline uint32_t row_seed(uint64_t seed, i64 row) {
 
 static inline uint32_t random_bits(uint32_t seed, i64 column) {
     return scramble(seed + (uint32_t)column * 0x9e3779b9u);
+}
+
+/* The seed of a member's masks: the given one for the first, else the finaliser of SplitMix64. */
+static inline uint64_t member_seed(uint64_t seed, i64 member) {
+    if (member == 0) return seed;
+    uint64_t x = seed + (uint64_t)member * 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
 }
 
 /* factor where the given byte of the random bits is kept, else 0. */
@@ -79,6 +91,13 @@ typedef struct {
     float momentum, eps;
     float *mean, *rstd;                 /* (width), written forward and read backward */
 } Norm;
+
+/* The BatchNorm that begins at a column. */
+static inline Norm norm_at(const Norm *norm, i64 at) {
+    return (Norm){norm->weight + at,       norm->bias + at, norm->running_mean + at,
+                  norm->running_var + at,  norm->momentum,  norm->eps,
+                  norm->mean + at,         norm->rstd + at};
+}
 
 /* Column c of a row x: normalised, and with the affine part too. */
 static inline float normal(const Norm *norm, const float *restrict x, i64 c) {

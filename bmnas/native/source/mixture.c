@@ -1,17 +1,17 @@
 /* A relaxed step: the mixture of the whole pool over one input t (BM-NAS, Eq. 4 to 8, 10).
  *
- * B batch, L length, C channels, R = B*L rows. t, out and their gradients are (B, L, C); products
- * (R, 3C) are value, gate and joint before their BatchNorm; the affine part of the attention's
- * LayerNorm is (L, C). gamma holds the weights of zero, sum, attention, linear_glu, concat_fc.
- * Of an element's random bits the first byte decides linear_glu, the second concat_fc, the third
- * attention.
+ * B batch, L length, C channels, R = B*L rows. Of each member t, out and their gradients are
+ * (B, L, C); products (R, 3C) are value, gate and joint before their BatchNorm; the affine part of
+ * the attention's LayerNorm is (L, C). gamma holds the weights of zero, sum, attention, linear_glu,
+ * concat_fc. Of an element's random bits the first byte decides linear_glu, the second concat_fc,
+ * the third attention.
  */
 #include "common.h"
 
 enum { SUM = 1, ATTENTION, GLU, CONCAT, OPERATIONS };
 
 typedef struct {
-    i64 batch, length, channels;
+    i64 members, batch, length, channels;
     const float *gamma;
     Norm norm;
     const float *weight, *bias; /* LayerNorm of the attention */
@@ -21,6 +21,17 @@ typedef struct {
     uint64_t seed;
     int threads;
 } Step;
+
+static Step member_step(const Step *all, i64 m) {
+    const i64 size = all->length * all->channels;
+    Step own = *all;
+    own.gamma += m * OPERATIONS;
+    own.norm = norm_at(&all->norm, m * 3 * all->channels);
+    own.weight += m * size;
+    own.bias += m * size;
+    own.seed = member_seed(all->seed, m);
+    return own;
+}
 
 /* The masked weighted sum of a sample's tokens, given its attention (L, L). */
 static void attend(const Step *s, i64 b, const float *restrict t, const float *attention,
@@ -54,9 +65,8 @@ static void attention_weights(const Step *s, const float *t, float *attention) {
     }
 }
 
-/* scratch is (threads, L*C). */
-void mixture_forward(const Step *s, const float *t, const float *products, float *attention,
-                     float *mean, float *rstd, float *scratch, float *out) {
+static void member_forward(const Step *s, const float *t, const float *products, float *attention,
+                           float *mean, float *rstd, float *scratch, float *out) {
     const i64 channels = s->channels, size = s->length * channels, wide = 3 * channels;
     const Norm *norm = &s->norm;
     const float of_sum = 2.0f * s->gamma[SUM], of_attention = s->gamma[ATTENTION];
@@ -100,6 +110,18 @@ void mixture_forward(const Step *s, const float *t, const float *products, float
                 }
             }
         }
+    }
+}
+
+/* scratch is (threads, L*C). */
+void mixture_forward(const Step *all, const float *t, const float *products, float *attention,
+                     float *mean, float *rstd, float *scratch, float *out) {
+    const i64 length = all->length, size = all->batch * length * all->channels;
+    for (i64 m = 0; m < all->members; m++) {
+        const Step own = member_step(all, m);
+        member_forward(&own, t + m * size, products + 3 * m * size,
+                       attention + m * all->batch * length * length, mean + m * all->batch,
+                       rstd + m * all->batch, scratch, out + m * size);
     }
 }
 
@@ -179,13 +201,10 @@ static void row_backward(const Step *s, i64 row, const float *restrict g, const 
     d_gamma[CONCAT] += concat;
 }
 
-/* partial is (chunks, 2*L*C + 6*C): gradients of the LayerNorm's weight and bias, then of the
- * BatchNorm's; the first chunk holds the sums in the end. d_gamma is (chunks, 5), still to be
- * summed. scratch is (threads, 2*L*C + L*L). dt lacks what comes through the products. */
-void mixture_backward(const Step *s, i64 chunks, const float *g, const float *t,
-                      const float *products, const float *attention, const float *mean,
-                      const float *rstd, float *scratch, float *dt, float *dp, float *partial,
-                      double *d_gamma) {
+static void member_backward(const Step *s, i64 chunks, const float *g, const float *t,
+                            const float *products, const float *attention, const float *mean,
+                            const float *rstd, float *scratch, float *dt, float *dp,
+                            float *partial, double *d_gamma) {
     const i64 length = s->length, channels = s->channels, size = length * channels;
     const i64 wide = 3 * channels, width = 2 * size + 2 * wide, rows = s->batch * length;
     const float share = 1.0f / (float)rows;
@@ -241,5 +260,24 @@ void mixture_backward(const Step *s, i64 chunks, const float *g, const float *t,
                         (to[c] - d_bias[c] * share -
                          normal(norm, p, c) * d_weight[c] * share);
         }
+    }
+}
+
+/* partial is (members, chunks, 2*L*C + 6*C): gradients of the LayerNorm's weight and bias, then of
+ * the BatchNorm's; the first chunk holds the sums in the end. d_gamma is (members, chunks, 5),
+ * still to be summed. scratch is (threads, 2*L*C + L*L). dt lacks what comes through the products.
+ */
+void mixture_backward(const Step *all, i64 chunks, const float *g, const float *t,
+                      const float *products, const float *attention, const float *mean,
+                      const float *rstd, float *scratch, float *dt, float *dp, float *partial,
+                      double *d_gamma) {
+    const i64 length = all->length, channels = all->channels, size = all->batch * length * channels;
+    const i64 width = 2 * length * channels + 6 * channels;
+    for (i64 m = 0; m < all->members; m++) {
+        const Step own = member_step(all, m);
+        member_backward(&own, chunks, g + m * size, t + m * size, products + 3 * m * size,
+                        attention + m * all->batch * length * length, mean + m * all->batch,
+                        rstd + m * all->batch, scratch, dt + m * size, dp + 3 * m * size,
+                        partial + m * chunks * width, d_gamma + m * chunks * OPERATIONS);
     }
 }

@@ -1,14 +1,15 @@
 /* The end of a Cell: LayerNorm(s + dropout(ReLU(BatchNorm(joined)))).
  *
- * B batch, L length, C channels, R = B*L rows. s and z are (B, L, C), joined (R, C); the affine
- * part of the LayerNorm is (L, C).
+ * B batch, L length, C channels, R = B*L rows. Of each member s and z are (B, L, C), joined (R, C);
+ * the affine part of the LayerNorm is (L, C).
  */
 #include "common.h"
 
-void output_forward(i64 batch, i64 length, i64 channels, const float *s, const float *joined,
-                    const Norm *norm, const float *weight, const float *bias, float eps,
-                    uint32_t threshold, float factor, uint64_t seed, float *mean, float *rstd,
-                    float *residual, float *z, int threads) {
+static void member_forward(i64 batch, i64 length, i64 channels, const float *s,
+                           const float *joined, const Norm *norm, const float *weight,
+                           const float *bias, float eps, uint32_t threshold, float factor,
+                           uint64_t seed, float *mean, float *rstd, float *residual, float *z,
+                           int threads) {
     const i64 size = length * channels;
 #pragma omp parallel num_threads(threads)
     {
@@ -41,13 +42,25 @@ void output_forward(i64 batch, i64 length, i64 channels, const float *s, const f
     }
 }
 
-/* partial is (chunks, 2*L*C + 2*C): gradients of the LayerNorm's weight and bias, then of the
- * BatchNorm's; the first chunk holds the sums in the end. */
-void output_backward(i64 batch, i64 length, i64 channels, i64 chunks, const float *g,
-                     const float *joined, const float *residual, const Norm *norm,
-                     const float *weight, const float *mean, const float *rstd, uint32_t threshold,
-                     float factor, uint64_t seed, float *ds, float *dj, float *partial,
-                     int threads) {
+void output_forward(i64 members, i64 batch, i64 length, i64 channels, const float *s,
+                    const float *joined, const Norm *norm, const float *weight, const float *bias,
+                    float eps, uint32_t threshold, float factor, uint64_t seed, float *mean,
+                    float *rstd, float *residual, float *z, int threads) {
+    const i64 layer = length * channels, size = batch * layer;
+    for (i64 m = 0; m < members; m++) {
+        const Norm own = norm_at(norm, m * channels);
+        member_forward(batch, length, channels, s + m * size, joined + m * size, &own,
+                       weight + m * layer, bias + m * layer, eps, threshold, factor,
+                       member_seed(seed, m), mean + m * batch, rstd + m * batch,
+                       residual + m * size, z + m * size, threads);
+    }
+}
+
+static void member_backward(i64 batch, i64 length, i64 channels, i64 chunks, const float *g,
+                            const float *joined, const float *residual, const Norm *norm,
+                            const float *weight, const float *mean, const float *rstd,
+                            uint32_t threshold, float factor, uint64_t seed, float *ds, float *dj,
+                            float *partial, int threads) {
     const i64 size = length * channels, width = 2 * size + 2 * channels, rows = batch * length;
     const float share = 1.0f / (float)rows;
     float *const d_weight = partial + 2 * size, *const d_bias = d_weight + channels;
@@ -91,5 +104,22 @@ void output_backward(i64 batch, i64 length, i64 channels, i64 chunks, const floa
                         (to[c] - d_bias[c] * share - normal * d_weight[c] * share);
             }
         }
+    }
+}
+
+/* partial is (members, chunks, 2*L*C + 2*C): gradients of the LayerNorm's weight and bias, then of
+ * the BatchNorm's; the first chunk holds the sums in the end. */
+void output_backward(i64 members, i64 batch, i64 length, i64 channels, i64 chunks, const float *g,
+                     const float *joined, const float *residual, const Norm *norm,
+                     const float *weight, const float *mean, const float *rstd, uint32_t threshold,
+                     float factor, uint64_t seed, float *ds, float *dj, float *partial,
+                     int threads) {
+    const i64 layer = length * channels, size = batch * layer;
+    for (i64 m = 0; m < members; m++) {
+        const Norm own = norm_at(norm, m * channels);
+        member_backward(batch, length, channels, chunks, g + m * size, joined + m * size,
+                        residual + m * size, &own, weight + m * layer, mean + m * batch,
+                        rstd + m * batch, threshold, factor, member_seed(seed, m), ds + m * size,
+                        dj + m * size, partial + m * chunks * (2 * layer + 2 * channels), threads);
     }
 }

@@ -1,0 +1,148 @@
+"""Suites: what they run, that a killed one goes on, and what their report says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import bmnas_command, one_line_error, write_tiny_preset
+from tiny_tasks import write_tiny_task
+
+from bmnas.baselines.genotypes import searched_cells
+from bmnas.bench.jobs import jobs_of
+from bmnas.bench.suite import load_suite, suite_names
+from bmnas.errors import UserError
+from bmnas.genotype import Cell, Genotype, Step
+from bmnas.runs import Run
+
+SUITE = """
+seeds = 1
+strategies = ["bmnas"]
+fusions = ["two_stream"]
+[[task]]
+name = "task.toml"
+preset = "tiny-preset.toml"
+"""
+WAYS = ("search-bmnas", "fusion-two_stream")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_tiny_task(tmp_path)
+    write_tiny_preset(tmp_path)
+    (tmp_path / "small.toml").write_text(SUITE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(here: Path) -> None:
+    first = Run(here / "out" / "task" / "0" / "search-bmnas")
+    command = [sys.executable, "-m", "bmnas", "bench", "small.toml", "--out", "out"]
+    # A process of its own, which the machine may kill like this.
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not (first.path / "bundle").exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (here / "out" / "report.json").exists()
+    kept = first.network.stat().st_mtime_ns
+
+    printed = bmnas_command("bench", "small.toml", "--out", "out", "--json")
+
+    assert printed.status == 0, printed.err
+    assert first.network.stat().st_mtime_ns == kept
+    names = [row["name"] for row in json.loads(printed.out)["rows"]]
+    alone = ["m0 alone", "m1 alone", "mean of unimodal logits"]
+    ways = ["search bmnas", "fusion two_stream"]
+    assert sorted(names) == sorted([*ways, *alone])
+    report = json.loads((here / "out" / "report.json").read_text())
+    assert [run["run"] for run in report["runs"]] == [f"task/0/{way}" for way in WAYS]
+    for run in report["runs"]:
+        metrics = Run(here / "out" / run["run"]).read_metrics()
+        assert run["score"] == metrics["test"]["score"]
+        assert metrics["latency"]["onnxruntime"]["batch_1"]["median_ms"] > 0
+    scores = [row["score"]["mean"] for row in report["rows"]]
+    assert scores == sorted(scores, reverse=True)
+    command = report["runs"][1]["commands"][0].replace("out/task/0/fusion-two_stream", "again")
+    assert bmnas_command(*command.split()[1:]).status == 0
+    assert Run(here / "again").read_metrics()["test"]["score"] == report["runs"][1]["score"]
+    page = (here / "out" / "report.html").read_text()
+    for shown in (page, (here / "out" / "report.md").read_text()):
+        assert "task/0/fusion-two_stream" in shown
+        assert "mean of unimodal logits" in shown
+    assert "<svg" in page
+    assert "src=" not in page
+
+
+def test_suites_that_come_with_bmnas_can_be_read_and_have_runs() -> None:
+    assert {"digits", "digits-quick", "real-data"} <= set(suite_names())
+    for name in suite_names():
+        suite = load_suite(name)
+        jobs = jobs_of(suite, Path("runs"))
+        assert len({job.run for job in jobs}) == len(jobs) >= len(suite.tasks) * suite.seeds
+
+
+def test_a_suite_runs_each_module_on_all_pairs_but_what_was_searched(here: Path) -> None:
+    wanted = 'modules = ["aoa", "searched"]\npairs = ["found", "late"]\n[[task]]'
+    (here / "small.toml").write_text(SUITE.replace("[[task]]", wanted))
+    ways = [job.way for job in jobs_of(load_suite("small.toml"), Path("out"))]
+
+    assert ways == ["search bmnas", "fusion two_stream", "module aoa/found", "module aoa/late",
+                    "module searched/late"]  # fmt: skip
+
+
+def test_searched_cells_keep_their_steps_on_other_pairs() -> None:
+    features = ("a.1", "a.2", "b.1", "b.2")
+    cells = (
+        Cell(("a.1", "b.1"), (Step("sum", ("x", "y")),)),
+        Cell(("a.2", "cell1"), (Step("attention", ("y", "x")),)),
+    )
+    found = Genotype(features, 8, 2, cells)
+
+    made = searched_cells(found, [("a.2", "b.2")], pairs_name="late")
+    assert made.cells == (Cell(("a.2", "b.2"), cells[0].steps),)
+    pairs = [("a.1", "b.1"), ("a.2", "b.2"), ("cell1", "cell2")]
+    more = searched_cells(made, pairs, pairs_name="late")
+    assert [cell.inputs for cell in more.cells] == pairs
+    assert [cell.steps for cell in more.cells] == 3 * [cells[0].steps]
+    assert made.provenance["fusion"] == "searched, late pairs"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seeds = 1", "seeds = 0"), "seeds: received 0, expected a number from 1 to 1000"),
+        (('["bmnas"]', '["random"]'), "strategies: received ['random'], expected bmnas in the"),
+        (("two_stream", "twostream"), "fusions: received 'twostream', expected two_stream"),
+        (("seeds = 1", "seed = 1"), "received 'seed', expected seeds"),
+        (("[[task]]", "[[tasks]]"), "received 'tasks'"),
+        (('name = "task.toml"', "name = 3"), "[[task]] 1: received"),
+        (("tiny-preset.toml", "no-preset"), "received preset 'no-preset'"),
+    ],
+)
+def test_a_malformed_suite_is_told_in_one_line(
+    here: Path, change: tuple[str, str], message: str
+) -> None:
+    path = here / "small.toml"
+    path.write_text(SUITE.replace(*change))
+
+    with pytest.raises(UserError) as caught:
+        load_suite("small.toml")
+    assert str(caught.value).startswith(f"small.toml: {message}")
+
+
+def test_what_the_command_cannot_use(here: Path) -> None:
+    unknown = bmnas_command("bench", "digit")
+    assert "received suite 'digit', expected digits" in one_line_error(unknown)
+    slow = bmnas_command("bench", "real-data", "--quick")
+    assert "--quick: received suite 'real-data'" in one_line_error(slow)
+    nothing = bmnas_command("bench", "small.toml", "--report-only")
+    assert "no run of the suite small is done yet" in one_line_error(nothing)

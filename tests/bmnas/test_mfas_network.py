@@ -1,0 +1,217 @@
+"""The networks of MFAS against literal NumPy, and candidates in a stack against each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytest
+import torch
+from tiny_problems import CHANNELS as RAW
+from tiny_problems import CPU, LENGTH, tiny_samples
+from torch import Tensor
+
+from bmnas.architecture import build_fusion
+from bmnas.cost import count_parameters
+from bmnas.fit import Group, Recipe, fit
+from bmnas.metrics import Objective
+from bmnas.mfas.network import HeadsObjective, MFASNetwork, shares
+from bmnas.mfas.space import Layer, Layers, MFASGenotype
+from bmnas.mfas.stacked import StackedNetworks, StackedObjective
+from bmnas.progress import Silent
+
+CLASSES = 4
+FEATURES = tuple(RAW)
+CHAIN = (
+    Layer(("m0.2", "m1.1"), "relu"),
+    Layer(("m0.1", "m1.1"), "sigmoid"),
+    Layer(("m0.2", "m1.1"), "relu"),
+)
+OTHER = (
+    Layer(("m0.1", "m1.1"), "sigmoid"),
+    Layer(("m0.1", "m1.1"), "relu"),
+    Layer(("m0.2", "m1.1"), "sigmoid"),
+)
+
+
+def network(
+    layers: Layers = CHAIN, *, scalars: bool = False, heads: bool = True, classes: int = CLASSES
+) -> MFASNetwork:
+    genotype = MFASGenotype(FEATURES, LENGTH, 6, layers, scalars)
+    return MFASNetwork(genotype, RAW, classes=classes, dropout=0.0, heads=heads)
+
+
+def literal(net: MFASNetwork, x: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Return the logits of the fusion layers and of each head, as the formulas say."""
+    w = {name: p.detach().numpy() for name, p in net.named_parameters()}
+    vectors = {name: feature.mean(1) for name, feature in x.items()}
+    h = np.zeros((len(next(iter(x.values()))), 0))
+    for n, names in enumerate(net.inputs):
+        first, second = (vectors[name] for name in names)
+        if f"layers.{n}.scalars" in w:
+            a = 1 / (1 + np.exp(-w[f"layers.{n}.scalars"]))
+            first, second = a * first, (1 - a) * second
+        joined = np.concatenate((first, second, h), axis=1)
+        h = joined @ w[f"layers.{n}.linear.weight"].T + w[f"layers.{n}.linear.bias"]
+        relu = net.layers[n].activation == "relu"
+        h = np.maximum(h, 0) if relu else 1 / (1 + np.exp(-h))
+    decided = [h, *(vectors[name] for name in net.heads)]
+    return [
+        v @ w[f"classifiers.{n}.weight"].T + w[f"classifiers.{n}.bias"]
+        for n, v in enumerate(decided)
+    ]
+
+
+def inputs(names: Sequence[str], rows: int = 7) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    return {name: draw.normal(size=(rows, LENGTH, RAW[name])) for name in names}
+
+
+@pytest.mark.parametrize("scalars", [False, True])
+def test_it_computes_its_formula(scalars: bool) -> None:
+    torch.manual_seed(0)
+    net = network(scalars=scalars).double().eval()
+    x = inputs(net.features)
+    given = [torch.from_numpy(f) for f in x.values()]
+    expected = literal(net, x)
+    assert len(expected) == 3
+    total = net(given)
+    assert isinstance(total, Tensor)
+    np.testing.assert_allclose(total.detach().numpy(), np.sum(expected, axis=0), rtol=1e-9)
+    summed, *heads = net.train()(given)
+    np.testing.assert_allclose(summed.detach().numpy(), np.sum(expected, axis=0), rtol=1e-9)
+    for found, wanted in zip(heads, expected, strict=True):
+        np.testing.assert_allclose(found.detach().numpy(), wanted, rtol=1e-9)
+
+
+def test_a_layer_by_hand() -> None:
+    """One unit: x = 2, y = 3, W = (0.5, -1), b = 1.5: ReLU(1 - 3 + 1.5) = 0, sigmoid = 0.3775."""
+    raw = {"a.1": 1, "b.1": 1}
+    for activation, expected in (("relu", 0.0), ("sigmoid", 0.37754067)):
+        genotype = MFASGenotype(("a.1", "b.1"), 2, 1, (Layer(("a.1", "b.1"), activation),))
+        net = MFASNetwork(genotype, raw, classes=1, dropout=0.0, heads=False).eval()
+        with torch.no_grad():
+            net.layers[0].linear.weight.copy_(torch.tensor([[0.5, -1.0]]))
+            net.layers[0].linear.bias.fill_(1.5)
+            net.classifiers[0].weight.fill_(1.0)
+            net.classifiers[0].bias.zero_()
+            # The means over two positions.
+            z = net([torch.tensor([[[1.0], [3.0]]]), torch.tensor([[[2.0], [4.0]]])])
+        assert z.item() == pytest.approx(expected)
+
+
+def test_the_scalars_of_two_modalities_are_a_and_one_minus_a() -> None:
+    first, second = shares(torch.tensor([0.7])).tolist()
+    assert first == pytest.approx(1 / (1 + np.exp(-0.7)))
+    assert first + second == pytest.approx(1)
+    assert shares(torch.zeros(2)).tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_a_candidate_reads_what_its_layers_read() -> None:
+    alone = network(CHAIN[1:2], heads=False)
+    assert alone.features == ("m0.1", "m1.1")
+    objective = Objective("multiclass")
+    assert alone.objective(objective) is objective
+    assert network(CHAIN[1:2]).features == FEATURES
+
+
+def test_parameters_are_those_of_layers_and_heads() -> None:
+    net = network()
+    fusion = 6 * (5 + 4 + 1) + 6 * (3 + 4 + 6 + 1) + 6 * (5 + 4 + 6 + 1)
+    heads = CLASSES * ((6 + 1) + (5 + 1) + (4 + 1))
+    assert count_parameters(net.classifier) == heads
+    assert count_parameters(net) == fusion + heads
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_every_head_has_a_loss(kind: str) -> None:
+    objective = network().objective(Objective(kind, 0.3))  # type: ignore[arg-type]
+    assert isinstance(objective, HeadsObjective)
+    assert (objective.kind, objective.threshold) == (kind, 0.3)
+    logits = torch.zeros(5, CLASSES)
+    labels = torch.ones(5, CLASSES) if kind == "multilabel" else torch.arange(5) % CLASSES
+    one = np.log(2) if kind == "multilabel" else np.log(CLASSES)
+    assert objective.loss((logits + 9, logits, logits, logits), labels).item() == pytest.approx(
+        3 * one
+    )
+    assert objective.loss(logits, labels).item() == pytest.approx(one)
+
+
+def test_three_modalities() -> None:
+    raw = {"a.1": 2, "a.2": 3, "b.1": 4, "c.1": 5}
+    layers = (Layer(("a.1", "b.1", "c.1"), "relu"), Layer(("a.2", "b.1", "c.1"), "sigmoid"))
+    genotype = MFASGenotype(tuple(raw), 2, 6, layers, scalars=True)
+    fusion = build_fusion(genotype, raw, classes=3, dropout=0.0)
+    assert isinstance(fusion, MFASNetwork)
+    output = fusion([torch.randn(4, 2, width) for width in raw.values()])
+    assert [tuple(logits.shape) for logits in output] == [(4, 3)] * 5
+    fusion.objective(Objective("multiclass")).loss(output, torch.arange(4) % 3).backward()
+    assert all(p.grad is not None and p.grad.any() for p in fusion.parameters())
+
+
+@pytest.mark.parametrize("scalars", [False, True])
+def test_a_stack_computes_what_its_networks_compute(scalars: bool) -> None:
+    torch.manual_seed(0)
+    chains = (CHAIN, OTHER, CHAIN[::-1])
+    alone = [network(c, scalars=scalars, heads=False).double() for c in chains]
+    stack = StackedNetworks(alone, FEATURES).double().eval()
+    assert stack.features == FEATURES
+    x = {name: torch.from_numpy(f) for name, f in inputs(FEATURES).items()}
+    found = stack(list(x.values()))
+    for n, net in enumerate(alone):
+        expected = net([x[name] for name in net.features])
+        torch.testing.assert_close(found[:, n], expected, rtol=1e-9, atol=1e-12)
+    mean, logits = stack.train()(list(x.values()))
+    torch.testing.assert_close(logits, found)
+    torch.testing.assert_close(mean, found.mean(1))
+
+
+def test_a_stack_reads_the_features_of_its_networks() -> None:
+    one = Layer(("m0.2", "m1.1"), "relu")
+    assert StackedNetworks([network((one,), heads=False)], FEATURES).features == ("m0.2", "m1.1")
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_training_in_a_stack_is_training_alone(kind: str) -> None:
+    torch.manual_seed(0)
+    classes = 2 if kind == "multilabel" else CLASSES
+    networks = [network(c, scalars=True, heads=False, classes=classes) for c in (CHAIN, OTHER)]
+    stack = StackedNetworks(networks, FEATURES)
+    samples, (held, _) = tiny_samples(40, kind=kind), tiny_samples(24).batch(torch.arange(24))
+    x = dict(zip(FEATURES, held, strict=True))
+    objective = Objective(kind)  # type: ignore[arg-type]
+
+    def trained(net: MFASNetwork | StackedNetworks, by: Objective) -> Tensor:
+        torch.manual_seed(1)
+        fit(
+            net,
+            net,
+            [Group(list(net.parameters()), 0.05)],
+            samples.select(net.features),
+            by,
+            Recipe(3, 8, 1e-6, 1e-2, first_cycle=1),
+            device=CPU.device,
+            checkpoint=None,
+            progress=Silent(),
+            stage="test",
+        )
+        logits = net([x[name] for name in net.features])
+        assert isinstance(logits, Tensor)
+        return logits.detach()
+
+    found = trained(stack, StackedObjective(objective.kind))
+    for n, net in enumerate(networks):
+        before = net([x[name] for name in net.features])
+        after = trained(net, objective)
+        torch.testing.assert_close(found[:, n], after, rtol=1e-3, atol=1e-4)
+        assert (after - before).abs().max() > 0.1
+
+
+def test_the_loss_of_a_stack_is_the_sum_of_losses() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 3, CLASSES), torch.arange(5) % CLASSES
+    alone = Objective("multiclass")
+    expected = sum(alone.loss(logits[:, n], labels) for n in range(3))
+    objective = StackedObjective("multiclass")
+    assert objective.loss((logits.mean(1), logits), labels).item() == pytest.approx(float(expected))
+    assert objective.score(logits, labels) == alone.score(logits.mean(1), labels)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_problems import tiny_problem
+from torch import Tensor
+
+import bmnas.strategies.several as module
+from bmnas.errors import UserError
+from bmnas.metrics import Evaluation
+from bmnas.strategies import STRATEGIES, Outcome
+from bmnas.strategies.bilevel import initial_supernet
+from bmnas.strategies.problem import SearchProblem
+from bmnas.supernets import Supernets
+
+
+def problem(folder: Path, seeds: int = 3, **changes: Any) -> SearchProblem:
+    return replace(tiny_problem(folder, **changes), seeds=seeds)
+
+
+def search(found: SearchProblem) -> Outcome:
+    return STRATEGIES["bmnas"](found)
+
+
+def lines(folder: Path, name: str = "history.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_members_begin_as_searches_of_one_seed_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = Supernets.__init__
+    starts: list[dict[str, Tensor]] = []
+
+    def init(together: Supernets, members: Any) -> None:
+        build(together, members)
+        starts.extend(together.member(s).state_dict() for s in range(together.count))
+
+    monkeypatch.setattr(Supernets, "__init__", init)
+    search(replace(problem(tmp_path, epochs=1), seed=4))
+    assert len(starts) == 3
+    for number, start in enumerate(starts):
+        torch.manual_seed(number)
+        alone = initial_supernet(problem(tmp_path / "alone"), 4 + number).state_dict()
+        assert all(torch.equal(start[name], value) for name, value in alone.items())
+    assert not torch.equal(starts[0]["alpha"], starts[1]["alpha"])
+
+
+def test_one_seed_is_a_search_as_ever(tmp_path: Path) -> None:
+    outcome = search(problem(tmp_path, seeds=1))
+    assert (outcome.seed, outcome.members) == (None, ())
+    assert "members" not in lines(tmp_path)[0]
+
+
+def test_a_line_holds_every_member_and_their_mean(tmp_path: Path) -> None:
+    search(problem(tmp_path, epochs=2))
+    for record in lines(tmp_path):
+        members = record["members"]
+        assert [member["seed"] for member in members] == [0, 1, 2]
+        for name in ("train_loss", "architecture_loss", "validation_loss", "validation_score"):
+            values = [member[name] for member in members]
+            assert record[name] == pytest.approx(sum(values) / 3)
+        assert len({member["train_loss"] for member in members}) == 3
+        assert all(set(member) >= {"alpha", "beta", "gamma", "cells"} for member in members)
+
+
+def planted(*epochs: list[float]) -> Any:
+    left = iter(epochs)
+
+    def evaluate(*args: object) -> list[Evaluation]:
+        return [Evaluation(0.5, score, torch.zeros(24, 4)) for score in next(left)]
+
+    return evaluate
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "epochs"),
+    [
+        (([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]), 0, [2, 1, 1]),  # seeds 0 and 2 tie
+        (([0.1, 0.9, 0.3], [0.3, 0.2, 0.4]), 1, [2, 1, 2]),
+    ],
+)
+def test_each_member_keeps_its_best_epoch_and_the_best_member_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    scores: Any,
+    best: int,
+    epochs: list[int],
+) -> None:
+    monkeypatch.setattr(module, "evaluate_several", planted(*scores))
+    outcome = search(problem(tmp_path, epochs=2, arch_lr=5.0))
+    assert [member.best_epoch for member in outcome.members] == epochs
+    assert [member.seed for member in outcome.members] == [0, 1, 2]
+    for number, member in enumerate(outcome.members):
+        record = lines(tmp_path)[member.best_epoch - 1]["members"][number]
+        assert member.genotype.to_dict()["cells"] == record["cells"]
+        assert member.validation == record["validation_score"]
+    winner = outcome.members[best]
+    assert (outcome.seed, outcome.genotype) == (best, winner.genotype)
+    assert (outcome.validation, outcome.best_epoch) == (winner.validation, winner.best_epoch)
+    assert outcome.candidates == 3
+    assert outcome.samples_seen == 3 * 2 * (32 + 16)
+
+
+def test_short_trainings_compare_the_members_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "evaluate_several", planted([0.1, 0.3, 0.2]))
+    outcome = search(problem(tmp_path, epochs=1, rerank=4))
+    candidates = [candidate["cells"] for candidate in lines(tmp_path, "rerank.jsonl")]
+    derived = [outcome.members[s].genotype.to_dict()["cells"] for s in (1, 2, 0)]
+    distinct = [cells for n, cells in enumerate(derived) if cells not in derived[:n]]
+    assert candidates[: len(distinct)] == distinct
+    assert len(candidates) == outcome.candidates == 5
+    seeds = {json.dumps(cells): seed for cells, seed in zip(derived, (1, 2, 0), strict=True)}
+    found = json.dumps(outcome.genotype.to_dict()["cells"])
+    assert outcome.seed == seeds.get(found, 1)
+
+
+def test_there_are_no_more_short_trainings_than_configured(tmp_path: Path) -> None:
+    search(problem(tmp_path, epochs=1, rerank=1, arch_lr=5.0))
+    assert len(lines(tmp_path, "rerank.jsonl")) == 2
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_stopped_search_goes_on_to_the_same_end(tmp_path: Path, after: int) -> None:
+    whole = search(problem(tmp_path / "whole", epochs=3, dropout=0.3))
+    stopped = problem(tmp_path / "stopped", epochs=3, dropout=0.3)
+    save, saves = stopped.checkpoint.save, 0
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*args: Any) -> None:
+        nonlocal saves
+        save(*args)
+        saves += 1
+        if saves == after:
+            raise StoppedError
+
+    stopped.checkpoint.save = stop  # type: ignore[method-assign]
+    with pytest.raises(StoppedError):
+        search(stopped)
+    torch.manual_seed(99)
+    again = search(problem(tmp_path / "stopped", epochs=3, dropout=0.3))
+    assert again == whole
+    texts = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("stopped", "whole")]
+    assert texts[0] == texts[1]
+
+
+def test_a_multilabel_search_keeps_the_threshold_of_the_best_member(tmp_path: Path) -> None:
+    outcome = search(problem(tmp_path, kind="multilabel", epochs=2))
+    assert outcome.seed is not None
+    member = outcome.members[outcome.seed]
+    record = lines(tmp_path)[member.best_epoch - 1]["members"][outcome.seed]
+    assert outcome.threshold == member.threshold == record["threshold"]
+
+
+def test_it_learns_what_needs_both_modalities(tmp_path: Path) -> None:
+    outcome = search(problem(tmp_path, epochs=30, max_lr=0.01, dropout=0.0))
+    assert min(member.validation for member in outcome.members) > 0.7
+
+
+def test_divergence_names_the_seed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"search, seed 0: the loss is (nan|inf) in epoch 1"):
+        search(problem(tmp_path, max_lr=1e30))
+    assert not (tmp_path / "history.jsonl").exists()
