@@ -111,21 +111,11 @@ class BatchedObjective(Objective):
 
     def loss(self, output: Output, labels: Tensor) -> Tensor:
         """Return the sum over candidates of the mean loss over the batch."""
-        logits = logits_of(output)
-        count = logits.shape[1]
-        return count * super().loss(logits.flatten(0, 1), labels.repeat_interleave(count, 0))
+        return self.losses(logits_of(output).transpose(0, 1), labels).sum()
 
     def score(self, logits: Tensor, labels: Tensor) -> float:
         """Return the mean score of the candidates as a fraction."""
-        return fmean(self.scores(logits, labels))
-
-    def scores(self, logits: Tensor, labels: Tensor) -> list[float]:
-        """Return the score of every candidate as a fraction."""
-        return [super(BatchedObjective, self).score(own, labels) for own in logits.unbind(1)]
-
-    def losses(self, logits: Tensor, labels: Tensor) -> list[float]:
-        """Return the mean loss of every candidate."""
-        return [float(super(BatchedObjective, self).loss(own, labels)) for own in logits.unbind(1)]
+        return fmean(super(BatchedObjective, self).score(own, labels) for own in logits.unbind(1))
 
 
 class _StackedCell(nn.Module):

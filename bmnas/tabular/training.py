@@ -23,7 +23,7 @@ from bmnas.files import atomic_path
 from bmnas.fit import Group, Recipe, fit
 from bmnas.genotype import Genotype
 from bmnas.mapped import Pages, map_array
-from bmnas.metrics import evaluate
+from bmnas.metrics import Objective, evaluate_several
 from bmnas.network import FusionNetwork
 from bmnas.progress import Silent
 from bmnas.runtime import seed_stage
@@ -191,8 +191,13 @@ class Trainer:
         found: dict[str, NDArray[Any]] = {"seconds": np.full(len(genotypes), seconds)}
         parts: tuple[Part, ...] = ("validation", "test")
         for part in parts:
-            samples = self._samples[part].select(network.features)
-            logits = evaluate(network, network, samples, objective, _CPU).logits
-            found[part] = np.array(objective.scores(logits, samples.labels))
-            found[f"{part}_loss"] = np.array(objective.losses(logits, samples.labels))
+            each = evaluate_several(
+                network,
+                lambda x: network(x).transpose(0, 1),
+                self._samples[part].select(network.features),
+                Objective(objective.kind, objective.threshold),
+                _CPU,
+            )
+            found[part] = np.array([own.score for own in each])
+            found[f"{part}_loss"] = np.array([own.loss for own in each])
         return found
