@@ -216,6 +216,6 @@ class FeatureSamples:
             array, index = self._arrays[name], rows[name.partition(".")[0]]
             out = None if empty is None else empty((len(index), *array.shape[1:]), array.dtype)
             inputs.append(torch.index_select(array, 0, index, out=out))
-        if self._pages is not None:
-            self._pages.read(len(chosen), sum(x[0].nbytes for x in inputs))
+            if self._pages is not None:
+                self._pages.read(len(index), inputs[-1][0].nbytes)
         return inputs, self._labels.index_select(0, chosen)
