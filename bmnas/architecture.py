@@ -8,6 +8,8 @@ from typing import Any
 
 from bmnas.baselines import FUSIONS
 from bmnas.errors import UserError, close
+from bmnas.evolution.fusion_tree import FusionTree
+from bmnas.evolution.network import TreeFusion
 from bmnas.found import Found
 from bmnas.genotype import Genotype
 from bmnas.mfas.network import MFASNetwork
@@ -65,6 +67,9 @@ _BUILDERS: Mapping[type[Found], Callable[[Any, Mapping[str, int], int, float], F
         found, raw, classes=classes, dropout=dropout
     ),
     MFASGenotype: lambda found, raw, classes, dropout: MFASNetwork(
+        found, raw, classes=classes, dropout=dropout
+    ),
+    FusionTree: lambda found, raw, classes, dropout: TreeFusion(
         found, raw, classes=classes, dropout=dropout
     ),
 }

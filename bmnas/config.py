@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bmnas.errors import UserError, close
+from bmnas.evolution.settings import EvolutionConfig
 from bmnas.files import read_toml
 from bmnas.mfas.settings import MFASConfig
 
@@ -88,6 +89,7 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     mfas: MFASConfig = field(default_factory=MFASConfig)
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
     promise: Mapping[str, str] = field(default_factory=dict)
     preset: str | None = None
 
@@ -172,8 +174,13 @@ _STAGES: dict[str, type[UnimodalConfig | SearchConfig | TrainConfig]] = {
     "train": TrainConfig,
 }
 #: Sections of strategies, which check themselves.
-_STRATEGIES: dict[str, type[MFASConfig]] = {"mfas": MFASConfig}
-_SECTIONS: dict[str, type[UnimodalConfig | SearchConfig | TrainConfig | MFASConfig]] = {
+_STRATEGIES: dict[str, type[MFASConfig | EvolutionConfig]] = {
+    "mfas": MFASConfig,
+    "evolution": EvolutionConfig,
+}
+_SECTIONS: dict[
+    str, type[UnimodalConfig | SearchConfig | TrainConfig | MFASConfig | EvolutionConfig]
+] = {
     **_STAGES,
     **_STRATEGIES,
 }

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bmnas.evolution.fusion_tree import FusionTree
 from bmnas.found import Found, read_found
 from bmnas.genotype import Genotype
 from bmnas.mfas.space import MFASGenotype
 from bmnas.plain_data import GenotypeError, wrong
 
-FORMATS: Mapping[str, type[Found]] = {space.FORMAT: space for space in (Genotype, MFASGenotype)}
+FORMATS: Mapping[str, type[Found]] = {
+    space.FORMAT: space for space in (Genotype, MFASGenotype, FusionTree)
+}
 
 
 def load_found(path: str | Path) -> Found:

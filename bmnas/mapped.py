@@ -14,7 +14,8 @@ from bmnas.errors import UserError
 
 #: How many bytes of mapped files may lie in a process's memory.
 LIMIT = 1 << 30
-_AROUND = 1 << 16  # what Linux maps around a page that is asked for
+_AROUND = 1 << 16  # what a system maps around a page that is asked for, where it does not tell
+_ACCOUNT = Path("/proc/self/statm")
 
 
 def map_array(
@@ -39,7 +40,7 @@ def map_array(
 
 
 class Pages:
-    """Hands the pages of mapped files back before those that were read exceed ``limit`` bytes.
+    """Hands the pages of mapped files back once those in memory exceed ``limit`` bytes.
 
     What is read again then comes from the system's own cache, or from the disc. Files that are
     smaller than ``limit`` altogether stay.
@@ -49,14 +50,29 @@ class Pages:
         self._maps = maps
         self._limit = limit
         self._whole = sum(len(m) for m in maps)
-        self._touched = 0
+        self._read = 0
+        self._before = resident_file_bytes()
 
     def read(self, rows: int, row_bytes: int) -> None:
-        """Take note of ``rows`` rows, of ``row_bytes`` in all files together, that were read."""
+        """Take note of ``rows`` rows, of ``row_bytes`` in one file, that were read."""
         if self._whole <= self._limit:
             return
-        self._touched += rows * (row_bytes + _AROUND * len(self._maps))
-        if self._touched > self._limit:
+        now = resident_file_bytes()
+        if now is None or self._before is None:
+            self._read += rows * (row_bytes + _AROUND)
+        else:
+            # A page that is asked for may bring a megabyte with it, which only the system knows.
+            self._read = now - self._before
+        if self._read > self._limit:
             for mapped in self._maps:
                 mapped.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
+            self._read, self._before = 0, resident_file_bytes()
+
+
+def resident_file_bytes() -> int | None:
+    """Return how many bytes of mapped files lie in this process's memory, None if unknown."""
+    try:
+        pages = int(_ACCOUNT.read_text(encoding="ascii").split()[2])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * mmap.PAGESIZE

@@ -189,6 +189,35 @@ class FeatureSamples:
         """Return the same samples with the features ``names`` only, in that order."""
         return FeatureSamples(tuple(names), self._arrays, self._rows, self.labels, self._pages)
 
+    def take(self, chosen: Tensor) -> FeatureSamples:
+        """Return the samples ``chosen`` (n,) only, numbers from 0, in that order."""
+        rows = {m: index[chosen.to(self._device)] for m, index in self._rows.items()}
+        return FeatureSamples(self.names, self._arrays, rows, self.labels[chosen], self._pages)
+
+    def averaged(self) -> FeatureSamples:
+        """Return the same samples with features averaged over their positions, in memory.
+
+        L of the new features is 1; they are float32 and lie where the old ones do. Rows that no
+        sample uses are left out.
+        """
+        arrays, rows = {}, {}
+        for modality, index in self._rows.items():
+            used, rows[modality] = torch.unique(index, return_inverse=True)
+            for name in self.names:
+                if name.partition(".")[0] == modality:
+                    arrays[name] = self._means(name, used)
+        return FeatureSamples(self.names, arrays, rows, self.labels)
+
+    def _means(self, name: str, used: Tensor) -> Tensor:
+        """Return the feature ``name`` of the rows ``used``, averaged: (rows, 1, C_raw)."""
+        means = []
+        for chosen in used.split(_ENCODE_ROWS):
+            stored = self._arrays[name].index_select(0, chosen)
+            if self._pages is not None:
+                self._pages.read(len(chosen), stored[0].nbytes)
+            means.append(stored.float().mean(1, keepdim=True))
+        return torch.cat(means)
+
     def batch(self, chosen: Tensor) -> Batch:
         """Return one (B, L, C_raw) tensor per feature, and the labels, of ``chosen`` (B,).
 
@@ -216,6 +245,6 @@ class FeatureSamples:
             array, index = self._arrays[name], rows[name.partition(".")[0]]
             out = None if empty is None else empty((len(index), *array.shape[1:]), array.dtype)
             inputs.append(torch.index_select(array, 0, index, out=out))
-        if self._pages is not None:
-            self._pages.read(len(chosen), sum(x[0].nbytes for x in inputs))
+            if self._pages is not None:
+                self._pages.read(len(index), inputs[-1][0].nbytes)
         return inputs, self._labels.index_select(0, chosen)

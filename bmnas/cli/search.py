@@ -48,8 +48,8 @@ def search(
     strategy: Annotated[
         str,
         typer.Option(
-            help="bmnas (Algorithm 1), random (candidates drawn evenly) or mfas (a space of its "
-            "own; settings in section mfas of a preset)."
+            help="bmnas (Algorithm 1), random (candidates drawn evenly), mfas or evolution (spaces "
+            "of their own; settings in the preset's section of that name)."
         ),
     ] = "bmnas",
     cells: Annotated[int | None, typer.Option(help="N.", rich_help_panel=_SHAPE)] = None,

@@ -221,6 +221,7 @@ def _search(
         recorder=recorder,
         seeds=seeds,
         mfas=config.mfas,
+        evolution=config.evolution,
     )
     outcome = STRATEGIES[strategy](problem)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from bmnas.found import Found
 from bmnas.genotype import Genotype
 from bmnas.strategies.bilevel import search_bilevel
+from bmnas.strategies.evolution import search_evolution
 from bmnas.strategies.mfas import search_mfas
 from bmnas.strategies.problem import Outcome, SearchProblem
 from bmnas.strategies.random import search_random
@@ -21,6 +22,7 @@ STRATEGIES: Mapping[str, Callable[[SearchProblem], Outcome[Found]]] = {
     "bmnas": _search_bmnas,
     "random": search_random,
     "mfas": search_mfas,
+    "evolution": search_evolution,
 }
 
 __all__ = ["STRATEGIES", "Outcome", "SearchProblem"]

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from torch import Tensor
 
 from bmnas.checkpoint import Record
 from bmnas.errors import UserError
@@ -24,11 +23,12 @@ from bmnas.mfas.space import (
     layers_from,
     unfold,
 )
-from bmnas.mfas.stacked import StackedNetworks, StackedObjective
+from bmnas.mfas.stacked import StackedNetworks
 from bmnas.mfas.surrogate import ScorePool
 from bmnas.progress import Stage
 from bmnas.runtime import seed_stage
 from bmnas.samples import samples_per_epoch
+from bmnas.stacked import StackedObjective, evaluated
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 
 _TOGETHER = 32  # candidates that are trained as one network
@@ -170,7 +170,8 @@ def _train_together(
 
     def measure() -> bool:
         logits = evaluate(stack, stack, validation, objective, device).logits
-        found = [_evaluated(problem, own) for own in logits.unbind(1)]
+        labels = validation.labels
+        found = [evaluated(own, labels, problem.objective) for own in logits.unbind(1)]
         pairs = zip(best or found, found, strict=True)
         best[:] = [new if new.score > old.score else old for old, new in pairs]
         return False
@@ -196,12 +197,6 @@ def _train_together(
         until=measure,
     )
     return best
-
-
-def _evaluated(problem: SearchProblem, logits: Tensor) -> Evaluation:
-    objective, labels = problem.objective, problem.validation.labels
-    loss = float(objective.loss(logits, labels))
-    return Evaluation(loss, objective.score(logits, labels), logits)
 
 
 def _network(problem: SearchProblem, layers: Layers) -> MFASNetwork:

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from bmnas.checkpoint import Checkpoint, Record
 from bmnas.config import SearchConfig
+from bmnas.evolution.settings import EvolutionConfig
 from bmnas.found import Found
 from bmnas.genotype import FORMAT, Genotype
 from bmnas.metrics import Objective
@@ -28,7 +29,8 @@ class SearchProblem:
     ``checkpoint`` is where the strategy leaves its state after every epoch or candidate;
     ``candidates`` opens another, for a strategy that trains candidates after its epochs.
     ``recorder``, where there is one, profiles some of the search's steps. ``seeds`` searches are
-    wanted, of seed ``seed`` and those after it. ``mfas`` are the settings of that strategy.
+    wanted, of seed ``seed`` and those after it. ``mfas`` and ``evolution`` are the settings of the
+    strategies of these names.
     """
 
     train: FeatureSamples
@@ -44,6 +46,7 @@ class SearchProblem:
     recorder: StepRecorder | None = None
     seeds: int = 1
     mfas: MFASConfig = field(default_factory=MFASConfig)
+    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
 
     def genotype(self, cells: object) -> Genotype:
         """Return the genotype over this problem's features with ``cells`` as in its file."""

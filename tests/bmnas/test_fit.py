@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -30,7 +31,9 @@ class Points:
         return [self.points[chosen]], self.labels[chosen]
 
 
-def train(recipe: Recipe, max_lr: float = 0.1) -> tuple[nn.Linear, list[dict[str, float]]]:
+def train(
+    recipe: Recipe, max_lr: float = 0.1, until: Callable[[], bool] | None = None
+) -> tuple[nn.Linear, list[dict[str, float]]]:
     torch.manual_seed(0)
     network = nn.Linear(2, 2)
     records = fit(
@@ -44,6 +47,7 @@ def train(recipe: Recipe, max_lr: float = 0.1) -> tuple[nn.Linear, list[dict[str
         checkpoint=None,
         progress=Silent(),
         stage="test",
+        until=until,
     )
     return network, records
 
@@ -60,6 +64,23 @@ def test_warm_restarts_begin_anew_after_one_epoch_then_after_two_more() -> None:
     _, records = train(Recipe(4, 16, 0.02, 0.0, first_cycle=1))
     middle = 0.02 + (0.1 - 0.02) / 2
     assert [r["learning_rate"] for r in records] == pytest.approx([0.1, 0.1, middle, 0.1])
+
+
+def test_it_ends_early_where_it_is_told_to() -> None:
+    asked: list[int] = []
+
+    def until() -> bool:
+        asked.append(len(asked))
+        return len(asked) == 3
+
+    network, records = train(Recipe(20, 16, 0.0, 0.0), until=until)
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert not network.training
+
+
+def test_a_learning_rate_may_stay_as_it_is() -> None:
+    _, records = train(Recipe(5, 16, 0.1, 0.0))
+    assert [record["learning_rate"] for record in records] == [0.1] * 5
 
 
 def test_the_learning_rate_is_one_cosine() -> None:

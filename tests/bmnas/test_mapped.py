@@ -43,24 +43,50 @@ def test_pages_are_handed_back_and_read_again(tmp_path: Path) -> None:
     assert torch.equal(mapped.clone(), torch.from_numpy(array))
 
 
-def test_files_below_the_limit_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Counted:
-        def __init__(self, size: int) -> None:
-            self.size, self.given_back = size, 0
+@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="no /proc/self/smaps")
+def test_no_more_stays_than_the_limit_and_one_read(tmp_path: Path) -> None:
+    # Large enough for the system to map much more around a row than the row.
+    shape = (16384, 8, 128)  # 64 MiB
+    array = np.lib.format.open_memmap(tmp_path / "a.npy", "w+", np.float32, shape)
+    array[:] = np.arange(len(array))[:, None, None]
+    array.flush()
+    del array
+    mapped, mapping = map_array(tmp_path / "a.npy", shape)
+    pages = Pages([mapping], limit=8 << 20)
+    peak = 0
+    for rows in torch.randperm(len(mapped)).split(4):
+        assert torch.equal(mapped[rows][:, 0, 0], rows.float())
+        peak = max(peak, resident(tmp_path / "a.npy"))
+        pages.read(len(rows), mapped[0].nbytes)
+        if peak > 24 << 20:
+            break
+    assert 8 << 20 < peak <= 24 << 20
 
-        def __len__(self) -> int:
-            return self.size
 
-        def madvise(self, advice: int) -> None:
-            assert advice == mmap.MADV_DONTNEED
-            self.given_back += 1
+class Counted:
+    """A mapped file that counts how often its pages are handed back."""
 
+    def __init__(self, size: int) -> None:
+        self.size, self.given_back = size, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def madvise(self, advice: int) -> None:
+        assert advice == mmap.MADV_DONTNEED
+        self.given_back += 1
+
+
+def test_without_the_systems_account_what_is_read_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bmnas.mapped._ACCOUNT", Path("no such file"))
     small, large = Counted(1000), Counted(10_000_000)
     few = Pages([small], limit=1000)  # type: ignore[list-item]
     many = Pages([large, small], limit=1_000_000)  # type: ignore[list-item]
     for _ in range(10):
         few.read(100, 100)
-        many.read(2, 100)  # with what lies around: 262 kB
+        many.read(4, 100)  # with what lies around: 262 kB
     assert small.given_back == large.given_back == 2
     for _ in range(100):
         few.read(100, 100)

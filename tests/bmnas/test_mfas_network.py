@@ -17,8 +17,9 @@ from bmnas.fit import Group, Recipe, fit
 from bmnas.metrics import Objective
 from bmnas.mfas.network import HeadsObjective, MFASNetwork, shares
 from bmnas.mfas.space import Layer, Layers, MFASGenotype
-from bmnas.mfas.stacked import StackedNetworks, StackedObjective
+from bmnas.mfas.stacked import StackedNetworks
 from bmnas.progress import Silent
+from bmnas.stacked import StackedObjective
 
 CLASSES = 4
 FEATURES = tuple(RAW)

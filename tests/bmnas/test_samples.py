@@ -164,6 +164,38 @@ def test_features_are_selected_in_the_order_asked_for() -> None:
     assert len(only.batch(torch.tensor([0, 1]))[0]) == 1
 
 
+def test_samples_are_taken_in_the_order_asked_for() -> None:
+    samples = feature_samples()
+    taken = samples.take(torch.tensor([3, 1, 0]))
+    assert len(taken) == 3
+    assert taken.labels.tolist() == samples.labels[[3, 1, 0]].tolist()
+    for found, wanted in zip(
+        taken.batch(torch.tensor([2, 0]))[0], samples.batch(torch.tensor([0, 3]))[0], strict=True
+    ):
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_features_are_averaged_over_their_positions(dtype: torch.dtype) -> None:
+    samples = feature_samples(dtype)
+    averaged = samples.averaged()
+    (image, audio), labels = averaged.batch(torch.tensor([3, 1]))
+    # Of [[4, 5], [6, 7]] and [[8, 9], [10, 11]].
+    assert image.tolist() == [[[5, 6]], [[9, 10]]]
+    assert audio.tolist() == [[[5, 6]], [[5, 6]]]
+    assert labels.tolist() == samples.batch(torch.tensor([3, 1]))[1].tolist()
+    assert (image.dtype, averaged.names) == (torch.float32, samples.names)
+
+
+def test_rows_that_no_sample_uses_are_not_averaged() -> None:
+    averaged = feature_samples().take(torch.tensor([1])).averaged()
+    assert {name: len(array) for name, array in averaged._arrays.items()} == {
+        "image.1": 1,
+        "audio.1": 1,
+    }
+    assert averaged.batch(torch.tensor([0]))[0][0].tolist() == [[[9, 10]]]
+
+
 def test_labels_follow_the_parts_in_their_order() -> None:
     task = dataclasses.replace(tiny_task(samples=6), labels=np.arange(6) % 4)
     assert label_tensor(task, task.samples("validation", "train")).tolist() == [1, 0, 0, 3]

@@ -13,11 +13,16 @@ from torch import Tensor, nn
 
 from bmnas.architecture import NamedFusion, build_fusion
 from bmnas.backbones.masking import SpectrogramMasking
+from bmnas.evolution.forest import Forest
+from bmnas.evolution.fusion_tree import FusionTree
+from bmnas.evolution.network import TreeFusion
+from bmnas.evolution.tree import OPERATIONS
 from bmnas.fit import Group, Recipe, fit
 from bmnas.metrics import Objective, evaluate
 from bmnas.parallel import ranks
 from bmnas.parallel.launch import together
 from bmnas.progress import Silent
+from bmnas.stacked import StackedObjective
 from bmnas.strategies import STRATEGIES
 
 
@@ -117,6 +122,28 @@ def fused() -> list[Tensor]:
     return found
 
 
+def grown() -> list[Tensor]:
+    """Several fusion trees as one network, whose norms have statistics in common."""
+    torch.manual_seed(0)
+    features = ("a.1", "b.1")
+    trees = [FusionTree(features, 4, 4, (*features, op)) for op in OPERATIONS]
+    raw = dict.fromkeys(features, 3)
+    forest = Forest([TreeFusion(t, raw, classes=3, dropout=0.0) for t in trees], features).double()
+    records = fit(
+        forest,
+        forest,
+        [Group(list(forest.parameters()), 1e-3)],
+        PooledPairs(),
+        StackedObjective("multiclass"),
+        Recipe(3, 5, 1e-3, 0.0),
+        device=CPU.device,
+        checkpoint=None,
+        progress=Silent(),
+        stage="case",
+    )
+    return [torch.tensor([r["train_loss"] for r in records]), *forest.state_dict().values()]
+
+
 def searched() -> list[Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         # A batch of 15 does not divide by two.
@@ -148,6 +175,7 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "search": searched,
     "told": told,
     "fusions": fused,
+    "trees": grown,
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,13 @@ def tiny_problem(
     *,
     kind: str = "multiclass",
     recorder: StepRecorder | None = None,
+    evolution: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> SearchProblem:
-    """A problem of 40 train and 24 validation samples; ``changes`` are fields of SearchConfig."""
+    """A problem of 40 train and 24 validation samples; ``changes`` are fields of SearchConfig.
+
+    ``evolution`` are those of EvolutionConfig.
+    """
     return SearchProblem(
         train=tiny_samples(40, kind=kind),
         validation=tiny_samples(24, kind=kind, seed=1),
@@ -56,4 +62,5 @@ def tiny_problem(
         progress=Silent(),
         recorder=recorder,
         mfas=CONFIG.mfas,
+        evolution=dataclasses.replace(CONFIG.evolution, **(evolution or {})),
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bmnas.config import Config, SearchConfig, TrainConfig, UnimodalConfig
+from bmnas.evolution.settings import EvolutionConfig
 from bmnas.mfas.settings import MFASConfig
 from bmnas.tasks import Modality, Task
 
@@ -19,6 +20,7 @@ CONFIG = Config(
     MFASConfig(
         sweeps=1, levels=2, kept=2, epochs=1, batch_size=16, inner_size=4, final_inner_size=8
     ),
+    EvolutionConfig(population=4, generations=2, epochs=3, patience=2, batch_size=16, width=6),
 )
 
 

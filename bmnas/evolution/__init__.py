@@ -1,0 +1,1 @@
+"""Fusion trees and their evolution (DC-NAS, Liang et al., AAAI 2024)."""
