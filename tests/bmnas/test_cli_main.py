@@ -24,10 +24,12 @@ COMMANDS = [
     "serve",
     "show",
     "compare",
+    "bench",
     "plan",
     "tasks",
     "presets",
     "data",
+    "tabular",
 ]
 
 HEAVY = """
@@ -75,7 +77,9 @@ def test_help_lists_every_command() -> None:
         assert re.search(rf"\b{name}\b", printed.out)
 
 
-@pytest.mark.parametrize("words", [[name] for name in COMMANDS] + [["data", "av-digits"]])
+@pytest.mark.parametrize(
+    "words", [[name] for name in COMMANDS] + [["data", "av-digits"], ["tabular", "build"]]
+)
 def test_the_help_of_every_command_ends_in_an_example(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
