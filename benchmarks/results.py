@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--strategies", nargs="+", default=["bmnas", "random"])
     parser.add_argument("--fusions", nargs="+", default=[], choices=(*BY_HAND, "all"))
+    parser.add_argument(
+        "--train-backbones", action="store_true", help="with the fusion, whatever the preset says"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
     parser.add_argument("--out", type=Path, help="a folder for the JSON file")
     options = parser.parse_args()
@@ -61,8 +64,11 @@ def main() -> None:
     # A task's options are part of its name here: two splits are two lines of runs.
     name = Path(options.task).stem.replace(":", "_").replace("=", "-").replace(",", "_")
     fusions = BY_HAND if "all" in options.fusions else options.fusions
+    config = bmnas.load_preset(task.preset)
+    if options.train_backbones:
+        config, name = config.override("train", freeze_backbones=False), f"{name}_joint"
     runs = [
-        one_seed(task, options.runs / name / str(seed), seed, options.strategies, fusions)
+        one_seed(task, config, options.runs / name / str(seed), seed, options.strategies, fusions)
         for seed in range(options.seeds)
     ]
     rows = summary(runs)
@@ -71,10 +77,11 @@ def main() -> None:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"python -m benchmarks.results {options.task} --seeds {options.seeds} "
         f"--strategies {' '.join(options.strategies)}"
-        + (f" --fusions {' '.join(options.fusions)}" if options.fusions else ""),
+        + (f" --fusions {' '.join(options.fusions)}" if options.fusions else "")
+        + (" --train-backbones" if options.train_backbones else ""),
         "hardware": hardware(),
         "versions": versions(),
-        "preset": bmnas.load_preset(task.preset).to_dict(),
+        "preset": config.to_dict(),
         "rows": rows,
         "seeds": runs,
     }
@@ -85,6 +92,7 @@ def main() -> None:
 
 def one_seed(
     task: bmnas.Task,
+    config: bmnas.Config,
     folder: Path,
     seed: int,
     strategies: Sequence[str],
@@ -98,6 +106,7 @@ def one_seed(
         found = bmnas.search(
             task,
             run=folder / strategy,
+            config=config,
             strategy=strategy,
             seed=seed,
             existing="resume",
@@ -116,7 +125,7 @@ def one_seed(
     found_genotype = Genotype.load(folder / strategies[0] / "genotype.json")
     for name in ("late fusion", *fusions):
         path = folder / f"{name.replace(' ', '-').replace('/', '-')}.json"
-        facts[name] = by_hand(name, task, path, shared, seed, found_genotype)
+        facts[name] = by_hand(name, task, config, path, shared, seed, found_genotype)
     return facts
 
 
@@ -140,13 +149,18 @@ def _logits(backbone: Backbone, inputs: list[Tensor]) -> Tensor:
 
 
 def by_hand(
-    name: str, task: bmnas.Task, path: Path, shared: Path, seed: int, found: Genotype
+    name: str,
+    task: bmnas.Task,
+    config: bmnas.Config,
+    path: Path,
+    shared: Path,
+    seed: int,
+    found: Genotype,
 ) -> dict[str, Any]:
     """Train and test a fusion on the backbones in ``shared``; the facts are kept in ``path``."""
     if path.is_file():
         kept: dict[str, Any] = read_json(path)
         return kept
-    config = bmnas.load_preset(task.preset)
     backbones = {
         m.name: load_backbone(shared / f"{m.name}.safetensors")[0] for m in task.modalities
     }

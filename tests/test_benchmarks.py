@@ -41,18 +41,14 @@ CPU = bmnas.Runtime(torch.device("cpu"), compile=False)
 SETTING = Setting(CPU, tiny=True, compiled=False)
 
 
-def test_every_way_of_fusing_is_measured_and_measured_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for place in ("bmnas.stages.search", "bmnas.stages.train", "bmnas"):
-        monkeypatch.setattr(f"{place}.load_preset", lambda _: CONFIG, raising=False)
+def test_every_way_of_fusing_is_measured_and_measured_once(tmp_path: Path) -> None:
     fusions = ("gmu", "sum/late", "concat_fc/random", "aoa/found")
-    facts = results.one_seed(tiny_task(), tmp_path, 0, ["bmnas", "random"], fusions)
+    facts = results.one_seed(tiny_task(), CONFIG, tmp_path, 0, ["bmnas", "random"], fusions)
     ways = {"mean of unimodal logits", "late fusion", "search: bmnas", "search: random"}
     assert set(facts) == {"m0 alone", "m1 alone", *ways, *fusions}
     assert len({facts[name]["fusion"] for name in fusions}) > 2
     assert all(0 <= row["test"] <= 1 for row in facts.values())
-    again = results.one_seed(tiny_task(), tmp_path, 0, ["bmnas", "random"], fusions)
+    again = results.one_seed(tiny_task(), CONFIG, tmp_path, 0, ["bmnas", "random"], fusions)
     assert again == facts
 
 

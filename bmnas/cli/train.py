@@ -71,7 +71,9 @@ def train(
     freeze_backbones: Annotated[
         bool | None,
         typer.Option(
-            "--freeze-backbones", help="Train the fusion network alone.", show_default=False
+            "--freeze-backbones/--train-backbones",
+            help="Train the fusion network alone, or the backbones with it.",
+            show_default="the preset's",
         ),
     ] = None,
     backbones: Backbones = None,

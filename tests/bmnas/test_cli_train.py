@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 
@@ -60,6 +61,25 @@ def test_train_needs_nothing_but_the_genotype_and_is_quiet(here: Path) -> None:
     trained = bmnas.load_network(here / "runs" / "tiny" / "network.safetensors")
     assert trained.genotype == Genotype.load(here / GENOTYPE)
     assert trained.task.name == "tiny"
+
+
+def test_backbones_are_trained_where_the_preset_would_freeze_them(here: Path) -> None:
+    config = here / "runs" / "tiny" / "config.json"
+    frozen = json.loads(config.read_text())
+    frozen["train"]["freeze_backbones"] = True
+    config.write_text(json.dumps(frozen))
+    words = ("train", "--genotype", GENOTYPE)
+
+    def weights_of(run: str) -> dict[str, torch.Tensor]:
+        network = bmnas.load_network(here / run / "network.safetensors").network
+        return dict(network.backbones.state_dict())
+
+    assert bmnas_command(*words, "--run", "frozen").status == 0
+    assert bmnas_command(*words, "--run", "trained", "--train-backbones").status == 0
+    kept, moved = weights_of("frozen"), weights_of("trained")
+    assert any(not torch.equal(kept[name], moved[name]) for name in kept)
+    recorded = json.loads((here / "trained" / "config.json").read_text())
+    assert recorded["train"]["freeze_backbones"] is False
 
 
 def test_options_go_before_what_the_search_recorded(here: Path) -> None:
