@@ -34,13 +34,19 @@ def test_supernet_step_without_kernels(
 
 
 @pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")
+def test_supernet_step_in_bfloat16(benchmark: BenchmarkFixture) -> None:
+    benchmark.pedantic(step(NTU, Supernet, EAGER, bfloat16=True), rounds=40, warmup_rounds=5)
+
+
+@pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")
 def test_supernet_step_compiled(benchmark: BenchmarkFixture) -> None:
     benchmark.pedantic(step(NTU, Supernet, COMPILED), rounds=40, warmup_rounds=5)
 
 
 @pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")
-def test_products_alone(benchmark: BenchmarkFixture) -> None:
-    benchmark.pedantic(products(NTU, EAGER.device), rounds=40, warmup_rounds=5)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_products_alone(benchmark: BenchmarkFixture, dtype: torch.dtype) -> None:
+    benchmark.pedantic(products(NTU, EAGER.device, dtype), rounds=40, warmup_rounds=5)
 
 
 @pytest.mark.benchmark(group="search cost: a search on digits, features cached")

@@ -36,7 +36,8 @@ class SearchConfig:
 
     ``candidates`` is the budget of strategies that train candidates, ``rerank`` how many genotypes
     Algorithm 1's own result is compared with in the end (0: the paper's method); each is trained
-    for ``candidate_epochs``. ``cache_dtype`` is the type of the feature cache.
+    for ``candidate_epochs``. ``cache_dtype`` is the type of the feature cache,
+    ``precision`` that of the matrix products of Algorithm 1.
     """
 
     cells: int = 2
@@ -55,6 +56,7 @@ class SearchConfig:
     candidate_epochs: int = 3
     rerank: int = 0
     cache_dtype: str = "float32"
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,10 @@ _LARGEST = 65536  # as in a genotype's file
 _FLAGS = {"freeze_backbones"}
 _BELOW_ONE = {"dropout"}
 _INSIDE_ZERO_ONE = {"threshold"}
-_ONE_OF = {"cache_dtype": ("float32", "float16", "bfloat16")}
+_ONE_OF = {
+    "cache_dtype": ("float32", "float16", "bfloat16"),
+    "precision": ("float32", "bfloat16"),
+}
 
 
 def preset_names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bmnas.errors import UserError
 from bmnas.parallel import ranks
 from bmnas.spent import watch_compilation
+
+#: Products in bfloat16, as Linux calls them: AVX-512, AMX, Arm.
+_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,21 @@ class Runtime:
             raise _no_device(device)
         return cls(chosen, chosen.type == "cuda" if compile is None else compile)
 
+    def computes_bfloat16(self) -> bool:
+        """Tell whether the device multiplies matrices in bfloat16, and not by way of float32."""
+        if self.device.type == "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return not _BFLOAT16.isdisjoint(_processor_flags())
+
+    def lowered(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return ``forward`` with its matrix products in bfloat16, and its result in float32."""
+
+        def lower(*inputs: Any) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                return forward(*inputs).float()
+
+        return lower
+
     def compiled(self, network: nn.Module) -> Callable[..., Any]:
         """Return a callable that runs ``network``, compiled where this runtime compiles.
 
@@ -63,6 +82,22 @@ class Runtime:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
         compiled: Callable[..., Any] = torch.compile(network)
         return compiled
+
+
+@functools.cache
+def _processor_flags() -> frozenset[str]:
+    """Return what Linux says that the processor can do; nothing elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    lines = [line.partition(":") for line in text.splitlines()]
+    return frozenset(
+        word
+        for name, _, flags in lines
+        if name.strip() in ("flags", "Features")
+        for word in flags.split()
+    )
 
 
 def cache_folder() -> Path:

@@ -146,8 +146,10 @@ class Supernet(nn.Module):
         if len(features) != count:
             raise ValueError(f"received {len(features)} features, expected {count}")
         alpha, beta, gamma = self.probabilities()
-        if self.training and has_kernels(features[0]):
-            return native.supernet_logits(self, features, alpha, beta, gamma)
+        device = features[0].device.type
+        lowered = torch.is_autocast_enabled(device)
+        if self.training and has_kernels(features[0], lowered=lowered):
+            return native.supernet_logits(self, features, alpha, beta, gamma, lowered=lowered)
         weights, biases = self.projection_parameters()
         mixed = fused.reshape_and_mix(
             features, weights, biases, self.norm, self.dropout.p, alpha[:, :count]
@@ -194,12 +196,19 @@ class Supernet(nn.Module):
         return alpha, beta, self.gamma.softmax(-1)
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Tell whether training on features such as ``x`` runs in ``bmnas.native``."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+def has_kernels(x: Tensor, *, lowered: bool = False) -> bool:
+    """Tell whether training on features such as ``x`` runs in ``bmnas.native``.
+
+    Under autocast, for those that can, which are ``lowered``, if that is to bfloat16.
+    """
+    device = x.device.type
+    mixed = torch.is_autocast_enabled(device)
+    if torch.compiler.is_compiling() or (mixed and not lowered):
+        return False
+    if mixed and torch.get_autocast_dtype(device) != torch.bfloat16:
         return False
     # Of several ranks each has a share of the batch, and its norms need to hear of the others.
-    suits = x.device.type == "cpu" and x.dtype == torch.float32 and current() is None
+    suits = device == "cpu" and (lowered or x.dtype == torch.float32) and current() is None
     return suits and native.kernels() is not None
 
 

@@ -80,6 +80,13 @@ def search(
             help="Type of the feature cache: float32, float16 or bfloat16.", rich_help_panel=_BUDGET
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the products of Algorithm 1: float32, or bfloat16 where the processor has it.",
+            rich_help_panel=_BUDGET,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     seeds: Annotated[
         int,
@@ -123,6 +130,7 @@ def search(
         candidates=candidates,
         rerank=rerank,
         cache_dtype=cache_dtype,
+        precision=precision,
     )
     result = run_search(
         loaded,

@@ -16,19 +16,27 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from bmnas.native.passes import Classifier, Gradients, LayerNorm, Output, Reshape, Step
+from bmnas.native.products import FULL, LOW, Products
 
 if TYPE_CHECKING:
     from bmnas.supernet import RelaxedCell, RelaxedStep, Supernet
 
 
 def supernet_logits(
-    supernet: Supernet, features: Sequence[Tensor], alpha: Tensor, beta: Tensor, gamma: Tensor
+    supernet: Supernet,
+    features: Sequence[Tensor],
+    alpha: Tensor,
+    beta: Tensor,
+    gamma: Tensor,
+    *,
+    lowered: bool = False,
 ) -> Tensor:
     """Return logits (B, K) of ``supernet`` in training for ``features`` (B, L, C_raw).
 
-    ``alpha`` (N, F+N-1), ``beta`` (N, M, M+1) and ``gamma`` (N, M, 5) are probabilities.
+    ``alpha`` (N, F+N-1), ``beta`` (N, M, M+1) and ``gamma`` (N, M, 5) are probabilities. With
+    ``lowered`` matrices are multiplied in bfloat16, all but the classifier's.
     """
-    way = _Way(supernet, alpha, beta, gamma)
+    way = _Way(supernet, alpha, beta, gamma, LOW if lowered else FULL)
     return logits_by(way, features, supernet.weight_parameters(), alpha, beta, gamma)
 
 
@@ -70,7 +78,9 @@ class _Logits(torch.autograd.Function):
         *_: Tensor,
     ) -> Tensor:
         ctx.way, ctx.weights = way, weights
-        return way.forward(features)
+        # The passes round by themselves what products read.
+        with torch.autocast("cpu", enabled=False):
+            return way.forward(features)
 
     @staticmethod
     @once_differentiable
@@ -88,14 +98,16 @@ class _Logits(torch.autograd.Function):
 
 
 class _Way:
-    def __init__(self, supernet: Supernet, alpha: Tensor, beta: Tensor, gamma: Tensor) -> None:
+    def __init__(
+        self, supernet: Supernet, alpha: Tensor, beta: Tensor, gamma: Tensor, products: Products
+    ) -> None:
         weights, biases = supernet.projection_parameters()
         self.first = len(weights)
         self.alpha, self.edges = alpha, alpha.tolist()
-        self.reshape = Reshape(weights, biases, supernet.norm, supernet.dropout.p)
+        self.reshape = Reshape(weights, biases, supernet.norm, supernet.dropout.p, products)
         self.cells = [
-            _CellWay(cast("RelaxedCell", cell), *weights)
-            for cell, *weights in zip(supernet.cells, beta, gamma, strict=True)
+            _CellWay(cast("RelaxedCell", cell), edges, pool, products)
+            for cell, edges, pool in zip(supernet.cells, beta, gamma, strict=True)
         ]
         self.classifier = Classifier(supernet.head)
 
@@ -128,10 +140,11 @@ class _Way:
 
 
 class _CellWay:
-    def __init__(self, cell: RelaxedCell, beta: Tensor, gamma: Tensor) -> None:
-        self.steps = [Step(cast("RelaxedStep", step)) for step in cell.steps]
+    def __init__(self, cell: RelaxedCell, beta: Tensor, gamma: Tensor, products: Products) -> None:
+        self.steps = [Step(cast("RelaxedStep", step), products) for step in cell.steps]
         merge = cell.output.merge
-        self.output = LayerNorm(cell.output.norm) if merge is None else Output(cell.output)
+        output = cell.output
+        self.output = LayerNorm(output.norm) if merge is None else Output(output, products)
         self.beta, self.edges, self.gamma = beta, beta.tolist(), gamma
 
     def forward(self, s: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from bmnas.native.calls import (
     address,
     library,
 )
+from bmnas.native.products import FULL, Products
 from bmnas.primitives import CellOutput, Head
 
 if TYPE_CHECKING:
@@ -49,20 +50,26 @@ class Reshape:
         biases: Sequence[Tensor],
         norm: nn.BatchNorm1d,
         dropout: float,
+        products: Products = FULL,
     ) -> None:
         self.weights, self.biases, self.norm, self.dropout = weights, biases, norm, dropout
+        self.products = products
 
     def forward(self, features: Sequence[Tensor], edges: Tensor) -> Tensor:
         """Return the inputs (N, R, C) of all Cells from ``features`` (B, L, C_raw).
 
         ``edges`` (N, F) are the weights of the edges.
         """
-        self.features = [x.flatten(0, 1) for x in features]
+        rounded = self.products.rounded
+        self.features = [rounded(x.flatten(0, 1)) for x in features]
         self.edges, self.drop = edges.contiguous(), Drop.of(self.dropout)
         count, rows, channels = len(features), len(self.features[0]), self.weights[0].shape[1]
         self.x = x = edges.new_empty((count, rows, channels))
         for out, *layer in zip(x, self.biases, self.features, self.weights, strict=True):
-            torch.addmm(*layer, out=out)
+            if self.products is FULL:
+                torch.addmm(*layer, out=out)
+            else:
+                out.copy_(torch.addmm(*(rounded(x) for x in layer)))
         self.mean, self.rstd = edges.new_empty(count * channels), edges.new_empty(count * channels)
         self.y, mixed = torch.empty_like(x), edges.new_empty((len(edges), rows, channels))
         self.struct = ReshapeStruct(
@@ -88,24 +95,26 @@ class Reshape:
             library().reshape_backward(byref(self.struct), 0, count, *inputs, *outputs)
             gradients[id(self.norm.weight)], gradients[id(self.norm.bias)] = d_norm.unbind()
             for weight, feature, d in zip(self.weights, self.features, dx, strict=True):
-                gradients[id(weight)] = feature.t() @ d
+                gradients[id(weight)] = self.products.mm(feature.t(), d)
         return d_edges.sum(1).t().to(g.dtype)
 
 
 class Step:
     """The mixture of the whole pool over one input t."""
 
-    def __init__(self, step: RelaxedStep) -> None:
-        self.module = step
+    def __init__(self, step: RelaxedStep, products: Products = FULL) -> None:
+        self.module, self.multiply = step, products
 
     def forward(self, t: Tensor, gamma: Tensor) -> Tensor:
         """Return the mixture (B, L, C) over ``t`` (B, L, C), weighted by ``gamma`` (5)."""
         module, norm, layer = self.module, self.module.norm, self.module.attention_norm
         batch, length, channels = t.shape
         first, second = module.concat.weight.chunk(2, dim=1)
-        self.weight = torch.cat((module.glu.weight, first + second))  # concat_fc gets t twice
+        # concat_fc gets t twice
+        weight = torch.cat((module.glu.weight, first + second))
         bias = torch.cat((module.glu.bias, module.concat.bias))
-        self.products = F.linear(t.flatten(0, 1), self.weight, bias)
+        self.weight, self.rows = (self.multiply.rounded(x) for x in (weight, t.flatten(0, 1)))
+        self.products = self.multiply.linear(self.rows, self.weight, bias)
         self.mean, self.rstd = t.new_empty(3 * channels), t.new_empty(3 * channels)
         self.attention = t.new_empty((batch, length, length))
         self.layer_mean, self.layer_rstd = t.new_empty(batch), t.new_empty(batch)
@@ -135,11 +144,15 @@ class Step:
         inputs = g, t, self.products, self.attention, self.layer_mean, self.layer_rstd, scratch
         addresses = [address(x) for x in (*inputs, dt, dp, partial, d_gamma)]
         library().mixture_backward(byref(self.struct), chunks, *addresses)
-        rows = t.flatten(0, 1)
-        dt.view_as(rows).addmm_(dp, self.weight)
+        low = self.multiply.rounded(dp)
+        if self.multiply is FULL:
+            dt.view_as(self.rows).addmm_(low, self.weight)
+        else:
+            dt.view_as(self.rows).add_(torch.mm(low, self.weight))
         if gradients is not None:
             d_layer, d_norm = partial[0].split((2 * size, 6 * channels))
-            of_glu, of_joint = torch.mm(dp.t(), rows).split((2 * channels, channels))
+            both = self.multiply.mm(low.t(), self.rows)
+            of_glu, of_joint = both.split((2 * channels, channels))
             gradients[id(module.glu.weight)] = of_glu
             gradients[id(module.concat.weight)] = of_joint.repeat(1, 2)
             _put(gradients, module.norm, d_norm)
@@ -150,18 +163,18 @@ class Step:
 class Output:
     """The end of a Cell: merge its steps, add s, LayerNorm."""
 
-    def __init__(self, output: CellOutput) -> None:
+    def __init__(self, output: CellOutput, products: Products = FULL) -> None:
         if output.merge is None:
             raise ValueError("expected an output with a merge; LayerNorm is the other one")
-        self.module, self.merge = output, output.merge
+        self.module, self.merge, self.products = output, output.merge, products
 
     def forward(self, s: Tensor, outputs: Sequence[Tensor]) -> Tensor:
         """Return z (B, L, C) from the Cell's input ``s`` and its steps' ``outputs``, all alike."""
         linear, layer = self.merge.linear, self.module.norm
         self.drop = Drop.of(self.module.dropout.p)
         batch, length, channels = s.shape
-        self.steps = torch.cat(tuple(outputs), dim=-1).flatten(0, 1)
-        self.joined = F.linear(self.steps, linear.weight, linear.bias)
+        self.steps = self.products.rounded(torch.cat(tuple(outputs), dim=-1).flatten(0, 1))
+        self.joined = self.products.linear(self.steps, linear.weight, linear.bias)
         self.mean, self.rstd = s.new_empty(channels), s.new_empty(channels)
         self.layer_mean, self.layer_rstd = s.new_empty(batch), s.new_empty(batch)
         self.residual, z = torch.empty_like(s), torch.empty_like(s)
@@ -189,10 +202,11 @@ class Output:
         )
         if gradients is not None:
             d_layer, d_norm = partial[0].split((2 * size, 2 * channels))
-            gradients[id(linear.weight)] = torch.mm(dj.t(), self.steps)
+            gradients[id(linear.weight)] = self.products.mm(dj.t(), self.steps)
             _put(gradients, self.merge.norm, d_norm)
             _put(gradients, layer, d_layer)
-        d_steps = [torch.mm(dj, w).view_as(g) for w in linear.weight.split(channels, dim=1)]
+        low, weights = self.products.rounded(dj), linear.weight.split(channels, dim=1)
+        d_steps = [self.products.mm(low, weight).view_as(g) for weight in weights]
         return ds, d_steps
 
 

@@ -92,9 +92,9 @@ def search(
             f"--profile records the steps of strategy bmnas, received {strategy}: leave one out"
         )
     check_seed(seed)
-    _check_seeds(seeds, strategy)
     check_task(task)
     config = load_preset(task.preset) if config is None else config
+    _check_seeds(seeds, strategy, config.search.precision)
     runtime = Runtime.choose() if runtime is None else runtime
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     kept = folder.backbones if backbones is None else Path(backbones)
@@ -111,7 +111,11 @@ def search(
             **config.to_dict(),
             "backbones": backbones_record(folder, kept, seed),
             "versions": versions(),
-            "hardware": {**hardware(runtime.device), "processes": size()},
+            "hardware": {
+                **hardware(runtime.device),
+                "bfloat16": runtime.computes_bfloat16(),
+                "processes": size(),
+            },
         }
 
         def prepare() -> None:
@@ -145,7 +149,7 @@ def backbones_record(folder: Run, kept: Path, seed: int) -> dict[str, Any]:
     return {"folder": str(kept.resolve()) if elsewhere else None, "seed": seed}
 
 
-def _check_seeds(seeds: int, strategy: str) -> None:
+def _check_seeds(seeds: int, strategy: str, precision: str) -> None:
     """Raise UserError for less than one seed, or for several of a strategy that takes one."""
     if seeds < 1:
         raise UserError(f"--seeds: received {seeds}, expected 1 or more")
@@ -153,6 +157,10 @@ def _check_seeds(seeds: int, strategy: str) -> None:
         raise UserError(
             f"--seeds: received {seeds} with strategy {strategy}, expected strategy bmnas, whose "
             "supernets it trains at once; for other strategies sweep over seeds, see bmnas sweep"
+        )
+    if seeds > 1 and precision != "float32":
+        raise UserError(
+            f"--seeds {seeds}: received precision {precision}, expected float32 for several seeds"
         )
 
 

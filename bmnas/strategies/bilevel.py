@@ -104,6 +104,8 @@ class _One:
         self._problem = problem
         self.network = initial_supernet(problem, problem.seed).to(problem.runtime.device)
         self.forward: Forward = problem.runtime.compiled(self.network)
+        if problem.config.precision == "bfloat16":
+            self.forward = _lowered(problem, self.forward)
         self.losses = problem.objective.loss
 
     def evaluate(self) -> list[Evaluation]:
@@ -116,6 +118,13 @@ class _One:
     ) -> Record:
         weights = self.network.architecture_weights()
         return epoch_record(self._problem, "search", passes[0], found[0], weights, epoch, earlier)
+
+
+def _lowered(problem: SearchProblem, forward: Forward) -> Forward:
+    if problem.runtime.computes_bfloat16():
+        return problem.runtime.lowered(forward)
+    problem.progress.note("this processor has no products in bfloat16: going on in float32")
+    return forward
 
 
 def relax(problem: SearchProblem, subject: Subject) -> list[Record]:
