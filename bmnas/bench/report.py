@@ -88,9 +88,9 @@ def _trace(runs: Mapping[Job, RunRecord], folder: Path) -> TextTable:
         score = run.metrics.number("test", "score")
         shown = _DASH if score is None else f"{score:.4f}"
         place = job.run.relative_to(folder).as_posix()
-        rows.append((job.task.name, job.way, str(job.seed), shown, place))
-    columns = ("task", "way", "seed", "test score", "run folder")
-    return TextTable("Runs", columns, tuple(rows), words=2)
+        rows.append((job.task.name, job.way, place, str(job.seed), shown))
+    columns = ("task", "way", "run folder", "seed", "test score")
+    return TextTable("Runs", columns, tuple(rows), words=3)
 
 
 def _facts(suite: Suite, jobs: Sequence[Job], command: str) -> list[str]:
