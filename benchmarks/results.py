@@ -168,7 +168,13 @@ def by_hand(
     architecture = architecture_of(name, list(raw), config.search, seed, found)
     seed_stage(seed, "train")
     dropout = config.train.dropout
-    fusion = build_fusion(architecture, raw, classes=task.classes, dropout=dropout)
+    fusion = build_fusion(
+        architecture,
+        raw,
+        classes=task.classes,
+        dropout=dropout,
+        modality_heads=config.train.modality_heads,
+    )
     objective = Objective(task.kind, config.train.threshold)
     runtime = bmnas.Runtime.choose()
     network = fit_fusion(

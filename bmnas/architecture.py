@@ -12,6 +12,7 @@ from bmnas.evolution.fusion_tree import FusionTree
 from bmnas.evolution.network import TreeFusion
 from bmnas.found import Found
 from bmnas.genotype import Genotype
+from bmnas.heads import ModalityHeads
 from bmnas.mfas.network import MFASNetwork
 from bmnas.mfas.space import MFASGenotype
 from bmnas.network import Fusion, FusionNetwork
@@ -81,13 +82,19 @@ def build_fusion(
     *,
     classes: int,
     dropout: float,
+    modality_heads: bool = False,
 ) -> Fusion:
     """Return a new network of ``architecture``; ``channels_raw`` maps all features to C_raw.
 
-    Raises UserError where a hand-made fusion cannot have these features.
+    With ``modality_heads`` what a search found gets those of ``ModalityHeads``, unless it has its
+    own; a hand-made fusion stays what it is. Raises UserError where a hand-made fusion cannot have
+    these features.
     """
     if isinstance(architecture, Found):
-        return _BUILDERS[type(architecture)](architecture, channels_raw, classes, dropout)
+        fusion = _BUILDERS[type(architecture)](architecture, channels_raw, classes, dropout)
+        if modality_heads and not isinstance(architecture, MFASGenotype):
+            return ModalityHeads(fusion, channels_raw, classes=classes)
+        return fusion
     build, shape = FUSIONS[architecture.name], (architecture.channels, architecture.length)
     try:
         return build(channels_raw, *shape, classes, dropout)

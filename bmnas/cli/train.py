@@ -76,6 +76,13 @@ def train(
             show_default="the preset's",
         ),
     ] = None,
+    modality_heads: Annotated[
+        bool | None,
+        typer.Option(
+            help="A head for each modality beside a found network's own; logits are summed.",
+            show_default="the preset's",
+        ),
+    ] = None,
     backbones: Backbones = None,
     device: Device = "auto",
     compile_network: Compile = None,
@@ -114,6 +121,7 @@ def train(
             batch_size=batch_size,
             threshold=threshold,
             freeze_backbones=freeze_backbones,
+            modality_heads=modality_heads,
         ),
         "existing": existing,
         "backbones": backbones,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from bmnas.heads import HeadsObjective
 from bmnas.metrics import Objective, Output
 from bmnas.mfas.space import MFASGenotype
 from bmnas.network import Fusion
@@ -61,17 +62,6 @@ class FusionLayer(nn.Module):
         h = self.linear(torch.cat((*vectors, *before), dim=1))
         z: Tensor = self.dropout(h.relu() if self.activation == "relu" else h.sigmoid())
         return z
-
-
-class HeadsObjective(Objective):
-    """The losses of all heads, added up; the score is that of the sum of their logits."""
-
-    def loss(self, output: Output, labels: Tensor) -> Tensor:
-        """Return the sum of the mean losses of the heads, which follow the summed logits."""
-        if isinstance(output, Tensor):
-            return super().loss(output, labels)
-        _, *heads = output
-        return torch.stack([Objective.loss(self, head, labels) for head in heads]).sum()
 
 
 class MFASNetwork(Fusion):

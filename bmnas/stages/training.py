@@ -168,8 +168,9 @@ class Training:
             threshold=objective.threshold if task.kind == "multilabel" else None,
             source=task.source,
         )
-        dropout = self.config.train.dropout
-        TrainedNetwork(network.cpu(), self.architecture, info, dropout).save(self.folder.network)
+        settings = self.config.train
+        built = settings.dropout, settings.modality_heads
+        TrainedNetwork(network.cpu(), self.architecture, info, *built).save(self.folder.network)
 
     def _fit(
         self, backbones: dict[str, Backbone], objective: Objective
@@ -190,7 +191,11 @@ class Training:
         checkpoint = Checkpoint(self.folder.train_checkpoint, owner, self.folder.training)
         seed_stage(self.seed, "train")
         fusion = build_fusion(
-            self.architecture, channels, classes=self.task.classes, dropout=settings.dropout
+            self.architecture,
+            channels,
+            classes=self.task.classes,
+            dropout=settings.dropout,
+            modality_heads=settings.modality_heads,
         )
         with checkpoint.spent.stage("train"):
             network = fit_fusion(
