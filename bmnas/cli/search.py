@@ -20,6 +20,7 @@ from bmnas.cli.stage_options import (
 )
 
 if TYPE_CHECKING:
+    from bmnas.config import Config
     from bmnas.drawing.record import RunRecord
     from bmnas.drawing.tables import TextTable
     from bmnas.profiling import Profile
@@ -52,6 +53,13 @@ def search(
             "of their own; settings in the preset's section of that name)."
         ),
     ] = "bmnas",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="Of strategy bmnas: default, or paper, without reranking and heads of the "
+            "modalities."
+        ),
+    ] = "default",
     cells: Annotated[int | None, typer.Option(help="N.", rich_help_panel=_SHAPE)] = None,
     steps: Annotated[int | None, typer.Option(help="M, in a Cell.", rich_help_panel=_SHAPE)] = None,
     channels: Annotated[int | None, typer.Option(help="C.", rich_help_panel=_SHAPE)] = None,
@@ -135,7 +143,7 @@ def search(
     result = run_search(
         loaded,
         run=run,
-        config=config,
+        config=_of_recipe(recipe, strategy, config, rerank),
         strategy=strategy,
         seed=seed,
         seeds=seeds,
@@ -147,6 +155,23 @@ def search(
     )
     if writer():
         _print(result, loaded, as_json)
+
+
+def _of_recipe(recipe: str, strategy: str, config: Config, rerank: int | None) -> Config:
+    """Return ``config`` with what the paper does not have left out, where its recipe is asked for.
+
+    Raises UserError for an unknown recipe, and for one that other options contradict.
+    """
+    from bmnas.errors import UserError
+
+    if recipe not in ("default", "paper"):
+        raise UserError(f"--recipe: received {recipe!r}, expected default or paper")
+    if recipe == "default":
+        return config
+    if strategy != "bmnas" or rerank:
+        other = f"--strategy {strategy}" if strategy != "bmnas" else f"--rerank {rerank}"
+        raise UserError(f"--recipe paper: received {other} too, expected one of the two")
+    return config.override("search", rerank=0).override("train", modality_heads=False)
 
 
 def _print(result: SearchResult, task: Task, as_json: bool) -> None:

@@ -31,6 +31,26 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TINY = ("search", "--task", "task.toml", "--preset", "tiny-preset.toml")
 
 
+def test_the_papers_recipe_leaves_out_what_the_paper_does_not_have(here: Path) -> None:
+    preset = here / "tiny-preset.toml"
+    text = preset.read_text()
+    preset.write_text(
+        text.replace("rerank = 0", "rerank = 2").replace(
+            "modality_heads = false", "modality_heads = true"
+        )
+    )
+    for recipe, expected in (("default", (2, True)), ("paper", (0, False))):
+        assert bmnas_command(*TINY, "--recipe", recipe, "--run", recipe).status == 0
+        config = json.loads((here / recipe / "config.json").read_text())
+        assert (config["search"]["rerank"], config["train"]["modality_heads"]) == expected
+    for words, message in (
+        (("--recipe", "papers"), "--recipe: received 'papers', expected default or paper"),
+        (("--recipe", "paper", "--strategy", "random"), "received --strategy random too"),
+        (("--recipe", "paper", "--rerank", "3"), "received --rerank 3 too"),
+    ):
+        assert message in one_line_error(bmnas_command(*TINY, *words, "--run", "other"))
+
+
 def test_search_alone_searches_the_embedded_task_and_is_quiet(tmp_path: Path) -> None:
     preset = write_tiny_preset(tmp_path)
     done = subprocess.run(
