@@ -125,7 +125,7 @@ def _names(found: Any, key: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
 def _tasks(found: Any) -> tuple[SuiteTask, ...]:
     if not isinstance(found, list) or not found:
         raise UserError("expected a table [[task]], which is missing")
-    tasks = []
+    tasks: list[SuiteTask] = []
     for number, table in enumerate(found, start=1):
         keys = ("name", "data", "preset")
         good = isinstance(table, dict) and "name" in table and set(table) <= set(keys)
