@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,19 +119,20 @@ def search(
     from bmnas.tasks import load_task
 
     existing = existing_runs(resume, overwrite)
+    own = {
+        "cells": cells,
+        "steps": steps,
+        "channels": channels,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "candidates": candidates,
+        "rerank": rerank,
+        "precision": precision,
+    }
+    _check_read(strategy, own)
     loaded = load_task(task, data)
     config = load_preset(loaded.preset if preset is None else preset).override(
-        "search",
-        cells=cells,
-        steps=steps,
-        channels=channels,
-        length=length,
-        epochs=epochs,
-        batch_size=batch_size,
-        candidates=candidates,
-        rerank=rerank,
-        cache_dtype=cache_dtype,
-        precision=precision,
+        "search", **own, length=length, cache_dtype=cache_dtype
     )
     result = run_search(
         loaded,
@@ -147,6 +149,20 @@ def search(
     )
     if writer():
         _print(result, loaded, as_json)
+
+
+def _check_read(strategy: str, given: Mapping[str, object]) -> None:
+    """Raise UserError for an option that a strategy with a section of its own does not read."""
+    from bmnas.config import Config
+    from bmnas.errors import UserError
+
+    unread = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if unread and Config().of_strategy(strategy):
+        raise UserError(
+            f"strategy {strategy}: received {', '.join(unread)}, which it does not read; its "
+            f"settings are in section [{strategy}] of a preset: print one with bmnas presets, "
+            "change it, and give the file to --preset"
+        )
 
 
 def _print(result: SearchResult, task: Task, as_json: bool) -> None:
