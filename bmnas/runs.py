@@ -242,15 +242,22 @@ def genotype_file(path: Path) -> Path:
 
 def require_same(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> None:
     """Raise UserError that names what differs between the run's configuration and ``wanted``."""
+    what = differing(run, wanted, keys)
+    if what is not None:
+        raise UserError(
+            f"{run.path}: holds a run with {what}; resume it with the same options, start "
+            "anew with --overwrite, or choose another folder with --run"
+        )
+
+
+def differing(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    """Return the first setting that the run's configuration has otherwise than ``wanted``."""
     # A run of one seed does not speak of their number.
     found, wanted = ({"seeds": 1, **settings} for settings in (run.read_config(), wanted))
     for key in keys:
         if _plain(found.get(key)) != _plain(wanted[key]):
-            what = _difference(key, found.get(key), wanted[key])
-            raise UserError(
-                f"{run.path}: holds a run with {what}; resume it with the same options, start "
-                "anew with --overwrite, or choose another folder with --run"
-            )
+            return _difference(key, found.get(key), wanted[key])
+    return None
 
 
 def _difference(key: str, found: Any, wanted: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from bmnas.baselines.genotypes import (
 )
 from bmnas.bench.suite import SEARCHED, Suite, SuiteTask
 from bmnas.config import Config, load_preset
+from bmnas.errors import UserError
 from bmnas.genotype import Genotype
 from bmnas.progress import Progress
-from bmnas.runs import Run
+from bmnas.runs import Run, differing
 from bmnas.runtime import Runtime
 from bmnas.stages.fusion import train_fusion
 from bmnas.stages.search import search
@@ -60,7 +60,8 @@ class Job:
         kind, _, name = self.way.partition(" ")
         task: dict[str, Any] = {"task": self.task.name}
         if self.task.data is not None:
-            task["data"] = f"$BMNAS_DATA/{self.task.data}"
+            given = Path(self.task.data)
+            task["data"] = given if given.is_absolute() else f"$BMNAS_DATA/{given}"
         options = {**task, "run": self.run, "backbones": self.shared, "seed": self.seed}
         preset = {} if self.task.preset is None else {"preset": self.task.preset}
         genotype = {"genotype": self.run / "genotype.json"}
@@ -88,7 +89,7 @@ def jobs_of(suite: Suite, folder: Path) -> list[Job]:
         *modules,
     ]
     return [
-        Job(task, seed, way, folder / _slug(task.name) / str(seed) / _slug(way))
+        Job(task, seed, way, folder / task.slug / str(seed) / _slug(way))
         for task in suite.tasks
         for seed in range(suite.seeds)
         for way in ways
@@ -96,10 +97,16 @@ def jobs_of(suite: Suite, folder: Path) -> list[Job]:
 
 
 def run_jobs(jobs: list[Job], runtime: Runtime, export: Export, progress: Progress) -> None:
-    """Do all ``jobs``; one that was stopped goes on, one that is done is left as it is."""
+    """Do all ``jobs``; one that was stopped goes on, one that is done is left as it is.
+
+    Raises UserError before the first one where a task cannot be loaded, or a run was made with
+    other settings.
+    """
+    for task in dict.fromkeys(job.task for job in jobs):
+        _Work(task, runtime, progress).check([job for job in jobs if job.task == task])
     work: _Work | None = None
     for number, job in enumerate(jobs, start=1):
-        if work is None or work.task_name != job.task:
+        if work is None or work.of != job.task:
             work = _Work(job.task, runtime, progress)
         if not _measured(job):
             progress.note(f"{number} of {len(jobs)}: {job.task.name}, seed {job.seed}: {job.way}")
@@ -108,17 +115,30 @@ def run_jobs(jobs: list[Job], runtime: Runtime, export: Export, progress: Progre
 
 @dataclass(frozen=True)
 class _Work:
-    task_name: SuiteTask
+    of: SuiteTask
     runtime: Runtime
     progress: Progress
 
     @cached_property
     def task(self) -> Task:
-        return load_task(self.task_name.name, self.task_name.folder)
+        return load_task(self.of.name, self.of.folder)
 
     @cached_property
     def config(self) -> Config:
-        return load_preset(self.task_name.preset or self.task.preset)
+        return load_preset(self.of.preset or self.task.preset)
+
+    def check(self, jobs: list[Job]) -> None:
+        """Load the task; raise UserError where the run of a job was made with other settings."""
+        wanted = {"task": {"name": self.task.name, "source": self.task.source}}
+        wanted |= self.config.to_dict()
+        for job in jobs:
+            run, own = Run(job.run), job.way.removeprefix("search ")
+            keys = ("task", "unimodal", "search", "train", *([own] if own in wanted else []))
+            what = differing(run, wanted, keys) if run.config.is_file() else None
+            if what is not None:
+                raise UserError(
+                    f"{run.path}: holds a run with {what}; choose another folder with --out"
+                )
 
     def do(self, job: Job, export: Export) -> None:
         kind, _, name = job.way.partition(" ")
@@ -168,8 +188,8 @@ def _quoted(word: str) -> str:
     return f'"{word}"' if word.startswith("$") else shlex.quote(word)
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text.removesuffix(".toml"))
+def _slug(way: str) -> str:
+    return way.replace(" ", "-").replace("/", "-")
 
 
 def done(jobs: list[Job]) -> Iterator[Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -31,6 +32,11 @@ class SuiteTask:
     name: str
     data: str | None = None
     preset: str | None = None
+
+    @property
+    def slug(self) -> str:
+        """The name of the folder of its runs."""
+        return re.sub(r"[^A-Za-z0-9_.-]+", "-", self.name.removesuffix(".toml"))
 
     @property
     def folder(self) -> Path | None:
@@ -99,6 +105,8 @@ def _suite(name: str, content: dict[str, Any]) -> Suite:
         raise UserError(
             f"strategies: received {list(lists['strategies'])}, expected bmnas in the first place"
         )
+    if lists["modules"] and not lists["pairs"]:
+        raise UserError(f"modules: received no pairs for them, expected {', '.join(PAIRS)}")
     return Suite(name, _tasks(content.get("task", [])), seeds, **lists)
 
 
@@ -117,7 +125,7 @@ def _names(found: Any, key: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
 def _tasks(found: Any) -> tuple[SuiteTask, ...]:
     if not isinstance(found, list) or not found:
         raise UserError("expected a table [[task]], which is missing")
-    tasks = []
+    tasks: list[SuiteTask] = []
     for number, table in enumerate(found, start=1):
         keys = ("name", "data", "preset")
         good = isinstance(table, dict) and "name" in table and set(table) <= set(keys)
@@ -129,5 +137,10 @@ def _tasks(found: Any) -> tuple[SuiteTask, ...]:
         task = SuiteTask(**table)
         if task.preset is not None:
             load_preset(task.preset)
+        if task.slug in [other.slug for other in tasks]:
+            raise UserError(
+                f"[[task]] {number}: received {task.name!r}, whose runs would lie in the folder "
+                f"{task.slug} of another task, expected another name, or a suite of its own"
+            )
         tasks.append(task)
     return tuple(tasks)

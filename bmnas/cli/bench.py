@@ -48,11 +48,13 @@ def bench(
     """
     import dataclasses
     import json
+    import shlex
     import sys
 
     from bmnas.bench.jobs import done, jobs_of, run_jobs
     from bmnas.bench.report import report_rows, write_report
     from bmnas.bench.suite import load_suite
+    from bmnas.cli.export import require_export
     from bmnas.drawing.record import load_run
     from bmnas.drawing.rows import row_to_dict
     from bmnas.drawing.tables import comparison_tables, print_tables
@@ -66,11 +68,13 @@ def bench(
     folder = Path("runs") / "bench" / chosen.name if out is None else out
     jobs = jobs_of(chosen, folder)
     if not report_only:
+        # Before the first search, not after it.
+        require_export()
         run_jobs(jobs, Runtime.choose(), _export, Bars())
     finished = list(done(jobs))
     if not finished:
         raise UserError(f"{folder}: no run of the suite {chosen.name} is done yet")
-    files = write_report(chosen, finished, folder, " ".join(["bmnas", *sys.argv[1:]]))
+    files = write_report(chosen, finished, folder, shlex.join(["bmnas", *sys.argv[1:]]))
     rows = report_rows({job: load_run(job.run) for job in finished})
     if as_json:
         written = [str(file) for file in files]

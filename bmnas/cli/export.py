@@ -75,7 +75,7 @@ def export(
     out = folder / "bundle" if out is None else out
     if genotype is not None and genotype.is_file() and not weights.is_file():
         raise UserError(f"{weights}: no such file; make it with: {_train(genotype)}")
-    _require_export()
+    require_export()
     with _held(weights.parent):
         trained, samples = _load(genotype, weights, task, data)
         bundle = _export(trained, samples, weights.parent, out)
@@ -86,13 +86,14 @@ def export_run(run: Path, task: Task) -> None:
     """Write the bundle of the network that was trained in ``run``, into it."""
     from bmnas.trained import load_network
 
-    _require_export()
+    require_export()
     with _held(run):
         trained = load_network(run / "network.safetensors", task)
         _export(trained, task, run, run / "bundle")
 
 
-def _require_export() -> None:
+def require_export() -> None:
+    """Raise UserError where what exporting needs is not installed."""
     from bmnas_serve.errors import ServeError
 
     from bmnas.errors import UserError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,19 +127,20 @@ def search(
     from bmnas.tasks import load_task
 
     existing = existing_runs(resume, overwrite)
+    own = {
+        "cells": cells,
+        "steps": steps,
+        "channels": channels,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "candidates": candidates,
+        "rerank": rerank,
+        "precision": precision,
+    }
+    _check_read(strategy, own)
     loaded = load_task(task, data)
     config = load_preset(loaded.preset if preset is None else preset).override(
-        "search",
-        cells=cells,
-        steps=steps,
-        channels=channels,
-        length=length,
-        epochs=epochs,
-        batch_size=batch_size,
-        candidates=candidates,
-        rerank=rerank,
-        cache_dtype=cache_dtype,
-        precision=precision,
+        "search", **own, length=length, cache_dtype=cache_dtype
     )
     result = run_search(
         loaded,
@@ -172,6 +174,20 @@ def _of_recipe(recipe: str, strategy: str, config: Config, rerank: int | None) -
         other = f"--strategy {strategy}" if strategy != "bmnas" else f"--rerank {rerank}"
         raise UserError(f"--recipe paper: received {other} too, expected one of the two")
     return config.override("search", rerank=0).override("train", modality_heads=False)
+
+
+def _check_read(strategy: str, given: Mapping[str, object]) -> None:
+    """Raise UserError for an option that a strategy with a section of its own does not read."""
+    from bmnas.config import Config
+    from bmnas.errors import UserError
+
+    unread = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if unread and Config().of_strategy(strategy):
+        raise UserError(
+            f"strategy {strategy}: received {', '.join(unread)}, which it does not read; its "
+            f"settings are in section [{strategy}] of a preset: print one with bmnas presets, "
+            "change it, and give the file to --preset"
+        )
 
 
 def _print(result: SearchResult, task: Task, as_json: bool) -> None:

@@ -77,6 +77,8 @@ def build(
 
     Example: bmnas tabular build --task digits --steps 1 --seeds 1 --out digits.npz
     """
+    import shlex
+
     from bmnas.config import load_preset
     from bmnas.errors import UserError
     from bmnas.progress import Bars
@@ -87,6 +89,8 @@ def build(
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists; replace it with --overwrite, or choose another --out")
     loaded = load_task(task, data)
+    if epochs is not None and epochs < 1:
+        raise UserError(f"--epochs: received {epochs}, expected at least 1")
     config = load_preset(loaded.preset if preset is None else preset).override(
         "search",
         cells=cells,
@@ -107,7 +111,8 @@ def build(
         progress=Bars(),
     )
     _print(_summary(table), as_json)
-    typer.echo(f"Next: bmnas tabular replay {out} --strategy evolution", err=True)
+    again = shlex.quote(str(out))
+    typer.echo(f"Next: bmnas tabular replay {again} --strategy evolution", err=True)
 
 
 @tabular.command()

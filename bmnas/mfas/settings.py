@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+#: Layers of an architecture at most: more would be a file made to overflow something.
+DEEPEST = 200
+
 
 @dataclass(frozen=True)
 class MFASConfig:
@@ -32,6 +35,7 @@ class MFASConfig:
         """Return name and what is wrong of every value out of range."""
         bounds = {
             **{name: (getattr(self, name) >= 1, "at least 1") for name in _COUNTS},
+            "levels": (1 <= self.levels <= DEEPEST, f"from 1 to {DEEPEST}"),
             "batch_size": (self.batch_size >= 2, "at least 2"),
             "dropout": (0 <= self.dropout < 1, "from 0 to below 1"),
             **{name: (0 <= getattr(self, name) < float("inf"), "0 or more") for name in _RATES},
@@ -44,6 +48,6 @@ class MFASConfig:
         ]
 
 
-_COUNTS = ("sweeps", "levels", "kept", "epochs")
+_COUNTS = ("sweeps", "kept", "epochs")
 _RATES = ("max_lr", "min_lr", "weight_decay")
 _SIZES = ("inner_size", "final_inner_size")

@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any, ClassVar, Self
 
 from bmnas.found import FoundTree, Node
+from bmnas.mfas.settings import DEEPEST
 from bmnas.plain_data import (
     GenotypeError,
     check_features,
@@ -49,7 +50,8 @@ class MFASGenotype(FoundTree):
 
     ``length`` is that of the pooled features (L). With ``scalars`` the modalities of a layer are
     weighed by learned scalars. Raises GenotypeError when it breaks a rule: fewer than two
-    modalities or no layer, inputs that are not one feature of each modality in their order.
+    modalities, no layer or more than ``DEEPEST``, inputs that are not one feature of each
+    modality in their order.
     """
 
     FORMAT: ClassVar[str] = "bmnas.mfas/1"
@@ -194,6 +196,8 @@ def _check(genotype: MFASGenotype) -> None:
         raise wrong("features", list(genotype.features), "features of two or more modalities")
     if not genotype.layers:
         raise wrong("layers", [], "at least one layer")
+    if len(genotype.layers) > DEEPEST:
+        raise wrong("layers", f"{len(genotype.layers)} layers", f"at most {DEEPEST}")
     for n, layer in enumerate(genotype.layers):
         place = f"layers[{n}].inputs"
         if len(layer.inputs) != len(groups):

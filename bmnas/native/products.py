@@ -11,9 +11,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Products:
-    """Products of matrices that are rounded to ``dtype`` first; results are float32.
+    """Products of matrices that are rounded to ``dtype`` first.
 
-    The sums inside a product are float32 with either type.
+    The sums inside a product are float32 with either type. The result is rounded to ``dtype``
+    too, and handed on as float32.
     """
 
     dtype: torch.dtype = torch.float32

@@ -214,7 +214,8 @@ def _search(
         progress=progress,
         dtype=config.search.cache_dtype,
     ).on(runtime.device)
-    owner = _owner(cache, config, strategy, seed, seeds)
+    lowered = config.search.precision == "bfloat16" and runtime.computes_bfloat16()
+    owner = _owner(cache, config, strategy, seed, seeds, lowered=lowered)
     problem = SearchProblem(
         train=cache.samples("train"),
         validation=cache.samples("validation"),
@@ -288,7 +289,9 @@ def note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Pro
                 progress.note(f"{modality.name}: {count} of {len(rows)} texts have no known word")
 
 
-def _owner(cache: FeatureCache, config: Config, strategy: str, seed: int, seeds: int) -> str:
+def _owner(
+    cache: FeatureCache, config: Config, strategy: str, seed: int, seeds: int, *, lowered: bool
+) -> str:
     labels = cache.samples("train", "validation").labels
     depends: dict[str, object] = {
         "features": cache.keys,
@@ -298,6 +301,7 @@ def _owner(cache: FeatureCache, config: Config, strategy: str, seed: int, seeds:
         "seed": seed,
         # What computes a step decides its last bits.
         "native": native.kernels() is not None,
+        "lowered": lowered,
     }
     if seeds > 1:
         depends["seeds"] = seeds

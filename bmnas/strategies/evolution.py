@@ -26,7 +26,7 @@ def search_evolution(problem: SearchProblem) -> Outcome[FusionTree]:
 
     A tree is trained once on the same data, whatever the order of operands. The result is the best
     of those that were trained on the whole train part. Raises UserError when a loss is no longer
-    finite.
+    finite, or there are too few train samples for the subsets.
     """
     settings = problem.evolution
     # What is drawn hangs on seed and scores alone, so the records are the whole state.
@@ -142,6 +142,11 @@ def _subsets(problem: SearchProblem, train: FeatureSamples) -> list[FeatureSampl
     count = problem.evolution.subsets
     if count == 0:
         return []
+    if len(train) < 2 * count:
+        raise UserError(
+            f"[evolution] subsets: received {count} for {len(train)} train samples, expected at "
+            f"most {len(train) // 2}, of two samples each"
+        )
     seed_stage(problem.seed, "subsets")
     return [train.take(rows) for rows in stratified(train.labels, count)]
 

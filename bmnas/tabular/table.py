@@ -115,9 +115,11 @@ class Table:
         if unknown:
             has = ", ".join(self.features)
             raise UserError(f"received a genotype that reads {unknown[0]}, the table has {has}")
-        name = canonical(genotype)
+        search, most = self.about["search"], max(len(c.live_steps()) for c in genotype.cells)
+        # Of many Cells or steps there are too many orders to find the name.
+        small = len(genotype.cells) == search["cells"] and most <= search["steps"]
+        name = canonical(genotype) if small else f"{len(genotype.cells)} Cells, {most} steps in one"
         if name not in self._numbers:
-            search = self.about["search"]
             raise UserError(
                 f"received {name}, expected a network of the table: {search['cells']} Cells of "
                 f"{search['steps']} steps, the inputs of each Cell in the order of the features"
@@ -248,4 +250,8 @@ def _genotype(cells: Any, about: Mapping[str, Any], place: str) -> Genotype:
         "length": search["length"],
         "cells": cells,
     }
-    return Genotype.from_dict(data, place)
+    genotype = Genotype.from_dict(data, place)
+    shape = [search["steps"]] * search["cells"]
+    if [len(cell.steps) for cell in genotype.cells] != shape:
+        raise UserError(f"{place}: expected {len(shape)} Cells of {search['steps']} steps")
+    return genotype

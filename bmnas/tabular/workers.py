@@ -26,7 +26,9 @@ _trainer: Trainer | None = None  # of a worker process
 
 def cores() -> int:
     """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def trained(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:

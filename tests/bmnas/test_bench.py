@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -126,6 +127,11 @@ def test_searched_cells_keep_their_steps_on_other_pairs() -> None:
         (("[[task]]", "[[tasks]]"), "received 'tasks'"),
         (('name = "task.toml"', "name = 3"), "[[task]] 1: received"),
         (("tiny-preset.toml", "no-preset"), "received preset 'no-preset'"),
+        (("seeds = 1", 'modules = ["aoa"]'), "modules: received no pairs for them, expected found"),
+        (
+            ("[[task]]", '[[task]]\nname = "task"\n[[task]]'),
+            "[[task]] 2: received 'task.toml', who",
+        ),
     ],
 )
 def test_a_malformed_suite_is_told_in_one_line(
@@ -137,6 +143,24 @@ def test_a_malformed_suite_is_told_in_one_line(
     with pytest.raises(UserError) as caught:
         load_suite("small.toml")
     assert str(caught.value).startswith(f"small.toml: {message}")
+
+
+def test_runs_with_other_settings_are_not_taken_for_those_of_a_suite(here: Path) -> None:
+    run = here / "out" / "task" / "0" / "search-bmnas"
+    words = ("--task", "task.toml", "--preset", "tiny-preset.toml", "--run", run)
+    assert bmnas_command("search", *words).status == 0
+    preset = here / "tiny-preset.toml"
+    preset.write_text(re.sub(r"(?m)^weight_decay = .*$", "weight_decay = 0.5", preset.read_text()))
+    message = one_line_error(bmnas_command("bench", "small.toml", "--out", "out"))
+    assert message.endswith("received 0.5; choose another folder with --out")
+
+
+def test_every_task_is_looked_for_before_the_first_run(here: Path) -> None:
+    path = here / "small.toml"
+    path.write_text(f'{path.read_text()}[[task]]\nname = "other.toml"\n')
+    message = one_line_error(bmnas_command("bench", "small.toml", "--out", "out"))
+    assert message.startswith("other.toml: cannot be read")
+    assert not (here / "out").exists()
 
 
 def test_what_the_command_cannot_use(here: Path) -> None:

@@ -115,6 +115,10 @@ def test_options_go_before_the_preset_and_json_is_one_object(here: Path) -> None
         (["--seed", "-1"], "--seed: received -1, expected 0 or more"),
         (["--seeds", "0"], "--seeds: received 0, expected 1 or more"),
         (["--seeds", "2", "--strategy", "random"], "--seeds: received 2 with strategy random, exp"),
+        (
+            ["--strategy", "mfas", "--batch-size", "9"],
+            "strategy mfas: received --batch-size, which",
+        ),
         (["--resume", "--overwrite"], "received --resume and --overwrite, expected at most one"),
         (["--data", "."], "task digits carries its own data: leave --data out"),
         (["--run", "file"], "file: --run names a file, expected a folder"),

@@ -96,6 +96,10 @@ def test_it_reads_what_layers_and_heads_read() -> None:
         ({"length": True}, "length: received True, expected an integer"),
         ({"scalars": 1}, "scalars: received 1, expected true or false"),
         ({"layers": []}, r"layers: received \[\], expected at least one layer"),
+        (
+            {"layers": [{"inputs": ["image.1", "audio.1"], "activation": "relu"}] * 201},
+            "layers: received '201 layers', expected at most 200",
+        ),
         ({"layers": {}}, r"layers: received {}, expected a list"),
         ({"layers": [3]}, r"layers\[0\]: received 3, expected an object"),
         (

@@ -121,7 +121,7 @@ def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
     path.write_text("[mfas]\nlevels = 0\ninner_size = 70000\n")
     with pytest.raises(UserError) as line:
         load_preset(str(path))
-    assert "[mfas] levels: received 0, expected at least 1" in str(line.value)
+    assert "[mfas] levels: received 0, expected from 1 to 200" in str(line.value)
     assert "[mfas] inner_size: received 70000, expected from 1 to 65536" in str(line.value)
 
 

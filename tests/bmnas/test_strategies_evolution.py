@@ -57,6 +57,12 @@ def test_the_budget_is_what_the_candidates_took(tmp_path: Path) -> None:
     assert outcome.stages["candidates"].samples == outcome.samples_seen
 
 
+def test_more_subsets_than_samples_are_told(tmp_path: Path) -> None:
+    settings = {"subsets": 21, "population": 44}
+    with pytest.raises(UserError, match="received 21 for 40 train samples, expected at most 20"):
+        search_evolution(tiny_problem(tmp_path, evolution=settings))
+
+
 def test_subsets_are_smaller(tmp_path: Path) -> None:
     settings = {"subsets": 3, "population": 8, "generations": 1, "batch_size": 4}
     outcome = search_evolution(tiny_problem(tmp_path, evolution=settings))

@@ -61,6 +61,7 @@ def test_a_query_finds_every_entry_and_isomorphic_ones() -> None:
         (genotype(*ONE, length=2), "length 2, the table has 4"),
         (genotype(ONE[0]), r"a.2,b.1:concat_fc\(x,y\), expected .* 1 Cells of 2 steps"),
         (genotype(*ONE, inputs=("b.1", "a.2")), "in the order of the features"),
+        (genotype(*ONE * 8), "received 1 Cells, 16 steps in one, expected a network of the"),
         (
             Genotype(("a.1", "c.1"), 8, 4, (Cell(("a.1", "c.1"), ONE),)),
             "reads c.1, the table has a.1, a.2, b.1, b.2",
@@ -108,6 +109,10 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return lambda arrays: arrays.update({name: value})
 
 
+def more_cells(arrays: dict[str, Any]) -> None:
+    arrays["about"] = np.array(str(arrays["about"]).replace('"cells": 1', '"cells": 9'))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -122,6 +127,7 @@ def put(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (put("cells", np.array([1, 2, 3, 4])), "cells: expected texts"),
         (put("cells", np.array(["[]"] * 4)), r"cells\[0\]: cells: received \[\], expected"),
         (lambda a: a.update(cells=a["cells"][[0, 1, 1, 2]]), "received a network twice"),
+        (more_cells, r"cells\[0\]: expected 9 Cells of"),
         (put("format", np.array([None])), "Object arrays|objects"),
     ],
 )
