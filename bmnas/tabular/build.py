@@ -74,13 +74,13 @@ def build_table(
         remove_leftovers(run / "parts")
         cache, unimodal = _features(task, config, seed, run, kept, progress)
         about = {
-            "task": {"name": task.name, "source": task.source},
+            "task": {"name": task.name, "source": _placeless(task.source)},
             "metric": Objective(task.kind).metric,
             "features": list(cache.names),
             "classes": task.classes,
             "samples": {part: len(task.samples(part)) for part in cache.parts},
             "seed": seed,
-            "preset": config.preset,
+            "preset": None if config.preset is None else Path(config.preset).name,
             **config.to_dict(),
             "unimodal_validation": unimodal,
         }
@@ -93,6 +93,15 @@ def build_table(
         table = Table(about, tuple(work.genotypes), arrays)
         table.save(out)
     return table
+
+
+def _placeless(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's source without the folders of this machine: a table is passed on."""
+    plain = {key: value for key, value in source.items() if key != "data"}
+    name = plain.get("task")
+    if isinstance(name, str) and name.endswith(".toml"):
+        plain["task"] = Path(name).name
+    return plain
 
 
 def _work(cache: FeatureCache, config: Config, run: Path) -> Work:

@@ -252,6 +252,9 @@ def test_the_commands_build_show_and_replay(tmp_path: Path) -> None:
     assert bmnas_command(*words, "--overwrite").status == 0
     assert bmnas_command("tabular", "show", out).status == 0
     table = load(out)
+    # Made to be passed on: what it is of, not where that lay.
+    assert table.about["task"]["source"] == {"task": "task.toml"}
+    assert str(tmp_path) not in str(table.about)
     table.genotypes[7].save(tmp_path / "genotype.json")
     shown = bmnas_command("tabular", "show", out, "--genotype", tmp_path / "genotype.json")
     assert canonical(table.genotypes[7]) in shown.out
