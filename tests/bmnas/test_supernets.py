@@ -80,7 +80,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
             pytest.skip(native.describe())
     else:
         for place in ("bmnas.supernet", "bmnas.supernets"):
-            monkeypatch.setattr(f"{place}.has_kernels", lambda _: False)
+            monkeypatch.setattr(f"{place}.has_kernels", lambda _, **__: False)
     return str(request.param)
 
 
