@@ -60,11 +60,19 @@ class Found(ABC):
 
     @classmethod
     @abstractmethod
+    def parse(cls, data: Any) -> Self:
+        """Build it from plain data; raises GenotypeError that names the place in it."""
+
+    @classmethod
     def from_dict(cls, data: Any, source: str = "genotype") -> Self:
         """Build it from plain data; ``source`` is named in messages.
 
         Raises GenotypeError on anything that is not exactly the documented format.
         """
+        try:
+            return cls.parse(data)
+        except GenotypeError as error:
+            raise GenotypeError(f"{source}: {error}") from error
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

@@ -115,15 +115,9 @@ class Genotype(Found):
         }
 
     @classmethod
-    def from_dict(cls, data: Any, source: str = "genotype") -> Genotype:
-        """Build a genotype from plain data; ``source`` is named in messages.
-
-        Raises GenotypeError on anything that is not exactly the documented format.
-        """
-        try:
-            return _genotype(data)
-        except GenotypeError as error:
-            raise GenotypeError(f"{source}: {error}") from error
+    def parse(cls, data: Any) -> Genotype:
+        """Build it from plain data; raises GenotypeError that names the place in it."""
+        return _genotype(data)
 
 
 #: The steps of known fusion modules: DARTS' sum, MFAS' concatenation, Transformer, AoANet.

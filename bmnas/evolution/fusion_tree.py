@@ -21,7 +21,6 @@ from bmnas.evolution.tree import (
 )
 from bmnas.found import FoundTree, Node
 from bmnas.plain_data import (
-    GenotypeError,
     check_features,
     list_of,
     object_of,
@@ -92,15 +91,9 @@ class FusionTree(FoundTree):
         }
 
     @classmethod
-    def from_dict(cls, data: Any, source: str = "genotype") -> FusionTree:
-        """Build it from plain data; ``source`` is named in messages.
-
-        Raises GenotypeError on anything that is not exactly the documented format.
-        """
-        try:
-            return _fusion_tree(data)
-        except GenotypeError as error:
-            raise GenotypeError(f"{source}: {error}") from error
+    def parse(cls, data: Any) -> FusionTree:
+        """Build it from plain data; raises GenotypeError that names the place in it."""
+        return _fusion_tree(data)
 
 
 def plain_nodes(tree: Tree) -> list[dict[str, Any]]:

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self
 from bmnas.found import FoundTree, Node
 from bmnas.mfas.settings import DEEPEST
 from bmnas.plain_data import (
-    GenotypeError,
     check_features,
     list_of,
     object_of,
@@ -104,15 +103,9 @@ class MFASGenotype(FoundTree):
         }
 
     @classmethod
-    def from_dict(cls, data: Any, source: str = "genotype") -> Self:
-        """Build it from plain data; ``source`` is named in messages.
-
-        Raises GenotypeError on anything that is not exactly the documented format.
-        """
-        try:
-            return cls(**_values(data))
-        except GenotypeError as error:
-            raise GenotypeError(f"{source}: {error}") from error
+    def parse(cls, data: Any) -> Self:
+        """Build it from plain data; raises GenotypeError that names the place in it."""
+        return cls(**_values(data))
 
 
 def by_modality(features: Sequence[str]) -> dict[str, list[str]]:

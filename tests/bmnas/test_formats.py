@@ -42,7 +42,7 @@ class Tree(FoundTree):
         return {"format": self.FORMAT}
 
     @classmethod
-    def from_dict(cls, data: Any, source: str = "genotype") -> Self:
+    def parse(cls, data: Any) -> Self:
         raise NotImplementedError
 
     def tree(self) -> Node:
