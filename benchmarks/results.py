@@ -18,18 +18,15 @@ from __future__ import annotations
 import argparse
 import datetime
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
-from torch import Tensor
 
 import bmnas
 from bmnas.architecture import Architecture, NamedFusion, build_fusion
-from bmnas.backbones import Backbone, load_backbone
+from bmnas.backbones import load_backbone
 from bmnas.baselines import FUSIONS
 from bmnas.baselines.genotypes import late_pairs, module_genotype, random_pairs, searched_pairs
 from bmnas.config import SearchConfig
@@ -37,10 +34,9 @@ from bmnas.cost import hardware, parameter_counts, versions
 from bmnas.files import read_json, write_json
 from bmnas.genotype import FUSION_MODULES, Genotype
 from bmnas.joint import channels_of, evaluate_fusion, fit_fusion
-from bmnas.metrics import Objective, evaluate
+from bmnas.metrics import Objective
 from bmnas.progress import Bars
 from bmnas.runtime import seed_stage
-from bmnas.samples import RawInput, RawSamples, label_tensor
 
 PAIRS = ("late", "random", "found")
 BY_HAND = (*FUSIONS, *(f"{module}/{pairs}" for module in FUSION_MODULES for pairs in PAIRS))
@@ -54,9 +50,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--strategies", nargs="+", default=["bmnas", "random"])
     parser.add_argument("--fusions", nargs="+", default=[], choices=(*BY_HAND, "all"))
-    parser.add_argument(
-        "--train-backbones", action="store_true", help="with the fusion, whatever the preset says"
-    )
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
     parser.add_argument("--out", type=Path, help="a folder for the JSON file")
     options = parser.parse_args()
@@ -65,8 +58,6 @@ def main() -> None:
     name = Path(options.task).stem.replace(":", "_").replace("=", "-").replace(",", "_")
     fusions = BY_HAND if "all" in options.fusions else options.fusions
     config = bmnas.load_preset(task.preset)
-    if options.train_backbones:
-        config, name = config.override("train", freeze_backbones=False), f"{name}_joint"
     runs = [
         one_seed(task, config, options.runs / name / str(seed), seed, options.strategies, fusions)
         for seed in range(options.seeds)
@@ -77,8 +68,7 @@ def main() -> None:
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"python -m benchmarks.results {options.task} --seeds {options.seeds} "
         f"--strategies {' '.join(options.strategies)}"
-        + (f" --fusions {' '.join(options.fusions)}" if options.fusions else "")
-        + (" --train-backbones" if options.train_backbones else ""),
+        + (f" --fusions {' '.join(options.fusions)}" if options.fusions else ""),
         "hardware": hardware(),
         "versions": versions(),
         "preset": config.to_dict(),
@@ -121,31 +111,13 @@ def one_seed(
         }
     for modality, scores in trained.metrics["unimodal"].items():
         facts[f"{modality} alone"] = {"test": scores["test"], "seconds": 0.0, "fusion": 0}
-    facts["mean of unimodal logits"] = unimodal_mean(task, shared)
+    mean = trained.metrics["test"]["unimodal_mean"]
+    facts["mean of unimodal logits"] = {"test": mean, "fusion": 0, "seconds": 0.0}
     found_genotype = Genotype.load(folder / strategies[0] / "genotype.json")
     for name in ("late fusion", *fusions):
         path = folder / f"{name.replace(' ', '-').replace('/', '-')}.json"
         facts[name] = by_hand(name, task, config, path, shared, seed, found_genotype)
     return facts
-
-
-def unimodal_mean(task: bmnas.Task, shared: Path) -> dict[str, Any]:
-    """Test the mean of the logits of the unimodal networks in ``shared``, with nothing trained."""
-    samples = task.samples("test")
-    labels, objective = label_tensor(task, samples), Objective(task.kind, 0.5)
-    logits = []
-    for modality in task.modalities:
-        backbone = load_backbone(shared / f"{modality.name}.safetensors")[0]
-        raw = RawSamples([RawInput(modality, backbone, samples)], labels)
-        call = partial(_logits, backbone)
-        logits.append(evaluate(backbone, call, raw, objective, torch.device("cpu")).logits)
-    score = objective.score(torch.stack(logits).mean(0), labels)
-    return {"test": score, "fusion": 0, "seconds": 0.0}
-
-
-def _logits(backbone: Backbone, inputs: list[Tensor]) -> Tensor:
-    logits: Tensor = backbone(*inputs)
-    return logits
 
 
 def by_hand(

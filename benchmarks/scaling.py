@@ -99,7 +99,7 @@ def main() -> None:
         "series": series,
     }
     if options.million:
-        # All of it is read once: 9,258 steps of weights, 1,157 of the architecture, validation.
+        # All of it is read once: 9,259 steps of weights, 1,157 of the architecture, validation.
         report["million"] = in_own_process(replace(BASE, channels=32, samples=MILLION))
     print(json.dumps(report, indent=2))
     if options.out is not None:
