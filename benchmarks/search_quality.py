@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 import bmnas
-from benchmarks.one_shot import one_shot_scores
 from benchmarks.search_report import found_row, markdown, modalities, replay_row, truth
 from bmnas.checkpoint import Checkpoint
 from bmnas.config import Config
@@ -33,6 +32,7 @@ from bmnas.features import FeatureCache, open_features
 from bmnas.files import read_json, write_json
 from bmnas.genotype import Genotype
 from bmnas.metrics import Objective
+from bmnas.one_shot import OneShot
 from bmnas.progress import Bars
 from bmnas.stages.unimodal import unimodal_networks
 from bmnas.strategies import SearchProblem
@@ -43,6 +43,8 @@ from bmnas.tabular.replay import STRATEGIES
 from bmnas.tasks import reload_task
 
 _CPU = bmnas.Runtime(torch.device("cpu"), compile=False)
+#: The stages of Algorithm 1 itself.
+_RELAXING = ("search_weights", "search_architecture", "validation")
 _SECTIONS = ("unimodal", "search", "train")
 
 
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the folder of the task's data")
     parser.add_argument("--backbones", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--rerank", type=int, help="short trainings; default: the table's")
     parser.add_argument("--ranked", type=int, default=3, help="supernets that rank all networks")
     parser.add_argument("--runs", type=Path, default=Path("runs/search-quality"))
     parser.add_argument("--out", type=Path, help="a folder for the JSON file")
@@ -63,16 +66,20 @@ def main() -> None:
         task = reload_task(table.about["task"]["source"])
     else:
         task = bmnas.load_task(options.task or table.about["task"]["name"], options.data)
+    sections = {name: table.about[name] for name in _SECTIONS}
+    config = Config.from_dict(sections, "the table's settings")
+    config = config.override("search", rerank=options.rerank)
+    ranked = min(options.ranked, options.seeds)
     report = {
         "table": options.table.name,
         "task": task.name,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": f"python -m benchmarks.search_quality {options.table.name} --seeds "
-        f"{options.seeds} --ranked {options.ranked}",
+        f"{options.seeds} --rerank {config.search.rerank} --ranked {ranked}",
         "hardware": hardware(),
         "versions": versions(),
-        "search": table.about["search"],
-        **measure(table, task, options.backbones, options.runs, options.seeds, options.ranked),
+        "search": config.to_dict()["search"],
+        **measure(table, config, task, options.backbones, options.runs, options.seeds, ranked),
     }
     print(markdown(report))
     if options.out is not None:
@@ -80,11 +87,15 @@ def main() -> None:
 
 
 def measure(
-    table: Table, task: bmnas.Task, backbones: Path, runs: Path, seeds: int, ranked: int
+    table: Table,
+    config: Config,
+    task: bmnas.Task,
+    backbones: Path,
+    runs: Path,
+    seeds: int,
+    ranked: int,
 ) -> dict[str, Any]:
     """Return all that is measured, in the layout of the JSON file."""
-    sections = {name: table.about[name] for name in _SECTIONS}
-    config = Config.from_dict(sections, "the table's settings")
     if config.search.rerank == 0:
         raise UserError("received settings without rerank, whose trainings tell a candidate's cost")
     cache = features(task, config, table.about["seed"], backbones, runs)
@@ -110,7 +121,7 @@ def measure(
         "seconds_of_a_candidate": candidate,
         "found": [search.facts(table) for search in searches],
         "truth": truth(table),
-        "supernet": [setting.ranking(seed) for seed in range(min(ranked, seeds))],
+        "supernet": [setting.ranking(seed) for seed in range(ranked)],
     }
 
 
@@ -191,14 +202,13 @@ class Setting:
         history = problem.checkpoint.restore({})
         best = [record for record in history if record["best"]][-1]
         seconds = facts["seconds"]
-        rerank = seconds.get("rerank", 0.0)
         return Search(
             seed,
             derived=problem.genotype(best["cells"]),
             found=problem.genotype(facts["cells"]),
-            relax_seconds=sum(seconds.values()) - rerank,
+            relax_seconds=sum(seconds[name] for name in _RELAXING),
             seconds=sum(seconds.values()),
-            candidate_seconds=rerank / facts["candidates"],
+            candidate_seconds=seconds["rerank"] / facts["candidates"],
         )
 
     def ranking(self, seed: int) -> dict[str, Any]:
@@ -216,22 +226,16 @@ class Setting:
         checkpoint = self.runs / str(seed) / "checkpoint.pt"
         states = torch.load(checkpoint, weights_only=True)["states"]
         supernet.load_state_dict(states["supernet"])
+        place = problem.objective, problem.runtime.device
+        one_shot = OneShot(supernet, problem.validation, *place, seed)
+        scores = [-one_shot.loss(genotype) for genotype in self.table.genotypes]
         several = [n for n, g in enumerate(self.table.genotypes) if modalities(g) > 1]
         taus: dict[str, Any] = {"seed": seed}
-        for batch_statistics in (False, True):
-            scores = one_shot_scores(
-                supernet,
-                self.table.genotypes,
-                problem.validation,
-                problem.objective,
-                batch_statistics=batch_statistics,
-            )
-            statistics = "batch" if batch_statistics else "running"
-            for part in ("validation", "test"):
-                tau = self.table.kendall_tau
-                taus[f"{statistics}_{part}"] = tau(scores, range(len(scores)), part)
-                of_several = tau([scores[n] for n in several], several, part)
-                taus[f"{statistics}_{part}_of_several_modalities"] = of_several
+        for part in ("validation", "test"):
+            tau = self.table.kendall_tau
+            taus[part] = tau(scores, range(len(scores)), part)
+            of_several = tau([scores[n] for n in several], several, part)
+            taus[f"{part}_of_several_modalities"] = of_several
         return taus
 
     def _problem(self, seed: int) -> SearchProblem:

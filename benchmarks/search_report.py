@@ -115,11 +115,10 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"of validation and test {known['tau_validation_test']:.2f}, among the top tenth "
         f"{known['tau_validation_test_of_the_top_tenth']:.2f}.",
     ]
-    for statistics in ("running", "batch"):
-        taus = [found[f"{statistics}_test"] for found in report["supernet"]]
-        own = [found[f"{statistics}_test_of_several_modalities"] for found in report["supernet"]]
-        lines.append(
-            f"Kendall's tau of the supernet's ranking ({statistics} statistics) and test: "
-            f"{np.mean(taus):.2f}, among networks of several modalities {np.mean(own):.2f}."
-        )
+    taus = [found["test"] for found in report["supernet"]]
+    own = [found["test_of_several_modalities"] for found in report["supernet"]]
+    lines.append(
+        f"Kendall's tau of the supernet's ranking and test: {np.mean(taus):.2f}, among networks "
+        f"of several modalities {np.mean(own):.2f}."
+    )
     return "\n".join(lines)

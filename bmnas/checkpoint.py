@@ -22,7 +22,7 @@ from bmnas.files import atomic_path, write_text
 from bmnas.parallel.ranks import size, writer
 from bmnas.spent import Spent
 
-FORMAT = "bmnas.checkpoint/2"
+FORMAT = "bmnas.checkpoint/3"
 
 Record = dict[str, Any]
 
@@ -52,13 +52,21 @@ class Checkpoint:
         self._owner = owner
         self._journal = journal
         self.spent = Spent()
-        self._earlier = 0.0
-        self._started = time.perf_counter()
+        self._earlier = self._earlier_processor = 0.0
+        self._started, self._started_processor = time.perf_counter(), time.process_time()
 
     @property
     def seconds(self) -> float:
         """Seconds spent in the loop, those before it was stopped included."""
         return self._earlier + time.perf_counter() - self._started
+
+    @property
+    def processor_seconds(self) -> float:
+        """As ``seconds``, but those that the cores worked for this process, summed over threads.
+
+        Unlike ``seconds``, it hardly depends on what else the machine does.
+        """
+        return self._earlier_processor + time.process_time() - self._started_processor
 
     def restore(self, parts: Mapping[str, Stateful]) -> list[Record]:
         """Bring ``parts`` and the generators to the last saved epoch; return its records.
@@ -81,6 +89,7 @@ class Checkpoint:
             self._restore_cuda(content["cuda_generator"])
             records: list[Record] = json.loads(content["records"])
             self._earlier = float(content["seconds"])
+            self._earlier_processor = float(content["processor_seconds"])
             self.spent.go_on(content["spent"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise self._damaged(error) from error
@@ -99,6 +108,7 @@ class Checkpoint:
             "owner": self._owner,
             "records": json.dumps(records, allow_nan=False),
             "seconds": self.seconds,
+            "processor_seconds": self.processor_seconds,
             "spent": self.spent.to_dict(),
             "states": {name: part.state_dict() for name, part in parts.items()},
             "generator": torch.get_rng_state(),

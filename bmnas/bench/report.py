@@ -76,6 +76,7 @@ def _alone(like: ComparisonRow, runs: Sequence[RunRecord]) -> list[ComparisonRow
             torch_ms=None,
             onnxruntime_ms=None,
             search_seconds=None,
+            search_processor_seconds=None,
             gpu_hours=None,
         )
         for name, path in paths.items()

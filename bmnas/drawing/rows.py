@@ -49,6 +49,7 @@ class ComparisonRow:
     torch_ms: Spread | None
     onnxruntime_ms: Spread | None
     search_seconds: Spread | None
+    search_processor_seconds: Spread | None
     gpu_hours: Spread | None
 
 
@@ -61,6 +62,7 @@ MEASURES = (
     ("torch_ms", "torch ms", ".3g"),
     ("onnxruntime_ms", "onnxruntime ms", ".3g"),
     ("search_seconds", "search s", ".1f"),
+    ("search_processor_seconds", "search CPU s", ".1f"),
     ("gpu_hours", "GPU-hours", ".3g"),
 )
 
@@ -144,6 +146,7 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
         torch_ms=spread("latency", "torch", "batch_1", "median_ms"),
         onnxruntime_ms=spread("latency", "onnxruntime", "batch_1", "median_ms"),
         search_seconds=spread("seconds", "search"),
+        search_processor_seconds=spread("processor_seconds", "search"),
         gpu_hours=spread("seconds", "gpu_hours"),
     )
 

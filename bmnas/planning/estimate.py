@@ -97,6 +97,8 @@ def search_seconds(
     }
     reading = memory.missing * workload.sample_bytes / disc.read
     seconds = {name: count * (rate + reading) for name, (count, rate) in passes.items() if count}
+    if config.rerank:
+        seconds["screening"] = rates.screening
     found = {"compile": rates.compile, **seconds, "other": config.epochs * rates.epoch}
     return {**found, "search": sum(found.values())}
 

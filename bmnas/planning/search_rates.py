@@ -10,6 +10,7 @@ from bmnas.checkpoint import Checkpoint
 from bmnas.config import SearchConfig
 from bmnas.found import Found
 from bmnas.metrics import Objective
+from bmnas.one_shot import SAMPLES
 from bmnas.planning.made_up import MadeUpFeatures
 from bmnas.planning.settle import settle
 from bmnas.planning.workload import Workload
@@ -29,13 +30,14 @@ class SearchRates:
 
     ``rerank`` is of a sample in one epoch of a short training, its part of what such a training
     costs besides included. ``epoch`` is what an epoch of the search costs besides its passes;
-    ``compile`` is spent once.
+    ``compile`` and ``screening`` are spent once.
     """
 
     weights: float
     architecture: float
     validation: float
     rerank: float
+    screening: float
     epoch: float
     compile: float
 
@@ -65,15 +67,25 @@ class SearchTrial:
             short = dataclasses.replace(settings, candidates=_CANDIDATES, candidate_epochs=epochs)
             trained = self._outcomes("random", short, budget / 2)[-1].stages["candidates"]
             rates["rerank"] = trained.seconds / trained.samples
+            rates["screening"] = self._screening()
         return SearchRates(
             weights=rates["search_weights"],
             architecture=rates["search_architecture"],
             validation=rates["validation"],
             rerank=rates.get("rerank", 0.0),
+            screening=rates.get("screening", 0.0),
             epoch=searched.seconds - sum(cost.seconds for cost in stages.values()),
             # Later searches find some of it done.
             compile=max(outcome.stages[COMPILE].seconds for outcome in outcomes),
         )
+
+    def _screening(self) -> float:
+        """Return the seconds that the supernet's judgement takes, whatever the task's size."""
+        settings = self.workload.search
+        once = dataclasses.replace(settings, epochs=1, candidate_epochs=1, rerank=1)
+        batches = -(-SAMPLES // settings.batch_size)
+        found = STRATEGIES["bmnas"](self._problem("bmnas", once, batches, -1))
+        return found.stages["screening"].seconds
 
     def _outcomes(self, strategy: str, config: SearchConfig, budget: float) -> list[Outcome[Found]]:
         """Return what searches over more and more batches came to, the last one being measured."""

@@ -23,7 +23,7 @@ def search_metrics(
     outcome: Outcome[Found],
     device: torch.device,
 ) -> dict[str, Any]:
-    """Return the sections ``unimodal``, ``search``, ``seconds`` and ``samples_per_second``.
+    """Return the sections that a search adds, from ``unimodal`` to ``samples_per_second``.
 
     Backbones and features that were there already count what making them took.
     """
@@ -34,6 +34,7 @@ def search_metrics(
         },
         "search": _facts(strategy, outcome),
         "seconds": _seconds(networks, cache, outcome, device),
+        "processor_seconds": {"search": outcome.processor_seconds},
         "samples_per_second": _speeds(cache, outcome),
     }
 

@@ -29,7 +29,7 @@ from bmnas.stages.training import (
 from bmnas.tasks import check_task, check_test, reload_task
 from bmnas.tasks.task import Task
 
-_INHERITED = ("search", "seconds", "samples_per_second", "peak_memory")
+_INHERITED = ("search", "seconds", "processor_seconds", "samples_per_second", "peak_memory")
 
 
 def train(

@@ -54,7 +54,8 @@ def search_bilevel(problem: SearchProblem) -> Outcome[Genotype]:
     see ``rerank``. Raises UserError when the loss is no longer finite.
     """
     config = problem.config
-    best = best_record(relax(problem, _One(problem)))
+    subject = _One(problem)
+    best = best_record(relax(problem, subject))
     stages = stage_costs(problem)
     outcome = Outcome(
         genotype=problem.genotype(best["cells"]),
@@ -64,12 +65,13 @@ def search_bilevel(problem: SearchProblem) -> Outcome[Genotype]:
         samples_seen=stages["search_weights"].samples + stages["search_architecture"].samples,
         threshold=best.get("threshold"),
         seconds=problem.checkpoint.seconds,
+        processor_seconds=problem.checkpoint.processor_seconds,
         stages=stages,
     )
     if config.rerank == 0:
         return outcome
     weights = ArchitectureWeights(best["alpha"], best["beta"], best["gamma"])
-    return rerank(problem, outcome, weights)
+    return rerank(problem, outcome, weights, subject.network)
 
 
 class Subject(Protocol):

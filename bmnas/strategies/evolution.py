@@ -45,6 +45,7 @@ def search_evolution(problem: SearchProblem) -> Outcome[FusionTree]:
         samples_seen=seen,
         threshold=best.get("threshold"),
         seconds=problem.checkpoint.seconds,
+        processor_seconds=problem.checkpoint.processor_seconds,
         stages={"candidates": StageCost(seconds, seen)},
     )
 

@@ -250,6 +250,7 @@ def _outcome(problem: SearchProblem, records: Sequence[Record]) -> Outcome[MFASG
         samples_seen=seen,
         threshold=best.get("threshold"),
         seconds=problem.checkpoint.seconds,
+        processor_seconds=problem.checkpoint.processor_seconds,
         stages={
             "candidates": StageCost(spent["candidates"], seen),
             "surrogate": StageCost(spent["surrogate"], 0),

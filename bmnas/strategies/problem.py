@@ -86,8 +86,9 @@ class Outcome(Generic[F_co]):
 
     ``candidates`` counts the networks that were trained, ``samples_seen`` the samples that passed
     forward and backward. ``threshold`` is the one that suits validation best in a multilabel
-    task, None otherwise; ``seconds`` is the time of the search alone, earlier lives included, and
-    ``stages`` what of it went where; the rest is bookkeeping, such as checkpoints. Where several
+    task, None otherwise; ``seconds`` is the time of the search alone, earlier lives included,
+    ``processor_seconds`` that of the cores in this process, and ``stages`` what of the former went
+    where; the rest is bookkeeping, such as checkpoints. Where several
     seeds were searched, ``seed`` is the one that the genotype comes from, and ``members`` are all.
     ``others`` are the next best genotypes with their validation scores, of a strategy that returns
     several.
@@ -100,6 +101,7 @@ class Outcome(Generic[F_co]):
     samples_seen: int
     threshold: float | None
     seconds: float = field(compare=False)
+    processor_seconds: float = field(compare=False)
     stages: Mapping[str, StageCost] = field(compare=False)
     seed: int | None = None
     members: tuple[Member, ...] = ()

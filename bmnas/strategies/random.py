@@ -46,6 +46,7 @@ def search_random(problem: SearchProblem) -> Outcome[Genotype]:
         samples_seen=seen,
         threshold=best.get("threshold"),
         seconds=problem.checkpoint.seconds,
+        processor_seconds=problem.checkpoint.processor_seconds,
         stages={"candidates": StageCost(spent.seconds["candidates"], seen)},
     )
 

@@ -33,10 +33,11 @@ def search_several(problem: SearchProblem) -> Outcome[Genotype]:
     Each supernet begins as that of a search with its seed alone, and all see the same batches; a
     member's genotype is that of its own best epoch. The member with the highest validation score
     counts, of equals the lowest seed. With ``config.rerank`` of 1 or more, short trainings compare
-    that member's genotype with the others', the best first, and with genotypes drawn from its
-    relaxed weights, ``rerank`` others in all. Raises UserError when a loss is no longer finite.
+    that member's genotype with the others', the best first, and with genotypes that its
+    supernet suggests, ``rerank`` others in all. Raises UserError when a loss is no longer finite.
     """
-    records = relax(problem, _Several(problem))
+    subject = _Several(problem)
+    records = relax(problem, subject)
     best = [best_record([r["members"][s] for r in records]) for s in range(problem.seeds)]
     members = tuple(_member(problem, record) for record in best)
     # sorted() keeps the order of seeds among equals.
@@ -50,15 +51,18 @@ def search_several(problem: SearchProblem) -> Outcome[Genotype]:
         samples_seen=stages["search_weights"].samples + stages["search_architecture"].samples,
         threshold=first.threshold,
         seconds=problem.checkpoint.seconds,
+        processor_seconds=problem.checkpoint.processor_seconds,
         stages=stages,
         seed=first.seed,
         members=members,
     )
     if problem.config.rerank == 0:
         return outcome
-    record = best[first.seed - problem.seed]
+    number = first.seed - problem.seed
+    record = best[number]
     weights = ArchitectureWeights(record["alpha"], record["beta"], record["gamma"])
-    reranked = rerank(problem, outcome, weights, [member.genotype for member in ranked[1:]])
+    rivals = [member.genotype for member in ranked[1:]]
+    reranked = rerank(problem, outcome, weights, subject.network.member(number), rivals)
     found_by = next((m for m in ranked if m.genotype == reranked.genotype), first)
     return dataclasses.replace(reranked, seed=found_by.seed, best_epoch=found_by.best_epoch)
 

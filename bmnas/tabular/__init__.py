@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from bmnas.tabular.canonical import canonical
+from bmnas.canonical import canonical
 from bmnas.tabular.replay import Problem, Replay, replay
 from bmnas.tabular.space import Space
 from bmnas.tabular.table import Entry, Table, load

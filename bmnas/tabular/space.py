@@ -8,9 +8,9 @@ from functools import cached_property
 from itertools import combinations, permutations, product
 from math import prod
 
+from bmnas.canonical import canonical
 from bmnas.errors import UserError
 from bmnas.genotype import PRIMITIVES, Cell, Genotype, Step
-from bmnas.tabular.canonical import canonical
 
 _LARGEST = 1_000_000
 

@@ -26,11 +26,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bmnas.canonical import canonical
 from bmnas.errors import UserError, one_line
 from bmnas.files import atomic_path
 from bmnas.genotype import FORMAT as GENOTYPE_FORMAT
 from bmnas.genotype import Genotype
-from bmnas.tabular.canonical import canonical
 from bmnas.tabular.space import Space
 from bmnas.tasks.columns import read_npz
 

@@ -99,7 +99,13 @@ def memory(available: int) -> Memory:
 
 
 RATES = SearchRates(
-    weights=1.0, architecture=2.0, validation=3.0, rerank=0.5, epoch=10.0, compile=7.0
+    weights=1.0,
+    architecture=2.0,
+    validation=3.0,
+    rerank=0.5,
+    screening=4.0,
+    epoch=10.0,
+    compile=7.0,
 )
 
 
@@ -113,11 +119,13 @@ def test_the_stages_of_a_search_by_hand() -> None:
         "search_architecture": 3 * 32 * 2.0,
         "validation": 3 * 40 * 3.0,
         "rerank": 2 * 1 * 48 * 0.5,
+        "screening": 4.0,
         "other": 30.0,
-        "search": 7 + 144 + 192 + 360 + 48 + 30,
+        "search": 7 + 144 + 192 + 360 + 48 + 4 + 30,
     }
     alone = replace(WORK, search=replace(WORK.search, rerank=0))
-    assert "rerank" not in search_seconds(alone, RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40))
+    found = search_seconds(alone, RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40))
+    assert not {"rerank", "screening"} & set(found)
 
 
 def test_what_finds_no_room_is_read_from_the_disc_in_every_pass() -> None:

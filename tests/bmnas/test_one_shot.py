@@ -1,0 +1,109 @@
+"""What a genotype is worth with the supernet's weights equals the supernet made to choose it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from tiny_problems import tiny_samples
+
+from bmnas.genotype import PRIMITIVES, Cell, Genotype, Step
+from bmnas.metrics import Objective
+from bmnas.one_shot import OneShot
+from bmnas.primitives import Dropout
+from bmnas.supernet import Supernet
+
+FEATURES = ("m0.1", "m0.2", "m1.1")
+SURE = 60.0
+CPU = torch.device("cpu")
+
+
+def supernet(steps: int = 2) -> Supernet:
+    torch.manual_seed(0)
+    shape = {"cells": 2, "channels": 4, "length": 4, "classes": 4, "dropout": 0.1}
+    return Supernet([3, 5, 4], steps=steps, **shape)
+
+
+def genotype(*steps: Step) -> Genotype:
+    cells = Cell(("m0.1", "m1.1"), steps), Cell(("m0.2", "cell1"), steps)
+    return Genotype(FEATURES, 4, 4, cells)
+
+
+def chains() -> Iterator[Genotype]:
+    for first in PRIMITIVES:
+        for second in PRIMITIVES:
+            yield genotype(Step(first, ("y", "x")), Step(second, ("step1", "x")))
+
+
+@torch.no_grad()
+def chosen(supernet: Supernet, one: Genotype) -> Supernet:
+    """Return ``supernet`` with all weight on the choices of ``one``, its norms of the batch."""
+    network = copy.deepcopy(supernet).double().train()
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.0
+    for parameter in network.architecture_parameters():
+        parameter.fill_(-SURE)
+    network.alpha[..., 0] = network.beta[..., 0] = SURE
+    nodes = [*one.features, *(f"cell{k + 1}" for k in range(len(one.cells)))]
+    sure = torch.tensor([-SURE, SURE], dtype=torch.float64)
+    for k, cell in enumerate(one.cells):
+        for name in cell.inputs if cell.reads_y() else cell.inputs[:1]:
+            network.alpha[k, nodes.index(name)] = sure
+        for m, step in enumerate(cell.steps):
+            network.gamma[k, m, PRIMITIVES.index(step.op)] = SURE
+            for name in step.inputs:
+                place = "xy".index(name) if name in "xy" else 1 + int(name.removeprefix("step"))
+                network.beta[k, m, place] = sure
+    return network
+
+
+@pytest.mark.parametrize("one", [*chains()], ids=lambda g: "-".join(s.op for s in g.cells[0].steps))
+def test_it_is_the_loss_of_the_supernet_that_chose_so(one: Genotype) -> None:
+    network, samples, objective = supernet(), tiny_samples(40), Objective("multiclass")
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    loss = OneShot(network, samples, objective, CPU, seed=3).loss(one)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    features, labels = samples.batch(torch.arange(40))
+    with torch.no_grad():
+        logits = chosen(network, one)([x.double() for x in features])
+    assert loss == pytest.approx(float(objective.loss(logits, labels)), rel=1e-5)
+
+
+def test_a_cell_of_one_step_is_not_merged() -> None:
+    network, samples, objective = supernet(steps=1), tiny_samples(40), Objective("multiclass")
+    one = genotype(Step("linear_glu", ("x", "y")))
+    features, labels = samples.batch(torch.arange(40))
+    with torch.no_grad():
+        logits = chosen(network, one)([x.double() for x in features])
+    loss = OneShot(network, samples, objective, CPU, seed=3).loss(one)
+    assert loss == pytest.approx(float(objective.loss(logits, labels)), rel=1e-5)
+
+
+def test_operands_in_another_order_have_one_loss() -> None:
+    one_shot = OneShot(supernet(), tiny_samples(40), Objective("multiclass"), CPU, seed=0)
+    first = Step("attention", ("x", "y"))
+    losses = [
+        one_shot.loss(genotype(first, Step("concat_fc", names)))
+        for names in (("x", "step1"), ("step1", "x"), ("y", "step1"), ("x", "y"))
+    ]
+    assert losses[0] == losses[1] == losses[2] != losses[3]
+
+
+def test_many_samples_are_a_thousand_of_them_in_equal_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes = []
+    samples = tiny_samples(1300)
+    batch = samples.batch
+    monkeypatch.setattr(samples, "batch", lambda c: (sizes.append(len(c)), batch(c))[1])
+    OneShot(supernet(), samples, Objective("multiclass"), CPU, seed=0)
+    assert sizes == [500, 500]
+    sizes.clear()
+    few = tiny_samples(601)
+    batch_of_few = few.batch
+    monkeypatch.setattr(few, "batch", lambda c: (sizes.append(len(c)), batch_of_few(c))[1])
+    OneShot(supernet(), few, Objective("multiclass"), CPU, seed=0)
+    assert sizes == [301, 300]
