@@ -1,4 +1,4 @@
-"""What is measured: the supernet step, and the networks of one finished run.
+"""What is measured: the supernet step, and the networks of every way to fuse.
 
 The step is that of BM-NAS's NTU configuration: 8 features of two modalities, C 128, L 8, N 2,
 M 2, batch 96, 60 classes, dropout 0.2. Its input is random; time does not depend on it.
@@ -14,18 +14,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bmnas.baselines import FUSIONS
+from bmnas.bench.suite import SuiteTask
 from bmnas.runtime import Runtime
+from bmnas.strategies import STRATEGIES
 from bmnas.tasks.task import Task
 from tests.support.plain_supernet import PlainSupernet
+
+#: The embedded task, with settings that train every way in moments.
+PRESET = "digits-quick"
+TASK = SuiteTask("digits", preset=PRESET)
+SEARCHES = tuple(f"search {name}" for name in STRATEGIES)
+WAYS = (*SEARCHES, *(f"fusion {name}" for name in FUSIONS))
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A run folder with genotype, trained network and bundle."""
+    """A run folder with trained network and bundle, and the folder of its backbones."""
 
     task: Task
     run: Path
     bundle: Path
+    backbones: Path
 
 
 @dataclass(frozen=True)

@@ -1,27 +1,28 @@
-"""Fixtures of the benchmarks: one finished run on the embedded task, shared by all."""
+"""Fixtures of the benchmarks: every way to fuse the embedded task, trained and exported once."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from bmnas_export import export_bundle
 
 import bmnas
-from benchmarks.cases import Finished
+from benchmarks.cases import TASK, WAYS, Finished
+from bmnas.bench.jobs import Job, run_jobs
+from bmnas.cli.export import export_run
 from bmnas.cost import hardware, versions
+from bmnas.progress import Silent
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """The whole path on ``digits`` with its preset."""
-    task = bmnas.load_task("digits")
-    run = tmp_path_factory.mktemp("digits") / "run"
-    found = bmnas.search(task, run=run)
-    trained = bmnas.train(found.run / "genotype.json", task)
-    network = bmnas.load_network(trained.network)
-    bundle = export_bundle(network, task, run / "bundle", scores=trained.metrics)
-    return Finished(task, run, bundle.folder)
+def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
+    """The runs of ``WAYS`` by name, each with genotype, trained network and bundle."""
+    folder = tmp_path_factory.mktemp("ways")
+    jobs = [Job(TASK, 0, way, folder / str(number)) for number, way in enumerate(WAYS)]
+    runtime = bmnas.Runtime.choose("cpu", compile=False)
+    run_jobs(jobs, runtime, export_run, Silent())
+    task = bmnas.load_task(TASK.name)
+    return {job.way: Finished(task, job.run, job.run / "bundle", job.shared) for job in jobs}
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: Any) -> None:

@@ -10,8 +10,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 import bmnas
-from benchmarks.cases import NTU, Finished, products, step
+from benchmarks.cases import NTU, PRESET, Finished, products, step
 from bmnas import native
+from bmnas.strategies import STRATEGIES
 from bmnas.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
 
@@ -50,17 +51,20 @@ def test_products_alone(benchmark: BenchmarkFixture, dtype: torch.dtype) -> None
 
 
 @pytest.mark.benchmark(group="search cost: a search on digits, features cached")
-@pytest.mark.parametrize("strategy", ["bmnas", "random"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_search(
-    benchmark: BenchmarkFixture, finished: Finished, strategy: str, tmp_path: Path
+    benchmark: BenchmarkFixture, ways: dict[str, Finished], strategy: str, tmp_path: Path
 ) -> None:
+    finished = ways[f"search {strategy}"]
+
     def search() -> bmnas.SearchResult:
         return bmnas.search(
             finished.task,
+            config=bmnas.load_preset(PRESET),
             run=tmp_path / strategy,
             strategy=strategy,
             existing="overwrite",
-            backbones=finished.run / "backbones",
+            backbones=finished.backbones,
         )
 
     found = benchmark.pedantic(search, rounds=3)

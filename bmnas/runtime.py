@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,19 +22,28 @@ from bmnas.spent import watch_compilation
 _BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
 
 
+#: Shorter loops are compiled on request alone: at 10 ms a step, what compiling takes cold.
+PAYS_FROM = 5000
+
+
 @dataclass(frozen=True)
 class Runtime:
-    """A device, and whether networks go through torch.compile on it."""
+    """A device, and whether networks go through torch.compile on it.
+
+    Loops of fewer than ``pays_from`` steps do not: compiling would take longer than they do. It is
+    steps that count, not seconds, so that a run that goes on decides as it did before.
+    """
 
     device: torch.device
     compile: bool
+    pays_from: int = 0
 
     @classmethod
     def choose(cls, device: str = "auto", compile: bool | None = None) -> Runtime:  # noqa: A002
         """Return the runtime for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
-        ``auto`` takes the accelerator where there is one. Networks are compiled on CUDA unless
-        ``compile`` is False, and on a CPU, where it takes a minute, only if it is True. Several
+        ``auto`` takes the accelerator where there is one. Networks are compiled if ``compile`` is
+        True, and with None on CUDA, by loops of ``PAYS_FROM`` steps or more. Several
         ranks have a GPU each, and do not compile: their norms talk in the middle of a pass.
         Raises UserError for a device that is not there.
         """
@@ -49,7 +59,9 @@ class Runtime:
         known = chosen.type == "cpu" or (chosen.type == "cuda" and (chosen.index or 0) < count)
         if not known:
             raise _no_device(device)
-        return cls(chosen, chosen.type == "cuda" if compile is None else compile)
+        if compile is None and chosen.type == "cuda":
+            return cls(chosen, compile=True, pays_from=PAYS_FROM)
+        return cls(chosen, compile=bool(compile))
 
     def computes_bfloat16(self) -> bool:
         """Tell whether the device multiplies matrices in bfloat16, and not by way of float32."""
@@ -66,8 +78,12 @@ class Runtime:
 
         return lower
 
-    def compiled(self, network: nn.Module) -> Callable[..., Any]:
-        """Return a callable that runs ``network``, compiled where this runtime compiles.
+    def compiles(self, steps: float) -> bool:
+        """Tell whether a loop of ``steps`` steps runs compiled."""
+        return self.compile and steps >= self.pays_from
+
+    def compiled(self, network: nn.Module, steps: float = math.inf) -> Callable[..., Any]:
+        """Return a callable that runs ``network`` in a loop of ``steps``, compiled if that pays.
 
         In torch.compile's default mode, which launches kernels one by one. CUDA graphs, its mode
         ``reduce-overhead``, would replay them at once, but every result then lies in memory that
@@ -76,7 +92,7 @@ class Runtime:
         which two optimisers change in place: ``benchmarks.gpu`` compares and times them. Shapes are
         static as long as they stay the same, as all batches of a pass do.
         """
-        if not self.compile:
+        if not self.compiles(steps):
             return network
         watch_compilation()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))

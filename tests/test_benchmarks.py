@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_tasks import CONFIG, tiny_task
 
 import bmnas
 from benchmarks import (
@@ -25,7 +24,6 @@ from benchmarks import (
     gpu_search,
     gpu_speed,
     ranks,
-    results,
     scaling,
     several,
 )
@@ -39,31 +37,6 @@ from tests.support.plain_supernet import PlainSupernet
 
 CPU = bmnas.Runtime(torch.device("cpu"), compile=False)
 SETTING = Setting(CPU, tiny=True, compiled=False)
-
-
-def test_every_way_of_fusing_is_measured_and_measured_once(tmp_path: Path) -> None:
-    fusions = ("gmu", "sum/late", "concat_fc/random", "aoa/found")
-    facts = results.one_seed(tiny_task(), CONFIG, tmp_path, 0, ["bmnas", "random"], fusions)
-    ways = {"mean of unimodal logits", "late fusion", "search: bmnas", "search: random"}
-    assert set(facts) == {"m0 alone", "m1 alone", *ways, *fusions}
-    assert len({facts[name]["fusion"] for name in fusions}) > 2
-    assert all(0 <= row["test"] <= 1 for row in facts.values())
-    again = results.one_seed(tiny_task(), CONFIG, tmp_path, 0, ["bmnas", "random"], fusions)
-    assert again == facts
-
-
-def test_rows_hold_mean_and_sample_deviation_in_per_cent() -> None:
-    runs = [
-        {"x": {"test": score, "fusion": 10, "seconds": 2.0}, "y": {"test": 1.0, "fusion": 0,
-         "seconds": 0.0}}
-        for score in (0.5, 0.6, 0.7)
-    ]  # fmt: skip
-    rows = results.summary(runs)
-    assert rows["x"]["mean"] == pytest.approx(60)
-    assert rows["x"]["std"] == pytest.approx(10)
-    lines = results.markdown(rows).splitlines()
-    assert lines[2] == "| x | 60.00 ± 10.00 | 50.00, 60.00, 70.00 | 10 | 2.0 |"
-    assert lines[3] == "| y | 100.00 ± 0.00 | 100.00, 100.00, 100.00 |  |  |"
 
 
 def run_part(part: Callable[[Setting, Report], None], folder: Path) -> dict[str, Any]:

@@ -77,6 +77,14 @@ def plan(
             help="Type of the feature cache: float32, float16 or bfloat16.", rich_help_panel=_BUDGET
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the products of Algorithm 1: float32, or bfloat16 where the processor has it.",
+            rich_help_panel=_BUDGET,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Searches at once.", rich_help_panel=_BUDGET)] = 1,
     device: Device = "auto",
     compile_networks: Compile = None,
     as_json: Json = False,
@@ -94,6 +102,7 @@ def plan(
     from bmnas.planning import plan_features, plan_task
     from bmnas.planning.workload import feature_channels
     from bmnas.runtime import Runtime
+    from bmnas.stages.search import check_seeds
     from bmnas.tasks import load_task
 
     without = {"--samples": samples, "--features": features, "--validation": validation}
@@ -114,15 +123,17 @@ def plan(
         batch_size=batch_size,
         rerank=rerank,
         cache_dtype=cache_dtype,
+        precision=precision,
     )
+    check_seeds(seeds, "bmnas", config.search.precision)
     runtime = Runtime.choose(device, compile_networks)
     if loaded is not None:
-        found = plan_task(loaded, config, runtime, run)
+        found = plan_task(loaded, config, runtime, run, seeds=seeds)
     else:
         assert samples is not None
         share = 0.2 if validation is None else validation
         sizes = feature_channels(features, config)
-        found = plan_features(sizes, samples, share, config, runtime, run)
+        found = plan_features(sizes, samples, share, config, runtime, run, seeds=seeds)
     _print(found, config, runtime.device.type, as_json)
 
 

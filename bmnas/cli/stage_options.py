@@ -30,7 +30,9 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Compile = Annotated[
     bool | None,
     typer.Option(
-        "--compile/--no-compile", help="Use torch.compile.", show_default="on CUDA, not on a CPU"
+        "--compile/--no-compile",
+        help="Use torch.compile.",
+        show_default="in long runs on CUDA",
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run was stopped.")]

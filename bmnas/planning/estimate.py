@@ -61,6 +61,7 @@ class Plan:
             "samples": {"train": work.train, "validation": work.validation},
             "features": dict(work.channels),
             "search": asdict(work.search),
+            "seeds": work.seeds,
             "cache_bytes": work.cache_bytes,
             "memory": {
                 **asdict(memory),
@@ -89,10 +90,11 @@ def search_seconds(
     architecture = samples_per_epoch(workload.validation, config.batch_size)
     trainings = config.rerank + 1 if config.rerank else 0
     # From a sample's pass to the samples that make it, and how long each takes besides reading.
+    epochs = config.epochs * workload.seeds
     passes = {
-        "search_weights": (config.epochs * weights, rates.weights),
-        "search_architecture": (config.epochs * architecture, rates.architecture),
-        "validation": (config.epochs * workload.validation, rates.validation),
+        "search_weights": (epochs * weights, rates.weights),
+        "search_architecture": (epochs * architecture, rates.architecture),
+        "validation": (epochs * workload.validation, rates.validation),
         "rerank": (trainings * config.candidate_epochs * weights, rates.rerank),
     }
     reading = memory.missing * workload.sample_bytes / disc.read

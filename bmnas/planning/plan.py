@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from bmnas.config import Config, UnimodalConfig
@@ -25,8 +26,8 @@ _BUDGET = 6.0  # seconds; the disc has three more, and getting ready takes some
 _BACKBONES = 0.5  # of it, where there is a task
 
 
-def plan_task(task: Task, config: Config, runtime: Runtime, near: Path) -> Plan:
-    """Return what a search for ``task`` will cost on this machine.
+def plan_task(task: Task, config: Config, runtime: Runtime, near: Path, *, seeds: int = 1) -> Plan:
+    """Return what a search for ``task`` will cost on this machine, or ``seeds`` at once.
 
     Takes about ten seconds: real steps of backbones, extraction and search are timed, in a folder
     beside ``near``, the future run folder, which is removed. Backbones are timed as if none were
@@ -38,7 +39,7 @@ def plan_task(task: Task, config: Config, runtime: Runtime, near: Path) -> Plan:
         seed_stage(0, "plan")
         rates = backbone_rates(task, config, runtime, folder, _BACKBONES * _BUDGET)
         backbones = {name: rate.backbone for name, rate in rates.items()}
-        workload = task_workload(task, backbones, config.search)
+        workload = replace(task_workload(task, backbones, config.search), seeds=seeds)
         budget = (1 - _BACKBONES) * _BUDGET
         return _plan(workload, config.unimodal, rates, runtime, folder, budget, started)
 
@@ -50,6 +51,8 @@ def plan_features(
     config: Config,
     runtime: Runtime,
     near: Path,
+    *,
+    seeds: int = 1,
 ) -> Plan:
     """Return what a search over features of ``channels`` will cost on this machine.
 
@@ -57,6 +60,7 @@ def plan_features(
     ``validation`` of them. Otherwise as ``plan_task``. Raises UserError for too few samples.
     """
     workload = features_workload(channels, samples, validation, config.search)
+    workload = replace(workload, seeds=seeds)
     started = time.perf_counter()
     with _scratch(near) as folder:
         return _plan(workload, config.unimodal, {}, runtime, folder, _BUDGET, started)

@@ -26,7 +26,7 @@ _MOST = 4096
 
 @dataclass(frozen=True)
 class SearchRates:
-    """Seconds of a sample in each stage of a search.
+    """Seconds of a sample in each stage of a search, for each seed of several at once.
 
     ``rerank`` is of a sample in one epoch of a short training, its part of what such a training
     costs besides included. ``epoch`` is what an epoch of the search costs besides its passes;
@@ -124,4 +124,5 @@ class SearchTrial:
             checkpoint=Checkpoint(folder / "checkpoint.pt", "plan", folder / "history.jsonl"),
             candidates=lambda: Checkpoint(folder / "rerank.pt", "plan"),
             progress=Silent(),
+            seeds=work.seeds if strategy == "bmnas" else 1,
         )

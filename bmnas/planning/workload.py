@@ -23,7 +23,7 @@ class Workload:
     """The data and the settings of a search.
 
     ``channels`` is C_raw of every feature by its name, ``<modality>.<feature>``; ``rows`` how many
-    rows of each modality train and validation use.
+    rows of each modality train and validation use, ``seeds`` how many searches run at once.
     """
 
     channels: Mapping[str, int]
@@ -33,6 +33,7 @@ class Workload:
     classes: int
     kind: Kind
     search: SearchConfig
+    seeds: int = 1
 
     @property
     def cache_bytes(self) -> int:

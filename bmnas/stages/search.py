@@ -94,7 +94,7 @@ def search(
     check_seed(seed)
     check_task(task)
     config = load_preset(task.preset) if config is None else config
-    _check_seeds(seeds, strategy, config.search.precision)
+    check_seeds(seeds, strategy, config.search.precision)
     runtime = Runtime.choose() if runtime is None else runtime
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     kept = folder.backbones if backbones is None else Path(backbones)
@@ -149,7 +149,7 @@ def backbones_record(folder: Run, kept: Path, seed: int) -> dict[str, Any]:
     return {"folder": str(kept.resolve()) if elsewhere else None, "seed": seed}
 
 
-def _check_seeds(seeds: int, strategy: str, precision: str) -> None:
+def check_seeds(seeds: int, strategy: str, precision: str) -> None:
     """Raise UserError for less than one seed, or for several of a strategy that takes one."""
     if seeds < 1:
         raise UserError(f"--seeds: received {seeds}, expected 1 or more")

@@ -105,7 +105,7 @@ class _One:
     def __init__(self, problem: SearchProblem) -> None:
         self._problem = problem
         self.network = initial_supernet(problem, problem.seed).to(problem.runtime.device)
-        self.forward: Forward = problem.runtime.compiled(self.network)
+        self.forward: Forward = problem.runtime.compiled(self.network, _steps(problem))
         if problem.config.precision == "bfloat16":
             self.forward = _lowered(problem, self.forward)
         self.losses = problem.objective.loss
@@ -120,6 +120,12 @@ class _One:
     ) -> Record:
         weights = self.network.architecture_weights()
         return epoch_record(self._problem, "search", passes[0], found[0], weights, epoch, earlier)
+
+
+def _steps(problem: SearchProblem) -> int:
+    size = problem.config.batch_size
+    parts = problem.train, problem.validation
+    return problem.config.epochs * sum(batches_per_epoch(len(part), size) for part in parts)
 
 
 def _lowered(problem: SearchProblem, forward: Forward) -> Forward:

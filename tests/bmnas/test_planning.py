@@ -123,6 +123,12 @@ def test_the_stages_of_a_search_by_hand() -> None:
         "other": 30.0,
         "search": 7 + 144 + 192 + 360 + 48 + 4 + 30,
     }
+    several = search_seconds(
+        replace(WORK, seeds=4), RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40)
+    )
+    for stage in ("search_weights", "search_architecture", "validation"):
+        assert several[stage] == 4 * found[stage]
+    assert several["rerank"] == found["rerank"]
     alone = replace(WORK, search=replace(WORK.search, rerank=0))
     found = search_seconds(alone, RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40))
     assert not {"rerank", "screening"} & set(found)

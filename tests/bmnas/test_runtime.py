@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from bmnas.errors import UserError
-from bmnas.runtime import Runtime, seed_stage
+from bmnas.runtime import PAYS_FROM, Runtime, seed_stage
 
 
 def test_auto_takes_the_processor_where_there_is_nothing_else(
@@ -20,7 +20,8 @@ def test_auto_takes_the_processor_where_there_is_nothing_else(
 def test_auto_takes_the_accelerator_and_compiles_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert Runtime.choose() == Runtime(torch.device("cuda"), compile=True)
+    assert Runtime.choose() == Runtime(torch.device("cuda"), compile=True, pays_from=PAYS_FROM)
+    assert Runtime.choose(compile=True) == Runtime(torch.device("cuda"), compile=True)
     assert Runtime.choose("cuda:1", compile=False) == Runtime(torch.device("cuda:1"), False)
     assert Runtime.choose("cpu", compile=True) == Runtime(torch.device("cpu"), True)
 
@@ -54,6 +55,13 @@ def test_a_network_is_compiled_only_where_the_runtime_compiles(
     assert compiled == []
     Runtime(torch.device("cpu"), compile=True).compiled(network)
     assert compiled == [network]
+    # A loop that is shorter than compiling does without it, unless that was asked for.
+    default = Runtime(torch.device("cpu"), compile=True, pays_from=100)
+    assert default.compiled(network, steps=99) is network
+    assert compiled == [network]
+    default.compiled(network, steps=100)
+    Runtime(torch.device("cpu"), compile=True).compiled(network, steps=1)
+    assert compiled == [network] * 3
 
 
 def test_a_stage_draws_the_same_whatever_was_drawn_before() -> None:

@@ -15,6 +15,7 @@ import bmnas.strategies.bilevel as module
 from bmnas.derive import derive_genotype
 from bmnas.errors import UserError
 from bmnas.metrics import Evaluation
+from bmnas.runtime import Runtime
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.supernet import Supernet
 
@@ -207,6 +208,23 @@ def test_a_stopped_search_goes_on_to_the_same_end(tmp_path: Path, after: int) ->
     again = search_bilevel(tiny_problem(tmp_path / "stopped", epochs=3))
     assert replace(again, seconds=whole.seconds) == whole
     assert history(tmp_path / "stopped") == history(tmp_path / "whole")
+
+
+def test_every_step_of_a_search_counts_for_compiling_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def compiled(self: Runtime, network: nn.Module, steps: float) -> nn.Module:
+        asked.append(steps)
+        return network
+
+    monkeypatch.setattr(Runtime, "compiled", compiled)
+    problem = tiny_problem(tmp_path)
+    search_bilevel(problem)
+    size = problem.config.batch_size
+    an_epoch = len(problem.train) // size + len(problem.validation) // size
+    assert asked == [problem.config.epochs * an_epoch]
 
 
 def test_it_learns_what_needs_both_modalities(tmp_path: Path) -> None:
