@@ -139,6 +139,7 @@ class Supernet(nn.Module):
         self.alpha = _logits(cells, features + cells - 1, 2)
         self.beta = _logits(cells, steps, steps + 1, 2)
         self.gamma = _logits(cells, steps, len(PRIMITIVES))
+        self._weights: list[nn.Parameter] | None = None
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled features, (B, L, C_raw) each."""
@@ -175,8 +176,11 @@ class Supernet(nn.Module):
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """Return every parameter that is not an architecture parameter."""
-        chosen = {id(p) for p in self.architecture_parameters()}
-        return [p for p in self.parameters() if id(p) not in chosen]
+        # Every step asks, and walking the modules takes longer than some of its kernels.
+        if self._weights is None:
+            chosen = {id(p) for p in self.architecture_parameters()}
+            self._weights = [p for p in self.parameters() if id(p) not in chosen]
+        return self._weights
 
     @torch.no_grad()
     def architecture_weights(self) -> ArchitectureWeights:

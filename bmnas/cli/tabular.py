@@ -143,7 +143,7 @@ def show(
 @tabular.command()
 def replay(
     table: File,
-    strategy: Annotated[str, typer.Option(help="random, local or evolution.")] = "random",
+    strategy: Annotated[str, typer.Option(help="random, local, evolution or mfas.")] = "random",
     budget: Annotated[int, typer.Option(help="Candidates that it may train.")] = 50,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     as_json: Json = False,

@@ -17,6 +17,8 @@ from bmnas.config import SearchConfig
 from bmnas.errors import UserError, close
 from bmnas.genotype import Genotype
 from bmnas.strategies.random import random_genotype
+from bmnas.tabular.sequential import sequential_search
+from bmnas.tabular.space import Space
 from bmnas.tabular.table import Entry, Table
 
 _POPULATION = 20
@@ -42,6 +44,11 @@ class Problem:
         search = table.about["search"]
         names = ("cells", "steps", "channels", "length")
         self._config = SearchConfig(**{name: search[name] for name in names})
+
+    @property
+    def space(self) -> Space:
+        """All genotypes that may be asked for."""
+        return self._table.space
 
     def draw(self) -> Genotype:
         """Return a genotype drawn as strategy ``random`` of ``bmnas search`` draws one."""
@@ -104,6 +111,7 @@ STRATEGIES: Mapping[str, Strategy] = {
     "random": random_search,
     "local": local_search,
     "evolution": regularised_evolution,
+    "mfas": sequential_search,
 }
 
 

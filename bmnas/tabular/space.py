@@ -78,6 +78,30 @@ class Space:
                         found.append(self._genotype(pairs, (*steps[:k], changed, *steps[k + 1 :])))
         return found
 
+    def empty(self) -> Genotype:
+        """Return a genotype all of whose steps are ``zero``."""
+        steps = tuple(Step("zero", ("x", "y")) for _ in range(self.steps))
+        return self._genotype(self._cell_pairs[0], [steps] * self.cells)
+
+    def choices(self, genotype: Genotype, k: int, m: int) -> list[Genotype]:
+        """Return the genotypes that differ in nothing but step m of Cell k, itself included.
+
+        The first step of a Cell, m = 0, comes with the Cell's pair of inputs.
+        """
+        pairs = tuple(cell.inputs for cell in genotype.cells)
+        steps = [cell.steps for cell in genotype.cells]
+        around = [
+            others
+            for others in self._cell_pairs
+            if others == pairs
+            or (m == 0 and others[:k] == pairs[:k] and others[k + 1 :] == pairs[k + 1 :])
+        ]
+        found = []
+        for others, step in product(around, self._steps[m]):
+            changed = (*steps[k][:m], step, *steps[k][m + 1 :])
+            found.append(self._genotype(others, [*steps[:k], changed, *steps[k + 1 :]]))
+        return found
+
     @cached_property
     def _cell_pairs(self) -> list[_Pairs]:
         found: list[_Pairs] = [()]
