@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from bmnas.bench.jobs import Job
+from bmnas.bench.regret import Regrets
 from bmnas.bench.suite import Suite
 from bmnas.cost import hardware, versions
 from bmnas.drawing.comparison import draw_comparison
 from bmnas.drawing.page import Section, figure_html, page
 from bmnas.drawing.record import RunRecord, load_run
+from bmnas.drawing.regret import draw_regret
 from bmnas.drawing.rows import ComparisonRow, comparison_rows, row_to_dict, spread_of
 from bmnas.drawing.tables import TextTable, comparison_tables, html_tables, markdown
 from bmnas.files import write_json, write_text
 
 _DASH = "–"
+_BUDGETS = (8, 25, 100, 200)  # candidates in the table of regrets
 
 
-def write_report(suite: Suite, jobs: Sequence[Job], folder: Path, command: str) -> list[Path]:
+def write_report(
+    suite: Suite, jobs: Sequence[Job], regrets: Sequence[Regrets], folder: Path, command: str
+) -> list[Path]:
     """Write report.html, report.md and report.json for the ``jobs`` that are done.
 
     Returns the files. Paths in them are relative to ``folder``, which may be moved as a whole.
@@ -29,12 +34,12 @@ def write_report(suite: Suite, jobs: Sequence[Job], folder: Path, command: str) 
     runs = {job: load_run(job.run) for job in jobs}
     rows = report_rows(runs)
     facts = _facts(suite, jobs, command)
-    tables = comparison_tables(rows)
+    tables = [*comparison_tables(rows), *map(_regret_table, regrets)]
     trace = _trace(runs, folder)
     files = [folder / f"report.{suffix}" for suffix in ("html", "md", "json")]
-    write_text(files[0], _html(suite, rows, tables, trace, facts))
+    write_text(files[0], _html(suite, rows, regrets, tables, trace, facts))
     write_text(files[1], "\n".join([f"# {suite.name}", "", *facts, "", markdown([*tables, trace])]))
-    write_json(files[2], _json(suite, runs, rows, folder, command))
+    write_json(files[2], _json(suite, runs, rows, regrets, folder, command))
     return files
 
 
@@ -94,6 +99,21 @@ def _trace(runs: Mapping[Job, RunRecord], folder: Path) -> TextTable:
     return TextTable("Runs", columns, tuple(rows), words=3)
 
 
+def _regret_table(regrets: Regrets) -> TextTable:
+    """Return mean regrets at some budgets, and of what was found."""
+    rows = [
+        (name, str(count), f"{curve[count - 1]:.2f}")
+        for name, curve in regrets.curves.items()
+        for count in _BUDGETS
+        if count <= len(curve)
+    ]
+    found = regrets.found.items()
+    rows += [(name, f"{cost:g}", f"{regret:.2f}") for name, (cost, regret) in found]
+    best = f"{regrets.networks:,} networks, the best {regrets.best_test:.4f}"
+    title = f"Regret on {regrets.table}: {best}"
+    return TextTable(title, ("search", "candidates", "mean regret, points"), tuple(rows))
+
+
 def _facts(suite: Suite, jobs: Sequence[Job], command: str) -> list[str]:
     machine = hardware()
     seeds = len({job.seed for job in jobs})
@@ -109,6 +129,7 @@ def _facts(suite: Suite, jobs: Sequence[Job], command: str) -> list[str]:
 def _html(
     suite: Suite,
     rows: Sequence[ComparisonRow],
+    regrets: Sequence[Regrets],
     tables: Sequence[TextTable],
     trace: TextTable,
     facts: Iterable[str],
@@ -118,6 +139,9 @@ def _html(
         drawn = [row for row in rows if row.task == task and row.fusion_parameters is not None]
         figure = figure_html(draw_comparison(drawn), f"p{number}")
         sections.append((f"Score and cost, {task}", figure))
+    for number, one in enumerate(regrets):
+        figure = figure_html(draw_regret(one.table, one.curves, one.found), f"r{number}")
+        sections.append((f"Regret on {one.table}", figure))
     sections.append(("Where each number comes from", html_tables([trace])))
     return page(f"Suite {suite.name}", [fact.replace("`", "") for fact in facts], sections)
 
@@ -126,6 +150,7 @@ def _json(
     suite: Suite,
     runs: Mapping[Job, RunRecord],
     rows: Sequence[ComparisonRow],
+    regrets: Sequence[Regrets],
     folder: Path,
     command: str,
 ) -> dict[str, Any]:
@@ -136,6 +161,7 @@ def _json(
         "hardware": hardware(),
         "versions": versions(),
         "rows": [row_to_dict(row) for row in rows],
+        "regrets": [asdict(one) for one in regrets],
         "runs": [
             {
                 "task": job.task.name,

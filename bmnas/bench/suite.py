@@ -45,6 +45,17 @@ class SuiteTask:
 
 
 @dataclass(frozen=True)
+class SuiteTable:
+    """A file of ``bmnas tabular build``, and one of benchmarks.search_quality on it, None without.
+
+    On the table searches are replayed, for the report's figure of regrets.
+    """
+
+    file: str
+    searches: str | None = None
+
+
+@dataclass(frozen=True)
 class Suite:
     """Ways to fuse, each run on every task for ``seeds`` seeds from 0.
 
@@ -58,6 +69,7 @@ class Suite:
     fusions: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
+    tables: tuple[SuiteTable, ...] = ()
 
 
 def suite_names() -> list[str]:
@@ -86,7 +98,7 @@ def load_suite(source: str) -> Suite:
 
 
 def _suite(name: str, content: dict[str, Any]) -> Suite:
-    known = ("seeds", "strategies", "fusions", "modules", "pairs", "task")
+    known = ("seeds", "strategies", "fusions", "modules", "pairs", "task", "table")
     for key in content:
         if key not in known:
             raise UserError(f"received {key!r}, expected {', '.join(known)}{close(key, known)}")
@@ -107,7 +119,11 @@ def _suite(name: str, content: dict[str, Any]) -> Suite:
         )
     if lists["modules"] and not lists["pairs"]:
         raise UserError(f"modules: received no pairs for them, expected {', '.join(PAIRS)}")
-    return Suite(name, _tasks(content.get("task", [])), seeds, **lists)
+    tables = tuple(
+        SuiteTable(**table)
+        for table in _entries(content.get("table", []), "table", "file", ("searches",))
+    )
+    return Suite(name, _tasks(content.get("task", [])), seeds, **lists, tables=tables)
 
 
 def _names(found: Any, key: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
@@ -122,18 +138,24 @@ def _names(found: Any, key: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _entries(found: Any, kind: str, first: str, others: tuple[str, ...]) -> list[dict[str, str]]:
+    """Return tables [[kind]] that have a text for ``first``, and perhaps for ``others``."""
+    entries = found if isinstance(found, list) else [found]
+    for number, entry in enumerate(entries, start=1):
+        good = isinstance(entry, dict) and first in entry and set(entry) <= {first, *others}
+        if not good or not all(isinstance(value, str) for value in entry.values()):
+            raise UserError(
+                f"[[{kind}]] {number}: received {str(entry)[:80]}, expected a text each for "
+                f"{first} and, if wanted, {' and '.join(others)}"
+            )
+    return entries
+
+
 def _tasks(found: Any) -> tuple[SuiteTask, ...]:
     if not isinstance(found, list) or not found:
         raise UserError("expected a table [[task]], which is missing")
     tasks: list[SuiteTask] = []
-    for number, table in enumerate(found, start=1):
-        keys = ("name", "data", "preset")
-        good = isinstance(table, dict) and "name" in table and set(table) <= set(keys)
-        if not good or not all(isinstance(value, str) for value in table.values()):
-            raise UserError(
-                f"[[task]] {number}: received {str(table)[:80]}, expected a text each for name "
-                "and, if wanted, data and preset"
-            )
+    for number, table in enumerate(_entries(found, "task", "name", ("data", "preset")), start=1):
         task = SuiteTask(**table)
         if task.preset is not None:
             load_preset(task.preset)

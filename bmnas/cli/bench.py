@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bmnas.cli.stage_options import Json
+from bmnas.cli.stage_options import Device, Json
 
 if TYPE_CHECKING:
     from bmnas.tasks.task import Task
@@ -36,6 +36,7 @@ def bench(
         bool,
         typer.Option("--report-only", help="Report on what is done so far.", show_default=False),
     ] = False,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Run every way to fuse on the same features; write report.html, report.md and report.json.
@@ -52,6 +53,7 @@ def bench(
     import sys
 
     from bmnas.bench.jobs import done, jobs_of, run_jobs
+    from bmnas.bench.regret import measure_regrets, read_table
     from bmnas.bench.report import report_rows, write_report
     from bmnas.bench.suite import load_suite
     from bmnas.cli.export import require_export
@@ -70,11 +72,15 @@ def bench(
     if not report_only:
         # Before the first search, not after it.
         require_export()
-        run_jobs(jobs, Runtime.choose(), _export, Bars())
+        for table in chosen.tables:
+            read_table(table)
+        run_jobs(jobs, Runtime.choose(device), _export, Bars())
     finished = list(done(jobs))
     if not finished:
         raise UserError(f"{folder}: no run of the suite {chosen.name} is done yet")
-    files = write_report(chosen, finished, folder, shlex.join(["bmnas", *sys.argv[1:]]))
+    command = shlex.join(["bmnas", *sys.argv[1:]])
+    regrets = [measure_regrets(table) for table in chosen.tables]
+    files = write_report(chosen, finished, regrets, folder, command)
     rows = report_rows({job: load_run(job.run) for job in finished})
     if as_json:
         written = [str(file) for file in files]

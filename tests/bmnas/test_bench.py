@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
+from tiny_tables import made_table
 from tiny_tasks import write_tiny_task
 
 from bmnas.baselines.genotypes import searched_cells
+from bmnas.bench import regret
 from bmnas.bench.jobs import jobs_of
 from bmnas.bench.suite import load_suite, suite_names
 from bmnas.errors import UserError
@@ -29,6 +31,8 @@ fusions = ["two_stream"]
 [[task]]
 name = "task.toml"
 preset = "tiny-preset.toml"
+[[table]]
+file = "table.npz"
 """
 WAYS = ("search-bmnas", "fusion-two_stream")
 
@@ -38,6 +42,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tiny_task(tmp_path)
     write_tiny_preset(tmp_path)
     (tmp_path / "small.toml").write_text(SUITE)
+    made_table(steps=1).save(tmp_path / "table.npz")
+    monkeypatch.setattr(regret, "BUDGET", 20)
+    monkeypatch.setattr(regret, "SEEDS", 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return tmp_path
@@ -79,8 +86,23 @@ def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(here: Path) ->
     for shown in (page, (here / "out" / "report.md").read_text()):
         assert "task/0/fusion-two_stream" in shown
         assert "mean of unimodal logits" in shown
+        assert "Regret on table.npz" in shown
+    assert len(report["regrets"][0]["curves"]["random"]) == 20
     assert "<svg" in page
     assert "src=" not in page
+
+
+def test_a_table_that_is_not_there_is_told_before_the_first_run(here: Path) -> None:
+    (here / "table.npz").unlink()
+    printed = bmnas_command("bench", "small.toml", "--out", "out")
+    assert "table.npz" in one_line_error(printed)
+    assert not (here / "out").exists()
+
+
+def test_a_device_that_is_not_there_is_told_before_the_first_run(here: Path) -> None:
+    printed = bmnas_command("bench", "small.toml", "--out", "out", "--device", "cuda:9")
+    assert "received device 'cuda:9'" in one_line_error(printed)
+    assert not (here / "out").exists()
 
 
 def test_suites_that_come_with_bmnas_can_be_read_and_have_runs() -> None:
