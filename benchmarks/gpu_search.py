@@ -51,25 +51,24 @@ def _search(setting: Setting, report: Report, epochs: int, rows: int | None) -> 
     runtime = setting.forms.get("compiled", setting.runtime)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        found = search_bilevel(
-            SearchProblem(
-                train=train,
-                validation=validation,
-                classes=setting.case.classes,
-                objective=Objective("multiclass"),
-                config=dataclasses.replace(_config(setting), epochs=epochs),
-                seed=0,
-                runtime=runtime,
-                checkpoint=Checkpoint(Path(folder) / "checkpoint.pt", "gpu"),
-                candidates=lambda: Checkpoint(Path(folder) / "rerank.pt", "gpu"),
-                progress=_Epochs(report),
-            )
+        problem = SearchProblem(
+            train=train,
+            validation=validation,
+            classes=setting.case.classes,
+            objective=Objective("multiclass"),
+            config=dataclasses.replace(_config(setting), epochs=epochs),
+            seed=0,
+            runtime=runtime,
+            checkpoint=Checkpoint(Path(folder) / "checkpoint.pt", "gpu"),
+            candidates=lambda: Checkpoint(Path(folder) / "rerank.pt", "gpu"),
+            progress=_Epochs(report),
         )
+        found = search_bilevel(problem)
     report.add("seconds", "search", time.perf_counter() - started)
     for name, stage in found.stages.items():
         report.add("seconds", name, stage.seconds)
     report.add("result", "validation", found.validation)
-    report.add("result", "compiled", runtime.compile)
+    report.add("result", "compiled", runtime.compiles(problem.steps))
     report.add("result", "peak_memory", peak_memory())
 
 

@@ -129,8 +129,13 @@ def check_seed(seed: int) -> None:
 
 def seed_stage(seed: int, stage: str) -> None:
     """Seed torch for a stage, so that no stage depends on how many draws another made."""
+    torch.manual_seed(stage_seed(seed, stage))
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """Return the seed of a stage, below 2**63."""
     digest = hashlib.sha256(f"{seed} {stage}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _device_of_rank(device: str) -> torch.device:

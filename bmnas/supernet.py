@@ -180,7 +180,11 @@ class Supernet(nn.Module):
         if self._weights is None:
             chosen = {id(p) for p in self.architecture_parameters()}
             self._weights = [p for p in self.parameters() if id(p) not in chosen]
-        return self._weights
+        return list(self._weights)
+
+    def forget_weights(self) -> None:
+        """Look for the weights again: some of the parameters are others now."""
+        self._weights = None
 
     @torch.no_grad()
     def architecture_weights(self) -> ArchitectureWeights:

@@ -45,6 +45,7 @@ class Supernets(nn.Module):
                 tensor = torch.stack([state[whole] for state in states], _axis(whole))
                 is_parameter = isinstance(value, nn.Parameter)
                 setattr(module, name, nn.Parameter(tensor) if is_parameter else tensor)
+        self.stacked.forget_weights()
         # In a tuple, so that its parameters are not among this module's.
         self._form = (copy.deepcopy(members[0]),)
 

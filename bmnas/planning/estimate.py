@@ -90,16 +90,18 @@ def search_seconds(
     architecture = samples_per_epoch(workload.validation, config.batch_size)
     trainings = config.rerank + 1 if config.rerank else 0
     # From a sample's pass to the samples that make it, and how long each takes besides reading.
-    epochs = config.epochs * workload.seeds
+    seeds, epochs = workload.seeds, config.epochs
     passes = {
-        "search_weights": (epochs * weights, rates.weights),
-        "search_architecture": (epochs * architecture, rates.architecture),
-        "validation": (epochs * workload.validation, rates.validation),
+        # Several seeds read each batch once.
+        "search_weights": (epochs * weights, seeds * rates.weights),
+        "search_architecture": (epochs * architecture, seeds * rates.architecture),
+        "validation": (epochs * workload.validation, seeds * rates.validation),
         "rerank": (trainings * config.candidate_epochs * weights, rates.rerank),
     }
     reading = memory.missing * workload.sample_bytes / disc.read
     seconds = {name: count * (rate + reading) for name, (count, rate) in passes.items() if count}
-    if config.rerank:
+    if config.rerank >= seeds:
+        # Else what the other seeds found is all that is compared.
         seconds["screening"] = rates.screening
     found = {"compile": rates.compile, **seconds, "other": config.epochs * rates.epoch}
     return {**found, "search": sum(found.values())}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
+
+import torch
 
 from bmnas.checkpoint import Checkpoint
 from bmnas.config import SearchConfig
 from bmnas.found import Found
 from bmnas.metrics import Objective
-from bmnas.one_shot import SAMPLES
+from bmnas.one_shot import SAMPLES, OneShot
 from bmnas.planning.made_up import MadeUpFeatures
 from bmnas.planning.settle import settle
 from bmnas.planning.workload import Workload
@@ -18,7 +22,12 @@ from bmnas.progress import Silent
 from bmnas.runtime import Runtime
 from bmnas.spent import COMPILE
 from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
+from bmnas.strategies.bilevel import initial_supernet
+from bmnas.strategies.problem import search_steps
+from bmnas.strategies.random import random_genotype
+from bmnas.strategies.rerank import SCREENED
 
+_JUDGED = 20  # networks by the supernet
 _CANDIDATES = 4  # networks that were drawn differ in what they cost
 _CANDIDATE_EPOCHS = 3
 _MOST = 4096
@@ -80,12 +89,22 @@ class SearchTrial:
         )
 
     def _screening(self) -> float:
-        """Return the seconds that the supernet's judgement takes, whatever the task's size."""
-        settings = self.workload.search
-        once = dataclasses.replace(settings, epochs=1, candidate_epochs=1, rerank=1)
-        batches = -(-SAMPLES // settings.batch_size)
-        found = STRATEGIES["bmnas"](self._problem("bmnas", once, batches, -1))
-        return found.stages["screening"].seconds
+        """Return the seconds of the supernet's judgement, told from that of a few networks."""
+        work, device = self.workload, self.runtime.device
+        count = min(SAMPLES, work.validation)
+        batches = -(-count // work.search.batch_size)
+        problem = self._problem("bmnas", work.search, batches, -1)
+        validation = problem.validation.take(torch.arange(count))
+        supernet = initial_supernet(problem, 0).to(device)
+        draw = Random(0)
+        names = problem.train.names
+        drawn = [random_genotype(names, work.search, draw) for _ in range(_JUDGED)]
+        started = time.perf_counter()
+        one_shot = OneShot(supernet, validation, problem.objective, device, seed=0)
+        made = time.perf_counter()
+        for genotype in drawn:
+            one_shot.loss(genotype)
+        return made - started + (time.perf_counter() - made) * SCREENED / _JUDGED
 
     def _outcomes(self, strategy: str, config: SearchConfig, budget: float) -> list[Outcome[Found]]:
         """Return what searches over more and more batches came to, the last one being measured."""
@@ -100,6 +119,12 @@ class SearchTrial:
 
         settle(run, 2, _MOST, budget)
         return outcomes
+
+    def _compiling(self) -> Runtime:
+        """Return a runtime that compiles short searches where the long one is compiled."""
+        work, runtime = self.workload, self.runtime
+        steps = search_steps(work.search, work.train, work.validation)
+        return dataclasses.replace(runtime, compile=runtime.compiles(steps), pays_from=0)
 
     def _problem(
         self, strategy: str, config: SearchConfig, batches: int, number: int
@@ -120,7 +145,7 @@ class SearchTrial:
             objective=Objective(work.kind),
             config=config,
             seed=0,
-            runtime=self.runtime,
+            runtime=self._compiling(),
             checkpoint=Checkpoint(folder / "checkpoint.pt", "plan", folder / "history.jsonl"),
             candidates=lambda: Checkpoint(folder / "rerank.pt", "plan"),
             progress=Silent(),

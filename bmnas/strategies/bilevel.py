@@ -50,8 +50,8 @@ class Pass(NamedTuple):
 def search_bilevel(problem: SearchProblem) -> Outcome[Genotype]:
     """Search by gradient descent on the relaxed architecture (BM-NAS, Algorithm 1).
 
-    With ``config.rerank`` of 1 or more, short trainings of that many genotypes decide in the end,
-    see ``rerank``. Raises UserError when the loss is no longer finite.
+    With ``config.rerank`` of 1 or more, the supernet's judgement and short trainings decide in the
+    end, see ``rerank``. Raises UserError when the loss is no longer finite.
     """
     config = problem.config
     subject = _One(problem)
@@ -105,7 +105,7 @@ class _One:
     def __init__(self, problem: SearchProblem) -> None:
         self._problem = problem
         self.network = initial_supernet(problem, problem.seed).to(problem.runtime.device)
-        self.forward: Forward = problem.runtime.compiled(self.network, _steps(problem))
+        self.forward: Forward = problem.runtime.compiled(self.network, problem.steps)
         if problem.config.precision == "bfloat16":
             self.forward = _lowered(problem, self.forward)
         self.losses = problem.objective.loss
@@ -120,12 +120,6 @@ class _One:
     ) -> Record:
         weights = self.network.architecture_weights()
         return epoch_record(self._problem, "search", passes[0], found[0], weights, epoch, earlier)
-
-
-def _steps(problem: SearchProblem) -> int:
-    size = problem.config.batch_size
-    parts = problem.train, problem.validation
-    return problem.config.epochs * sum(batches_per_epoch(len(part), size) for part in parts)
 
 
 def _lowered(problem: SearchProblem, forward: Forward) -> Forward:

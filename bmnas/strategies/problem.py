@@ -16,7 +16,7 @@ from bmnas.mfas.settings import MFASConfig
 from bmnas.profiling import StepRecorder
 from bmnas.progress import Progress
 from bmnas.runtime import Runtime
-from bmnas.samples import FeatureSamples
+from bmnas.samples import FeatureSamples, batches_per_epoch
 
 #: What a strategy finds: a genotype of its own space.
 F_co = TypeVar("F_co", bound=Found, covariant=True)
@@ -48,6 +48,11 @@ class SearchProblem:
     mfas: MFASConfig = field(default_factory=MFASConfig)
     evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
 
+    @property
+    def steps(self) -> int:
+        """The steps of Algorithm 1, those of both passes."""
+        return search_steps(self.config, len(self.train), len(self.validation))
+
     def genotype(self, cells: object) -> Genotype:
         """Return the genotype over this problem's features with ``cells`` as in its file."""
         return Genotype.from_dict(
@@ -59,6 +64,12 @@ class SearchProblem:
                 "cells": cells,
             }
         )
+
+
+def search_steps(config: SearchConfig, train: int, validation: int) -> int:
+    """Return the steps of Algorithm 1, both passes, over so many samples."""
+    size = config.batch_size
+    return config.epochs * (batches_per_epoch(train, size) + batches_per_epoch(validation, size))
 
 
 @dataclass(frozen=True)

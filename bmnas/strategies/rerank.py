@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from itertools import cycle
 from random import Random
 
+import torch
+
 from bmnas.canonical import canonical
 from bmnas.genotype import Genotype
 from bmnas.one_shot import OneShot
+from bmnas.parallel.ranks import mean
+from bmnas.runtime import stage_seed
 from bmnas.samples import samples_per_epoch
 from bmnas.strategies.candidates import draw_genotype, even_weights, train_candidate
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
@@ -18,6 +22,7 @@ from bmnas.supernet import ArchitectureWeights, Supernet
 #: Networks that the supernet judges; twice or half as many find no better ones on av-digits.
 SCREENED = 200
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
+_ORDERED = 6  # Cells, or steps of one; the canonical name looks at all their orders
 
 
 def rerank(
@@ -34,19 +39,20 @@ def rerank(
     while the supernet goes on using all. So ``SCREENED`` networks are drawn, by turns from the
     relaxed ``weights`` and with even choices, judged with the weights of the trained ``supernet``,
     see ``OneShot``, and the best of them trained for ``config.candidate_epochs``; ``rivals`` come
-    before those. The result's ``validation`` and ``threshold`` are those of the winner's short
-    training, ``best_epoch`` stays.
+    before those. No network is trained twice. The result's ``validation`` and ``threshold`` are
+    those of the winner's short training, ``best_epoch`` stays.
     """
     config = problem.config
     checkpoint = problem.candidates()
     # A candidate depends on nothing but its number, so the records are the whole state.
     records = checkpoint.restore({})
-    known = [problem.genotype(record["cells"]) for record in records]
-    first = [*known, derived.genotype, *rivals]
-    genotypes = list(dict.fromkeys(first))[: config.rerank + 1]
+    genotypes = [problem.genotype(record["cells"]) for record in records]
     spent = checkpoint.spent
-    with spent.stage("screening"):
-        genotypes += _screened(problem, genotypes, weights, supernet)
+    if len(genotypes) <= config.rerank:
+        with spent.stage("screening"):
+            wanted = _candidates(problem, [derived.genotype, *rivals], weights, supernet)
+        # Where another machine rounds otherwise, what was trained there stays.
+        genotypes = list(dict.fromkeys([*genotypes, *wanted]))[: config.rerank + 1]
     with problem.progress.stage("reranking", len(genotypes)) as shown:
         shown.advance(len(records))
         for number in range(len(records) + 1, len(genotypes) + 1):
@@ -79,45 +85,63 @@ def rerank(
     )
 
 
-def _screened(
+def _candidates(
     problem: SearchProblem,
-    chosen: Sequence[Genotype],
+    first: Sequence[Genotype],
     weights: ArchitectureWeights,
     supernet: Supernet,
 ) -> list[Genotype]:
-    """Return as many genotypes as ``chosen`` lacks, the best of ``SCREENED`` first.
+    """Return ``config.rerank`` + 1 genotypes: ``first``, then the best of ``SCREENED``."""
+    count = problem.config.rerank + 1
+    chosen: dict[object, Genotype] = {}
+    for genotype in first:
+        chosen.setdefault(_network(genotype), genotype)
+    wanted = max(0, count - len(chosen))
+    drawn = _drawn(problem, set(chosen), weights, max(wanted, SCREENED)) if wanted else []
+    if len(drawn) > wanted:
+        losses = _losses(problem, drawn, supernet)
+        # sorted() keeps the order of draws among equals.
+        drawn = [drawn[n] for n in sorted(range(len(drawn)), key=losses.__getitem__)]
+    return [*chosen.values(), *drawn][:count]
 
-    No two networks are the same, ``chosen`` included.
-    """
-    wanted = problem.config.rerank + 1 - len(chosen)
-    drawn = _drawn(problem, chosen, weights, max(wanted, SCREENED)) if wanted else []
-    if len(drawn) <= wanted:
-        return drawn
-    place = problem.objective, problem.runtime.device
-    with problem.progress.stage("screening", len(drawn)) as shown:
-        one_shot = OneShot(supernet, problem.validation, *place, problem.seed)
+
+def _losses(
+    problem: SearchProblem, genotypes: Sequence[Genotype], supernet: Supernet
+) -> list[float]:
+    device = problem.runtime.device
+    with problem.progress.stage("screening", len(genotypes)) as shown:
+        seed = stage_seed(problem.seed, "screening")
+        one_shot = OneShot(supernet, problem.validation, problem.objective, device, seed)
         losses = []
-        for genotype in drawn:
+        for genotype in genotypes:
             losses.append(one_shot.loss(genotype))
             shown.advance()
-    # sorted() keeps the order of draws among equals.
-    return [drawn[n] for n in sorted(range(len(drawn)), key=losses.__getitem__)[:wanted]]
+    # Of several ranks, which may round otherwise, all must train the same.
+    agreed: list[float] = mean(torch.tensor(losses, device=device)).tolist()
+    return agreed
 
 
 def _drawn(
-    problem: SearchProblem, chosen: Sequence[Genotype], weights: ArchitectureWeights, wanted: int
+    problem: SearchProblem, known: set[object], weights: ArchitectureWeights, wanted: int
 ) -> list[Genotype]:
-    """Return up to ``wanted`` genotypes of different networks that are not ``chosen``."""
+    """Return up to ``wanted`` genotypes of different networks that are not ``known``."""
     config, names = problem.config, problem.train.names
     draw = Random(f"{problem.seed} rerank")
     sources = cycle([weights, even_weights(len(names), config)])
-    known, drawn = {canonical(genotype) for genotype in chosen}, list[Genotype]()
+    drawn: list[Genotype] = []
     for _ in range(_DRAWS * wanted):
         if len(drawn) == wanted:
             break
         genotype = draw_genotype(next(sources), names, config, draw)
-        name = canonical(genotype)
-        if name not in known:
-            known.add(name)
+        network = _network(genotype)
+        if network not in known:
+            known.add(network)
             drawn.append(genotype)
     return drawn
+
+
+def _network(genotype: Genotype) -> object:
+    """Return what isomorphic genotypes share, as far as that is told in no time."""
+    steps = max(len(cell.steps) for cell in genotype.cells)
+    small = max(len(genotype.cells), steps) <= _ORDERED
+    return canonical(genotype) if small else genotype

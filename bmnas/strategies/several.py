@@ -62,7 +62,8 @@ def search_several(problem: SearchProblem) -> Outcome[Genotype]:
     record = best[number]
     weights = ArchitectureWeights(record["alpha"], record["beta"], record["gamma"])
     rivals = [member.genotype for member in ranked[1:]]
-    reranked = rerank(problem, outcome, weights, subject.network.member(number), rivals)
+    supernet = subject.network.member(number).to(problem.runtime.device)
+    reranked = rerank(problem, outcome, weights, supernet, rivals)
     found_by = next((m for m in ranked if m.genotype == reranked.genotype), first)
     return dataclasses.replace(reranked, seed=found_by.seed, best_epoch=found_by.best_epoch)
 

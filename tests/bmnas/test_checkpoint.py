@@ -83,11 +83,16 @@ def test_a_checkpoint_of_another_owner_is_refused(tmp_path: Path) -> None:
 def test_seconds_go_on_counting(tmp_path: Path) -> None:
     Checkpoint(tmp_path / "c.pt", "me").save({}, [])
     content = torch.load(tmp_path / "c.pt", weights_only=True)
-    torch.save({**content, "seconds": 1000.0}, tmp_path / "c.pt")
+    earlier = {"seconds": 1000.0, "processor_seconds": 3000.0}
+    torch.save({**content, **earlier}, tmp_path / "c.pt")
     again = Checkpoint(tmp_path / "c.pt", "me")
     assert again.seconds < 900
     again.restore({})
-    assert again.seconds > 1000
+    assert 1000 < again.seconds < 2000
+    assert 3000 < again.processor_seconds < 4000
+    again.save({}, [])
+    content = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert content["processor_seconds"] > 3000
 
 
 def test_what_a_loop_has_spent_goes_on_counting(tmp_path: Path) -> None:

@@ -138,9 +138,9 @@ def test_an_override_changes_what_is_given_and_nothing_else() -> None:
         preset.unimodal,
         "digits",
     )
-    frozen = preset.override("train", freeze_backbones=True)
-    assert frozen.train.freeze_backbones is True
-    assert preset.train.freeze_backbones is False
+    joint = preset.override("train", freeze_backbones=False)
+    assert joint.train.freeze_backbones is False
+    assert preset.train.freeze_backbones is True
 
 
 def test_whole_numbers_may_stand_for_floats_but_not_the_other_way() -> None:

@@ -128,6 +128,12 @@ def test_the_stages_of_a_search_by_hand() -> None:
     )
     for stage in ("search_weights", "search_architecture", "validation"):
         assert several[stage] == 4 * found[stage]
+    # Three rivals for one place: there is nothing to judge.
+    assert "screening" not in several
+    tight, disc = memory(0), Disc(1.0, WORK.sample_bytes / 4, 1 << 40)
+    one, four = (search_seconds(replace(WORK, seeds=s), RATES, tight, disc) for s in (1, 4))
+    # All read the same batches.
+    assert four["search_weights"] - one["search_weights"] == 3 * found["search_weights"]
     assert several["rerank"] == found["rerank"]
     alone = replace(WORK, search=replace(WORK.search, rerank=0))
     found = search_seconds(alone, RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40))

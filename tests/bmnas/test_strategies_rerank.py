@@ -76,16 +76,74 @@ def test_candidates_are_those_that_the_supernet_thinks_most_of(
     assert [judged[name] for name in others] == sorted(judged.values())[:4]
 
 
+def stop_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the evaluation of candidate ``count`` interrupted."""
+    evaluate, calls = module.evaluate, 0
+
+    def stop(*args: Any) -> Evaluation:
+        nonlocal calls
+        calls += 1
+        if calls == count:
+            raise KeyboardInterrupt
+        return evaluate(*args)
+
+    monkeypatch.setattr(module, "evaluate", stop)
+
+
 def test_what_was_trained_stays_where_the_supernet_judges_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search_bilevel(tiny_problem(tmp_path, rerank=2))
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            search_bilevel(tiny_problem(tmp_path, rerank=4))
     before = lines(tmp_path, "rerank.jsonl")
+    assert len(before) == 2
     # Such as on a machine that rounds differently.
     loss = OneShot.loss
     monkeypatch.setattr(OneShot, "loss", lambda self, genotype: -loss(self, genotype))
-    search_bilevel(tiny_problem(tmp_path, rerank=2))
-    assert lines(tmp_path, "rerank.jsonl") == before
+    problem = tiny_problem(tmp_path, rerank=4)
+    outcome = search_bilevel(problem)
+    after = lines(tmp_path, "rerank.jsonl")
+    assert after[:2] == before
+    found = [problem.genotype(record["cells"]) for record in after]
+    assert len(set(map(canonical, found))) == 5
+    scores = [record["validation_score"] for record in after]
+    assert outcome.genotype == found[scores.index(max(scores))]
+
+
+def test_resuming_draws_nothing_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[str] = []
+    loss = OneShot.loss
+
+    def planted(self: OneShot, genotype: Genotype) -> float:
+        judged.append(canonical(genotype))
+        # What is drawn last is best: one draw more would change the candidates.
+        return loss(self, genotype) - len(judged)
+
+    monkeypatch.setattr(OneShot, "loss", planted)
+    search_bilevel(tiny_problem(tmp_path / "whole", rerank=4))
+    first = judged.copy()
+    judged.clear()
+    with monkeypatch.context() as patch:
+        stop_at(4, patch)
+        with pytest.raises(KeyboardInterrupt):
+            search_bilevel(tiny_problem(tmp_path / "stopped", rerank=4))
+    judged.clear()
+    search_bilevel(tiny_problem(tmp_path / "stopped", rerank=4))
+    assert judged == first
+    assert lines(tmp_path / "stopped", "rerank.jsonl") == lines(tmp_path / "whole", "rerank.jsonl")
+
+
+def test_many_steps_are_drawn_in_no_time(tmp_path: Path) -> None:
+    # All orders of twelve steps are half a milliard.
+    search_bilevel(tiny_problem(tmp_path, cells=1, steps=12, rerank=1, epochs=1))
+    assert len(lines(tmp_path, "rerank.jsonl")) == 2
+
+
+def test_a_large_seed_is_no_trouble(tmp_path: Path) -> None:
+    problem = dataclasses.replace(tiny_problem(tmp_path, rerank=1), seed=1 << 70)
+    assert search_bilevel(problem).candidates == 2
 
 
 def test_without_reranking_nothing_is_drawn(tmp_path: Path) -> None:
@@ -104,16 +162,7 @@ def test_stopped_while_reranking_it_goes_on_to_the_same_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = search_bilevel(tiny_problem(tmp_path / "whole", rerank=3))
-    evaluate, count = module.evaluate, 0
-
-    def stop(*args: Any) -> Evaluation:
-        nonlocal count
-        count += 1
-        if count == 3:
-            raise KeyboardInterrupt
-        return evaluate(*args)
-
-    monkeypatch.setattr(module, "evaluate", stop)
+    stop_at(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         search_bilevel(tiny_problem(tmp_path / "stopped", rerank=3))
     assert len(lines(tmp_path / "stopped", "rerank.jsonl")) == 2

@@ -189,3 +189,16 @@ def test_a_copy_of_a_member_is_its_own() -> None:
     split = (*together.architecture_parameters(), *together.weight_parameters())
     assert {id(p) for p in split} == {id(p) for p in together.parameters()}
     assert len(split) == len(list(found.members[0].parameters()))
+
+
+def test_weights_that_were_asked_for_before_are_not_those_of_the_stack() -> None:
+    members = case(0, steps=2, cells=2).members
+    for member in members:
+        member.weight_parameters()
+    together = Supernets(members)
+    own = {id(parameter) for parameter in together.parameters()}
+    weights = together.weight_parameters()
+    assert {id(w) for w in weights} <= own
+    assert len(weights) + len(together.architecture_parameters()) == len(own)
+    weights.clear()
+    assert together.weight_parameters()
