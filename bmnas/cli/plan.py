@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bmnas.cli.stage_options import Compile, Data, Device, Json
+from bmnas.cli.stage_options import CacheDtype, Compile, Data, Device, Json, Precision
 
 if TYPE_CHECKING:
     from bmnas.config import Config
@@ -71,19 +71,8 @@ def plan(
             rich_help_panel=_BUDGET,
         ),
     ] = None,
-    cache_dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Type of the feature cache: float32, float16 or bfloat16.", rich_help_panel=_BUDGET
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the products of Algorithm 1: float32, or bfloat16 where the processor has it.",
-            rich_help_panel=_BUDGET,
-        ),
-    ] = None,
+    cache_dtype: CacheDtype = None,
+    precision: Precision = None,
     seeds: Annotated[int, typer.Option(help="Searches at once.", rich_help_panel=_BUDGET)] = 1,
     device: Device = "auto",
     compile_networks: Compile = None,

@@ -10,11 +10,13 @@ import typer
 
 from bmnas.cli.stage_options import (
     Backbones,
+    CacheDtype,
     Compile,
     Data,
     Device,
     Json,
     Overwrite,
+    Precision,
     Resume,
     existing_runs,
     task_again,
@@ -83,19 +85,8 @@ def search(
             rich_help_panel=_BUDGET,
         ),
     ] = None,
-    cache_dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Type of the feature cache: float32, float16 or bfloat16.", rich_help_panel=_BUDGET
-        ),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="Of the products of Algorithm 1: float32, or bfloat16 where the processor has it.",
-            rich_help_panel=_BUDGET,
-        ),
-    ] = None,
+    cache_dtype: CacheDtype = None,
+    precision: Precision = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     seeds: Annotated[
         int,

@@ -35,6 +35,19 @@ Compile = Annotated[
         show_default="in long runs on CUDA",
     ),
 ]
+CacheDtype = Annotated[
+    str | None,
+    typer.Option(
+        help="Type of the feature cache: float32, float16 or bfloat16.", rich_help_panel="Budget"
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the products of Algorithm 1: float32, or bfloat16 where the processor has it.",
+        rich_help_panel="Budget",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run was stopped.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Delete what the run folder holds, start anew.")
