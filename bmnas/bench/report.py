@@ -121,7 +121,8 @@ def _facts(suite: Suite, jobs: Sequence[Job], command: str) -> list[str]:
         f"Command: `{command}`.",
         f"{datetime.datetime.now(datetime.UTC).date().isoformat()}, {machine['processor']}, "
         f"{machine['threads']} threads, torch {versions()['torch']}.",
-        f"{len(jobs)} runs of {seeds} seed{'s' * (seeds > 1)}; ± is the sample standard deviation. "
+        f"{len(jobs)} runs of {seeds} seed{'s' * (seeds > 1)}; ± is the sample standard deviation.",
+        # A fact of its own: the page shortens long ones.
         "Each network is trained on train and validation and tested once.",
     ]
 

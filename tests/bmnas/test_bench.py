@@ -87,6 +87,7 @@ def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(here: Path) ->
         assert "task/0/fusion-two_stream" in shown
         assert "mean of unimodal logits" in shown
         assert "Regret on table.npz" in shown
+        assert "trained on train and validation and tested once." in shown
     assert len(report["regrets"][0]["curves"]["random"]) == 20
     assert "<svg" in page
     assert "src=" not in page
