@@ -18,10 +18,6 @@ from bmnas.genotype import Cell, Genotype, Step
 FEATURES = ("m0.1", "m0.2", "m1.1")
 
 
-def genotype(*steps: Step, inputs: tuple[str, str] = ("m0.1", "m1.1")) -> Genotype:
-    return Genotype(FEATURES, 4, 4, (Cell(inputs, steps), Cell(("m0.2", "cell1"), steps)))
-
-
 CHAIN = Step("attention", ("y", "x")), Step("concat_fc", ("step1", "x"))
 
 

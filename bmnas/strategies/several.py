@@ -79,7 +79,7 @@ class _Several:
         seed_stage(problem.seed, f"search of {problem.seeds} seeds")
         self.network = Supernets(members).to(problem.runtime.device)
         self.forward: Forward = self.network
-        if problem.runtime.compile and not problem.runtime.pays_from:
+        if problem.runtime.compiles(problem.steps):
             problem.progress.note("several seeds at once are not compiled")
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
