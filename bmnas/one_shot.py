@@ -1,16 +1,19 @@
 """One-shot scores: genotypes judged with the weights of the supernet that contains them.
 
 A supernet whose choices are all made computes one network, with weights that all networks share.
-Nothing is trained, so that hundreds of genotypes are judged in the time of one short training; the
-order that comes out is a rough one (Bender et al., ICML 2018; ``docs/search-quality.md``).
+So hundreds of genotypes are judged in the time of one short training; the order that comes out is
+a rough one (Bender et al., ICML 2018). As a mixture the supernet has only learned what all its
+operations do together; ``SingleNetworks`` trains it on, one network at a time (Guo et al.,
+ECCV 2020), after which the order is a better one (``docs/search-quality.md``).
 
 Legend: B batch, L length, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
+from itertools import cycle
 from typing import cast
 
 import torch
@@ -32,8 +35,9 @@ class OneShot:
     """Losses of genotypes on some of ``samples``, with the weights of ``supernet``.
 
     BatchNorms take the statistics of each batch, since the running ones are those of the mixture;
-    nothing is dropped. ``supernet`` stays as it is. It knows no order of operands, as both inputs
-    of its steps are one sum: genotypes that differ in nothing else have one loss.
+    nothing is dropped: ``supernet`` is put into evaluation mode, and stays as it is otherwise. It
+    knows no order of operands, as both inputs of its steps are one sum: genotypes that differ in
+    nothing else have one loss.
     """
 
     @torch.no_grad()
@@ -45,49 +49,76 @@ class OneShot:
         device: torch.device,
         seed: int,
     ) -> None:
-        self._supernet, self._objective = supernet, objective
+        self._supernet, self._objective = supernet.eval(), objective
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(samples), generator=generator)[:SAMPLES]
         #: Of each batch the reshaped features (B, L, C) by name, and the labels.
         self._batches = [
-            (dict(zip(samples.names, self._reshaped(features), strict=True)), labels)
-            for features, labels in fed(samples, _shares(chosen), device)
+            ({name: _reshaped(supernet, f, features[f]) for f, name in enumerate(samples.names)}, y)
+            for features, y in fed(samples, _shares(chosen), device)
         ]
 
     @torch.no_grad()
     def loss(self, genotype: Genotype) -> float:
         """Return the mean loss of the network of ``genotype``."""
         losses = [
-            self._objective.loss(self._logits(genotype, features), labels) * len(labels)
-            for features, labels in self._batches
+            self._objective.loss(_logits(self._supernet, genotype, features), y) * len(y)
+            for features, y in self._batches
         ]
-        return float(sum(losses)) / sum(len(labels) for _, labels in self._batches)
+        return float(sum(losses)) / sum(len(y) for _, y in self._batches)
 
-    def _reshaped(self, features: Sequence[Tensor]) -> list[Tensor]:
-        norm, channels = self._supernet.norm, self._supernet.channels
-        layers = zip(*self._supernet.projection_parameters(), strict=True)
-        found = []
-        for number, (x, (weight, bias)) in enumerate(zip(features, layers, strict=True)):
-            own = slice(number * channels, (number + 1) * channels)
-            found.append(_normal(F.linear(x, weight.t(), bias), norm, own).relu())
-        return found
 
-    def _logits(self, genotype: Genotype, features: dict[str, Tensor]) -> Tensor:
-        nodes = dict(features)
-        outputs = []
-        for k, cell in enumerate(genotype.cells):
-            read = cell.inputs if cell.reads_y() else cell.inputs[:1]
-            s = _total([nodes[name] for name in read])
-            own = cast(RelaxedCell, self._supernet.cells[k])
-            outputs.append(_cell_output(own, s, cell.steps))
-            nodes[f"cell{k + 1}"] = outputs[-1]
-        logits: Tensor = self._supernet.head(outputs)
-        return logits
+class SingleNetworks(nn.Module):
+    """A supernet of which each forward computes the next of ``genotypes``, round and round.
+
+    BatchNorms take the statistics of the batch, as in ``OneShot``, which this trains for; the
+    running ones of ``supernet`` stay. ``names`` are the features' in the order of ``forward``.
+    """
+
+    def __init__(
+        self, supernet: Supernet, names: Sequence[str], genotypes: Sequence[Genotype]
+    ) -> None:
+        super().__init__()
+        self.supernet = supernet
+        self._names, self._next = names, cycle(genotypes)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, K) from all pooled features, (B, L, C_raw) each."""
+        genotype = next(self._next)
+        live = genotype.live_features()
+        nodes = {
+            name: _reshaped(self.supernet, number, x)
+            for number, (name, x) in enumerate(zip(self._names, features, strict=True))
+            if name in live
+        }
+        return _logits(self.supernet, genotype, nodes)
 
 
 def _shares(chosen: Tensor) -> list[Tensor]:
     """Return ``chosen`` in about equal batches: a last one of few has poor statistics."""
     return list(chosen.tensor_split(-(-len(chosen) // _BATCH)))
+
+
+def _reshaped(supernet: Supernet, number: int, x: Tensor) -> Tensor:
+    """Return feature ``number``, pooled (B, L, C_raw), as it enters the Cells (B, L, C)."""
+    weights, biases = supernet.projection_parameters()
+    own = slice(number * supernet.channels, (number + 1) * supernet.channels)
+    y = F.linear(x, weights[number].t(), biases[number])
+    reshaped: Tensor = supernet.dropout(_normal(y, supernet.norm, own).relu())
+    return reshaped
+
+
+def _logits(supernet: Supernet, genotype: Genotype, features: Mapping[str, Tensor]) -> Tensor:
+    """Return the logits (B, K) of the network of ``genotype`` from its reshaped ``features``."""
+    nodes = dict(features)
+    outputs = []
+    for k, cell in enumerate(genotype.cells):
+        read = cell.inputs if cell.reads_y() else cell.inputs[:1]
+        s = _total([nodes[name] for name in read])
+        outputs.append(_cell_output(cast(RelaxedCell, supernet.cells[k]), s, cell.steps))
+        nodes[f"cell{k + 1}"] = outputs[-1]
+    logits: Tensor = supernet.head(outputs)
+    return logits
 
 
 def _cell_output(cell: RelaxedCell, s: Tensor, steps: Sequence[Step]) -> Tensor:
@@ -101,7 +132,7 @@ def _cell_output(cell: RelaxedCell, s: Tensor, steps: Sequence[Step]) -> Tensor:
         merged = outputs[0]
     else:
         joined = output.merge.linear(torch.cat(outputs, dim=-1))
-        merged = _normal(joined, output.merge.norm).relu()
+        merged = output.dropout(_normal(joined, output.merge.norm).relu())
     z: Tensor = output.norm(s + merged)
     return z
 
@@ -114,14 +145,17 @@ def _mixed(step: RelaxedStep, op: str, t: Tensor) -> Tensor:
     if op == "sum":
         return t + t
     if op == "attention":
-        z: Tensor = step.attention_norm(scaled_attention(t, t))
+        z: Tensor = step.attention_norm(step.attention_dropout(scaled_attention(t, t)))
         return z
     if op == "linear_glu":
         value, gate = _normal(step.glu(t), step.norm, slice(2 * channels)).chunk(2, dim=-1)
-        return value * gate.sigmoid()
+        gated: Tensor = step.dropout(value * gate.sigmoid())
+        return gated
     if op == "concat_fc":
         joined = step.concat(torch.cat((t, t), dim=-1))
-        return _normal(joined, step.norm, slice(2 * channels, None)).relu()
+        rectified = _normal(joined, step.norm, slice(2 * channels, None)).relu()
+        kept: Tensor = step.dropout(rectified)
+        return kept
     raise ValueError(f"received operation {op!r}, which no supernet has")
 
 

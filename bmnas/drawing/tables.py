@@ -24,6 +24,7 @@ STAGES = {
     "validation": "search: validation",
     "candidates": "search: candidates",
     "surrogate": "search: surrogate",
+    "single_networks": "search: single networks",
     "screening": "search: screening",
     "rerank": "search: rerank",
     "other": "search: other",

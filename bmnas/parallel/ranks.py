@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch.distributed.rendezvous import rendezvous
 
 #: Ranks wait for what one of them does alone; one that ended breaks the connection at once.
 _PATIENCE = datetime.timedelta(days=1)
+
+_alone = False
 
 
 def join() -> Any:
@@ -51,7 +54,20 @@ def abandon() -> None:
 
 def size() -> int:
     """Return how many processes share the work; 1 without torchrun."""
+    if _alone:
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Share no work: what is done within, every process does as if there were no others."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def rank() -> int:

@@ -89,6 +89,8 @@ def search_seconds(
     weights = samples_per_epoch(workload.train, config.batch_size)
     architecture = samples_per_epoch(workload.validation, config.batch_size)
     trainings = config.rerank + 1 if config.rerank else 0
+    # Where there are more seeds, what they found is all that is compared.
+    screened = config.rerank >= workload.seeds
     # From a sample's pass to the samples that make it, and how long each takes besides reading.
     seeds, epochs = workload.seeds, config.epochs
     passes = {
@@ -96,12 +98,12 @@ def search_seconds(
         "search_weights": (epochs * weights, seeds * rates.weights),
         "search_architecture": (epochs * architecture, seeds * rates.architecture),
         "validation": (epochs * workload.validation, seeds * rates.validation),
+        "single_networks": (screened * config.candidate_epochs * weights, rates.single_networks),
         "rerank": (trainings * config.candidate_epochs * weights, rates.rerank),
     }
     reading = memory.missing * workload.sample_bytes / disc.read
     seconds = {name: count * (rate + reading) for name, (count, rate) in passes.items() if count}
-    if config.rerank >= seeds:
-        # Else what the other seeds found is all that is compared.
+    if screened:
         seconds["screening"] = rates.screening
     found = {"compile": rates.compile, **seconds, "other": config.epochs * rates.epoch}
     return {**found, "search": sum(found.values())}

@@ -13,6 +13,7 @@ import torch
 from bmnas.checkpoint import Checkpoint
 from bmnas.config import SearchConfig
 from bmnas.found import Found
+from bmnas.genotype import Genotype
 from bmnas.metrics import Objective
 from bmnas.one_shot import SAMPLES, OneShot
 from bmnas.planning.made_up import MadeUpFeatures
@@ -25,7 +26,7 @@ from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
 from bmnas.strategies.bilevel import initial_supernet
 from bmnas.strategies.problem import search_steps
 from bmnas.strategies.random import random_genotype
-from bmnas.strategies.rerank import SCREENED
+from bmnas.strategies.rerank import SCREENED, train_single_networks
 
 _JUDGED = 20  # networks by the supernet
 _CANDIDATES = 4  # networks that were drawn differ in what they cost
@@ -37,14 +38,15 @@ _MOST = 4096
 class SearchRates:
     """Seconds of a sample in each stage of a search, for each seed of several at once.
 
-    ``rerank`` is of a sample in one epoch of a short training, its part of what such a training
-    costs besides included. ``epoch`` is what an epoch of the search costs besides its passes;
-    ``compile`` and ``screening`` are spent once.
+    ``single_networks`` and ``rerank`` are of a sample in one epoch, their part of what such a
+    training costs besides included. ``epoch`` is what an epoch of the search costs besides its
+    passes; ``compile`` and ``screening`` are spent once.
     """
 
     weights: float
     architecture: float
     validation: float
+    single_networks: float
     rerank: float
     screening: float
     epoch: float
@@ -74,19 +76,39 @@ class SearchTrial:
         if reranks:
             epochs = min(settings.candidate_epochs, _CANDIDATE_EPOCHS)
             short = dataclasses.replace(settings, candidates=_CANDIDATES, candidate_epochs=epochs)
-            trained = self._outcomes("random", short, budget / 2)[-1].stages["candidates"]
+            trained = self._outcomes("random", short, budget / 4)[-1].stages["candidates"]
             rates["rerank"] = trained.seconds / trained.samples
+            rates["single_networks"] = self._single_networks(budget / 4)
             rates["screening"] = self._screening()
         return SearchRates(
             weights=rates["search_weights"],
             architecture=rates["search_architecture"],
             validation=rates["validation"],
+            single_networks=rates.get("single_networks", 0.0),
             rerank=rates.get("rerank", 0.0),
             screening=rates.get("screening", 0.0),
             epoch=searched.seconds - sum(cost.seconds for cost in stages.values()),
             # Later searches find some of it done.
             compile=max(outcome.stages[COMPILE].seconds for outcome in outcomes),
         )
+
+    def _single_networks(self, budget: float) -> float:
+        """Return the seconds of a sample where the supernet is trained as one network."""
+        settings = dataclasses.replace(self.workload.search, candidate_epochs=1)
+
+        def run(batches: int) -> float:
+            problem = self._problem("bmnas", settings, batches, -1)
+            supernet = initial_supernet(problem, 0).to(self.runtime.device)
+            drawn = self._drawn(problem)
+            started = time.perf_counter()
+            train_single_networks(problem, drawn, supernet)
+            return time.perf_counter() - started
+
+        return settle(run, 2, _MOST, budget) / min(settings.batch_size, self.workload.train)
+
+    def _drawn(self, problem: SearchProblem) -> list[Genotype]:
+        draw = Random(0)
+        return [random_genotype(problem.train.names, problem.config, draw) for _ in range(_JUDGED)]
 
     def _screening(self) -> float:
         """Return the seconds of the supernet's judgement, told from that of a few networks."""
@@ -96,9 +118,7 @@ class SearchTrial:
         problem = self._problem("bmnas", work.search, batches, -1)
         validation = problem.validation.take(torch.arange(count))
         supernet = initial_supernet(problem, 0).to(device)
-        draw = Random(0)
-        names = problem.train.names
-        drawn = [random_genotype(names, work.search, draw) for _ in range(_JUDGED)]
+        drawn = self._drawn(problem)
         started = time.perf_counter()
         one_shot = OneShot(supernet, validation, problem.objective, device, seed=0)
         made = time.perf_counter()

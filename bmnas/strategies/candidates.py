@@ -59,14 +59,13 @@ def train_candidate(problem: SearchProblem, genotype: Genotype, number: int) -> 
     ).to(device)
     train = problem.train.select(network.features)
     validation = problem.validation.select(network.features)
-    recipe = Recipe(config.candidate_epochs, config.batch_size, config.min_lr, config.weight_decay)
     losses = fit(
         network,
         network,
         [Group(list(network.parameters()), config.max_lr)],
         train,
         problem.objective,
-        recipe,
+        candidate_recipe(config),
         device=device,
         checkpoint=None,
         progress=Silent(),
@@ -82,6 +81,11 @@ def train_candidate(problem: SearchProblem, genotype: Genotype, number: int) -> 
     if problem.objective.kind == "multilabel":
         record["threshold"] = best_threshold(found.logits, validation.labels)
     return record
+
+
+def candidate_recipe(config: SearchConfig) -> Recipe:
+    """Return how a candidate is trained, its peak learning rate apart."""
+    return Recipe(config.candidate_epochs, config.batch_size, config.min_lr, config.weight_decay)
 
 
 def _cells(weights: ArchitectureWeights, features: Sequence[str], draw: Random) -> tuple[Cell, ...]:

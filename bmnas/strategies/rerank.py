@@ -10,12 +10,19 @@ from random import Random
 import torch
 
 from bmnas.canonical import canonical
+from bmnas.fit import Group, fit
 from bmnas.genotype import Genotype
-from bmnas.one_shot import OneShot
-from bmnas.parallel.ranks import mean
-from bmnas.runtime import stage_seed
+from bmnas.one_shot import OneShot, SingleNetworks
+from bmnas.parallel.ranks import alone, mean
+from bmnas.runtime import seed_stage, stage_seed
 from bmnas.samples import samples_per_epoch
-from bmnas.strategies.candidates import draw_genotype, even_weights, train_candidate
+from bmnas.spent import Spent
+from bmnas.strategies.candidates import (
+    candidate_recipe,
+    draw_genotype,
+    even_weights,
+    train_candidate,
+)
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 from bmnas.supernet import ArchitectureWeights, Supernet
 
@@ -37,10 +44,11 @@ def rerank(
     The supernet's own score says little about the network that is derived from it: its weights
     rank features by how much a little more of each would help, and can single out one modality
     while the supernet goes on using all. So ``SCREENED`` networks are drawn, by turns from the
-    relaxed ``weights`` and with even choices, judged with the weights of the trained ``supernet``,
-    see ``OneShot``, and the best of them trained for ``config.candidate_epochs``; ``rivals`` come
-    before those. No network is trained twice. The result's ``validation`` and ``threshold`` are
-    those of the winner's short training, ``best_epoch`` stays.
+    relaxed ``weights`` and with even choices. The ``supernet`` is trained on for
+    ``config.candidate_epochs``, as another one of them at each step, and judges them with its
+    weights, see ``bmnas.one_shot``; the best are trained for as many epochs. ``rivals`` come before
+    those. No network is trained twice. The result's ``validation`` and ``threshold`` are those of
+    the winner's short training, ``best_epoch`` stays.
     """
     config = problem.config
     checkpoint = problem.candidates()
@@ -49,8 +57,7 @@ def rerank(
     genotypes = [problem.genotype(record["cells"]) for record in records]
     spent = checkpoint.spent
     if len(genotypes) <= config.rerank:
-        with spent.stage("screening"):
-            wanted = _candidates(problem, [derived.genotype, *rivals], weights, supernet)
+        wanted = _candidates(problem, [derived.genotype, *rivals], weights, supernet, spent)
         # Where another machine rounds otherwise, what was trained there stays.
         genotypes = list(dict.fromkeys([*genotypes, *wanted]))[: config.rerank + 1]
     with problem.progress.stage("reranking", len(genotypes)) as shown:
@@ -67,17 +74,18 @@ def rerank(
             shown.advance()
     winner = best_record(records)
     an_epoch = samples_per_epoch(len(problem.train), config.batch_size)
-    seen = len(genotypes) * config.candidate_epochs * an_epoch
-    stages = {
-        "screening": StageCost(spent.seconds["screening"], 0),
-        "rerank": StageCost(spent.seconds["rerank"], seen),
-    }
+    each = config.candidate_epochs * an_epoch
+    seconds = spent.seconds
+    stages = {"rerank": StageCost(seconds["rerank"], len(genotypes) * each)}
+    if "screening" in seconds:
+        stages["single_networks"] = StageCost(seconds["single_networks"], each)
+        stages["screening"] = StageCost(seconds["screening"], 0)
     return dataclasses.replace(
         derived,
         genotype=problem.genotype(winner["cells"]),
         validation=winner["validation_score"],
         candidates=len(genotypes),
-        samples_seen=derived.samples_seen + seen,
+        samples_seen=derived.samples_seen + sum(stage.samples for stage in stages.values()),
         stages={**derived.stages, **stages},
         threshold=winner.get("threshold"),
         seconds=derived.seconds + checkpoint.seconds,
@@ -85,11 +93,41 @@ def rerank(
     )
 
 
+def train_single_networks(
+    problem: SearchProblem, genotypes: Sequence[Genotype], supernet: Supernet
+) -> None:
+    """Train the weights of ``supernet`` on, each step those of another one of ``genotypes``.
+
+    As long as a candidate is trained. Raises UserError when the loss is no longer finite.
+    """
+    weights = supernet.weight_parameters()
+    for parameter in weights:
+        parameter.requires_grad_(True)
+    seed_stage(problem.seed, "single networks")
+    order = Random(f"{problem.seed} single networks").sample(list(genotypes), len(genotypes))
+    networks = SingleNetworks(supernet, problem.train.names, order)
+    # Each step leaves other weights out, for which the ranks' common gradients are not made.
+    with alone():
+        fit(
+            networks,
+            networks,
+            [Group(weights, problem.config.max_lr)],
+            problem.train,
+            problem.objective,
+            candidate_recipe(problem.config),
+            device=problem.runtime.device,
+            checkpoint=None,
+            progress=problem.progress,
+            stage="single networks",
+        )
+
+
 def _candidates(
     problem: SearchProblem,
     first: Sequence[Genotype],
     weights: ArchitectureWeights,
     supernet: Supernet,
+    spent: Spent,
 ) -> list[Genotype]:
     """Return ``config.rerank`` + 1 genotypes: ``first``, then the best of ``SCREENED``."""
     count = problem.config.rerank + 1
@@ -99,7 +137,10 @@ def _candidates(
     wanted = max(0, count - len(chosen))
     drawn = _drawn(problem, set(chosen), weights, max(wanted, SCREENED)) if wanted else []
     if len(drawn) > wanted:
-        losses = _losses(problem, drawn, supernet)
+        with spent.stage("single_networks"):
+            train_single_networks(problem, drawn, supernet)
+        with spent.stage("screening"):
+            losses = _losses(problem, drawn, supernet)
         # sorted() keeps the order of draws among equals.
         drawn = [drawn[n] for n in sorted(range(len(drawn)), key=losses.__getitem__)]
     return [*chosen.values(), *drawn][:count]

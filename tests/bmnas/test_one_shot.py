@@ -11,12 +11,13 @@ from tiny_problems import tiny_samples
 
 from bmnas.genotype import PRIMITIVES, Cell, Genotype, Step
 from bmnas.metrics import Objective
-from bmnas.one_shot import OneShot
+from bmnas.one_shot import OneShot, SingleNetworks
 from bmnas.primitives import Dropout
 from bmnas.supernet import Supernet
 
 FEATURES = ("m0.1", "m0.2", "m1.1")
 SURE = 60.0
+OTHERS = ("glu", "concat", "norm")  # layers of a step that attention has no use for
 CPU = torch.device("cpu")
 
 
@@ -107,3 +108,34 @@ def test_many_samples_are_a_thousand_of_them_in_equal_batches(
     monkeypatch.setattr(few, "batch", lambda c: (sizes.append(len(c)), batch_of_few(c))[1])
     OneShot(supernet(), few, Objective("multiclass"), CPU, seed=0)
     assert sizes == [301, 300]
+
+
+def test_single_networks_come_in_turns_and_are_those_that_are_judged() -> None:
+    network, samples, objective = supernet(), tiny_samples(40), Objective("multiclass")
+    every = [*chains()][6:9]
+    singles = SingleNetworks(network, samples.names, every).eval()
+    one_shot = OneShot(network, samples, objective, CPU, seed=3)
+    features, labels = samples.batch(torch.arange(40))
+    for one in [*every, every[0]]:
+        with torch.no_grad():
+            loss = float(objective.loss(singles(features), labels))
+        assert loss == pytest.approx(one_shot.loss(one), rel=1e-5)
+
+
+def test_a_step_trains_what_its_network_reads_and_drops_as_the_supernet_does() -> None:
+    network, samples = supernet(), tiny_samples(40)
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    steps = (Step("attention", ("x", "y")),) * 2
+    cells = Cell(("m0.1", "m1.1"), steps), Cell(("m1.1", "cell1"), steps)
+    one = Genotype(FEATURES, 4, 4, cells)
+    singles = SingleNetworks(network, samples.names, [one]).train()
+    features, labels = samples.batch(torch.arange(40))
+    logits = singles(features)
+    assert not torch.equal(logits, singles(features))
+    Objective("multiclass").loss(logits, labels).backward()
+    left = {name for name, value in network.named_parameters() if value.grad is None}
+    unread = {f"projections.1.{name}" for name in ("weight", "bias")}
+    layers = [f"cells.{k}.steps.{m}.{name}" for k in (0, 1) for m in (0, 1) for name in OTHERS]
+    other = {f"{layer}.{name}" for layer in layers for name in ("weight", "bias")}
+    assert left == {*unread, *other, "alpha", "beta", "gamma"}
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -41,6 +42,18 @@ def test_several_ranks_compute_what_one_computes(
     assert apart["trees"] < 1e-6
     assert apart["search"] < 1e-5
     assert apart["told"] == 0
+
+
+def test_a_process_may_work_alone_among_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("is_initialized", True), ("get_world_size", 4), ("get_rank", 3)):
+        monkeypatch.setattr(ranks.dist, name, lambda value=value: value)
+    with contextlib.suppress(KeyError), ranks.alone():
+        assert (ranks.size(), ranks.rank()) == (1, 0)
+        with ranks.alone():
+            pass
+        assert ranks.size() == 1
+        raise KeyError
+    assert (ranks.size(), ranks.rank()) == (4, 3)
 
 
 @pytest.fixture(scope="module")

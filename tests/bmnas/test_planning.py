@@ -102,6 +102,7 @@ RATES = SearchRates(
     weights=1.0,
     architecture=2.0,
     validation=3.0,
+    single_networks=0.25,
     rerank=0.5,
     screening=4.0,
     epoch=10.0,
@@ -118,10 +119,11 @@ def test_the_stages_of_a_search_by_hand() -> None:
         "search_weights": 3 * 48 * 1.0,
         "search_architecture": 3 * 32 * 2.0,
         "validation": 3 * 40 * 3.0,
+        "single_networks": 1 * 48 * 0.25,
         "rerank": 2 * 1 * 48 * 0.5,
         "screening": 4.0,
         "other": 30.0,
-        "search": 7 + 144 + 192 + 360 + 48 + 4 + 30,
+        "search": 7 + 144 + 192 + 360 + 12 + 48 + 4 + 30,
     }
     several = search_seconds(
         replace(WORK, seeds=4), RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40)
@@ -129,7 +131,7 @@ def test_the_stages_of_a_search_by_hand() -> None:
     for stage in ("search_weights", "search_architecture", "validation"):
         assert several[stage] == 4 * found[stage]
     # Three rivals for one place: there is nothing to judge.
-    assert "screening" not in several
+    assert not {"screening", "single_networks"} & set(several)
     tight, disc = memory(0), Disc(1.0, WORK.sample_bytes / 4, 1 << 40)
     one, four = (search_seconds(replace(WORK, seeds=s), RATES, tight, disc) for s in (1, 4))
     # All read the same batches.
@@ -137,7 +139,7 @@ def test_the_stages_of_a_search_by_hand() -> None:
     assert several["rerank"] == found["rerank"]
     alone = replace(WORK, search=replace(WORK.search, rerank=0))
     found = search_seconds(alone, RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40))
-    assert not {"rerank", "screening"} & set(found)
+    assert not {"rerank", "screening", "single_networks"} & set(found)
 
 
 def test_what_finds_no_room_is_read_from_the_disc_in_every_pass() -> None:

@@ -10,10 +10,11 @@ import torch
 from tiny_problems import tiny_problem
 
 import bmnas.strategies.candidates as module
+import bmnas.strategies.rerank as module_of_rerank
 from bmnas.canonical import canonical
 from bmnas.genotype import Genotype
 from bmnas.metrics import Evaluation
-from bmnas.one_shot import OneShot
+from bmnas.one_shot import OneShot, SingleNetworks
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.rerank import SCREENED
 
@@ -41,8 +42,8 @@ def test_the_derived_genotype_competes_with_others_that_differ(tmp_path: Path) -
     scores = [candidate["validation_score"] for candidate in candidates]
     assert outcome.validation == max(scores)
     assert outcome.genotype.to_dict()["cells"] == candidates[scores.index(max(scores))]["cells"]
-    # Two epochs of 32 and 16 samples; five candidates of one epoch of 32.
-    assert (outcome.candidates, outcome.samples_seen) == (5, 2 * (32 + 16) + 5 * 32)
+    # Two epochs of 32 and 16 samples; one epoch of 32 of single networks and of five candidates.
+    assert (outcome.candidates, outcome.samples_seen) == (5, 2 * (32 + 16) + 6 * 32)
 
 
 @pytest.mark.parametrize("best", [1, 3, 5])
@@ -133,6 +134,37 @@ def test_resuming_draws_nothing_new(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     search_bilevel(tiny_problem(tmp_path / "stopped", rerank=4))
     assert judged == first
     assert lines(tmp_path / "stopped", "rerank.jsonl") == lines(tmp_path / "whole", "rerank.jsonl")
+
+
+def test_the_supernet_is_trained_on_as_the_networks_that_it_judges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[list[str]] = []
+    make = SingleNetworks.__init__
+
+    def noted(self: SingleNetworks, *args: Any) -> None:
+        trained.append([canonical(genotype) for genotype in args[-1]])
+        make(self, *args)
+
+    judged: dict[str, list[float]] = {}
+    loss = OneShot.loss
+
+    def judge(self: OneShot, genotype: Genotype) -> float:
+        found = loss(self, genotype)
+        judged.setdefault(canonical(genotype), []).append(found)
+        return found
+
+    monkeypatch.setattr(SingleNetworks, "__init__", noted)
+    monkeypatch.setattr(OneShot, "loss", judge)
+    search_bilevel(tiny_problem(tmp_path / "one", rerank=2))
+    (order,) = trained
+    assert sorted(order) == sorted(judged)
+    # In another order than they are judged in, so that none has its turn at the end by its draw.
+    assert order != list(judged)
+    monkeypatch.setattr(module_of_rerank, "train_single_networks", lambda *args: None)
+    search_bilevel(tiny_problem(tmp_path / "two", rerank=2))
+    with_training, without = zip(*judged.values(), strict=True)
+    assert sum(with_training) < sum(without)
 
 
 def test_many_steps_are_drawn_in_no_time(tmp_path: Path) -> None:
