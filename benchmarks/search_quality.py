@@ -17,6 +17,7 @@ import argparse
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,8 @@ from bmnas.progress import Bars
 from bmnas.stages.unimodal import unimodal_networks
 from bmnas.strategies import SearchProblem
 from bmnas.strategies.bilevel import search_bilevel
+from bmnas.strategies.random import random_genotype
+from bmnas.strategies.rerank import SCREENED, train_single_networks
 from bmnas.supernet import Supernet
 from bmnas.tabular import Table, canonical, load
 from bmnas.tasks import reload_task
@@ -212,7 +215,10 @@ class Setting:
         )
 
     def ranking(self, seed: int) -> dict[str, Any]:
-        """Return how the supernet of a finished search ranks the table's networks."""
+        """Return how the supernet of a finished search ranks the table's networks.
+
+        As Algorithm 1 leaves it, and trained on as single networks, see ``train_single_networks``.
+        """
         problem, search = self._problem(seed), self.config.search
         supernet = Supernet(
             list(problem.train.channels.values()),
@@ -226,11 +232,19 @@ class Setting:
         checkpoint = self.runs / str(seed) / "checkpoint.pt"
         states = torch.load(checkpoint, weights_only=True)["states"]
         supernet.load_state_dict(states["supernet"])
+        taus = {"seed": seed, "mixture": self._taus(problem, supernet)}
+        draw, names = Random(seed), problem.train.names
+        drawn = [random_genotype(names, search, draw) for _ in range(SCREENED)]
+        train_single_networks(problem, drawn, supernet)
+        return {**taus, "single_networks": self._taus(problem, supernet)}
+
+    def _taus(self, problem: SearchProblem, supernet: Supernet) -> dict[str, float]:
+        """Return Kendall's tau of what the supernet and what the table say of all networks."""
         place = problem.objective, problem.runtime.device
-        one_shot = OneShot(supernet, problem.validation, *place, seed)
+        one_shot = OneShot(supernet, problem.validation, *place, problem.seed)
         scores = [-one_shot.loss(genotype) for genotype in self.table.genotypes]
         several = [n for n, g in enumerate(self.table.genotypes) if modalities(g) > 1]
-        taus: dict[str, Any] = {"seed": seed}
+        taus = {}
         for part in ("validation", "test"):
             tau = self.table.kendall_tau
             taus[part] = tau(scores, range(len(scores)), part)

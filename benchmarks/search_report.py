@@ -115,10 +115,14 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"of validation and test {known['tau_validation_test']:.2f}, among the top tenth "
         f"{known['tau_validation_test_of_the_top_tenth']:.2f}.",
     ]
-    taus = [found["test"] for found in report["supernet"]]
-    own = [found["test_of_several_modalities"] for found in report["supernet"]]
-    lines.append(
-        f"Kendall's tau of the supernet's ranking and test: {np.mean(taus):.2f}, among networks "
-        f"of several modalities {np.mean(own):.2f}."
-    )
+    for stage, what in (
+        ("mixture", "supernet"),
+        ("single_networks", "supernet as single networks"),
+    ):
+        ranked = [found[stage] for found in report["supernet"]]
+        taus, own = ([r[part] for r in ranked] for part in ("test", "test_of_several_modalities"))
+        lines.append(
+            f"Kendall's tau of the {what} and test: {np.mean(taus):.2f}, among networks of several "
+            f"modalities {np.mean(own):.2f}."
+        )
     return "\n".join(lines)
