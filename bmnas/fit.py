@@ -1,4 +1,7 @@
-"""Training for a fixed number of epochs: the loop of backbones, candidates and final networks."""
+"""Training for a fixed number of epochs: the loop of all that is not Algorithm 1.
+
+Backbones, candidates, a supernet as single networks, final networks.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from bmnas.planning.settle import settle
 from bmnas.planning.workload import Workload
 from bmnas.progress import Silent
 from bmnas.runtime import Runtime
+from bmnas.samples import samples_per_epoch
 from bmnas.spent import COMPILE
 from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
 from bmnas.strategies.bilevel import initial_supernet
@@ -65,7 +66,7 @@ class SearchTrial:
     def rates(self, budget: float) -> SearchRates:
         """Time all stages in about ``budget`` seconds, compilation apart."""
         settings = self.workload.search
-        reranks = settings.rerank > 0
+        reranks, judges = settings.rerank > 0, settings.rerank >= self.workload.seeds
         outcomes = self._outcomes(
             "bmnas",
             dataclasses.replace(settings, epochs=1, rerank=0),
@@ -76,10 +77,12 @@ class SearchTrial:
         if reranks:
             epochs = min(settings.candidate_epochs, _CANDIDATE_EPOCHS)
             short = dataclasses.replace(settings, candidates=_CANDIDATES, candidate_epochs=epochs)
-            trained = self._outcomes("random", short, budget / 4)[-1].stages["candidates"]
+            own = budget / 4 if judges else budget / 2
+            trained = self._outcomes("random", short, own)[-1].stages["candidates"]
             rates["rerank"] = trained.seconds / trained.samples
-            rates["single_networks"] = self._single_networks(budget / 4)
-            rates["screening"] = self._screening()
+            if judges:
+                rates["single_networks"] = self._single_networks(own)
+                rates["screening"] = self._screening()
         return SearchRates(
             weights=rates["search_weights"],
             architecture=rates["search_architecture"],
@@ -95,6 +98,7 @@ class SearchTrial:
     def _single_networks(self, budget: float) -> float:
         """Return the seconds of a sample where the supernet is trained as one network."""
         settings = dataclasses.replace(self.workload.search, candidate_epochs=1)
+        rates: list[float] = []
 
         def run(batches: int) -> float:
             problem = self._problem("bmnas", settings, batches, -1)
@@ -102,9 +106,13 @@ class SearchTrial:
             drawn = self._drawn(problem)
             started = time.perf_counter()
             train_single_networks(problem, drawn, supernet)
-            return time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            # A part smaller than a batch is one batch, however many are asked for.
+            rates.append(seconds / samples_per_epoch(len(problem.train), settings.batch_size))
+            return seconds
 
-        return settle(run, 2, _MOST, budget) / min(settings.batch_size, self.workload.train)
+        settle(run, 2, _MOST, budget)
+        return rates[-1]
 
     def _drawn(self, problem: SearchProblem) -> list[Genotype]:
         draw = Random(0)

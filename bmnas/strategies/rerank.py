@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from itertools import cycle
 from random import Random
+from typing import Any
 
 import torch
 
@@ -51,15 +53,16 @@ def rerank(
     the winner's short training, ``best_epoch`` stays.
     """
     config = problem.config
-    checkpoint = problem.candidates()
-    # A candidate depends on nothing but its number, so the records are the whole state.
-    records = checkpoint.restore({})
-    genotypes = [problem.genotype(record["cells"]) for record in records]
+    checkpoint, wanted = problem.candidates(), _Wanted()
+    parts = {"wanted": wanted}
+    records = checkpoint.restore(parts)
     spent = checkpoint.spent
-    if len(genotypes) <= config.rerank:
-        wanted = _candidates(problem, [derived.genotype, *rivals], weights, supernet, spent)
-        # Where another machine rounds otherwise, what was trained there stays.
-        genotypes = list(dict.fromkeys([*genotypes, *wanted]))[: config.rerank + 1]
+    if not wanted.cells:
+        first = [derived.genotype, *rivals]
+        found = _candidates(problem, first, weights, supernet, spent)
+        wanted.cells = [genotype.to_dict()["cells"] for genotype in found]
+        checkpoint.save(parts, records)
+    genotypes = [problem.genotype(cells) for cells in wanted.cells]
     with problem.progress.stage("reranking", len(genotypes)) as shown:
         shown.advance(len(records))
         for number in range(len(records) + 1, len(genotypes) + 1):
@@ -67,7 +70,7 @@ def rerank(
                 trained = train_candidate(problem, genotypes[number - 1], number)
             best = is_best(trained["validation_score"], records)
             records.append({"candidate": number, **trained, "best": best})
-            checkpoint.save({}, records)
+            checkpoint.save(parts, records)
             shown.message(
                 f"validation {problem.objective.metric} {trained['validation_score']:.3f}"
             )
@@ -77,7 +80,7 @@ def rerank(
     each = config.candidate_epochs * an_epoch
     seconds = spent.seconds
     stages = {"rerank": StageCost(seconds["rerank"], len(genotypes) * each)}
-    if "screening" in seconds:
+    if "single_networks" in seconds:
         stages["single_networks"] = StageCost(seconds["single_networks"], each)
         stages["screening"] = StageCost(seconds["screening"], 0)
     return dataclasses.replace(
@@ -93,6 +96,23 @@ def rerank(
     )
 
 
+class _Wanted:
+    """The Cells of the genotypes that are compared, in the form of a genotype's file.
+
+    A checkpoint keeps them: on another machine, which rounds otherwise, a supernet that is trained
+    again would choose others.
+    """
+
+    def __init__(self) -> None:
+        self.cells: list[Any] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"cells": json.dumps(self.cells)}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        self.cells = json.loads(state_dict["cells"])
+
+
 def train_single_networks(
     problem: SearchProblem, genotypes: Sequence[Genotype], supernet: Supernet
 ) -> None:
@@ -106,7 +126,7 @@ def train_single_networks(
     seed_stage(problem.seed, "single networks")
     order = Random(f"{problem.seed} single networks").sample(list(genotypes), len(genotypes))
     networks = SingleNetworks(supernet, problem.train.names, order)
-    # Each step leaves other weights out, for which the ranks' common gradients are not made.
+    # Each step has gradients of other weights, which the ranks' common gradients are not made for.
     with alone():
         fit(
             networks,

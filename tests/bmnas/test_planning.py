@@ -6,6 +6,7 @@ import os
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import bmnas.stages.search
 from bmnas.config import Config, load_preset, preset_names
 from bmnas.errors import UserError
 from bmnas.mapped import LIMIT
-from bmnas.planning import disc, plan, plan_features, plan_task
+from bmnas.planning import disc, plan, plan_features, plan_task, search_rates
 from bmnas.planning.backbone_rates import BackboneRates
 from bmnas.planning.disc import Disc, measure_disc
 from bmnas.planning.estimate import Memory, backbone_seconds, search_seconds
@@ -29,6 +30,8 @@ from bmnas.planning.made_up import MadeUpFeatures
 from bmnas.planning.search_rates import SearchRates
 from bmnas.planning.settle import settle
 from bmnas.planning.workload import feature_channels, features_workload, task_workload
+from bmnas.samples import samples_per_epoch
+from bmnas.strategies import SearchProblem
 
 CONFIG_3 = CONFIG.override("search", epochs=3, rerank=1)
 WORK = features_workload((8, 4), samples=100, validation=0.4, config=CONFIG_3.search)
@@ -278,6 +281,25 @@ def test_parts_smaller_than_a_batch(tmp_path: Path) -> None:
     config: Config = CONFIG_3.override("search", batch_size=64)
     found = plan_features((8, 4), 100, 0.1, config, CPU, tmp_path)
     positive(value for name, value in found.seconds.items() if name != "compile")
+
+
+@pytest.mark.parametrize("batch_size", [16, 64])
+def test_single_networks_take_what_their_samples_take(
+    tmp_path: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def train(problem: SearchProblem, *_: object) -> None:
+        nonlocal now
+        now += samples_per_epoch(len(problem.train), batch_size)
+
+    monkeypatch.setattr(search_rates, "train_single_networks", train)
+    monkeypatch.setattr(search_rates, "time", SimpleNamespace(perf_counter=lambda: now))
+    config = CONFIG_3.override("search", batch_size=batch_size)
+    found = plan_features((8, 4), 50, 0.2, config, CPU, tmp_path)
+    # A second for each sample of whole batches, of which 40 are in train.
+    samples = samples_per_epoch(40, batch_size) * config.search.candidate_epochs
+    assert found.seconds["single_networks"] == pytest.approx(samples)
 
 
 def test_a_plan_reads_no_test_data_and_leaves_the_network_given_as_it_is(tmp_path: Path) -> None:
