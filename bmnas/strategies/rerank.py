@@ -80,10 +80,11 @@ def rerank(
     an_epoch = samples_per_epoch(len(problem.train), config.batch_size)
     each = config.candidate_epochs * an_epoch
     seconds = spent.seconds
-    stages = {"rerank": StageCost(seconds["rerank"], len(genotypes) * each)}
+    stages = {}
     if "single_networks" in seconds:
         stages["single_networks"] = StageCost(seconds["single_networks"], each)
         stages["screening"] = StageCost(seconds["screening"], 0)
+    stages["rerank"] = StageCost(seconds["rerank"], len(genotypes) * each)
     return dataclasses.replace(
         derived,
         genotype=problem.genotype(winner["cells"]),
