@@ -30,7 +30,7 @@ from bmnas.supernet import ArchitectureWeights, Supernet
 
 #: Networks that the supernet judges. Judging as Algorithm 1 left it, twice or half as many found no
 #: better ones on av-digits.
-SCREENED = 200
+SCREENED = 400
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
 _ORDERED = 6  # Cells, or steps of one; the canonical name looks at all their orders
 
