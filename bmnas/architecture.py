@@ -12,7 +12,6 @@ from bmnas.evolution.fusion_tree import FusionTree
 from bmnas.evolution.network import TreeFusion
 from bmnas.found import Found
 from bmnas.genotype import Genotype
-from bmnas.heads import ModalityHeads
 from bmnas.mfas.network import MFASNetwork
 from bmnas.mfas.space import MFASGenotype
 from bmnas.network import Fusion, FusionNetwork
@@ -76,25 +75,27 @@ _BUILDERS: Mapping[type[Found], Callable[[Any, Mapping[str, int], int, float], F
 }
 
 
+def takes_unimodal_logits(architecture: Architecture) -> bool:
+    """Tell whether the unimodal networks' logits may be added to those of ``architecture``.
+
+    A hand-made fusion stays what it is, and MFAS's networks have heads of the modalities already.
+    """
+    return isinstance(architecture, Found) and not isinstance(architecture, MFASGenotype)
+
+
 def build_fusion(
     architecture: Architecture,
     channels_raw: Mapping[str, int],
     *,
     classes: int,
     dropout: float,
-    modality_heads: bool = False,
 ) -> Fusion:
     """Return a new network of ``architecture``; ``channels_raw`` maps all features to C_raw.
 
-    With ``modality_heads`` what a search found gets those of ``ModalityHeads``, unless it has its
-    own; a hand-made fusion stays what it is. Raises UserError where a hand-made fusion cannot have
-    these features.
+    Raises UserError where a hand-made fusion cannot have these features.
     """
     if isinstance(architecture, Found):
-        fusion = _BUILDERS[type(architecture)](architecture, channels_raw, classes, dropout)
-        if modality_heads and not isinstance(architecture, MFASGenotype):
-            return ModalityHeads(fusion, channels_raw, classes=classes)
-        return fusion
+        return _BUILDERS[type(architecture)](architecture, channels_raw, classes, dropout)
     build, shape = FUSIONS[architecture.name], (architecture.channels, architecture.length)
     try:
         return build(channels_raw, *shape, classes, dropout)

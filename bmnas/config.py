@@ -65,8 +65,8 @@ class TrainConfig:
 
     ``backbone_lr`` is the peak learning rate of the backbones, ``max_lr`` of everything else.
     ``threshold`` turns probabilities into labels in multilabel tasks. ``freeze_backbones`` trains
-    on the feature cache and leaves the backbones as they are. ``modality_heads`` gives what was
-    found a head for each modality beside its own, see ``bmnas.heads``.
+    on the feature cache and leaves the backbones as they are. ``unimodal_logits`` adds the
+    logits of the unimodal networks to those of what a search found.
     """
 
     epochs: int = 20
@@ -78,7 +78,7 @@ class TrainConfig:
     weight_decay: float = 1e-4
     threshold: float = 0.5
     freeze_backbones: bool = False
-    modality_heads: bool = False
+    unimodal_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ _AT_LEAST_ONE = {"cells", "steps", "epochs", "candidates", "candidate_epochs"}
 _AT_LEAST_TWO = {"batch_size"}  # BatchNorm has no statistics of one sample
 _SIZES = {"channels", "length"}
 _LARGEST = 65536  # as in a genotype's file
-_FLAGS = {"freeze_backbones", "modality_heads"}
+_FLAGS = {"freeze_backbones", "unimodal_logits"}
 _BELOW_ONE = {"dropout"}
 _INSIDE_ZERO_ONE = {"threshold"}
 _ONE_OF = {

@@ -44,6 +44,7 @@ def fit_fusion(
     config: TrainConfig,
     objective: Objective,
     *,
+    unimodal_logits: bool,
     features: Path,
     cache_dtype: str,
     runtime: Runtime,
@@ -55,14 +56,16 @@ def fit_fusion(
     The backbones are trained along with a peak learning rate of their own, or stay as they are
     when ``config.freeze_backbones`` is set: then the feature cache in the folder ``features``
     is used, the one of type ``cache_dtype``. They are cut after the last stage that ``fusion``
-    reads, in place.
+    reads, in place, unless ``unimodal_logits`` are added: those of frozen backbones are constants,
+    so ``fusion`` is trained as it would be without.
     """
     recipe = Recipe(config.epochs, config.batch_size, config.min_lr, config.weight_decay)
     parts: tuple[Part, ...] = ("train", "validation")
     fusion.to(runtime.device)
     groups = [Group(list(fusion.parameters()), config.max_lr)]
-    samples: Samples
+    cache = None
     if config.freeze_backbones:
+        # Before the backbones are cut.
         cache = open_features(
             task,
             backbones,
@@ -73,22 +76,25 @@ def fit_fusion(
             progress=progress,
             dtype=cache_dtype,
         )
+    network = MultimodalNetwork(backbones, fusion, unimodal_logits=unimodal_logits)
+    network.to(runtime.device)
+    samples: Samples
+    if cache is not None:
         samples = cache.on(runtime.device, fusion.features).samples(*parts)
-        network = MultimodalNetwork(backbones, fusion).to(runtime.device)
         trained: torch.nn.Module = fusion
+        minimised = fusion.objective(objective)
         forward: Forward = runtime.compiled(fusion, _steps(samples, config))
     else:
-        network = MultimodalNetwork(backbones, fusion).to(runtime.device)
         samples = raw_samples(task, network, *parts)
         groups.append(Group(list(network.backbones.parameters()), config.backbone_lr))
-        trained = network
+        trained, minimised = network, network.objective(objective)
         forward = forward_of(network, runtime, _steps(samples, config))
     fit(
         trained,
         forward,
         groups,
         samples,
-        fusion.objective(objective),
+        minimised,
         recipe,
         device=runtime.device,
         checkpoint=checkpoint,

@@ -75,6 +75,17 @@ class Objective:
         return weighted_f1(logits.sigmoid().numpy() > self.threshold, labels.numpy() > 0.5)
 
 
+class HeadsObjective(Objective):
+    """The losses of several heads, added up; the score is that of the sum of their logits."""
+
+    def loss(self, output: Output, labels: Tensor) -> Tensor:
+        """Return the sum of the mean losses of the heads, which follow the summed logits."""
+        if isinstance(output, Tensor):
+            return super().loss(output, labels)
+        _, *heads = output
+        return torch.stack([Objective.loss(self, head, labels) for head in heads]).sum()
+
+
 def weighted_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
     """Return the F1 score of every label, averaged by how often the label occurs.
 

@@ -48,7 +48,6 @@ class TrainedNetwork:
     architecture: Architecture
     task: TaskInfo
     dropout: float
-    modality_heads: bool = False
 
     @property
     def genotype(self) -> Found | None:
@@ -76,7 +75,7 @@ class TrainedNetwork:
                 "source": self.task.source,
             },
             "dropout": self.dropout,
-            "modality_heads": self.modality_heads,
+            "unimodal_logits": self.network.unimodal_logits,
         }
         tensors = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
         with atomic_path(path) as aside:
@@ -103,20 +102,19 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
     architecture, info = _parse(description, path)
     try:
         dropout = float(description["dropout"])
-        heads = bool(description.get("modality_heads", False))
         backbones = _backbones(description["backbones"], task, path)
         fusion = build_fusion(
             architecture,
             channels_of(backbones),
             classes=len(info.class_names),
             dropout=dropout,
-            modality_heads=heads,
         )
-        network = MultimodalNetwork(backbones, fusion)
+        adds = bool(description["unimodal_logits"])
+        network = MultimodalNetwork(backbones, fusion, unimodal_logits=adds)
         network.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise _misfit(path, error) from error
-    return TrainedNetwork(network.eval(), architecture, info, dropout, heads)
+    return TrainedNetwork(network.eval(), architecture, info, dropout)
 
 
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:

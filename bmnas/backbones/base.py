@@ -69,9 +69,19 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the unimodal logits (B, K) of the raw input ``x``."""
+        return self.features_and_logits(x)[1]
+
+    def features_and_logits(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return what ``features`` and ``forward`` do, in one pass."""
         if self.head is None:
             raise RuntimeError("this backbone was truncated: it has no head of its own")
-        logits: Tensor = self.head(self.features(x)[-1])
+        features = self.features(x)
+        return features, self.classify(features[-1], x)
+
+    def classify(self, feature: Tensor, x: Tensor) -> Tensor:
+        """Return the head's logits (B, K) from the last feature and the raw input ``x``."""
+        assert self.head is not None
+        logits: Tensor = self.head(feature)
         return logits
 
     def truncate(self, count: int) -> None:

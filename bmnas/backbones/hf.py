@@ -139,11 +139,11 @@ class HFBackbone(TappedBackbone):
         height, width = self.config["pixels"]["size"]
         return height // down, width // across
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the unimodal logits (B, K) of the raw input ``x``."""
+    def classify(self, feature: Tensor, x: Tensor) -> Tensor:
+        """Return the head's logits (B, K) from the last feature and the raw input ``x``."""
         if not isinstance(self.head, MaskedHead):
-            return super().forward(x)
-        logits: Tensor = self.head(self.features(x)[-1], self.mask(x))
+            return super().classify(feature, x)
+        logits: Tensor = self.head(feature, self.mask(x))
         return logits
 
     def example(self) -> Tensor:

@@ -112,15 +112,15 @@ class ModuleBackbone(TappedBackbone):
         """Return the output with its channels first, (B, C_raw, *rest)."""
         return output.movedim(-1, 1) if self.last[number] and output.dim() > 2 else output
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the unimodal logits (B, K): the module's own, or those of the pooled head."""
+    def features_and_logits(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Return the features, and the module's own logits (B, K) or those of the pooled head."""
         if not isinstance(self.head, nn.Identity):
-            return super().forward(x)
-        _, output = self.recorder.run(lambda: self.run(x), stops=False)
+            return super().features_and_logits(x)
+        recorded, output = self.recorder.run(lambda: self.run(x), stops=False)
         logits = first_tensor(output)
         if logits is None:
             raise TypeError(f"the module returned a {type(output).__name__}, no tensor")
-        return logits
+        return self.arranged(recorded, x), logits
 
     def encode(self, rows: Array) -> Array:
         """Return the raw input (n, *shape); raises UserError for rows of another shape."""

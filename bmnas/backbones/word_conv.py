@@ -101,9 +101,8 @@ class WordConvBackbone(Backbone):
         content = torch.ones_like(x) if self.pad is None else (x != self.pad)
         return content.to(cast(nn.Embedding, self.stem).weight.dtype).unsqueeze(1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the unimodal logits (B, K) of integers ``x`` (B, T)."""
-        if self.head is None:
-            raise RuntimeError("this backbone was truncated: it has no head of its own")
-        logits: Tensor = self.head(self.features(x)[-1], self.mask(x))
+    def classify(self, feature: Tensor, x: Tensor) -> Tensor:
+        """Return the head's logits (B, K) from the last feature and integers ``x`` (B, T)."""
+        assert self.head is not None
+        logits: Tensor = self.head(feature, self.mask(x))
         return logits

@@ -164,7 +164,7 @@ def _of_recipe(recipe: str, strategy: str, config: Config, rerank: int | None) -
     if strategy != "bmnas" or rerank:
         other = f"--strategy {strategy}" if strategy != "bmnas" else f"--rerank {rerank}"
         raise UserError(f"--recipe paper: received {other} too, expected one of the two")
-    return config.override("search", rerank=0).override("train", modality_heads=False)
+    return config.override("search", rerank=0).override("train", unimodal_logits=False)
 
 
 def _check_read(strategy: str, given: Mapping[str, object]) -> None:

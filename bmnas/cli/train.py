@@ -76,10 +76,10 @@ def train(
             show_default="the preset's",
         ),
     ] = None,
-    modality_heads: Annotated[
+    unimodal_logits: Annotated[
         bool | None,
         typer.Option(
-            help="A head for each modality beside a found network's own; logits are summed.",
+            help="Add the unimodal networks' logits to those of a found network.",
             show_default="the preset's",
         ),
     ] = None,
@@ -121,7 +121,7 @@ def train(
             batch_size=batch_size,
             threshold=threshold,
             freeze_backbones=freeze_backbones,
-            modality_heads=modality_heads,
+            unimodal_logits=unimodal_logits,
         ),
         "existing": existing,
         "backbones": backbones,

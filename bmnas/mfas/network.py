@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bmnas.heads import HeadsObjective
-from bmnas.metrics import Objective, Output
+from bmnas.metrics import HeadsObjective, Objective, Output
 from bmnas.mfas.space import MFASGenotype
 from bmnas.network import Fusion
 from bmnas.primitives import Dropout

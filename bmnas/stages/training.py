@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bmnas.architecture import Architecture, build_fusion
+from bmnas.architecture import Architecture, build_fusion, takes_unimodal_logits
 from bmnas.backbones import Backbone
 from bmnas.checkpoint import Checkpoint
 from bmnas.config import Config
@@ -168,9 +168,8 @@ class Training:
             threshold=objective.threshold if task.kind == "multilabel" else None,
             source=task.source,
         )
-        settings = self.config.train
-        built = settings.dropout, settings.modality_heads
-        TrainedNetwork(network.cpu(), self.architecture, info, *built).save(self.folder.network)
+        dropout = self.config.train.dropout
+        TrainedNetwork(network.cpu(), self.architecture, info, dropout).save(self.folder.network)
 
     def _fit(
         self, backbones: dict[str, Backbone], objective: Objective
@@ -195,7 +194,6 @@ class Training:
             channels,
             classes=self.task.classes,
             dropout=settings.dropout,
-            modality_heads=settings.modality_heads,
         )
         with checkpoint.spent.stage("train"):
             network = fit_fusion(
@@ -204,6 +202,8 @@ class Training:
                 fusion,
                 settings,
                 objective,
+                unimodal_logits=settings.unimodal_logits
+                and takes_unimodal_logits(self.architecture),
                 features=self.kept / "features",
                 cache_dtype=self.config.search.cache_dtype,
                 runtime=self.runtime,

@@ -21,8 +21,10 @@ class Everything(nn.Module):
         self.backbone = backbone
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        features = tuple(self.backbone.features(x))
-        return features if self.backbone.head is None else (*features, self.backbone(x))
+        if self.backbone.head is None:
+            return tuple(self.backbone.features(x))
+        features, logits = self.backbone.features_and_logits(x)
+        return (*features, logits)
 
 
 def graph_of(network: nn.Module, x: Tensor) -> onnxruntime.InferenceSession:

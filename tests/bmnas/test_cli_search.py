@@ -36,13 +36,13 @@ def test_the_papers_recipe_leaves_out_what_the_paper_does_not_have(here: Path) -
     text = preset.read_text()
     preset.write_text(
         text.replace("rerank = 0", "rerank = 2").replace(
-            "modality_heads = false", "modality_heads = true"
+            "unimodal_logits = false", "unimodal_logits = true"
         )
     )
     for recipe, expected in (("default", (2, True)), ("paper", (0, False))):
         assert bmnas_command(*TINY, "--recipe", recipe, "--run", recipe).status == 0
         config = json.loads((here / recipe / "config.json").read_text())
-        assert (config["search"]["rerank"], config["train"]["modality_heads"]) == expected
+        assert (config["search"]["rerank"], config["train"]["unimodal_logits"]) == expected
     for words, message in (
         (("--recipe", "papers"), "--recipe: received 'papers', expected default or paper"),
         (("--recipe", "paper", "--strategy", "random"), "received --strategy random too"),

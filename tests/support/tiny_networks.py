@@ -68,7 +68,12 @@ def tiny_task(
 
 
 def tiny_network(
-    task: Task, architecture: Architecture | None = None, *, seed: int = 0, channels: int = 6
+    task: Task,
+    architecture: Architecture | None = None,
+    *,
+    seed: int = 0,
+    channels: int = 6,
+    unimodal_logits: bool = False,
 ) -> TrainedNetwork:
     """Return a network for ``task`` as after some training; None: a Cell over two features."""
     torch.manual_seed(seed)
@@ -87,7 +92,7 @@ def tiny_network(
         steps = (Step("attention", ("x", "y")), Step("concat_fc", ("step1", "y")))
         architecture = Genotype(tuple(raw), channels, 4, (Cell((first, second), steps),))
     fusion = build_fusion(architecture, raw, classes=task.classes, dropout=0.1)
-    network = MultimodalNetwork(backbones, fusion).eval()
+    network = MultimodalNetwork(backbones, fusion, unimodal_logits=unimodal_logits).eval()
     roughen(network)
     info = TaskInfo(
         name=task.name,
