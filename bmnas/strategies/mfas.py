@@ -31,7 +31,6 @@ from bmnas.samples import samples_per_epoch
 from bmnas.stacked import StackedObjective, evaluated
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 
-_TOGETHER = 32  # candidates that are trained as one network
 _FIRST_CYCLE = 1  # epochs
 _RETURNED = 5
 
@@ -90,8 +89,9 @@ class _Candidates:
     def train(self, step: int, architectures: Sequence[Layers]) -> list[float]:
         """Return the validation scores of the candidates of a step, trained unless they were."""
         scores: list[float] = []
-        for start in range(0, len(architectures), _TOGETHER):
-            group = architectures[start : start + _TOGETHER]
+        together = self.problem.mfas.together
+        for start in range(0, len(architectures), together):
+            group = architectures[start : start + together]
             if self._told == len(self.records):
                 self._train(step, group)
             else:
@@ -233,7 +233,8 @@ def _epochs(problem: SearchProblem, first: int) -> int:
     """Return the epochs of all trainings, the first of ``first`` candidates."""
     settings = problem.mfas
     later = settings.sweeps * settings.levels - 1
-    return settings.epochs * (-(-first // _TOGETHER) + later * -(-settings.kept // _TOGETHER))
+    groups = [-(-count // settings.together) for count in (first, settings.kept)]
+    return settings.epochs * (groups[0] + later * groups[1])
 
 
 def _outcome(problem: SearchProblem, records: Sequence[Record]) -> Outcome[MFASGenotype]:

@@ -189,13 +189,11 @@ def test_the_same_seed_trains_the_same_candidates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("saves", [1, 3])
-def test_a_stopped_search_ends_as_it_would_have(
-    tmp_path: Path, saves: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stopped_search_ends_as_it_would_have(tmp_path: Path, saves: int) -> None:
     # Two at a time: stopped in the middle of a step, too.
-    monkeypatch.setattr(module, "_TOGETHER", 2)
-    whole = search_mfas(problem(tmp_path / "whole"))
-    stopped = problem(tmp_path / "stopped")
+    settings = dataclasses.replace(SMALL, together=2)
+    whole = search_mfas(problem(tmp_path / "whole", settings))
+    stopped = problem(tmp_path / "stopped", settings)
     save, count = stopped.checkpoint.save, 0
 
     class StoppedError(Exception):
@@ -212,7 +210,7 @@ def test_a_stopped_search_ends_as_it_would_have(
     with pytest.raises(StoppedError):
         search_mfas(stopped)
     assert len(history(tmp_path / "stopped")) == 2 * saves
-    again = search_mfas(problem(tmp_path / "stopped"))
+    again = search_mfas(problem(tmp_path / "stopped", settings))
     assert again == whole
     one, other = ((tmp_path / name / "history.jsonl") for name in ("stopped", "whole"))
     assert one.read_bytes() == other.read_bytes()
