@@ -56,8 +56,8 @@ def fit_fusion(
     The backbones are trained along with a peak learning rate of their own, or stay as they are
     when ``config.freeze_backbones`` is set: then the feature cache in the folder ``features``
     is used, the one of type ``cache_dtype``. They are cut after the last stage that ``fusion``
-    reads, in place, unless ``unimodal_logits`` are added: those of frozen backbones are constants,
-    so ``fusion`` is trained as it would be without.
+    reads, in place, unless ``unimodal_logits`` are added. Then every head has a loss of its own:
+    beside frozen backbones, whose heads have nothing to learn, ``fusion`` is trained as without.
     """
     recipe = Recipe(config.epochs, config.batch_size, config.min_lr, config.weight_decay)
     parts: tuple[Part, ...] = ("train", "validation")

@@ -117,7 +117,7 @@ class MultimodalNetwork(nn.Module):
     after the last stage that is read. ``modalities`` are the inputs of ``forward`` in order.
 
     With ``unimodal_logits`` all modalities and whole backbones stay, and the logits are the sum of
-    those of ``fusion`` and of each backbone's own head.
+    those of ``fusion`` and of each backbone's own head. Raises ValueError for a backbone without.
     """
 
     def __init__(
@@ -132,9 +132,14 @@ class MultimodalNetwork(nn.Module):
             taps.setdefault(modality, []).append(name)
         self.modalities = tuple(name for name in backbones if unimodal_logits or name in taps)
         self.backbones = nn.ModuleDict({name: backbones[name] for name in self.modalities})
-        for name in () if unimodal_logits else self.modalities:
+        for name in self.modalities:
             backbone = backbones[name]
-            backbone.truncate(1 + max(backbone.feature_names.index(tap) for tap in taps[name]))
+            if not unimodal_logits:
+                backbone.truncate(1 + max(backbone.feature_names.index(tap) for tap in taps[name]))
+            elif backbone.head is None:
+                raise ValueError(f"the backbone of {name} has no head of its own")
+            else:
+                backbone.drop_unused()
         self.pool = Pool(fusion.length)
         self.fusion = fusion
 

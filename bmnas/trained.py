@@ -109,7 +109,9 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
             classes=len(info.class_names),
             dropout=dropout,
         )
-        adds = bool(description["unimodal_logits"])
+        adds = description.get("unimodal_logits", False)
+        if type(adds) is not bool:
+            raise TypeError(f"unimodal_logits: received {adds!r:.80}")
         network = MultimodalNetwork(backbones, fusion, unimodal_logits=adds)
         network.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:

@@ -91,6 +91,9 @@ class Backbone(nn.Module):
         self.feature_channels = self.feature_channels[:count]
         self.head = None
 
+    def drop_unused(self) -> None:
+        """Drop what neither the features nor the head need."""
+
     @classmethod
     def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
         """Build for K ``classes`` from the train ``rows`` (n, *axes) of ``modality``.

@@ -122,6 +122,11 @@ class ModuleBackbone(TappedBackbone):
             raise TypeError(f"the module returned a {type(output).__name__}, no tensor")
         return self.arranged(recorded, x), logits
 
+    def drop_unused(self) -> None:
+        """Drop modules after the last feature, unless their output is the logits."""
+        if not isinstance(self.head, nn.Identity):
+            self.prune()
+
     def encode(self, rows: Array) -> Array:
         """Return the raw input (n, *shape); raises UserError for rows of another shape."""
         return self.reader.encode(rows)

@@ -59,8 +59,7 @@ def search(
     recipe: Annotated[
         str,
         typer.Option(
-            help="Of strategy bmnas: default, or paper, without reranking and heads of the "
-            "modalities."
+            help="Of strategy bmnas: default, or paper, without reranking and unimodal logits."
         ),
     ] = "default",
     cells: Annotated[int | None, typer.Option(help="N.", rich_help_panel=_SHAPE)] = None,
@@ -213,7 +212,9 @@ def _print(result: SearchResult, task: Task, as_json: bool) -> None:
     if unread:
         typer.echo(f"note: the network found reads nothing of {', '.join(unread)}", err=True)
     threshold = result.metrics["search"].get("threshold")
-    chosen = "" if threshold is None else f" --threshold {threshold}"
+    # It was chosen for the logits of what was found, to which others may be added.
+    fits = threshold is not None and not record.config.section("train").get("unimodal_logits")
+    chosen = f" --threshold {threshold}" if fits else ""
     again = task_again(task.source)
     typer.echo(f"Next: bmnas train --genotype {shlex.quote(str(path))}{again}{chosen}", err=True)
 

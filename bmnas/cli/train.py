@@ -108,6 +108,8 @@ def train(
 
     existing = existing_runs(resume, overwrite)
     file = _genotype_file(genotype, fusion)
+    if unimodal_logits:
+        _require_taken(file)
     loaded = load_task(task or "digits", data) if file is None else _load_task(file, task, data)
     if preset is not None:
         config = load_preset(preset)
@@ -154,6 +156,20 @@ def _genotype_file(genotype: Path | None, fusion: str | None) -> Path | None:
     # Before the task: of a wrong file there is no task to ask for.
     load_found(file)
     return file
+
+
+def _require_taken(genotype: Path | None) -> None:
+    """Raise UserError for --unimodal-logits with what takes none."""
+    from bmnas.architecture import takes_unimodal_logits
+    from bmnas.errors import UserError
+    from bmnas.formats import load_found
+
+    if genotype is None or not takes_unimodal_logits(load_found(genotype)):
+        what = "a hand-made fusion" if genotype is None else f"{genotype}, a network of MFAS"
+        raise UserError(
+            f"--unimodal-logits: received {what}, expected Cells or a tree that a search found; "
+            "leave the option out"
+        )
 
 
 def _load_task(genotype: Path, task: str | None, data: Path | None) -> Task:

@@ -16,6 +16,7 @@ from tiny_tasks import write_tiny_task
 import bmnas
 import bmnas.stages.training
 from bmnas.genotype import Genotype
+from bmnas.mfas.space import Layer, MFASGenotype
 from bmnas.runs import locked
 
 
@@ -133,6 +134,8 @@ def test_another_preset_changes_the_training_alone(here: Path) -> None:
         (["--genotype", GENOTYPE, "--epochs", "0"], "--epochs: received 0, expected at least 1"),
         (["--genotype", GENOTYPE, "--batch-size", "1"], "--batch-size: received 1, expected at"),
         (["--genotype", GENOTYPE, "--threshold", "1"], "threshold: received 1.0, expected betwe"),
+        (["--fusion", "gmu", "--unimodal-logits"], "received a hand-made fusion, expected Cells"),
+        (["--genotype", "mfas.json", "--unimodal-logits"], "received mfas.json, a network of MFA"),
         (["--genotype", GENOTYPE, "--preset", "nope"], "received preset 'nope', expected one of"),
         (["--genotype", GENOTYPE, "--device", "tpu"], "received device 'tpu', expected one of"),
         (["--genotype", GENOTYPE, "--task", "nope"], "received task 'nope', expected digits, av-"),
@@ -153,6 +156,9 @@ def test_wrong_input_is_one_line_and_leaves_the_run_as_it_was(
 ) -> None:
     (here / "empty.json").write_text("")
     shutil.copy(here / GENOTYPE, here / "alone.json")
+    MFASGenotype(("m0.1", "m1.1"), 2, 4, (Layer(("m0.1", "m1.1"), "relu"),)).save(
+        here / "mfas.json"
+    )
     before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
     assert message in one_line_error(bmnas_command("train", *words))
     assert {p: p.read_bytes() for p in here.rglob("*") if p.is_file()} == before

@@ -163,6 +163,8 @@ def test_a_task_of_wrong_types_is_one_line(path: Path, changes: dict[str, Any]) 
         {"backbones": {"m0": {}, "m1": {}}},
         {"dropout": "much"},
         {"dropout": None},
+        {"unimodal_logits": "false"},
+        {"unimodal_logits": True},  # these backbones were cut, heads and all
     ],
 )
 def test_a_description_that_does_not_fit_is_one_line(path: Path, changes: dict[str, Any]) -> None:

@@ -12,10 +12,14 @@ import torch
 import torch.nn.functional as F
 from backbone_cases import TinyNet, modality
 from tiny_tasks import CONFIG, tiny_task
+from torch import nn
 
 import bmnas
 from bmnas.architecture import NamedFusion, takes_unimodal_logits
-from bmnas.backbones import build_backbone
+from bmnas.backbones import Backbone, build_backbone
+from bmnas.backbones.base import PooledHead
+from bmnas.backbones.word_conv import MaskedHead
+from bmnas.cost import count_parameters
 from bmnas.genotype import Genotype, known_genotype
 from bmnas.joint import raw_samples
 from bmnas.metrics import Objective, evaluate
@@ -27,26 +31,63 @@ from bmnas.tasks.task import Modality
 FAMILIES = ("image", "waveform", "sequence", "vector", "text", "clip", "tokens")
 
 
+def by_hand(backbone: Backbone, x: torch.Tensor) -> torch.Tensor:
+    """Return the logits of the pooled or masked head from the last feature."""
+    feature, head = backbone.features(x)[-1], backbone.head
+    if isinstance(head, MaskedHead):
+        content = x != (-1 if backbone.pad is None else backbone.pad)
+        lengths = content.sum(1, keepdim=True)
+        pooled = torch.cat([feature.sum(-1) / lengths.clamp(min=1), feature.amax(-1)], dim=1)
+        return head.linear(pooled)  # type: ignore[no-any-return]
+    assert isinstance(head, PooledHead)
+    return head.linear(feature.flatten(2).mean(-1) if feature.dim() > 2 else feature)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_features_and_logits_are_those_of_two_passes(kind: str) -> None:
+def test_features_and_logits_come_from_one_pass(kind: str) -> None:
     part = tiny_networks.tiny_modality("m", kind, 12, np.random.default_rng(0))
     backbone = build_backbone(part, classes=3, rows=part.data).eval()
     x = torch.from_numpy(backbone.encode(part.data))
     features, logits = backbone.features_and_logits(x)
     torch.testing.assert_close(features, backbone.features(x))
-    torch.testing.assert_close(logits, backbone(x))
+    torch.testing.assert_close(logits, by_hand(backbone, x))
     assert logits.shape == (12, 3)
 
 
+def users(network: nn.Module, rows: np.ndarray, classes: int) -> Backbone:
+    part = Modality("p", "image", rows, backbone=network, features=("first", "second"))
+    return build_backbone(part, classes=classes, rows=rows).eval()
+
+
 def test_a_users_module_gives_its_own_logits() -> None:
-    rows = modality("image").data
-    net = TinyNet()
-    part = Modality("p", "image", rows, backbone=net, features=("first", "second"))
-    backbone = build_backbone(part, classes=3, rows=rows).eval()
+    rows, network = modality("image").data, TinyNet()
+    backbone = users(network, rows, classes=3)
+    assert isinstance(backbone.head, nn.Identity)
     x = torch.from_numpy(backbone.encode(rows))
     features, logits = backbone.features_and_logits(x)
     torch.testing.assert_close(features, backbone.features(x))
-    torch.testing.assert_close(logits, backbone(x))
+    torch.testing.assert_close(logits, network.eval()(backbone.prepare(x)))  # type: ignore[operator]
+    before = count_parameters(backbone)
+    backbone.drop_unused()
+    assert count_parameters(backbone) == before
+
+
+def test_of_a_users_module_with_a_new_head_nothing_stays_that_the_head_does_not_need() -> None:
+    rows = modality("image").data
+    backbone = users(TinyNet(), rows, classes=5)
+    assert isinstance(backbone.head, PooledHead)
+    x = torch.from_numpy(backbone.encode(rows))
+    before, logits = count_parameters(backbone), backbone(x)
+    backbone.drop_unused()
+    assert count_parameters(backbone) < before
+    torch.testing.assert_close(backbone(x), logits)
+
+
+def test_a_backbone_without_a_head_has_no_logits_to_add() -> None:
+    network = tiny_networks.tiny_network(tiny_networks.tiny_task()).network
+    parts = {name: network.backbone(name) for name in network.modalities}
+    with pytest.raises(ValueError, match="the backbone of m0 has no head of its own"):
+        MultimodalNetwork(parts, network.fusion, unimodal_logits=True)
 
 
 def joined(task: bmnas.Task) -> MultimodalNetwork:
@@ -117,7 +158,7 @@ def test_a_training_adds_them_and_its_file_keeps_them(freeze: bool, tmp_path: Pa
     without = bmnas.load_network(plain.network, task).network
     assert not without.unimodal_logits
     fusion, alone = network.fusion.state_dict(), without.fusion.state_dict()
-    # The logits of frozen backbones are constants, which no gradient of the fusion knows.
+    # Frozen backbones and heads have nothing to learn: the fusion is trained as without.
     equal = all(torch.equal(fusion[name], alone[name]) for name in alone)
     assert equal is freeze
 

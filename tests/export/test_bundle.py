@@ -257,6 +257,15 @@ def test_labels_have_a_threshold_and_sigmoids(tmp_path: Path) -> None:
     assert set(bundle.latency) == {1, 64}
 
 
+def test_unimodal_logits_are_in_the_graph(tmp_path: Path) -> None:
+    """Of three kinds of head, one of a modality that no Cell reads."""
+    task = tiny_task(("image", "vector", "text"), test=5)
+    trained = tiny_network(task, unimodal_logits=True)
+    bundle = export_bundle(trained, task, tmp_path / "out")
+    assert bundle.parity.passed
+    assert [spec.name for spec in bundle.manifest.inputs] == ["m0", "m1", "m2"]
+
+
 def test_a_modality_with_the_name_of_an_output_is_refused(tmp_path: Path) -> None:
     task = tiny_task(("vector", "vector"), names=("logits", "other"))
     with pytest.raises(
