@@ -44,7 +44,6 @@ def fit_fusion(
     config: TrainConfig,
     objective: Objective,
     *,
-    unimodal_logits: bool,
     features: Path,
     cache_dtype: str,
     runtime: Runtime,
@@ -56,8 +55,9 @@ def fit_fusion(
     The backbones are trained along with a peak learning rate of their own, or stay as they are
     when ``config.freeze_backbones`` is set: then the feature cache in the folder ``features``
     is used, the one of type ``cache_dtype``. They are cut after the last stage that ``fusion``
-    reads, in place, unless ``unimodal_logits`` are added. Then every head has a loss of its own:
-    beside frozen backbones, whose heads have nothing to learn, ``fusion`` is trained as without.
+    reads, in place, unless ``config.unimodal_logits`` are added. Then every head has a loss of its
+    own: beside frozen backbones, whose heads have nothing to learn, ``fusion`` is trained as it is
+    without.
     """
     recipe = Recipe(config.epochs, config.batch_size, config.min_lr, config.weight_decay)
     parts: tuple[Part, ...] = ("train", "validation")
@@ -76,7 +76,7 @@ def fit_fusion(
             progress=progress,
             dtype=cache_dtype,
         )
-    network = MultimodalNetwork(backbones, fusion, unimodal_logits=unimodal_logits)
+    network = MultimodalNetwork(backbones, fusion, unimodal_logits=config.unimodal_logits)
     network.to(runtime.device)
     samples: Samples
     if cache is not None:

@@ -195,15 +195,14 @@ class Training:
             classes=self.task.classes,
             dropout=settings.dropout,
         )
+        adds = settings.unimodal_logits and takes_unimodal_logits(self.architecture)
         with checkpoint.spent.stage("train"):
             network = fit_fusion(
                 self.task,
                 backbones,
                 fusion,
-                settings,
+                dataclasses.replace(settings, unimodal_logits=adds),
                 objective,
-                unimodal_logits=settings.unimodal_logits
-                and takes_unimodal_logits(self.architecture),
                 features=self.kept / "features",
                 cache_dtype=self.config.search.cache_dtype,
                 runtime=self.runtime,

@@ -29,7 +29,7 @@ from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_rec
 from bmnas.supernet import ArchitectureWeights, Supernet
 
 #: Networks that the supernet judges. With half as many, searches on easy-vqa saw too few that
-#: multiply; on av-digits half and twice as many do as well.
+#: multiply; on av-digits, in simulation, half and twice as many do as well.
 SCREENED = 400
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
 _ORDERED = 6  # Cells, or steps of one; the canonical name looks at all their orders
