@@ -26,13 +26,13 @@ from torch import Tensor
 
 import bmnas
 from bmnas.backbones import Backbone, load_backbone
-from bmnas.cost import hardware, versions
-from bmnas.features import open_features
-from bmnas.files import read_json, write_json
-from bmnas.progress import Silent
-from bmnas.reshape import Pool
-from bmnas.samples import RawInput, RawSamples, Samples, batches_per_epoch, label_tensor
-from bmnas.supernet import Supernet
+from bmnas.features.cache import open_features
+from bmnas.features.reshape import Pool
+from bmnas.features.samples import RawInput, RawSamples, Samples, batches_per_epoch, label_tensor
+from bmnas.machine.costs import hardware, versions
+from bmnas.machine.files import read_json, write_json
+from bmnas.machine.progress import Silent
+from bmnas.spaces.cells.supernet import Supernet
 from bmnas.tasks import reload_task
 
 

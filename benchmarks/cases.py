@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmnas.baselines import FUSIONS
-from bmnas.bench.suite import SuiteTask
-from bmnas.runtime import Runtime
+from bmnas.lab.bench.suite import SuiteTask
+from bmnas.machine.runtime import Runtime
+from bmnas.spaces.fusions import FUSIONS
 from bmnas.strategies import STRATEGIES
 from bmnas.tasks.task import Task
 from tests.support.plain_supernet import PlainSupernet

@@ -8,10 +8,10 @@ import pytest
 
 import bmnas
 from benchmarks.cases import TASK, WAYS, Finished
-from bmnas.bench.jobs import Job, run_jobs
 from bmnas.cli.export import export_run
-from bmnas.cost import hardware, versions
-from bmnas.progress import Silent
+from bmnas.lab.bench.jobs import Job, run_jobs
+from bmnas.machine.costs import hardware, versions
+from bmnas.machine.progress import Silent
 
 
 @pytest.fixture(scope="session")

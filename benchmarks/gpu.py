@@ -28,8 +28,8 @@ import torch
 import bmnas
 from benchmarks import gpu_checks, gpu_search, gpu_speed
 from benchmarks.gpu_report import Report, Setting
-from bmnas.cost import hardware, versions
-from bmnas.files import read_json, write_json
+from bmnas.machine.costs import hardware, versions
+from bmnas.machine.files import read_json, write_json
 
 
 @dataclass(frozen=True)

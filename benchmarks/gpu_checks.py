@@ -19,12 +19,12 @@ import bmnas
 from benchmarks.cases import StepCase, supernet
 from benchmarks.gpu_pieces import Piece, masks, pieces
 from benchmarks.gpu_report import Report, Setting
-from bmnas.config import SearchConfig
-from bmnas.network import FusionNetwork
-from bmnas.samples import FeatureSamples, fed
+from bmnas.features.samples import FeatureSamples, iterate_batches
+from bmnas.features.transfer import moved
+from bmnas.pipeline.config import SearchConfig
+from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies.random import random_genotype
-from bmnas.supernet import Supernet
-from bmnas.transfer import moved
 from tests.support.plain_supernet import PlainSupernet, copy_parameters, parameter_pairs
 
 #: The largest difference allowed, relative to the largest magnitude of the tensor.
@@ -170,7 +170,9 @@ def batches(case: StepCase, device: torch.device) -> dict[str, float]:
     found = {}
     for way, samples in (("copied", here), ("resident", there)):
         worst = 0.0
-        for chosen, (inputs, given) in zip(order, fed(samples, order, device), strict=True):
+        for chosen, (inputs, given) in zip(
+            order, iterate_batches(samples, order, device), strict=True
+        ):
             stored, wanted = here.batch(chosen)
             pairs = zip((*inputs, given), (*stored, wanted), strict=True)
             worst = max(worst, *(float((a.cpu() - b).abs().max()) for a, b in pairs))

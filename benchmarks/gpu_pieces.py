@@ -1,4 +1,4 @@
-"""The pieces of ``bmnas.fused``, each beside its plain formula.
+"""The pieces of ``bmnas.spaces.cells.fused``, each beside its plain formula.
 
 Legend: B batch, L length, R = B*L rows, C channels, F features, N Cells.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.cases import StepCase
 from bmnas import fused
-from bmnas.primitives import keep_mask
+from bmnas.spaces.cells.primitives import keep_mask
 
 #: Draws the next dropout mask of a shape, its factor included.
 Keep = Callable[[tuple[int, ...]], Tensor | float]

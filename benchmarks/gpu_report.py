@@ -8,7 +8,7 @@ from typing import Any
 
 import bmnas
 from benchmarks.cases import NTU, SMALL, TINY, StepCase
-from bmnas.files import write_json
+from bmnas.machine.files import write_json
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from torch import Tensor
 import bmnas
 from benchmarks.cases import synchronise
 from benchmarks.gpu_report import Report, Setting
-from bmnas.checkpoint import Checkpoint
-from bmnas.config import SearchConfig
-from bmnas.metrics import Objective
-from bmnas.progress import Silent, Stage
-from bmnas.samples import FeatureSamples
-from bmnas.spent import peak_memory
+from bmnas.features.samples import FeatureSamples
+from bmnas.machine.checkpoint import Checkpoint
+from bmnas.machine.cost_meter import peak_memory
+from bmnas.machine.progress import Silent, Stage
+from bmnas.pipeline.config import SearchConfig
 from bmnas.strategies import SearchProblem
 from bmnas.strategies.bilevel import search_bilevel
+from bmnas.training.metrics import Objective
 
 _TRAIN, _VALIDATION = 23_760, 2_519
 _COPIED_ROWS = 4096  # a gigabyte: more than a processor's caches, and made in a moment
@@ -32,7 +32,7 @@ _COPIED_EPOCHS = 2
 def whole(setting: Setting, report: Report) -> None:
     """Search with preset ntu-1, features on the device; goal: 10 s warm and 60 s cold on an H200.
 
-    Cold is the first of a machine, warm a later one, which finds the compiled code on the disc.
+    Cold is the first of a machine, warm a later one, which finds the compiled code on the disk.
     """
     _search(setting, report, _config(setting).epochs, rows=None)
 

@@ -13,8 +13,8 @@ import bmnas
 from benchmarks.cases import products, step, synchronise
 from benchmarks.gpu_checks import features_of, fusion_network, network_inputs, switch_difference
 from benchmarks.gpu_report import Report, Setting
-from bmnas.cost import measure_latency
-from bmnas.supernet import Supernet
+from bmnas.machine.costs import measure_latency
+from bmnas.spaces.cells.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
 
 _BATCHES = (1, 64)

@@ -17,13 +17,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.cases import NTU, StepCase, supernet, synchronise
-from bmnas.cost import hardware
-from bmnas.parallel import ranks
-from bmnas.parallel.launch import together
-from bmnas.parallel.model import data_parallel
-from bmnas.parallel.share import shares, weighted
-from bmnas.runtime import Runtime
-from bmnas.supernet import Supernet
+from bmnas.machine.costs import hardware
+from bmnas.machine.distribution import ranks
+from bmnas.machine.distribution.launch import together
+from bmnas.machine.distribution.model import data_parallel
+from bmnas.machine.distribution.share import shares, weighted
+from bmnas.machine.runtime import Runtime
+from bmnas.spaces.cells.supernet import Supernet
 
 _WARM_UP = 5
 

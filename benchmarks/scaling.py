@@ -28,18 +28,18 @@ from matplotlib.figure import Figure
 
 import bmnas
 from benchmarks.cases import StepCase, step
-from bmnas.checkpoint import Checkpoint
-from bmnas.config import SearchConfig
-from bmnas.cost import hardware, versions
-from bmnas.drawing.style import PALETTE
-from bmnas.files import write_json
-from bmnas.mapped import Pages, map_array
-from bmnas.metrics import Objective
-from bmnas.progress import Silent
-from bmnas.samples import FeatureSamples
-from bmnas.spent import peak_memory
+from bmnas.features.mapped import Pages, map_array
+from bmnas.features.samples import FeatureSamples
+from bmnas.machine.checkpoint import Checkpoint
+from bmnas.machine.cost_meter import peak_memory
+from bmnas.machine.costs import hardware, versions
+from bmnas.machine.files import write_json
+from bmnas.machine.progress import Silent
+from bmnas.pipeline.config import SearchConfig
+from bmnas.report.style import PALETTE
+from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies import SearchProblem, search_bilevel
-from bmnas.supernet import Supernet
+from bmnas.training.metrics import Objective
 
 WIDTH = 128  # channels of a raw feature
 STEPS = 30

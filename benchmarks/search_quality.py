@@ -25,24 +25,24 @@ import torch
 
 import bmnas
 from benchmarks.search_report import found_row, markdown, modalities, replay_row, truth
-from bmnas.checkpoint import Checkpoint
-from bmnas.config import Config
-from bmnas.cost import hardware, versions
-from bmnas.errors import UserError
-from bmnas.features import FeatureCache, open_features
-from bmnas.files import read_json, write_json
-from bmnas.genotype import Genotype
-from bmnas.metrics import Objective
-from bmnas.one_shot import OneShot
-from bmnas.progress import Bars
-from bmnas.stages.unimodal import unimodal_networks
+from bmnas.features.cache import FeatureCache, open_features
+from bmnas.lab.tables import Table, canonical, load
+from bmnas.machine.checkpoint import Checkpoint
+from bmnas.machine.costs import hardware, versions
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import read_json, write_json
+from bmnas.machine.progress import Bars
+from bmnas.pipeline.config import Config
+from bmnas.pipeline.unimodal import unimodal_networks
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.one_shot import OneShot
+from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies import SearchProblem
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.random import random_genotype
 from bmnas.strategies.rerank import SCREENED, train_single_networks
-from bmnas.supernet import Supernet
-from bmnas.tabular import Table, canonical, load
 from bmnas.tasks import reload_task
+from bmnas.training.metrics import Objective
 
 _CPU = bmnas.Runtime(torch.device("cpu"), compile=False)
 _REPLAYED = ("random", "local", "evolution")  # MFAS would be random search with so few candidates

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
-from bmnas.genotype import Genotype
-from bmnas.tabular import Entry, Table, replay
+from bmnas.lab.tables import Entry, Table, replay
+from bmnas.spaces.cells.genotype import Genotype
 
 _GROUPS = 20  # replays are cheap: so many for every search
 

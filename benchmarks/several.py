@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.cases import NTU, StepCase, supernet
-from bmnas import native
-from bmnas.cost import hardware
-from bmnas.metrics import Objective
-from bmnas.samples import FeatureSamples
-from bmnas.supernet import Supernet
-from bmnas.supernets import Supernets
+from bmnas.features.samples import FeatureSamples
+from bmnas.machine.costs import hardware
+from bmnas.spaces.cells import native
+from bmnas.spaces.cells.supernet import Supernet
+from bmnas.spaces.cells.supernets import Supernets
+from bmnas.training.metrics import Objective
 
 _SAMPLES = 1000
 _PASSES = ("weights", "architecture")

@@ -11,9 +11,9 @@ from torch import nn
 
 import bmnas
 from benchmarks.cases import NTU, PRESET, Finished, products, step
-from bmnas import native
+from bmnas.spaces.cells import native
+from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies import STRATEGIES
-from bmnas.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
 
 EAGER = bmnas.Runtime(torch.device("cpu"), compile=False)

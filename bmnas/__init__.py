@@ -11,16 +11,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bmnas.config import Config, load_preset
-    from bmnas.errors import UserError
-    from bmnas.genotype import Genotype
-    from bmnas.runtime import Runtime
-    from bmnas.stages.fusion import train_fusion
-    from bmnas.stages.search import SearchResult, search
-    from bmnas.stages.train import train
-    from bmnas.stages.training import TrainResult
+    from bmnas.machine.errors import UserError
+    from bmnas.machine.runtime import Runtime
+    from bmnas.pipeline.config import Config, load_preset
+    from bmnas.pipeline.fusion import train_fusion
+    from bmnas.pipeline.search import SearchResult, search
+    from bmnas.pipeline.train import train
+    from bmnas.pipeline.trained import TrainedNetwork, load_network
+    from bmnas.pipeline.training import TrainResult
+    from bmnas.spaces.cells.genotype import Genotype
     from bmnas.tasks import Modality, Task, load_task
-    from bmnas.trained import TrainedNetwork, load_network
 
 __version__ = "0.1.0"
 
@@ -44,21 +44,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Config": "bmnas.config",
-    "Genotype": "bmnas.genotype",
+    "Config": "bmnas.pipeline.config",
+    "Genotype": "bmnas.spaces.cells.genotype",
     "Modality": "bmnas.tasks",
-    "Runtime": "bmnas.runtime",
-    "SearchResult": "bmnas.stages.search",
+    "Runtime": "bmnas.machine.runtime",
+    "SearchResult": "bmnas.pipeline.search",
     "Task": "bmnas.tasks",
-    "TrainResult": "bmnas.stages.training",
-    "TrainedNetwork": "bmnas.trained",
-    "UserError": "bmnas.errors",
-    "load_network": "bmnas.trained",
-    "load_preset": "bmnas.config",
+    "TrainResult": "bmnas.pipeline.training",
+    "TrainedNetwork": "bmnas.pipeline.trained",
+    "UserError": "bmnas.machine.errors",
+    "load_network": "bmnas.pipeline.trained",
+    "load_preset": "bmnas.pipeline.config",
     "load_task": "bmnas.tasks",
-    "search": "bmnas.stages.search",
-    "train": "bmnas.stages.train",
-    "train_fusion": "bmnas.stages.fusion",
+    "search": "bmnas.pipeline.search",
+    "train": "bmnas.pipeline.train",
+    "train_fusion": "bmnas.pipeline.fusion",
 }
 
 

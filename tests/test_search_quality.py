@@ -12,8 +12,8 @@ from tiny_tasks import tiny_task
 
 from benchmarks import search_quality
 from benchmarks.search_report import collapsed, found_row, judged, markdown, replay_row, truth
-from bmnas.errors import UserError
-from bmnas.genotype import Cell, Genotype, Step
+from bmnas.machine.errors import UserError
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 
 FEATURES = ("m0.1", "m0.2", "m1.1")
 

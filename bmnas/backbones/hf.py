@@ -25,8 +25,8 @@ from bmnas.backbones.reader import Reader
 from bmnas.backbones.tap import TappedBackbone
 from bmnas.backbones.text import texts_of
 from bmnas.backbones.word_conv import MaskedHead
-from bmnas.errors import UserError, one_line
-from bmnas.files import read_json
+from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.files import read_json
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 _FEATURES = 4

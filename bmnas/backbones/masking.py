@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bmnas.parallel.share import drawn
+from bmnas.machine.distribution.share import drawn
 
 _MASKS = 1
 _WIDEST = 0.15  # of an axis

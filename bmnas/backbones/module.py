@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bmnas.backbones.base import InputSpec, PooledHead
 from bmnas.backbones.reader import Reader
 from bmnas.backbones.tap import TappedBackbone, first_tensor, inference_mode_of
-from bmnas.errors import UserError, one_line
+from bmnas.machine.errors import UserError, one_line
 from bmnas.tasks.task import MODALITY_TYPES, Array, Modality, ModalityType
 
 _LAST = "channels_last"

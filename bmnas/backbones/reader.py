@@ -25,7 +25,7 @@ from bmnas.backbones.rows import (
 )
 from bmnas.backbones.text import texts_of
 from bmnas.backbones.vocabulary import Vocabulary
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Array, Modality
 
 _RANKS = {"image": (2, 3), "clip": (3, 4), "waveform": (1,), "sequence": (2,), "vector": (1,)}

@@ -17,7 +17,7 @@ from bmnas.backbones.text import TextBackbone
 from bmnas.backbones.tokens import TokenBackbone
 from bmnas.backbones.vector import VectorBackbone
 from bmnas.backbones.waveform import WaveformBackbone
-from bmnas.errors import UserError, one_line
+from bmnas.machine.errors import UserError, one_line
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 #: Families that are built from rows alone; their names are what ``Modality.backbone`` may say.

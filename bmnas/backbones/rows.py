@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import ROW_AXES, Array, Modality
 
 _SAMPLED_NUMBERS = 2_000_000

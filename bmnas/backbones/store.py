@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from bmnas.backbones.base import FORMAT, Backbone
 from bmnas.backbones.registry import backbone_from_spec
-from bmnas.errors import UserError, one_line
-from bmnas.files import atomic_path
+from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.files import atomic_path
 
 _KEY = "bmnas"  # one key alone: the order of several differs from file to file
 _WRAPPERS = ("state_dict", "model_state_dict", "model")

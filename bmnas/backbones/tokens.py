@@ -9,7 +9,7 @@ import numpy as np
 from bmnas.backbones.base import InputSpec
 from bmnas.backbones.rows import require_rows
 from bmnas.backbones.word_conv import WordConvBackbone
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 _LIMIT = 1_000_000

@@ -13,7 +13,7 @@ from bmnas.backbones.logmel import LogMel, LogMelSettings, log_mel_settings
 from bmnas.backbones.masking import SpectrogramMasking
 from bmnas.backbones.rows import cast_rows, network_dtype, require_finite, require_rows, sample_rows
 from bmnas.backbones.waveform_augmentation import WaveformAugmentation
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 _WIDTHS = (16, 32, 64, 96)

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bmnas.parallel.share import drawn
+from bmnas.machine.distribution.share import drawn
 
 _FARTHEST = 0.1  # of T
 _LOUDEST = 0.7  # of the recording's own root mean square: a signal-to-noise ratio of 3 dB

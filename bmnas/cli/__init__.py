@@ -26,8 +26,8 @@ from bmnas.cli.sweep import sweep
 from bmnas.cli.tabular import tabular
 from bmnas.cli.tasks import tasks
 from bmnas.cli.train import train
-from bmnas.errors import UserError
-from bmnas.parallel.launch import together
+from bmnas.machine.distribution.launch import together
+from bmnas.machine.errors import UserError
 
 #: Packages that some commands need, by the extra that brings them.
 _EXTRAS = {

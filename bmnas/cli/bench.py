@@ -52,17 +52,17 @@ def bench(
     import shlex
     import sys
 
-    from bmnas.bench.jobs import done, jobs_of, run_jobs
-    from bmnas.bench.regret import measure_regrets, read_table
-    from bmnas.bench.report import report_rows, write_report
-    from bmnas.bench.suite import load_suite
     from bmnas.cli.export import require_export
-    from bmnas.drawing.record import load_run
-    from bmnas.drawing.rows import row_to_dict
-    from bmnas.drawing.tables import comparison_tables, print_tables
-    from bmnas.errors import UserError
-    from bmnas.progress import Bars
-    from bmnas.runtime import Runtime
+    from bmnas.lab.bench.jobs import done, jobs_of, run_jobs
+    from bmnas.lab.bench.regret import measure_regrets, read_table
+    from bmnas.lab.bench.report import report_rows, write_report
+    from bmnas.lab.bench.suite import load_suite
+    from bmnas.machine.errors import UserError
+    from bmnas.machine.progress import Bars
+    from bmnas.machine.runtime import Runtime
+    from bmnas.report.record import load_run
+    from bmnas.report.rows import row_to_dict
+    from bmnas.report.tables import comparison_tables, print_tables
 
     chosen = load_suite(_quick(suite) if quick else suite)
     if seeds is not None:
@@ -91,8 +91,8 @@ def bench(
 
 
 def _quick(suite: str) -> str:
-    from bmnas.bench.suite import suite_names
-    from bmnas.errors import UserError
+    from bmnas.lab.bench.suite import suite_names
+    from bmnas.machine.errors import UserError
 
     name = f"{suite}-quick"
     if name not in suite_names():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from bmnas.drawing.rows import ComparisonRow
+    from bmnas.report.rows import ComparisonRow
 
 
 def compare(
@@ -26,10 +26,10 @@ def compare(
 
     Example: bmnas compare runs/digits --out digits.svg
     """
-    from bmnas.drawing.output import check_suffix
-    from bmnas.drawing.record import load_run
-    from bmnas.drawing.rows import comparison_rows, row_to_dict
-    from bmnas.drawing.tables import comparison_tables, print_tables
+    from bmnas.report.output import check_suffix
+    from bmnas.report.record import load_run
+    from bmnas.report.rows import comparison_rows, row_to_dict
+    from bmnas.report.tables import comparison_tables, print_tables
 
     if out is not None:
         check_suffix(out, (".svg", ".png", ".html", ".md", ".csv"))
@@ -47,10 +47,10 @@ def compare(
 
 
 def _write(rows: list[ComparisonRow], out: Path) -> None:
-    from bmnas.drawing.comparison import draw_comparison
-    from bmnas.drawing.output import write_output
-    from bmnas.drawing.page import comparison_page
-    from bmnas.drawing.tables import comparison_csv, comparison_tables, markdown
+    from bmnas.report.comparison import draw_comparison
+    from bmnas.report.output import write_output
+    from bmnas.report.page import comparison_page
+    from bmnas.report.tables import comparison_csv, comparison_tables, markdown
 
     if out.suffix == ".csv":
         write_output(out, comparison_csv(rows))

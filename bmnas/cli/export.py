@@ -11,10 +11,10 @@ import typer
 if TYPE_CHECKING:
     from bmnas_export import Bundle
 
-    from bmnas.architecture import Architecture
-    from bmnas.found import Found
+    from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
+    from bmnas.spaces.architecture import Architecture
+    from bmnas.spaces.found import Found
     from bmnas.tasks import Task
-    from bmnas.trained import TaskInfo, TrainedNetwork
 
 
 def export(
@@ -68,7 +68,7 @@ def export(
 
     Example: bmnas export --genotype runs/digits/genotype.json
     """
-    from bmnas.errors import UserError
+    from bmnas.machine.errors import UserError
 
     genotype, folder = _what(genotype, run)
     weights = folder / "network.safetensors" if weights is None else weights
@@ -84,7 +84,7 @@ def export(
 
 def export_run(run: Path, task: Task) -> None:
     """Write the bundle of the network that was trained in ``run``, into it."""
-    from bmnas.trained import load_network
+    from bmnas.pipeline.trained import load_network
 
     require_export()
     with _held(run):
@@ -96,7 +96,7 @@ def require_export() -> None:
     """Raise UserError where what exporting needs is not installed."""
     from bmnas_serve.errors import ServeError
 
-    from bmnas.errors import UserError
+    from bmnas.machine.errors import UserError
 
     try:
         import bmnas_export  # noqa: F401
@@ -113,7 +113,7 @@ def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path) -> Bun
     """Write the bundle, and note its latency in the run ``folder`` of the weights, if it is one."""
     import bmnas_export
 
-    from bmnas.progress import Bars
+    from bmnas.machine.progress import Bars
 
     try:
         bundle = bmnas_export.export_bundle(
@@ -128,8 +128,8 @@ def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path) -> Bun
 
 def _what(genotype: Path | None, run: Path | None) -> tuple[Path | None, Path]:
     """Return the file of the genotype, None where the run has none, and the run folder."""
-    from bmnas.errors import UserError
-    from bmnas.runs import Run, genotype_file
+    from bmnas.machine.errors import UserError
+    from bmnas.pipeline.run_folder import Run, genotype_file
 
     if genotype is not None and run is None:
         file = genotype_file(genotype)
@@ -147,14 +147,14 @@ def _what(genotype: Path | None, run: Path | None) -> tuple[Path | None, Path]:
 
 def _held(folder: Path) -> AbstractContextManager[None]:
     """Hold a run's folder from the start: told now that it is in use, not after minutes."""
-    from bmnas.runs import Run, locked
+    from bmnas.pipeline.run_folder import Run, locked
 
     return locked(folder) if Run(folder).metrics.is_file() else nullcontext()
 
 
 def _record(folder: Path, bundle: Bundle) -> None:
     """Note the latency in ``metrics.json`` beside the weights, for ``bmnas compare``."""
-    from bmnas.runs import Run
+    from bmnas.pipeline.run_folder import Run
 
     run = Run(folder)
     if run.metrics.is_file():
@@ -170,8 +170,8 @@ def _record(folder: Path, bundle: Bundle) -> None:
 def _load(
     genotype: Path | None, weights: Path, task: str | None, data: Path | None
 ) -> tuple[TrainedNetwork, Task]:
-    from bmnas.formats import load_found
-    from bmnas.trained import load_network, read_description
+    from bmnas.pipeline.trained import load_network, read_description
+    from bmnas.spaces.formats import load_found
 
     # Before the weights: where both are missing, the genotype was named.
     asked = None if genotype is None else load_found(genotype)
@@ -184,8 +184,8 @@ def _load(
 
 def _check_genotype(found: Architecture, asked: Found, path: Path, weights: Path) -> None:
     """Raise UserError unless ``weights`` are those of the genotype ``asked`` in ``path``."""
-    from bmnas.architecture import NamedFusion
-    from bmnas.errors import UserError
+    from bmnas.machine.errors import UserError
+    from bmnas.spaces.architecture import NamedFusion
 
     if found == asked:
         return
@@ -200,7 +200,7 @@ def _check_genotype(found: Architecture, asked: Found, path: Path, weights: Path
 
 
 def _load_task(info: TaskInfo, weights: Path, task: str | None, data: Path | None) -> Task:
-    from bmnas.errors import UserError
+    from bmnas.machine.errors import UserError
     from bmnas.tasks import load_task, reload_task
 
     source = info.source
@@ -238,8 +238,8 @@ def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
 
 def _scores(folder: Path) -> dict[str, Any]:
     """Return the scores of ``metrics.json`` beside the weights, nothing where there is none."""
-    from bmnas.errors import UserError
-    from bmnas.files import read_json
+    from bmnas.machine.errors import UserError
+    from bmnas.machine.files import read_json
 
     path = folder / "metrics.json"
     if not path.exists():
@@ -273,7 +273,7 @@ def _print(bundle: Bundle, as_json: bool) -> None:
 
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
-    from bmnas.drawing.style import measure
+    from bmnas.report.style import measure
 
     parity, parameters = bundle.parity, bundle.parameters
     batches = ", ".join(str(batch.batch) for batch in parity.batches)

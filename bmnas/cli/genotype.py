@@ -10,7 +10,7 @@ import typer
 from bmnas.cli.stage_options import Data, Json
 
 if TYPE_CHECKING:
-    from bmnas.genotype import Genotype
+    from bmnas.spaces.cells.genotype import Genotype
 
 
 def genotype(
@@ -64,7 +64,7 @@ def genotype(
         facts = {"genotype": made.to_dict(), "path": str(folder / "genotype.json")}
         print(json.dumps(facts, indent=2))
         return
-    from bmnas.drawing.text import genotype_text
+    from bmnas.report.text import genotype_text
 
     print(genotype_text(made))
     path = shlex.quote(str(folder / "genotype.json"))
@@ -77,9 +77,9 @@ def _make(
     module: str, pairs: str, task: str, data: Path | None, preset: str | None, seed: int
 ) -> tuple[Genotype, str]:
     """Return the genotype and the name of what it is for."""
-    from bmnas.baselines.genotypes import module_genotype, searched_pairs
-    from bmnas.genotype import Genotype
-    from bmnas.runs import genotype_file
+    from bmnas.pipeline.run_folder import genotype_file
+    from bmnas.spaces.cells.genotype import Genotype
+    from bmnas.spaces.fusions.genotypes import module_genotype, searched_pairs
 
     if pairs in ("late", "random"):
         return _for_task(module, pairs, task, data, preset, seed)
@@ -98,7 +98,7 @@ def _make(
 
 def _of_run(found: Path) -> dict[str, Any]:
     """Return the options with which a genotype is trained on what the run of ``found`` used."""
-    from bmnas.runs import Run, genotype_file
+    from bmnas.pipeline.run_folder import Run, genotype_file
 
     run = Run(genotype_file(found).parent)
     if not run.config.is_file():
@@ -115,10 +115,10 @@ def _of_run(found: Path) -> dict[str, Any]:
 def _for_task(
     module: str, pairs: str, task: str, data: Path | None, preset: str | None, seed: int
 ) -> tuple[Genotype, str]:
-    from bmnas.baselines.genotypes import late_pairs, module_genotype, random_pairs
-    from bmnas.config import load_preset
-    from bmnas.runtime import check_seed
-    from bmnas.stages.unimodal import feature_names
+    from bmnas.machine.runtime import check_seed
+    from bmnas.pipeline.config import load_preset
+    from bmnas.pipeline.unimodal import feature_names
+    from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype, random_pairs
     from bmnas.tasks import check_task, load_task
 
     check_seed(seed)
@@ -139,8 +139,8 @@ def _for_task(
 
 
 def _write(made: Genotype, path: Path) -> None:
-    from bmnas.errors import UserError
-    from bmnas.genotype import Genotype
+    from bmnas.machine.errors import UserError
+    from bmnas.spaces.cells.genotype import Genotype
 
     if path.is_file() and Genotype.load(path) != made:
         raise UserError(f"{path}: holds another genotype; choose another folder with --run")

@@ -10,9 +10,9 @@ import typer
 from bmnas.cli.stage_options import CacheDtype, Compile, Data, Device, Json, Precision
 
 if TYPE_CHECKING:
-    from bmnas.config import Config
-    from bmnas.drawing.tables import TextTable
-    from bmnas.planning import Plan
+    from bmnas.lab.planning import Plan
+    from bmnas.pipeline.config import Config
+    from bmnas.report.tables import TextTable
 
 _SHAPE = "Shape of the supernet"
 _BUDGET = "Budget"
@@ -46,7 +46,7 @@ def plan(
     ] = None,
     run: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Future run folder; its disc is the one that is timed."),
+        typer.Option(metavar="DIR", help="Future run folder; its disk is the one that is timed."),
     ] = Path("runs"),
     preset: Annotated[
         str | None,
@@ -78,7 +78,7 @@ def plan(
     compile_networks: Compile = None,
     as_json: Json = False,
 ) -> None:
-    """Estimate memory, disc and time of a search on this machine, in about ten seconds.
+    """Estimate memory, disk and time of a search on this machine, in about ten seconds.
 
     Some real steps are timed. With --samples no data are needed; with a task its backbones and
     their features are timed too. Estimates hold within a factor of two for a machine that is as
@@ -86,12 +86,12 @@ def plan(
 
     Example: bmnas plan --preset ntu-1 --samples 40000
     """
-    from bmnas.config import load_preset
-    from bmnas.errors import UserError
-    from bmnas.planning import plan_features, plan_task
-    from bmnas.planning.workload import feature_channels
-    from bmnas.runtime import Runtime
-    from bmnas.stages.search import check_seeds
+    from bmnas.lab.planning import plan_features, plan_task
+    from bmnas.lab.planning.workload import feature_channels
+    from bmnas.machine.errors import UserError
+    from bmnas.machine.runtime import Runtime
+    from bmnas.pipeline.config import load_preset
+    from bmnas.pipeline.search import check_seeds
     from bmnas.tasks import load_task
 
     without = {"--samples": samples, "--features": features, "--validation": validation}
@@ -131,8 +131,8 @@ def _print(plan: Plan, config: Config, device: str, as_json: bool) -> None:
 
     import torch
 
-    from bmnas.cost import hardware
-    from bmnas.drawing.tables import print_tables
+    from bmnas.machine.costs import hardware
+    from bmnas.report.tables import print_tables
 
     machine = hardware(torch.device(device))
     if as_json:
@@ -149,9 +149,9 @@ def _print(plan: Plan, config: Config, device: str, as_json: bool) -> None:
 
 
 def _tables(plan: Plan) -> list[TextTable]:
-    from bmnas.drawing.tables import STAGES, TextTable
+    from bmnas.report.tables import STAGES, TextTable
 
-    work, memory, disc = plan.workload, plan.memory, plan.disc
+    work, memory, disk = plan.workload, plan.memory, plan.disk
     time = tuple(
         (name, f"{plan.seconds[key]:,.1f}", _hours(plan.seconds[key]))
         for key, name in STAGES.items()
@@ -161,13 +161,13 @@ def _tables(plan: Plan) -> list[TextTable]:
         ("samples, train", f"{work.train:,}"),
         ("samples, validation", f"{work.validation:,}"),
         ("features", f"{len(work.channels)}"),
-        ("feature cache on disc", _size(work.cache_bytes)),
+        ("feature cache on disk", _size(work.cache_bytes)),
         ("memory, without the cache", _size(memory.needed_bytes)),
         ("memory, with what is mapped of it", _size(memory.resident_bytes)),
         ("memory that is free", _size(memory.available_bytes)),
-        ("disc that is free", _size(disc.free)),
-        ("disc, writing, a second", _size(disc.write)),
-        ("disc, reading rows, a second", _size(disc.read)),
+        ("disk that is free", _size(disk.free)),
+        ("disk, writing, a second", _size(disk.write)),
+        ("disk, reading rows, a second", _size(disk.read)),
     ]
     if memory.device_bytes is not None:
         sizes.insert(6, ("memory of the device", _size(memory.device_bytes)))
@@ -184,12 +184,12 @@ def _notes(plan: Plan) -> list[str]:
             "without a task there are no backbones to time: extraction is the writing of the cache "
             "alone"
         )
-    if plan.disc.free < plan.workload.cache_bytes:
-        notes.append("the feature cache finds no room on the disc: give --run a folder on another")
+    if plan.disk.free < plan.workload.cache_bytes:
+        notes.append("the feature cache finds no room on the disk: give --run a folder on another")
     if plan.memory.missing:
         notes.append(
             f"{plan.memory.missing:.0%} of the feature cache finds no room in memory and is read "
-            "from the disc in every pass"
+            "from the disk in every pass"
         )
     return notes
 

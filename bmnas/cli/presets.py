@@ -23,7 +23,7 @@ def presets(
     """
     import json
 
-    from bmnas.config import load_preset, preset_names
+    from bmnas.pipeline.config import load_preset, preset_names
 
     names = preset_names() if name is None else [name]
     found = {name: load_preset(name) for name in names}

@@ -23,11 +23,11 @@ from bmnas.cli.stage_options import (
 )
 
 if TYPE_CHECKING:
-    from bmnas.config import Config
-    from bmnas.drawing.record import RunRecord
-    from bmnas.drawing.tables import TextTable
-    from bmnas.profiling import Profile
-    from bmnas.stages.search import SearchResult
+    from bmnas.machine.profiling import Profile
+    from bmnas.pipeline.config import Config
+    from bmnas.pipeline.search import SearchResult
+    from bmnas.report.record import RunRecord
+    from bmnas.report.tables import TextTable
     from bmnas.tasks import Task
 
 _SHAPE = "Shape of the supernet"
@@ -109,11 +109,11 @@ def search(
 
     Example: bmnas search --task digits --epochs 10 --run runs/short
     """
-    from bmnas.config import load_preset
-    from bmnas.parallel.ranks import writer
-    from bmnas.progress import Bars
-    from bmnas.runtime import Runtime
-    from bmnas.stages.search import search as run_search
+    from bmnas.machine.distribution.ranks import writer
+    from bmnas.machine.progress import Bars
+    from bmnas.machine.runtime import Runtime
+    from bmnas.pipeline.config import load_preset
+    from bmnas.pipeline.search import search as run_search
     from bmnas.tasks import load_task
 
     existing = existing_runs(resume, overwrite)
@@ -154,7 +154,7 @@ def _of_recipe(recipe: str, strategy: str, config: Config, rerank: int | None) -
 
     Raises UserError for an unknown recipe, and for one that other options contradict.
     """
-    from bmnas.errors import UserError
+    from bmnas.machine.errors import UserError
 
     if recipe not in ("default", "paper"):
         raise UserError(f"--recipe: received {recipe!r}, expected default or paper")
@@ -168,8 +168,8 @@ def _of_recipe(recipe: str, strategy: str, config: Config, rerank: int | None) -
 
 def _check_read(strategy: str, given: Mapping[str, object]) -> None:
     """Raise UserError for an option that a strategy with a section of its own does not read."""
-    from bmnas.config import Config
-    from bmnas.errors import UserError
+    from bmnas.machine.errors import UserError
+    from bmnas.pipeline.config import Config
 
     unread = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
     if unread and Config().of_strategy(strategy):
@@ -197,8 +197,8 @@ def _print(result: SearchResult, task: Task, as_json: bool) -> None:
         print(json.dumps(facts, indent=2, default=str))
         return
 
-    from bmnas.drawing import genotype_text, load_run
-    from bmnas.drawing.tables import print_tables, run_tables
+    from bmnas.report import genotype_text, load_run
+    from bmnas.report.tables import print_tables, run_tables
 
     print(genotype_text(result.genotype))
     record = load_run(result.run)
@@ -232,7 +232,7 @@ def _where_the_time_went(run: RunRecord) -> str:
 
 
 def _profile_table(profile: Profile) -> TextTable:
-    from bmnas.drawing.tables import TextTable
+    from bmnas.report.tables import TextTable
 
     rows = tuple(
         (o.name, f"{o.calls:,}", f"{o.milliseconds:.1f}", f"{o.share:.1%}")

@@ -46,7 +46,7 @@ def serve(
     """
     from bmnas_serve.errors import ServeError
 
-    from bmnas.errors import UserError
+    from bmnas.machine.errors import UserError
 
     try:
         from bmnas_serve.server import serve as run_server

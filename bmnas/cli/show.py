@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from bmnas.drawing.record import BundleRecord, RunRecord
-    from bmnas.found import Found
+    from bmnas.report.record import BundleRecord, RunRecord
+    from bmnas.spaces.found import Found
 
 
 def show(
@@ -26,7 +26,7 @@ def show(
 
     Example: bmnas show runs/digits --out digits.html
     """
-    from bmnas.drawing.output import check_suffix
+    from bmnas.report.output import check_suffix
 
     if out is not None:
         check_suffix(out, (".svg", ".png", ".html"))
@@ -44,9 +44,9 @@ def show(
 
 
 def _load(path: Path) -> Found | RunRecord | BundleRecord:
-    from bmnas.drawing.record import load_bundle, load_run
-    from bmnas.errors import UserError
-    from bmnas.formats import load_found
+    from bmnas.machine.errors import UserError
+    from bmnas.report.record import load_bundle, load_run
+    from bmnas.spaces.formats import load_found
 
     if not path.exists():
         raise UserError(f"{path}: does not exist; expected a genotype.json, a run or a bundle")
@@ -56,12 +56,12 @@ def _load(path: Path) -> Found | RunRecord | BundleRecord:
 
 
 def _write(subject: Found | RunRecord | BundleRecord, path: Path, out: Path) -> None:
-    from bmnas.drawing.graph import draw_genotype
-    from bmnas.drawing.output import write_output
-    from bmnas.drawing.page import bundle_page, genotype_page, run_page
-    from bmnas.drawing.record import BundleRecord, RunRecord
-    from bmnas.drawing.run import draw_run
-    from bmnas.errors import UserError
+    from bmnas.machine.errors import UserError
+    from bmnas.report.graph import draw_genotype
+    from bmnas.report.output import write_output
+    from bmnas.report.page import bundle_page, genotype_page, run_page
+    from bmnas.report.record import BundleRecord, RunRecord
+    from bmnas.report.run import draw_run
 
     if isinstance(subject, RunRecord):
         write_output(out, run_page(subject) if out.suffix == ".html" else draw_run(subject))
@@ -79,10 +79,10 @@ def _write(subject: Found | RunRecord | BundleRecord, path: Path, out: Path) -> 
 
 
 def _print(subject: Found | RunRecord | BundleRecord) -> None:
-    from bmnas.drawing.record import BundleRecord, RunRecord
-    from bmnas.drawing.run import run_facts
-    from bmnas.drawing.tables import bundle_tables, print_tables, run_tables
-    from bmnas.drawing.text import genotype_text
+    from bmnas.report.record import BundleRecord, RunRecord
+    from bmnas.report.run import run_facts
+    from bmnas.report.tables import bundle_tables, print_tables, run_tables
+    from bmnas.report.text import genotype_text
 
     if isinstance(subject, RunRecord):
         facts = run_facts(subject)
@@ -99,7 +99,7 @@ def _print(subject: Found | RunRecord | BundleRecord) -> None:
 
 
 def _facts(subject: Found | RunRecord | BundleRecord) -> dict[str, Any]:
-    from bmnas.drawing.record import BundleRecord, RunRecord, best_epoch
+    from bmnas.report.record import BundleRecord, RunRecord, best_epoch
 
     if isinstance(subject, RunRecord):
         best = best_epoch(subject.history)

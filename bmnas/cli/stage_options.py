@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bmnas.errors import UserError
-from bmnas.runs import Existing
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.run_folder import Existing
 
 Data = Annotated[
     Path | None,

@@ -10,8 +10,8 @@ import typer
 from bmnas.cli.stage_options import Data, Device, Json
 
 if TYPE_CHECKING:
-    from bmnas.sweep.engine import RunJobs
-    from bmnas.sweep.folder import TrialRecord
+    from bmnas.lab.sweep.engine import RunJobs
+    from bmnas.lab.sweep.folder import TrialRecord
 
 _TRIALS = "Trials"
 _WORK = "Work"
@@ -89,9 +89,9 @@ def sweep(
 
     Example: bmnas sweep --task digits --set seed=0,1 --set search.channels=16,32 --workers 2
     """
-    from bmnas.progress import Bars
-    from bmnas.sweep.folder import run_sweep
-    from bmnas.sweep.plan import make_plan
+    from bmnas.lab.sweep.folder import run_sweep
+    from bmnas.lab.sweep.plan import make_plan
+    from bmnas.machine.progress import Bars
 
     given = {"task": task, "data": None if data is None else str(data), "preset": preset}
     plan = make_plan(file, given, grid or [], train=train)
@@ -115,7 +115,7 @@ def sweep(
 
 def _engine(name: str) -> RunJobs:
     if name == "local":
-        from bmnas.sweep.local import run_local
+        from bmnas.lab.sweep.local import run_local
 
         return run_local
     # Now, so that what is missing is told before anything is done.
@@ -124,13 +124,13 @@ def _engine(name: str) -> RunJobs:
     try:
         import ray.tune
     except ImportError as error:
-        from bmnas.errors import UserError
+        from bmnas.machine.errors import UserError
 
         raise UserError(
             f"ray {ray.__version__} lacks what ray.tune needs: run pip install 'bmnas[sweep]'"
         ) from error
 
-    from bmnas.sweep.on_ray import run_on_ray
+    from bmnas.lab.sweep.on_ray import run_on_ray
 
     return run_on_ray
 
@@ -143,8 +143,8 @@ def _print(folder: Path, records: list[TrialRecord], as_json: bool) -> None:
         trials = [dataclasses.asdict(record) for record in records]
         print(json.dumps({"folder": str(folder), "trials": trials}, indent=2))
         return
-    from bmnas.drawing.tables import print_tables
-    from bmnas.sweep.table import sweep_tables
+    from bmnas.lab.sweep.table import sweep_tables
+    from bmnas.report.tables import print_tables
 
     print_tables(sweep_tables(records))
     typer.echo(f"Next: bmnas compare {folder}/*/", err=True)

@@ -10,7 +10,7 @@ import typer
 from bmnas.cli.stage_options import Backbones, Data, Json
 
 if TYPE_CHECKING:
-    from bmnas.tabular import Entry, Table
+    from bmnas.lab.tables import Entry, Table
 
 tabular = typer.Typer(no_args_is_help=True)
 
@@ -79,11 +79,11 @@ def build(
     """
     import shlex
 
-    from bmnas.config import load_preset
-    from bmnas.errors import UserError
-    from bmnas.progress import Bars
-    from bmnas.tabular.build import build_table
-    from bmnas.tabular.workers import cores
+    from bmnas.lab.tables.build import build_table
+    from bmnas.lab.tables.workers import cores
+    from bmnas.machine.errors import UserError
+    from bmnas.machine.progress import Bars
+    from bmnas.pipeline.config import load_preset
     from bmnas.tasks import load_task
 
     if out.exists() and not overwrite:
@@ -128,9 +128,9 @@ def show(
 
     Example: bmnas tabular show digits.npz --genotype runs/digits
     """
-    from bmnas.genotype import Genotype
-    from bmnas.runs import genotype_file
-    from bmnas.tabular import load
+    from bmnas.lab.tables import load
+    from bmnas.pipeline.run_folder import genotype_file
+    from bmnas.spaces.cells.genotype import Genotype
 
     loaded = load(table)
     if genotype is None:
@@ -152,8 +152,8 @@ def replay(
 
     Example: bmnas tabular replay digits.npz --strategy local --budget 100 --seed 3
     """
-    from bmnas.tabular import load
-    from bmnas.tabular import replay as run_replay
+    from bmnas.lab.tables import load
+    from bmnas.lab.tables import replay as run_replay
 
     loaded = load(table)
     found = run_replay(loaded, strategy, seed=seed, budget=budget)
@@ -178,7 +178,7 @@ def _summary(table: Table) -> dict[str, Any]:
 
 
 def _facts(table: Table, entry: Entry) -> dict[str, Any]:
-    from bmnas.tabular import canonical
+    from bmnas.lab.tables import canonical
 
     return {
         "network": canonical(entry.genotype),

@@ -42,7 +42,7 @@ def tasks(
 
 
 def _facts(name: str) -> dict[str, object]:
-    from bmnas.config import load_preset
+    from bmnas.pipeline.config import load_preset
     from bmnas.tasks import REGISTERED
 
     task = REGISTERED[name]

@@ -20,7 +20,7 @@ from bmnas.cli.stage_options import (
 )
 
 if TYPE_CHECKING:
-    from bmnas.stages.training import TrainResult
+    from bmnas.pipeline.training import TrainResult
     from bmnas.tasks import Task
 
 
@@ -97,13 +97,13 @@ def train(
 
     Example: bmnas train --genotype runs/digits/genotype.json
     """
-    from bmnas.config import load_preset
-    from bmnas.parallel.ranks import writer
-    from bmnas.progress import Bars
-    from bmnas.runtime import Runtime
-    from bmnas.stages.fusion import train_fusion
-    from bmnas.stages.train import recorded_config
-    from bmnas.stages.train import train as run_train
+    from bmnas.machine.distribution.ranks import writer
+    from bmnas.machine.progress import Bars
+    from bmnas.machine.runtime import Runtime
+    from bmnas.pipeline.config import load_preset
+    from bmnas.pipeline.fusion import train_fusion
+    from bmnas.pipeline.train import recorded_config
+    from bmnas.pipeline.train import train as run_train
     from bmnas.tasks import load_task
 
     existing = existing_runs(resume, overwrite)
@@ -141,9 +141,9 @@ def train(
 
 def _genotype_file(genotype: Path | None, fusion: str | None) -> Path | None:
     """Return the genotype's file, once it is known to be one; None where there is a fusion."""
-    from bmnas.errors import UserError
-    from bmnas.formats import load_found
-    from bmnas.runs import genotype_file
+    from bmnas.machine.errors import UserError
+    from bmnas.pipeline.run_folder import genotype_file
+    from bmnas.spaces.formats import load_found
 
     if (genotype is None) == (fusion is None):
         found = "neither" if genotype is None else "both"
@@ -160,9 +160,9 @@ def _genotype_file(genotype: Path | None, fusion: str | None) -> Path | None:
 
 def _require_taken(genotype: Path | None) -> None:
     """Raise UserError for --unimodal-logits with what takes none."""
-    from bmnas.architecture import takes_unimodal_logits
-    from bmnas.errors import UserError
-    from bmnas.formats import load_found
+    from bmnas.machine.errors import UserError
+    from bmnas.spaces.architecture import takes_unimodal_logits
+    from bmnas.spaces.formats import load_found
 
     if genotype is None or not takes_unimodal_logits(load_found(genotype)):
         what = "a hand-made fusion" if genotype is None else f"{genotype}, a network of MFAS"
@@ -173,8 +173,8 @@ def _require_taken(genotype: Path | None) -> None:
 
 
 def _load_task(genotype: Path, task: str | None, data: Path | None) -> Task:
-    from bmnas.errors import UserError
-    from bmnas.runs import Run
+    from bmnas.machine.errors import UserError
+    from bmnas.pipeline.run_folder import Run
     from bmnas.tasks import load_task, reload_task
 
     if task is not None:
@@ -202,8 +202,8 @@ def _print(result: TrainResult, task: Task, as_json: bool) -> None:
         print(json.dumps(facts, indent=2))
         return
 
-    from bmnas.drawing import load_run
-    from bmnas.drawing.tables import print_tables, run_tables
+    from bmnas.report import load_run
+    from bmnas.report.tables import print_tables, run_tables
 
     print_tables(run_tables(load_run(result.run)))
     if result.genotype is None:

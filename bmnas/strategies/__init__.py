@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from bmnas.found import Found
-from bmnas.genotype import Genotype
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.found import Found
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.evolution import search_evolution
 from bmnas.strategies.mfas import search_mfas

@@ -11,28 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from bmnas.checkpoint import Record, Stateful
-from bmnas.derive import derive_genotype
-from bmnas.fit import require_finite_loss
-from bmnas.genotype import Genotype
-from bmnas.metrics import Evaluation, best_threshold, evaluate
-from bmnas.parallel.model import data_parallel
-from bmnas.parallel.ranks import mean
-from bmnas.parallel.share import shares, weighted
-from bmnas.profiling import profiled_step
-from bmnas.runtime import seed_stage
-from bmnas.samples import (
+from bmnas.features.samples import (
     FeatureSamples,
     batches_per_epoch,
     epoch_batches,
-    fed,
+    iterate_batches,
     samples_per_epoch,
 )
-from bmnas.spent import COMPILE
+from bmnas.machine.checkpoint import Record, Stateful
+from bmnas.machine.cost_meter import COMPILE
+from bmnas.machine.distribution.model import data_parallel
+from bmnas.machine.distribution.ranks import mean
+from bmnas.machine.distribution.share import shares, weighted
+from bmnas.machine.profiling import profiled_step
+from bmnas.machine.runtime import seed_stage
+from bmnas.spaces.cells.derive import derive_genotype
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.supernet import ArchitectureWeights, Supernet
+from bmnas.spaces.cells.supernets import Supernets
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 from bmnas.strategies.rerank import rerank
-from bmnas.supernet import ArchitectureWeights, Supernet
-from bmnas.supernets import Supernets
+from bmnas.training.fit import require_finite_loss
+from bmnas.training.metrics import Evaluation, best_threshold, evaluate
 
 #: Logits of pooled features: (B, K) of one supernet, (S, B, K) of several.
 Forward = Callable[[list[Tensor]], Tensor]
@@ -278,7 +278,7 @@ def _descend(
     step = "weights step" if samples is problem.train else "architecture step"
     total, batches = torch.zeros((), device=device), 0
     order = shares(epoch_batches(len(samples), problem.config.batch_size))
-    for features, labels in fed(samples, order, device):
+    for features, labels in iterate_batches(samples, order, device):
         with profiled_step(problem.recorder, step):
             logits = forward(features)
             loss = weighted(losses(logits, labels))

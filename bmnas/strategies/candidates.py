@@ -7,16 +7,16 @@ from itertools import combinations, permutations
 from random import Random
 from typing import TypeVar
 
-from bmnas.checkpoint import Record
-from bmnas.config import SearchConfig
-from bmnas.fit import Group, Recipe, fit
-from bmnas.genotype import PRIMITIVES, Cell, Genotype, Step
-from bmnas.metrics import best_threshold, evaluate
-from bmnas.network import FusionNetwork
-from bmnas.progress import Silent
-from bmnas.runtime import seed_stage
+from bmnas.machine.checkpoint import Record
+from bmnas.machine.progress import Silent
+from bmnas.machine.runtime import seed_stage
+from bmnas.pipeline.config import SearchConfig
+from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step
+from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.spaces.cells.supernet import ArchitectureWeights
 from bmnas.strategies.problem import SearchProblem
-from bmnas.supernet import ArchitectureWeights
+from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.metrics import best_threshold, evaluate
 
 _Choice = TypeVar("_Choice")
 

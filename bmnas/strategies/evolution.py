@@ -7,18 +7,18 @@ from random import Random
 
 import torch
 
-from bmnas.checkpoint import Record
-from bmnas.errors import UserError
-from bmnas.evolution.evolve import evolve, judged
-from bmnas.evolution.fusion_tree import FusionTree
-from bmnas.evolution.network import TreeFusion
-from bmnas.evolution.training import train_trees
-from bmnas.evolution.tree import Tree, text
-from bmnas.metrics import best_threshold
-from bmnas.progress import Stage
-from bmnas.runtime import seed_stage
-from bmnas.samples import FeatureSamples, samples_per_epoch
+from bmnas.features.samples import FeatureSamples, samples_per_epoch
+from bmnas.machine.checkpoint import Record
+from bmnas.machine.errors import UserError
+from bmnas.machine.progress import Stage
+from bmnas.machine.runtime import seed_stage
+from bmnas.spaces.trees.evolve import evolve, judged
+from bmnas.spaces.trees.fusion_tree import FusionTree
+from bmnas.spaces.trees.network import TreeFusion
+from bmnas.spaces.trees.training import train_trees
+from bmnas.spaces.trees.tree import Tree, text
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
+from bmnas.training.metrics import best_threshold
 
 
 def search_evolution(problem: SearchProblem) -> Outcome[FusionTree]:

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from bmnas.checkpoint import Record
-from bmnas.errors import UserError
-from bmnas.fit import Group, Recipe, fit
-from bmnas.metrics import Evaluation, best_threshold, evaluate
-from bmnas.mfas.network import MFASNetwork
-from bmnas.mfas.sampling import draw, temperatures
-from bmnas.mfas.space import (
+from bmnas.features.samples import samples_per_epoch
+from bmnas.machine.checkpoint import Record
+from bmnas.machine.errors import UserError
+from bmnas.machine.progress import Stage
+from bmnas.machine.runtime import seed_stage
+from bmnas.spaces.mfas.network import MFASNetwork
+from bmnas.spaces.mfas.sampling import draw, temperatures
+from bmnas.spaces.mfas.space import (
     Layer,
     Layers,
     MFASGenotype,
@@ -23,13 +24,12 @@ from bmnas.mfas.space import (
     layers_from,
     unfold,
 )
-from bmnas.mfas.stacked import StackedNetworks
-from bmnas.mfas.surrogate import ScorePool
-from bmnas.progress import Stage
-from bmnas.runtime import seed_stage
-from bmnas.samples import samples_per_epoch
-from bmnas.stacked import StackedObjective, evaluated
+from bmnas.spaces.mfas.stacked import StackedNetworks
+from bmnas.spaces.mfas.surrogate import ScorePool
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
+from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.metrics import Evaluation, best_threshold, evaluate
+from bmnas.training.stacked import StackedObjective, evaluated
 
 _FIRST_CYCLE = 1  # epochs
 _RETURNED = 5

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from bmnas.checkpoint import Checkpoint, Record
-from bmnas.config import SearchConfig
-from bmnas.evolution.settings import EvolutionConfig
-from bmnas.found import Found
-from bmnas.genotype import FORMAT, Genotype
-from bmnas.metrics import Objective
-from bmnas.mfas.settings import MFASConfig
-from bmnas.profiling import StepRecorder
-from bmnas.progress import Progress
-from bmnas.runtime import Runtime
-from bmnas.samples import FeatureSamples, batches_per_epoch
+from bmnas.features.samples import FeatureSamples, batches_per_epoch
+from bmnas.machine.checkpoint import Checkpoint, Record
+from bmnas.machine.profiling import StepRecorder
+from bmnas.machine.progress import Progress
+from bmnas.machine.runtime import Runtime
+from bmnas.pipeline.config import SearchConfig
+from bmnas.spaces.cells.genotype import FORMAT, Genotype
+from bmnas.spaces.found import Found
+from bmnas.spaces.mfas.settings import MFASConfig
+from bmnas.spaces.trees.settings import EvolutionConfig
+from bmnas.training.metrics import Objective
 
 #: What a strategy finds: a genotype of its own space.
 F_co = TypeVar("F_co", bound=Found, covariant=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from bmnas.config import SearchConfig
-from bmnas.genotype import Genotype
-from bmnas.samples import samples_per_epoch
+from bmnas.features.samples import samples_per_epoch
+from bmnas.pipeline.config import SearchConfig
+from bmnas.spaces.cells.genotype import Genotype
 from bmnas.strategies.candidates import draw_genotype, even_weights, train_candidate
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from bmnas.canonical import canonical
-from bmnas.fit import Group, fit
-from bmnas.genotype import Genotype
-from bmnas.one_shot import OneShot, SingleNetworks
-from bmnas.parallel.ranks import alone, mean
-from bmnas.runtime import seed_stage, stage_seed
-from bmnas.samples import samples_per_epoch
-from bmnas.spent import Spent
+from bmnas.features.samples import samples_per_epoch
+from bmnas.machine.cost_meter import Spent
+from bmnas.machine.distribution.ranks import alone, mean
+from bmnas.machine.runtime import seed_stage, stage_seed
+from bmnas.spaces.cells.canonical import canonical
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.one_shot import OneShot, SingleNetworks
+from bmnas.spaces.cells.supernet import ArchitectureWeights, Supernet
 from bmnas.strategies.candidates import (
     candidate_recipe,
     draw_genotype,
@@ -26,7 +26,7 @@ from bmnas.strategies.candidates import (
     train_candidate,
 )
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
-from bmnas.supernet import ArchitectureWeights, Supernet
+from bmnas.training.fit import Group, fit
 
 #: Networks that the supernet judges. With half as many, searches on easy-vqa saw too few that
 #: multiply; on av-digits, in simulation, half and twice as many do as well.
@@ -49,7 +49,7 @@ def rerank(
     while the supernet goes on using all. So ``SCREENED`` networks are drawn, by turns from the
     relaxed ``weights`` and with even choices. The ``supernet`` is trained on for
     ``config.candidate_epochs``, as another one of them at each step, and judges them with its
-    weights, see ``bmnas.one_shot``; the best are trained for as many epochs. ``rivals`` come before
+    weights, see ``one_shot``; the best are trained for as many epochs. ``rivals`` come before
     those. No network is trained twice. The result's ``validation`` and ``threshold`` are those of
     the winner's short training, ``best_epoch`` stays.
     """

@@ -7,10 +7,11 @@ from statistics import fmean
 
 from torch import Tensor
 
-from bmnas.checkpoint import Record
-from bmnas.genotype import Genotype
-from bmnas.metrics import Evaluation, evaluate_several
-from bmnas.runtime import seed_stage
+from bmnas.machine.checkpoint import Record
+from bmnas.machine.runtime import seed_stage
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.supernet import ArchitectureWeights
+from bmnas.spaces.cells.supernets import Supernets
 from bmnas.strategies.bilevel import (
     Forward,
     Pass,
@@ -21,8 +22,7 @@ from bmnas.strategies.bilevel import (
 )
 from bmnas.strategies.problem import Member, Outcome, SearchProblem, best_record, is_best
 from bmnas.strategies.rerank import rerank
-from bmnas.supernet import ArchitectureWeights
-from bmnas.supernets import Supernets
+from bmnas.training.metrics import Evaluation, evaluate_several
 
 _MEANS = ("train_loss", "architecture_loss", "validation_loss", "validation_score")
 

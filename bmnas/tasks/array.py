@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bmnas.config import preset_names
-from bmnas.errors import UserError, close
-from bmnas.files import read_toml
+from bmnas.machine.errors import UserError, close
+from bmnas.machine.files import read_toml
+from bmnas.pipeline.config import preset_names
 from bmnas.tasks.columns import Columns
 from bmnas.tasks.split import random_parts, stratified_parts
 from bmnas.tasks.task import (

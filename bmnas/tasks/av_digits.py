@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.columns import read_npz
 from bmnas.tasks.task import Array, Modality, Task
 

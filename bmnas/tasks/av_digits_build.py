@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bmnas.errors import UserError
-from bmnas.files import atomic_path
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import atomic_path
 from bmnas.tasks.av_digits import PIXELS, SAMPLE_RATE
 from bmnas.tasks.originals import Recordings, read_fsdd, read_mnist
 from bmnas.tasks.task import Array

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import (
     KINDS,
     MODALITY_TYPES,

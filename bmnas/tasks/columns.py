@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bmnas.errors import UserError, close, one_line
+from bmnas.machine.errors import UserError, close, one_line
 from bmnas.tasks.task import Array
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")

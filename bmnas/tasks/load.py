@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bmnas.errors import UserError, close
+from bmnas.machine.errors import UserError, close
 from bmnas.tasks.array import load_task_file
 from bmnas.tasks.registry import REGISTERED
 from bmnas.tasks.task import Task

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.av_digits import SAMPLE_RATE
 from bmnas.tasks.task import Array
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bmnas.errors import UserError, close
+from bmnas.machine.errors import UserError, close
 from bmnas.tasks import av_digits, digits
 from bmnas.tasks.task import Kind, Task
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 
 Array = npt.NDArray[Any]
 Part = Literal["train", "validation", "test"]

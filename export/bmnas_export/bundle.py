@@ -17,13 +17,13 @@ from bmnas_serve.errors import InferenceError, ServeError
 from bmnas_serve.manifest import InputSpec, Manifest, TaskSpec, TensorSpec
 from bmnas_serve.session import Session
 
-from bmnas.cost import Latency, parameter_counts, versions
-from bmnas.errors import UserError
-from bmnas.files import atomic_folder, sha256_file, write_json
-from bmnas.network import MultimodalNetwork
-from bmnas.progress import Progress, Silent, Stage
+from bmnas.machine.costs import Latency, parameter_counts, versions
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import atomic_folder, sha256_file, write_json
+from bmnas.machine.progress import Progress, Silent, Stage
+from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Task
-from bmnas.trained import TrainedNetwork
 from bmnas_export.errors import ExportError
 from bmnas_export.example import REQUEST_FILE, RESPONSE_FILE, example
 from bmnas_export.graph import export_graph

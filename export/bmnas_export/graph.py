@@ -19,7 +19,7 @@ from bmnas_serve.manifest import TensorSpec
 from onnxscript import ir
 from torch import nn
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas_export.errors import ExportError, first_line
 
 #: onnxruntime reads up to 26, TensorRT up to 25; 20 has everything that is needed.

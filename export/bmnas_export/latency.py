@@ -8,7 +8,7 @@ from typing import Any
 
 from bmnas_serve.session import Session
 
-from bmnas.cost import Latency, hardware, measure_latency
+from bmnas.machine.costs import Latency, hardware, measure_latency
 from bmnas_export.samples import SampleInputs
 
 BATCHES = (1, 64)

@@ -14,8 +14,8 @@ from bmnas_serve.session import Session
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bmnas.network import MultimodalNetwork
-from bmnas.trained import TaskInfo
+from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.trained import TaskInfo
 from bmnas_export.errors import ParityError
 from bmnas_export.samples import SampleInputs
 

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmnas.network import MultimodalNetwork
-from bmnas.primitives import LinearNorm
-from bmnas.reshape import Pool
+from bmnas.features.reshape import Pool
+from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.spaces.cells.primitives import LinearNorm
 from bmnas.tasks.task import Kind
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bmnas.errors import UserError
-from bmnas.network import MultimodalNetwork
-from bmnas.samples import RawInput
+from bmnas.features.samples import RawInput
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.trained import TaskInfo
 from bmnas.tasks import check_task, check_test
 from bmnas.tasks.task import Task
-from bmnas.trained import TaskInfo
 
 
 class SampleInputs:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from bmnas_serve import manifest as bundle
 
-from bmnas.errors import UserError
-from bmnas.files import read_json
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import read_json
 
 
 def checked_target(out: Path) -> Path:

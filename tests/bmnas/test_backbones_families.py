@@ -12,7 +12,7 @@ from backbone_cases import KINDS, ONE_OF_EACH, modality
 
 from bmnas.backbones import DEFAULT_BACKBONES, Backbone, backbone_from_spec, build_backbone
 from bmnas.backbones.conv import Standardise
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import MODALITY_TYPES, Modality
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bmnas.backbones import Backbone, build_backbone, load_backbone, save_backbone
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Modality
 
 transformers = pytest.importorskip("transformers")

@@ -13,7 +13,7 @@ from backbone_cases import TinyNet, modality
 from torch import Tensor, nn
 
 from bmnas.backbones import Backbone, PooledHead, backbone_from_spec, build_backbone
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Modality
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 12, 12), dtype=np.uint8)

@@ -17,7 +17,7 @@ from bmnas.backbones import (
     load_weights,
     save_backbone,
 )
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Modality
 
 

@@ -16,13 +16,13 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tables import made_table
 from tiny_tasks import write_tiny_task
 
-from bmnas.baselines.genotypes import searched_cells
-from bmnas.bench import regret
-from bmnas.bench.jobs import jobs_of
-from bmnas.bench.suite import load_suite, suite_names
-from bmnas.errors import UserError
-from bmnas.genotype import Cell, Genotype, Step
-from bmnas.runs import Run
+from bmnas.lab.bench import regret
+from bmnas.lab.bench.jobs import jobs_of
+from bmnas.lab.bench.suite import load_suite, suite_names
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.run_folder import Run
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.spaces.fusions.genotypes import searched_cells
 
 SUITE = """
 seeds = 1

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from tiny_tables import made_table
 
-from bmnas.bench import regret as module
-from bmnas.bench.regret import mean_regrets, measure_regrets
-from bmnas.bench.suite import SuiteTable, load_suite
-from bmnas.drawing.regret import draw_regret
-from bmnas.drawing.style import figure_svg
-from bmnas.errors import UserError
-from bmnas.tabular import replay
+from bmnas.lab.bench import regret as module
+from bmnas.lab.bench.regret import mean_regrets, measure_regrets
+from bmnas.lab.bench.suite import SuiteTable, load_suite
+from bmnas.lab.tables import replay
+from bmnas.machine.errors import UserError
+from bmnas.report.regret import draw_regret
+from bmnas.report.style import figure_svg
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from bmnas.checkpoint import Checkpoint, Record
-from bmnas.errors import UserError
+from bmnas.machine.checkpoint import Checkpoint, Record
+from bmnas.machine.errors import UserError
 
 
 def loop(seed: int = 0) -> dict[str, Any]:
@@ -276,7 +276,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from torch import nn
-from bmnas.checkpoint import Checkpoint
+from bmnas.machine.checkpoint import Checkpoint
 
 checkpoint = Checkpoint(Path(sys.argv[1]), "me")
 checkpoint.save({"network": nn.Linear(2, 2)}, [])

@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from bmnas.cli.compare import compare
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 
 
 def run(*arguments: object) -> Result:

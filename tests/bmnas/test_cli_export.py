@@ -18,9 +18,9 @@ from typer.testing import CliRunner, Result
 
 from bmnas.cli import main
 from bmnas.cli.export import export
-from bmnas.errors import UserError
-from bmnas.genotype import Genotype, Step
-from bmnas.runs import locked
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.run_folder import locked
+from bmnas.spaces.cells.genotype import Genotype, Step
 from bmnas.tasks import load_task
 
 METRICS = {"metric": "accuracy", "test": {"score": 0.5}, "seconds": {"search": 1.5}}

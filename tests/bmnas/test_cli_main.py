@@ -13,7 +13,7 @@ from command_line import bmnas_command, one_line_error
 
 import bmnas
 import bmnas.cli
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 
 COMMANDS = [
     "search",
@@ -173,7 +173,7 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bmnas.config.preset_names", interrupt)
+    monkeypatch.setattr("bmnas.pipeline.config.preset_names", interrupt)
     printed = bmnas_command("presets")
     assert printed.status == 1
     assert printed.err.strip() == "error: stopped; search and train go on with --resume"

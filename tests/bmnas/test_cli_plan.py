@@ -8,7 +8,7 @@ import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 
-from bmnas.planning import plan
+from bmnas.lab.planning import plan
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_task_is_planned_and_nothing_is_left(here: Path) -> None:
     before = sorted(here.rglob("*"))
     printed = bmnas_command(*TASK)
     assert printed.status == 0, printed
-    for words in ("feature cache on disc", "backbones", "search: weights", "search, all stages"):
+    for words in ("feature cache on disk", "backbones", "search: weights", "search, all stages"):
         assert words in printed.out
     assert printed.err.startswith("Measured in ")
     assert "rerank" not in printed.out
@@ -92,4 +92,4 @@ def test_a_disc_without_room_is_told(here: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(shutil, "disk_usage", lambda _: small)
     printed = bmnas_command(*NO_TASK)
     assert printed.status == 0, printed
-    assert "note: the feature cache finds no room on the disc: give --run a folder" in printed.err
+    assert "note: the feature cache finds no room on the disk: give --run a folder" in printed.err

@@ -14,14 +14,14 @@ import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 
-import bmnas.stages.search
-from bmnas.genotype import Genotype
+import bmnas.pipeline.search
+from bmnas.spaces.cells.genotype import Genotype
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with task.toml and tiny-preset.toml; pictures take too long here."""
-    monkeypatch.setattr(bmnas.stages.search, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
     write_tiny_task(tmp_path)
     write_tiny_preset(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -198,7 +198,7 @@ def test_a_run_of_another_task_seed_or_preset_is_refused(here: Path) -> None:
 
 
 def test_a_folder_in_use_is_one_line(here: Path) -> None:
-    from bmnas.runs import locked
+    from bmnas.pipeline.run_folder import locked
 
     with locked(here / "run"):
         message = one_line_error(bmnas_command(*TINY, "--run", "run"))

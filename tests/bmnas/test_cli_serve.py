@@ -12,7 +12,7 @@ from tiny_bundles import save_bundle
 from typer.testing import CliRunner
 
 from bmnas.cli.serve import serve
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 
 
 def test_help_ends_with_an_example():

@@ -10,9 +10,9 @@ import typer
 from typer.testing import CliRunner, Result
 
 from bmnas.cli.show import show
-from bmnas.drawing import genotype_text
-from bmnas.errors import UserError
-from bmnas.genotype import known_genotype
+from bmnas.machine.errors import UserError
+from bmnas.report import genotype_text
+from bmnas.spaces.cells.genotype import known_genotype
 
 GENOTYPE = known_genotype("aoa", ("image.1", "audio.1"), channels=8, length=4)
 

@@ -12,7 +12,7 @@ import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 
-from bmnas.sweep.job import attempts
+from bmnas.lab.sweep.job import attempts
 
 SWEEP = ("sweep", "--task", "task.toml", "--preset", "tiny-preset.toml", "--run", "sweep")
 

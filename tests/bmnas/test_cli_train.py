@@ -14,10 +14,10 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 
 import bmnas
-import bmnas.stages.training
-from bmnas.genotype import Genotype
-from bmnas.mfas.space import Layer, MFASGenotype
-from bmnas.runs import locked
+import bmnas.pipeline.training
+from bmnas.pipeline.run_folder import locked
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.mfas.space import Layer, MFASGenotype
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that folder, the current directory; latency and pictures take too long here."""
-    monkeypatch.setattr(bmnas.stages.training, "torch_latency", lambda *args: {})
-    monkeypatch.setattr(bmnas.stages.training, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: {})
+    monkeypatch.setattr(bmnas.pipeline.training, "write_pictures", lambda *args: None)
     folder = tmp_path / "here"
     shutil.copytree(searched, folder)
     config = folder / "runs" / "tiny" / "config.json"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from bmnas.config import Config, SearchConfig, TrainConfig, load_preset, preset_names
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.config import Config, SearchConfig, TrainConfig, load_preset, preset_names
 
 
 def test_the_default_preset_adds_reranking_to_the_method_of_the_paper() -> None:

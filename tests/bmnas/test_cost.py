@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-import bmnas.cost
+import bmnas.machine.costs
 from bmnas.backbones.sequence import SequenceBackbone
-from bmnas.cost import (
+from bmnas.features.reshape import Projection
+from bmnas.machine.costs import (
     Latency,
     count_parameters,
     hardware,
@@ -17,9 +18,9 @@ from bmnas.cost import (
     parameter_counts,
     versions,
 )
-from bmnas.genotype import Cell, Genotype, Step
-from bmnas.network import FusionNetwork, MultimodalNetwork
-from bmnas.reshape import Projection
+from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.spaces.cells.network import FusionNetwork
 
 C, L, K = 6, 4, 3
 
@@ -107,7 +108,7 @@ def test_latency_is_median_and_99th_percentile_in_milliseconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock([1e-3 * n for n in (3, 1, 2)])
-    monkeypatch.setattr(bmnas.cost.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(bmnas.machine.costs.time, "perf_counter", clock.perf_counter)
     found = measure_latency(clock.call, repeats=3, warm_up=0)
     assert found.median_ms == pytest.approx(2)
     assert found.p99_ms == pytest.approx(2.98)  # linear between the ranks, as numpy.percentile
@@ -121,7 +122,7 @@ def test_latency_is_median_and_99th_percentile_in_milliseconds(
 
 def test_warm_up_does_not_count_and_the_budget_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock([100.0, 100.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
-    monkeypatch.setattr(bmnas.cost.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setattr(bmnas.machine.costs.time, "perf_counter", clock.perf_counter)
     found = measure_latency(clock.call, repeats=100, warm_up=2, budget=2.5)
     assert found.median_ms == found.p99_ms == pytest.approx(1000)
     assert found.repeats == 3
@@ -153,7 +154,10 @@ def test_the_accelerator_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_package_that_is_not_installed_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
-        raise bmnas.cost.metadata.PackageNotFoundError(name)
+        raise bmnas.machine.costs.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(bmnas.cost.metadata, "version", version)
-    assert set(versions().values()) == {bmnas.cost.platform.python_version(), "not installed"}
+    monkeypatch.setattr(bmnas.machine.costs.metadata, "version", version)
+    assert set(versions().values()) == {
+        bmnas.machine.costs.platform.python_version(),
+        "not installed",
+    }

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bmnas.derive import cell_inputs, derive_genotype, step_inputs
-from bmnas.genotype import PRIMITIVES, Cell, Step
+from bmnas.spaces.cells.derive import cell_inputs, derive_genotype, step_inputs
+from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Step
 
 # Few values, exact in binary, so that ties are many and products are exact.
 WEIGHT = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])

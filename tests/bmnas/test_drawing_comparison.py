@@ -11,20 +11,20 @@ import pytest
 from tiny_runs import METRICS, scored, write_run
 from tiny_runs import svg_texts as texts
 
-from bmnas.drawing import (
+from bmnas.machine.errors import UserError
+from bmnas.report import (
     comparison_rows,
     draw_comparison,
     load_run,
 )
-from bmnas.drawing.comparison import pareto_front
-from bmnas.drawing.rows import Spread, format_spread
-from bmnas.drawing.tables import (
+from bmnas.report.comparison import pareto_front
+from bmnas.report.rows import Spread, format_spread
+from bmnas.report.tables import (
     TextTable,
     comparison_csv,
     comparison_tables,
     print_tables,
 )
-from bmnas.errors import UserError
 
 Make = Callable[..., Path]
 

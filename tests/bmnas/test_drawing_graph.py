@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from bmnas.drawing import architecture_svg, draw_genotype, genotype_text, write_architecture
-from bmnas.drawing.geometry import Box, Sheet, Wire, crossings, junctions
-from bmnas.drawing.layout import layout
-from bmnas.errors import UserError
-from bmnas.genotype import PRIMITIVES, Cell, Genotype, Step
+from bmnas.machine.errors import UserError
+from bmnas.report import architecture_svg, draw_genotype, genotype_text, write_architecture
+from bmnas.report.geometry import Box, Sheet, Wire, crossings, junctions
+from bmnas.report.layout import layout
+from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step
 
 NAMES = ("image", "audio", "text", "imu")
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from tiny_runs import epoch, manifest, write_run
 
-from bmnas.drawing import (
+from bmnas.machine.errors import UserError
+from bmnas.report import (
     load_bundle,
     load_run,
 )
-from bmnas.drawing.page import bundle_page
-from bmnas.drawing.record import best_epoch
-from bmnas.drawing.tables import (
+from bmnas.report.page import bundle_page
+from bmnas.report.record import best_epoch
+from bmnas.report.tables import (
     run_tables,
 )
-from bmnas.errors import UserError
 
 Make = Callable[..., Path]
 

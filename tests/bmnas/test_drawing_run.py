@@ -10,7 +10,8 @@ import pytest
 from tiny_runs import GENOTYPE, METRICS, epoch, manifest, write_run
 from tiny_runs import svg_texts as texts
 
-from bmnas.drawing import (
+from bmnas.machine.errors import UserError
+from bmnas.report import (
     comparison_rows,
     draw_history,
     draw_run,
@@ -18,13 +19,12 @@ from bmnas.drawing import (
     load_run,
     write_history,
 )
-from bmnas.drawing.page import bundle_page, comparison_page, genotype_page, run_page
-from bmnas.drawing.tables import (
+from bmnas.report.page import bundle_page, comparison_page, genotype_page, run_page
+from bmnas.report.tables import (
     html_tables,
     markdown,
     run_tables,
 )
-from bmnas.errors import UserError
 
 Make = Callable[..., Path]
 

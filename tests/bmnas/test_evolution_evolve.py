@@ -9,9 +9,9 @@ from random import Random
 
 import pytest
 
-from bmnas.evolution.evolve import Population, evolve, judged, shares
-from bmnas.evolution.settings import EvolutionConfig
-from bmnas.evolution.tree import Tree, leaves
+from bmnas.spaces.trees.evolve import Population, evolve, judged, shares
+from bmnas.spaces.trees.settings import EvolutionConfig
+from bmnas.spaces.trees.tree import Tree, leaves
 
 FEATURES = tuple(f"{m}.{n}" for m in "abc" for n in range(4))
 Asked = list[tuple[tuple[Tree, ...], int, int]]

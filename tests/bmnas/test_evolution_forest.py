@@ -9,17 +9,17 @@ import pytest
 import torch
 from tiny_problems import CHANNELS, tiny_samples
 
-import bmnas.evolution.training as module
-from bmnas.errors import UserError
-from bmnas.evolution.forest import Forest, Level, arranged
-from bmnas.evolution.fusion_tree import FusionTree
-from bmnas.evolution.network import TreeFusion
-from bmnas.evolution.operators import random_tree
-from bmnas.evolution.settings import EvolutionConfig
-from bmnas.evolution.training import Trial, train_trees
-from bmnas.evolution.tree import Tree
-from bmnas.metrics import Evaluation, Objective
-from bmnas.stacked import StackedObjective
+import bmnas.spaces.trees.training as module
+from bmnas.machine.errors import UserError
+from bmnas.spaces.trees.forest import Forest, Level, arranged
+from bmnas.spaces.trees.fusion_tree import FusionTree
+from bmnas.spaces.trees.network import TreeFusion
+from bmnas.spaces.trees.operators import random_tree
+from bmnas.spaces.trees.settings import EvolutionConfig
+from bmnas.spaces.trees.training import Trial, train_trees
+from bmnas.spaces.trees.tree import Tree
+from bmnas.training.metrics import Evaluation, Objective
+from bmnas.training.stacked import StackedObjective
 
 WIDE = {"a.1": 3, "a.2": 5, "b.1": 4, "b.2": 2, "c.1": 6}
 CLASSES, WIDTH, LENGTH = 4, 6, 2

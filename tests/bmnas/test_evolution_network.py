@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from tiny_networks import roughen
 
-from bmnas.architecture import build_fusion
-from bmnas.evolution.fusion_tree import FusionTree
-from bmnas.evolution.network import TreeFusion, l2_normalised, signed_sqrt
+from bmnas.spaces.architecture import build_fusion
+from bmnas.spaces.trees.fusion_tree import FusionTree
+from bmnas.spaces.trees.network import TreeFusion, l2_normalised, signed_sqrt
 
 CHANNELS = {"a.1": 3, "a.2": 5, "b.1": 4, "c.1": 2, "c.2": 6, "c.3": 3}
 LENGTH, WIDTH, CLASSES = 4, 7, 3

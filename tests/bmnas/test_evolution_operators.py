@@ -8,8 +8,8 @@ from random import Random
 import pytest
 from scripted import Scripted
 
-from bmnas.evolution.operators import crossover, mutated, random_tree, survivors, tournament
-from bmnas.evolution.tree import OPERATIONS, Tree, leaves, normal, usable
+from bmnas.spaces.trees.operators import crossover, mutated, random_tree, survivors, tournament
+from bmnas.spaces.trees.tree import OPERATIONS, Tree, leaves, normal, usable
 
 FEATURES = ("a.1", "a.2", "b.1", "b.2")
 

@@ -10,13 +10,13 @@ import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import CONFIG, write_tiny_task
 
-import bmnas.stages.search
-import bmnas.stages.training
-from bmnas.config import Config
-from bmnas.errors import UserError
-from bmnas.evolution.fusion_tree import FusionTree
-from bmnas.evolution.settings import EvolutionConfig
-from bmnas.sweep.plan import make_plan
+import bmnas.pipeline.search
+import bmnas.pipeline.training
+from bmnas.lab.sweep.plan import make_plan
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.config import Config
+from bmnas.spaces.trees.fusion_tree import FusionTree
+from bmnas.spaces.trees.settings import EvolutionConfig
 
 SEARCH = ("search", "--task", "task.toml", "--preset", "tiny-preset.toml")
 
@@ -24,9 +24,9 @@ SEARCH = ("search", "--task", "task.toml", "--preset", "tiny-preset.toml")
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with task.toml and tiny-preset.toml; pictures take too long here."""
-    monkeypatch.setattr(bmnas.stages.search, "write_pictures", lambda *args: None)
-    monkeypatch.setattr(bmnas.stages.training, "write_pictures", lambda *args: None)
-    monkeypatch.setattr(bmnas.stages.training, "torch_latency", lambda *args: {})
+    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.training, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: {})
     write_tiny_task(tmp_path, modalities=3)
     write_tiny_preset(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from bmnas.drawing import genotype_text
-from bmnas.evolution.fusion_tree import FusionTree
-from bmnas.evolution.operators import random_tree
-from bmnas.evolution.tree import (
+from bmnas.report import genotype_text
+from bmnas.spaces.cells.genotype import GenotypeError
+from bmnas.spaces.formats import load_found
+from bmnas.spaces.trees.fusion_tree import FusionTree
+from bmnas.spaces.trees.operators import random_tree
+from bmnas.spaces.trees.tree import (
     OPERATIONS,
     branch,
     depth,
@@ -26,8 +28,6 @@ from bmnas.evolution.tree import (
     usable,
     without_repeats,
 )
-from bmnas.formats import load_found
-from bmnas.genotype import GenotypeError
 
 FEATURES = ("a.1", "a.2", "b.1", "b.2")
 # add(mul(a.2, b.1), max(a.1, b.2))

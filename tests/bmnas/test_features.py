@@ -18,9 +18,9 @@ from tiny_tasks import changed, tiny_task
 
 from bmnas.backbones import Backbone
 from bmnas.backbones.sequence import SequenceBackbone
-from bmnas.errors import UserError
-from bmnas.features import rows_hash, weights_hash
-from bmnas.reshape import Pool
+from bmnas.features.cache import rows_hash, weights_hash
+from bmnas.features.reshape import Pool
+from bmnas.machine.errors import UserError
 from bmnas.tasks import Task
 
 

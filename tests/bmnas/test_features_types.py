@@ -8,9 +8,9 @@ from tiny_features import CPU, made, opened
 from tiny_tasks import tiny_task
 
 from bmnas.backbones.sequence import SequenceBackbone
-from bmnas.errors import UserError
-from bmnas.mapped import Pages
-from bmnas.transfer import moved
+from bmnas.features.mapped import Pages
+from bmnas.features.transfer import moved
+from bmnas.machine.errors import UserError
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import bmnas.files
-from bmnas.errors import UserError
-from bmnas.files import (
+import bmnas.machine.files
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import (
     atomic_folder,
     atomic_path,
     read_json,
@@ -116,7 +116,7 @@ def test_the_old_folder_comes_back_when_a_rename_fails(
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(bmnas.files.os, "replace", replace)
+    monkeypatch.setattr(bmnas.machine.files.os, "replace", replace)
     with pytest.raises(KeyboardInterrupt), atomic_folder(path) as aside:
         (aside / "new.txt").write_text("new")
     assert names(path) == ["old.txt"]
@@ -126,8 +126,8 @@ def test_the_old_folder_comes_back_when_a_rename_fails(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-import bmnas.files
-from bmnas.files import atomic_folder
+import bmnas.machine.files
+from bmnas.machine.files import atomic_folder
 
 path, moment = Path(sys.argv[1]), int(sys.argv[2])
 calls, rename = 0, os.replace
@@ -137,7 +137,7 @@ def replace(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
     calls += 1
     rename(source, target)
-bmnas.files.os.replace = replace
+bmnas.machine.files.os.replace = replace
 with atomic_folder(path) as aside:
     (aside / "new.txt").write_text("new")
     if moment < 0:
@@ -194,7 +194,7 @@ def test_an_empty_leftover_of_a_moved_folder_goes(tmp_path: Path) -> None:
 FULL = """
 import resource, sys
 from pathlib import Path
-from bmnas.files import write_text
+from bmnas.machine.files import write_text
 
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:

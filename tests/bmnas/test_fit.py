@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bmnas.errors import UserError
-from bmnas.fit import Group, Recipe, fit, require_finite_loss
-from bmnas.metrics import Objective
-from bmnas.progress import Silent
-from bmnas.samples import epoch_batches
+from bmnas.features.samples import epoch_batches
+from bmnas.machine.errors import UserError
+from bmnas.machine.progress import Silent
+from bmnas.training.fit import Group, Recipe, fit, require_finite_loss
+from bmnas.training.metrics import Objective
 
 CPU = torch.device("cpu")
 

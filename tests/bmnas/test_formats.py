@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Self
 
 import pytest
 
-from bmnas.drawing import architecture_svg, genotype_text
-from bmnas.drawing.geometry import crossings
-from bmnas.drawing.tree_layout import tree_layout
-from bmnas.errors import UserError
-from bmnas.formats import load_found
-from bmnas.found import FoundTree, Node
-from bmnas.genotype import GenotypeError, known_genotype
+from bmnas.machine.errors import UserError
+from bmnas.report import architecture_svg, genotype_text
+from bmnas.report.geometry import crossings
+from bmnas.report.tree_layout import tree_layout
+from bmnas.spaces.cells.genotype import GenotypeError, known_genotype
+from bmnas.spaces.formats import load_found
+from bmnas.spaces.found import FoundTree, Node
 
 
 @dataclass(frozen=True)

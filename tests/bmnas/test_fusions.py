@@ -11,15 +11,15 @@ import torch
 from numpy.typing import NDArray
 from tiny_networks import roughen
 
-from bmnas.architecture import NamedFusion, build_fusion
-from bmnas.baselines import FUSIONS, CentralNet, MTUTFusion
-from bmnas.baselines.central_difference import TemporalDifference
-from bmnas.baselines.features import levels
-from bmnas.baselines.mtut import correlation, focal_weight
-from bmnas.errors import UserError
-from bmnas.genotype import Genotype, known_genotype
-from bmnas.metrics import Objective
-from bmnas.network import Fusion
+from bmnas.machine.errors import UserError
+from bmnas.spaces.architecture import NamedFusion, build_fusion
+from bmnas.spaces.cells.genotype import Genotype, known_genotype
+from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.fusions import FUSIONS, CentralNet, MTUTFusion
+from bmnas.spaces.fusions.central_difference import TemporalDifference
+from bmnas.spaces.fusions.features import levels
+from bmnas.spaces.fusions.mtut import correlation, focal_weight
+from bmnas.training.metrics import Objective
 
 TWO = {"image.1": 3, "image.2": 5, "audio.1": 4, "audio.2": 2}
 THREE = {**TWO, "text.1": 6}

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bmnas.errors import UserError
-from bmnas.genotype import (
+from bmnas.machine.errors import UserError
+from bmnas.spaces.cells.genotype import (
     FUSION_MODULES,
     PRIMITIVES,
     Cell,

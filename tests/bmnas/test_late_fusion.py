@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from bmnas.baselines import LateFusion
-from bmnas.cost import count_parameters
+from bmnas.machine.costs import count_parameters
+from bmnas.spaces.fusions import LateFusion
 
 CHANNELS = {"image.1": 3, "image.2": 5, "audio.1": 4, "audio.2": 2}
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from bmnas.errors import UserError
-from bmnas.mapped import Pages, map_array
+from bmnas.features.mapped import Pages, map_array
+from bmnas.machine.errors import UserError
 
 SHAPE = (4096, 8, 16)  # 2 MiB
 
@@ -80,7 +80,7 @@ class Counted:
 def test_without_the_systems_account_what_is_read_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bmnas.mapped._ACCOUNT", Path("no such file"))
+    monkeypatch.setattr("bmnas.features.mapped._ACCOUNT", Path("no such file"))
     small, large = Counted(1000), Counted(10_000_000)
     few = Pages([small], limit=1000)  # type: ignore[list-item]
     many = Pages([large, small], limit=1_000_000)  # type: ignore[list-item]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
-from bmnas.metrics import Objective, best_threshold, evaluate, weighted_f1
-from bmnas.samples import FeatureSamples
+from bmnas.features.samples import FeatureSamples
+from bmnas.training.metrics import Objective, best_threshold, evaluate, weighted_f1
 
 CPU = torch.device("cpu")
 

@@ -11,15 +11,15 @@ from tiny_problems import CHANNELS as RAW
 from tiny_problems import CPU, LENGTH, tiny_samples
 from torch import Tensor
 
-from bmnas.architecture import build_fusion
-from bmnas.cost import count_parameters
-from bmnas.fit import Group, Recipe, fit
-from bmnas.metrics import Objective
-from bmnas.mfas.network import HeadsObjective, MFASNetwork, shares
-from bmnas.mfas.space import Layer, Layers, MFASGenotype
-from bmnas.mfas.stacked import StackedNetworks
-from bmnas.progress import Silent
-from bmnas.stacked import StackedObjective
+from bmnas.machine.costs import count_parameters
+from bmnas.machine.progress import Silent
+from bmnas.spaces.architecture import build_fusion
+from bmnas.spaces.mfas.network import HeadsObjective, MFASNetwork, shares
+from bmnas.spaces.mfas.space import Layer, Layers, MFASGenotype
+from bmnas.spaces.mfas.stacked import StackedNetworks
+from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.metrics import Objective
+from bmnas.training.stacked import StackedObjective
 
 CLASSES = 4
 FEATURES = tuple(RAW)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from bmnas.drawing import genotype_text
-from bmnas.drawing.tree_layout import tree_layout
-from bmnas.formats import load_found
-from bmnas.genotype import GenotypeError
-from bmnas.mfas.space import (
+from bmnas.report import genotype_text
+from bmnas.report.tree_layout import tree_layout
+from bmnas.spaces.cells.genotype import GenotypeError
+from bmnas.spaces.formats import load_found
+from bmnas.spaces.mfas.space import (
     Layer,
     MFASGenotype,
     encoded,

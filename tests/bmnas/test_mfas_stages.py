@@ -12,18 +12,18 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import CONFIG, tiny_task, write_tiny_task
 
 import bmnas
-from bmnas.config import Config, load_preset
-from bmnas.drawing import load_run
-from bmnas.drawing.rows import comparison_rows
-from bmnas.errors import UserError
-from bmnas.mfas.settings import MFASConfig
-from bmnas.mfas.space import MFASGenotype
-from bmnas.trained import load_network
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.config import Config, load_preset
+from bmnas.pipeline.trained import load_network
+from bmnas.report import load_run
+from bmnas.report.rows import comparison_rows
+from bmnas.spaces.mfas.settings import MFASConfig
+from bmnas.spaces.mfas.space import MFASGenotype
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bmnas.mfas.surrogate.EPOCHS", 3)
+    monkeypatch.setattr("bmnas.spaces.mfas.surrogate.EPOCHS", 3)
 
 
 def search(run: Path, **options: Any) -> Any:
@@ -36,7 +36,7 @@ def search(run: Path, **options: Any) -> Any:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("searched") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bmnas.mfas.surrogate.EPOCHS", 3)
+        patch.setattr("bmnas.spaces.mfas.surrogate.EPOCHS", 3)
         search(run, task=tiny_task(kind="multilabel"))
     return run
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bmnas import native
-from bmnas.native import build
-from bmnas.native.calls import Drop, NormStruct
-from bmnas.native.masks import kept
-from bmnas.native.passes import Gradients, Output, Reshape, Step
-from bmnas.primitives import CellOutput, drop_threshold
-from bmnas.supernet import RelaxedStep
+from bmnas.spaces.cells import native
+from bmnas.spaces.cells.native import build
+from bmnas.spaces.cells.native.calls import Drop, NormStruct
+from bmnas.spaces.cells.native.masks import kept
+from bmnas.spaces.cells.native.passes import Gradients, Output, Reshape, Step
+from bmnas.spaces.cells.primitives import CellOutput, drop_threshold
+from bmnas.spaces.cells.supernet import RelaxedStep
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason=native.describe())
 
@@ -246,5 +246,8 @@ def test_the_kernels_are_built_once_into_the_users_cache(
 
 
 def test_importing_the_package_builds_nothing() -> None:
-    code = "import bmnas.supernet, bmnas.native.build as b; assert not b._built.cache_info().misses"
+    code = (
+        "import bmnas.spaces.cells.supernet, bmnas.spaces.cells.native.build as b; "
+        "assert not b._built.cache_info().misses"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.backbones.base import Backbone, PooledHead
-from bmnas.genotype import PRIMITIVES, Cell, Genotype, Step, known_genotype
-from bmnas.network import Fusion, FusionNetwork, MultimodalNetwork
-from bmnas.reshape import Pool
+from bmnas.features.reshape import Pool
+from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step, known_genotype
+from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.spaces.fusion import Fusion
 
 CHANNELS, LENGTH, CLASSES = 6, 4, 3
 FEATURES = ("a.1", "a.2", "b.1", "b.2")

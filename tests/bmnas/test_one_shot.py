@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny_problems import tiny_samples
 
-from bmnas.genotype import PRIMITIVES, Cell, Genotype, Step
-from bmnas.metrics import Objective
-from bmnas.one_shot import OneShot, SingleNetworks
-from bmnas.primitives import Dropout
-from bmnas.supernet import Supernet
+from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step
+from bmnas.spaces.cells.one_shot import OneShot, SingleNetworks
+from bmnas.spaces.cells.primitives import Dropout
+from bmnas.spaces.cells.supernet import Supernet
+from bmnas.training.metrics import Objective
 
 FEATURES = ("m0.1", "m0.2", "m1.1")
 SURE = 60.0

@@ -19,11 +19,11 @@ from command_line import bmnas_command, write_tiny_preset
 from many_ranks import ended, run_ranks, start_ranks
 from tiny_tasks import write_tiny_task
 
-import bmnas.stages.search
-from bmnas.errors import UserError
-from bmnas.parallel import ranks
-from bmnas.parallel.share import current, shares
-from bmnas.runtime import Runtime
+import bmnas.pipeline.search
+from bmnas.machine.distribution import ranks
+from bmnas.machine.distribution.share import current, shares
+from bmnas.machine.errors import UserError
+from bmnas.machine.runtime import Runtime
 
 SUPPORT = Path(__file__).parents[1] / "support"
 SEARCH = ("search", "--task", "task.toml", "--preset", "tiny-preset.toml", "--rerank", "1")
@@ -135,7 +135,7 @@ def test_two_ranks_extract_what_one_extracts(searched: Path) -> None:
 
 def test_two_ranks_train_what_one_trains(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(searched)
-    monkeypatch.setattr(bmnas.stages.search, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
     words = ("train", "--genotype", "one/genotype.json", "--backbones", "backbones")
     assert bmnas_command(*words, "--run", "trained-by-one").status == 0
     printed = run_ranks(searched, "-m", "bmnas", *words, "--run", "trained-by-two")

@@ -17,20 +17,20 @@ from tiny_tasks import CONFIG, changed, tiny_task
 from torch import nn
 
 import bmnas
-import bmnas.stages.search
-from bmnas.config import Config, load_preset, preset_names
-from bmnas.errors import UserError
-from bmnas.mapped import LIMIT
-from bmnas.planning import disc, plan, plan_features, plan_task, search_rates
-from bmnas.planning.backbone_rates import BackboneRates
-from bmnas.planning.disc import Disc, measure_disc
-from bmnas.planning.estimate import Memory, backbone_seconds, search_seconds
-from bmnas.planning.machine import available_memory
-from bmnas.planning.made_up import MadeUpFeatures
-from bmnas.planning.search_rates import SearchRates
-from bmnas.planning.settle import settle
-from bmnas.planning.workload import feature_channels, features_workload, task_workload
-from bmnas.samples import samples_per_epoch
+import bmnas.pipeline.search
+from bmnas.features.mapped import LIMIT
+from bmnas.features.samples import samples_per_epoch
+from bmnas.lab.planning import disk, plan, plan_features, plan_task, search_rates
+from bmnas.lab.planning.backbone_rates import BackboneRates
+from bmnas.lab.planning.disk import Disk, measure_disk
+from bmnas.lab.planning.estimate import Memory, backbone_seconds, search_seconds
+from bmnas.lab.planning.machine import available_memory
+from bmnas.lab.planning.search_rates import SearchRates
+from bmnas.lab.planning.settle import settle
+from bmnas.lab.planning.synthetic import MadeUpFeatures
+from bmnas.lab.planning.workload import feature_channels, features_workload, task_workload
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.config import Config, load_preset, preset_names
 from bmnas.strategies import SearchProblem
 
 CONFIG_3 = CONFIG.override("search", epochs=3, rerank=1)
@@ -116,7 +116,7 @@ RATES = SearchRates(
 def test_the_stages_of_a_search_by_hand() -> None:
     # Three epochs of 48 train and 32 validation samples in batches of 16, all 40 to validate;
     # two short trainings of one epoch.
-    found = search_seconds(WORK, RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40))
+    found = search_seconds(WORK, RATES, memory(1 << 40), Disk(1.0, 1.0, 1 << 40))
     assert found == {
         "compile": 7.0,
         "search_weights": 3 * 48 * 1.0,
@@ -129,19 +129,19 @@ def test_the_stages_of_a_search_by_hand() -> None:
         "search": 7 + 144 + 192 + 360 + 12 + 48 + 4 + 30,
     }
     several = search_seconds(
-        replace(WORK, seeds=4), RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40)
+        replace(WORK, seeds=4), RATES, memory(1 << 40), Disk(1.0, 1.0, 1 << 40)
     )
     for stage in ("search_weights", "search_architecture", "validation"):
         assert several[stage] == 4 * found[stage]
     # Three rivals for one place: there is nothing to judge.
     assert not {"screening", "single_networks"} & set(several)
-    tight, disc = memory(0), Disc(1.0, WORK.sample_bytes / 4, 1 << 40)
-    one, four = (search_seconds(replace(WORK, seeds=s), RATES, tight, disc) for s in (1, 4))
+    tight, disk = memory(0), Disk(1.0, WORK.sample_bytes / 4, 1 << 40)
+    one, four = (search_seconds(replace(WORK, seeds=s), RATES, tight, disk) for s in (1, 4))
     # All read the same batches.
     assert four["search_weights"] - one["search_weights"] == 3 * found["search_weights"]
     assert several["rerank"] == found["rerank"]
     alone = replace(WORK, search=replace(WORK.search, rerank=0))
-    found = search_seconds(alone, RATES, memory(1 << 40), Disc(1.0, 1.0, 1 << 40))
+    found = search_seconds(alone, RATES, memory(1 << 40), Disk(1.0, 1.0, 1 << 40))
     assert not {"rerank", "screening", "single_networks"} & set(found)
 
 
@@ -152,7 +152,7 @@ def test_what_finds_no_room_is_read_from_the_disc_in_every_pass() -> None:
     assert memory(0).missing == 1
     assert tight.resident_bytes == 1000 + WORK.cache_bytes
     assert Memory(1000, 1 << 40, 0, None).resident_bytes == 1000 + LIMIT
-    found = search_seconds(WORK, RATES, tight, Disc(1.0, read=WORK.sample_bytes / 4, free=1 << 40))
+    found = search_seconds(WORK, RATES, tight, Disk(1.0, read=WORK.sample_bytes / 4, free=1 << 40))
     # Four seconds for a whole sample, of which three quarters.
     assert found["search_weights"] == pytest.approx(3 * 48 * (1.0 + 3.0))
     assert found["validation"] == pytest.approx(3 * 40 * (3.0 + 3.0))
@@ -162,18 +162,18 @@ def test_backbones_and_extraction_by_hand() -> None:
     rates = {"m": BackboneRates(nn.Identity(), step=2.0, row=0.5)}  # type: ignore[arg-type]
     config = replace(CONFIG.unimodal, epochs=4)
     # Four epochs of three batches, scored on 40; a hundred rows.
-    disc = Disc(write=WORK.cache_bytes / 5, read=1.0, free=1 << 40)
-    found = backbone_seconds(WORK, config, rates, disc)
+    disk = Disk(write=WORK.cache_bytes / 5, read=1.0, free=1 << 40)
+    found = backbone_seconds(WORK, config, rates, disk)
     assert found == {"backbones": 4 * 3 * 2.0 + 40 * 0.5, "extraction": 50.0 + 5.0}
-    assert backbone_seconds(WORK, config, {}, disc) == {"extraction": 5.0}
+    assert backbone_seconds(WORK, config, {}, disk) == {"extraction": 5.0}
 
 
 def test_a_disc_is_measured_for_the_bytes_that_there_will_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disc, "_BLOCK", 10)
-    monkeypatch.setattr(disc, "_FLUSH", 100)
-    monkeypatch.setattr(disc, "_BUDGET", 30.0)
+    monkeypatch.setattr(disk, "_BLOCK", 10)
+    monkeypatch.setattr(disk, "_FLUSH", 100)
+    monkeypatch.setattr(disk, "_BUDGET", 30.0)
     now, slow = 0.0, 1 << 60
 
     def flush(_: int) -> None:
@@ -182,21 +182,21 @@ def test_a_disc_is_measured_for_the_bytes_that_there_will_be(
         now += 1.0 if slow >= 0 else 10.0
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(disc, "_read_speed", lambda path, row: float(row))
+    monkeypatch.setattr(disk, "_read_speed", lambda path, row: float(row))
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", flush)
         # All of it, a hundred bytes a second.
-        assert disc._write_speed(tmp_path / "file", 1230, 1 << 20) == pytest.approx(1230 / 13)
+        assert disk._write_speed(tmp_path / "file", 1230, 1 << 20) == pytest.approx(1230 / 13)
         assert (tmp_path / "file").stat().st_size == 1230
         # Five hundred bytes are taken at once, the rest is slow: so will be what follows.
         now, slow = 0.0, 500
-        assert disc._write_speed(tmp_path / "file", 10_000, 1 << 20) == pytest.approx(10)
+        assert disk._write_speed(tmp_path / "file", 10_000, 1 << 20) == pytest.approx(10)
         # No more than there is room for, the later half of it.
         now, slow = 0.0, 1 << 60
-        assert disc._write_speed(tmp_path / "file", 10_000, 400) == pytest.approx(100)
+        assert disk._write_speed(tmp_path / "file", 10_000, 400) == pytest.approx(100)
         assert (tmp_path / "file").stat().st_size == 400
     monkeypatch.undo()
-    found = measure_disc(tmp_path, size=5000, row=64)
+    found = measure_disk(tmp_path, size=5000, row=64)
     positive([found.write, found.read])
     assert found.free > 5000
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -250,7 +250,7 @@ def positive(values: Any) -> None:
 def test_a_plan_has_the_stages_of_the_run(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bmnas.stages.search, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
     task = tiny_task(kind=kind)
     found = plan_task(task, CONFIG_3, CPU, tmp_path / "runs" / "run")
     assert list(tmp_path.iterdir()) == []
@@ -273,7 +273,7 @@ def test_a_plan_without_a_task(tmp_path: Path) -> None:
     found = plan_features((8, 4), 100, 0.4, CONFIG_3, CPU, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert "backbones" not in found.seconds
-    assert found.seconds["extraction"] == pytest.approx(WORK.cache_bytes / found.disc.write)
+    assert found.seconds["extraction"] == pytest.approx(WORK.cache_bytes / found.disk.write)
     positive([found.memory.needed_bytes, found.memory.available_bytes, found.calibration])
 
 

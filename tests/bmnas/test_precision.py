@@ -16,11 +16,11 @@ from tiny_problems import CPU, tiny_problem
 from tiny_tasks import write_tiny_task
 from torch import Tensor
 
-import bmnas.native
-import bmnas.runtime
-from bmnas.progress import Silent
+import bmnas.machine.runtime
+import bmnas.spaces.cells.native
+from bmnas.machine.progress import Silent
+from bmnas.spaces.cells.supernet import RelaxedStep, Supernet
 from bmnas.strategies.bilevel import search_bilevel
-from bmnas.supernet import RelaxedStep, Supernet
 
 SIZES = {"cells": 2, "steps": 2, "channels": 32, "length": 4, "classes": 5, "dropout": 0.0}
 
@@ -29,9 +29,9 @@ SIZES = {"cells": 2, "steps": 2, "channels": 32, "length": 4, "classes": 5, "dro
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """With the kernels in C, and without."""
     if request.param == "torch":
-        monkeypatch.setattr(bmnas.native, "kernels", lambda: None)
-    elif bmnas.native.kernels() is None:
-        pytest.skip(bmnas.native.describe())
+        monkeypatch.setattr(bmnas.spaces.cells.native, "kernels", lambda: None)
+    elif bmnas.spaces.cells.native.kernels() is None:
+        pytest.skip(bmnas.spaces.cells.native.describe())
     return request.param  # type: ignore[no-any-return]
 
 
@@ -74,7 +74,9 @@ def test_products_in_bfloat16_change_little(way: str) -> None:
 def test_a_search_in_bfloat16_repeats_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bmnas.runtime, "_processor_flags", lambda: frozenset(["avx512_bf16"]))
+    monkeypatch.setattr(
+        bmnas.machine.runtime, "_processor_flags", lambda: frozenset(["avx512_bf16"])
+    )
     histories = []
     for name, precision in (("a", "bfloat16"), ("b", "bfloat16"), ("c", "float32")):
         (tmp_path / name).mkdir()
@@ -93,7 +95,7 @@ def test_a_processor_without_bfloat16_goes_on_in_float32_and_says_so(
         def note(self, text: str) -> None:
             self.notes.append(text)
 
-    monkeypatch.setattr(bmnas.runtime, "_processor_flags", lambda: frozenset(["avx2"]))
+    monkeypatch.setattr(bmnas.machine.runtime, "_processor_flags", lambda: frozenset(["avx2"]))
     notes = Notes()
     histories = []
     for precision in ("bfloat16", "float32"):

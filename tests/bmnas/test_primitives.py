@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bmnas.genotype import PRIMITIVES
-from bmnas.primitives import (
+from bmnas.spaces.cells.genotype import PRIMITIVES
+from bmnas.spaces.cells.primitives import (
     OPERATIONS,
     Attention,
     CellOutput,

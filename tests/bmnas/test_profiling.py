@@ -11,9 +11,9 @@ from tiny_problems import tiny_problem
 from tiny_tasks import CONFIG, tiny_task, write_tiny_task
 
 import bmnas
-import bmnas.stages.search
-from bmnas.errors import UserError
-from bmnas.profiling import StepRecorder, _require_whole
+import bmnas.pipeline.search
+from bmnas.machine.errors import UserError
+from bmnas.machine.profiling import StepRecorder, _require_whole
 from bmnas.strategies.bilevel import search_bilevel
 
 TRACE = "search.pt.trace.json"
@@ -21,7 +21,7 @@ TRACE = "search.pt.trace.json"
 
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bmnas.stages.search, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
 
 
 def steps_of(trace: Path) -> list[str]:

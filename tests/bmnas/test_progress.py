@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from bmnas.progress import Bars, Silent
+from bmnas.machine.progress import Bars, Silent
 
 PROGRAM = """
-from bmnas.progress import Bars
+from bmnas.machine.progress import Bars
 bars = Bars()
 with bars.stage("search", 3) as stage:
     for epoch in range(3):

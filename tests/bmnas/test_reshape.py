@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bmnas.reshape import Pool, Projection
+from bmnas.features.reshape import Pool, Projection
 
 
 def windows(size: int, count: int) -> list[slice]:

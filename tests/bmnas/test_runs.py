@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from bmnas.errors import UserError
-from bmnas.runs import Run, locked, require_same
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.run_folder import Run, locked, require_same
 
 HOLD = """
 import sys
 from pathlib import Path
-from bmnas.errors import UserError
-from bmnas.runs import locked
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.run_folder import locked
 try:
     with locked(Path(sys.argv[1])):
         print("held", flush=True)

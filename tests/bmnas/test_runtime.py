@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from bmnas.errors import UserError
-from bmnas.runtime import PAYS_FROM, Runtime, seed_stage
+from bmnas.machine.errors import UserError
+from bmnas.machine.runtime import PAYS_FROM, Runtime, seed_stage
 
 
 def test_auto_takes_the_processor_where_there_is_nothing_else(

@@ -12,21 +12,21 @@ from tiny_tasks import changed, tiny_task
 from torch import Tensor
 
 from bmnas.backbones import build_backbone
-from bmnas.errors import UserError
-from bmnas.samples import (
+from bmnas.features.samples import (
     FeatureSamples,
     RawInput,
     RawSamples,
     batches_per_epoch,
     epoch_batches,
-    fed,
-    fed_by,
+    iterate_batches,
     label_tensor,
+    prefetch_batches,
     samples_per_epoch,
 )
+from bmnas.features.transfer import Mark, moved
+from bmnas.machine.errors import UserError
 from bmnas.tasks import Modality
 from bmnas.tasks.task import Array
-from bmnas.transfer import Mark, moved
 
 
 class Rows:
@@ -232,7 +232,7 @@ class Step:
 def test_two_steps_are_under_way_at_most() -> None:
     lane, raw = Recorder(), RawSamples([], torch.arange(20))
     batches = torch.arange(20).split(4)
-    for number, (_, labels) in enumerate(fed_by(lane, raw, batches), 1):
+    for number, (_, labels) in enumerate(prefetch_batches(lane, raw, batches), 1):
         assert labels.tolist() == batches[number - 1].tolist()
         lane.log.append(f"step {number}")
     assert lane.log == [
@@ -251,7 +251,7 @@ def test_a_batch_is_taken_from_its_source_when_it_is_due() -> None:
             yield torch.tensor([number])
         taken.append(-1)
 
-    for number, _ in enumerate(fed_by(Recorder(), feature_samples(), source())):
+    for number, _ in enumerate(prefetch_batches(Recorder(), feature_samples(), source())):
         assert taken == list(range(number + 1))
     assert taken[-1] == -1
 
@@ -288,6 +288,6 @@ def test_features_on_a_device_are_gathered_there() -> None:
 
 def test_on_a_cpu_batches_are_what_the_samples_give() -> None:
     samples = feature_samples()
-    found = list(fed(samples, torch.arange(4).split(2), torch.device("cpu")))
+    found = list(iterate_batches(samples, torch.arange(4).split(2), torch.device("cpu")))
     assert [labels.tolist() for _, labels in found] == [[3, 2], [1, 0]]
     assert torch.equal(found[1][0][0], samples.batch(torch.tensor([2, 3]))[0][0])

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from bmnas.runtime import Runtime
-from bmnas.spent import Spent, peak_memory, watch_compilation
+from bmnas.machine.cost_meter import Spent, peak_memory, watch_compilation
+from bmnas.machine.runtime import Runtime
 
 
 @pytest.fixture

@@ -12,20 +12,20 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import CONFIG, tiny_task, write_tiny_task
 
 import bmnas
-import bmnas.stages.training
-from bmnas.architecture import NamedFusion
-from bmnas.baselines.genotypes import late_pairs, module_genotype, random_pairs, searched_pairs
-from bmnas.errors import UserError
-from bmnas.genotype import FUSION_MODULES, Genotype
-from bmnas.runtime import Runtime
+import bmnas.pipeline.training
+from bmnas.machine.errors import UserError
+from bmnas.machine.runtime import Runtime
+from bmnas.spaces.architecture import NamedFusion
+from bmnas.spaces.cells.genotype import FUSION_MODULES, Genotype
+from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype, random_pairs, searched_pairs
 
 CPU = Runtime(torch.device("cpu"), compile=False)
 
 
 @pytest.fixture(autouse=True)
 def _no_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bmnas.stages.training, "torch_latency", lambda *args: {})
-    monkeypatch.setattr(bmnas.stages.training, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: {})
+    monkeypatch.setattr(bmnas.pipeline.training, "write_pictures", lambda *args: None)
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from tiny_runs import write_run
 from tiny_tasks import CONFIG, changed, tiny_task
 
 import bmnas
-from bmnas.checkpoint import Checkpoint
-from bmnas.drawing import load_run
-from bmnas.errors import UserError
-from bmnas.genotype import Cell, Genotype, Step
-from bmnas.progress import Silent
-from bmnas.runs import Run
-from bmnas.stages.search import write_pictures
+from bmnas.machine.checkpoint import Checkpoint
+from bmnas.machine.errors import UserError
+from bmnas.machine.progress import Silent
+from bmnas.pipeline.run_folder import Run
+from bmnas.pipeline.search import write_pictures
+from bmnas.report import load_run
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 
 
 def search(run: Path, **options: Any) -> Any:
@@ -217,7 +217,7 @@ def test_texts_without_a_known_word_are_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    from bmnas.runs import locked
+    from bmnas.pipeline.run_folder import locked
 
     with locked(tmp_path / "run"), pytest.raises(UserError, match="another bmnas process"):
         search(tmp_path / "run")

@@ -9,10 +9,10 @@ import torch
 from tiny_tasks import CONFIG, changed, tiny_task
 
 import bmnas
-from bmnas.errors import UserError
-from bmnas.joint import evaluate_fusion
-from bmnas.metrics import Objective
-from bmnas.runtime import Runtime
+from bmnas.machine.errors import UserError
+from bmnas.machine.runtime import Runtime
+from bmnas.pipeline.joint import evaluate_fusion
+from bmnas.training.metrics import Objective
 
 CPU = Runtime(torch.device("cpu"), compile=False)
 

@@ -8,13 +8,13 @@ import torch
 from tiny_tasks import CONFIG, changed, tiny_task
 
 import bmnas
-import bmnas.stages.search
-from bmnas.errors import UserError
-from bmnas.metrics import Objective, weighted_f1
-from bmnas.progress import Silent
-from bmnas.runtime import Runtime
-from bmnas.stages.unimodal import Unimodal, remove_stale, unimodal_networks
+import bmnas.pipeline.search
+from bmnas.machine.errors import UserError
+from bmnas.machine.progress import Silent
+from bmnas.machine.runtime import Runtime
+from bmnas.pipeline.unimodal import Unimodal, remove_stale, unimodal_networks
 from bmnas.tasks import Task
+from bmnas.training.metrics import Objective, weighted_f1
 
 CPU = Runtime(torch.device("cpu"), compile=False)
 
@@ -111,7 +111,7 @@ def test_a_name_that_no_network_can_hold_is_told_before_training(tmp_path: Path)
 def test_overwriting_a_run_with_another_seed_starts_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bmnas.stages.search, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
     run = tmp_path / "run"
     bmnas.search(tiny_task(), run=run, config=CONFIG)
     again = bmnas.search(tiny_task(), run=run, config=CONFIG, existing="overwrite", seed=1)
@@ -137,6 +137,6 @@ def test_overwriting_leaves_shared_backbones_alone(tmp_path: Path) -> None:
 def test_run_and_backbones_may_be_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bmnas.stages.search, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
     bmnas.search(tiny_task(), run=tmp_path, config=CONFIG, backbones=tmp_path)
     assert {"m0.safetensors", "genotype.json"} <= {path.name for path in tmp_path.iterdir()}

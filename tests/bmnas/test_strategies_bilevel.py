@@ -12,12 +12,12 @@ from tiny_problems import CHANNELS, tiny_problem
 from torch import Tensor, nn
 
 import bmnas.strategies.bilevel as module
-from bmnas.derive import derive_genotype
-from bmnas.errors import UserError
-from bmnas.metrics import Evaluation
-from bmnas.runtime import Runtime
+from bmnas.machine.errors import UserError
+from bmnas.machine.runtime import Runtime
+from bmnas.spaces.cells.derive import derive_genotype
+from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies.bilevel import search_bilevel
-from bmnas.supernet import Supernet
+from bmnas.training.metrics import Evaluation
 
 
 def history(folder: Path) -> list[dict[str, Any]]:

@@ -9,10 +9,10 @@ import pytest
 from tiny_problems import CHANNELS, tiny_problem
 from tiny_tasks import CONFIG
 
-from bmnas.genotype import PRIMITIVES
+from bmnas.spaces.cells.genotype import PRIMITIVES
+from bmnas.spaces.cells.supernet import ArchitectureWeights
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.candidates import draw_genotype, even_weights
-from bmnas.supernet import ArchitectureWeights
 
 FEATURES = tuple(CHANNELS)
 

@@ -10,9 +10,9 @@ import torch
 from tiny_problems import CHANNELS, tiny_problem
 
 import bmnas.strategies.evolution as module
-from bmnas.errors import UserError
-from bmnas.evolution.fusion_tree import FusionTree
-from bmnas.evolution.tree import text
+from bmnas.machine.errors import UserError
+from bmnas.spaces.trees.fusion_tree import FusionTree
+from bmnas.spaces.trees.tree import text
 from bmnas.strategies.evolution import search_evolution, stratified
 
 

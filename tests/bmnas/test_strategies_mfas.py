@@ -12,14 +12,14 @@ import torch
 from tiny_problems import CHANNELS, LENGTH, tiny_problem
 
 import bmnas.strategies.mfas as module
-from bmnas.errors import UserError
-from bmnas.metrics import Evaluation
-from bmnas.mfas.settings import MFASConfig
-from bmnas.mfas.space import Layers, MFASGenotype, encoded
-from bmnas.mfas.surrogate import ScorePool
-from bmnas.samples import FeatureSamples
+from bmnas.features.samples import FeatureSamples
+from bmnas.machine.errors import UserError
+from bmnas.spaces.mfas.settings import MFASConfig
+from bmnas.spaces.mfas.space import Layers, MFASGenotype, encoded
+from bmnas.spaces.mfas.surrogate import ScorePool
 from bmnas.strategies import Outcome, SearchProblem
 from bmnas.strategies.mfas import search_mfas
+from bmnas.training.metrics import Evaluation
 
 SMALL = MFASConfig(
     sweeps=2, levels=2, kept=3, epochs=1, batch_size=16, inner_size=4, final_inner_size=8
@@ -28,7 +28,7 @@ SMALL = MFASConfig(
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bmnas.mfas.surrogate.EPOCHS", 3)
+    monkeypatch.setattr("bmnas.spaces.mfas.surrogate.EPOCHS", 3)
 
 
 def problem(folder: Path, settings: MFASConfig = SMALL, **options: Any) -> SearchProblem:
@@ -72,7 +72,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome[MFASG
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         without_training(patch)
-        patch.setattr("bmnas.mfas.surrogate.EPOCHS", 5)
+        patch.setattr("bmnas.spaces.mfas.surrogate.EPOCHS", 5)
         return folder, search_mfas(eight_features(folder))
 
 

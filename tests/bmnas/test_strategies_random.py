@@ -14,13 +14,13 @@ from tiny_problems import tiny_problem
 from tiny_tasks import CONFIG
 
 import bmnas.strategies.candidates as module
-from bmnas.checkpoint import Checkpoint
-from bmnas.errors import UserError
-from bmnas.found import Found
-from bmnas.genotype import PRIMITIVES
-from bmnas.metrics import Evaluation
+from bmnas.machine.checkpoint import Checkpoint
+from bmnas.machine.errors import UserError
+from bmnas.spaces.cells.genotype import PRIMITIVES
+from bmnas.spaces.found import Found
 from bmnas.strategies import STRATEGIES, Outcome
 from bmnas.strategies.random import random_genotype, search_random
+from bmnas.training.metrics import Evaluation
 
 FEATURES = ("m0.1", "m0.2", "m1.1")
 

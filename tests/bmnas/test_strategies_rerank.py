@@ -11,12 +11,12 @@ from tiny_problems import tiny_problem
 
 import bmnas.strategies.candidates as module
 import bmnas.strategies.rerank as module_of_rerank
-from bmnas.canonical import canonical
-from bmnas.genotype import Genotype
-from bmnas.metrics import Evaluation
-from bmnas.one_shot import OneShot, SingleNetworks
+from bmnas.spaces.cells.canonical import canonical
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.one_shot import OneShot, SingleNetworks
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.rerank import SCREENED
+from bmnas.training.metrics import Evaluation
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:

@@ -11,12 +11,12 @@ from tiny_problems import tiny_problem
 from torch import Tensor
 
 import bmnas.strategies.several as module
-from bmnas.errors import UserError
-from bmnas.metrics import Evaluation
+from bmnas.machine.errors import UserError
+from bmnas.spaces.cells.supernets import Supernets
 from bmnas.strategies import STRATEGIES, Outcome
 from bmnas.strategies.bilevel import initial_supernet
 from bmnas.strategies.problem import SearchProblem
-from bmnas.supernets import Supernets
+from bmnas.training.metrics import Evaluation
 
 
 def problem(folder: Path, seeds: int = 3, **changes: Any) -> SearchProblem:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from plain_supernet import PlainSupernet, copy_parameters, parameter_pairs
 from torch import Tensor, nn
 
-from bmnas.derive import derive_genotype
-from bmnas.supernet import RelaxedStep, Supernet
+from bmnas.spaces.cells.derive import derive_genotype
+from bmnas.spaces.cells.supernet import RelaxedStep, Supernet
 
 
 @dataclass

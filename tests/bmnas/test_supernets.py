@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bmnas import native
-from bmnas.metrics import Objective
-from bmnas.supernet import RelaxedStep, Supernet
-from bmnas.supernets import Supernets
+from bmnas.spaces.cells import native
+from bmnas.spaces.cells.supernet import RelaxedStep, Supernet
+from bmnas.spaces.cells.supernets import Supernets
+from bmnas.training.metrics import Objective
 
 
 @dataclass
@@ -79,7 +79,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         if native.kernels() is None:
             pytest.skip(native.describe())
     else:
-        for place in ("bmnas.supernet", "bmnas.supernets"):
+        for place in ("bmnas.spaces.cells.supernet", "bmnas.spaces.cells.supernets"):
             monkeypatch.setattr(f"{place}.has_kernels", lambda _, **__: False)
     return str(request.param)
 

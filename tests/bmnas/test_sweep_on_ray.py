@@ -15,7 +15,7 @@ import pytest
 from command_line import write_tiny_preset
 from tiny_tasks import write_tiny_task
 
-from bmnas.sweep.job import attempts
+from bmnas.lab.sweep.job import attempts
 
 
 @pytest.mark.slow

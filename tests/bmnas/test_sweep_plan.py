@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from bmnas.errors import UserError
-from bmnas.sweep.plan import make_plan
+from bmnas.lab.sweep.plan import make_plan
+from bmnas.machine.errors import UserError
 
 
 def plan(tmp_path: Path, text: str = "", *grid: str, **given: Any) -> list[Any]:

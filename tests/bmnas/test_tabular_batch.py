@@ -9,12 +9,12 @@ import torch
 from isomorphic import scramble
 from torch import nn
 
-from bmnas.genotype import Cell, Genotype, Step
-from bmnas.metrics import Objective
-from bmnas.network import FusionNetwork
-from bmnas.primitives import Dropout
-from bmnas.tabular import Space
-from bmnas.tabular.batch import BatchedNetwork, BatchedObjective, structure
+from bmnas.lab.tables import Space
+from bmnas.lab.tables.batch import BatchedNetwork, BatchedObjective, structure
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.spaces.cells.primitives import Dropout
+from bmnas.training.metrics import Objective
 
 CHANNELS = {"a.1": 3, "a.2": 2, "b.1": 4}
 FEATURES = tuple(CHANNELS)

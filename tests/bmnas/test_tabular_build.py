@@ -16,14 +16,14 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tables import TABLE_CONFIG, build_tiny
 from tiny_tasks import tiny_task, write_tiny_task
 
-from bmnas.errors import UserError
-from bmnas.fit import Group, Recipe, fit
-from bmnas.metrics import Objective, evaluate
-from bmnas.network import FusionNetwork
-from bmnas.progress import Silent
-from bmnas.runtime import seed_stage
-from bmnas.tabular import Table, build, canonical, load
-from bmnas.tabular.training import Trainer, jobs_of
+from bmnas.lab.tables import Table, build, canonical, load
+from bmnas.lab.tables.training import Trainer, jobs_of
+from bmnas.machine.errors import UserError
+from bmnas.machine.progress import Silent
+from bmnas.machine.runtime import seed_stage
+from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.metrics import Objective, evaluate
 
 MEASURED = ("seconds", "latency_ms")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from tiny_tables import made_table
 
-from bmnas.canonical import canonical
-from bmnas.errors import UserError
-from bmnas.genotype import Genotype
-from bmnas.tabular import Problem, Table, load, replay
-from bmnas.tabular.replay import STRATEGIES, BudgetSpentError
+from bmnas.lab.tables import Problem, Table, load, replay
+from bmnas.lab.tables.replay import STRATEGIES, BudgetSpentError
+from bmnas.machine.errors import UserError
+from bmnas.spaces.cells.canonical import canonical
+from bmnas.spaces.cells.genotype import Genotype
 
 
 @pytest.fixture(scope="module")

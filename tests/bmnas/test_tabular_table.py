@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny_tables import FEATURES, made_table
 
-from bmnas.errors import UserError
-from bmnas.genotype import Cell, Genotype, Step
-from bmnas.tabular import Table, canonical, load
+from bmnas.lab.tables import Table, canonical, load
+from bmnas.machine.errors import UserError
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 
 
 def genotype(*steps: Step, inputs: tuple[str, str] = ("a.2", "b.1"), **shape: int) -> Genotype:

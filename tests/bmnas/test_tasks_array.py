@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from task_files import MODALITIES, SAMPLES, arrays, modality, write_task
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks import check_task, check_test, load_task_file
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks import check_task, check_test, load_task
 from bmnas.tasks.av_digits import Clips, fixed_length_clips, noisy_clip, weak_images
 from bmnas.tasks.registry import REGISTERED

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from originals import tiny_mnist, write_mnist, write_tiny_fsdd, write_wav
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks import check_task, check_test, load_task
 from bmnas.tasks.av_digits import FILES
 from bmnas.tasks.av_digits_build import PairsPerDigit, all_pairs, build_av_digits, image_pca

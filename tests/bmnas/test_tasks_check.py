@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_tasks import changed, tiny_task
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks import Modality, Task, check_task, check_test
 from bmnas.tasks import check as check_module
 

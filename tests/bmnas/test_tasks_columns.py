@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.columns import Columns, read_npz
 
 

@@ -11,7 +11,7 @@ import pytest
 from task_files import write_task
 from tiny_tasks import tiny_task
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks import REGISTERED, load_task, reload_task
 
 

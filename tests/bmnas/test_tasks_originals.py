@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from originals import idx_bytes, tiny_mnist, write_mnist, write_tiny_fsdd, write_wav
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.originals import read_fsdd, read_idx, read_mnist, read_wav
 
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import save_file
 from tiny_networks import tiny_network, tiny_task
 
-from bmnas.errors import UserError
-from bmnas.genotype import Cell, Genotype, Step
-from bmnas.trained import TrainedNetwork, load_network, read_description
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.trained import TrainedNetwork, load_network, read_description
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 
 TASK = tiny_task()
 

@@ -15,18 +15,18 @@ from tiny_tasks import CONFIG, tiny_task
 from torch import nn
 
 import bmnas
-from bmnas.architecture import NamedFusion, takes_unimodal_logits
 from bmnas.backbones import Backbone, build_backbone
 from bmnas.backbones.base import PooledHead
 from bmnas.backbones.word_conv import MaskedHead
-from bmnas.cost import count_parameters
-from bmnas.genotype import Genotype, known_genotype
-from bmnas.joint import raw_samples
-from bmnas.metrics import Objective, evaluate
-from bmnas.mfas.space import Layer, MFASGenotype
-from bmnas.network import MultimodalNetwork
-from bmnas.runs import Run
+from bmnas.machine.costs import count_parameters
+from bmnas.pipeline.joint import raw_samples
+from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.run_folder import Run
+from bmnas.spaces.architecture import NamedFusion, takes_unimodal_logits
+from bmnas.spaces.cells.genotype import Genotype, known_genotype
+from bmnas.spaces.mfas.space import Layer, MFASGenotype
 from bmnas.tasks.task import Modality
+from bmnas.training.metrics import Objective, evaluate
 
 FAMILIES = ("image", "waveform", "sequence", "vector", "text", "clip", "tokens")
 

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 from bmnas_export import latency
 
-from bmnas.cost import measure_latency
+from bmnas.machine.costs import measure_latency
 
 
 @pytest.fixture(autouse=True)

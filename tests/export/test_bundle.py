@@ -22,10 +22,10 @@ from bmnas_serve.session import Session
 from bmnas_serve.validate import check_request
 from tiny_networks import tiny_network, tiny_task
 
-from bmnas.errors import UserError
-from bmnas.samples import RawInput
+from bmnas.features.samples import RawInput
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Task
-from bmnas.trained import TrainedNetwork
 
 SCORES = {"metric": "accuracy", "test": {"score": 0.5}}
 

@@ -21,15 +21,16 @@ from bmnas_serve.manifest import TensorSpec
 from tiny_networks import roughen, tiny_network, tiny_task
 from torch import Tensor, nn
 
-from bmnas.architecture import Architecture, NamedFusion, build_fusion
-from bmnas.baselines import FUSIONS
-from bmnas.baselines.genotypes import late_pairs, module_genotype
-from bmnas.drawing.record import load_bundle
-from bmnas.drawing.tables import bundle_tables
-from bmnas.genotype import FUSION_MODULES
-from bmnas.joint import channels_of
-from bmnas.network import Fusion, MultimodalNetwork
-from bmnas.trained import load_network, read_description
+from bmnas.pipeline.joint import channels_of
+from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.trained import load_network, read_description
+from bmnas.report.record import load_bundle
+from bmnas.report.tables import bundle_tables
+from bmnas.spaces.architecture import Architecture, NamedFusion, build_fusion
+from bmnas.spaces.cells.genotype import FUSION_MODULES
+from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.fusions import FUSIONS
+from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype
 
 CLASSES = 3
 

@@ -20,7 +20,7 @@ from bmnas_serve.manifest import TensorSpec
 from tiny_networks import tiny_network, tiny_task
 from torch import Tensor, nn
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 
 X = TensorSpec("x", (-1, 4), "float32")
 Y = TensorSpec("y", (-1, 3), "float32")

@@ -9,9 +9,9 @@ from bmnas_export import export_bundle
 from bmnas_serve import manifest as manifests
 from tiny_networks import tiny_network, tiny_task
 
-from bmnas.drawing.record import load_bundle
-from bmnas.mfas.space import Layer, MFASGenotype
-from bmnas.trained import load_network
+from bmnas.pipeline.trained import load_network
+from bmnas.report.record import load_bundle
+from bmnas.spaces.mfas.space import Layer, MFASGenotype
 
 
 def test_a_bundle_equals_torch(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from bmnas_serve.session import Session
 from numpy.typing import NDArray
 from tiny_networks import tiny_network, tiny_task
 
-from bmnas.network import MultimodalNetwork
+from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.tasks.task import Kind
 
 Array = NDArray[Any]

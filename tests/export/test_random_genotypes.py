@@ -9,7 +9,7 @@ import torch
 from bmnas_export import export_bundle
 from tiny_networks import KINDS, random_genotype, tiny_network, tiny_task
 
-from bmnas.samples import RawInput
+from bmnas.features.samples import RawInput
 
 
 @pytest.mark.slow

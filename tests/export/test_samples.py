@@ -8,7 +8,7 @@ import torch
 from bmnas_export.samples import SampleInputs
 from tiny_networks import tiny_network, tiny_task
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Task
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from bmnas_export.target import checked_target
 
-from bmnas.errors import UserError
+from bmnas.machine.errors import UserError
 
 
 def write_bundle(folder: Path, version: str = "bmnas.bundle/1") -> Path:

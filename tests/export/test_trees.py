@@ -8,9 +8,9 @@ from bmnas_export import export_bundle
 from bmnas_serve import manifest as manifests
 from tiny_networks import tiny_network, tiny_task
 
-from bmnas.drawing.record import load_bundle
-from bmnas.evolution.fusion_tree import FusionTree
-from bmnas.trained import load_network
+from bmnas.pipeline.trained import load_network
+from bmnas.report.record import load_bundle
+from bmnas.spaces.trees.fusion_tree import FusionTree
 
 FEATURES = tuple(f"m{m}.{n}" for m in range(3) for n in (1, 2, 3))
 # Every operation.

@@ -9,8 +9,8 @@ from itertools import permutations
 import torch
 from torch import Tensor, nn
 
-from bmnas.genotype import Cell, Genotype
-from bmnas.network import FusionCell, FusionNetwork
+from bmnas.spaces.cells.genotype import Cell, Genotype
+from bmnas.spaces.cells.network import FusionCell, FusionNetwork
 
 SWAPPABLE = ("sum", "concat_fc")
 

@@ -1,6 +1,6 @@
 """The plain form of the supernet's equations: one module per edge and operation, (B, C, L).
 
-The reference that ``bmnas.supernet`` must equal, and the baseline that its speed is measured
+The reference that ``Supernet`` must equal, and the baseline that its speed is measured
 against. Written to be read beside the paper (BM-NAS, sections 3.1 to 3.3), not to be fast.
 """
 
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from bmnas.supernet import Supernet
+from bmnas.spaces.cells.supernet import Supernet
 
 
 class Edge(nn.Module):

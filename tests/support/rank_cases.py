@@ -11,19 +11,19 @@ import torch
 from tiny_problems import CPU, tiny_problem
 from torch import Tensor, nn
 
-from bmnas.architecture import NamedFusion, build_fusion
 from bmnas.backbones.masking import SpectrogramMasking
-from bmnas.evolution.forest import Forest
-from bmnas.evolution.fusion_tree import FusionTree
-from bmnas.evolution.network import TreeFusion
-from bmnas.evolution.tree import OPERATIONS
-from bmnas.fit import Group, Recipe, fit
-from bmnas.metrics import Objective, evaluate
-from bmnas.parallel import ranks
-from bmnas.parallel.launch import together
-from bmnas.progress import Silent
-from bmnas.stacked import StackedObjective
+from bmnas.machine.distribution import ranks
+from bmnas.machine.distribution.launch import together
+from bmnas.machine.progress import Silent
+from bmnas.spaces.architecture import NamedFusion, build_fusion
+from bmnas.spaces.trees.forest import Forest
+from bmnas.spaces.trees.fusion_tree import FusionTree
+from bmnas.spaces.trees.network import TreeFusion
+from bmnas.spaces.trees.tree import OPERATIONS
 from bmnas.strategies import STRATEGIES
+from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.metrics import Objective, evaluate
+from bmnas.training.stacked import StackedObjective
 
 
 class Pictures:

@@ -12,8 +12,8 @@ import torch
 from tiny_problems import tiny_problem
 from torch import Tensor
 
-from bmnas.parallel import ranks
-from bmnas.parallel.launch import together
+from bmnas.machine.distribution import ranks
+from bmnas.machine.distribution.launch import together
 from bmnas.strategies import STRATEGIES, Outcome
 
 

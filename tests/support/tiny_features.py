@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from bmnas.backbones import Backbone, build_backbone
-from bmnas.features import FeatureCache, open_features
-from bmnas.progress import Silent
+from bmnas.features.cache import FeatureCache, open_features
+from bmnas.machine.progress import Silent
 from bmnas.tasks import Task
 
 CPU = torch.device("cpu")

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from bmnas.architecture import Architecture, build_fusion
 from bmnas.backbones import Backbone, build_backbone
-from bmnas.genotype import PRIMITIVES, Cell, Genotype, Step
-from bmnas.network import MultimodalNetwork
+from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
+from bmnas.spaces.architecture import Architecture, build_fusion
+from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step
 from bmnas.tasks.task import Kind, Modality, ModalityType, Task
-from bmnas.trained import TaskInfo, TrainedNetwork
 
 KINDS = ("image", "waveform", "sequence", "vector", "text", "clip", "tokens")
 WORDS = np.array(["a red cat", "is it blue?", "purple", "the cat and the dog are red"])

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from tiny_tasks import CONFIG
 
-from bmnas.checkpoint import Checkpoint
-from bmnas.metrics import Objective
-from bmnas.profiling import StepRecorder
-from bmnas.progress import Silent
-from bmnas.runtime import Runtime
-from bmnas.samples import FeatureSamples
+from bmnas.features.samples import FeatureSamples
+from bmnas.machine.checkpoint import Checkpoint
+from bmnas.machine.profiling import StepRecorder
+from bmnas.machine.progress import Silent
+from bmnas.machine.runtime import Runtime
 from bmnas.strategies import SearchProblem
+from bmnas.training.metrics import Objective
 
 CPU = Runtime(torch.device("cpu"), compile=False)
 CHANNELS = {"m0.1": 3, "m0.2": 5, "m1.1": 4}

@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
-from bmnas.drawing.style import figure_svg
-from bmnas.genotype import Cell, Genotype, Step
+from bmnas.report.style import figure_svg
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 
 STEPS = (Step("attention", ("x", "y")), Step("sum", ("x", "step1")))
 GENOTYPE = Genotype(("left.1", "right.1"), 8, 4, (Cell(("left.1", "right.1"), STEPS),))

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from tiny_tasks import CONFIG, tiny_task
 
-from bmnas.config import Config
-from bmnas.genotype import Genotype
-from bmnas.tabular import Space, Table
-from bmnas.tabular.build import build_table
+from bmnas.lab.tables import Space, Table
+from bmnas.lab.tables.build import build_table
+from bmnas.pipeline.config import Config
+from bmnas.spaces.cells.genotype import Genotype
 
 FEATURES = ("a.1", "a.2", "b.1", "b.2")
 WORTH = {"zero": 0, "sum": 1, "attention": 2, "linear_glu": 4, "concat_fc": 3}

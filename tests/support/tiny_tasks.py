@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from bmnas.config import Config, SearchConfig, TrainConfig, UnimodalConfig
-from bmnas.evolution.settings import EvolutionConfig
-from bmnas.mfas.settings import MFASConfig
+from bmnas.pipeline.config import Config, SearchConfig, TrainConfig, UnimodalConfig
+from bmnas.spaces.mfas.settings import MFASConfig
+from bmnas.spaces.trees.settings import EvolutionConfig
 from bmnas.tasks import Modality, Task
 
 CONFIG = Config(

@@ -1,0 +1,1 @@
+"""Frozen backbones to pooled features on disk, and batches of them."""

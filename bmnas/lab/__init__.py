@@ -1,0 +1,1 @@
+"""Plans, sweeps, benchmark suites and tables of whole spaces."""

@@ -1,0 +1,177 @@
+"""The report of a suite: rows over seeds, each number traceable to a run folder and a command."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from bmnas.lab.bench.jobs import Job
+from bmnas.lab.bench.regret import Regrets
+from bmnas.lab.bench.suite import Suite
+from bmnas.machine.costs import hardware, versions
+from bmnas.machine.files import write_json, write_text
+from bmnas.report.comparison import draw_comparison
+from bmnas.report.page import Section, figure_html, page
+from bmnas.report.record import RunRecord, load_run
+from bmnas.report.regret import draw_regret
+from bmnas.report.rows import ComparisonRow, comparison_rows, row_to_dict, spread_of
+from bmnas.report.tables import TextTable, comparison_tables, html_tables, markdown
+
+_DASH = "–"
+_BUDGETS = (8, 25, 100, 200)  # candidates in the table of regrets
+
+
+def write_report(
+    suite: Suite, jobs: Sequence[Job], regrets: Sequence[Regrets], folder: Path, command: str
+) -> list[Path]:
+    """Write report.html, report.md and report.json for the ``jobs`` that are done.
+
+    Returns the files. Paths in them are relative to ``folder``, which may be moved as a whole.
+    """
+    runs = {job: load_run(job.run) for job in jobs}
+    rows = report_rows(runs)
+    facts = _facts(suite, jobs, command)
+    tables = [*comparison_tables(rows), *map(_regret_table, regrets)]
+    trace = _trace(runs, folder)
+    files = [folder / f"report.{suffix}" for suffix in ("html", "md", "json")]
+    write_text(files[0], _html(suite, rows, regrets, tables, trace, facts))
+    write_text(files[1], "\n".join([f"# {suite.name}", "", *facts, "", markdown([*tables, trace])]))
+    write_json(files[2], _json(suite, runs, rows, regrets, folder, command))
+    return files
+
+
+def report_rows(runs: Mapping[Job, RunRecord]) -> list[ComparisonRow]:
+    """Return a row for each way to fuse, and one for what fuses nothing, the best score first.
+
+    The latter are each modality alone, and the mean of the unimodal networks' logits.
+    """
+    rows: list[ComparisonRow] = []
+    for task in dict.fromkeys(job.task for job in runs):
+        members = {job: run for job, run in runs.items() if job.task == task}
+        ways: dict[str, list[RunRecord]] = {}
+        for job, run in members.items():
+            ways.setdefault(job.way, []).append(run)
+        found = [
+            replace(row, task=task.name, name=way)
+            for way, group in ways.items()
+            for row in comparison_rows(group)
+        ]
+        first = next(iter(ways.values()))
+        found += _alone(found[0], first)
+        rows += sorted(found, key=lambda row: -row.score.mean if row.score else 0.0)
+    return rows
+
+
+def _alone(like: ComparisonRow, runs: Sequence[RunRecord]) -> list[ComparisonRow]:
+    """Return the rows of the unimodal networks, which all runs of a task and a seed share."""
+    paths: dict[str, tuple[str, ...]] = {
+        f"{name} alone": ("unimodal", name, "test") for name in runs[0].metrics.section("unimodal")
+    }
+    paths["mean of unimodal logits"] = ("test", "unimodal_mean")
+    return [
+        replace(
+            like,
+            name=name,
+            score=spread_of([run.metrics.number(*path) for run in runs]),
+            fusion_parameters=None,
+            classifier_parameters=None,
+            torch_ms=None,
+            onnxruntime_ms=None,
+            search_seconds=None,
+            search_processor_seconds=None,
+            gpu_hours=None,
+        )
+        for name, path in paths.items()
+    ]
+
+
+def _trace(runs: Mapping[Job, RunRecord], folder: Path) -> TextTable:
+    rows = []
+    for job, run in runs.items():
+        score = run.metrics.number("test", "score")
+        shown = _DASH if score is None else f"{score:.4f}"
+        place = job.run.relative_to(folder).as_posix()
+        rows.append((job.task.name, job.way, place, str(job.seed), shown))
+    columns = ("task", "way", "run folder", "seed", "test score")
+    return TextTable("Runs", columns, tuple(rows), words=3)
+
+
+def _regret_table(regrets: Regrets) -> TextTable:
+    """Return mean regrets at some budgets, and of what was found."""
+    rows = [
+        (name, str(count), f"{curve[count - 1]:.2f}")
+        for name, curve in regrets.curves.items()
+        for count in _BUDGETS
+        if count <= len(curve)
+    ]
+    found = regrets.found.items()
+    rows += [(name, f"{cost:g}", f"{regret:.2f}") for name, (cost, regret) in found]
+    best = f"{regrets.networks:,} networks, the best {regrets.best_test:.4f}"
+    title = f"Regret on {regrets.table}: {best}"
+    return TextTable(title, ("search", "candidates", "mean regret, points"), tuple(rows))
+
+
+def _facts(suite: Suite, jobs: Sequence[Job], command: str) -> list[str]:
+    machine = hardware()
+    seeds = len({job.seed for job in jobs})
+    return [
+        f"Command: `{command}`.",
+        f"{datetime.datetime.now(datetime.UTC).date().isoformat()}, {machine['processor']}, "
+        f"{machine['threads']} threads, torch {versions()['torch']}.",
+        f"{len(jobs)} runs of {seeds} seed{'s' * (seeds > 1)}; ± is the sample standard deviation.",
+        # A fact of its own: the page shortens long ones.
+        "Each network is trained on train and validation and tested once.",
+    ]
+
+
+def _html(
+    suite: Suite,
+    rows: Sequence[ComparisonRow],
+    regrets: Sequence[Regrets],
+    tables: Sequence[TextTable],
+    trace: TextTable,
+    facts: Iterable[str],
+) -> str:
+    sections: list[Section] = [("Tables", html_tables(list(tables)))]
+    for number, task in enumerate(dict.fromkeys(row.task for row in rows)):
+        drawn = [row for row in rows if row.task == task and row.fusion_parameters is not None]
+        figure = figure_html(draw_comparison(drawn), f"p{number}")
+        sections.append((f"Score and cost, {task}", figure))
+    for number, one in enumerate(regrets):
+        figure = figure_html(draw_regret(one.table, one.curves, one.found), f"r{number}")
+        sections.append((f"Regret on {one.table}", figure))
+    sections.append(("Where each number comes from", html_tables([trace])))
+    return page(f"Suite {suite.name}", [fact.replace("`", "") for fact in facts], sections)
+
+
+def _json(
+    suite: Suite,
+    runs: Mapping[Job, RunRecord],
+    rows: Sequence[ComparisonRow],
+    regrets: Sequence[Regrets],
+    folder: Path,
+    command: str,
+) -> dict[str, Any]:
+    return {
+        "suite": suite.name,
+        "command": command,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "rows": [row_to_dict(row) for row in rows],
+        "regrets": [asdict(one) for one in regrets],
+        "runs": [
+            {
+                "task": job.task.name,
+                "way": job.way,
+                "seed": job.seed,
+                "run": job.run.relative_to(folder).as_posix(),
+                "score": run.metrics.number("test", "score"),
+                "commands": job.commands(),
+            }
+            for job, run in runs.items()
+        ],
+    }

@@ -1,0 +1,13 @@
+"""The tabular benchmark: a space small enough to train completely, and searches replayed on it.
+
+``load`` reads a table, ``bmnas.lab.tables.build`` makes one.
+"""
+
+from __future__ import annotations
+
+from bmnas.lab.tables.replay import Problem, Replay, replay
+from bmnas.lab.tables.space import Space
+from bmnas.lab.tables.table import Entry, Table, load
+from bmnas.spaces.cells.canonical import canonical
+
+__all__ = ["Entry", "Problem", "Replay", "Space", "Table", "canonical", "load", "replay"]

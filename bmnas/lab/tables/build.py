@@ -1,0 +1,209 @@
+"""Building a table: every network of a space trained for a short fixed budget.
+
+The networks of a structure are trained together (``batch``), each as a candidate of a search is
+(``strategies.candidates``): the same epochs, batch size, learning rates and dropout, from cached
+features of frozen backbones. A batch's results are a file of their own (``training``), so that a
+build that was stopped, in whatever way, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bmnas.features.cache import FeatureCache, open_features
+from bmnas.lab.tables.batch import BatchedObjective
+from bmnas.lab.tables.space import Space
+from bmnas.lab.tables.table import Table
+from bmnas.lab.tables.training import SCORES, StoredFeatures, Work, jobs_of
+from bmnas.lab.tables.workers import trained
+from bmnas.machine.costs import count_parameters, hardware, measure_latency, versions
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import read_json, remove_leftovers, write_json
+from bmnas.machine.progress import Progress, Silent
+from bmnas.machine.runtime import Runtime, check_seed
+from bmnas.pipeline.config import Config
+from bmnas.pipeline.run_folder import locked
+from bmnas.pipeline.unimodal import unimodal_networks
+from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.tasks import check_task, check_test
+from bmnas.tasks.task import Task
+from bmnas.training.metrics import Objective
+
+_CPU = Runtime(torch.device("cpu"), compile=False)
+
+
+def build_table(
+    task: Task,
+    out: Path,
+    *,
+    config: Config,
+    run: Path,
+    seed: int = 0,
+    seeds: int = 3,
+    backbones: Path | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Table:
+    """Train every network of the space of ``config.search`` on ``task`` and write ``out``.
+
+    ``run`` is the folder of what is done so far, ``backbones`` that of trained backbones, by
+    default inside it. Backbones are trained with ``seed``, networks with ``seeds`` seeds from it
+    on, in ``workers`` processes of one thread. Test data is read to be put into the table. All but
+    measured times is the same, bit for bit, when it is built again on the same machine, whatever
+    the number of workers. Raises UserError when something given cannot be used.
+    """
+    check_seed(seed)
+    for name, value in (("seeds", seeds), ("workers", workers)):
+        if value < 1:
+            raise UserError(f"--{name}: received {value}, expected 1 or more")
+    if out.suffix != ".npz":
+        raise UserError(f"{out}: received a name that ends otherwise, expected one in .npz")
+    check_task(task)
+    check_test(task)
+    progress = Silent() if progress is None else progress
+    kept = run / "backbones" if backbones is None else backbones
+    with locked(run, kept):
+        remove_leftovers(run / "parts")
+        cache, unimodal = _features(task, config, seed, run, kept, progress)
+        about = {
+            "task": {"name": task.name, "source": _placeless(task.source)},
+            "metric": Objective(task.kind).metric,
+            "features": list(cache.names),
+            "classes": task.classes,
+            "samples": {part: len(task.samples(part)) for part in cache.parts},
+            "seed": seed,
+            "preset": None if config.preset is None else Path(config.preset).name,
+            **config.to_dict(),
+            "unimodal_validation": unimodal,
+        }
+        work = _work(cache, config, run)
+        _claim(run, about, cache)
+        arrays = _scores(work, range(seed, seed + seeds), workers, progress)
+        arrays.update(_costs(work, progress))
+        # The hardware's number of threads is that of the latency.
+        about.update(seeds=seeds, versions=versions(), hardware=hardware())
+        table = Table(about, tuple(work.genotypes), arrays)
+        table.save(out)
+    return table
+
+
+def _placeless(source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a task's source without the folders of this machine: a table is passed on."""
+    plain = {key: value for key, value in source.items() if key != "data"}
+    name = plain.get("task")
+    if isinstance(name, str) and name.endswith(".toml"):
+        plain["task"] = Path(name).name
+    return plain
+
+
+def _work(cache: FeatureCache, config: Config, run: Path) -> Work:
+    search, task = config.search, cache.task
+    space = Space(cache.names, search.cells, search.steps, search.channels, search.length)
+    return Work(
+        genotypes=tuple(space.distinct().values()),
+        features=StoredFeatures.of(cache, run / "features", search.cache_dtype),
+        objective=BatchedObjective(task.kind, config.train.threshold),
+        config=search,
+        classes=task.classes,
+        parts=run / "parts",
+    )
+
+
+def _scores(work: Work, seeds: range, workers: int, progress: Progress) -> dict[str, NDArray[Any]]:
+    """Train what is not trained yet; return scores, losses and seconds of all networks."""
+    jobs = jobs_of(work.genotypes, seeds)
+    left = [job for job in jobs if not work.part(job).exists()]
+    with progress.stage("networks", sum(len(job.entries) for job in jobs)) as shown:
+        shown.advance(sum(len(job.entries) for job in jobs if job not in left))
+        for job in trained(work, left, workers):
+            shown.advance(len(job.entries))
+    shape = len(work.genotypes), len(seeds)
+    arrays = {name: np.empty(shape) for name in (*SCORES, "seconds")}
+    for job in jobs:
+        for name, values in work.read_part(job).items():
+            arrays[name][list(job.entries), seeds.index(job.seed)] = values
+    arrays["seconds"] = arrays["seconds"].mean(axis=1)
+    return arrays
+
+
+def _costs(work: Work, progress: Progress) -> dict[str, NDArray[Any]]:
+    """Return parameters and milliseconds of every network."""
+    samples = work.features.samples()["validation"]
+    parameters, latency = [], []
+    with progress.stage("latency", len(work.genotypes)) as shown:
+        for genotype in work.genotypes:
+            network = work.network(genotype).eval()
+            parameters.append(count_parameters(network) - count_parameters(network.classifier))
+            pooled, _ = samples.select(network.features).batch(torch.arange(1))
+            latency.append(_milliseconds(network, pooled))
+            shown.advance()
+    return {"parameters": np.array(parameters, dtype=np.int64), "latency_ms": np.array(latency)}
+
+
+def _milliseconds(network: FusionNetwork, pooled: list[torch.Tensor]) -> float:
+    def call() -> None:
+        with torch.inference_mode():
+            network(pooled)
+
+    return measure_latency(call, repeats=50).median_ms
+
+
+def _features(
+    task: Task,
+    config: Config,
+    seed: int,
+    run: Path,
+    kept: Path,
+    progress: Progress,
+) -> tuple[FeatureCache, dict[str, float]]:
+    """Return the features of all parts, and the validation score of each modality alone."""
+    networks = unimodal_networks(
+        task,
+        config.unimodal,
+        Objective(task.kind, config.train.threshold),
+        seed=seed,
+        folder=kept,
+        runtime=_CPU,
+        progress=progress,
+    )
+    cache = open_features(
+        task,
+        {name: found.backbone for name, found in networks.items()},
+        parts=("train", "validation", "test"),
+        length=config.search.length,
+        # Not beside the backbones: the cache of a search there holds no test data.
+        folder=run / "features",
+        device=_CPU.device,
+        progress=progress,
+        dtype=config.search.cache_dtype,
+    )
+    return cache, {name: found.validation for name, found in networks.items()}
+
+
+def _claim(run: Path, about: Mapping[str, Any], cache: FeatureCache) -> None:
+    """Take ``run`` for a table; raises UserError when it holds parts of another one."""
+    labels = cache.samples(*cache.parts).labels
+    depends = {
+        "about": {name: value for name, value in about.items() if name != "preset"},
+        "features": cache.keys,
+        "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
+    }
+    text = json.dumps(depends, sort_keys=True)
+    owner = hashlib.sha256(text.encode()).hexdigest()
+    path = run / "tabular.json"
+    if not path.exists():
+        write_json(path, {"owner": owner, "about": about})
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("owner") != owner:
+        raise UserError(
+            f"{run}: holds parts of a table of other settings, backbones or data; choose another "
+            "folder with --run, or delete this one"
+        )

@@ -1,0 +1,203 @@
+"""Training the networks of a table, batch by batch; a batch's results are a file of their own.
+
+Legend: G networks of a batch, L length, C_raw channels of a raw feature.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bmnas.features.cache import FeatureCache, entry_folder
+from bmnas.features.mapped import Pages, map_array
+from bmnas.features.samples import FeatureSamples, label_tensor
+from bmnas.lab.tables.batch import BatchedNetwork, BatchedObjective, structure
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import atomic_path
+from bmnas.machine.progress import Silent
+from bmnas.machine.runtime import seed_stage
+from bmnas.pipeline.config import SearchConfig
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.tasks.columns import read_npz
+from bmnas.tasks.task import Array, Part
+from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.metrics import Objective, evaluate_several
+
+#: Networks in a batch, at most: with more, what a step works on no longer stays in the caches.
+GROUP = 16
+
+#: What a part holds of each network, besides its seconds.
+SCORES = ("validation", "test", "validation_loss", "test_loss")
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Job:
+    """Networks of one structure, by their numbers in the table, to be trained with one seed."""
+
+    name: str
+    entries: tuple[int, ...]
+    seed: int
+
+
+def jobs_of(genotypes: Sequence[Genotype], seeds: range) -> list[Job]:
+    """Return the batches: the networks of each structure in equal shares of at most ``GROUP``."""
+    groups: dict[object, list[int]] = defaultdict(list)
+    for number, genotype in enumerate(genotypes):
+        groups[structure(genotype)[0]].append(number)
+    jobs = []
+    for entries in groups.values():
+        for share in np.array_split(entries, -(-len(entries) // GROUP)):
+            for seed in seeds:
+                jobs.append(Job(f"{share[0]:06d}-{seed}", tuple(map(int, share)), seed))
+    return jobs
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Where the cached features lie, which rows and labels each part has: plain data.
+
+    A process maps the files by itself, see ``samples``.
+    """
+
+    files: Mapping[str, Path]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: str
+    rows: Mapping[Part, Mapping[str, Array]]
+    labels: Mapping[Part, Array]
+
+    @classmethod
+    def of(cls, cache: FeatureCache, folder: Path, dtype: str) -> StoredFeatures:
+        """Return those of ``cache``, which was opened in ``folder`` with ``dtype``."""
+        modalities = zip(cache.task.modalities, cache.keys, strict=True)
+        entries = {m.name: entry_folder(folder, m.name, key) for m, key in modalities}
+        files = {}
+        for name in cache.names:
+            modality, _, feature = name.partition(".")
+            files[name] = entries[modality] / f"{feature}.npy"
+        rows: dict[Part, dict[str, Array]] = {}
+        labels: dict[Part, Array] = {}
+        for part in cache.parts:
+            chosen = cache.task.samples(part)
+            rows[part] = {
+                m.name: np.searchsorted(cache.rows[m.name], m.rows_of(chosen))
+                for m in cache.task.modalities
+            }
+            labels[part] = label_tensor(cache.task, chosen).numpy()
+        shapes = {name: tuple(array.shape) for name, array in cache.arrays.items()}
+        return cls(files, shapes, dtype, rows, labels)
+
+    def samples(self) -> dict[Part, FeatureSamples]:
+        """Map the files; return the samples of each part."""
+        names = tuple(self.files)
+        mapped = {n: map_array(self.files[n], self.shapes[n], self.dtype) for n in names}
+        arrays = {name: array for name, (array, _) in mapped.items()}
+        pages = Pages([file for _, file in mapped.values()])
+        return {
+            part: FeatureSamples(
+                names,
+                arrays,
+                {modality: torch.from_numpy(index) for modality, index in rows.items()},
+                torch.from_numpy(self.labels[part]),
+                pages,
+            )
+            for part, rows in self.rows.items()
+        }
+
+
+@dataclass(frozen=True)
+class Work:
+    """What training needs, as plain data that another process can be sent."""
+
+    genotypes: Sequence[Genotype]
+    features: StoredFeatures
+    objective: BatchedObjective
+    config: SearchConfig
+    classes: int
+    parts: Path
+
+    def network(self, genotype: Genotype) -> FusionNetwork:
+        """Return the fusion network of ``genotype`` with fresh weights."""
+        channels = {name: shape[-1] for name, shape in self.features.shapes.items()}
+        dropout = self.config.dropout
+        return FusionNetwork(genotype, channels, classes=self.classes, dropout=dropout)
+
+    def part(self, job: Job) -> Path:
+        """Return the file of a batch's results."""
+        return self.parts / f"{job.name}.npz"
+
+    def read_part(self, job: Job) -> Mapping[str, NDArray[Any]]:
+        """Return the arrays (G) of a batch's file; raises UserError when it is damaged."""
+        path, count = self.part(job), len(job.entries)
+        try:
+            found = read_npz(path, (*SCORES, "seconds"))
+        except UserError as error:
+            advice = "delete this file, its networks will be trained again"
+            raise UserError(f"{error}; {advice}") from error
+        if any(array.shape != (count,) for array in found.values()):
+            raise UserError(f"{path}: expected {count} networks; delete this file")
+        return found
+
+
+class Trainer:
+    """Trains batches in this process."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._samples = work.features.samples()
+
+    def write_part(self, job: Job) -> None:
+        """Train a batch and write its file, whole or not at all.
+
+        Raises UserError when a loss is no longer finite.
+        """
+        found = self.train(job)
+        with atomic_path(self._work.part(job)) as aside, aside.open("wb") as file:
+            np.savez(file, **found)  # type: ignore[arg-type]
+
+    def train(self, job: Job) -> dict[str, NDArray[Any]]:
+        """Train a batch as candidates are; return the arrays (G) of its file.
+
+        It depends on nothing but the work and the job.
+        """
+        started = time.perf_counter()
+        work, config, objective = self._work, self._work.config, self._work.objective
+        genotypes = [work.genotypes[number] for number in job.entries]
+        seed_stage(job.seed, f"tabular {job.name}")
+        network = BatchedNetwork(genotypes, [work.network(genotype) for genotype in genotypes])
+        fit(
+            network,
+            network,
+            [Group(list(network.parameters()), config.max_lr)],
+            self._samples["train"].select(network.features),
+            objective,
+            Recipe(config.candidate_epochs, config.batch_size, config.min_lr, config.weight_decay),
+            device=_CPU,
+            checkpoint=None,
+            progress=Silent(),
+            stage=f"batch {job.name}",
+        )
+        seconds = (time.perf_counter() - started) / len(genotypes)
+        found: dict[str, NDArray[Any]] = {"seconds": np.full(len(genotypes), seconds)}
+        parts: tuple[Part, ...] = ("validation", "test")
+        for part in parts:
+            each = evaluate_several(
+                network,
+                lambda x: network(x).transpose(0, 1),
+                self._samples[part].select(network.features),
+                Objective(objective.kind, objective.threshold),
+                _CPU,
+            )
+            found[part] = np.array([own.score for own in each])
+            found[f"{part}_loss"] = np.array([own.loss for own in each])
+        return found

@@ -1,0 +1,1 @@
+"""Errors, files, progress, costs, devices, checkpoints, several processes."""

@@ -1,0 +1,182 @@
+"""Where a loop over epochs stands, on disk: stopped at any moment, it goes on as if it had not.
+
+A checkpoint holds the state of the loop's parts (networks, optimisers, schedules), of the random
+generators, and a record of every epoch so far. It is read with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from bmnas.machine.cost_meter import Spent
+from bmnas.machine.distribution.ranks import size, writer
+from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.files import atomic_path, write_text
+
+FORMAT = "bmnas.checkpoint/3"
+
+Record = dict[str, Any]
+
+
+class Stateful(Protocol):
+    """Anything with a state: a module, an optimiser, a schedule."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any:
+        """Take on a state."""
+        ...
+
+
+class Checkpoint:
+    """The checkpoint of one loop, and the journal of its records as JSON lines.
+
+    ``owner`` is a digest of everything that the loop depends on: settings, seed, data. A
+    checkpoint of another owner is refused, not continued. ``spent`` counts what the loop costs; it
+    lies in the checkpoint and never in the journal, which is equal bit for bit from run to run.
+    """
+
+    def __init__(self, path: Path, owner: str, journal: Path | None = None) -> None:
+        self._path = path
+        self._owner = owner
+        self._journal = journal
+        self.spent = Spent()
+        self._earlier = self._earlier_processor = 0.0
+        self._started, self._started_processor = time.perf_counter(), time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in the loop, those before it was stopped included."""
+        return self._earlier + time.perf_counter() - self._started
+
+    @property
+    def processor_seconds(self) -> float:
+        """As ``seconds``, but those that the cores worked for this process, summed over threads.
+
+        Unlike ``seconds``, it hardly depends on what else the machine does.
+        """
+        return self._earlier_processor + time.process_time() - self._started_processor
+
+    def restore(self, parts: Mapping[str, Stateful]) -> list[Record]:
+        """Bring ``parts`` and the generators to the last saved epoch; return its records.
+
+        Returns no records where there is no checkpoint. Raises UserError when the file is
+        damaged or belongs to another loop.
+        """
+        if not self._path.is_file():
+            return []
+        content = self._read()
+        if content["owner"] != self._owner:
+            raise UserError(
+                f"{self._path}: belongs to other settings, backbones or data than those given "
+                "now; delete it, start anew with --overwrite, or choose another folder with --run"
+            )
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(content["states"][name])
+            torch.set_rng_state(content["generator"])
+            self._restore_cuda(content["cuda_generator"])
+            records: list[Record] = json.loads(content["records"])
+            self._earlier = float(content["seconds"])
+            self._earlier_processor = float(content["processor_seconds"])
+            self.spent.go_on(content["spent"])
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise self._damaged(error) from error
+        self._write_journal(records)
+        return records
+
+    def save(self, parts: Mapping[str, Stateful], records: list[Record]) -> None:
+        """Write the state of ``parts`` after the epoch that the last of ``records`` describes.
+
+        Of several ranks, which are all in one state, the first writes.
+        """
+        if not writer():
+            return
+        content = {
+            "format": FORMAT,
+            "owner": self._owner,
+            "records": json.dumps(records, allow_nan=False),
+            "seconds": self.seconds,
+            "processor_seconds": self.processor_seconds,
+            "spent": self.spent.to_dict(),
+            "states": {name: part.state_dict() for name, part in parts.items()},
+            "generator": torch.get_rng_state(),
+            "cuda_generator": _cuda_generators(),
+        }
+        # Not straight to the file: torch tells of a full disk with an internal RuntimeError.
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        with atomic_path(self._path) as aside:
+            aside.write_bytes(buffer.getbuffer())
+        self._write_journal(records)
+
+    def remove(self) -> None:
+        """Delete the checkpoint's file: the loop's result is safe elsewhere."""
+        if writer():
+            self._path.unlink(missing_ok=True)
+
+    def _restore_cuda(self, states: list[torch.Tensor] | None) -> None:
+        if states is None or not torch.cuda.is_available():
+            return
+        if not isinstance(states, list):
+            raise TypeError("expected a list of CUDA generators")
+        if len(states) != torch.cuda.device_count():
+            raise UserError(
+                f"{self._path}: received the generators of {len(states)} GPUs, expected "
+                f"{torch.cuda.device_count()}; resume with as many as before "
+                "(CUDA_VISIBLE_DEVICES), or start anew with --overwrite"
+            )
+        torch.cuda.set_rng_state_all(states)
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            # torch does not look at the checksums that it writes.
+            with zipfile.ZipFile(self._path) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise self._damaged(f"wrong checksum of {damaged}")
+            content = torch.load(self._path, map_location="cpu", weights_only=True)
+        except OSError as error:
+            raise UserError(f"{self._path}: cannot be read: {error.strerror or error}") from error
+        except (
+            zipfile.BadZipFile,
+            pickle.UnpicklingError,
+            RuntimeError,
+            EOFError,
+            ValueError,
+            LookupError,
+        ) as error:
+            raise self._damaged(error) from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise self._damaged(f"expected format {FORMAT!r}")
+        return content
+
+    def _damaged(self, reason: object) -> UserError:
+        text = one_line(reason, 120)
+        return UserError(f"{self._path}: damaged checkpoint ({text}); start anew with --overwrite")
+
+    def _write_journal(self, records: list[Record]) -> None:
+        if self._journal is not None and writer():
+            lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
+            write_text(self._journal, "".join(lines))
+
+
+def _cuda_generators() -> list[torch.Tensor] | None:
+    """Return the state of every GPU's generator: the loop's need not be the current one."""
+    if not torch.cuda.is_initialized():
+        return None
+    if size() == 1:
+        return torch.cuda.get_rng_state_all()
+    # The ranks draw alike, each on a GPU of its own.
+    return [torch.cuda.get_rng_state()] * torch.cuda.device_count()

@@ -1,0 +1,175 @@
+"""Files that appear whole or not at all: written aside, flushed to disk, renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bmnas.machine.errors import UserError, one_line
+
+#: How this module names what it has not finished: ``.<name>.<eight random characters>.part``.
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.(?P<kind>part|old)", re.DOTALL)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; it takes the name when the block ends well.
+
+    After an exception, and after a kill, ``path`` still holds what it held before. An OSError
+    of the block that names no file gets the name of this one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        _flush(aside)
+        os.chmod(aside, 0o666 & ~_umask())
+        os.replace(aside, path)
+        _flush(path.parent)
+    except BaseException as error:
+        aside.unlink(missing_ok=True)
+        _name(error, path)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; it replaces ``path`` when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield aside
+        for file in aside.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        os.chmod(aside, 0o777 & ~_umask())
+        if path.exists():
+            _exchange(aside, path)
+        else:
+            os.replace(aside, path)
+        _flush(path.parent)
+    except BaseException as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        _name(error, path)
+        raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed writers left in ``folder``, and put back what they had moved away.
+
+    To be called when nobody else writes there. Files that this module did not name stay.
+    """
+    if not folder.is_dir():
+        return
+    found = [(path, _LEFTOVER.fullmatch(path.name)) for path in folder.iterdir()]
+    for path, match in found:
+        if match is None or path.is_symlink():
+            continue
+        if match["kind"] == "old":
+            # Killed between two renames: the old folder goes back unless the new one is there.
+            kept = path / match["name"]
+            if kept.exists() and not (folder / kept.name).exists():
+                kept.rename(folder / kept.name)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, whole or not at all: after a kill nothing half empty has its name."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    os.replace(path, aside)
+    shutil.rmtree(aside)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 to ``path``, whole or not at all."""
+    with atomic_path(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON to ``path``; NaN and infinities raise ValueError."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, limit: int = 64_000_000) -> Any:
+    """Read a JSON file of at most ``limit`` bytes.
+
+    Raises UserError, naming the file, when it is missing, too large, not UTF-8 or not JSON.
+    """
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise UserError(f"{path}: received {size:,} bytes, expected at most {limit:,}")
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON file: {one_line(error)}") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file; raises UserError, naming it, when it is missing, not UTF-8 or not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a TOML file: {one_line(error)}") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reject_constant(name: str) -> Any:
+    raise ValueError(f"received {name}, expected a finite number")
+
+
+def _exchange(aside: Path, path: Path) -> None:
+    """Put ``aside`` in the place of ``path``, which is removed; on failure ``path`` stays."""
+    # rename(2) cannot replace a folder that has content: move the old one out first.
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    try:
+        os.replace(path, old / path.name)
+        os.replace(aside, path)
+    finally:
+        if not path.exists():
+            os.replace(old / path.name, path)
+        shutil.rmtree(old)
+
+
+def _name(error: BaseException, path: Path) -> None:
+    # A full disk is told by write(2), which knows no name.
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
+
+
+def _umask() -> int:
+    # The mask can be read only by setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,169 @@
+"""Where computation runs: the device, whether networks are compiled, the seeds of its stages."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bmnas.machine.cost_meter import watch_compilation
+from bmnas.machine.distribution import ranks
+from bmnas.machine.errors import UserError
+
+#: Products in bfloat16, as Linux calls them: AVX-512, AMX, Arm.
+_BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
+
+
+#: Shorter loops are compiled on request alone: at 10 ms a step, what compiling takes cold.
+PAYS_FROM = 5000
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A device, and whether networks go through torch.compile on it.
+
+    Loops of fewer than ``pays_from`` steps do not: compiling would take longer than they do. It is
+    steps that count, not seconds, so that a run that goes on decides as it did before.
+    """
+
+    device: torch.device
+    compile: bool
+    pays_from: int = 0
+
+    @classmethod
+    def choose(cls, device: str = "auto", compile: bool | None = None) -> Runtime:  # noqa: A002
+        """Return the runtime for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+        ``auto`` takes the accelerator where there is one. Networks are compiled if ``compile`` is
+        True, and with None on CUDA, by loops of ``PAYS_FROM`` steps or more. Several
+        ranks have a GPU each, and do not compile: their norms talk in the middle of a pass.
+        Raises UserError for a device that is not there.
+        """
+        if ranks.size() > 1:
+            return cls(_device_of_rank(device), _not_compiled(compile))
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            chosen = torch.device(device)
+        except RuntimeError as error:
+            raise _no_device(device) from error
+        count = torch.cuda.device_count()
+        known = chosen.type == "cpu" or (chosen.type == "cuda" and (chosen.index or 0) < count)
+        if not known:
+            raise _no_device(device)
+        if compile is None and chosen.type == "cuda":
+            return cls(chosen, compile=True, pays_from=PAYS_FROM)
+        return cls(chosen, compile=bool(compile))
+
+    def computes_bfloat16(self) -> bool:
+        """Tell whether the device multiplies matrices in bfloat16, and not by way of float32."""
+        if self.device.type == "cuda":
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        return not _BFLOAT16.isdisjoint(_processor_flags())
+
+    def lowered(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return ``forward`` with its matrix products in bfloat16, and its result in float32."""
+
+        def lower(*inputs: Any) -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16):
+                return forward(*inputs).float()
+
+        return lower
+
+    def compiles(self, steps: float) -> bool:
+        """Tell whether a loop of ``steps`` steps runs compiled."""
+        return self.compile and steps >= self.pays_from
+
+    def compiled(self, network: nn.Module, steps: float = math.inf) -> Callable[..., Any]:
+        """Return a callable that runs ``network`` in a loop of ``steps``, compiled if that pays.
+
+        In torch.compile's default mode, which launches kernels one by one. CUDA graphs, its mode
+        ``reduce-overhead``, would replay them at once, but every result then lies in memory that
+        the next call overwrites, where ``fit`` and ``evaluate`` keep logits until an epoch ends,
+        and no machine has shown yet that the graphs of both passes of a search follow the weights,
+        which two optimisers change in place: ``benchmarks.gpu`` compares and times them. Shapes are
+        static as long as they stay the same, as all batches of a pass do.
+        """
+        if not self.compiles(steps):
+            return network
+        watch_compilation()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        compiled: Callable[..., Any] = torch.compile(network)
+        return compiled
+
+
+@functools.cache
+def _processor_flags() -> frozenset[str]:
+    """Return what Linux says that the processor can do; nothing elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return frozenset()
+    lines = [line.partition(":") for line in text.splitlines()]
+    return frozenset(
+        word
+        for name, _, flags in lines
+        if name.strip() in ("flags", "Features")
+        for word in flags.split()
+    )
+
+
+def cache_folder() -> Path:
+    """Return where compiled code is kept for this user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bmnas"
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed below 0."""
+    if seed < 0:
+        raise UserError(f"--seed: received {seed}, expected 0 or more")
+
+
+def seed_stage(seed: int, stage: str) -> None:
+    """Seed torch for a stage, so that no stage depends on how many draws another made."""
+    torch.manual_seed(stage_seed(seed, stage))
+
+
+def stage_seed(seed: int, stage: str) -> int:
+    """Return the seed of a stage, below 2**63."""
+    digest = hashlib.sha256(f"{seed} {stage}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _device_of_rank(device: str) -> torch.device:
+    """Return the CPU, or this rank's own GPU."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(
+            f"received device {device!r}, expected auto, cpu or cuda with several processes: each "
+            "takes the GPU of its number"
+        )
+    count = torch.cuda.device_count()
+    if device == "cpu" or (device == "auto" and count == 0):
+        return torch.device("cpu")
+    number = ranks.local_rank()
+    if number >= count:
+        raise UserError(
+            f"received process {number + 1} on this machine, expected at most {count}, as it has "
+            f"{count} GPUs: lower --nproc-per-node, or give --device cpu"
+        )
+    return torch.device("cuda", number)
+
+
+def _not_compiled(wanted: bool | None) -> bool:
+    if wanted:
+        raise UserError("received --compile with several processes, expected no such option")
+    return False
+
+
+def _no_device(device: str) -> UserError:
+    count = torch.cuda.device_count()
+    there = ", ".join(["auto", "cpu", *(f"cuda:{n}" for n in range(count))])
+    return UserError(f"received device {device!r}, expected one of those here: {there}")

@@ -1,0 +1,1 @@
+"""What a command runs: stages, configuration, run folders, trained networks."""

@@ -1,0 +1,166 @@
+"""Training and measuring a fusion network together with its backbones.
+
+Legend: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bmnas.backbones import Backbone
+from bmnas.features.cache import open_features
+from bmnas.features.samples import RawInput, RawSamples, Samples, batches_per_epoch, label_tensor
+from bmnas.machine.checkpoint import Checkpoint
+from bmnas.machine.costs import hardware, measure_latency
+from bmnas.machine.progress import Progress
+from bmnas.machine.runtime import Runtime
+from bmnas.pipeline.config import TrainConfig
+from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.spaces.fusion import Fusion
+from bmnas.tasks.task import Array, Part, Task
+from bmnas.training.fit import Forward, Group, Recipe, fit
+from bmnas.training.metrics import Evaluation, Objective, evaluate
+
+_LATENCY_BATCHES = (1, 64)
+
+
+def channels_of(backbones: Mapping[str, Backbone]) -> dict[str, int]:
+    """Return C_raw of every feature by its name, ``<modality>.<feature>``."""
+    return {
+        f"{modality}.{feature}": channels
+        for modality, backbone in backbones.items()
+        for feature, channels in zip(backbone.feature_names, backbone.feature_channels, strict=True)
+    }
+
+
+def fit_fusion(
+    task: Task,
+    backbones: Mapping[str, Backbone],
+    fusion: Fusion,
+    config: TrainConfig,
+    objective: Objective,
+    *,
+    features: Path,
+    cache_dtype: str,
+    runtime: Runtime,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+) -> MultimodalNetwork:
+    """Train ``fusion`` on train and validation and return it joined with its backbones.
+
+    The backbones are trained along with a peak learning rate of their own, or stay as they are
+    when ``config.freeze_backbones`` is set: then the feature cache in the folder ``features``
+    is used, the one of type ``cache_dtype``. They are cut after the last stage that ``fusion``
+    reads, in place, unless ``config.unimodal_logits`` are added. Then every head has a loss of its
+    own: beside frozen backbones, whose heads have nothing to learn, ``fusion`` is trained as it is
+    without.
+    """
+    recipe = Recipe(config.epochs, config.batch_size, config.min_lr, config.weight_decay)
+    parts: tuple[Part, ...] = ("train", "validation")
+    fusion.to(runtime.device)
+    groups = [Group(list(fusion.parameters()), config.max_lr)]
+    cache = None
+    if config.freeze_backbones:
+        # Before the backbones are cut.
+        cache = open_features(
+            task,
+            backbones,
+            parts=parts,
+            length=fusion.length,
+            folder=features,
+            device=runtime.device,
+            progress=progress,
+            dtype=cache_dtype,
+        )
+    network = MultimodalNetwork(backbones, fusion, unimodal_logits=config.unimodal_logits)
+    network.to(runtime.device)
+    samples: Samples
+    if cache is not None:
+        samples = cache.on(runtime.device, fusion.features).samples(*parts)
+        trained: torch.nn.Module = fusion
+        minimised = fusion.objective(objective)
+        forward: Forward = runtime.compiled(fusion, _steps(samples, config))
+    else:
+        samples = raw_samples(task, network, *parts)
+        groups.append(Group(list(network.backbones.parameters()), config.backbone_lr))
+        trained, minimised = network, network.objective(objective)
+        forward = forward_of(network, runtime, _steps(samples, config))
+    fit(
+        trained,
+        forward,
+        groups,
+        samples,
+        minimised,
+        recipe,
+        device=runtime.device,
+        checkpoint=checkpoint,
+        progress=progress,
+        stage="training",
+    )
+    return network
+
+
+def raw_samples(task: Task, network: MultimodalNetwork, *parts: Part) -> RawSamples:
+    """Return the samples of ``parts`` as raw inputs of the modalities that ``network`` reads."""
+    return _raw_samples(task, network, task.samples(*parts))
+
+
+def evaluate_fusion(
+    task: Task, network: MultimodalNetwork, part: Part, objective: Objective, runtime: Runtime
+) -> Evaluation:
+    """Return loss and score of a joined network on one part, in evaluation mode."""
+    samples = raw_samples(task, network, part)
+    network.to(runtime.device)
+    return evaluate(network, lambda inputs: network(*inputs), samples, objective, runtime.device)
+
+
+def forward_of(network: MultimodalNetwork, runtime: Runtime, steps: int) -> Forward:
+    """Return what maps a list of raw inputs to logits (B, K), for a loop of ``steps``."""
+    call = runtime.compiled(network, steps)
+    return lambda inputs: call(*inputs)
+
+
+def torch_latency(task: Task, network: MultimodalNetwork, runtime: Runtime) -> dict[str, Any]:
+    """Return the latency of ``network`` on test samples at batch 1 and 64, as in metrics.json."""
+    network.to(runtime.device).eval()
+    # Some hundred calls: compiled where that was asked for.
+    forward = forward_of(network, runtime, steps=0)
+    test = task.samples("test")
+    found: dict[str, Any] = {}
+    for batch in _LATENCY_BATCHES:
+        # A small test part is repeated to fill the batch.
+        inputs, _ = _raw_samples(task, network, np.resize(test, batch)).batch(torch.arange(batch))
+        on_device = [x.to(runtime.device) for x in inputs]
+
+        def call(on_device: list[torch.Tensor] = on_device) -> None:
+            with torch.inference_mode():
+                forward(on_device)
+            if runtime.device.type == "cuda":
+                torch.cuda.synchronize(runtime.device)
+
+        found[f"batch_{batch}"] = measure_latency(call).to_dict()
+    machine = hardware(runtime.device)
+    name = machine.get("accelerator", machine["processor"])
+    return {
+        "torch": found,
+        "compiled": runtime.compiles(0),
+        "threads": machine["threads"],
+        "hardware": name,
+    }
+
+
+def _steps(samples: Samples, config: TrainConfig) -> int:
+    return config.epochs * batches_per_epoch(len(samples), config.batch_size)
+
+
+def _raw_samples(task: Task, network: MultimodalNetwork, samples: Array) -> RawSamples:
+    inputs = [
+        RawInput(task.modality(name), network.backbone(name), samples)
+        for name in network.modalities
+    ]
+    return RawSamples(inputs, label_tensor(task, samples))

@@ -1,0 +1,85 @@
+"""Backbones and a fusion network as one: raw inputs to logits.
+
+Legend: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bmnas.backbones.base import Backbone
+from bmnas.features.reshape import Pool
+from bmnas.spaces.fusion import Fusion
+from bmnas.training.metrics import HeadsObjective, Objective, Output, logits_of
+
+
+class MultimodalNetwork(nn.Module):
+    """Backbones, pooling and a fusion network: raw inputs to logits.
+
+    Modalities that ``fusion`` does not read are left out, and every backbone is cut, in place,
+    after the last stage that is read. ``modalities`` are the inputs of ``forward`` in order.
+
+    With ``unimodal_logits`` all modalities and whole backbones stay, and the logits are the sum of
+    those of ``fusion`` and of each backbone's own head. Raises ValueError for a backbone without.
+    """
+
+    def __init__(
+        self, backbones: Mapping[str, Backbone], fusion: Fusion, *, unimodal_logits: bool = False
+    ) -> None:
+        super().__init__()
+        self.unimodal_logits = unimodal_logits
+        self.features = fusion.features
+        taps: dict[str, list[str]] = {}
+        for feature in self.features:
+            modality, _, name = feature.partition(".")
+            taps.setdefault(modality, []).append(name)
+        self.modalities = tuple(name for name in backbones if unimodal_logits or name in taps)
+        self.backbones = nn.ModuleDict({name: backbones[name] for name in self.modalities})
+        for name in self.modalities:
+            backbone = backbones[name]
+            if not unimodal_logits:
+                backbone.truncate(1 + max(backbone.feature_names.index(tap) for tap in taps[name]))
+            elif backbone.head is None:
+                raise ValueError(f"the backbone of {name} has no head of its own")
+            else:
+                backbone.drop_unused()
+        self.pool = Pool(fusion.length)
+        self.fusion = fusion
+
+    def backbone(self, modality: str) -> Backbone:
+        """Return the backbone of ``modality``."""
+        return cast(Backbone, self.backbones[modality])
+
+    def objective(self, objective: Objective) -> Objective:
+        """Return what the training of all of it minimises: each head has a loss of its own."""
+        if self.unimodal_logits:
+            return HeadsObjective(objective.kind, objective.threshold)
+        return self.fusion.objective(objective)
+
+    def forward(self, *inputs: Tensor) -> Output:
+        """Return logits (B, K) from one raw input per modality, each (B, *shape).
+
+        In training this is all that the fusion network returns; with ``unimodal_logits`` the sum,
+        then what was added up.
+        """
+        raw: dict[str, Tensor] = {}
+        unimodal = []
+        for name, x in zip(self.modalities, inputs, strict=True):
+            backbone = self.backbone(name)
+            if self.unimodal_logits:
+                features, logits = backbone.features_and_logits(x)
+                unimodal.append(logits)
+            else:
+                features = backbone.features(x)
+            for tap, feature in zip(backbone.feature_names, features, strict=True):
+                raw[f"{name}.{tap}"] = feature
+        output: Output = self.fusion([self.pool(raw[name]) for name in self.features])
+        if not self.unimodal_logits:
+            return output
+        every = [logits_of(output), *unimodal]
+        total = torch.stack(every).sum(0)
+        return (total, *every) if self.training else total

@@ -1,0 +1,272 @@
+"""Run folders: what a search and a training leave behind, and who may write there."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal
+
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import read_json, remove_leftovers, write_json
+
+#: What to do with results that are there already.
+Existing = Literal["refuse", "resume", "overwrite"]
+
+#: What a strategy found besides, the next best ones.
+_OTHERS = tuple(f"genotype-{number}.json" for number in range(2, 6))
+#: In the order in which they are removed: after a kill in between, no genotype counts as the
+#: result of new settings, and no old settings are forgotten while results of them are left.
+_SEARCH_FILES = (
+    "genotype.json", *_OTHERS, "metrics.json", "checkpoint.pt", "rerank-checkpoint.pt",
+    "history.jsonl", "rerank.jsonl", "search.pt.trace.json", "architecture.svg", "history.svg",
+    "config.json",
+)  # fmt: skip
+#: What a configuration may say of the things that a later command takes from it.
+_TYPES: Mapping[str, type | UnionType] = {
+    "seed": int,
+    "strategy": str,
+    "fusion": str,
+    "backbones": dict,
+    "backbones.folder": str | None,
+    "backbones.seed": int,
+}
+_TRAIN_FILES = ("network.safetensors", "train.jsonl", "train-checkpoint.pt")
+_TRAIN_METRICS = ("test", "parameters", "latency")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of one run folder by name."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """Everything resolved: task, settings, seed, versions, hardware."""
+        return self.path / "config.json"
+
+    @property
+    def genotype(self) -> Path:
+        """The result of the search."""
+        return self.path / "genotype.json"
+
+    def other_genotype(self, number: int) -> Path:
+        """Return the file of the result that came out second to fifth, by ``number``."""
+        return self.path / _OTHERS[number - 2]
+
+    @property
+    def genotypes(self) -> Path:
+        """The folder of each seed's genotype, where a search had several."""
+        return self.path / "genotypes"
+
+    @property
+    def history(self) -> Path:
+        """A line an epoch of the search."""
+        return self.path / "history.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the search stands."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def rerank(self) -> Path:
+        """A line a candidate of the reranking."""
+        return self.path / "rerank.jsonl"
+
+    @property
+    def rerank_checkpoint(self) -> Path:
+        """Where the reranking stands."""
+        return self.path / "rerank-checkpoint.pt"
+
+    @property
+    def network(self) -> Path:
+        """The trained network."""
+        return self.path / "network.safetensors"
+
+    @property
+    def training(self) -> Path:
+        """A line an epoch of the training."""
+        return self.path / "train.jsonl"
+
+    @property
+    def train_checkpoint(self) -> Path:
+        """Where the training stands, while it runs."""
+        return self.path / "train-checkpoint.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """Scores, parameters, latency, seconds."""
+        return self.path / "metrics.json"
+
+    @property
+    def backbones(self) -> Path:
+        """The default folder of backbones and feature cache."""
+        return self.path / "backbones"
+
+    @property
+    def trace(self) -> Path:
+        """Some steps of the search as torch.profiler saw them; the name is TensorBoard's."""
+        return self.path / "search.pt.trace.json"
+
+    def begun(self) -> bool:
+        """Tell whether anything was done here: settings that could not be used do not count."""
+        inside = [path for path in self.backbones.glob("*") if path.name != ".lock"]
+        return bool(inside) or any(
+            path.exists() for path in (self.checkpoint, self.genotype, self.network)
+        )
+
+    def read_config(self) -> dict[str, Any]:
+        """Return the configuration; raises UserError when it is missing or malformed."""
+        config = read_json(self.config)
+        task = config.get("task") if isinstance(config, dict) else None
+        if not isinstance(task, dict) or not isinstance(task.get("source"), dict):
+            raise UserError(f"{self.config}: received no task, expected what `bmnas search` writes")
+        backbones = config.get("backbones")
+        inside = backbones if isinstance(backbones, dict) else {}
+        found = {**config, **{f"backbones.{key}": value for key, value in inside.items()}}
+        for key, kind in _TYPES.items():
+            if key in found and not isinstance(found[key], kind):
+                raise UserError(
+                    f"{self.config}: {key}: received {json.dumps(found[key])[:80]}, expected what "
+                    "`bmnas search` writes"
+                )
+        return dict(config)
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Return the metrics so far, none where there is no file."""
+        if not self.metrics.is_file():
+            return {}
+        metrics = read_json(self.metrics)
+        if not isinstance(metrics, dict):
+            raise UserError(
+                f"{self.metrics}: received {type(metrics).__name__}, expected an object"
+            )
+        return metrics
+
+    def update_metrics(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge ``found`` into the metrics, section by section, and write them."""
+        metrics = self.read_metrics()
+        for name, value in found.items():
+            old = metrics.get(name)
+            both = isinstance(old, dict) and isinstance(value, Mapping)
+            metrics[name] = {**old, **value} if both and isinstance(old, dict) else value
+        write_json(self.metrics, metrics)
+        return metrics
+
+    def remove_search(self) -> None:
+        """Delete what a search wrote, and what was trained and exported from it."""
+        self._remove_trained()
+        # First, for it says that the search is finished.
+        self.genotype.unlink(missing_ok=True)
+        for path in self.genotypes.glob("*.json"):
+            path.unlink()
+        if self.genotypes.is_dir() and not any(self.genotypes.iterdir()):
+            self.genotypes.rmdir()
+        for name in _SEARCH_FILES:
+            (self.path / name).unlink(missing_ok=True)
+
+    def remove_training(self) -> None:
+        """Delete what a training wrote and measured, and the bundle that was exported from it."""
+        metrics = self.read_metrics()
+        kept = {name: value for name, value in metrics.items() if name not in _TRAIN_METRICS}
+        if kept != metrics:
+            write_json(self.metrics, kept)
+        self._remove_trained()
+
+    def _remove_trained(self) -> None:
+        for name in _TRAIN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+        bundle = self.path / "bundle"
+        if (bundle / "manifest.json").is_file():
+            shutil.rmtree(bundle)
+
+
+@contextlib.contextmanager
+def locked(*folders: Path) -> Iterator[None]:
+    """Hold ``folders``, made if need be, for this process; what killed writers left is removed.
+
+    The first is that of the run, given with --run; others are given with --backbones.
+    A folder that is named twice is held once. Raises UserError when another process holds one, or
+    when one cannot be written.
+    """
+    with contextlib.ExitStack() as held:
+        held_already = set()
+        for number, folder in enumerate(folders):
+            if os.path.realpath(folder) in held_already:
+                continue
+            held_already.add(os.path.realpath(folder))
+            held.enter_context(_locked(folder, "--backbones" if number else "--run"))
+            remove_leftovers(folder)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, option: str) -> Iterator[None]:
+    if folder.is_file():
+        raise UserError(f"{folder}: {option} names a file, expected a folder; choose another one")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written: {error.strerror}; choose another folder with {option}"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder}: another bmnas process is at work there; wait for it, or choose "
+                "another folder"
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot be locked: {error.strerror}; choose a folder on another file "
+                f"system with {option}"
+            ) from error
+        yield
+
+
+def genotype_file(path: Path) -> Path:
+    """Return the genotype of the run folder ``path``; a path that is no folder stays as it is."""
+    return Run(path).genotype if path.is_dir() else path
+
+
+def require_same(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    """Raise UserError that names what differs between the run's configuration and ``wanted``."""
+    what = differing(run, wanted, keys)
+    if what is not None:
+        raise UserError(
+            f"{run.path}: holds a run with {what}; resume it with the same options, start "
+            "anew with --overwrite, or choose another folder with --run"
+        )
+
+
+def differing(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
+    """Return the first setting that the run's configuration has otherwise than ``wanted``."""
+    # A run of one seed does not speak of their number.
+    found, wanted = ({"seeds": 1, **settings} for settings in (run.read_config(), wanted))
+    for key in keys:
+        if _plain(found.get(key)) != _plain(wanted[key]):
+            return _difference(key, found.get(key), wanted[key])
+    return None
+
+
+def _difference(key: str, found: Any, wanted: Any) -> str:
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        for name in {**found, **wanted}:
+            if _plain(found.get(name)) != _plain(wanted.get(name)):
+                return _difference(f"{key}.{name}", found.get(name), wanted.get(name))
+    return f"{key} {json.dumps(found)}, received {json.dumps(wanted)}"
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

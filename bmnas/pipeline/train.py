@@ -1,0 +1,191 @@
+"""The evaluation stage: the network of a genotype, trained afresh, tested once (spec section 7)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bmnas.machine.costs import hardware, versions
+from bmnas.machine.distribution.ranks import agreed, first, size
+from bmnas.machine.distribution.writing import lock_folders, shown_by_writer
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import write_json
+from bmnas.machine.progress import Progress
+from bmnas.machine.runtime import Runtime, check_seed
+from bmnas.pipeline.config import Config, load_preset
+from bmnas.pipeline.run_folder import Existing, Run, require_same
+from bmnas.pipeline.search import backbones_record
+from bmnas.pipeline.training import (
+    Training,
+    TrainResult,
+    begin_training,
+    misfit,
+    read_training,
+)
+from bmnas.spaces.formats import load_found
+from bmnas.spaces.found import Found
+from bmnas.tasks import check_task, check_test, reload_task
+from bmnas.tasks.task import Task
+
+_INHERITED = ("search", "seconds", "processor_seconds", "samples_per_second", "peak_memory")
+
+
+def train(
+    genotype: str | Path,
+    task: Task | None = None,
+    *,
+    run: str | Path | None = None,
+    config: Config | None = None,
+    seed: int | None = None,
+    existing: Existing = "refuse",
+    backbones: str | Path | None = None,
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train the network of the file ``genotype`` on train and validation, and test it once.
+
+    Backbones and fusion network are trained together; with ``freeze_backbones`` in
+    ``config.train`` the fusion network alone, on the feature cache. ``run`` is by default the
+    genotype's folder; task, configuration and seed are by default those of its search. Raises
+    UserError when something given cannot be used.
+    """
+    path = Path(genotype)
+    found = load_found(path)
+    origin = Run(path.parent)
+    folder = origin if run is None else Run(Path(run))
+    recorded = origin.read_config() if origin.config.is_file() else {}
+    if task is None:
+        if not recorded:
+            raise UserError(
+                f"{path}: lies in no run folder that says which task it is for; name the task "
+                "with --task"
+            )
+        task = reload_task(recorded["task"]["source"])
+    check_task(task)
+    check_test(task)
+    _check_features(found, task)
+    config = _with_recorded(config, path, task, recorded, own_backbones=backbones is not None)
+    seed = int(recorded.get("seed", 0)) if seed is None else seed
+    check_seed(seed)
+    runtime = Runtime.choose() if runtime is None else runtime
+    kept, backbone_seed = _backbones(origin, folder, recorded, backbones, seed)
+    with lock_folders(folder.path, kept):
+        wanted = {
+            "strategy": "none",
+            **_made_by_hand(found),
+            **recorded,
+            "preset": config.preset,
+            "task": {"name": task.name, "source": task.source},
+            "seed": seed,
+            **config.to_dict(),
+            "backbones": backbones_record(folder, kept, backbone_seed),
+            "versions": versions(),
+            "hardware": {**hardware(runtime.device), "processes": size()},
+        }
+        first(lambda: _prepare(folder, origin, found, wanted, existing))
+        if not agreed(folder.network.is_file()):
+            shown = shown_by_writer(progress)
+            training = Training(folder, kept, found, task, config, seed, runtime, shown)
+            training.run(backbone_seed)
+    return read_training(folder, found)
+
+
+def _made_by_hand(genotype: Found) -> dict[str, str]:
+    """Return how ``bmnas compare`` calls a genotype that no search found, if it says so."""
+    name = genotype.provenance.get("fusion")
+    return {"fusion": name} if isinstance(name, str) else {}
+
+
+def _check_features(genotype: Found, task: Task) -> None:
+    """Raise UserError when ``task`` cannot have the features of ``genotype``.
+
+    What a modality's features are called is known before its backbone only where the task says so.
+    """
+    known = {
+        modality.name: [path.partition(":")[0] for path in modality.features]
+        for modality in task.modalities
+    }
+    for name in genotype.features:
+        modality, _, feature = name.partition(".")
+        if modality not in known or (known[modality] and feature not in known[modality]):
+            has = [f"{m}.{f}" for m, features in known.items() for f in features or ("1, …",)]
+            raise misfit(name, task, has)
+
+
+def recorded_config(genotype: Path, task: Task) -> Config:
+    """Return the configuration of the search that found ``genotype``, else the task's preset."""
+    origin = Run(genotype.parent)
+    if not origin.config.is_file():
+        return load_preset(task.preset)
+    recorded = origin.read_config()
+    sections = {name: recorded.get(name, {}) for name in Config().to_dict()}
+    config = Config.from_dict(sections, str(origin.config))
+    return dataclasses.replace(config, preset=recorded.get("preset"))
+
+
+def _with_recorded(
+    config: Config | None,
+    genotype: Path,
+    task: Task,
+    recorded: Mapping[str, Any],
+    *,
+    own_backbones: bool,
+) -> Config:
+    """Return ``config`` with all settings but those of a training as ``genotype`` was found with.
+
+    Those are facts of the run: another preset changes how the network is trained, no more.
+    """
+    if config is not None and not recorded:
+        return config
+    made_with = recorded_config(genotype, task)
+    if config is None:
+        return made_with
+    unimodal = config.unimodal if own_backbones else made_with.unimodal
+    return dataclasses.replace(
+        made_with,
+        unimodal=unimodal,
+        train=config.train,
+        promise=config.promise,
+        preset=config.preset,
+    )
+
+
+def _backbones(
+    origin: Run,
+    folder: Run,
+    recorded: Mapping[str, Any],
+    asked: str | Path | None,
+    seed: int,
+) -> tuple[Path, int]:
+    """Return the folder of the backbones, those of the search by default, and their seed."""
+    record = recorded.get("backbones") or {}
+    backbone_seed = int(record.get("seed", seed))
+    if asked is not None:
+        return Path(asked), backbone_seed
+    if not recorded:
+        return folder.backbones, backbone_seed
+    return Path(record.get("folder") or origin.backbones), backbone_seed
+
+
+def _prepare(
+    folder: Run, origin: Run, genotype: Found, wanted: Mapping[str, Any], existing: Existing
+) -> None:
+    """Make ``folder`` ready to be trained in; raises UserError when it holds something else."""
+    if folder.genotype.is_file() and load_found(folder.genotype) != genotype:
+        raise UserError(
+            f"{folder.path}: holds another genotype than the one given; choose another folder "
+            "with --run"
+        )
+    if folder.config.is_file():
+        require_same(folder, wanted, ("task", "seed"))
+    if not begin_training(folder, wanted, existing):
+        return
+    write_json(folder.config, wanted)
+    if not folder.genotype.is_file():
+        # The cost of the search belongs to every network that comes out of it.
+        inherited = origin.read_metrics()
+        folder.update_metrics({key: inherited[key] for key in _INHERITED if key in inherited})
+        # Last: killed in between, the next attempt comes here again.
+        genotype.save(folder.genotype)

@@ -1,0 +1,198 @@
+"""A trained network as one file: weights as safetensors, the description as JSON inside."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bmnas.backbones import Backbone, backbone_from_spec
+from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.files import atomic_path
+from bmnas.pipeline.joint import channels_of
+from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.spaces.architecture import Architecture, NamedFusion, build_fusion
+from bmnas.spaces.formats import found_from_dict
+from bmnas.spaces.found import Found
+from bmnas.tasks.task import KINDS, Kind, Task
+
+FORMAT = "bmnas.network/1"
+_KEY = "bmnas"
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a trained network knows of its task.
+
+    ``source`` is what ``load_task`` takes to find the data again; ``threshold`` turns the
+    probabilities of a multilabel task into labels and is None for a multiclass one.
+    """
+
+    name: str
+    kind: Kind
+    class_names: tuple[str, ...]
+    threshold: float | None
+    source: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """A network with the architecture and the task that it was trained for."""
+
+    network: MultimodalNetwork
+    architecture: Architecture
+    task: TaskInfo
+    dropout: float
+
+    @property
+    def genotype(self) -> Found | None:
+        """What a search found; None for a hand-made fusion."""
+        return self.architecture if isinstance(self.architecture, Found) else None
+
+    @property
+    def fusion(self) -> NamedFusion | None:
+        """The hand-made fusion; None for a genotype."""
+        return self.architecture if isinstance(self.architecture, NamedFusion) else None
+
+    def save(self, path: Path) -> None:
+        """Write the network's file, whole or not at all."""
+        description = {
+            "format": FORMAT,
+            "genotype" if self.genotype else "fusion": self.architecture.to_dict(),
+            "backbones": {
+                name: self.network.backbone(name).spec() for name in self.network.modalities
+            },
+            "task": {
+                "name": self.task.name,
+                "kind": self.task.kind,
+                "class_names": list(self.task.class_names),
+                "threshold": self.task.threshold,
+                "source": self.task.source,
+            },
+            "dropout": self.dropout,
+            "unimodal_logits": self.network.unimodal_logits,
+        }
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        with atomic_path(path) as aside:
+            # Not save_file(), which tells of a full disk with an exception of its own.
+            aside.write_bytes(save(tensors, {_KEY: json.dumps(description, allow_nan=False)}))
+
+
+def read_description(path: Path) -> tuple[Architecture, TaskInfo]:
+    """Return the architecture and the task that a network's file was written for.
+
+    Raises UserError as ``load_network`` does.
+    """
+    return _parse(_read(path, tensors=False)[0], path)
+
+
+def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
+    """Read a network's file and build the network, in evaluation mode on the CPU.
+
+    ``task`` is needed where a backbone is a user's own module, which it then names: a file's word
+    imports no code. Raises UserError, one line naming the file, when it is missing, damaged or of
+    another format.
+    """
+    description, tensors = _read(path, tensors=True)
+    architecture, info = _parse(description, path)
+    try:
+        dropout = float(description["dropout"])
+        backbones = _backbones(description["backbones"], task, path)
+        fusion = build_fusion(
+            architecture,
+            channels_of(backbones),
+            classes=len(info.class_names),
+            dropout=dropout,
+        )
+        adds = description.get("unimodal_logits", False)
+        if type(adds) is not bool:
+            raise TypeError(f"unimodal_logits: received {adds!r:.80}")
+        network = MultimodalNetwork(backbones, fusion, unimodal_logits=adds)
+        network.load_state_dict(tensors)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise _misfit(path, error) from error
+    return TrainedNetwork(network.eval(), architecture, info, dropout)
+
+
+def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; `bmnas train` writes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            names = file.keys() if tensors else ()
+            found = {name: file.get_tensor(name) for name in names}
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged, not a safetensors file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if _KEY not in metadata:
+        raise UserError(f"{path}: received plain weights, expected a network from `bmnas train`")
+    try:
+        description = json.loads(metadata[_KEY])
+    except (ValueError, RecursionError) as error:
+        raise _misfit(path, error) from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise UserError(f"{path}: received an unknown format, expected {FORMAT!r}: train again")
+    return description, found
+
+
+def _parse(description: dict[str, Any], path: Path) -> tuple[Architecture, TaskInfo]:
+    try:
+        architecture = _architecture(description, path)
+        task = description["task"]
+        _check_task(task, path)
+        info = TaskInfo(
+            name=task["name"],
+            kind=task["kind"],
+            class_names=tuple(task["class_names"]),
+            threshold=task["threshold"],
+            source=task["source"],
+        )
+    except (KeyError, TypeError) as error:
+        raise _misfit(path, error) from error
+    return architecture, info
+
+
+def _architecture(description: dict[str, Any], path: Path) -> Architecture:
+    if "fusion" not in description:
+        return found_from_dict(description["genotype"], str(path))
+    try:
+        return NamedFusion.from_dict(description["fusion"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _check_task(task: dict[str, Any], path: Path) -> None:
+    names = task["class_names"]
+    good = {
+        "name": isinstance(task["name"], str),
+        "kind": task["kind"] in KINDS,
+        "class_names": isinstance(names, list) and all(isinstance(n, str) for n in names),
+        "threshold": isinstance(task["threshold"], float | None),
+        "source": isinstance(task["source"], dict),
+    }
+    for key, fits in good.items():
+        if not fits:
+            found = repr(task[key])[:80]
+            raise UserError(f"{path}: task.{key}: received {found}: train again")
+
+
+def _backbones(specs: dict[str, Any], task: Task | None, path: Path) -> dict[str, Backbone]:
+    backbones = {}
+    for name, spec in specs.items():
+        module = None if task is None else task.modality(name).backbone
+        try:
+            backbones[name] = backbone_from_spec(spec, module)
+        except UserError as error:
+            raise UserError(f"{path}: modality {name}: {error}") from error
+    return backbones
+
+
+def _misfit(path: Path, error: BaseException) -> UserError:
+    return UserError(f"{path}: its description does not fit its weights: {one_line(error, 200)}")

@@ -1,0 +1,303 @@
+"""The unimodal stage: a trained backbone for every modality, and its own score.
+
+A backbone without weights is trained on the train part. One that comes with weights stays as it
+is; where its head is new (the weights know other classes), the head alone is trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from bmnas.backbones import (
+    Backbone,
+    build_backbone,
+    load_backbone,
+    load_weights,
+    save_backbone,
+)
+from bmnas.backbones.rows import sampled_positions
+from bmnas.features.cache import rows_hash, weights_hash
+from bmnas.features.samples import RawInput, RawSamples, label_tensor
+from bmnas.machine.checkpoint import Checkpoint
+from bmnas.machine.costs import count_parameters
+from bmnas.machine.distribution.ranks import agreed, first
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import sha256_file
+from bmnas.machine.progress import Progress
+from bmnas.machine.runtime import Runtime, seed_stage
+from bmnas.pipeline.config import UnimodalConfig
+from bmnas.tasks.task import Array, Modality, Part, Task
+from bmnas.training.fit import Forward, Group, Recipe, fit
+from bmnas.training.metrics import Evaluation, Objective, evaluate
+
+
+@dataclass(frozen=True)
+class Unimodal:
+    """A modality's backbone with its validation score as a fraction.
+
+    ``pretrained`` tells that its weights were given; ``seconds`` is what training it took.
+    """
+
+    backbone: Backbone
+    validation: float
+    pretrained: bool
+    seconds: float
+
+    @property
+    def parameters(self) -> int:
+        """The number of weights of the whole unimodal network."""
+        return count_parameters(self.backbone)
+
+
+def unimodal_networks(
+    task: Task,
+    config: UnimodalConfig,
+    objective: Objective,
+    *,
+    seed: int,
+    folder: Path,
+    runtime: Runtime,
+    progress: Progress,
+) -> dict[str, Unimodal]:
+    """Return the backbone of every modality, from ``folder`` or trained and kept there.
+
+    Raises UserError when ``folder`` holds one of another task, of other data or settings, and for
+    a modality that no network can hold under its name.
+    """
+    found = {}
+    for modality in task.modalities:
+        if hasattr(nn.ModuleDict, modality.name):
+            # Where the backbones of the final network lie; told now, not after the search.
+            raise UserError(
+                f"received the modality name {modality.name!r}, which torch keeps for itself, "
+                "expected another: rename the modality"
+            )
+        path = folder / f"{modality.name}.safetensors"
+        owner = _owner(task, modality, config, seed)
+        if agreed(not path.exists()):
+            checkpoint = Checkpoint(_checkpoint_path(folder, modality), owner)
+            made = _make(
+                task,
+                modality,
+                config,
+                objective,
+                seed=seed,
+                checkpoint=checkpoint,
+                runtime=runtime,
+                progress=progress,
+            )
+            extra = {
+                "owner": owner,
+                "validation": made.validation,
+                "threshold": _threshold(objective),
+                "pretrained": made.pretrained,
+                "seconds": made.seconds,
+            }
+            first(functools.partial(save_backbone, path, made.backbone, extra))
+            checkpoint.remove()
+        # Read back even when just made, so that a resumed run goes on from the very same state.
+        kept, threshold = _read(path, modality, owner)
+        if threshold != _threshold(objective):
+            # The weights do not depend on it, so they stay; the score does.
+            again = evaluate_unimodal(
+                task, modality.name, kept.backbone, "validation", objective, runtime
+            )
+            kept = dataclasses.replace(kept, backbone=kept.backbone.cpu(), validation=again.score)
+        found[modality.name] = kept
+    return found
+
+
+def remove_stale(task: Task, config: UnimodalConfig, *, seed: int, folder: Path) -> None:
+    """Delete what ``unimodal_networks`` would refuse in ``folder``, and trainings half done."""
+    for modality in task.modalities:
+        _checkpoint_path(folder, modality).unlink(missing_ok=True)
+        path = folder / f"{modality.name}.safetensors"
+        if path.exists():
+            try:
+                _read(path, modality, _owner(task, modality, config, seed))
+            except UserError:
+                path.unlink()
+
+
+def evaluate_unimodal(
+    task: Task, name: str, backbone: Backbone, part: Part, objective: Objective, runtime: Runtime
+) -> Evaluation:
+    """Return how the backbone ``name`` with its own head does on a part of the task."""
+    samples = _samples(task, task.modality(name), backbone, part)
+    backbone.to(runtime.device)
+    return evaluate(backbone, _call(backbone), samples, objective, runtime.device)
+
+
+def new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module | None]:
+    """Return a modality's backbone before its training, and what of it is to be trained.
+
+    That is all of it, its new head, whose gradients alone are asked for, or nothing where all
+    weights were given.
+    """
+    backbone = build_backbone(modality, classes=task.classes, rows=_train_rows(task, modality))
+    if modality.weights is not None:
+        load_weights(backbone, modality.weights)
+    trained = _to_train(modality, backbone)
+    if trained is not None:
+        if trained is not backbone:
+            backbone.requires_grad_(False)
+            trained.requires_grad_(True)
+        backbone.eval()
+    return backbone, trained
+
+
+def feature_names(task: Task) -> list[str]:
+    """Return the names of all features of ``task``, ``<modality>.<feature>``, in order."""
+    return [
+        f"{modality.name}.{feature}"
+        for modality in task.modalities
+        for feature in new_backbone(task, modality)[0].feature_names
+    ]
+
+
+def _make(
+    task: Task,
+    modality: Modality,
+    config: UnimodalConfig,
+    objective: Objective,
+    *,
+    seed: int,
+    checkpoint: Checkpoint,
+    runtime: Runtime,
+    progress: Progress,
+) -> Unimodal:
+    started = time.perf_counter()
+    seed_stage(seed, f"backbone {modality.name}")
+    backbone, trained = new_backbone(task, modality)
+    backbone.to(runtime.device)
+    if trained is not None:
+        fit(
+            trained,
+            _call(backbone),
+            [Group(list(trained.parameters()), config.max_lr)],
+            _samples(task, modality, backbone, "train"),
+            objective,
+            Recipe(
+                config.epochs,
+                config.batch_size,
+                config.min_lr,
+                config.weight_decay,
+                decoupled=True,
+            ),
+            device=runtime.device,
+            checkpoint=checkpoint,
+            progress=progress,
+            stage=f"backbone {modality.name}",
+        )
+        backbone.requires_grad_(True)
+        started = time.perf_counter() - checkpoint.seconds
+    found = evaluate_unimodal(task, modality.name, backbone, "validation", objective, runtime)
+    seconds = time.perf_counter() - started
+    return Unimodal(backbone.cpu(), found.score, trained is not backbone, seconds)
+
+
+def _to_train(modality: Modality, backbone: Backbone) -> nn.Module | None:
+    """Return the whole backbone, its new head, or None where all weights were given."""
+    wanted = modality.backbone
+    if isinstance(wanted, Backbone):
+        return None
+    hub = isinstance(wanted, str) and wanted.startswith("hf:")
+    if modality.weights is None and not hub and not isinstance(wanted, nn.Module):
+        return backbone
+    head = backbone.head
+    whole = modality.weights is not None and backbone.weights_module() is backbone
+    if whole or head is None or count_parameters(head) == 0:
+        return None
+    return head
+
+
+def _train_rows(task: Task, modality: Modality) -> Array:
+    used = np.unique(modality.rows_of(task.samples("train")))
+    if modality.type not in ("text", "tokens"):
+        used = used[sampled_positions(len(used), math.prod(modality.data.shape[1:]))]
+    return np.asarray(modality.data[used])
+
+
+def _samples(task: Task, modality: Modality, backbone: Backbone, part: Part) -> RawSamples:
+    samples = task.samples(part)
+    return RawSamples([RawInput(modality, backbone, samples)], label_tensor(task, samples))
+
+
+def _call(backbone: Backbone) -> Forward:
+    return lambda inputs: backbone(inputs[0])
+
+
+def _threshold(objective: Objective) -> float | None:
+    """Return what a score depends on besides the weights; None for a multiclass task."""
+    return objective.threshold if objective.kind == "multilabel" else None
+
+
+def _read(path: Path, modality: Modality, owner: str) -> tuple[Unimodal, float | None]:
+    """Return the network in ``path``, and the threshold that its score was measured with."""
+    backbone, extra = load_backbone(path, module=modality.backbone)
+    if extra.get("owner") != owner:
+        raise UserError(
+            f"{path}: was trained for another task, other data, settings or seed; choose another "
+            "folder with --backbones, or delete it to train it again"
+        )
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        threshold = extra.get("threshold")
+        return Unimodal(
+            backbone, float(extra["validation"]), bool(extra["pretrained"]), float(extra["seconds"])
+        ), None if threshold is None else float(threshold)
+    raise UserError(f"{path}: its description lacks the unimodal score; delete it and search again")
+
+
+def _checkpoint_path(folder: Path, modality: Modality) -> Path:
+    return folder / f"{modality.name}-checkpoint.pt"
+
+
+def _owner(task: Task, modality: Modality, config: UnimodalConfig, seed: int) -> str:
+    """Return a digest of everything that a trained backbone depends on."""
+    samples = task.samples("train", "validation")
+    rows = modality.rows_of(samples)
+    used, position = np.unique(rows, return_inverse=True)
+    depends: Mapping[str, object] = {
+        "kind": task.kind,
+        "class_names": task.class_names,
+        "config": dataclasses.asdict(config),
+        "seed": seed,
+        "type": modality.type,
+        "backbone": _identity(modality),
+        "features": modality.features,
+        "sample_rate": modality.sample_rate,
+        "weights": None if modality.weights is None else sha256_file(modality.weights),
+        "data": rows_hash(modality.data, used),
+        "rows": hashlib.sha256(position.astype("<i8").tobytes()).hexdigest(),
+        "parts": len(task.samples("train")),
+        "labels": hashlib.sha256(label_tensor(task, samples).numpy().tobytes()).hexdigest(),
+        "torch": str(torch.__version__),
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def _identity(modality: Modality) -> object:
+    """Return what tells the modality's backbone from others, the weights in it included."""
+    backbone = modality.backbone
+    if isinstance(backbone, nn.Module) and modality.weights is None:
+        return [type(backbone).__name__, weights_hash(backbone)]
+    if isinstance(backbone, str) and backbone.startswith("hf:"):
+        files = Path(backbone.removeprefix("hf:")).expanduser().glob("*")
+        read = sorted(file for file in files if file.suffix in (".json", ".safetensors"))
+        return [backbone, {file.name: sha256_file(file) for file in read}]
+    if isinstance(backbone, str):
+        return backbone
+    return getattr(backbone, "__qualname__", type(backbone).__name__)

@@ -1,0 +1,124 @@
+"""Self-contained HTML pages: drawings as inline SVG, tables, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from bmnas.report.comparison import draw_comparison
+from bmnas.report.curves import history_parts
+from bmnas.report.graph import draw_genotype
+from bmnas.report.record import BundleRecord, RunRecord
+from bmnas.report.rows import ComparisonRow
+from bmnas.report.run import run_facts, weights_of_run
+from bmnas.report.style import figure_of, figure_svg, plain
+from bmnas.report.tables import (
+    TextTable,
+    bundle_tables,
+    comparison_tables,
+    html_tables,
+    run_tables,
+)
+from bmnas.report.text import genotype_text
+from bmnas.spaces.found import Found
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #2b3640; --paper: #ffffff; --rule: #d5dade;
+  --soft: #66717a; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e3e8ec; --paper: #14191d;
+  --rule: #39434b; --soft: #9aa6af; } }
+body { margin: 0 auto; padding: 1.5rem; max-width: 72rem; color: var(--ink);
+  background: var(--paper); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+p.facts { color: var(--soft); }
+figure { margin: 0; padding: 0.5rem; background: #ffffff; border: 1px solid var(--rule);
+  border-radius: 0.5rem; overflow-x: auto; }
+figure svg { display: block; margin: 0 auto; max-width: 100%; height: auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding-bottom: 0.3rem; }
+th, td { text-align: left; padding: 0.25rem 0.9rem 0.25rem 0; vertical-align: top;
+  border-bottom: 1px solid var(--rule); }
+th { color: var(--soft); font-weight: 500; }
+th.number, td.number { text-align: right; }
+pre { overflow-x: auto; font-size: 0.85rem; line-height: 1.35; }
+"""
+
+#: A section: heading, drawings or tables that follow it as HTML.
+Section = tuple[str, str]
+
+
+def genotype_page(genotype: Found, title: str) -> str:
+    """Return the page of a genotype: the drawing, and the same as text."""
+    facts = [f"{key}: {value}" for key, value in genotype.provenance.items() if _is_scalar(value)]
+    return page(title, facts, [_architecture(genotype)])
+
+
+def run_page(run: RunRecord) -> str:
+    """Return the page of a run: architecture, weights, curves, tables; what there is of them."""
+    sections: list[Section] = []
+    if run.genotype is not None:
+        sections.append(_architecture(run.genotype))
+    tables = run_tables(run)
+    if tables:
+        sections.append(("Measurements", html_tables(tables)))
+    weights = weights_of_run(run)
+    if weights:
+        sections.append(("Architecture weights", figure_html(figure_of(*weights), "w")))
+    curves = history_parts(run.history, run.training, run.metrics.text("metric") or "score")
+    if curves:
+        sections.append(("Curves", figure_html(figure_of(*curves), "c")))
+    if run.bundle is not None:
+        sections.append(("Bundle", html_tables(bundle_tables(run.bundle))))
+    return page(f"Run {run.path.name}", run_facts(run), sections)
+
+
+def bundle_page(bundle: BundleRecord) -> str:
+    """Return the page of a bundle: what goes in and out, reports, and the architecture."""
+    sections: list[Section] = [("Contents", html_tables(bundle_tables(bundle)))]
+    if bundle.genotype is not None:
+        sections.insert(0, _architecture(bundle.genotype))
+    return page(f"Bundle {bundle.path.name}", [], sections)
+
+
+def comparison_page(rows: Sequence[ComparisonRow]) -> str:
+    """Return the page of a comparison: a table a task, and the plots when there are scores."""
+    tables: list[TextTable] = comparison_tables(rows)
+    sections: list[Section] = [("Table", html_tables(tables))]
+    if any(row.score for row in rows):
+        sections.append(("Score and cost", figure_html(draw_comparison(rows), "p")))
+    return page("Comparison of runs", ["mean ± standard deviation over seeds"], sections)
+
+
+def _architecture(genotype: Found) -> Section:
+    text = f"<details><summary>As text</summary><pre>{escape(genotype_text(genotype))}</pre>"
+    return "Architecture", f"{figure_html(draw_genotype(genotype), 'a')}{text}</details>\n"
+
+
+def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
+    """Return a whole page: title, a line of facts, and the sections with their headings."""
+    shown = escape(plain(title))
+    line = escape(" · ".join(plain(fact, 120) for fact in facts))
+    body = "".join(f"<h2>{escape(name)}</h2>\n{content}" for name, content in sections)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{shown}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f'<h1>{shown}</h1>\n<p class="facts">{line}</p>\n{body}</body>\n</html>\n'
+    )
+
+
+def figure_html(figure: Any, prefix: str) -> str:
+    """Return a figure as inline SVG; ``prefix`` keeps its ids apart from those of others."""
+    svg = figure_svg(figure)
+    svg = svg[svg.index("<svg") :]
+    # The style that matplotlib writes would apply to the whole page.
+    svg = svg.replace("*{stroke-linejoin", f"#{prefix}-drawing *{{stroke-linejoin")
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    return f'<figure id="{prefix}-drawing">\n{svg}</figure>\n'
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, str | int | float)

@@ -1,0 +1,292 @@
+"""What a run folder or a bundle holds, read as untrusted data and checked.
+
+Every message names the file, the place in it, what was found and what was expected.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import read_json
+from bmnas.report.style import plain
+from bmnas.spaces.cells.genotype import FORMAT, PRIMITIVES, Cell, Genotype
+from bmnas.spaces.formats import found_from_dict, load_found
+from bmnas.spaces.found import Found
+
+Table = tuple[tuple[float, ...], ...]
+
+_HISTORY_LIMIT = 256_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Softmax weights of one epoch, as the search saw them.
+
+    ``alpha`` has a row a Cell with w(i,k) of its F+k earlier nodes; ``beta`` a table a Cell
+    with a row a step over x, y and earlier steps; ``gamma`` likewise over ``PRIMITIVES``.
+    """
+
+    alpha: Table
+    beta: tuple[Table, ...]
+    gamma: tuple[Table, ...]
+
+    def shape(self) -> tuple[int, tuple[int, ...]]:
+        """Return F and the number of steps of each Cell; both fix all other lengths."""
+        return len(self.alpha[0]), tuple(len(table) for table in self.beta)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of history.jsonl or train.jsonl; ``values`` holds its numbers by name."""
+
+    epoch: int
+    values: Mapping[str, float]
+    best: bool = False
+    weights: Weights | None = None
+    cells: tuple[Cell, ...] = ()
+
+
+@dataclass(frozen=True)
+class Document:
+    """A JSON object of a file, from which single values are taken with a check."""
+
+    path: Path
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+    def section(self, *keys: str) -> Mapping[str, Any]:
+        """Return the object at ``keys``; empty when absent, UserError when no object."""
+        value: Any = self.data
+        for depth, key in enumerate(keys):
+            value = value.get(key)
+            if value is None:
+                return {}
+            if not isinstance(value, dict):
+                raise wrong(self.path, ".".join(keys[: depth + 1]), value, "an object")
+        return value  # type: ignore[no-any-return]
+
+    def number(self, *keys: str) -> float | None:
+        """Return the number at ``keys``; None when absent, UserError when no finite number."""
+        value = self.section(*keys[:-1]).get(keys[-1])
+        return None if value is None else number(value, self.path, ".".join(keys))
+
+    def text(self, *keys: str) -> str | None:
+        """Return the string at ``keys``; None when absent, UserError when no string."""
+        value = self.section(*keys[:-1]).get(keys[-1])
+        if value is not None and not isinstance(value, str):
+            raise wrong(self.path, ".".join(keys), value, "a string")
+        return value
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run folder; what its stages have not written yet is empty or None."""
+
+    path: Path
+    config: Document
+    metrics: Document
+    genotype: Found | None
+    history: tuple[Epoch, ...]
+    training: tuple[Epoch, ...]
+    bundle: BundleRecord | None
+
+
+@dataclass(frozen=True)
+class BundleRecord:
+    """A bundle folder: its manifest, and the genotype in it when there is one."""
+
+    path: Path
+    manifest: Document
+    genotype: Found | None
+
+
+def best_epoch(history: Sequence[Epoch]) -> Epoch | None:
+    """Return the epoch whose genotype was kept.
+
+    That is the last one marked best; without a mark the earliest with the highest validation
+    score; None when no epoch has a score.
+    """
+    marked = [epoch for epoch in history if epoch.best]
+    if marked:
+        return marked[-1]
+    scored = [epoch for epoch in history if "validation_score" in epoch.values]
+    return max(scored, key=lambda e: e.values["validation_score"], default=None)
+
+
+def load_run(path: str | Path) -> RunRecord:
+    """Read a run folder; raises UserError when it is none or when a file of it is malformed."""
+    folder = Path(path)
+    names = ("config.json", "genotype.json", "history.jsonl", "metrics.json")
+    if not any((folder / name).is_file() for name in names):
+        raise UserError(f"{folder}: expected a run folder with one of {', '.join(names)}")
+    genotype_file = folder / "genotype.json"
+    genotype = load_found(genotype_file) if genotype_file.is_file() else None
+    # The history of another space than BM-NAS's has no weights and no Cells to check.
+    features = genotype.features if isinstance(genotype, Genotype) else ()
+    has_bundle = (folder / "bundle" / "manifest.json").is_file()
+    return RunRecord(
+        folder,
+        _document(folder / "config.json"),
+        _document(folder / "metrics.json"),
+        genotype,
+        load_history(folder / "history.jsonl", features),
+        load_history(folder / "train.jsonl"),
+        load_bundle(folder / "bundle") if has_bundle else None,
+    )
+
+
+def load_bundle(path: str | Path) -> BundleRecord:
+    """Read the manifest of a bundle folder; raises UserError when it is malformed."""
+    folder = Path(path)
+    file = folder / "manifest.json"
+    if not file.is_file():
+        raise UserError(f"{folder}: expected a bundle folder with manifest.json")
+    manifest = _document(file)
+    data = manifest.data.get("genotype")
+    genotype = None if data is None else found_from_dict(data, f"{file}: genotype")
+    return BundleRecord(folder, manifest, genotype)
+
+
+def load_history(path: Path, features: Sequence[str] = ()) -> tuple[Epoch, ...]:
+    """Read history.jsonl or train.jsonl; empty when the file is absent.
+
+    ``features`` name the first nodes of alpha; where they are given, the number of weights
+    and the Cells of every line are checked against them. Raises UserError.
+    """
+    if not path.is_file():
+        return ()
+    history = tuple(_epoch(data, path, line, features) for line, data in _json_lines(path))
+    shapes = {epoch.weights.shape() for epoch in history if epoch.weights is not None}
+    if len(shapes) > 1:
+        raise UserError(f"{path}: expected weights of one shape, received {len(shapes)} shapes")
+    return history
+
+
+def number(value: Any, path: Path, place: str) -> float:
+    """Return ``value`` when it is a finite number; raises UserError otherwise."""
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    # An integer of a thousand digits is valid JSON too, and no float.
+    if known and abs(value) < 1e300 and math.isfinite(value):
+        return value  # type: ignore[no-any-return]
+    raise wrong(path, place, value, "a finite number")
+
+
+def wrong(path: Path, place: str, received: Any, expected: str) -> UserError:
+    """Return the error for a value that cannot be used."""
+    kind = type(received).__name__ if isinstance(received, dict | list) else repr(received)
+    return UserError(f"{path}: {place}: received {plain(kind)}, expected {expected}")
+
+
+def _document(path: Path) -> Document:
+    if not path.is_file():
+        return Document(path)
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise wrong(path, "top level", data, "an object")
+    return Document(path, data)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        size = path.stat().st_size
+        if size > _HISTORY_LIMIT:
+            raise UserError(f"{path}: received {size:,} bytes, expected at most {_HISTORY_LIMIT:,}")
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a UTF-8 file: {error.reason}") from error
+    for count, line in enumerate(lines, start=1):
+        place = f"line {count}"
+        try:
+            data = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: {place}: not JSON: {plain(str(error), 120)}") from error
+        if not isinstance(data, dict):
+            raise wrong(path, place, data, "an object")
+        yield place, data
+
+
+def _epoch(data: dict[str, Any], path: Path, line: str, features: Sequence[str]) -> Epoch:
+    count = data.get("epoch")
+    if type(count) is not int or count < 0:
+        raise wrong(path, f"{line}: epoch", count, "the number of the epoch")
+    best = data.get("best", False)
+    if not isinstance(best, bool):
+        raise wrong(path, f"{line}: best", best, "true or false")
+    # A line may carry text, lists and nulls of its own; only its numbers are plotted.
+    values = {
+        name: number(value, path, f"{line}: {name}")
+        for name, value in data.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    cells: tuple[Cell, ...] = ()
+    if features and data.get("cells") is not None:
+        whole = {"format": FORMAT, "features": list(features), "channels": 1, "length": 1}
+        cells = Genotype.from_dict({**whole, "cells": data["cells"]}, f"{path}: {line}").cells
+    weights = _weights(data, path, line, len(features))
+    steps = tuple(len(cell.steps) for cell in cells)
+    if weights is not None and cells and steps != weights.shape()[1]:
+        raise UserError(
+            f"{path}: {line}: cells: received Cells of {plain(str(list(steps)))} steps, "
+            f"expected {plain(str(list(weights.shape()[1])))} as in beta"
+        )
+    return Epoch(count, values, best, weights, cells)
+
+
+def _weights(data: dict[str, Any], path: Path, line: str, features: int) -> Weights | None:
+    names = [name for name in ("alpha", "beta", "gamma") if data.get(name) is not None]
+    if not names:
+        return None
+    if len(names) < 3:
+        raise UserError(f"{path}: {line}: received only {', '.join(names)} of alpha, beta, gamma")
+    alpha = _table(data["alpha"], path, f"{line}: alpha")
+    beta, gamma = (
+        tuple(
+            _table(table, path, f"{line}: {name}[{k}]")
+            for k, table in enumerate(_rows(data[name], path, f"{line}: {name}"))
+        )
+        for name in ("beta", "gamma")
+    )
+    first = features or len(alpha[0])
+    _lengths(alpha, [first + k for k in range(len(alpha))], path, f"{line}: alpha")
+    for name, tables in (("beta", beta), ("gamma", gamma)):
+        if len(tables) != len(alpha):
+            raise UserError(
+                f"{path}: {line}: {name}: received {len(tables)} Cells, expected {len(alpha)}"
+            )
+    for k, (inner, pool) in enumerate(zip(beta, gamma, strict=True)):
+        steps = range(len(inner))
+        _lengths(inner, [2 + m for m in steps], path, f"{line}: beta[{k}]")
+        _lengths(pool, [len(PRIMITIVES) for _ in steps], path, f"{line}: gamma[{k}]")
+    return Weights(alpha, beta, gamma)
+
+
+def _lengths(table: Table, expected: Sequence[int], path: Path, place: str) -> None:
+    found = [len(row) for row in table]
+    if found != list(expected):
+        raise UserError(
+            f"{path}: {place}: received rows of lengths {plain(str(found))}, "
+            f"expected {plain(str(list(expected)))}"
+        )
+
+
+def _table(data: Any, path: Path, place: str) -> Table:
+    return tuple(
+        tuple(
+            number(value, path, f"{place}[{n}][{i}]")
+            for i, value in enumerate(_rows(row, path, f"{place}[{n}]"))
+        )
+        for n, row in enumerate(_rows(data, path, place))
+    )
+
+
+def _rows(data: Any, path: Path, place: str) -> list[Any]:
+    if not isinstance(data, list) or not data:
+        raise wrong(path, place, data, "a list that is not empty")
+    return data

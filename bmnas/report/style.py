@@ -1,0 +1,162 @@
+"""Colours, type and files of every picture; the only place that starts matplotlib."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import atomic_path, write_text
+
+#: Okabe and Ito's palette, which readers with any colour vision can tell apart on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK = "#2B3640"
+GREY = "#7A858E"
+PALE = "#B9C1C7"
+PANEL = "#F4F6F7"
+
+#: What readers call the primitive operations.
+OPERATION_NAMES = {
+    "zero": "Zero",
+    "sum": "Sum",
+    "attention": "Attention",
+    "linear_glu": "Linear GLU",
+    "concat_fc": "Concat FC",
+}
+
+_SETTINGS = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlecolor": INK,
+    "axes.axisbelow": True,
+    "grid.color": "#E3E7EA",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 7.5,
+    "lines.linewidth": 1.6,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    # Text stays text, and the same drawing gives the same bytes.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bmnas",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A picture that can stand alone or be one row of a larger one; sizes in inches.
+
+    ``paint`` draws onto a matplotlib Figure or SubFigure of that size, or a wider one.
+    """
+
+    width: float
+    height: float
+    paint: Callable[[Any], None]
+
+
+def require_matplotlib() -> None:
+    """Raise UserError when matplotlib, which the extra ``search`` installs, is missing."""
+    try:
+        import matplotlib  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        raise UserError("drawing needs matplotlib: pip install 'bmnas[search]'") from error
+
+
+@contextlib.contextmanager
+def drawing_style() -> Iterator[None]:
+    """Set matplotlib to these settings alone, whatever the user's matplotlibrc says."""
+    require_matplotlib()
+    import matplotlib.style
+
+    with matplotlib.style.context(["default", _SETTINGS]):
+        yield
+
+
+def figure_of(*parts: Part) -> Any:
+    """Return a matplotlib Figure with the ``parts`` under each other, at their own heights."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    with drawing_style():
+        size = (max(part.width for part in parts), sum(part.height for part in parts))
+        figure = Figure(figsize=size, layout="constrained")
+        engine: Any = figure.get_layout_engine()
+        engine.set(w_pad=0.1, h_pad=0.07)
+        rows = figure.subfigures(
+            len(parts), 1, squeeze=False, height_ratios=[part.height for part in parts]
+        )
+        for row, part in zip(rows[:, 0], parts, strict=True):
+            part.paint(row)
+    return figure
+
+
+def figure_svg(figure: Any) -> str:
+    """Return a Figure as SVG text; equal drawings give equal bytes."""
+    buffer = io.BytesIO()
+    with drawing_style():
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "bmnas"})
+    return buffer.getvalue().decode("utf-8")
+
+
+def write_figure(figure: Any, path: Path) -> None:
+    """Write a Figure to ``path``, whole or not at all; the suffix .svg or .png decides how.
+
+    Raises UserError on another suffix.
+    """
+    if path.suffix == ".svg":
+        write_text(path, figure_svg(figure))
+    elif path.suffix == ".png":
+        with atomic_path(path) as aside, drawing_style():
+            figure.savefig(aside, format="png", dpi=160, metadata={"Software": "bmnas"})
+    else:
+        raise UserError(f"{path}: received suffix {path.suffix!r}, expected .svg or .png")
+
+
+def modality_of(feature: str) -> str:
+    """Return the modality that a feature name such as ``image.1`` begins with."""
+    return feature.split(".", 1)[0]
+
+
+def modality_colours(features: Sequence[str]) -> dict[str, str]:
+    """Return a colour for each modality, in the order in which ``features`` name them."""
+    names = dict.fromkeys(modality_of(feature) for feature in features)
+    return {name: PALETTE[n % len(PALETTE)] for n, name in enumerate(names)}
+
+
+def tint(colour: str, share: float) -> str:
+    """Return ``#rrggbb`` mixed with white; ``share`` 1 is the colour, 0 is white."""
+    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(255 - share * (255 - part)):02x}" for part in parts)
+
+
+def plain(text: str, limit: int = 60) -> str:
+    """Return ``text`` without control characters and cut to ``limit`` characters."""
+    kept = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return kept if len(kept) <= limit else f"{kept[: limit - 1]}…"
+
+
+def measure(value: float, spec: str) -> str:
+    """Return a number in the format ``spec``; a large one in digits, not with an exponent."""
+    large = spec.endswith("g") and 999.5 <= abs(value) < 1e9
+    return format(value, ",.0f" if large else spec)
+
+
+def drawable(text: str, limit: int = 60) -> str:
+    """Return ``text`` so that matplotlib draws it as it is: no mathematics, not hidden."""
+    return plain(text, limit).replace("$", r"\$").lstrip("_")

@@ -1,0 +1,98 @@
+"""A genotype drawn in plain text, for the terminal."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from bmnas.report.style import OPERATION_NAMES, modality_of
+from bmnas.spaces.cells.genotype import Cell, Genotype
+from bmnas.spaces.found import Found, FoundTree, Node
+
+#: How an operation computes f(x, y) from its first and second operand.
+_FORMULAS = {
+    "zero": "dropped",
+    "sum": "{0} + {1}",
+    "attention": "query {0}; key, value {1}",
+    "linear_glu": "linear({0}) * sigmoid(linear({1}))",
+    "concat_fc": "ReLU(linear(concat({0}, {1})))",
+}
+
+
+def genotype_text(genotype: Found) -> str:
+    """Return the architecture as aligned lines of text, without colour codes.
+
+    The features come first, by modality, those that nothing reads in parentheses; then each
+    Cell with its inputs, steps and output; then the head. Of another space, the tree of nodes.
+    """
+    lines = [genotype.summary(), "", *_features(genotype), ""]
+    if isinstance(genotype, Genotype):
+        lines += _cells(genotype)
+    elif isinstance(genotype, FoundTree):
+        lines += _tree(Node("classifier", "linear → logits", (genotype.tree(),)))
+    return "\n".join([*lines, ""])
+
+
+def _tree(node: Node) -> list[str]:
+    """Return a line a node, those that it reads below it."""
+    lines = [f"{node.label}  {node.note}".rstrip()]
+    for n, child in enumerate(node.children):
+        last = n + 1 == len(node.children)
+        first, *rest = _tree(child)
+        lines.append(f"{_branch(n, len(node.children))} {first}")
+        lines += [f"{' ' if last else '│'}  {line}" for line in rest]
+    return lines
+
+
+def _cells(genotype: Genotype) -> list[str]:
+    lines = []
+    for k, cell in enumerate(genotype.cells):
+        lines += [*_cell(cell, k + 1), ""]
+    outputs = ", ".join(f"cell{k + 1}" for k in range(len(genotype.cells)))
+    joined = f"concat({outputs})" if len(genotype.cells) > 1 else outputs
+    return [*lines, "Head", f"└─ {joined} → LayerNorm → ReLU → flatten → linear → logits"]
+
+
+def _features(genotype: Found) -> list[str]:
+    live = genotype.live_features()
+    groups = [(name, list(names)) for name, names in groupby(genotype.features, modality_of)]
+    width = max(len(name) for name, _ in groups)
+    lines = [
+        f"{_branch(n, len(groups))} {name:<{width}}  "
+        + "  ".join(feature if feature in live else f"({feature})" for feature in names)
+        for n, (name, names) in enumerate(groups)
+    ]
+    note = "" if len(live) == len(genotype.features) else "  (in parentheses: not used)"
+    return [f"Features{note}", *lines]
+
+
+def _cell(cell: Cell, number: int) -> list[str]:
+    rows = [("x", cell.inputs[0], ""), ("y", cell.inputs[1], "" if cell.reads_y() else "not read")]
+    zeros = {f"step{m + 1}" for m, step in enumerate(cell.steps) if step.op == "zero"}
+    for m, step in enumerate(cell.steps):
+        operands = ", ".join(step.inputs)
+        # The output of a zero step is 0 wherever it is read (Eq. 4).
+        formula = _FORMULAS[step.op].format(*("0" if n in zeros else n for n in step.inputs))
+        rows.append((f"step{m + 1}", f"{OPERATION_NAMES[step.op]}({operands})", formula))
+    rows.append((f"cell{number}", _output(cell), ""))
+    names = max(len(name) for name, _, _ in rows)
+    calls = max(len(call) for _, call, formula in rows if formula or call in cell.inputs)
+    return [
+        f"Cell {number}",
+        *(
+            f"{_branch(n, len(rows))} {name:<{names}} = {call:<{calls}}  {formula}".rstrip()
+            for n, (name, call, formula) in enumerate(rows)
+        ),
+    ]
+
+
+def _output(cell: Cell) -> str:
+    live = [f"step{m + 1}" for m in cell.live_steps()]
+    if not live:
+        return "LayerNorm(x)"
+    if len(cell.steps) == 1:
+        return f"LayerNorm(x + {live[0]})"
+    return f"LayerNorm(x + ReLU(linear(concat({', '.join(live)}))))"
+
+
+def _branch(n: int, count: int) -> str:
+    return "└─" if n + 1 == count else "├─"

@@ -1,0 +1,1 @@
+"""The space of BM-NAS: Cells of primitive operations, with a supernet."""

@@ -1,0 +1,109 @@
+"""What a search finds, whatever its space: an architecture as plain data with a file of its own.
+
+Standard library only. ``Genotype`` is the one of BM-NAS; ``formats`` knows all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import read_json, write_text
+from bmnas.spaces.plain_data import GenotypeError
+
+_LIMIT = 1_000_000  # bytes; a genotype of ten Cells takes about two thousand
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of an architecture that is a tree: what it is called, a remark, what it reads.
+
+    A leaf is a feature and has its name.
+    """
+
+    label: str
+    note: str = ""
+    children: tuple[Node, ...] = ()
+
+
+class Found(ABC):
+    """An architecture over ``features``, those pooled to ``length`` positions, as plain data.
+
+    A subclass is a frozen dataclass that checks itself. ``provenance`` says where it comes from
+    and does not count when two are compared.
+    """
+
+    #: What the file says under "format".
+    FORMAT: ClassVar[str]
+
+    features: tuple[str, ...]
+    length: int
+    provenance: Mapping[str, Any]
+
+    @abstractmethod
+    def live_features(self) -> tuple[str, ...]:
+        """Return the features that its network reads, in the order of ``features``."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """Return its size in a line of text."""
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready plain data in the format of the file."""
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, data: Any) -> Self:
+        """Build it from plain data; raises GenotypeError that names the place in it."""
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = "genotype") -> Self:
+        """Build it from plain data; ``source`` is named in messages.
+
+        Raises GenotypeError on anything that is not exactly the documented format.
+        """
+        try:
+            return cls.parse(data)
+        except GenotypeError as error:
+            raise GenotypeError(f"{source}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read its file; raises GenotypeError with one line that names the file."""
+        return cls.from_dict(read_found(path, cls.FORMAT), str(path))
+
+    def with_provenance(self, provenance: Mapping[str, Any]) -> Self:
+        """Return the same architecture that says it comes from elsewhere."""
+        same: Self = dataclasses.replace(cast(Any, self), provenance=provenance)
+        return same
+
+    def to_json(self) -> str:
+        """Return the text of its file."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write its file, whole or not at all."""
+        write_text(Path(path), self.to_json())
+
+
+class FoundTree(Found):
+    """An architecture whose nodes form a tree over features."""
+
+    @abstractmethod
+    def tree(self) -> Node:
+        """Return the root, whose output goes to the classifier."""
+
+
+def read_found(path: str | Path, expected: str) -> Any:
+    """Return the plain data of a file; raises GenotypeError that says what was ``expected``."""
+    try:
+        return read_json(Path(path), limit=_LIMIT)
+    except UserError as error:
+        raise GenotypeError(f"{error}; expected a {expected} file") from error

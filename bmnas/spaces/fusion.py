@@ -1,0 +1,35 @@
+"""What a network of any search space is: pooled features to logits.
+
+Legend: B batch, L length, C_raw channels of a raw feature, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from bmnas.training.metrics import Objective, Output
+
+
+class Fusion(nn.Module):
+    """What fuses pooled features: reads ``features``, in their order, pooled to ``length``."""
+
+    features: tuple[str, ...]
+    length: int
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The last layer, which gives the logits and is counted apart."""
+        raise TypeError(f"{type(self).__name__} does not name its classifier")
+
+    def objective(self, objective: Objective) -> Objective:
+        """Return what its training minimises: the task's objective, or one with losses of its own.
+
+        Such an objective reads what ``forward`` gives after the logits while training.
+        """
+        return objective
+
+    def forward(self, pooled: Sequence[Tensor]) -> Output:
+        """Return logits (B, K) from one pooled feature (B, L, C_raw) for each of ``features``."""
+        raise TypeError(f"{type(self).__name__} does not define what it computes")

@@ -1,0 +1,122 @@
+"""MTUT, multimodal training and unimodal testing (Abavisani et al., CVPR 2019, arXiv 1812.06145).
+
+Legend: B batch, L length, C channels, C_raw channels of a raw feature, M modalities, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bmnas.machine.distribution import ranks
+from bmnas.machine.distribution.share import weighted
+from bmnas.spaces.cells.primitives import Dropout, LinearNorm
+from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.fusions.features import last_features
+from bmnas.training.metrics import Objective, Output
+
+BETA = 2.0
+WEIGHT = 0.05
+
+
+def correlation(feature: Tensor) -> Tensor:
+    """Return corr(F) = F^ F^T (B, L, L), F^ being F (B, L, C) with rows of length one."""
+    rows = F.normalize(feature, dim=-1)
+    return rows @ rows.transpose(1, 2)
+
+
+def focal_weight(own: Tensor, other: Tensor) -> Tensor:
+    """Return rho = S(exp(beta d) - 1) of the loss difference d, S setting what is negative to 0.
+
+    A modality is drawn towards those with a smaller loss alone. No gradient goes through it.
+    """
+    return (BETA * (own - other)).detach().expm1().clamp_min(0)
+
+
+class AlignedObjective(Objective):
+    """The losses of the modalities, and of each its semantic alignment with better ones.
+
+    loss = sum over m of (loss_m + 0.05 sum over n of rho_mn ||corr(F_m) - corr(F_n)||²_F), the norm
+    averaged over the batch; F_n is held still where m is drawn to it.
+    """
+
+    def loss(self, output: Output, labels: Tensor) -> Tensor:
+        """Return the loss of fused logits, M logits (B, K) and M correlations (B, L, L)."""
+        if isinstance(output, Tensor):
+            return super().loss(output, labels)
+        _, *rest = output
+        half = len(rest) // 2
+        losses = [Objective.loss(self, logits, labels) for logits in rest[:half]]
+        # Of the whole batch: several ranks must agree on who is better.
+        known = [ranks.mean(weighted(loss.detach())) for loss in losses]
+        total = torch.stack(losses).sum()
+        for m, own in enumerate(rest[half:]):
+            for n, other in enumerate(rest[half:]):
+                if n != m:
+                    apart = (own - other.detach()).square().sum((1, 2)).mean()
+                    total = total + WEIGHT * focal_weight(known[m], known[n]) * apart
+        return total
+
+
+class MTUTFusion(Fusion):
+    """Separate networks that learn a common semantics; their logits are averaged.
+
+    F_m = ReLU(BN(x_m W_m + b_m)) of the last feature x_m, dropout, one linear classifier a
+    modality, trained with ``AlignedObjective``. In training ``forward`` also gives each modality's
+    logits and correlations.
+
+    In the paper F_m is the last map of a 3D network and all modalities see one scene, so that a
+    position is the same place in each. Here the L pooled positions of two modalities need not
+    belong together, and a vector has L equal ones: its correlations say nothing. With frozen
+    backbones the alignment reaches W_m alone. Raises UserError for fewer than two modalities.
+    """
+
+    def __init__(
+        self,
+        channels_raw: Mapping[str, int],
+        *,
+        channels: int,
+        length: int,
+        classes: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.features = last_features(channels_raw)
+        self.length = length
+        self.projections = nn.ModuleList(
+            LinearNorm(channels_raw[name], channels) for name in self.features
+        )
+        self.dropout = Dropout(dropout)
+        self.classifiers = nn.ModuleList(
+            nn.Linear(length * channels, classes) for _ in self.features
+        )
+
+    @property
+    def classifier(self) -> nn.Module:
+        """The linear layers of the modalities."""
+        return self.classifiers
+
+    def objective(self, objective: Objective) -> Objective:
+        """Return the objective with the losses of the modalities and their alignment."""
+        return AlignedObjective(objective.kind, objective.threshold)
+
+    def forward(self, pooled: Sequence[Tensor]) -> Output:
+        """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each.
+
+        In training they are followed by M logits (B, K) and M correlations (B, L, L).
+        """
+        hidden = [
+            project(feature).relu()
+            for project, feature in zip(self.projections, pooled, strict=True)
+        ]
+        logits = [
+            classify(self.dropout(h).flatten(1))
+            for classify, h in zip(self.classifiers, hidden, strict=True)
+        ]
+        fused = torch.stack(logits).mean(0)
+        if not self.training:
+            return fused
+        return (fused, *logits, *(correlation(h) for h in hidden))

@@ -1,1 +1,0 @@
-"""The stages that a run goes through: unimodal networks, search, training."""

@@ -1,0 +1,1 @@
+"""Losses and metrics, and the loop that trains for a number of epochs."""

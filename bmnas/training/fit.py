@@ -1,0 +1,153 @@
+"""Training for a fixed number of epochs: the loop of all that is not Algorithm 1.
+
+Backbones, candidates, a supernet as single networks, final networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LRScheduler
+
+from bmnas.features.samples import Samples, batches_per_epoch, epoch_batches, iterate_batches
+from bmnas.machine.checkpoint import Checkpoint, Record, Stateful
+from bmnas.machine.distribution.model import data_parallel
+from bmnas.machine.distribution.norms import synchronised
+from bmnas.machine.distribution.ranks import gathered, mean
+from bmnas.machine.distribution.share import shares, weighted
+from bmnas.machine.errors import UserError
+from bmnas.machine.progress import Progress
+from bmnas.training.metrics import Objective, Output, logits_of
+
+Forward = Callable[[list[Tensor]], Output]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a peak learning rate."""
+
+    parameters: Sequence[nn.Parameter]
+    max_lr: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Adam with one cosine cycle from each group's ``max_lr`` to ``min_lr``, step by step.
+
+    ``decoupled`` weight decay is that of AdamW; else it is added to the gradient, as the search
+    of BM-NAS does. With ``first_cycle`` there are warm restarts (SGDR): a cycle of so many epochs,
+    then cycles that are twice as long as the one before.
+    """
+
+    epochs: int
+    batch_size: int
+    min_lr: float
+    weight_decay: float
+    decoupled: bool = False
+    first_cycle: int | None = None
+
+
+def fit(
+    network: nn.Module,
+    forward: Forward,
+    groups: Sequence[Group],
+    samples: Samples,
+    objective: Objective,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+    stage: str,
+    until: Callable[[], bool] | None = None,
+) -> list[Record]:
+    """Train ``network`` on ``samples`` and return a record of every epoch.
+
+    ``network`` is what is put into training mode and saved in the checkpoint; ``forward`` maps
+    the inputs of a batch to logits (B, K), or to a tuple that starts with them. ``until`` is asked
+    after every epoch, and what it says may end the training early; what it remembers is not in the
+    checkpoint. Raises UserError when the loss is no longer finite.
+    """
+    optimizer = torch.optim.Adam(
+        [{"params": list(group.parameters), "lr": group.max_lr} for group in groups],
+        weight_decay=recipe.weight_decay,
+        decoupled_weight_decay=recipe.decoupled,
+        fused=True,
+    )
+    schedule = _schedule(optimizer, recipe, batches_per_epoch(len(samples), recipe.batch_size))
+    parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    records = [] if checkpoint is None else checkpoint.restore(parts)
+    forward = data_parallel([p for group in groups for p in group.parameters], forward)
+    with synchronised(network), progress.stage(stage, recipe.epochs) as shown:
+        shown.advance(len(records))
+        for epoch in range(len(records) + 1, recipe.epochs + 1):
+            rate = schedule.get_last_lr()[0]
+            network.train()
+            batches = epoch_batches(len(samples), recipe.batch_size)
+            loss, score = _epoch(forward, samples, batches, objective, optimizer, schedule, device)
+            records.append(
+                {
+                    "epoch": epoch,
+                    "learning_rate": rate,
+                    "train_loss": require_finite_loss(loss, stage, epoch),
+                    "train_score": score,
+                }
+            )
+            if checkpoint is not None:
+                checkpoint.save(parts, records)
+            shown.message(f"loss {loss:.3f}  {objective.metric} {score:.3f}")
+            shown.advance()
+            if until is not None and until():
+                break
+    network.eval()
+    return records
+
+
+def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, batches: int) -> LRScheduler:
+    """Return the schedule for epochs of ``batches`` steps."""
+    if recipe.first_cycle is None:
+        return CosineAnnealingLR(optimizer, T_max=recipe.epochs * batches, eta_min=recipe.min_lr)
+    return CosineAnnealingWarmRestarts(
+        optimizer, T_0=recipe.first_cycle * batches, T_mult=2, eta_min=recipe.min_lr
+    )
+
+
+def _epoch(
+    forward: Forward,
+    samples: Samples,
+    batches: Iterable[Tensor],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    device: torch.device,
+) -> tuple[float, float]:
+    """Make a step for each of ``batches``; return mean loss and score of what they gave."""
+    total, all_logits, all_labels = torch.zeros((), device=device), [], []
+    for inputs, labels in iterate_batches(samples, shares(batches), device):
+        output = forward(inputs)
+        loss = weighted(objective.loss(output, labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        total += loss.detach()
+        all_logits.append(logits_of(output).detach().float())
+        all_labels.append(labels)
+    # The device synchronises here, once an epoch.
+    mean_loss = float(mean(total)) / len(all_labels)
+    logits, labels = (gathered(torch.cat(every)).cpu() for every in (all_logits, all_labels))
+    return mean_loss, objective.score(logits, labels)
+
+
+def require_finite_loss(loss: float, stage: str, epoch: int) -> float:
+    """Return ``loss``; raises UserError when it is NaN or infinite."""
+    if not math.isfinite(loss):
+        raise UserError(
+            f"{stage}: the loss is {loss} in epoch {epoch}: training diverged; lower max_lr in the "
+            "configuration, or check the scale of the inputs"
+        )
+    return loss
