@@ -29,10 +29,11 @@ def measure_session(session: Session, inputs: SampleInputs) -> dict[int, Latency
 
 def latency_report(latency: Mapping[int, Latency], session: Session) -> dict[str, Any]:
     """Return the figures with threads, providers and hardware as JSON-ready plain data."""
+    runner = session.runner.describe()
     machine = {key: value for key, value in hardware().items() if key != "threads"}
     return {
         "onnxruntime": {f"batch_{size}": found.to_dict() for size, found in latency.items()},
-        "threads": session.intra_op_threads,
-        "providers": list(session.providers),
+        "threads": runner.threads,
+        "providers": list(runner.providers),
         "hardware": machine,
     }

@@ -7,14 +7,16 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
+from numpy.typing import NDArray
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from bmnas_serve import index_page, metadata
-from bmnas_serve.codec import JSON_ONLY, decode_request, encode_response
+from bmnas_serve.codec import JSON_ONLY, InferRequest, decode_request, encode_response
 from bmnas_serve.errors import InferenceError, RequestError, shorten
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.predictor import Predictor
@@ -23,6 +25,11 @@ from bmnas_serve.validate import check_request
 
 MAX_BATCH = 1024
 MAX_BODY_BYTES = 32 * 2**20
+
+#: Bodies up to these sizes are read and written at once: a thread would take longer to wake up.
+#: Larger ones go to a thread, so that the event loop goes on between their objects.
+_SMALL_BYTES = 4096
+_SMALL_NUMBERS = 512
 
 
 class JsonResponse(Response):
@@ -130,14 +137,24 @@ class _Endpoints:
             self._check_model(request)
             _check_headers(request)
             received = await _read_body(request, self._max_body_bytes)
-            asked = decode_request(received, [spec.name for spec in self._session.inputs])
-            inputs = check_request(
-                asked, self._session.inputs, self._session.outputs, self._max_batch
-            )
+            if len(received) <= _SMALL_BYTES:
+                asked, inputs = self._decode(received)
+            else:
+                asked, inputs = await run_in_threadpool(self._decode, received)
             predictor: Predictor = request.app.state.predictor
             outputs = await predictor.predict(inputs)
-            body = encode_response(self._session.name, metadata.MODEL_VERSION, asked, outputs)
-            return JsonResponse(body, headers=self._closing())
+            if sum(array.size for array in outputs.values()) <= _SMALL_NUMBERS:
+                return self._answer(asked, outputs)
+            return await run_in_threadpool(self._answer, asked, outputs)
+
+    def _decode(self, received: bytes) -> tuple[InferRequest, dict[str, NDArray[Any]]]:
+        asked = decode_request(received, [spec.name for spec in self._session.inputs])
+        session = self._session
+        return asked, check_request(asked, session.inputs, session.outputs, self._max_batch)
+
+    def _answer(self, asked: InferRequest, outputs: dict[str, NDArray[Any]]) -> Response:
+        body = encode_response(self._session.name, metadata.MODEL_VERSION, asked, outputs)
+        return JsonResponse(body, headers=self._closing())
 
     def _closing(self) -> dict[str, str]:
         # While draining, clients shall come back through a new connection: to another server.

@@ -19,7 +19,9 @@ def test_batches_of_1_and_64_are_timed_and_reported() -> None:
         assert list(arrays) == ["m0", "m1"]
         seen.append(len(arrays["m0"]))
 
-    session = SimpleNamespace(run=run, intra_op_threads=3, providers=("CPUExecutionProvider",))
+    described = SimpleNamespace(threads=3, providers=("CPUExecutionProvider",))
+    runner = SimpleNamespace(describe=lambda: described)
+    session = SimpleNamespace(run=run, runner=runner)
     latency = measure_session(
         cast(Session, session), SampleInputs(task, trained.task, trained.network)
     )

@@ -292,3 +292,19 @@ def test_index_for_people_escapes_what_comes_from_outside(tmp_path):
     assert "<script>" not in response.text
     assert "grey values" in response.text
     assert "{&quot;sample_rate&quot;: 8000}" in response.text
+
+
+def test_a_large_body_is_answered_as_a_small_one_is(session, monkeypatch):
+    inputs = {"inputs": [encode_tensor(name, array) for name, array in sample(200).items()]}
+    large = post(session, inputs)
+    monkeypatch.setattr("bmnas_serve.app._SMALL_BYTES", 1 << 30)
+    monkeypatch.setattr("bmnas_serve.app._SMALL_NUMBERS", 1 << 30)
+    assert large.status_code == 200
+    assert large.content == post(session, inputs).content
+
+
+def test_a_large_body_that_is_wrong_is_a_mistake_of_the_client(session):
+    repeated = b"{" + b",".join(b'"%d":0' % (n % 99_999) for n in range(100_000)) + b"}"
+    answer = post(session, repeated)
+    assert answer.status_code == 400
+    assert "the key '0' stands twice" in answer.json()["error"]

@@ -9,7 +9,8 @@ import onnxruntime as ort
 import pytest
 from bmnas_serve.errors import BundleError, InferenceError, RuntimeConflictError
 from bmnas_serve.manifest import InputSpec, TensorSpec
-from bmnas_serve.session import CPU, Session, check_one_runtime
+from bmnas_serve.onnx_runner import CPU, check_one_runtime
+from bmnas_serve.session import Session
 from onnx import TensorProto, helper
 from tiny_bundles import (
     classifier_manifest,
@@ -32,8 +33,8 @@ def test_bundle_runs_as_onnxruntime_does(tmp_path):
         np.testing.assert_array_equal(array, reference)
     assert session.name == "pets"
     assert session.manifest is not None
-    assert session.intra_op_threads == 1
-    assert session.providers == (CPU,)
+    assert session.runner.describe().threads == 1
+    assert session.runner.describe().providers == (CPU,)
 
 
 def test_bare_model_describes_itself(tmp_path):
@@ -49,7 +50,7 @@ def test_bare_model_describes_itself(tmp_path):
 
 def test_threads_default_to_the_usable_cpus(tmp_path):
     session = Session.open(save_classifier(tmp_path / "net.onnx"))
-    assert session.intra_op_threads == len(os.sched_getaffinity(0))
+    assert session.runner.describe().threads == len(os.sched_getaffinity(0))
 
 
 def test_run_reports_a_wrong_array_in_one_line(tmp_path):
