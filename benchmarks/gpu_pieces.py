@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import StepCase
-from bmnas import fused
+from bmnas.spaces.cells import fused
 from bmnas.spaces.cells.primitives import keep_mask
 
 #: Draws the next dropout mask of a shape, its factor included.
