@@ -30,7 +30,7 @@ from benchmarks import (
 from benchmarks.cases import TINY, products, step
 from benchmarks.gpu_pieces import pieces
 from benchmarks.gpu_report import Report, Setting
-from bmnas import fused, fused_norm
+from bmnas.spaces.cells import fused, fused_norm
 from bmnas.spaces.cells.fused import mix_features
 from bmnas.spaces.cells.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
