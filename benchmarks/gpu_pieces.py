@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import StepCase
+from bmnas.features.layers import keep_mask
 from bmnas.spaces.cells import fused
-from bmnas.spaces.cells.primitives import keep_mask
 
 #: Draws the next dropout mask of a shape, its factor included.
 Keep = Callable[[tuple[int, ...]], Tensor | float]

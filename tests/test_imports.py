@@ -97,7 +97,6 @@ ROOMS = (
 
 #: Imports that still run upwards.
 UPWARDS = {
-    ("bmnas.features.reshape", "bmnas.spaces.cells.primitives"),
     ("bmnas.machine.costs", "bmnas.pipeline.multimodal"),
     ("bmnas.machine.costs", "bmnas.spaces.cells.native"),
     ("bmnas.machine.costs", "bmnas.spaces.fusion"),
@@ -144,6 +143,7 @@ CLOSED = {
     "bmnas.spaces.cells.network": ["bmnas.spaces.cells.supernet"],
     "bmnas.spaces.cells.genotype": ["torch", "numpy"],
     "bmnas.spaces.cells.derive": ["torch", "numpy"],
+    "bmnas.spaces.cells.operations": ["numpy", "bmnas.spaces.cells.primitives"],
     "bmnas.spaces.mfas.settings": ["torch", "numpy"],
     "bmnas.spaces.mfas.space": ["torch", "numpy"],
     "bmnas.spaces.trees.evolve": ["torch", "numpy"],

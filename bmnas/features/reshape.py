@@ -11,7 +11,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmnas.spaces.cells.primitives import Dropout, LinearNorm
+from bmnas.features.layers import Dropout, LinearNorm
 
 
 class Pool(nn.Module):

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import islice, permutations, product
 
 from bmnas.report.geometry import Box, Label, Point, Sheet, Wire, crossings
-from bmnas.report.style import GREY, INK, OPERATION_NAMES, PALE, PANEL
+from bmnas.report.style import GREY, INK, PALE, PANEL
 from bmnas.spaces.cells.genotype import Cell
+from bmnas.spaces.cells.operations import OPERATIONS
 
 PORT_RADIUS = 0.09
 _PORT_X = {"x": 0.24, "y": 0.52}
@@ -130,8 +131,8 @@ class _Plan:
 
     def _draw_steps(self, sheet: Sheet) -> None:
         for m, (step, left) in enumerate(zip(self.cell.steps, self.lefts, strict=True)):
-            pale = step.op == "zero"
-            name = OPERATION_NAMES[step.op]
+            pale = OPERATIONS[step.op].is_zero
+            name = OPERATIONS[step.op].label
             box = Box("step", left, -_STEP[1] / 2, *_STEP, INK, name, f"step {m + 1}", pale)
             sheet.boxes.append(box)
             colour = PALE if pale else GREY
@@ -149,7 +150,7 @@ class _Plan:
                 start = self._leave(source, m)
                 turn = (left - _GUTTER + tap, start[-1][1])
                 points = (*start, turn, (turn[0], height), (left, height))
-                pale = step.op == "zero" or self._is_zero(source)
+                pale = OPERATIONS[step.op].is_zero or self._is_zero(source)
                 wires.append(Wire(source, points, self._colour(source), pale))
         return wires
 

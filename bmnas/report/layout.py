@@ -15,6 +15,7 @@ from bmnas.report.geometry import Box, Label, Point, Sheet, Wire
 from bmnas.report.lettering import NAME_LIMIT, Measure, shortened, wrapped
 from bmnas.report.style import GREY, INK, modality_colours, modality_of
 from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.operations import OPERATIONS
 
 _MARGIN = 0.15
 _TRACK = 0.14  # between two wires side by side
@@ -287,7 +288,7 @@ def _fit(text: str, width: float, size: float, measure: Measure) -> str:
 def _caption(genotype: Genotype) -> list[str]:
     facts = [f"C = {genotype.channels}, L = {genotype.length}"]
     facts.append("x, y: first and second input")
-    if any(step.op == "zero" for cell in genotype.cells for step in cell.steps):
+    if any(OPERATIONS[step.op].is_zero for cell in genotype.cells for step in cell.steps):
         facts.append("dashed: dropped (zero)")
     if len(genotype.live_features()) < len(genotype.features):
         facts.append("pale: features not used")

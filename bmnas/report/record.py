@@ -15,7 +15,8 @@ from typing import Any
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json
 from bmnas.report.style import plain
-from bmnas.spaces.cells.genotype import FORMAT, PRIMITIVES, Cell, Genotype
+from bmnas.spaces.cells.genotype import FORMAT, Cell, Genotype
+from bmnas.spaces.cells.operations import OPERATIONS
 from bmnas.spaces.formats import found_from_dict, load_found
 from bmnas.spaces.found import Found
 
@@ -29,7 +30,7 @@ class Weights:
     """Softmax weights of one epoch, as the search saw them.
 
     ``alpha`` has a row a Cell with w(i,k) of its F+k earlier nodes; ``beta`` a table a Cell
-    with a row a step over x, y and earlier steps; ``gamma`` likewise over ``PRIMITIVES``.
+    with a row a step over x, y and earlier steps; ``gamma`` likewise over ``OPERATIONS``.
     """
 
     alpha: Table
@@ -263,7 +264,7 @@ def _weights(data: dict[str, Any], path: Path, line: str, features: int) -> Weig
     for k, (inner, pool) in enumerate(zip(beta, gamma, strict=True)):
         steps = range(len(inner))
         _lengths(inner, [2 + m for m in steps], path, f"{line}: beta[{k}]")
-        _lengths(pool, [len(PRIMITIVES) for _ in steps], path, f"{line}: gamma[{k}]")
+        _lengths(pool, [len(OPERATIONS) for _ in steps], path, f"{line}: gamma[{k}]")
     return Weights(alpha, beta, gamma)
 
 

@@ -19,15 +19,6 @@ GREY = "#7A858E"
 PALE = "#B9C1C7"
 PANEL = "#F4F6F7"
 
-#: What readers call the primitive operations.
-OPERATION_NAMES = {
-    "zero": "Zero",
-    "sum": "Sum",
-    "attention": "Attention",
-    "linear_glu": "Linear GLU",
-    "concat_fc": "Concat FC",
-}
-
 _SETTINGS = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],

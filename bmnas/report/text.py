@@ -4,18 +4,10 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from bmnas.report.style import OPERATION_NAMES, modality_of
+from bmnas.report.style import modality_of
 from bmnas.spaces.cells.genotype import Cell, Genotype
+from bmnas.spaces.cells.operations import OPERATIONS
 from bmnas.spaces.found import Found, FoundTree, Node
-
-#: How an operation computes f(x, y) from its first and second operand.
-_FORMULAS = {
-    "zero": "dropped",
-    "sum": "{0} + {1}",
-    "attention": "query {0}; key, value {1}",
-    "linear_glu": "linear({0}) * sigmoid(linear({1}))",
-    "concat_fc": "ReLU(linear(concat({0}, {1})))",
-}
 
 
 def genotype_text(genotype: Found) -> str:
@@ -67,12 +59,14 @@ def _features(genotype: Found) -> list[str]:
 
 def _cell(cell: Cell, number: int) -> list[str]:
     rows = [("x", cell.inputs[0], ""), ("y", cell.inputs[1], "" if cell.reads_y() else "not read")]
-    zeros = {f"step{m + 1}" for m, step in enumerate(cell.steps) if step.op == "zero"}
+    zeros = {f"step{m + 1}" for m, step in enumerate(cell.steps) if OPERATIONS[step.op].is_zero}
     for m, step in enumerate(cell.steps):
         operands = ", ".join(step.inputs)
         # The output of a zero step is 0 wherever it is read (Eq. 4).
-        formula = _FORMULAS[step.op].format(*("0" if n in zeros else n for n in step.inputs))
-        rows.append((f"step{m + 1}", f"{OPERATION_NAMES[step.op]}({operands})", formula))
+        formula = OPERATIONS[step.op].formula.format(
+            *("0" if n in zeros else n for n in step.inputs)
+        )
+        rows.append((f"step{m + 1}", f"{OPERATIONS[step.op].label}({operands})", formula))
     rows.append((f"cell{number}", _output(cell), ""))
     names = max(len(name) for name, _, _ in rows)
     calls = max(len(call) for _, call, formula in rows if formula or call in cell.inputs)

@@ -10,7 +10,6 @@ from bmnas.report.record import Epoch, Weights, best_epoch
 from bmnas.report.style import (
     GREY,
     INK,
-    OPERATION_NAMES,
     PALETTE,
     Part,
     drawable,
@@ -18,7 +17,8 @@ from bmnas.report.style import (
     modality_colours,
     modality_of,
 )
-from bmnas.spaces.cells.genotype import PRIMITIVES, Cell
+from bmnas.spaces.cells.genotype import Cell
+from bmnas.spaces.cells.operations import OPERATIONS, colours, operation_names
 
 _WIDTH = 10.0
 _PANEL_COLUMNS = 4
@@ -116,8 +116,8 @@ def _paint_cells(onto: Any, best: Epoch, weights: Weights) -> None:
     inputs = [(n, nodes.index(name)) for n, step in enumerate(steps) for name in step.inputs]
     _heat_map(left, beta, names, [n.replace("step", "step ") for n in nodes], inputs)
     left.set_title("beta: weight of Identity, node to step", loc="left")
-    operations = [OPERATION_NAMES[op] for op in PRIMITIVES]
-    chosen = [(n, PRIMITIVES.index(step.op)) for n, step in enumerate(steps)]
+    operations = [operation.label for operation in OPERATIONS.values()]
+    chosen = [(n, operation_names().index(step.op)) for n, step in enumerate(steps)]
     _heat_map(right, gamma, [""] * len(names), operations, chosen)
     right.set_title("gamma: weight of each operation", loc="left")
     for axes in (left, right):
@@ -192,19 +192,19 @@ def _paint_gamma_lines(onto: Any, history: Sequence[Epoch], best: Epoch) -> None
     assert best.weights is not None
     places = [(k, m) for k, table in enumerate(best.weights.gamma) for m in range(len(table))]
     panels = _panels(onto, len(places), history, best)
-    lines = []
+    lines, palette = [], colours()
     for (k, m), axes in zip(places, panels, strict=True):
         lines = [
             axes.plot(
                 [e.epoch for e in history],
                 [e.weights.gamma[k][m][p] for e in history if e.weights is not None],
-                color=GREY if op == "zero" else PALETTE[p - 1],
-                linestyle="--" if op == "zero" else "-",
+                color=palette[op],
+                linestyle="--" if OPERATIONS[op].is_zero else "-",
             )[0]
-            for p, op in enumerate(PRIMITIVES)
+            for p, op in enumerate(operation_names())
         ]
         axes.set_title(f"gamma, Cell {k + 1}, step {m + 1}", loc="left")
-    names = [OPERATION_NAMES[op] for op in PRIMITIVES]
+    names = [operation.label for operation in OPERATIONS.values()]
     onto.legend(lines, names, loc="outside lower center", ncols=len(names))
 
 

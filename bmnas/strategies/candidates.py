@@ -11,8 +11,9 @@ from bmnas.machine.checkpoint import Record
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import seed_stage
 from bmnas.pipeline.config import SearchConfig
-from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.spaces.cells.operations import OPERATIONS, operation_names
 from bmnas.spaces.cells.supernet import ArchitectureWeights
 from bmnas.strategies.problem import SearchProblem
 from bmnas.training.fit import Group, Recipe, fit
@@ -42,7 +43,7 @@ def even_weights(features: int, config: SearchConfig) -> ArchitectureWeights:
     return ArchitectureWeights(
         alpha=[[1.0] * (features + k) for k in range(config.cells)],
         beta=[[[1.0] * (2 + m) for m in range(config.steps)] for _ in range(config.cells)],
-        gamma=[[[1.0] * len(PRIMITIVES)] * config.steps] * config.cells,
+        gamma=[[[1.0] * len(OPERATIONS)] * config.steps] * config.cells,
     )
 
 
@@ -106,7 +107,7 @@ def _step(beta: Sequence[float], gamma: Sequence[float], draw: Random) -> Step:
     nodes = ["x", "y", *(f"step{m + 1}" for m in range(len(beta) - 2))]
     pairs = list(permutations(range(len(nodes)), 2))
     first, second = _weighted(draw, pairs, [beta[i] * beta[j] for i, j in pairs])
-    return Step(_weighted(draw, PRIMITIVES, gamma), (nodes[first], nodes[second]))
+    return Step(_weighted(draw, operation_names(), gamma), (nodes[first], nodes[second]))
 
 
 def _weighted(draw: Random, choices: Sequence[_Choice], weights: Sequence[float]) -> _Choice:

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bmnas.features.layers import LinearNorm
 from bmnas.features.reshape import Pool
 from bmnas.pipeline.multimodal import MultimodalNetwork
-from bmnas.spaces.cells.primitives import LinearNorm
 from bmnas.tasks.task import Kind
 
 

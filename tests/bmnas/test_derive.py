@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmnas.spaces.cells.derive import cell_inputs, derive_genotype, step_inputs
-from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Step
+from bmnas.spaces.cells.genotype import Cell, Step
+from bmnas.spaces.cells.operations import PAPER
 
 # Few values, exact in binary, so that ties are many and products are exact.
 WEIGHT = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
@@ -87,7 +88,7 @@ def test_cell_inputs_by_hand(alpha: list[list[float]], pairs: list[tuple[int, in
 
 def test_a_genotype_by_hand() -> None:
     zero, total, attention, glu, concat = (
-        [float(name == chosen) for name in PRIMITIVES] for chosen in PRIMITIVES
+        [float(name == chosen) for name in PAPER] for chosen in PAPER
     )
     assert (zero[0], concat[-1]) == (1.0, 1.0)
     genotype = derive_genotype(
@@ -133,5 +134,5 @@ def test_whatever_the_weights_the_genotype_is_valid(data: st.DataObject) -> None
         order = [*names, *(f"cell{k + 1}" for k in range(cells))]
         assert order.index(cell.inputs[0]) < order.index(cell.inputs[1])
         for step, edges, pool in zip(cell.steps, rows, weights, strict=True):
-            assert step.op == PRIMITIVES[pool.index(max(pool))]
+            assert step.op == PAPER[pool.index(max(pool))]
             assert step.inputs == tuple(nodes[n] for n in step_inputs(edges))

@@ -13,7 +13,8 @@ from bmnas.machine.errors import UserError
 from bmnas.report import architecture_svg, draw_genotype, genotype_text, write_architecture
 from bmnas.report.geometry import Box, Sheet, Wire, crossings, junctions
 from bmnas.report.layout import layout
-from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.spaces.cells.operations import PAPER
 
 NAMES = ("image", "audio", "text", "imu")
 
@@ -40,7 +41,7 @@ def random_genotype(seed: int, cells: int, steps: int, modalities: int, each: in
         inner, chain = ["x", "y"], []
         for m in range(steps):
             first, second = rng.sample(inner, 2)
-            chain.append(Step(rng.choice(PRIMITIVES), (first, second)))
+            chain.append(Step(rng.choice(PAPER), (first, second)))
             inner.append(f"step{m + 1}")
         taken.update(pair)
         made.append(Cell(pair, tuple(chain)))

@@ -15,7 +15,8 @@ from bmnas.machine.errors import UserError
 from bmnas.report import architecture_svg, genotype_text
 from bmnas.report.geometry import crossings
 from bmnas.report.tree_layout import tree_layout
-from bmnas.spaces.cells.genotype import GenotypeError, known_genotype
+from bmnas.spaces.cells.genotype import GenotypeError
+from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.formats import load_found
 from bmnas.spaces.found import FoundTree, Node
 

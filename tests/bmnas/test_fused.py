@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
+from bmnas.features.layers import keep_mask
 from bmnas.spaces.cells.fused import mix_features, mixture, step_products
 from bmnas.spaces.cells.fused_norm import Norm, norm_relu_dropout
-from bmnas.spaces.cells.primitives import keep_mask
 
 BATCH, LENGTH, CHANNELS = 3, 2, 4
 

@@ -13,7 +13,8 @@ from tiny_networks import roughen
 
 from bmnas.machine.errors import UserError
 from bmnas.spaces.architecture import NamedFusion, build_fusion
-from bmnas.spaces.cells.genotype import Genotype, known_genotype
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions import FUSIONS, CentralNet, MTUTFusion
 from bmnas.spaces.fusions.central_difference import TemporalDifference

@@ -10,15 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bmnas.machine.errors import UserError
-from bmnas.spaces.cells.genotype import (
-    FUSION_MODULES,
-    PRIMITIVES,
-    Cell,
-    Genotype,
-    GenotypeError,
-    Step,
-    known_genotype,
-)
+from bmnas.spaces.cells.genotype import Cell, Genotype, GenotypeError, Step
+from bmnas.spaces.cells.known import FUSION_MODULES, known_genotype
+from bmnas.spaces.cells.operations import PAPER
 
 EXAMPLE = """{
   "format": "bmnas.genotype/1",
@@ -50,7 +44,7 @@ def genotypes(draw: st.DrawFn) -> Genotype:
         inner, steps = ["x", "y"], []
         for m in range(draw(st.integers(1, 3))):
             inputs = draw(st.permutations(inner))[:2]
-            steps.append(Step(draw(st.sampled_from(PRIMITIVES)), (inputs[0], inputs[1])))
+            steps.append(Step(draw(st.sampled_from(PAPER)), (inputs[0], inputs[1])))
             inner.append(f"step{m + 1}")
         cells.append(Cell(pair, tuple(steps)))
         nodes.append(f"cell{k + 1}")

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bmnas.features.layers import drop_threshold
 from bmnas.spaces.cells import native
 from bmnas.spaces.cells.native import build
 from bmnas.spaces.cells.native.calls import Drop, NormStruct
 from bmnas.spaces.cells.native.masks import kept
 from bmnas.spaces.cells.native.passes import Gradients, Output, Reshape, Step
-from bmnas.spaces.cells.primitives import CellOutput, drop_threshold
+from bmnas.spaces.cells.primitives import CellOutput
 from bmnas.spaces.cells.supernet import RelaxedStep
 
 pytestmark = pytest.mark.skipif(native.kernels() is None, reason=native.describe())

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from bmnas.backbones.base import Backbone, PooledHead
 from bmnas.features.reshape import Pool
 from bmnas.pipeline.multimodal import MultimodalNetwork
-from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step, known_genotype
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.spaces.cells.operations import PAPER
 from bmnas.spaces.fusion import Fusion
 
 CHANNELS, LENGTH, CLASSES = 6, 4, 3
@@ -132,7 +134,7 @@ class Literal:
         return h @ self.take("head.classifier.weight").T + self.take("head.classifier.bias")
 
 
-def random_genotype(seed: int, ops: tuple[str, ...] = PRIMITIVES) -> Genotype:
+def random_genotype(seed: int, ops: tuple[str, ...] = PAPER) -> Genotype:
     draw = random.Random(seed)
     nodes, taken, cells = list(FEATURES), set(), []
     for k in range(draw.randint(1, 3)):
@@ -150,12 +152,12 @@ def random_genotype(seed: int, ops: tuple[str, ...] = PRIMITIVES) -> Genotype:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_network_computes_what_its_genotype_says(seed: int) -> None:
-    of = random_genotype(seed, PRIMITIVES[1:])
+    of = random_genotype(seed, PAPER[1:])
     net = network(of, seed)
     torch.testing.assert_close(net(pooled(of)), Literal(net).logits(of, pooled(of)))
 
 
-@pytest.mark.parametrize("op", PRIMITIVES[1:])
+@pytest.mark.parametrize("op", PAPER[1:])
 def test_the_order_of_inputs_is_kept(op: str) -> None:
     first = genotype((("a.1", "b.1"), [(op, "x", "y")]))
     second = genotype((("a.1", "b.1"), [(op, "y", "x")]))

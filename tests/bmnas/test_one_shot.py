@@ -9,9 +9,10 @@ import pytest
 import torch
 from tiny_problems import tiny_samples
 
-from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step
+from bmnas.features.layers import Dropout
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.one_shot import OneShot, SingleNetworks
-from bmnas.spaces.cells.primitives import Dropout
+from bmnas.spaces.cells.operations import PAPER
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.training.metrics import Objective
 
@@ -33,8 +34,8 @@ def genotype(*steps: Step) -> Genotype:
 
 
 def chains() -> Iterator[Genotype]:
-    for first in PRIMITIVES:
-        for second in PRIMITIVES:
+    for first in PAPER:
+        for second in PAPER:
             yield genotype(Step(first, ("y", "x")), Step(second, ("step1", "x")))
 
 
@@ -54,7 +55,7 @@ def chosen(supernet: Supernet, one: Genotype) -> Supernet:
         for name in cell.inputs if cell.reads_y() else cell.inputs[:1]:
             network.alpha[k, nodes.index(name)] = sure
         for m, step in enumerate(cell.steps):
-            network.gamma[k, m, PRIMITIVES.index(step.op)] = SURE
+            network.gamma[k, m, PAPER.index(step.op)] = SURE
             for name in step.inputs:
                 place = "xy".index(name) if name in "xy" else 1 + int(name.removeprefix("step"))
                 network.beta[k, m, place] = sure

@@ -16,7 +16,8 @@ import bmnas.pipeline.training
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime
 from bmnas.spaces.architecture import NamedFusion
-from bmnas.spaces.cells.genotype import FUSION_MODULES, Genotype
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype, random_pairs, searched_pairs
 
 CPU = Runtime(torch.device("cpu"), compile=False)

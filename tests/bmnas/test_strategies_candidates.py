@@ -9,7 +9,7 @@ import pytest
 from tiny_problems import CHANNELS, tiny_problem
 from tiny_tasks import CONFIG
 
-from bmnas.spaces.cells.genotype import PRIMITIVES
+from bmnas.spaces.cells.operations import PAPER
 from bmnas.spaces.cells.supernet import ArchitectureWeights
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.candidates import draw_genotype, even_weights
@@ -30,7 +30,7 @@ def test_choices_are_drawn_in_proportion_to_the_relaxed_weights() -> None:
         share = pairs[FEATURES[i], FEATURES[j]] / len(drawn)
         assert share == pytest.approx(product / sum(products.values()), abs=0.03)
     operations = Counter(cell.steps[0].op for cell in drawn)
-    for name, weight in zip(PRIMITIVES, weights.gamma[0][0], strict=True):
+    for name, weight in zip(PAPER, weights.gamma[0][0], strict=True):
         assert operations[name] / len(drawn) == pytest.approx(weight, abs=0.03)
     orders = Counter(cell.steps[0].inputs for cell in drawn)
     assert orders["x", "y"] / len(drawn) == pytest.approx(0.5, abs=0.03)

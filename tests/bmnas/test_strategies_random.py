@@ -16,7 +16,7 @@ from tiny_tasks import CONFIG
 import bmnas.strategies.candidates as module
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.errors import UserError
-from bmnas.spaces.cells.genotype import PRIMITIVES
+from bmnas.spaces.cells.operations import PAPER
 from bmnas.spaces.found import Found
 from bmnas.strategies import STRATEGIES, Outcome
 from bmnas.strategies.random import random_genotype, search_random
@@ -134,7 +134,7 @@ def test_genotypes_are_drawn_evenly_from_those_of_a_derivation() -> None:
     pairs = [genotype.cells[0].inputs for genotype in drawn]
     assert set(pairs) == set(combinations(FEATURES, 2))
     operations = [genotype.cells[1].steps[0].op for genotype in drawn]
-    assert set(operations) == set(PRIMITIVES)
+    assert set(operations) == set(PAPER)
     # A third each within five standard deviations; inputs in node order, steps in either.
     for pair in set(pairs):
         assert abs(pairs.count(pair) / 6000 - 1 / 3) < 0.031

@@ -9,11 +9,11 @@ import torch
 from isomorphic import scramble
 from torch import nn
 
+from bmnas.features.layers import Dropout
 from bmnas.lab.tables import Space
 from bmnas.lab.tables.batch import BatchedNetwork, BatchedObjective, structure
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.network import FusionNetwork
-from bmnas.spaces.cells.primitives import Dropout
 from bmnas.training.metrics import Objective
 
 CHANNELS = {"a.1": 3, "a.2": 2, "b.1": 4}

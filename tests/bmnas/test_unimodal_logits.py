@@ -23,7 +23,8 @@ from bmnas.pipeline.joint import raw_samples
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.pipeline.run_folder import Run
 from bmnas.spaces.architecture import NamedFusion, takes_unimodal_logits
-from bmnas.spaces.cells.genotype import Genotype, known_genotype
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.mfas.space import Layer, MFASGenotype
 from bmnas.tasks.task import Modality
 from bmnas.training.metrics import Objective, evaluate

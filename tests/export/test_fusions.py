@@ -27,7 +27,7 @@ from bmnas.pipeline.trained import load_network, read_description
 from bmnas.report.record import load_bundle
 from bmnas.report.tables import bundle_tables
 from bmnas.spaces.architecture import Architecture, NamedFusion, build_fusion
-from bmnas.spaces.cells.genotype import FUSION_MODULES
+from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions import FUSIONS
 from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype

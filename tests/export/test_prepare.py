@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tiny_networks import roughen, tiny_network, tiny_task
 from torch import Tensor, nn
 
+from bmnas.features.layers import LinearNorm
 from bmnas.features.reshape import Pool
-from bmnas.spaces.cells.primitives import LinearNorm
 
 SHAPES = st.one_of(
     st.just(()),

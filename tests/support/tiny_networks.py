@@ -13,7 +13,8 @@ from bmnas.backbones import Backbone, build_backbone
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
 from bmnas.spaces.architecture import Architecture, build_fusion
-from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.spaces.cells.operations import PAPER
 from bmnas.tasks.task import Kind, Modality, ModalityType, Task
 
 KINDS = ("image", "waveform", "sequence", "vector", "text", "clip", "tokens")
@@ -134,7 +135,7 @@ def random_genotype(task: Task, draw: np.random.Generator) -> Genotype:
         for m in range(draw.integers(1, 4)):
             inner = ["x", "y", *(f"step{k + 1}" for k in range(m))]
             first, second = map(str, draw.permutation(inner)[:2])
-            steps.append(Step(str(draw.choice(PRIMITIVES)), (first, second)))
+            steps.append(Step(str(draw.choice(PAPER)), (first, second)))
         cells.append(Cell((x, y), tuple(steps)))
     length = int(draw.choice([4, 6, 8, 9]))
     return Genotype(tuple(features), 6, length, tuple(cells))

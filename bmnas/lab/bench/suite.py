@@ -13,7 +13,7 @@ from typing import Any
 from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml
 from bmnas.pipeline.config import load_preset
-from bmnas.spaces.cells.genotype import FUSION_MODULES
+from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions import FUSIONS
 from bmnas.strategies import STRATEGIES
 

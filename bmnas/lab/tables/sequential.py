@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from bmnas.spaces.cells.canonical import canonical
-from bmnas.spaces.cells.genotype import PRIMITIVES, Genotype
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.operations import operation_names
 from bmnas.spaces.mfas.sampling import draw, temperatures
 from bmnas.spaces.mfas.settings import MFASConfig
 from bmnas.spaces.mfas.surrogate import Encoded, ScorePool
@@ -70,5 +71,5 @@ def _encoded(genotype: Genotype) -> Encoded:
         inputs = [nodes.index(name) for name in cell.inputs]
         for step in cell.steps:
             read = [operands.index(name) for name in step.inputs]
-            rows.append((*inputs, PRIMITIVES.index(step.op), *read))
+            rows.append((*inputs, operation_names().index(step.op), *read))
     return tuple(rows)

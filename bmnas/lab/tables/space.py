@@ -10,7 +10,8 @@ from math import prod
 
 from bmnas.machine.errors import UserError
 from bmnas.spaces.cells.canonical import canonical
-from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.spaces.cells.operations import OPERATIONS, operation_names
 
 _LARGEST = 1_000_000
 
@@ -37,7 +38,7 @@ class Space:
         nodes = range(len(self.features), len(self.features) + self.cells)
         # Of the pairs of a Cell, those that earlier Cells used up are few: an upper bound will do.
         count = prod(n * (n - 1) // 2 for n in nodes)
-        count *= prod(5 * (m + 2) * (m + 1) for m in range(self.steps)) ** self.cells
+        count *= prod(len(OPERATIONS) * (m + 2) * (m + 1) for m in range(self.steps)) ** self.cells
         if count > _LARGEST:
             raise UserError(
                 f"received {self.cells} Cells of {self.steps} steps over {len(self.features)} "
@@ -80,7 +81,8 @@ class Space:
 
     def empty(self) -> Genotype:
         """Return a genotype all of whose steps are ``zero``."""
-        steps = tuple(Step("zero", ("x", "y")) for _ in range(self.steps))
+        zero = next(name for name, operation in OPERATIONS.items() if operation.is_zero)
+        steps = tuple(Step(zero, ("x", "y")) for _ in range(self.steps))
         return self._genotype(self._cell_pairs[0], [steps] * self.cells)
 
     def choices(self, genotype: Genotype, k: int, m: int) -> list[Genotype]:
@@ -119,7 +121,7 @@ class Space:
     def _steps(self) -> list[list[Step]]:
         nodes = ["x", "y", *(f"step{m + 1}" for m in range(self.steps))]
         return [
-            [Step(op, pair) for op in PRIMITIVES for pair in permutations(nodes[: m + 2], 2)]
+            [Step(op, pair) for op in operation_names() for pair in permutations(nodes[: m + 2], 2)]
             for m in range(self.steps)
         ]
 

@@ -17,15 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bmnas.features.layers import Dropout, LinearNorm, keep_mask
 from bmnas.features.reshape import Projection
 from bmnas.spaces.cells.fused_norm import norm_relu_dropout
-from bmnas.spaces.cells.primitives import (
-    Attention,
-    Dropout,
-    LinearGLU,
-    LinearNorm,
-    keep_mask,
-)
+from bmnas.spaces.cells.primitives import Attention, LinearGLU
 
 
 def _stack(tensors: Sequence[Tensor]) -> Tensor:

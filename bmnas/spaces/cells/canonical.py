@@ -1,8 +1,8 @@
 """When two genotypes are the same network: a name that isomorphic genotypes share.
 
 Two genotypes are isomorphic when one becomes the other by what changes no function, the weights
-going along: another order of steps or Cells that do not read each other, the operands of ``sum``
-and ``concat_fc`` swapped, ``zero`` steps dropped, and a second input that no step reads. Networks
+going along: another order of steps or Cells that do not read each other, the operands of a
+symmetric operation swapped, ``zero`` steps dropped, and a second input that no step reads. Networks
 whose weights could imitate each other, but are trained from other starting points, such as two
 sums of the same inputs and one, are different.
 """
@@ -13,9 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import permutations
 
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
-
-#: Operations that compute the same of swapped operands, the rows of their weights swapped too.
-SYMMETRIC = ("sum", "concat_fc")
+from bmnas.spaces.cells.operations import OPERATIONS
 
 _DEAD = "0"  # the output of a zero step
 
@@ -58,7 +56,7 @@ def _cell(cell: Cell) -> str:
 def _step(step: Step, number: Mapping[str, str]) -> str:
     known = {"x": "x", "y": "y", **number}
     first, second = (known.get(name, _DEAD) for name in step.inputs)
-    if step.op in SYMMETRIC and second < first:
+    if OPERATIONS[step.op].symmetric and second < first:
         first, second = second, first
     return f"{step.op}({first},{second})"
 

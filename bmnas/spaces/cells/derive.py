@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations
 
-from bmnas.spaces.cells.genotype import PRIMITIVES, Cell, Genotype, Step
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.spaces.cells.operations import operation_names
 
 
 def derive_genotype(
@@ -24,7 +25,7 @@ def derive_genotype(
     """Return the genotype that the relaxed weights stand for.
 
     ``alpha[k]`` holds F+k Identity weights, ``beta[k][m]`` 2+m, ``gamma[k][m]`` one weight for
-    each of ``PRIMITIVES``, as in ``supernet.ArchitectureWeights``. Every Cell takes its best pair
+    each of ``OPERATIONS``, as in ``supernet.ArchitectureWeights``. Every Cell takes its best pair
     of inputs (Eq. 3), every step its two best inputs and its best operation (Eq. 11).
     """
     nodes = [*features, *(f"cell{k + 1}" for k in range(len(alpha)))]
@@ -35,7 +36,7 @@ def derive_genotype(
         for edges, weights in zip(betas, gammas, strict=True):
             inputs = step_inputs(edges)
             names = (_step_node(inputs[0]), _step_node(inputs[1]))
-            steps.append(Step(PRIMITIVES[_argmax(weights)], names))
+            steps.append(Step(operation_names()[_argmax(weights)], names))
         cells.append(Cell((nodes[pair[0]], nodes[pair[1]]), tuple(steps)))
     return Genotype(tuple(features), channels, length, tuple(cells))
 

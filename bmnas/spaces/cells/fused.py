@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bmnas.features.layers import keep_mask
 from bmnas.spaces.cells.fused_norm import Norm, norm_relu_dropout
 from bmnas.spaces.cells.native.masks import kernels_share, step_masks
-from bmnas.spaces.cells.primitives import keep_mask
 
 _aten = torch.ops.aten
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from bmnas.features.layers import keep_mask
 from bmnas.machine.distribution.norms import norm_backward, norm_forward
 from bmnas.machine.distribution.share import current
 from bmnas.spaces.cells.native.masks import kernels_share, rows_mask
-from bmnas.spaces.cells.primitives import keep_mask
 
 _aten = torch.ops.aten
 

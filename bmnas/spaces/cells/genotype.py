@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from bmnas.machine.errors import UserError
+from bmnas.spaces.cells.operations import OPERATIONS
 from bmnas.spaces.found import Found
 from bmnas.spaces.plain_data import (
     GenotypeError,
@@ -24,20 +24,13 @@ from bmnas.spaces.plain_data import (
 
 __all__ = [
     "FORMAT",
-    "FOUND_CELLS",
-    "FUSION_MODULES",
-    "PRIMITIVES",
     "Cell",
     "Genotype",
     "GenotypeError",
     "Step",
-    "known_genotype",
 ]
 
 FORMAT = "bmnas.genotype/1"
-
-#: The pool of primitive operations (Eq. 4 to 8), in the order of the gamma logits.
-PRIMITIVES = ("zero", "sum", "attention", "linear_glu", "concat_fc")
 
 
 @dataclass(frozen=True)
@@ -56,8 +49,8 @@ class Cell:
     steps: tuple[Step, ...]
 
     def live_steps(self) -> tuple[int, ...]:
-        """Return the numbers (from 0) of the steps that are not ``zero``."""
-        return tuple(m for m, step in enumerate(self.steps) if step.op != "zero")
+        """Return the numbers (from 0) of the steps that compute something, not ``zero``."""
+        return tuple(m for m, step in enumerate(self.steps) if not OPERATIONS[step.op].is_zero)
 
     def reads_y(self) -> bool:
         """Tell whether any step that is not ``zero`` reads y; x is always read (residual)."""
@@ -120,44 +113,6 @@ class Genotype(Found):
         return _genotype(data)
 
 
-#: The steps of known fusion modules: DARTS' sum, MFAS' concatenation, Transformer, AoANet.
-FUSION_MODULES: Mapping[str, tuple[Step, ...]] = {
-    "sum": (Step("sum", ("x", "y")),),
-    "concat_fc": (Step("concat_fc", ("x", "y")),),
-    "mha2": (Step("attention", ("x", "y")), Step("attention", ("x", "y"))),
-    "aoa": (Step("attention", ("x", "y")), Step("linear_glu", ("x", "step1"))),
-}
-
-
-#: Cells that the paper found, those that it tells in words: MM-IMDB's Image_2 and Text_0 by
-#: ConcatFC, then that Cell and Text_0 by LinearGLU. Here ``x`` and ``y`` are the two features.
-#: The Cells of NTU and EgoGesture are published as pictures alone.
-FOUND_CELLS: Mapping[str, tuple[Cell, ...]] = {
-    "mmimdb": (
-        Cell(("x", "y"), (Step("concat_fc", ("x", "y")),)),
-        Cell(("y", "cell1"), (Step("linear_glu", ("x", "y")),)),
-    ),
-}
-
-
-def known_genotype(name: str, features: Sequence[str], *, channels: int, length: int) -> Genotype:
-    """Return a known fusion module, or Cells that the paper found, over two ``features``.
-
-    Raises UserError when ``name`` is in neither ``FUSION_MODULES`` nor ``FOUND_CELLS``.
-    """
-    modules = {module: (Cell(("x", "y"), steps),) for module, steps in FUSION_MODULES.items()}
-    known = {**modules, **FOUND_CELLS}
-    if name not in known:
-        raise UserError(f"received genotype {name!r}, expected one of {', '.join(known)}")
-    x, y = features
-    nodes = {"x": x, "y": y}
-    cells = []
-    for cell in known[name]:
-        first, second = (nodes.get(node, node) for node in cell.inputs)
-        cells.append(Cell((first, second), cell.steps))
-    return Genotype((x, y), channels, length, tuple(cells))
-
-
 def _check(genotype: Genotype) -> None:
     for name in ("channels", "length"):
         value = getattr(genotype, name)
@@ -184,8 +139,8 @@ def _check_steps(steps: Sequence[Step], place: str) -> None:
         raise wrong(place, [], "at least one step")
     nodes = {"x", "y"}
     for m, step in enumerate(steps):
-        if step.op not in PRIMITIVES:
-            raise wrong(f"{place}[{m}].op", step.op, f"one of {', '.join(PRIMITIVES)}")
+        if step.op not in OPERATIONS:
+            raise wrong(f"{place}[{m}].op", step.op, f"one of {', '.join(OPERATIONS)}")
         _check_pair(step.inputs, nodes, f"{place}[{m}].inputs", "x, y or an earlier step")
         nodes.add(f"step{m + 1}")
 
@@ -225,7 +180,7 @@ def _cell(data: Any, place: str) -> Cell:
 def _step(data: Any, place: str) -> Step:
     step = object_of(data, place, required=("op", "inputs"))
     if not isinstance(step["op"], str):
-        raise wrong(f"{place}.op", step["op"], f"one of {', '.join(PRIMITIVES)}")
+        raise wrong(f"{place}.op", step["op"], f"one of {', '.join(OPERATIONS)}")
     return Step(step["op"], _pair(step["inputs"], f"{place}.inputs"))
 
 

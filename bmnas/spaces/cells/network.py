@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from bmnas.features.reshape import Projection
 from bmnas.spaces.cells.genotype import Cell, Genotype
-from bmnas.spaces.cells.primitives import OPERATIONS, CellOutput, Head
+from bmnas.spaces.cells.operations import OPERATIONS
+from bmnas.spaces.cells.primitives import CellOutput, Head
 from bmnas.spaces.fusion import Fusion
 
 
@@ -24,7 +25,7 @@ class FusionCell(nn.Module):
         live = cell.live_steps()
         self.step_inputs = [(m, cell.steps[m].inputs) for m in live]
         self.operations = nn.ModuleList(
-            OPERATIONS[cell.steps[m].op](channels, length, dropout) for m in live
+            OPERATIONS[cell.steps[m].op].build(channels, length, dropout) for m in live
         )
         merge = len(cell.steps) > 1 and len(live) > 0
         self.output = CellOutput(len(live), channels, length, dropout, merge=merge)

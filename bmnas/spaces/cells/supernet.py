@@ -18,11 +18,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from bmnas.features.layers import Dropout
 from bmnas.machine.distribution.share import current
 from bmnas.spaces.cells import fused, native
 from bmnas.spaces.cells.fused import weighted_sum
-from bmnas.spaces.cells.genotype import PRIMITIVES
-from bmnas.spaces.cells.primitives import ATTENTION_DROPOUT, CellOutput, Dropout, Head
+from bmnas.spaces.cells.operations import OPERATIONS
+from bmnas.spaces.cells.primitives import ATTENTION_DROPOUT, CellOutput, Head
 
 _IDENTITY = 1  # an edge chooses between Zero and Identity, in this order
 _INITIAL_SCALE = 1e-3
@@ -34,7 +35,7 @@ class ArchitectureWeights:
 
     ``alpha[k]`` holds the F+k Identity weights of Cell k's edges, features first, then Cells;
     ``beta[k][m]`` the 2+m Identity weights of a step's edges, x and y first, then steps;
-    ``gamma[k][m]`` the weights of the operations in the order of ``PRIMITIVES``.
+    ``gamma[k][m]`` the weights of the operations in the order of ``OPERATIONS``.
     """
 
     alpha: list[list[float]]
@@ -138,7 +139,7 @@ class Supernet(nn.Module):
         self.head = Head(cells, channels, length, classes)
         self.alpha = _logits(cells, features + cells - 1, 2)
         self.beta = _logits(cells, steps, steps + 1, 2)
-        self.gamma = _logits(cells, steps, len(PRIMITIVES))
+        self.gamma = _logits(cells, steps, len(OPERATIONS))
         self._weights: list[nn.Parameter] | None = None
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bmnas.features.layers import Dropout, batch_norm
 from bmnas.features.reshape import Projection
-from bmnas.spaces.cells.primitives import Dropout, batch_norm
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.features import levels
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from bmnas.features.layers import Dropout, LinearNorm
 from bmnas.features.reshape import Projection
-from bmnas.spaces.cells.primitives import Dropout, LinearNorm
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.features import levels
 from bmnas.training.metrics import Objective, Output

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bmnas.spaces.cells.primitives import Dropout, LinearNorm
+from bmnas.features.layers import Dropout, LinearNorm
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.features import last_features
 

@@ -11,7 +11,8 @@ from itertools import combinations, cycle
 from random import Random
 
 from bmnas.machine.errors import UserError, close
-from bmnas.spaces.cells.genotype import FUSION_MODULES, Cell, Genotype
+from bmnas.spaces.cells.genotype import Cell, Genotype
+from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.features import last_features
 
 Pairs = Sequence[tuple[str, str]]

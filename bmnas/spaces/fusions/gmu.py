@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bmnas.spaces.cells.primitives import Dropout
+from bmnas.features.layers import Dropout
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.features import last_features
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bmnas.features.layers import Dropout, LinearNorm
 from bmnas.machine.distribution import ranks
 from bmnas.machine.distribution.share import weighted
-from bmnas.spaces.cells.primitives import Dropout, LinearNorm
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.features import last_features
 from bmnas.training.metrics import Objective, Output

@@ -15,7 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bmnas.spaces.cells.primitives import Dropout
+from bmnas.features.layers import Dropout
 from bmnas.spaces.mfas.network import FusionLayer, MFASNetwork, pooled_globally, shares
 from bmnas.training.metrics import Output
 

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bmnas.spaces.cells.primitives import Dropout
+from bmnas.features.layers import Dropout
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.trees.fusion_tree import FusionTree
 from bmnas.spaces.trees.tree import OPERATIONS

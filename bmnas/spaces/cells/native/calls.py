@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bmnas.features.layers import drop_threshold
 from bmnas.spaces.cells.native.build import kernels
-from bmnas.spaces.cells.primitives import drop_threshold
 
 BLOCK = 64  # as in common.h
 CHUNKS = 16  # partial sums of a backward pass, whatever the number of threads
