@@ -21,10 +21,10 @@ from benchmarks.gpu_pieces import Piece, masks, pieces
 from benchmarks.gpu_report import Report, Setting
 from bmnas.features.samples import FeatureSamples, iterate_batches
 from bmnas.features.transfer import moved
-from bmnas.pipeline.config import SearchConfig
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies.random import random_genotype
+from bmnas.strategies.settings import SearchConfig
 from tests.support.plain_supernet import PlainSupernet, copy_parameters, parameter_pairs
 
 #: The largest difference allowed, relative to the largest magnitude of the tensor.

@@ -19,9 +19,9 @@ from bmnas.features.samples import FeatureSamples
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.cost_meter import peak_memory
 from bmnas.machine.progress import Silent, Stage
-from bmnas.pipeline.config import SearchConfig
 from bmnas.strategies import SearchProblem
 from bmnas.strategies.bilevel import search_bilevel
+from bmnas.strategies.settings import SearchConfig
 from bmnas.training.metrics import Objective
 
 _TRAIN, _VALIDATION = 23_760, 2_519

@@ -35,10 +35,10 @@ from bmnas.machine.cost_meter import peak_memory
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import write_json
 from bmnas.machine.progress import Silent
-from bmnas.pipeline.config import SearchConfig
 from bmnas.report.style import PALETTE
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies import SearchProblem, search_bilevel
+from bmnas.strategies.settings import SearchConfig
 from bmnas.training.metrics import Objective
 
 WIDTH = 128  # channels of a raw feature

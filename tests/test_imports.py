@@ -101,10 +101,6 @@ UPWARDS = {
     ("bmnas.machine.costs", "bmnas.spaces.cells.native"),
     ("bmnas.machine.costs", "bmnas.spaces.fusion"),
     ("bmnas.machine.distribution.writing", "bmnas.pipeline.run_folder"),
-    ("bmnas.strategies.candidates", "bmnas.pipeline.config"),
-    ("bmnas.strategies.problem", "bmnas.pipeline.config"),
-    ("bmnas.strategies.random", "bmnas.pipeline.config"),
-    ("bmnas.tasks.array", "bmnas.pipeline.config"),
 }
 
 

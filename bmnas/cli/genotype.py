@@ -116,7 +116,7 @@ def _for_task(
     module: str, pairs: str, task: str, data: Path | None, preset: str | None, seed: int
 ) -> tuple[Genotype, str]:
     from bmnas.machine.runtime import check_seed
-    from bmnas.pipeline.config import load_preset
+    from bmnas.pipeline.config import config_for
     from bmnas.pipeline.unimodal import feature_names
     from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype, random_pairs
     from bmnas.tasks import check_task, load_task
@@ -124,7 +124,7 @@ def _for_task(
     check_seed(seed)
     loaded = load_task(task, data)
     check_task(loaded)
-    settings = load_preset(preset or loaded.preset).search
+    settings = config_for(loaded, preset).search
     features = feature_names(loaded)
     late = pairs == "late"
     made = module_genotype(

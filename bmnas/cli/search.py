@@ -112,7 +112,7 @@ def search(
     from bmnas.machine.distribution.ranks import writer
     from bmnas.machine.progress import Bars
     from bmnas.machine.runtime import Runtime
-    from bmnas.pipeline.config import load_preset
+    from bmnas.pipeline.config import config_for
     from bmnas.pipeline.search import search as run_search
     from bmnas.tasks import load_task
 
@@ -129,7 +129,7 @@ def search(
     }
     _check_read(strategy, own)
     loaded = load_task(task, data)
-    config = load_preset(loaded.preset if preset is None else preset).override(
+    config = config_for(loaded, preset).override(
         "search", **own, length=length, cache_dtype=cache_dtype
     )
     result = run_search(

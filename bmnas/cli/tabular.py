@@ -83,7 +83,7 @@ def build(
     from bmnas.lab.tables.workers import cores
     from bmnas.machine.errors import UserError
     from bmnas.machine.progress import Bars
-    from bmnas.pipeline.config import load_preset
+    from bmnas.pipeline.config import config_for
     from bmnas.tasks import load_task
 
     if out.exists() and not overwrite:
@@ -91,7 +91,7 @@ def build(
     loaded = load_task(task, data)
     if epochs is not None and epochs < 1:
         raise UserError(f"--epochs: received {epochs}, expected at least 1")
-    config = load_preset(loaded.preset if preset is None else preset).override(
+    config = config_for(loaded, preset).override(
         "search",
         cells=cells,
         steps=steps,

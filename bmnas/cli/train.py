@@ -100,7 +100,7 @@ def train(
     from bmnas.machine.distribution.ranks import writer
     from bmnas.machine.progress import Bars
     from bmnas.machine.runtime import Runtime
-    from bmnas.pipeline.config import load_preset
+    from bmnas.pipeline.config import config_for
     from bmnas.pipeline.fusion import train_fusion
     from bmnas.pipeline.train import recorded_config
     from bmnas.pipeline.train import train as run_train
@@ -111,10 +111,10 @@ def train(
     if unimodal_logits:
         _require_taken(file)
     loaded = load_task(task or "digits", data) if file is None else _load_task(file, task, data)
-    if preset is not None:
-        config = load_preset(preset)
+    if preset is None and file is not None:
+        config = recorded_config(file, loaded)
     else:
-        config = load_preset(loaded.preset) if file is None else recorded_config(file, loaded)
+        config = config_for(loaded, preset)
     options: dict[str, Any] = {
         "run": run,
         "config": config.override(

@@ -13,7 +13,7 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.files import write_json
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, check_seed
-from bmnas.pipeline.config import Config, load_preset
+from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import backbones_record
 from bmnas.pipeline.training import Training, TrainResult, begin_training, read_training
@@ -46,7 +46,7 @@ def train_fusion(
     check_seed(seed)
     check_task(task)
     check_test(task)
-    config = load_preset(task.preset) if config is None else config
+    config = config_for(task) if config is None else config
     fusion = NamedFusion(name, config.search.channels, config.search.length)
     runtime = Runtime.choose() if runtime is None else runtime
     folder = Run(Path("runs") / f"{task.name}-{name}" if run is None else Path(run))

@@ -19,12 +19,12 @@ from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import hardware, measure_latency
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
-from bmnas.pipeline.config import TrainConfig
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.spaces.fusion import Fusion
 from bmnas.tasks.task import Array, Part, Task
 from bmnas.training.fit import Forward, Group, Recipe, fit
 from bmnas.training.metrics import Evaluation, Objective, evaluate
+from bmnas.training.settings import TrainConfig
 
 _LATENCY_BATCHES = (1, 64)
 

@@ -23,7 +23,7 @@ from bmnas.machine.files import write_json
 from bmnas.machine.profiling import Profile, StepRecorder
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, check_seed
-from bmnas.pipeline.config import Config, load_preset
+from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search_metrics import search_metrics
 from bmnas.pipeline.unimodal import remove_stale, unimodal_networks
@@ -93,7 +93,7 @@ def search(
         )
     check_seed(seed)
     check_task(task)
-    config = load_preset(task.preset) if config is None else config
+    config = config_for(task) if config is None else config
     check_seeds(seeds, strategy, config.search.precision)
     runtime = Runtime.choose() if runtime is None else runtime
     folder = Run(Path("runs") / task.name if run is None else Path(run))
@@ -229,8 +229,8 @@ def _search(
         progress=progress,
         recorder=recorder,
         seeds=seeds,
-        mfas=config.mfas,
-        evolution=config.evolution,
+        mfas=config.strategies["mfas"],
+        evolution=config.strategies["evolution"],
     )
     outcome = STRATEGIES[strategy](problem)
 

@@ -14,7 +14,7 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.files import write_json
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, check_seed
-from bmnas.pipeline.config import Config, load_preset
+from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import backbones_record
 from bmnas.pipeline.training import (
@@ -118,7 +118,7 @@ def recorded_config(genotype: Path, task: Task) -> Config:
     """Return the configuration of the search that found ``genotype``, else the task's preset."""
     origin = Run(genotype.parent)
     if not origin.config.is_file():
-        return load_preset(task.preset)
+        return config_for(task)
     recorded = origin.read_config()
     sections = {name: recorded.get(name, {}) for name in Config().to_dict()}
     config = Config.from_dict(sections, str(origin.config))

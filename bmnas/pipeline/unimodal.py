@@ -38,10 +38,10 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.files import sha256_file
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, seed_stage
-from bmnas.pipeline.config import UnimodalConfig
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.fit import Forward, Group, Recipe, fit
 from bmnas.training.metrics import Evaluation, Objective, evaluate
+from bmnas.training.settings import UnimodalConfig
 
 
 @dataclass(frozen=True)

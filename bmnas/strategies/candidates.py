@@ -10,12 +10,12 @@ from typing import TypeVar
 from bmnas.machine.checkpoint import Record
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import seed_stage
-from bmnas.pipeline.config import SearchConfig
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.spaces.cells.operations import OPERATIONS, operation_names
 from bmnas.spaces.cells.supernet import ArchitectureWeights
 from bmnas.strategies.problem import SearchProblem
+from bmnas.strategies.settings import SearchConfig
 from bmnas.training.fit import Group, Recipe, fit
 from bmnas.training.metrics import best_threshold, evaluate
 

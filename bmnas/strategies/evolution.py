@@ -145,7 +145,7 @@ def _subsets(problem: SearchProblem, train: FeatureSamples) -> list[FeatureSampl
         return []
     if len(train) < 2 * count:
         raise UserError(
-            f"[evolution] subsets: received {count} for {len(train)} train samples, expected at "
+            f"evolution.subsets: received {count} for {len(train)} train samples, expected at "
             f"most {len(train) // 2}, of two samples each"
         )
     seed_stage(problem.seed, "subsets")

@@ -11,11 +11,11 @@ from bmnas.machine.checkpoint import Checkpoint, Record
 from bmnas.machine.profiling import StepRecorder
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
-from bmnas.pipeline.config import SearchConfig
 from bmnas.spaces.cells.genotype import FORMAT, Genotype
 from bmnas.spaces.found import Found
 from bmnas.spaces.mfas.settings import MFASConfig
 from bmnas.spaces.trees.settings import EvolutionConfig
+from bmnas.strategies.settings import SearchConfig
 from bmnas.training.metrics import Objective
 
 #: What a strategy finds: a genotype of its own space.

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from random import Random
 
 from bmnas.features.samples import samples_per_epoch
-from bmnas.pipeline.config import SearchConfig
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.strategies.candidates import draw_genotype, even_weights, train_candidate
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
+from bmnas.strategies.settings import SearchConfig
 
 
 def search_random(problem: SearchProblem) -> Outcome[Genotype]:

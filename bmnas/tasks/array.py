@@ -14,7 +14,6 @@ import numpy as np
 
 from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml
-from bmnas.pipeline.config import preset_names
 from bmnas.tasks.columns import Columns
 from bmnas.tasks.split import random_parts, stratified_parts
 from bmnas.tasks.task import (
@@ -52,7 +51,7 @@ def load_task_file(path: Path, data: Path | None = None) -> Task:
     table.expect_keys(_TOP, _TOP_OPTIONAL)
     name = table.string("name")
     kind = table.choice("kind", KINDS)
-    preset = table.choice("preset", preset_names()) if "preset" in table.values else "default"
+    preset = table.string("preset", "default")
     folder = path.parent if data is None else data
     columns = _open_columns(table, folder, hint=data is None)
     described = table.inner("modality")

@@ -94,7 +94,7 @@ def test_a_worker_that_is_always_lost_is_given_up(
     [
         (["--workers", "0"], "--workers: received 0, expected 1 or more"),
         (["--retries", "-1"], "--retries: received -1, expected 0 or more"),
-        (["--set", "search.cells=0"], "[search] cells: received 0, expected at least 1"),
+        (["--set", "search.cells=0"], "search.cells: received 0, expected at least 1"),
         (["--set", "task=digit"], "received task 'digit', expected digits"),
         (["nothing.toml"], "nothing.toml: cannot be read: No such file"),
     ],

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_tasks import tiny_task
 
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.config import Config, SearchConfig, TrainConfig, load_preset, preset_names
+from bmnas.pipeline.config import Config, config_for, load_preset, preset_names
+from bmnas.strategies.settings import SearchConfig
+from bmnas.training.settings import TrainConfig
 
 
 def test_the_default_preset_adds_reranking_to_the_method_of_the_paper() -> None:
@@ -83,12 +86,13 @@ def test_every_problem_is_told_at_once() -> None:
     message = str(line.value)
     assert message.startswith("mine.toml: ")
     for part in (
-        "[search] cells: received 'two', expected int",
-        "[search] received 'cell', expected cells, steps, ",
-        "[search] dropout: received True, expected float",
-        "train: received 7, expected a table [train]",
-        "received 'serch', expected unimodal, search, train",
-        "[promise] use: received 3, expected a string",
+        "search.cells: received 'two', expected an integer",
+        "search: received key 'cell', expected only cells, steps, ",
+        "search.dropout: received True, expected a number",
+        "train: received 7, expected a table",
+        "received key 'serch', expected only unimodal, search, train",
+        "did you mean 'search'?",
+        "promise.use: received 3, expected a string",
     ):
         assert part in message
     assert "\n" not in message
@@ -97,7 +101,7 @@ def test_every_problem_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("search", {"cells": 0}, r"\[search\] cells: received 0, expected at least 1"),
+        ("search", {"cells": 0}, r"search\.cells: received 0, expected at least 1"),
         ("search", {"channels": 65537}, "channels: received 65537, expected from 1 to 65536"),
         ("search", {"length": 0}, "length: received 0, expected from 1 to 65536"),
         ("search", {"batch_size": 1}, "batch_size: received 1, expected at least 2"),
@@ -107,15 +111,15 @@ def test_every_problem_is_told_at_once() -> None:
         ("search", {"max_lr": float("inf")}, "max_lr: received inf"),
         ("search", {"weight_decay": -1.0}, r"weight_decay: received -1\.0, expected 0 or more"),
         ("search", {"rerank": -1}, "rerank: received -1, expected 0 or more"),
-        ("train", {"threshold": 0.0}, r"\[train\] threshold: received 0\.0, expected between"),
+        ("train", {"threshold": 0.0}, r"train\.threshold: received 0\.0, expected between"),
         ("train", {"threshold": 1.0}, "threshold: received 1"),
         ("train", {"epochs": -3}, "epochs: received -3"),
-        ("unimodal", {"epochs": 0}, r"\[unimodal\] epochs"),
+        ("unimodal", {"epochs": 0}, r"unimodal\.epochs"),
     ],
 )
 def test_values_out_of_range_are_told(section: str, values: dict[str, Any], message: str) -> None:
     # The command line names its options, a file its sections and keys.
-    told = message.replace(rf"\[{section}\] ", "").replace("_", "-")
+    told = message.replace(rf"{section}\.", "").replace("_", "-")
     with pytest.raises(UserError, match=f"^--.*{told}"):
         Config().override(section, **values)
     with pytest.raises(UserError, match=f"mine: .*{message}"):
@@ -126,6 +130,13 @@ def test_several_values_out_of_range_are_one_line() -> None:
     with pytest.raises(UserError, match=r"^--cells: .*; --epochs: ") as line:
         Config().override("search", cells=0, epochs=0)
     assert "\n" not in str(line.value)
+
+
+def test_the_preset_of_a_task_is_told_with_the_task() -> None:
+    task = dataclasses.replace(tiny_task(), preset="digit")
+    assert config_for(task, "digits") == load_preset("digits")
+    with pytest.raises(UserError, match=r"^task .*: received preset 'digit', .* mean 'digits'\?$"):
+        config_for(task)
 
 
 def test_an_override_changes_what_is_given_and_nothing_else() -> None:
@@ -146,11 +157,11 @@ def test_an_override_changes_what_is_given_and_nothing_else() -> None:
 def test_whole_numbers_may_stand_for_floats_but_not_the_other_way() -> None:
     config = Config.from_dict({"search": {"max_lr": 1}}, "mine")
     assert type(config.search.max_lr) is float
-    with pytest.raises(UserError, match=r"cells: received 2\.0, expected int"):
+    with pytest.raises(UserError, match=r"cells: received 2\.0, expected an integer"):
         Config.from_dict({"search": {"cells": 2.0}}, "mine")
-    with pytest.raises(UserError, match="freeze_backbones: received 1, expected bool"):
+    with pytest.raises(UserError, match="freeze_backbones: received 1, expected true or false"):
         Config.from_dict({"train": {"freeze_backbones": 1}}, "mine")
-    with pytest.raises(UserError, match=r"max_lr: received 1000.*, expected float"):
+    with pytest.raises(UserError, match=r"max_lr: received 1000.*, expected a number"):
         Config.from_dict({"search": {"max_lr": 10**400}}, "mine")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -83,7 +82,7 @@ def test_a_found_network_is_trained_with_all_its_heads(searched: Path, tmp_path:
 
 def test_settings_of_the_strategy_are_part_of_a_run(searched: Path, tmp_path: Path) -> None:
     search(tmp_path / "run")
-    other = dataclasses.replace(CONFIG, mfas=dataclasses.replace(CONFIG.mfas, kept=3))
+    other = CONFIG.override("mfas", kept=3)
     with pytest.raises(UserError, match=r"holds a run with mfas\.kept 2, received 3"):
         search(tmp_path / "run", config=other, existing="resume")
     # They are nothing to another strategy.
@@ -96,7 +95,7 @@ def test_settings_of_the_strategy_are_part_of_a_run(searched: Path, tmp_path: Pa
 
 
 def test_runs_with_other_settings_of_the_strategy_are_other_rows(tmp_path: Path) -> None:
-    other = dataclasses.replace(CONFIG, mfas=dataclasses.replace(CONFIG.mfas, kept=3))
+    other = CONFIG.override("mfas", kept=3)
     search(tmp_path / "a")
     search(tmp_path / "b", config=other)
     rows = comparison_rows([load_run(tmp_path / name) for name in ("a", "b")])
@@ -104,7 +103,7 @@ def test_runs_with_other_settings_of_the_strategy_are_other_rows(tmp_path: Path)
 
 
 def test_the_defaults_are_those_of_the_authors() -> None:
-    assert Config().mfas == load_preset("default").mfas == MFASConfig()
+    assert Config().strategies["mfas"] == MFASConfig()
     s = MFASConfig()
     assert (s.sweeps, s.levels, s.kept, s.epochs, s.batch_size) == (3, 4, 15, 3, 20)
     assert (s.max_lr, s.min_lr, s.weight_decay, s.dropout) == (1e-3, 1e-6, 1e-4, 0.5)
@@ -116,13 +115,13 @@ def test_a_wrong_setting_is_named(tmp_path: Path) -> None:
     path.write_text('[mfas]\nlevels = 0\ninner_size = 70000\nscalars = "no"\nkep = 3\n')
     with pytest.raises(UserError) as line:
         load_preset(str(path))
-    assert "[mfas] scalars: received 'no', expected bool" in str(line.value)
-    assert "[mfas] received 'kep', expected sweeps, levels, kept" in str(line.value)
+    assert "mfas.scalars: received 'no', expected true or false" in str(line.value)
+    assert "mfas: received key 'kep', expected only sweeps, levels, kept" in str(line.value)
     path.write_text("[mfas]\nlevels = 0\ninner_size = 70000\n")
     with pytest.raises(UserError) as line:
         load_preset(str(path))
-    assert "[mfas] levels: received 0, expected from 1 to 200" in str(line.value)
-    assert "[mfas] inner_size: received 70000, expected from 1 to 65536" in str(line.value)
+    assert "mfas.levels: received 0, expected from 1 to 200" in str(line.value)
+    assert "mfas.inner_size: received 70000, expected from 1 to 65536" in str(line.value)
 
 
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ from isomorphic import isomorphic, scramble, take_over
 
 from bmnas.lab.tables import Space, canonical
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.config import SearchConfig
 from bmnas.spaces.cells.derive import derive_genotype
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.strategies.random import random_genotype
+from bmnas.strategies.settings import SearchConfig
 
 CHANNELS = {"a.1": 3, "a.2": 2, "b.1": 4}
 FEATURES = tuple(CHANNELS)

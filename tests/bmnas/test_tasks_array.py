@@ -181,7 +181,7 @@ def test_multilabel(tmp_path: Path) -> None:
         ({"split": "{train = 0.4, valdation = 0.3, test = 0.3}"}, "did you mean 'validation'?"),
         ({"class_names": "[1, 2]"}, "class_names: received [1, 2], expected a list of strings"),
         ({"class_names": '"a"'}, "class_names: received 'a', expected a list of strings, or"),
-        ({"preset": '"digit"'}, "did you mean 'digits'?"),
+        ({"preset": "3"}, "preset: received 3, expected a string"),
         ({"licence": "1"}, "licence: received 1, expected a string"),
         ({"modality": "[]"}, "modality: received [], expected a table that is not empty"),
         ({"labels": '"label'}, "not a TOML file"),

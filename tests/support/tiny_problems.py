@@ -61,6 +61,6 @@ def tiny_problem(
         candidates=lambda: Checkpoint(folder / "rerank.pt", "owner", folder / "rerank.jsonl"),
         progress=Silent(),
         recorder=recorder,
-        mfas=CONFIG.mfas,
-        evolution=dataclasses.replace(CONFIG.evolution, **(evolution or {})),
+        mfas=CONFIG.strategies["mfas"],
+        evolution=dataclasses.replace(CONFIG.strategies["evolution"], **(evolution or {})),
     )

@@ -8,19 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from bmnas.pipeline.config import Config, SearchConfig, TrainConfig, UnimodalConfig
+from bmnas.pipeline.config import Config
 from bmnas.spaces.mfas.settings import MFASConfig
 from bmnas.spaces.trees.settings import EvolutionConfig
+from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks import Modality, Task
+from bmnas.training.settings import TrainConfig, UnimodalConfig
 
 CONFIG = Config(
     UnimodalConfig(epochs=1, batch_size=16),
     SearchConfig(channels=8, length=4, epochs=2, batch_size=16, candidates=3, candidate_epochs=1),
     TrainConfig(epochs=1, batch_size=16),
-    MFASConfig(
-        sweeps=1, levels=2, kept=2, epochs=1, batch_size=16, inner_size=4, final_inner_size=8
-    ),
-    EvolutionConfig(population=4, generations=2, epochs=3, patience=2, batch_size=16, width=6),
+    strategies={
+        "mfas": MFASConfig(
+            sweeps=1, levels=2, kept=2, epochs=1, batch_size=16, inner_size=4, final_inner_size=8
+        ),
+        "evolution": EvolutionConfig(
+            population=4, generations=2, epochs=3, patience=2, batch_size=16, width=6
+        ),
+    },
 )
 
 

@@ -17,11 +17,13 @@ from bmnas.features.samples import RawInput, RawSamples, batches_per_epoch, labe
 from bmnas.lab.planning.settle import settle
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import Runtime
-from bmnas.pipeline.config import Config, SearchConfig, UnimodalConfig
+from bmnas.pipeline.config import Config
 from bmnas.pipeline.unimodal import new_backbone
+from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.task import Modality, Task
 from bmnas.training.fit import Group, Recipe, fit
 from bmnas.training.metrics import Objective
+from bmnas.training.settings import UnimodalConfig
 
 _ABSENT = -1  # the part of the samples that a slice of a task leaves out
 

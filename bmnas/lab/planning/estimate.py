@@ -12,7 +12,7 @@ from bmnas.lab.planning.backbone_rates import BackboneRates
 from bmnas.lab.planning.disk import Disk
 from bmnas.lab.planning.search_rates import SearchRates
 from bmnas.lab.planning.workload import Workload
-from bmnas.pipeline.config import UnimodalConfig
+from bmnas.training.settings import UnimodalConfig
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from bmnas.lab.planning.synthetic import MadeUpFeatures
 from bmnas.lab.planning.workload import Workload, features_workload, task_workload
 from bmnas.machine.cost_meter import peak_memory
 from bmnas.machine.runtime import Runtime, seed_stage
-from bmnas.pipeline.config import Config, UnimodalConfig
+from bmnas.pipeline.config import Config
 from bmnas.tasks import check_task
 from bmnas.tasks.task import Task
+from bmnas.training.settings import UnimodalConfig
 
 _BUDGET = 6.0  # seconds; the disk has three more, and getting ready takes some
 _BACKBONES = 0.5  # of it, where there is a task

@@ -18,7 +18,6 @@ from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import Runtime
-from bmnas.pipeline.config import SearchConfig
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.one_shot import SAMPLES, OneShot
 from bmnas.spaces.found import Found
@@ -27,6 +26,7 @@ from bmnas.strategies.bilevel import initial_supernet
 from bmnas.strategies.problem import search_steps
 from bmnas.strategies.random import random_genotype
 from bmnas.strategies.rerank import SCREENED, train_single_networks
+from bmnas.strategies.settings import SearchConfig
 from bmnas.training.metrics import Objective
 
 _JUDGED = 20  # networks by the supernet

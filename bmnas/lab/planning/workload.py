@@ -10,8 +10,9 @@ import numpy as np
 from bmnas.backbones import Backbone
 from bmnas.features.cache import cache_bytes
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.config import Config, SearchConfig
+from bmnas.pipeline.config import Config
 from bmnas.pipeline.joint import channels_of
+from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.task import Kind, Task
 
 _CLASSES = 60  # where no task says how many; they hardly matter

@@ -17,9 +17,9 @@ from bmnas.lab.tables.sequential import sequential_search
 from bmnas.lab.tables.space import Space
 from bmnas.lab.tables.table import Entry, Table
 from bmnas.machine.errors import UserError, close
-from bmnas.pipeline.config import SearchConfig
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.strategies.random import random_genotype
+from bmnas.strategies.settings import SearchConfig
 
 _POPULATION = 20
 _SAMPLE = 5

@@ -24,9 +24,9 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_path
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import seed_stage
-from bmnas.pipeline.config import SearchConfig
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.columns import read_npz
 from bmnas.tasks.task import Array, Part
 from bmnas.training.fit import Group, Recipe, fit

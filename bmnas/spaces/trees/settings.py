@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
+
+from bmnas.machine.schema import Range
+from bmnas.training.settings import BatchSize, Count, Probability, Rate, Size
 
 
 @dataclass(frozen=True)
@@ -18,33 +23,19 @@ class EvolutionConfig:
     """
 
     population: int = 28
-    generations: int = 15
-    crossover: float = 0.9
-    mutation: float = 0.2
-    epochs: int = 100
-    patience: int = 10
-    batch_size: int = 64
-    max_lr: float = 1e-3
-    width: int = 32
-    subsets: int = 0
+    generations: Count = 15
+    crossover: Probability = 0.9
+    mutation: Probability = 0.2
+    epochs: Count = 100
+    patience: Count = 10
+    batch_size: BatchSize = 64
+    max_lr: Rate = 1e-3
+    width: Size = 32
+    subsets: Annotated[int, Range(0)] = 0
 
-    def problems(self) -> list[tuple[str, str]]:
-        """Return name and what is wrong of every value out of range."""
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with a population too small to have two trees for each subset."""
         smallest = 2 * (self.subsets + 1)
-        bounds = {
-            "population": (self.population >= smallest, f"at least {smallest}, 2 a population"),
-            "generations": (self.generations >= 1, "at least 1"),
-            "crossover": (0 <= self.crossover <= 1, "from 0 to 1"),
-            "mutation": (0 <= self.mutation <= 1, "from 0 to 1"),
-            "epochs": (self.epochs >= 1, "at least 1"),
-            "patience": (self.patience >= 1, "at least 1"),
-            "batch_size": (self.batch_size >= 2, "at least 2"),
-            "max_lr": (0 <= self.max_lr < float("inf"), "0 or more"),
-            "width": (1 <= self.width <= 65536, "from 1 to 65536"),
-            "subsets": (self.subsets >= 0, "0 or more"),
-        }
-        return [
-            (name, f"received {getattr(self, name)}, expected {wanted}")
-            for name, (good, wanted) in bounds.items()
-            if not good
-        ]
+        if self.population < smallest:
+            wanted = f"at least {smallest}, 2 a population"
+            yield "population", f"received {self.population}, expected {wanted}"

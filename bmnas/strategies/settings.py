@@ -1,0 +1,38 @@
+"""Settings of strategies ``bmnas`` and ``random``: section ``[search]``; standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from bmnas.machine.schema import Range
+from bmnas.training.settings import BatchSize, Count, Dropout, Rate, Size
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """The supernet's shape and Algorithm 1's settings (spec section 6; BM-NAS, Table 8).
+
+    ``candidates`` is the budget of strategies that train candidates, ``rerank`` how many genotypes
+    Algorithm 1's own result is compared with in the end (0: the paper's method); each is trained
+    for ``candidate_epochs``, and before them the supernet as single networks. ``cache_dtype`` is
+    the type of the feature cache, ``precision`` that of the matrix products of Algorithm 1.
+    """
+
+    cells: Count = 2
+    steps: Count = 2
+    channels: Size = 64
+    length: Size = 8
+    epochs: Count = 20
+    batch_size: BatchSize = 96
+    dropout: Dropout = 0.1
+    max_lr: Rate = 1e-3
+    min_lr: Rate = 1e-6
+    weight_decay: Rate = 1e-4
+    arch_lr: Rate = 3e-4
+    arch_weight_decay: Rate = 1e-3
+    candidates: Count = 16
+    candidate_epochs: Count = 3
+    rerank: Annotated[int, Range(0)] = 0
+    cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16"] = "float32"
