@@ -22,7 +22,7 @@ from bmnas.machine.progress import Silent, Stage
 from bmnas.strategies import SearchProblem
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.settings import SearchConfig
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 _TRAIN, _VALIDATION = 23_760, 2_519
 _COPIED_ROWS = 4096  # a gigabyte: more than a processor's caches, and made in a moment
@@ -55,7 +55,7 @@ def _search(setting: Setting, report: Report, epochs: int, rows: int | None) -> 
             train=train,
             validation=validation,
             classes=setting.case.classes,
-            objective=Objective("multiclass"),
+            head=head_for("multiclass"),
             config=dataclasses.replace(_config(setting), epochs=epochs),
             seed=0,
             runtime=runtime,

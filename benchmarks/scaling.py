@@ -39,7 +39,7 @@ from bmnas.report.style import PALETTE
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies import SearchProblem, search_bilevel
 from bmnas.strategies.settings import SearchConfig
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 WIDTH = 128  # channels of a raw feature
 STEPS = 30
@@ -159,7 +159,7 @@ def time_of_epoch(sizes: Sizes) -> float:
             train=train,
             validation=validation,
             classes=CLASSES,
-            objective=Objective("multiclass", 0.5),
+            head=head_for("multiclass", 0.5),
             config=SearchConfig(channels=sizes.channels, length=sizes.length, epochs=1),
             seed=0,
             runtime=bmnas.Runtime.choose("cpu"),

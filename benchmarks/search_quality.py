@@ -42,7 +42,7 @@ from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.random import random_genotype
 from bmnas.strategies.rerank import SCREENED, train_single_networks
 from bmnas.tasks import reload_task
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 _CPU = bmnas.Runtime(torch.device("cpu"), compile=False)
 _REPLAYED = ("random", "local", "evolution")  # MFAS would be random search with so few candidates
@@ -137,7 +137,7 @@ def features(
     networks = unimodal_networks(
         task,
         config.unimodal,
-        Objective(task.kind, config.train.threshold),
+        head_for(task.kind, config.train.threshold),
         seed=seed,
         folder=backbones,
         runtime=_CPU,
@@ -242,7 +242,7 @@ class Setting:
 
     def _taus(self, problem: SearchProblem, supernet: Supernet) -> dict[str, float]:
         """Return Kendall's tau of what the supernet and what the table say of all networks."""
-        place = problem.objective, problem.runtime.device
+        place = problem.head, problem.runtime.device
         one_shot = OneShot(supernet, problem.validation, *place, problem.seed)
         scores = [-one_shot.loss(genotype) for genotype in self.table.genotypes]
         several = [n for n, g in enumerate(self.table.genotypes) if modalities(g) > 1]
@@ -262,7 +262,7 @@ class Setting:
             train=self.cache.samples("train"),
             validation=self.cache.samples("validation"),
             classes=task.classes,
-            objective=Objective(task.kind, self.config.train.threshold),
+            head=head_for(task.kind, self.config.train.threshold),
             config=self.config.search,
             seed=seed,
             runtime=_CPU,

@@ -27,7 +27,7 @@ from bmnas.machine.costs import hardware
 from bmnas.spaces.cells import native
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.spaces.cells.supernets import Supernets
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 _SAMPLES = 1000
 _PASSES = ("weights", "architecture")
@@ -60,7 +60,7 @@ def _samples(case: StepCase) -> FeatureSamples:
 def _step(
     network: Supernet | Supernets, name: str, samples: FeatureSamples, batch: int
 ) -> Callable[[], None]:
-    objective = Objective("multiclass")
+    head = head_for("multiclass")
     weights, architecture = network.weight_parameters(), network.architecture_parameters()
     trained, other = (weights, architecture) if name == "weights" else (architecture, weights)
     # As in bmnas.strategies.bilevel.
@@ -68,7 +68,11 @@ def _step(
 
     def losses(logits: Tensor, labels: Tensor) -> Tensor:
         whole = isinstance(network, Supernets)
-        return objective.losses(logits, labels) if whole else objective.loss(logits, labels)
+        return (
+            head.network_losses(logits.transpose(0, 1), labels)
+            if whole
+            else head.loss(logits, labels)
+        )
 
     def run() -> None:
         for parameter in trained:

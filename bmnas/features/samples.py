@@ -17,6 +17,7 @@ from bmnas.backbones.base import Backbone
 from bmnas.features.mapped import Pages
 from bmnas.features.transfer import CudaLane, Lane, Mark
 from bmnas.machine.errors import UserError
+from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Array, Modality, Task
 
 Batch = tuple[list[Tensor], Tensor]
@@ -92,10 +93,9 @@ def samples_per_epoch(count: int, batch_size: int) -> int:
 
 
 def label_tensor(task: Task, samples: Array) -> Tensor:
-    """Return the labels of ``samples``: int64 (n,), or float32 (n, K) for multilabel tasks."""
+    """Return the labels of ``samples`` as losses take them: int64 (n,), float32 (n, K), …."""
     labels = np.asarray(task.labels[samples])
-    wanted = np.float32 if task.kind == "multilabel" else np.int64
-    return torch.from_numpy(labels.astype(wanted))
+    return torch.from_numpy(labels.astype(task_kind(task.kind).dtype))
 
 
 class RawInput:

@@ -5,6 +5,7 @@ Legend: B batch, K classes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.spaces.fusion import Fusion
 from bmnas.tasks.task import Array, Part, Task
-from bmnas.training.fit import Forward, Group, Recipe, fit
-from bmnas.training.metrics import Evaluation, Objective, evaluate
 from bmnas.training.settings import TrainConfig
+from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.heads import TaskHead
+from bmnas.training.metrics import Evaluation, Forward, evaluate
 
 _LATENCY_BATCHES = (1, 64)
 
@@ -43,7 +45,7 @@ def fit_fusion(
     backbones: Mapping[str, Backbone],
     fusion: Fusion,
     config: TrainConfig,
-    objective: Objective,
+    head: TaskHead,
     *,
     features: Path,
     cache_dtype: str,
@@ -82,25 +84,25 @@ def fit_fusion(
     samples: Samples
     if cache is not None:
         samples = cache.on(runtime.device, fusion.features).samples(*parts)
-        trained: torch.nn.Module = fusion
-        minimised = fusion.objective(objective)
+        trained: Fusion | MultimodalNetwork = fusion
         forward: Forward = runtime.compiled(fusion, _steps(samples, config))
     else:
         samples = raw_samples(task, network, *parts)
         groups.append(Group(list(network.backbones.parameters()), config.backbone_lr))
-        trained, minimised = network, network.objective(objective)
+        trained = network
         forward = forward_of(network, runtime, _steps(samples, config))
     fit(
         trained,
         forward,
         groups,
         samples,
-        minimised,
+        head,
         recipe,
         device=runtime.device,
         checkpoint=checkpoint,
         progress=progress,
         stage="training",
+        loss=functools.partial(trained.loss, head),
     )
     return network
 
@@ -111,12 +113,12 @@ def raw_samples(task: Task, network: MultimodalNetwork, *parts: Part) -> RawSamp
 
 
 def evaluate_fusion(
-    task: Task, network: MultimodalNetwork, part: Part, objective: Objective, runtime: Runtime
+    task: Task, network: MultimodalNetwork, part: Part, head: TaskHead, runtime: Runtime
 ) -> Evaluation:
     """Return loss and score of a joined network on one part, in evaluation mode."""
     samples = raw_samples(task, network, part)
     network.to(runtime.device)
-    return evaluate(network, lambda inputs: network(*inputs), samples, objective, runtime.device)
+    return evaluate(network, lambda inputs: network(*inputs), samples, head, runtime.device)
 
 
 def forward_of(network: MultimodalNetwork, runtime: Runtime, steps: int) -> Forward:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bmnas.backbones.base import Backbone
 from bmnas.features.reshape import Pool
 from bmnas.spaces.fusion import Fusion
-from bmnas.training.metrics import HeadsObjective, Objective, Output, logits_of
+from bmnas.training.heads import TaskHead
+from bmnas.training.metrics import Output, logits_of
 
 
 class MultimodalNetwork(nn.Module):
@@ -54,11 +55,12 @@ class MultimodalNetwork(nn.Module):
         """Return the backbone of ``modality``."""
         return cast(Backbone, self.backbones[modality])
 
-    def objective(self, objective: Objective) -> Objective:
+    def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
         """Return what the training of all of it minimises: each head has a loss of its own."""
-        if self.unimodal_logits:
-            return HeadsObjective(objective.kind, objective.threshold)
-        return self.fusion.objective(objective)
+        if self.unimodal_logits and isinstance(output, tuple):
+            # The first is the sum of the others.
+            return head.summed_loss(output[1:], labels)
+        return self.fusion.loss(head, output, labels)
 
     def forward(self, *inputs: Tensor) -> Output:
         """Return logits (B, K) from one raw input per modality, each (B, *shape).

@@ -34,7 +34,7 @@ from bmnas.spaces.found import Found
 from bmnas.strategies import STRATEGIES, SearchProblem
 from bmnas.tasks import check_task
 from bmnas.tasks.task import Task
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 _FIXED = ("task", "strategy", "seed", "seeds", "search", "unimodal", "backbones")
 
@@ -192,11 +192,11 @@ def _search(
     recorder: StepRecorder | None,
     progress: Progress,
 ) -> None:
-    objective = Objective(task.kind, config.train.threshold)
+    head = head_for(task.kind, config.train.threshold)
     networks = unimodal_networks(
         task,
         config.unimodal,
-        objective,
+        head,
         seed=seed,
         folder=kept,
         runtime=runtime,
@@ -219,8 +219,8 @@ def _search(
     problem = SearchProblem(
         train=cache.samples("train"),
         validation=cache.samples("validation"),
-        classes=task.classes,
-        objective=objective,
+        classes=task.outputs,
+        head=head,
         config=config.search,
         seed=seed,
         runtime=runtime,
@@ -237,7 +237,7 @@ def _search(
     def finish() -> None:
         folder.update_metrics(
             {
-                "metric": objective.metric,
+                "metric": head.metric,
                 **search_metrics(strategy, networks, cache, outcome, runtime.device),
                 "peak_memory": {"search": problem.checkpoint.spent.peak_memory},
             }
@@ -308,7 +308,8 @@ def _owner(
     own = config.of_strategy(strategy)
     if own:
         depends["own"] = own
-    if cache.task.kind == "multilabel":
+    threshold = head_for(cache.task.kind, config.train.threshold).threshold
+    if threshold is not None:
         # The scores by which a genotype is kept depend on it.
-        depends["threshold"] = config.train.threshold
+        depends["threshold"] = threshold
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

@@ -19,7 +19,9 @@ from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.spaces.architecture import Architecture, NamedFusion, build_fusion
 from bmnas.spaces.formats import found_from_dict
 from bmnas.spaces.found import Found
-from bmnas.tasks.task import KINDS, Kind, Task
+from bmnas.tasks.kinds import task_kind
+from bmnas.tasks.task import Task
+from bmnas.training.heads import TaskHead, head_for
 
 FORMAT = "bmnas.network/1"
 _KEY = "bmnas"
@@ -30,14 +32,19 @@ class TaskInfo:
     """What a trained network knows of its task.
 
     ``source`` is what ``load_task`` takes to find the data again; ``threshold`` turns the
-    probabilities of a multilabel task into labels and is None for a multiclass one.
+    probabilities into labels and is None for a kind of task that needs none.
     """
 
     name: str
-    kind: Kind
+    kind: str
     class_names: tuple[str, ...]
     threshold: float | None
     source: dict[str, Any]
+
+    @property
+    def head(self) -> TaskHead:
+        """The head of its kind; raises UserError for a kind that is not registered."""
+        return head_for(self.kind, self.threshold)
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,7 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
         fusion = build_fusion(
             architecture,
             channels_of(backbones),
-            classes=len(info.class_names),
+            classes=_outputs(info, path),
             dropout=dropout,
         )
         adds = description.get("unimodal_logits", False)
@@ -117,6 +124,13 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise _misfit(path, error) from error
     return TrainedNetwork(network.eval(), architecture, info, dropout)
+
+
+def _outputs(info: TaskInfo, path: Path) -> int:
+    try:
+        return task_kind(info.kind).outputs(len(info.class_names))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -172,7 +186,7 @@ def _check_task(task: dict[str, Any], path: Path) -> None:
     names = task["class_names"]
     good = {
         "name": isinstance(task["name"], str),
-        "kind": task["kind"] in KINDS,
+        "kind": isinstance(task["kind"], str),
         "class_names": isinstance(names, list) and all(isinstance(n, str) for n in names),
         "threshold": isinstance(task["threshold"], float | None),
         "source": isinstance(task["source"], dict),

@@ -33,7 +33,7 @@ from bmnas.pipeline.unimodal import evaluate_unimodal, unimodal_networks
 from bmnas.spaces.architecture import Architecture, build_fusion, takes_unimodal_logits
 from bmnas.spaces.found import Found
 from bmnas.tasks.task import Task
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import TaskHead, head_for
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,11 @@ class Training:
 
     def run(self, backbone_seed: int) -> None:
         """Train, test and leave the network's file, which says that all is done."""
-        task, runtime, objective = self.task, self.runtime, self._objective()
+        task, runtime, head = self.task, self.runtime, self._head()
         networks = unimodal_networks(
             task,
             self.config.unimodal,
-            objective,
+            head,
             seed=backbone_seed,
             folder=self.kept,
             runtime=runtime,
@@ -118,12 +118,12 @@ class Training:
         )
         # MultimodalNetwork cuts them, and their own heads are still to be tested.
         backbones = {name: copy.deepcopy(found.backbone) for name, found in networks.items()}
-        network, checkpoint = self._fit(backbones, objective)
+        network, checkpoint = self._fit(backbones, head)
         # Before test and latency, which are no training.
         seconds, spent = checkpoint.seconds, checkpoint.spent.to_dict()
-        test = evaluate_fusion(task, network, "test", objective, runtime)
+        test = evaluate_fusion(task, network, "test", head, runtime)
         heads = {
-            name: evaluate_unimodal(task, name, found.backbone, "test", objective, runtime)
+            name: evaluate_unimodal(task, name, found.backbone, "test", head, runtime)
             for name, found in networks.items()
         }
         unimodal = {
@@ -137,25 +137,25 @@ class Training:
         samples = task.samples("test")
         mean = torch.stack([head.logits for head in heads.values()]).mean(0)
         measured = {
-            "metric": objective.metric,
+            "metric": head.metric,
             "unimodal": unimodal,
             "test": {
                 "score": test.score,
                 "loss": test.loss,
                 "samples": len(samples),
                 # What fusion costs nothing: the mean of the unimodal networks' logits.
-                "unimodal_mean": objective.score(mean, label_tensor(task, samples)),
+                "unimodal_mean": head.score(mean, label_tensor(task, samples)),
             },
             "parameters": parameter_counts(network),
             "seconds": {"train": seconds, "train_compile": spent["seconds"][COMPILE]},
             "samples_per_second": {"train": self._samples_seen() / spent["seconds"]["train"]},
             "peak_memory": {"train": spent["peak_memory"]},
         }
-        first(lambda: self._write(network, measured, objective))
+        first(lambda: self._write(network, measured, head))
         checkpoint.remove()
 
     def _write(
-        self, network: MultimodalNetwork, measured: Mapping[str, Any], objective: Objective
+        self, network: MultimodalNetwork, measured: Mapping[str, Any], head: TaskHead
     ) -> None:
         task = self.task
         latency = torch_latency(task, network, self.runtime)
@@ -165,14 +165,14 @@ class Training:
             name=task.name,
             kind=task.kind,
             class_names=task.class_names,
-            threshold=objective.threshold if task.kind == "multilabel" else None,
+            threshold=head.threshold,
             source=task.source,
         )
         dropout = self.config.train.dropout
         TrainedNetwork(network.cpu(), self.architecture, info, dropout).save(self.folder.network)
 
     def _fit(
-        self, backbones: dict[str, Backbone], objective: Objective
+        self, backbones: dict[str, Backbone], head: TaskHead
     ) -> tuple[MultimodalNetwork, Checkpoint]:
         settings = self.config.train
         channels = channels_of(backbones)
@@ -192,7 +192,7 @@ class Training:
         fusion = build_fusion(
             self.architecture,
             channels,
-            classes=self.task.classes,
+            classes=self.task.outputs,
             dropout=settings.dropout,
         )
         adds = settings.unimodal_logits and takes_unimodal_logits(self.architecture)
@@ -202,7 +202,7 @@ class Training:
                 backbones,
                 fusion,
                 dataclasses.replace(settings, unimodal_logits=adds),
-                objective,
+                head,
                 features=self.kept / "features",
                 cache_dtype=self.config.search.cache_dtype,
                 runtime=self.runtime,
@@ -226,5 +226,5 @@ class Training:
         settings, samples = self.config.train, self.task.samples("train", "validation")
         return settings.epochs * samples_per_epoch(len(samples), settings.batch_size)
 
-    def _objective(self) -> Objective:
-        return Objective(self.task.kind, self.config.train.threshold)
+    def _head(self) -> TaskHead:
+        return head_for(self.task.kind, self.config.train.threshold)

@@ -39,9 +39,10 @@ from bmnas.machine.files import sha256_file
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, seed_stage
 from bmnas.tasks.task import Array, Modality, Part, Task
-from bmnas.training.fit import Forward, Group, Recipe, fit
-from bmnas.training.metrics import Evaluation, Objective, evaluate
 from bmnas.training.settings import UnimodalConfig
+from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.heads import TaskHead
+from bmnas.training.metrics import Evaluation, Forward, evaluate
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Unimodal:
 def unimodal_networks(
     task: Task,
     config: UnimodalConfig,
-    objective: Objective,
+    head: TaskHead,
     *,
     seed: int,
     folder: Path,
@@ -93,7 +94,7 @@ def unimodal_networks(
                 task,
                 modality,
                 config,
-                objective,
+                head,
                 seed=seed,
                 checkpoint=checkpoint,
                 runtime=runtime,
@@ -102,7 +103,7 @@ def unimodal_networks(
             extra = {
                 "owner": owner,
                 "validation": made.validation,
-                "threshold": _threshold(objective),
+                "threshold": head.threshold,
                 "pretrained": made.pretrained,
                 "seconds": made.seconds,
             }
@@ -110,10 +111,10 @@ def unimodal_networks(
             checkpoint.remove()
         # Read back even when just made, so that a resumed run goes on from the very same state.
         kept, threshold = _read(path, modality, owner)
-        if threshold != _threshold(objective):
+        if threshold != head.threshold:
             # The weights do not depend on it, so they stay; the score does.
             again = evaluate_unimodal(
-                task, modality.name, kept.backbone, "validation", objective, runtime
+                task, modality.name, kept.backbone, "validation", head, runtime
             )
             kept = dataclasses.replace(kept, backbone=kept.backbone.cpu(), validation=again.score)
         found[modality.name] = kept
@@ -133,12 +134,12 @@ def remove_stale(task: Task, config: UnimodalConfig, *, seed: int, folder: Path)
 
 
 def evaluate_unimodal(
-    task: Task, name: str, backbone: Backbone, part: Part, objective: Objective, runtime: Runtime
+    task: Task, name: str, backbone: Backbone, part: Part, head: TaskHead, runtime: Runtime
 ) -> Evaluation:
     """Return how the backbone ``name`` with its own head does on a part of the task."""
     samples = _samples(task, task.modality(name), backbone, part)
     backbone.to(runtime.device)
-    return evaluate(backbone, _call(backbone), samples, objective, runtime.device)
+    return evaluate(backbone, _call(backbone), samples, head, runtime.device)
 
 
 def new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module | None]:
@@ -147,7 +148,7 @@ def new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module | 
     That is all of it, its new head, whose gradients alone are asked for, or nothing where all
     weights were given.
     """
-    backbone = build_backbone(modality, classes=task.classes, rows=_train_rows(task, modality))
+    backbone = build_backbone(modality, classes=task.outputs, rows=_train_rows(task, modality))
     if modality.weights is not None:
         load_weights(backbone, modality.weights)
     trained = _to_train(modality, backbone)
@@ -172,7 +173,7 @@ def _make(
     task: Task,
     modality: Modality,
     config: UnimodalConfig,
-    objective: Objective,
+    head: TaskHead,
     *,
     seed: int,
     checkpoint: Checkpoint,
@@ -189,7 +190,7 @@ def _make(
             _call(backbone),
             [Group(list(trained.parameters()), config.max_lr)],
             _samples(task, modality, backbone, "train"),
-            objective,
+            head,
             Recipe(
                 config.epochs,
                 config.batch_size,
@@ -204,7 +205,7 @@ def _make(
         )
         backbone.requires_grad_(True)
         started = time.perf_counter() - checkpoint.seconds
-    found = evaluate_unimodal(task, modality.name, backbone, "validation", objective, runtime)
+    found = evaluate_unimodal(task, modality.name, backbone, "validation", head, runtime)
     seconds = time.perf_counter() - started
     return Unimodal(backbone.cpu(), found.score, trained is not backbone, seconds)
 
@@ -238,11 +239,6 @@ def _samples(task: Task, modality: Modality, backbone: Backbone, part: Part) -> 
 
 def _call(backbone: Backbone) -> Forward:
     return lambda inputs: backbone(inputs[0])
-
-
-def _threshold(objective: Objective) -> float | None:
-    """Return what a score depends on besides the weights; None for a multiclass task."""
-    return objective.threshold if objective.kind == "multilabel" else None
 
 
 def _read(path: Path, modality: Modality, owner: str) -> tuple[Unimodal, float | None]:

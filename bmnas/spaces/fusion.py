@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from bmnas.training.metrics import Objective, Output
+from bmnas.training.heads import TaskHead
+from bmnas.training.metrics import Output, logits_of
 
 
 class Fusion(nn.Module):
@@ -23,12 +24,12 @@ class Fusion(nn.Module):
         """The last layer, which gives the logits and is counted apart."""
         raise TypeError(f"{type(self).__name__} does not name its classifier")
 
-    def objective(self, objective: Objective) -> Objective:
-        """Return what its training minimises: the task's objective, or one with losses of its own.
+    def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
+        """Return what its training minimises: the task's loss, unless it has more of its own.
 
-        Such an objective reads what ``forward`` gives after the logits while training.
+        Those read what ``forward`` gives after the logits while training.
         """
-        return objective
+        return head.loss(logits_of(output), labels)
 
     def forward(self, pooled: Sequence[Tensor]) -> Output:
         """Return logits (B, K) from one pooled feature (B, L, C_raw) for each of ``features``."""

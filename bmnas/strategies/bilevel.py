@@ -32,7 +32,7 @@ from bmnas.spaces.cells.supernets import Supernets
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 from bmnas.strategies.rerank import rerank
 from bmnas.training.fit import require_finite_loss
-from bmnas.training.metrics import Evaluation, best_threshold, evaluate
+from bmnas.training.metrics import Evaluation, evaluate
 
 #: Logits of pooled features: (B, K) of one supernet, (S, B, K) of several.
 Forward = Callable[[list[Tensor]], Tensor]
@@ -108,11 +108,11 @@ class _One:
         self.forward: Forward = problem.runtime.compiled(self.network, problem.steps)
         if problem.config.precision == "bfloat16":
             self.forward = _lowered(problem, self.forward)
-        self.losses = problem.objective.loss
+        self.losses = problem.head.loss
 
     def evaluate(self) -> list[Evaluation]:
         problem = self._problem
-        place = problem.objective, problem.runtime.device
+        place = problem.head, problem.runtime.device
         return [evaluate(self.network, self.forward, problem.validation, *place)]
 
     def record(
@@ -179,7 +179,7 @@ def relax(problem: SearchProblem, subject: Subject) -> list[Record]:
             problem.checkpoint.save(parts, records)
             shown.message(
                 f"loss {own['train_loss']:.3f}  "
-                f"validation {problem.objective.metric} {own['validation_score']:.3f}"
+                f"validation {problem.head.metric} {own['validation_score']:.3f}"
             )
             shown.advance()
     return records
@@ -206,8 +206,8 @@ def epoch_record(
         "best": is_best(found.score, earlier),
         **_derived(problem, weights),
     }
-    if record["best"] and problem.objective.kind == "multilabel":
-        record["threshold"] = best_threshold(found.logits, problem.validation.labels)
+    if record["best"]:
+        record |= problem.threshold(found.logits)
     return record
 
 

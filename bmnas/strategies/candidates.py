@@ -17,7 +17,7 @@ from bmnas.spaces.cells.supernet import ArchitectureWeights
 from bmnas.strategies.problem import SearchProblem
 from bmnas.strategies.settings import SearchConfig
 from bmnas.training.fit import Group, Recipe, fit
-from bmnas.training.metrics import best_threshold, evaluate
+from bmnas.training.metrics import evaluate
 
 _Choice = TypeVar("_Choice")
 
@@ -65,23 +65,21 @@ def train_candidate(problem: SearchProblem, genotype: Genotype, number: int) -> 
         network,
         [Group(list(network.parameters()), config.max_lr)],
         train,
-        problem.objective,
+        problem.head,
         candidate_recipe(config),
         device=device,
         checkpoint=None,
         progress=Silent(),
         stage=f"candidate {number}",
     )
-    found = evaluate(network, network, validation, problem.objective, device)
+    found = evaluate(network, network, validation, problem.head, device)
     record: Record = {
         "train_loss": losses[-1]["train_loss"],
         "validation_loss": found.loss,
         "validation_score": found.score,
         "cells": genotype.to_dict()["cells"],
     }
-    if problem.objective.kind == "multilabel":
-        record["threshold"] = best_threshold(found.logits, validation.labels)
-    return record
+    return record | problem.threshold(found.logits)
 
 
 def candidate_recipe(config: SearchConfig) -> Recipe:

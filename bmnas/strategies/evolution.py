@@ -18,7 +18,6 @@ from bmnas.spaces.trees.network import TreeFusion
 from bmnas.spaces.trees.training import train_trees
 from bmnas.spaces.trees.tree import Tree, text
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
-from bmnas.training.metrics import best_threshold
 
 
 def search_evolution(problem: SearchProblem) -> Outcome[FusionTree]:
@@ -107,7 +106,7 @@ class _Trials:
                 networks,
                 self._train[data],
                 self._validation,
-                problem.objective,
+                problem.head,
                 problem.evolution,
                 device=problem.runtime.device,
                 stage=f"candidates {first} to {first + len(trees) - 1}",
@@ -123,8 +122,7 @@ class _Trials:
                 "validation_score": found.score,
                 "tree": text(tree),
             }
-            if problem.objective.kind == "multilabel":
-                record["threshold"] = best_threshold(found.logits, self._validation.labels)
+            record |= problem.threshold(found.logits)
             # Scores of networks that saw other data say nothing about which tree is better.
             rivals = [each for each in self._records if each["subset"] == 0]
             record["best"] = data == 0 and is_best(found.score, rivals)

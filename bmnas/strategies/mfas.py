@@ -28,8 +28,7 @@ from bmnas.spaces.mfas.stacked import StackedNetworks
 from bmnas.spaces.mfas.surrogate import ScorePool
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
 from bmnas.training.fit import Group, Recipe, fit
-from bmnas.training.metrics import Evaluation, best_threshold, evaluate
-from bmnas.training.stacked import StackedObjective, evaluated
+from bmnas.training.metrics import Evaluation, evaluate_several
 
 _FIRST_CYCLE = 1  # epochs
 _RETURNED = 5
@@ -116,12 +115,12 @@ class _Candidates:
                 "best": is_best(result.score, self.records),
                 "layers": [layer.to_dict() for layer in layers],
             }
-            if record["best"] and problem.objective.kind == "multilabel":
-                record["threshold"] = best_threshold(result.logits, problem.validation.labels)
+            if record["best"]:
+                record |= problem.threshold(result.logits)
             self.records.append(record)
         problem.checkpoint.save({}, self.records)
         best = best_record(self.records)["validation_score"]
-        self.shown.message(f"step {step + 1}  validation {problem.objective.metric} {best:.3f}")
+        self.shown.message(f"step {step + 1}  validation {problem.head.metric} {best:.3f}")
 
     def _require_same(self, known: Sequence[Record], group: Sequence[Layers]) -> None:
         if [layers_from(record["layers"]) for record in known] != list(group):
@@ -164,14 +163,12 @@ def _train_together(
         seed_stage(problem.seed, f"candidate {number}")
         networks.append(_network(problem, layers))
     stack = StackedNetworks(networks, problem.train.names).to(device)
-    objective = StackedObjective(problem.objective.kind, problem.objective.threshold)
+    head = problem.head
     validation = problem.validation.select(stack.features)
     best: list[Evaluation] = []
 
     def measure() -> bool:
-        logits = evaluate(stack, stack, validation, objective, device).logits
-        labels = validation.labels
-        found = [evaluated(own, labels, problem.objective) for own in logits.unbind(1)]
+        found = evaluate_several(stack, stack, validation, head, device)
         pairs = zip(best or found, found, strict=True)
         best[:] = [new if new.score > old.score else old for old, new in pairs]
         return False
@@ -182,7 +179,7 @@ def _train_together(
         stack,
         [Group(list(stack.parameters()), settings.max_lr)],
         problem.train.select(stack.features),
-        objective,
+        head,
         Recipe(
             settings.epochs,
             settings.batch_size,
@@ -194,6 +191,7 @@ def _train_together(
         checkpoint=None,
         progress=progress,
         stage=f"candidates {first} to {first + len(group) - 1}",
+        loss=lambda output, labels: head.network_losses(output[-1], labels).sum(),
         until=measure,
     )
     return best

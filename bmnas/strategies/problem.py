@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from torch import Tensor
+
 from bmnas.features.samples import FeatureSamples, batches_per_epoch
 from bmnas.machine.checkpoint import Checkpoint, Record
 from bmnas.machine.profiling import StepRecorder
@@ -16,7 +18,7 @@ from bmnas.spaces.found import Found
 from bmnas.spaces.mfas.settings import MFASConfig
 from bmnas.spaces.trees.settings import EvolutionConfig
 from bmnas.strategies.settings import SearchConfig
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import TaskHead
 
 #: What a strategy finds: a genotype of its own space.
 F_co = TypeVar("F_co", bound=Found, covariant=True)
@@ -24,7 +26,7 @@ F_co = TypeVar("F_co", bound=Found, covariant=True)
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """Pooled features of train and validation, the objective, the budget; no test data.
+    """Pooled features of train and validation, the task's head, the budget; no test data.
 
     ``checkpoint`` is where the strategy leaves its state after every epoch or candidate;
     ``candidates`` opens another, for a strategy that trains candidates after its epochs.
@@ -36,7 +38,7 @@ class SearchProblem:
     train: FeatureSamples
     validation: FeatureSamples
     classes: int
-    objective: Objective
+    head: TaskHead
     config: SearchConfig
     seed: int
     runtime: Runtime
@@ -52,6 +54,11 @@ class SearchProblem:
     def steps(self) -> int:
         """The steps of Algorithm 1, those of both passes."""
         return search_steps(self.config, len(self.train), len(self.validation))
+
+    def threshold(self, logits: Tensor) -> Record:
+        """Return what a record says of the threshold that suits validation logits best, if any."""
+        chosen = self.head.best_threshold(logits, self.validation.labels)
+        return {} if chosen is None else {"threshold": chosen}
 
     def genotype(self, cells: object) -> Genotype:
         """Return the genotype over this problem's features with ``cells`` as in its file."""

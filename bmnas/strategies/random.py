@@ -33,7 +33,7 @@ def search_random(problem: SearchProblem) -> Outcome[Genotype]:
             record["best"] = is_best(record["validation_score"], records)
             records.append(record)
             problem.checkpoint.save({}, records)
-            shown.message(f"validation {problem.objective.metric} {record['validation_score']:.3f}")
+            shown.message(f"validation {problem.head.metric} {record['validation_score']:.3f}")
             shown.advance()
     best = best_record(records)
     an_epoch = samples_per_epoch(len(problem.train), config.batch_size)

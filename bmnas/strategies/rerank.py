@@ -72,9 +72,7 @@ def rerank(
             best = is_best(trained["validation_score"], records)
             records.append({"candidate": number, **trained, "best": best})
             checkpoint.save(parts, records)
-            shown.message(
-                f"validation {problem.objective.metric} {trained['validation_score']:.3f}"
-            )
+            shown.message(f"validation {problem.head.metric} {trained['validation_score']:.3f}")
             shown.advance()
     winner = best_record(records)
     an_epoch = samples_per_epoch(len(problem.train), config.batch_size)
@@ -135,7 +133,7 @@ def train_single_networks(
             networks,
             [Group(weights, problem.config.max_lr)],
             problem.train,
-            problem.objective,
+            problem.head,
             candidate_recipe(problem.config),
             device=problem.runtime.device,
             checkpoint=None,
@@ -174,7 +172,7 @@ def _losses(
     device = problem.runtime.device
     with problem.progress.stage("screening", len(genotypes)) as shown:
         seed = stage_seed(problem.seed, "screening")
-        one_shot = OneShot(supernet, problem.validation, problem.objective, device, seed)
+        one_shot = OneShot(supernet, problem.validation, problem.head, device, seed)
         losses = []
         for genotype in genotypes:
             losses.append(one_shot.loss(genotype))

@@ -83,12 +83,14 @@ class _Several:
             problem.progress.note("several seeds at once are not compiled")
 
     def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self._problem.objective.losses(logits, labels)
+        return self._problem.head.network_losses(logits.transpose(0, 1), labels)
 
     def evaluate(self) -> list[Evaluation]:
         problem = self._problem
-        place = problem.objective, problem.runtime.device
-        return evaluate_several(self.network, self.forward, problem.validation, *place)
+        place = problem.head, problem.runtime.device
+        return evaluate_several(
+            self.network, lambda x: self.forward(x).transpose(0, 1), problem.validation, *place
+        )
 
     def record(
         self, passes: list[Pass], found: list[Evaluation], epoch: int, earlier: list[Record]

@@ -15,17 +15,13 @@ import numpy as np
 from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml
 from bmnas.tasks.columns import Columns
+from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
 from bmnas.tasks.split import random_parts, stratified_parts
 from bmnas.tasks.task import (
-    KINDS,
     MODALITY_TYPES,
     PARTS,
-    UNKNOWN_LABEL,
-    Array,
-    Kind,
     Modality,
     Task,
-    class_names_or_numbers,
 )
 
 _Choice = TypeVar("_Choice", bound=str)
@@ -50,7 +46,7 @@ def load_task_file(path: Path, data: Path | None = None) -> Task:
     table = Table(read_toml(path), str(path))
     table.expect_keys(_TOP, _TOP_OPTIONAL)
     name = table.string("name")
-    kind = table.choice("kind", KINDS)
+    kind = task_kind(table.choice("kind", tuple(TASK_KINDS)))
     preset = table.string("preset", "default")
     folder = path.parent if data is None else data
     columns = _open_columns(table, folder, hint=data is None)
@@ -62,13 +58,14 @@ def load_task_file(path: Path, data: Path | None = None) -> Task:
     labels = table.column("labels", columns)
     part = _part(table, columns, labels, kind)
     names = _class_names(table, columns)
-    labels, names = _encode_labels(table, labels, part, kind, names)
+    seen = part != PARTS.index("test")
+    labels, names = kind.encode(labels, seen, names, f"{table.place}: labels")
     source = {"task": str(path.resolve())}
     if data is not None:
         source["data"] = str(data.resolve())
     return Task(
         name=name,
-        kind=kind,
+        kind=kind.name,
         modalities=modalities,
         labels=labels,
         part=part,
@@ -192,7 +189,7 @@ def _modality(table: Table, name: str, columns: Columns, folder: Path) -> Modali
     )
 
 
-def _part(table: Table, columns: Columns, labels: Array, kind: Kind) -> Array:
+def _part(table: Table, columns: Columns, labels: Array, kind: TaskKind) -> Array:
     if isinstance(table.values["split"], dict):
         return _drawn_part(table.inner("split", "split"), labels, kind)
     part = table.column("split", columns)
@@ -210,7 +207,7 @@ def _part(table: Table, columns: Columns, labels: Array, kind: Kind) -> Array:
     return numbers
 
 
-def _drawn_part(table: Table, labels: Array, kind: Kind) -> Array:
+def _drawn_part(table: Table, labels: Array, kind: TaskKind) -> Array:
     table.expect_keys(PARTS, ("seed",))
     train, validation, test = (table.number(part, 0.0) for part in PARTS)
     if min(train, validation, test) <= 0 or abs(train + validation + test - 1) > 1e-6:
@@ -221,8 +218,9 @@ def _drawn_part(table: Table, labels: Array, kind: Kind) -> Array:
     seed = table.number("seed", 0)
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise table.wrong("seed", "an integer from 0 to 4294967295")
-    if kind == "multiclass" and labels.ndim == 1:
-        return stratified_parts(labels, (train, validation, test), seed)
+    strata = kind.strata(labels)
+    if strata is not None:
+        return stratified_parts(strata, (train, validation, test), seed)
     samples = labels.shape[0] if labels.ndim else 0
     return random_parts(samples, (train, validation, test), seed)
 
@@ -236,35 +234,3 @@ def _class_names(table: Table, columns: Columns) -> tuple[str, ...] | None:
     if names.dtype.kind != "U" or names.ndim != 1:
         raise table.wrong("class_names", "a list of strings, or the name of an array of strings")
     return tuple(names.tolist())
-
-
-def _encode_labels(
-    table: Table, labels: Array, part: Array, kind: Kind, names: tuple[str, ...] | None
-) -> tuple[Array, tuple[str, ...]]:
-    """Turn labels into numbers, and name the classes by what train and validation hold."""
-    if kind == "multilabel":
-        width = labels.shape[1] if labels.ndim == 2 else 0
-        return labels, class_names_or_numbers(names, width)
-    if labels.dtype.kind not in "iuU" or labels.ndim != 1 or labels.shape != part.shape:
-        # Not labels at all: check_task says so, together with whatever else is wrong.
-        return labels, class_names_or_numbers(names, 0)
-    known = labels[part != PARTS.index("test")]
-    if labels.dtype.kind != "U":
-        count = int(known.astype(np.int64).max(initial=-1)) + 1
-        if names is None and count > len(labels):
-            place = f"{table.place}: labels"
-            raise UserError(
-                f"{place}: received {count - 1} among {len(labels)} samples, expected 0 to K - 1"
-            )
-        return labels.astype(np.int64), class_names_or_numbers(names, count)
-    names = names if names is not None else tuple(np.unique(known).tolist())
-    numbers = {name: number for number, name in enumerate(names)}
-    coded = np.array([numbers.get(v, UNKNOWN_LABEL) for v in labels.tolist()], dtype=np.int64)
-    # A test label that is no class is for check_test to report: a search must not depend on it.
-    unknown = np.flatnonzero((coded == UNKNOWN_LABEL) & (part != PARTS.index("test")))
-    if len(unknown):
-        row = int(unknown[0])
-        source = f"{table.place}: {table.values['labels']}: row {row}"
-        shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-        raise UserError(f"{source}: received {str(labels[row])!r}, expected a class name: {shown}")
-    return coded, names

@@ -15,8 +15,8 @@ import numpy as np
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_path
 from bmnas.tasks.av_digits import PIXELS, SAMPLE_RATE
+from bmnas.tasks.kinds import Array
 from bmnas.tasks.originals import Recordings, read_fsdd, read_mnist
-from bmnas.tasks.task import Array
 
 SEED = 20240501
 COMPONENTS = 64

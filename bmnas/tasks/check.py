@@ -14,13 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from bmnas.machine.errors import UserError
+from bmnas.tasks.kinds import TASK_KINDS, Array, task_kind
 from bmnas.tasks.task import (
-    KINDS,
     MODALITY_TYPES,
     PARTS,
     ROW_AXES,
-    UNKNOWN_LABEL,
-    Array,
     Modality,
     ModalityType,
     Part,
@@ -114,8 +112,8 @@ def _frame(task: Task) -> Iterator[str]:
     """Problems of names, shapes and types: nothing here reads the data."""
     if not _NAME.fullmatch(task.name):
         yield f"received the task name {task.name!r}, expected letters, digits, _ and -"
-    if task.kind not in KINDS:
-        yield f"received kind {task.kind!r}, expected {' or '.join(KINDS)}"
+    if task.kind not in TASK_KINDS:
+        yield f"received kind {task.kind!r}, expected {' or '.join(TASK_KINDS)}"
         return
     yield from _names(task)
     yield from _part_problems(task)
@@ -135,7 +133,7 @@ def _names(task: Task) -> Iterator[str]:
             yield f"received the modality name {name!r}, expected letters, digits, _ and -"
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"two modalities are called {name}"
-    least = 2 if task.kind == "multiclass" else 1
+    least = task_kind(task.kind).least
     if task.classes < least:
         yield f"{task.kind}: received {task.classes} classes, expected at least {least}"
     if len(set(task.class_names)) < task.classes:
@@ -161,13 +159,9 @@ def _part_problems(task: Task) -> Iterator[str]:
 
 
 def _label_shape(task: Task) -> Iterator[str]:
-    labels = task.labels
-    if task.kind == "multiclass":
-        if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            yield f"labels: received {_shape(labels)}, expected integers of shape (samples)"
-    elif labels.ndim != 2 or labels.shape[1] != task.classes or labels.dtype.kind not in "biuf":
-        expected = f"0 and 1 of shape (samples, {task.classes})"
-        yield f"labels: received {_shape(labels)}, expected {expected}"
+    labels, kind = task.labels, task_kind(task.kind)
+    if not kind.has_form(labels, task.classes):
+        yield f"labels: received {_shape(labels)}, expected {kind.form(task.classes)}"
     if _length(labels) != _length(task.part):
         yield f"labels have {_length(labels)} samples and split has {_length(task.part)}"
 
@@ -216,28 +210,19 @@ def _content(task: Task, parts: tuple[Part, ...]) -> Iterator[str]:
 
 
 def _label_values(task: Task, samples: Array) -> Iterator[str]:
-    labels = task.labels[samples]
-    if task.kind == "multiclass":
-        wrong = (labels < 0) | (labels >= task.classes)
-        expected = f"0 to {task.classes - 1}"
-    else:
-        wrong = ~((labels == 0) | (labels == 1))
-        expected = "only 0 and 1"
+    labels, kind = task.labels[samples], task_kind(task.kind)
+    wrong = kind.wrong(labels, task.classes)
     if wrong.any():
         first = tuple(np.argwhere(wrong)[0])
-        received = labels[first]
-        if received == UNKNOWN_LABEL and task.kind == "multiclass":
-            received = f"{UNKNOWN_LABEL} (no class, or a name that is none of the class names)"
         place = _place(task, samples[first[0]])
-        yield f"labels out of range: received {received} for {place}, expected {expected}"
+        yield (
+            f"labels out of range: received {kind.shown(labels[first])} for {place}, "
+            f"expected {kind.values(task.classes)}"
+        )
 
 
 def _absent_classes(task: Task) -> Iterator[str]:
-    labels = task.labels[task.samples("train")]
-    if task.kind == "multiclass":
-        absent = sorted(set(range(task.classes)) - set(labels.tolist()))
-    else:
-        absent = np.flatnonzero(~(labels == 1).any(0)).tolist()
+    absent = task_kind(task.kind).absent(task.labels[task.samples("train")], task.classes)
     if absent:
         names = ", ".join(repr(task.class_names[k]) for k in absent[:5])
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""

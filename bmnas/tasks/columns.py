@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bmnas.machine.errors import UserError, close, one_line
-from bmnas.tasks.task import Array
+from bmnas.tasks.kinds import Array
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 #: What numpy and zipfile raise at a damaged, encrypted or made-up file. MemoryError comes of a

@@ -13,7 +13,7 @@ import numpy as np
 
 from bmnas.machine.errors import UserError
 from bmnas.tasks.av_digits import SAMPLE_RATE
-from bmnas.tasks.task import Array
+from bmnas.tasks.kinds import Array
 
 _IDX_UBYTE = 8
 _WAV = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[A-Za-z]+)_(?P<take>[0-9]+)\.wav")

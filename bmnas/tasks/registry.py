@@ -10,7 +10,7 @@ from typing import Any
 
 from bmnas.machine.errors import UserError, close
 from bmnas.tasks import av_digits, digits
-from bmnas.tasks.task import Kind, Task
+from bmnas.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RegisteredTask:
     """
 
     name: str
-    kind: Kind
+    kind: str
     modalities: tuple[str, ...]
     samples: tuple[int, int, int]
     classes: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bmnas.tasks.task import Array
+from bmnas.tasks.kinds import Array
 
 
 def stratified_parts(labels: Array, fractions: tuple[float, float, float], seed: int) -> Array:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from bmnas.machine.errors import UserError
+from bmnas.tasks.kinds import Array as Array
+from bmnas.tasks.kinds import task_kind
 
-Array = npt.NDArray[Any]
 Part = Literal["train", "validation", "test"]
-Kind = Literal["multiclass", "multilabel"]
 ModalityType = Literal["image", "clip", "waveform", "sequence", "vector", "text", "tokens"]
 
 PARTS: tuple[Part, ...] = get_args(Part)
-KINDS: tuple[Kind, ...] = get_args(Kind)
 MODALITY_TYPES: tuple[ModalityType, ...] = get_args(ModalityType)
-
-#: The label of a sample whose class name is none of the task's; only the test part may have it
-#: until it is checked.
-UNKNOWN_LABEL = -1
 
 #: Axes of one row of each type, the sample axis left out.
 ROW_AXES: dict[ModalityType, str] = {
@@ -68,14 +61,15 @@ class Modality:
 class Task:
     """Labelled samples of two or more modalities, split into train, validation and test.
 
-    ``labels`` is (samples,) integers in [0, K) for ``multiclass`` and a 0/1 matrix
-    (samples, K) for ``multilabel``; ``part`` (samples,) is 0, 1 or 2, see ``PARTS``. ``preset``
+    ``kind`` is the name of one of ``bmnas.tasks.kinds.TASK_KINDS``. ``labels`` is (samples,)
+    integers in [0, K) for ``multiclass`` and a 0/1 matrix (samples, K) for ``multilabel``;
+    ``part`` (samples,) is 0, 1 or 2, see ``PARTS``. ``preset``
     names the configuration that suits the task. ``source`` is what ``load_task`` was given,
     so that a later command finds the same data.
     """
 
     name: str
-    kind: Kind
+    kind: str
     modalities: tuple[Modality, ...]
     labels: Array
     part: Array
@@ -89,6 +83,11 @@ class Task:
         """K, the number of classes."""
         return len(self.class_names)
 
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network gives for a sample."""
+        return task_kind(self.kind).outputs(self.classes)
+
     def modality(self, name: str) -> Modality:
         """Return the modality called ``name``; raises UserError when there is none."""
         for modality in self.modalities:
@@ -100,8 +99,3 @@ class Task:
     def samples(self, *parts: Part) -> Array:
         """Return the sample numbers (n,) int64 of the given parts, part after part."""
         return np.concatenate([np.flatnonzero(self.part == PARTS.index(part)) for part in parts])
-
-
-def class_names_or_numbers(names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
-    """Return ``names`` as a tuple, or ``"0"`` to ``str(classes - 1)`` when there are none."""
-    return tuple(names) if names is not None else tuple(str(k) for k in range(classes))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +22,11 @@ from bmnas.machine.distribution.ranks import gathered, mean
 from bmnas.machine.distribution.share import shares, weighted
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Progress
-from bmnas.training.metrics import Objective, Output, logits_of
+from bmnas.training.heads import TaskHead
+from bmnas.training.metrics import Forward, Output, logits_of
 
-Forward = Callable[[list[Tensor]], Output]
+#: The loss of what a network returned, a number, for the labels of a batch.
+Loss = Callable[[Output, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,24 @@ def fit(
     forward: Forward,
     groups: Sequence[Group],
     samples: Samples,
-    objective: Objective,
+    head: TaskHead,
     recipe: Recipe,
     *,
     device: torch.device,
     checkpoint: Checkpoint | None,
     progress: Progress,
     stage: str,
+    loss: Loss | None = None,
     until: Callable[[], bool] | None = None,
 ) -> list[Record]:
     """Train ``network`` on ``samples`` and return a record of every epoch.
 
     ``network`` is what is put into training mode and saved in the checkpoint; ``forward`` maps
-    the inputs of a batch to logits (B, K), or to a tuple that starts with them. ``until`` is asked
-    after every epoch, and what it says may end the training early; what it remembers is not in the
-    checkpoint. Raises UserError when the loss is no longer finite.
+    the inputs of a batch to logits (B, K), or to a tuple that starts with them; of N networks
+    that are trained as one they may be (B, N, K). ``loss`` is what is minimised, by default that
+    of ``head`` on the logits. ``until`` is asked after every epoch, and what it says may end the
+    training early; what it remembers is not in the checkpoint. Raises UserError when the loss is
+    no longer finite.
     """
     optimizer = torch.optim.Adam(
         [{"params": list(group.parameters), "lr": group.max_lr} for group in groups],
@@ -81,6 +87,7 @@ def fit(
     schedule = _schedule(optimizer, recipe, batches_per_epoch(len(samples), recipe.batch_size))
     parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     records = [] if checkpoint is None else checkpoint.restore(parts)
+    minimised = loss or (lambda output, labels: head.loss(logits_of(output), labels))
     forward = data_parallel([p for group in groups for p in group.parameters], forward)
     with synchronised(network), progress.stage(stage, recipe.epochs) as shown:
         shown.advance(len(records))
@@ -88,18 +95,21 @@ def fit(
             rate = schedule.get_last_lr()[0]
             network.train()
             batches = epoch_batches(len(samples), recipe.batch_size)
-            loss, score = _epoch(forward, samples, batches, objective, optimizer, schedule, device)
+            on_train, logits, labels = _epoch(
+                forward, samples, batches, minimised, optimizer, schedule, device
+            )
+            score = _score(head, logits, labels)
             records.append(
                 {
                     "epoch": epoch,
                     "learning_rate": rate,
-                    "train_loss": require_finite_loss(loss, stage, epoch),
+                    "train_loss": require_finite_loss(on_train, stage, epoch),
                     "train_score": score,
                 }
             )
             if checkpoint is not None:
                 checkpoint.save(parts, records)
-            shown.message(f"loss {loss:.3f}  {objective.metric} {score:.3f}")
+            shown.message(f"loss {on_train:.3f}  {head.metric} {score:.3f}")
             shown.advance()
             if until is not None and until():
                 break
@@ -120,16 +130,16 @@ def _epoch(
     forward: Forward,
     samples: Samples,
     batches: Iterable[Tensor],
-    objective: Objective,
+    minimised: Loss,
     optimizer: torch.optim.Optimizer,
     schedule: LRScheduler,
     device: torch.device,
-) -> tuple[float, float]:
-    """Make a step for each of ``batches``; return mean loss and score of what they gave."""
+) -> tuple[float, Tensor, Tensor]:
+    """Make a step for each of ``batches``; return the mean loss, all logits and all labels."""
     total, all_logits, all_labels = torch.zeros((), device=device), [], []
     for inputs, labels in iterate_batches(samples, shares(batches), device):
         output = forward(inputs)
-        loss = weighted(objective.loss(output, labels))
+        loss = weighted(minimised(output, labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -140,7 +150,13 @@ def _epoch(
     # The device synchronises here, once an epoch.
     mean_loss = float(mean(total)) / len(all_labels)
     logits, labels = (gathered(torch.cat(every)).cpu() for every in (all_logits, all_labels))
-    return mean_loss, objective.score(logits, labels)
+    return mean_loss, logits, labels
+
+
+def _score(head: TaskHead, logits: Tensor, labels: Tensor) -> float:
+    """Return the score of logits (n, K), or the mean score of N networks' (n, N, K)."""
+    networks = logits.unbind(1) if logits.dim() == 3 else (logits,)
+    return fmean(head.score(own, labels) for own in networks)
 
 
 def require_finite_loss(loss: float, stage: str, epoch: int) -> float:

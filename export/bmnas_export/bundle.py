@@ -88,7 +88,7 @@ def export_bundle(
         manifest = _describe(trained, reference, scores or {})
         _next(stage, "graph")
         content = export_graph(
-            prepare(reference, trained.task.kind),
+            prepare(reference, trained.task.head),
             manifest.inputs,
             manifest.outputs,
             _metadata(trained),
@@ -139,11 +139,9 @@ def _describe(
 ) -> Manifest:
     """Return the manifest as far as it is known before the export; digests are still zero."""
     info = trained.task
-    axes = (-1, len(info.class_names))
-    squashed = "softmax" if info.kind == "multiclass" else "sigmoid"
-    outputs = (
-        TensorSpec("logits", axes, "float32", f"one per class, before the {squashed}"),
-        TensorSpec("probabilities", axes, "float32", f"{squashed} of the logits, one per class"),
+    outputs = tuple(
+        TensorSpec(output.name, (-1, output.columns), "float32", output.meaning)
+        for output in info.head.served_outputs(len(info.class_names))
     )
     taken = [name for name in network.modalities if name in {spec.name for spec in outputs}]
     if taken:
@@ -154,7 +152,7 @@ def _describe(
     try:
         return Manifest(
             name=re.sub(r"[^A-Za-z0-9_.-]+", "-", info.name).lstrip("_.-") or "model",
-            task=TaskSpec(info.name, info.kind),
+            task=TaskSpec(info.name, info.kind, info.head.decision),
             inputs=tuple(_input(network, name) for name in network.modalities),
             outputs=outputs,
             class_names=info.class_names,

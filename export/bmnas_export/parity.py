@@ -30,8 +30,8 @@ class BatchParity:
     """One batch of ``batch`` samples.
 
     ``difference`` is the largest one of scaled logits, ``probability_difference`` the largest one
-    between the graph's probabilities and those of its own logits; ``agree`` counts the samples
-    that get the same class (multiclass) or the same labels (multilabel).
+    between the graph's other outputs and those that follow from its own logits; ``agree`` counts
+    the samples that are decided the same.
     """
 
     batch: int
@@ -131,33 +131,27 @@ def _both(
 def _compare(
     expected: NDArray[Any], outputs: dict[str, NDArray[Any]], scale: float, info: TaskInfo
 ) -> BatchParity:
-    logits, probabilities = outputs["logits"], outputs["probabilities"]
-    if logits.shape != expected.shape or probabilities.shape != expected.shape:
+    logits, *others = outputs.values()
+    # In float64, to see the graph's own rounding alone.
+    wanted = [x.numpy() for x in info.head.served(torch.from_numpy(logits.astype(np.float64)))[1:]]
+    received = [logits.shape, *(x.shape for x in others)]
+    if received != [expected.shape, *(x.shape for x in wanted)]:
         raise ParityError(
-            f"onnxruntime returned logits {list(logits.shape)} and probabilities"
-            f" {list(probabilities.shape)}, torch {list(expected.shape)}"
+            f"onnxruntime returned {', '.join(outputs)} of the shapes {received}, torch logits"
+            f" {list(expected.shape)}"
         )
     agree = _decisions(logits, info) == _decisions(expected, info)
+    apart = [np.abs(x - y).max() for x, y in zip(others, wanted, strict=True)]
     return BatchParity(
         batch=len(expected),
         difference=float(np.abs(logits.astype(np.float64) - expected).max()) / scale,
-        probability_difference=float(np.abs(probabilities - _probabilities(logits, info)).max()),
+        probability_difference=float(np.max(apart, initial=0.0)),
         agree=int(agree.all(axis=1).sum()),
     )
 
 
-def _probabilities(logits: NDArray[Any], info: TaskInfo) -> NDArray[Any]:
-    precise = torch.from_numpy(logits.astype(np.float64))
-    squashed = precise.softmax(-1) if info.kind == "multiclass" else precise.sigmoid()
-    return squashed.numpy()
-
-
 def _decisions(logits: NDArray[Any], info: TaskInfo) -> NDArray[Any]:
-    if info.kind == "multiclass":
-        classes: NDArray[Any] = logits.argmax(axis=1)[:, None]
-        return classes
-    labels: NDArray[Any] = _probabilities(logits, info) > info.threshold
-    return labels
+    return info.head.decide(torch.from_numpy(logits)).numpy()
 
 
 def _failure(report: ParityReport) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bmnas.features.layers import LinearNorm
 from bmnas.features.reshape import Pool
 from bmnas.pipeline.multimodal import MultimodalNetwork
-from bmnas.tasks.task import Kind
+from bmnas.training.heads import TaskHead
 
 
 class ExportPool(Pool):
@@ -41,23 +41,16 @@ class ExportPool(Pool):
 
 
 class ExportNetwork(nn.Module):
-    """The network as it is served: raw inputs to logits and probabilities, (B, K) float32 each.
+    """The network as it is served: raw inputs to the outputs of its ``head``, float32 each."""
 
-    Probabilities are the softmax of the logits for a multiclass task, the sigmoid for a
-    multilabel one.
-    """
-
-    def __init__(self, network: MultimodalNetwork, kind: Kind) -> None:
+    def __init__(self, network: MultimodalNetwork, head: TaskHead) -> None:
         super().__init__()
         self.network = network
-        self.kind = kind
+        self.head = head
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and probabilities of one raw input per modality, each (B, *shape)."""
-        logits: Tensor = self.network(*inputs).float()
-        if self.kind == "multiclass":
-            return logits, logits.softmax(-1)
-        return logits, logits.sigmoid()
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return what is served, logits (B, K) the first, of a raw input (B, *shape) a modality."""
+        return self.head.served(self.network(*inputs).float())
 
 
 def reference_network(network: nn.Module) -> MultimodalNetwork:
@@ -70,7 +63,7 @@ def reference_network(network: nn.Module) -> MultimodalNetwork:
     return cast(MultimodalNetwork, plain.cpu().eval().requires_grad_(False))
 
 
-def prepare(network: MultimodalNetwork, kind: Kind) -> ExportNetwork:
+def prepare(network: MultimodalNetwork, head: TaskHead) -> ExportNetwork:
     """Return what ``network`` computes as a new network that can be exported.
 
     Pooling loses its adaptive operators, and each linear layer takes in the BatchNorm that
@@ -82,7 +75,7 @@ def prepare(network: MultimodalNetwork, kind: Kind) -> ExportNetwork:
         for name, child in list(parent.named_children()):
             if isinstance(child, LinearNorm):
                 setattr(parent, name, fold_norm(child))
-    return ExportNetwork(prepared, kind).eval()
+    return ExportNetwork(prepared, head).eval()
 
 
 @torch.no_grad()

@@ -21,9 +21,11 @@ from bmnas_serve.strict_json import parse_json
 FORMAT = "bmnas.bundle/1"
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
-KINDS = ("multiclass", "multilabel")
-#: Outputs with these names have one column a class.
-CLASS_OUTPUTS = ("logits", "probabilities")
+#: How an answer follows from the outputs: the class of the highest probability, the classes whose
+#: probability is above the threshold, or the outputs as they are.
+DECISIONS = ("argmax", "threshold", "none")
+#: The decision of the kinds of task whose manifests need not state it.
+KINDS = {"multiclass": "argmax", "multilabel": "threshold"}
 
 _LIMIT = 64_000_000  # bytes; a manifest of a thousand classes takes about a hundred thousand
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -82,23 +84,41 @@ class InputSpec(TensorSpec):
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """The task that the model was made for; ``kind`` is ``multiclass`` or ``multilabel``."""
+    """The task that the model was made for.
+
+    ``decision`` is one of ``DECISIONS``; it may be left out for a kind in ``KINDS``.
+    """
 
     name: str
     kind: str
+    decision: str = ""
 
     def __post_init__(self) -> None:
         _text(self.name, "task.name", empty=False)
-        if self.kind not in KINDS:
-            raise _wrong("task.kind", self.kind, f"one of {', '.join(KINDS)}")
+        _text(self.kind, "task.kind", empty=False)
+        if not self.decision and self.kind not in KINDS:
+            raise _wrong(
+                "task.kind", self.kind, f"one of {', '.join(KINDS)}, or a task.decision beside it"
+            )
+        decision = self.decision or KINDS[self.kind]
+        if decision not in DECISIONS or KINDS.get(self.kind, decision) != decision:
+            known = KINDS.get(self.kind)
+            raise _wrong("task.decision", decision, known or f"one of {', '.join(DECISIONS)}")
+        object.__setattr__(self, "decision", decision)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the task as JSON-ready plain data."""
+        # Left out where it is known: servers of earlier versions do not know the field.
+        stated = {} if self.kind in KINDS else {"decision": self.decision}
+        return {"name": self.name, "kind": self.kind, **stated}
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What a bundle says about its model.
 
-    ``threshold`` is the probability from which a label is given: a number for a multilabel
-    model, None for a multiclass one. ``files`` maps each file of the bundle to its SHA-256.
+    ``threshold`` is the probability from which a label is given: a number where the task's
+    decision is ``threshold``, else None. ``files`` maps each file of the bundle to its SHA-256.
     ``genotype``, ``fusion`` (instead of it: a hand-made fusion, by name), ``scores``, ``parity``,
     ``latency`` and ``versions`` are JSON objects of free form. Raises BundleError when a value
     breaks the format.
@@ -123,8 +143,8 @@ class Manifest:
             raise _wrong("name", self.name, "letters, digits, '_', '-' and '.'")
         _check_tensors(self.inputs, "inputs")
         _check_tensors(self.outputs, "outputs")
-        _check_classes(self.class_names, self.outputs)
-        _check_threshold(self.threshold, self.task.kind)
+        _check_classes(self.class_names, self.outputs, self.task)
+        _check_threshold(self.threshold, self.task)
         _check_files(self.files)
         if self.genotype is not None:
             _free(self.genotype, "genotype")
@@ -138,7 +158,7 @@ class Manifest:
         return {
             "format": FORMAT,
             "name": self.name,
-            "task": {"name": self.task.name, "kind": self.task.kind},
+            "task": self.task.to_dict(),
             "inputs": [tensor.to_dict() for tensor in self.inputs],
             "outputs": [tensor.to_dict() for tensor in self.outputs],
             "class_names": list(self.class_names),
@@ -182,10 +202,10 @@ def parse(data: Any, source: str = "manifest") -> Manifest:
         top = _object(data, "the manifest", _REQUIRED, _OPTIONAL)
         if top["format"] != FORMAT:
             raise _wrong("format", top["format"], f"{FORMAT!r}: export again with this version")
-        task = _object(top["task"], "task", ("name", "kind"))
+        task = _object(top["task"], "task", ("name", "kind"), ("decision",))
         return Manifest(
             name=top["name"],
-            task=TaskSpec(task["name"], task["kind"]),
+            task=TaskSpec(**task),
             inputs=tuple(
                 InputSpec(**_tensor(item, f"inputs[{i}]", ("preprocessing",)))
                 for i, item in enumerate(_list(top["inputs"], "inputs"))
@@ -238,13 +258,17 @@ def _check_tensors(tensors: tuple[TensorSpec, ...], place: str) -> None:
             )
 
 
-def _check_classes(class_names: tuple[str, ...], outputs: tuple[TensorSpec, ...]) -> None:
+def _check_classes(
+    class_names: tuple[str, ...], outputs: tuple[TensorSpec, ...], task: TaskSpec
+) -> None:
     for position, name in enumerate(class_names):
         _text(name, f"class_names[{position}]", empty=False)
     if not class_names or len(set(class_names)) < len(class_names):
         raise _wrong("class_names", list(class_names), "at least one name, and names that differ")
-    for tensor in outputs:
-        if tensor.name in CLASS_OUTPUTS and tensor.shape != (-1, len(class_names)):
+    # A kind that states its decision may have logits of another number.
+    by_class = ("logits", "probabilities") if task.kind in KINDS else ("probabilities",)
+    for tensor in outputs if task.decision != "none" else ():
+        if tensor.name in by_class and tensor.shape != (-1, len(class_names)):
             raise _wrong(
                 f"outputs: {tensor.name}: shape",
                 list(tensor.shape),
@@ -252,12 +276,12 @@ def _check_classes(class_names: tuple[str, ...], outputs: tuple[TensorSpec, ...]
             )
 
 
-def _check_threshold(threshold: float | None, kind: str) -> None:
-    if kind == "multiclass":
+def _check_threshold(threshold: float | None, task: TaskSpec) -> None:
+    if task.decision != "threshold":
         if threshold is not None:
-            raise _wrong("threshold", threshold, "null, as the task is multiclass")
+            raise _wrong("threshold", threshold, f"null, as the task is {task.kind}")
     elif not _is_number(threshold) or not 0 <= threshold <= 1:
-        raise _wrong("threshold", threshold, "a number from 0 to 1, as the task is multilabel")
+        raise _wrong("threshold", threshold, f"a number from 0 to 1, as the task is {task.kind}")
 
 
 def _check_files(files: Mapping[str, str]) -> None:

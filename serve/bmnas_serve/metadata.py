@@ -38,6 +38,7 @@ def model_metadata(session: Session) -> dict[str, Any]:
         metadata["parameters"] = {
             "task": session.manifest.task.name,
             "kind": session.manifest.task.kind,
+            "decision": session.manifest.task.decision,
             "class_names": list(session.manifest.class_names),
             "threshold": session.manifest.threshold,
         }

@@ -18,8 +18,8 @@ from bmnas.spaces.trees.operators import random_tree
 from bmnas.spaces.trees.settings import EvolutionConfig
 from bmnas.spaces.trees.training import Trial, train_trees
 from bmnas.spaces.trees.tree import Tree
-from bmnas.training.metrics import Evaluation, Objective
-from bmnas.training.stacked import StackedObjective
+from bmnas.training.heads import head_for
+from bmnas.training.metrics import Evaluation
 
 WIDE = {"a.1": 3, "a.2": 5, "b.1": 4, "b.2": 2, "c.1": 6}
 CLASSES, WIDTH, LENGTH = 4, 6, 2
@@ -95,8 +95,7 @@ def test_it_reads_only_what_a_tree_reads() -> None:
 def test_trained_together_is_trained_alone(kind: str) -> None:
     alone = networks(some_trees(6))
     forest = Forest(copy.deepcopy(alone), tuple(WIDE)).double()
-    objective = Objective(kind)  # type: ignore[arg-type]
-    together = StackedObjective(objective.kind)
+    head = head_for(kind)
     optimizers = [torch.optim.Adam(n.double().parameters(), lr=1e-2) for n in alone]
     optimizer = torch.optim.Adam(forest.parameters(), lr=1e-2)
     for _ in range(5):
@@ -108,12 +107,13 @@ def test_trained_together_is_trained_alone(kind: str) -> None:
         )
         losses = []
         for network, own in zip(alone, optimizers, strict=True):
-            loss = objective.loss(network([inputs[n] for n in network.features]), labels)
+            loss = head.loss(network([inputs[n] for n in network.features]), labels)
             own.zero_grad()
             loss.backward()
             own.step()
             losses.append(loss.detach())
-        loss = together.loss(forest([inputs[n] for n in forest.features]), labels)
+        _, logits = forest([inputs[n] for n in forest.features])
+        loss = head.network_losses(logits, labels).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -123,13 +123,6 @@ def test_trained_together_is_trained_alone(kind: str) -> None:
     for number, network in enumerate(alone):
         expected = network.eval()([inputs[name] for name in network.features])
         torch.testing.assert_close(found[:, number], expected, rtol=1e-5, atol=1e-7)
-
-
-def test_the_score_is_that_of_the_mean_output() -> None:
-    logits = torch.tensor([[[2.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
-    # The means are (1, 0.5) and (0, 1).
-    assert StackedObjective("multiclass").score(logits, torch.tensor([0, 1])) == 1.0
-    assert StackedObjective("multiclass").score(logits, torch.tensor([1, 1])) == 0.5
 
 
 def scored(score: float) -> Evaluation:
@@ -161,22 +154,18 @@ def test_every_tree_has_its_own_patience(
     epochs: list[int],
     best: list[float],
 ) -> None:
-    ended = [0, 0]
+    def plan(*args: object) -> list[Evaluation]:
+        # What is said of a tree that has ended counts no more.
+        return [scored(scores.pop(0) if scores else 1.0) for scores in left]
 
-    def plan(logits: torch.Tensor, *args: object) -> Evaluation:
-        # Trees that have ended are not asked about any more.
-        number = order.pop(0)
-        ended[number] += 1
-        return scored((first, second)[number][ended[number] - 1])
-
-    order = [n for epoch in range(5) for n in (0, 1) if epoch < epochs[n]]
-    monkeypatch.setattr(module, "evaluated", plan)
+    left = [first.copy(), second.copy()]
+    monkeypatch.setattr(module, "evaluate_several", plan)
     told: list[str] = []
     found = train_trees(
         networks([words("m0.1 m1.1 add"), words("m0.2 m1.1 mul")], CHANNELS),
         tiny_samples(40),
         tiny_samples(24, seed=1),
-        Objective("multiclass"),
+        head_for("multiclass"),
         EvolutionConfig(epochs=5, patience=2, batch_size=16, width=WIDTH),
         device=torch.device("cpu"),
         stage="test",
@@ -184,7 +173,6 @@ def test_every_tree_has_its_own_patience(
     )
     assert [each for each, _ in found] == epochs
     assert [each.score for _, each in found] == best
-    assert order == []
     assert told[0] == "epoch 1, 2 in training"
     assert len(told) == max(epochs)
 
@@ -195,7 +183,7 @@ def test_divergence_is_told() -> None:
             networks([words("m0.1 m1.1 mul")], CHANNELS),
             tiny_samples(40),
             tiny_samples(24),
-            Objective("multiclass"),
+            head_for("multiclass"),
             EvolutionConfig(max_lr=1e30, batch_size=16, width=WIDTH),
             device=torch.device("cpu"),
             stage="test",

@@ -11,7 +11,7 @@ from bmnas.features.samples import epoch_batches
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Silent
 from bmnas.training.fit import Group, Recipe, fit, require_finite_loss
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def train(
         lambda inputs: network(inputs[0]),
         [Group(list(network.parameters()), max_lr)],
         Points(64),
-        Objective("multiclass"),
+        head_for("multiclass"),
         recipe,
         device=CPU,
         checkpoint=None,

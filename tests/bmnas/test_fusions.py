@@ -20,7 +20,7 @@ from bmnas.spaces.fusions import FUSIONS, CentralNet, MTUTFusion
 from bmnas.spaces.fusions.central_difference import TemporalDifference
 from bmnas.spaces.fusions.features import levels
 from bmnas.spaces.fusions.mtut import correlation, focal_weight
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 TWO = {"image.1": 3, "image.2": 5, "audio.1": 4, "audio.2": 2}
 THREE = {**TWO, "text.1": 6}
@@ -187,9 +187,8 @@ def test_a_fusion_computes_its_formula(formula: Any, channels_raw: Mapping[str, 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_every_weight_is_trained(name: str) -> None:
     fusion = built(name, THREE).train()
-    objective = fusion.objective(Objective("multiclass"))
     x = [torch.from_numpy(f) for f in pooled(fusion, THREE, rows=16)]
-    objective.loss(fusion(x), torch.arange(16) % CLASSES).backward()
+    fusion.loss(head_for("multiclass"), fusion(x), torch.arange(16) % CLASSES).backward()
     without = [n for n, p in fusion.named_parameters() if p.grad is None or not p.grad.any()]
     assert not without
 
@@ -250,10 +249,10 @@ def test_centralnet_adds_the_losses_of_the_modalities() -> None:
         expected.append(w.linear(flat(w.projection(x[n], n)), f"classifiers.{m}"))
     for logits, wanted in zip(output, expected, strict=True):
         np.testing.assert_allclose(logits.detach().numpy(), wanted, rtol=1e-9, atol=1e-9)
-    objective = fusion.objective(Objective("multiclass"))
+    head = head_for("multiclass")
     total = sum(cross_entropy(logits, labels.numpy()) for logits in expected)
-    assert objective.loss(output, labels).item() == pytest.approx(total)
-    assert objective.loss(output[0], labels).item() == pytest.approx(
+    assert fusion.loss(head, output, labels).item() == pytest.approx(total)
+    assert fusion.loss(head, output[0], labels).item() == pytest.approx(
         cross_entropy(expected[0], labels.numpy())
     )
 
@@ -281,20 +280,20 @@ def test_mtut_aligns_the_worse_modality_with_the_better_one() -> None:
             rows = [f / np.linalg.norm(f, axis=2, keepdims=True) for f in features]
             apart = rows[m] @ rows[m].swapaxes(1, 2) - rows[n] @ rows[n].swapaxes(1, 2)
             total += 0.05 * rho * (apart**2).sum((1, 2)).mean()
-    objective = fusion.objective(Objective("multiclass"))
+    head = head_for("multiclass")
     output = (torch.stack(logits).mean(0), *logits, *correlations)
-    assert objective.loss(output, labels).item() == pytest.approx(total)
+    assert fusion.loss(head, output, labels).item() == pytest.approx(total)
 
 
 def test_only_the_worse_modality_is_moved() -> None:
     own, other = torch.tensor(1.5), torch.tensor(1.0)
     assert focal_weight(own, other).item() == pytest.approx(np.e - 1)
     assert focal_weight(other, own).item() == 0
-    objective = MTUTFusion({"a.1": 1, "b.1": 1}, channels=1, length=1, classes=2, dropout=0.0)
+    fusion = MTUTFusion({"a.1": 1, "b.1": 1}, channels=1, length=1, classes=2, dropout=0.0)
     good, bad = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
     first, second = (torch.rand(1, 2, 2, requires_grad=True) for _ in range(2))
     output = (good, good, bad, first, second)
-    objective.objective(Objective("multiclass")).loss(output, torch.tensor([0])).backward()
+    fusion.loss(head_for("multiclass"), output, torch.tensor([0])).backward()
     assert first.grad is None or not first.grad.any()
     assert second.grad is not None
     assert second.grad.any()
@@ -302,10 +301,9 @@ def test_only_the_worse_modality_is_moved() -> None:
 
 def test_multilabel_losses_are_those_of_the_task() -> None:
     fusion = built("centralnet")
-    objective = fusion.objective(Objective("multilabel", 0.3))
-    assert (objective.metric, objective.threshold) == ("weighted_f1", 0.3)
+    head = head_for("multilabel")
     logits, labels = torch.zeros(4, CLASSES), torch.ones(4, CLASSES)
-    assert objective.loss((logits, logits), labels).item() == pytest.approx(2 * np.log(2))
+    assert fusion.loss(head, (logits, logits), labels).item() == pytest.approx(2 * np.log(2))
 
 
 @pytest.mark.parametrize("name", [n for n in FUSIONS if "two_stream" not in n])

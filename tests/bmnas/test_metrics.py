@@ -9,7 +9,8 @@ from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
 
 from bmnas.features.samples import FeatureSamples
-from bmnas.training.metrics import Objective, best_threshold, evaluate, weighted_f1
+from bmnas.training.heads import head_for, weighted_f1
+from bmnas.training.metrics import evaluate
 
 CPU = torch.device("cpu")
 
@@ -42,7 +43,7 @@ def test_accuracy_is_that_of_scikit_learn(count: int, classes: int, seed: int) -
 
     rng = np.random.default_rng(seed)
     logits, labels = rng.normal(size=(count, classes)), rng.integers(0, classes, count)
-    found = Objective("multiclass").score(torch.from_numpy(logits), torch.from_numpy(labels))
+    found = head_for("multiclass").score(torch.from_numpy(logits), torch.from_numpy(labels))
     assert found == pytest.approx(accuracy_score(labels, logits.argmax(1)))
 
 
@@ -54,7 +55,7 @@ def test_the_score_of_labels_is_weighted_f1_of_probabilities(
     rng = np.random.default_rng(seed)
     logits, labels = rng.normal(size=(count, classes)), rng.integers(0, 2, (count, classes))
     probabilities = 1 / (1 + np.exp(-logits))
-    found = Objective("multilabel", threshold).score(
+    found = head_for("multilabel", threshold).score(
         torch.from_numpy(logits), torch.from_numpy(labels).float()
     )
     assert found == pytest.approx(f1_by_counting(probabilities > threshold, labels == 1))
@@ -64,25 +65,37 @@ def test_losses_have_their_hand_values() -> None:
     logits = torch.tensor([[0.0, 0.0], [np.log(3.0), 0.0]])
     # Probabilities of the right class: 1/2 and 3/4.
     expected = -(np.log(1 / 2) + np.log(3 / 4)) / 2
-    assert float(Objective("multiclass").loss(logits, torch.tensor([0, 0]))) == pytest.approx(
+    assert float(head_for("multiclass").loss(logits, torch.tensor([0, 0]))) == pytest.approx(
         expected
     )
     # Probabilities of the right answers: 1/2, 1/2, 3/4, 1/2.
     expected = -(3 * np.log(1 / 2) + np.log(3 / 4)) / 4
     labels = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    assert float(Objective("multilabel").loss(logits, labels)) == pytest.approx(expected)
+    assert float(head_for("multilabel").loss(logits, labels)) == pytest.approx(expected)
 
 
 def test_metrics_have_their_names() -> None:
-    assert Objective("multiclass").metric == "accuracy"
-    assert Objective("multilabel").metric == "weighted_f1"
+    assert head_for("multiclass").metric == "accuracy"
+    assert head_for("multilabel").metric == "weighted_f1"
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_losses_of_several_networks_are_each_ones_own(kind: str) -> None:
+    torch.manual_seed(0)
+    head, logits, labels = head_for(kind), torch.randn(10, 3, 4), torch.randint(0, 4, (10,))
+    if kind == "multilabel":
+        labels = torch.randint(0, 2, (10, 4)).float()
+    expected = torch.stack([head.loss(logits[:, n], labels) for n in range(3)])
+    # Sums of ten float32 numbers in another order.
+    torch.testing.assert_close(head.network_losses(logits, labels), expected)
+    assert head.summed_loss(logits.unbind(1), labels).item() == pytest.approx(expected.sum().item())
 
 
 def test_the_best_threshold_is_the_lowest_of_equals_on_the_grid() -> None:
     # Labels at 0.9 and 0.32, the rest at 0.12: everything from 0.15 to 0.30 separates them.
     probabilities = torch.tensor([[0.9, 0.12], [0.12, 0.32], [0.12, 0.12]])
     labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    assert best_threshold(probabilities.logit(), labels) == 0.15
+    assert head_for("multilabel").best_threshold(probabilities.logit(), labels) == 0.15
 
 
 @settings(deadline=None, max_examples=25)
@@ -91,9 +104,9 @@ def test_no_threshold_of_the_grid_is_better_than_the_best(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed % 2**31)
     logits = torch.randn(20, 3, generator=generator)
     labels = torch.randint(0, 2, (20, 3), generator=generator).float()
-    chosen = best_threshold(logits, labels)
+    chosen = head_for("multilabel").best_threshold(logits, labels)
     scores = {
-        t: Objective("multilabel", t).score(logits, labels)
+        t: head_for("multilabel", t).score(logits, labels)
         for t in [round(0.05 * step, 2) for step in range(1, 20)]
     }
     best = max(scores.values())
@@ -122,7 +135,7 @@ def test_evaluation_sees_every_sample_once_in_evaluation_mode() -> None:
     data, labels = torch.randn(300, 1, 2), torch.randint(0, 3, (300,))
     samples = FeatureSamples(("a.1",), {"a.1": data}, {"a": torch.arange(300)}, labels)
     network = Spy().train()
-    found = evaluate(network, network, samples, Objective("multiclass"), CPU)
+    found = evaluate(network, network, samples, head_for("multiclass"), CPU)
     assert sum(network.batches) == 300
     assert len(network.batches) > 1
     logits = network.linear(data.flatten(1)).detach()

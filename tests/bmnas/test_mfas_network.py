@@ -14,12 +14,11 @@ from torch import Tensor
 from bmnas.machine.costs import count_parameters
 from bmnas.machine.progress import Silent
 from bmnas.spaces.architecture import build_fusion
-from bmnas.spaces.mfas.network import HeadsObjective, MFASNetwork, shares
+from bmnas.spaces.mfas.network import MFASNetwork, shares
 from bmnas.spaces.mfas.space import Layer, Layers, MFASGenotype
 from bmnas.spaces.mfas.stacked import StackedNetworks
-from bmnas.training.fit import Group, Recipe, fit
-from bmnas.training.metrics import Objective
-from bmnas.training.stacked import StackedObjective
+from bmnas.training.fit import Group, Loss, Recipe, fit
+from bmnas.training.heads import head_for
 
 CLASSES = 4
 FEATURES = tuple(RAW)
@@ -111,8 +110,12 @@ def test_the_scalars_of_two_modalities_are_a_and_one_minus_a() -> None:
 def test_a_candidate_reads_what_its_layers_read() -> None:
     alone = network(CHAIN[1:2], heads=False)
     assert alone.features == ("m0.1", "m1.1")
-    objective = Objective("multiclass")
-    assert alone.objective(objective) is objective
+    head, logits, labels = (
+        head_for("multiclass"),
+        torch.randn(4, CLASSES),
+        torch.arange(4) % CLASSES,
+    )
+    assert torch.equal(alone.loss(head, logits, labels), head.loss(logits, labels))
     assert network(CHAIN[1:2]).features == FEATURES
 
 
@@ -126,16 +129,14 @@ def test_parameters_are_those_of_layers_and_heads() -> None:
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
 def test_every_head_has_a_loss(kind: str) -> None:
-    objective = network().objective(Objective(kind, 0.3))  # type: ignore[arg-type]
-    assert isinstance(objective, HeadsObjective)
-    assert (objective.kind, objective.threshold) == (kind, 0.3)
+    fusion, head = network(), head_for(kind)
     logits = torch.zeros(5, CLASSES)
     labels = torch.ones(5, CLASSES) if kind == "multilabel" else torch.arange(5) % CLASSES
     one = np.log(2) if kind == "multilabel" else np.log(CLASSES)
-    assert objective.loss((logits + 9, logits, logits, logits), labels).item() == pytest.approx(
+    assert fusion.loss(head, (logits + 9, logits, logits, logits), labels).item() == pytest.approx(
         3 * one
     )
-    assert objective.loss(logits, labels).item() == pytest.approx(one)
+    assert fusion.loss(head, logits, labels).item() == pytest.approx(one)
 
 
 def test_three_modalities() -> None:
@@ -146,7 +147,7 @@ def test_three_modalities() -> None:
     assert isinstance(fusion, MFASNetwork)
     output = fusion([torch.randn(4, 2, width) for width in raw.values()])
     assert [tuple(logits.shape) for logits in output] == [(4, 3)] * 5
-    fusion.objective(Objective("multiclass")).loss(output, torch.arange(4) % 3).backward()
+    fusion.loss(head_for("multiclass"), output, torch.arange(4) % 3).backward()
     assert all(p.grad is not None and p.grad.any() for p in fusion.parameters())
 
 
@@ -180,39 +181,30 @@ def test_training_in_a_stack_is_training_alone(kind: str) -> None:
     stack = StackedNetworks(networks, FEATURES)
     samples, (held, _) = tiny_samples(40, kind=kind), tiny_samples(24).batch(torch.arange(24))
     x = dict(zip(FEATURES, held, strict=True))
-    objective = Objective(kind)  # type: ignore[arg-type]
+    head = head_for(kind)
 
-    def trained(net: MFASNetwork | StackedNetworks, by: Objective) -> Tensor:
+    def trained(net: MFASNetwork | StackedNetworks, loss: Loss | None = None) -> Tensor:
         torch.manual_seed(1)
         fit(
             net,
             net,
             [Group(list(net.parameters()), 0.05)],
             samples.select(net.features),
-            by,
+            head,
             Recipe(3, 8, 1e-6, 1e-2, first_cycle=1),
             device=CPU.device,
             checkpoint=None,
             progress=Silent(),
             stage="test",
+            loss=loss,
         )
         logits = net([x[name] for name in net.features])
         assert isinstance(logits, Tensor)
         return logits.detach()
 
-    found = trained(stack, StackedObjective(objective.kind))
+    found = trained(stack, lambda output, y: head.network_losses(output[-1], y).sum())
     for n, net in enumerate(networks):
         before = net([x[name] for name in net.features])
-        after = trained(net, objective)
+        after = trained(net)
         torch.testing.assert_close(found[:, n], after, rtol=1e-3, atol=1e-4)
         assert (after - before).abs().max() > 0.1
-
-
-def test_the_loss_of_a_stack_is_the_sum_of_losses() -> None:
-    torch.manual_seed(0)
-    logits, labels = torch.randn(5, 3, CLASSES), torch.arange(5) % CLASSES
-    alone = Objective("multiclass")
-    expected = sum(alone.loss(logits[:, n], labels) for n in range(3))
-    objective = StackedObjective("multiclass")
-    assert objective.loss((logits.mean(1), logits), labels).item() == pytest.approx(float(expected))
-    assert objective.score(logits, labels) == alone.score(logits.mean(1), labels)

@@ -14,7 +14,7 @@ from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.one_shot import OneShot, SingleNetworks
 from bmnas.spaces.cells.operations import PAPER
 from bmnas.spaces.cells.supernet import Supernet
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 FEATURES = ("m0.1", "m0.2", "m1.1")
 SURE = 60.0
@@ -64,7 +64,7 @@ def chosen(supernet: Supernet, one: Genotype) -> Supernet:
 
 @pytest.mark.parametrize("one", [*chains()], ids=lambda g: "-".join(s.op for s in g.cells[0].steps))
 def test_it_is_the_loss_of_the_supernet_that_chose_so(one: Genotype) -> None:
-    network, samples, objective = supernet(), tiny_samples(40), Objective("multiclass")
+    network, samples, objective = supernet(), tiny_samples(40), head_for("multiclass")
     before = {name: value.clone() for name, value in network.state_dict().items()}
     loss = OneShot(network, samples, objective, CPU, seed=3).loss(one)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -75,7 +75,7 @@ def test_it_is_the_loss_of_the_supernet_that_chose_so(one: Genotype) -> None:
 
 
 def test_a_cell_of_one_step_is_not_merged() -> None:
-    network, samples, objective = supernet(steps=1), tiny_samples(40), Objective("multiclass")
+    network, samples, objective = supernet(steps=1), tiny_samples(40), head_for("multiclass")
     one = genotype(Step("linear_glu", ("x", "y")))
     features, labels = samples.batch(torch.arange(40))
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_a_cell_of_one_step_is_not_merged() -> None:
 
 
 def test_operands_in_another_order_have_one_loss() -> None:
-    one_shot = OneShot(supernet(), tiny_samples(40), Objective("multiclass"), CPU, seed=0)
+    one_shot = OneShot(supernet(), tiny_samples(40), head_for("multiclass"), CPU, seed=0)
     first = Step("attention", ("x", "y"))
     losses = [
         one_shot.loss(genotype(first, Step("concat_fc", names)))
@@ -101,18 +101,18 @@ def test_many_samples_are_a_thousand_of_them_in_equal_batches(
     samples = tiny_samples(1300)
     batch = samples.batch
     monkeypatch.setattr(samples, "batch", lambda c: (sizes.append(len(c)), batch(c))[1])
-    OneShot(supernet(), samples, Objective("multiclass"), CPU, seed=0)
+    OneShot(supernet(), samples, head_for("multiclass"), CPU, seed=0)
     assert sizes == [500, 500]
     sizes.clear()
     few = tiny_samples(601)
     batch_of_few = few.batch
     monkeypatch.setattr(few, "batch", lambda c: (sizes.append(len(c)), batch_of_few(c))[1])
-    OneShot(supernet(), few, Objective("multiclass"), CPU, seed=0)
+    OneShot(supernet(), few, head_for("multiclass"), CPU, seed=0)
     assert sizes == [301, 300]
 
 
 def test_single_networks_come_in_turns_and_are_those_that_are_judged() -> None:
-    network, samples, objective = supernet(), tiny_samples(40), Objective("multiclass")
+    network, samples, objective = supernet(), tiny_samples(40), head_for("multiclass")
     every = [*chains()][6:9]
     singles = SingleNetworks(network, samples.names, every).eval()
     one_shot = OneShot(network, samples, objective, CPU, seed=3)
@@ -133,7 +133,7 @@ def test_a_step_trains_what_its_network_reads_and_drops_as_the_supernet_does() -
     features, labels = samples.batch(torch.arange(40))
     logits = singles(features)
     assert not torch.equal(logits, singles(features))
-    Objective("multiclass").loss(logits, labels).backward()
+    head_for("multiclass").loss(logits, labels).backward()
     left = {name for name, value in network.named_parameters() if value.grad is None}
     unread = {f"projections.1.{name}" for name in ("weight", "bias")}
     layers = [f"cells.{k}.steps.{m}.{name}" for k in (0, 1) for m in (0, 1) for name in OTHERS]

@@ -12,7 +12,7 @@ import bmnas
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.joint import evaluate_fusion
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 CPU = Runtime(torch.device("cpu"), compile=False)
 
@@ -37,7 +37,7 @@ def test_a_training_is_tested_once_and_saved(found: Path) -> None:
     assert metrics["latency"]["torch"]["batch_64"]["median_ms"] > 0
     assert not (found.parent / "train-checkpoint.pt").exists()
     network = bmnas.load_network(result.network).network
-    again = evaluate_fusion(tiny_task(), network, "test", Objective("multiclass"), CPU)
+    again = evaluate_fusion(tiny_task(), network, "test", head_for("multiclass"), CPU)
     assert again.score == pytest.approx(result.score)
     assert again.loss == pytest.approx(metrics["test"]["loss"], rel=1e-5)
 

@@ -14,18 +14,18 @@ from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.unimodal import Unimodal, remove_stale, unimodal_networks
 from bmnas.tasks import Task
-from bmnas.training.metrics import Objective, weighted_f1
+from bmnas.training.heads import TaskHead, head_for, weighted_f1
 
 CPU = Runtime(torch.device("cpu"), compile=False)
 
 
 def networks(
-    folder: Path, task: Task, seed: int = 0, objective: Objective | None = None
+    folder: Path, task: Task, seed: int = 0, head: TaskHead | None = None
 ) -> dict[str, Unimodal]:
     return unimodal_networks(
         task,
         CONFIG.unimodal,
-        objective or Objective(task.kind),
+        head or head_for(task.kind),
         seed=seed,
         folder=folder,
         runtime=CPU,
@@ -58,7 +58,7 @@ def test_another_threshold_changes_the_score_and_not_the_backbone(tmp_path: Path
     task = tiny_task(kind="multilabel")
 
     def scores(threshold: float) -> dict[str, float]:
-        found = networks(tmp_path, task, objective=Objective("multilabel", threshold))
+        found = networks(tmp_path, task, head=head_for("multilabel", threshold))
         return {name: one.validation for name, one in found.items()}
 
     half = scores(0.5)

@@ -170,10 +170,10 @@ def test_the_score_is_that_of_the_supernet_in_evaluation_mode(
     inputs, labels = problem.validation.batch(torch.arange(len(problem.validation)))
     with torch.no_grad():
         logits = watch.supernet(inputs)
-    assert outcome.validation == pytest.approx(problem.objective.score(logits, labels))
+    assert outcome.validation == pytest.approx(problem.head.score(logits, labels))
     record = history(tmp_path)[0]
     assert record["validation_loss"] == pytest.approx(
-        float(problem.objective.loss(logits, labels)), rel=1e-4
+        float(problem.head.loss(logits, labels)), rel=1e-4
     )
     assert record["alpha"] == asdict(watch.supernet.architecture_weights())["alpha"]
 

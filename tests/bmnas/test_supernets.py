@@ -12,7 +12,7 @@ from torch import Tensor
 from bmnas.spaces.cells import native
 from bmnas.spaces.cells.supernet import RelaxedStep, Supernet
 from bmnas.spaces.cells.supernets import Supernets
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 
 @dataclass
@@ -90,7 +90,7 @@ def test_members_at_once_equal_each_alone(way: str, cells: int, steps: int) -> N
     found = case(10 * cells + steps, cells=cells, steps=steps)
     together = Supernets(found.members)
     logits = together(found.features)
-    losses = Objective("multiclass").losses(logits, found.labels)
+    losses = head_for("multiclass").network_losses(logits.transpose(0, 1), found.labels)
     losses.sum().backward()
     own = gradients(together)
     for number, member in enumerate(found.members):
@@ -160,19 +160,13 @@ def test_a_member_that_diverged_does_not_touch_the_others() -> None:
     with torch.no_grad():
         found.members[0].head.classifier.weight.fill_(float("nan"))
     together = Supernets(found.members)
-    losses = Objective("multiclass").losses(together(found.features), found.labels)
+    logits = together(found.features).transpose(0, 1)
+    losses = head_for("multiclass").network_losses(logits, found.labels)
     losses.sum().backward()
     assert losses.isnan().tolist() == [True, *[False] * (together.count - 1)]
     broken, *whole = gradients(together)
     assert any(g.isnan().any() for g in broken.values())
     assert not any(g.isnan().any() for own in whole for g in own.values())
-
-
-def test_multilabel_losses_are_each_members_own() -> None:
-    logits, labels = torch.randn(3, 6, 4), torch.randint(0, 2, (6, 4)).float()
-    objective = Objective("multilabel")
-    expected = torch.stack([objective.loss(own, labels) for own in logits])
-    assert_close(objective.losses(logits, labels), expected)
 
 
 def test_a_copy_of_a_member_is_its_own() -> None:

@@ -11,10 +11,10 @@ from torch import nn
 
 from bmnas.features.layers import Dropout
 from bmnas.lab.tables import Space
-from bmnas.lab.tables.batch import BatchedNetwork, BatchedObjective, structure
+from bmnas.lab.tables.batch import BatchedNetwork, structure
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.network import FusionNetwork
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 CHANNELS = {"a.1": 3, "a.2": 2, "b.1": 4}
 FEATURES = tuple(CHANNELS)
@@ -45,11 +45,11 @@ def compare(genotypes: list[Genotype], dtype: torch.dtype, tolerance: float) -> 
     x = {name: torch.randn(6, 4, channels, dtype=dtype) for name, channels in CHANNELS.items()}
     labels = torch.randint(0, 3, (6,))
     logits = batched([x[name] for name in batched.features])
-    BatchedObjective("multiclass").loss(logits, labels).backward()
+    head_for("multiclass").network_losses(logits, labels).sum().backward()
     for g, network in enumerate(networks):
         own = network([x[name] for name in network.features])
         close(logits[:, g], own)
-        Objective("multiclass").loss(own, labels).backward()
+        head_for("multiclass").loss(own, labels).backward()
     after = BatchedNetwork(genotypes, networks)
     for (name, mine), its in zip(batched.named_buffers(), after.buffers(), strict=True):
         close(mine, its, msg=name)
@@ -127,15 +127,3 @@ def test_dropout_drops_for_every_candidate_by_itself() -> None:
     assert not torch.equal(first, second)
     torch.testing.assert_close(shares[0], torch.full((2,), 0.75), atol=0.05, rtol=0)
     torch.testing.assert_close(shares[1], torch.full((2,), 0.5), atol=0.02, rtol=0)
-
-
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
-def test_the_objective_is_that_of_every_candidate(kind: Any) -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(10, 3, 4)
-    labels = torch.randint(0, 4, (10,)) if kind == "multiclass" else (torch.rand(10, 4) > 0.5) * 1.0
-    own, many = Objective(kind, 0.5), BatchedObjective(kind, 0.5)
-    losses = [own.loss(logits[:, g], labels) for g in range(3)]
-    torch.testing.assert_close(many.loss(logits, labels), torch.stack(losses).sum())
-    scores = [own.score(logits[:, g], labels) for g in range(3)]
-    assert many.score(logits, labels) == pytest.approx(sum(scores) / 3)

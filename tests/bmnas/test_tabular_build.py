@@ -23,7 +23,8 @@ from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import seed_stage
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.training.fit import Group, Recipe, fit
-from bmnas.training.metrics import Objective, evaluate
+from bmnas.training.heads import head_for
+from bmnas.training.metrics import evaluate
 
 MEASURED = ("seconds", "latency_ms")
 
@@ -91,7 +92,7 @@ def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -
     parts = work.features.samples()
     jobs = {work.genotypes[job.entries[0]].cells[0].steps[0].op: job
             for job in jobs_of(work.genotypes, range(1))}  # fmt: skip
-    own, cpu = Objective("multiclass"), torch.device("cpu")
+    own, cpu = head_for("multiclass"), torch.device("cpu")
     for op in ("sum", "linear_glu", "concat_fc"):
         job = jobs[op]
         found = Trainer(work).train(job)

@@ -115,7 +115,7 @@ def test_labels_as_names(tmp_path: Path) -> None:
     named = write_task(tmp_path, held=arrays(label=words), class_names='["yes", "no", "maybe"]')
     assert load_task_file(named).class_names == ("yes", "no", "maybe")
     short = write_task(tmp_path, held=arrays(label=words), class_names='["yes", "no"]')
-    assert "label: row 6: received 'maybe', expected a class name: yes, no" in error_of(short)
+    assert "labels: row 6: received 'maybe', expected a class name: yes, no" in error_of(short)
 
 
 def test_an_unknown_name_in_the_test_part_waits_for_the_test(tmp_path: Path) -> None:

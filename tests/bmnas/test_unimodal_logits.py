@@ -27,7 +27,8 @@ from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.mfas.space import Layer, MFASGenotype
 from bmnas.tasks.task import Modality
-from bmnas.training.metrics import Objective, evaluate
+from bmnas.training.heads import head_for
+from bmnas.training.metrics import evaluate
 
 FAMILIES = ("image", "waveform", "sequence", "vector", "text", "clip", "tokens")
 
@@ -125,13 +126,13 @@ def test_in_training_each_head_has_a_loss_of_its_own(kind: str) -> None:
     torch.testing.assert_close(total, torch.stack(heads).sum(0))
     assert len(heads) == 3
     labels = torch.arange(9) % 3
-    objective = network.objective(Objective(kind))  # type: ignore[arg-type]
+    head = head_for(kind)
     if kind == "multilabel":
         labels = torch.eye(3)[labels]
         losses = [F.binary_cross_entropy_with_logits(head, labels) for head in heads]
     else:
         losses = [F.cross_entropy(head, labels) for head in heads]
-    assert objective.loss((total, *heads), labels).item() == pytest.approx(sum(losses).item())  # type: ignore[union-attr]
+    assert network.loss(head, (total, *heads), labels).item() == pytest.approx(sum(losses).item())  # type: ignore[union-attr]
 
 
 def test_hand_made_fusions_and_those_with_heads_of_their_own_take_none() -> None:
@@ -168,7 +169,7 @@ def test_a_training_adds_them_and_its_file_keeps_them(freeze: bool, tmp_path: Pa
         network,
         lambda given: network(*given),
         raw_samples(task, network, "test"),
-        Objective(task.kind),
+        head_for(task.kind),
         torch.device("cpu"),
     ).score
     assert score == metrics["test"]["score"]

@@ -31,6 +31,7 @@ from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions import FUSIONS
 from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype
+from bmnas.training.heads import head_for
 
 CLASSES = 3
 
@@ -77,7 +78,7 @@ def test_every_fusion_of_three_modalities_matches_in_onnxruntime() -> None:
         expected = network(*inputs.values()).numpy()
     given = [TensorSpec(name, (-1, *x.shape[1:]), "float32") for name, x in inputs.items()]
     named = [TensorSpec(n, (-1, expected.shape[1]), "float32") for n in ("logits", "probabilities")]
-    prepared = prepare(reference_network(network), task.kind)
+    prepared = prepare(reference_network(network), head_for(task.kind))
     session = onnxruntime.InferenceSession(export_graph(prepared, given, named, {}))
     (found,) = session.run(["logits"], {name: x.numpy() for name, x in inputs.items()})
     for n in range(len(architectures)):

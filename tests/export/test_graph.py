@@ -21,6 +21,7 @@ from tiny_networks import tiny_network, tiny_task
 from torch import Tensor, nn
 
 from bmnas.machine.errors import UserError
+from bmnas.training.heads import head_for
 
 X = TensorSpec("x", (-1, 4), "float32")
 Y = TensorSpec("y", (-1, 3), "float32")
@@ -193,7 +194,7 @@ def test_equal_networks_give_equal_bytes() -> None:
 def tiny_graph() -> bytes:
     """Return the graph of a whole network; another process runs this too."""
     trained = tiny_network(tiny_task(("vector", "vector")))
-    network = prepare(reference_network(trained.network), "multiclass")
+    network = prepare(reference_network(trained.network), head_for("multiclass"))
     inputs = [TensorSpec(name, (-1, 5), "float32") for name in ("m0", "m1")]
     outputs = [TensorSpec(name, (-1, 3), "float32") for name in ("logits", "probabilities")]
     return export_graph(network, inputs, outputs, {"b": "2", "a": "1"})

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tiny_networks import tiny_network, tiny_task
 
 from bmnas.pipeline.multimodal import MultimodalNetwork
-from bmnas.tasks.task import Kind
 
 Array = NDArray[Any]
 Change = Callable[[Array], Array]
@@ -26,7 +25,7 @@ Change = Callable[[Array], Array]
 class FakeSession:
     """Answers with the network's logits after ``change``, and their probabilities."""
 
-    def __init__(self, network: MultimodalNetwork, kind: Kind, change: Change) -> None:
+    def __init__(self, network: MultimodalNetwork, kind: str, change: Change) -> None:
         self.network = network
         self.kind = kind
         self.change = change
@@ -45,7 +44,7 @@ class FakeSession:
 def compare(
     change: Change,
     *,
-    kind: Kind = "multiclass",
+    kind: str = "multiclass",
     test: int = 70,
     session: type[FakeSession] = FakeSession,
     spoil: Callable[[MultimodalNetwork], object] | None = None,

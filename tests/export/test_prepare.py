@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bmnas.features.layers import LinearNorm
 from bmnas.features.reshape import Pool
+from bmnas.training.heads import head_for
 
 SHAPES = st.one_of(
     st.just(()),
@@ -86,7 +87,7 @@ def test_a_prepared_network_computes_the_same_without_norms_to_fold() -> None:
         torch.randn(3, 11, 3),
     )
     expected = network(*inputs)
-    prepared = prepare(network, "multiclass")
+    prepared = prepare(network, head_for("multiclass"))
     logits, probabilities = prepared(*inputs)
     scale = expected.abs().max()
     torch.testing.assert_close(logits / scale, expected / scale, atol=2e-6, rtol=0)

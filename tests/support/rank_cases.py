@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Callable
@@ -22,8 +23,8 @@ from bmnas.spaces.trees.network import TreeFusion
 from bmnas.spaces.trees.tree import OPERATIONS
 from bmnas.strategies import STRATEGIES
 from bmnas.training.fit import Group, Recipe, fit
-from bmnas.training.metrics import Objective, evaluate
-from bmnas.training.stacked import StackedObjective
+from bmnas.training.heads import head_for
+from bmnas.training.metrics import evaluate
 
 
 class Pictures:
@@ -64,20 +65,20 @@ class Net(nn.Module):
 def fitted() -> list[Tensor]:
     torch.manual_seed(0)
     net = Net().double()
-    objective, samples = Objective("multiclass"), Pictures()
+    head, samples = head_for("multiclass"), Pictures()
     records = fit(
         net,
         lambda inputs: net(inputs[0]),
         [Group(list(net.parameters()), 1e-2)],
         samples,
-        objective,
+        head,
         Recipe(3, 5, 1e-6, 1e-2),
         device=CPU.device,
         checkpoint=None,
         progress=Silent(),
         stage="case",
     )
-    found = evaluate(net, lambda inputs: net(inputs[0]), samples, objective, CPU.device)
+    found = evaluate(net, lambda inputs: net(inputs[0]), samples, head, CPU.device)
     scores = [[r["train_loss"], r["train_score"]] for r in records] + [[found.loss, found.score]]
     assert all("forward" not in vars(module) for module in net.modules())
     return [torch.tensor(scores), found.logits, *net.state_dict().values()]
@@ -100,7 +101,7 @@ class PooledPairs:
 
 def fused() -> list[Tensor]:
     """Fusions with losses of their own, which a share of a batch alone does not know."""
-    found = []
+    found, head = [], head_for("multiclass")
     for name in ("centralnet", "mtut"):
         torch.manual_seed(0)
         what = NamedFusion(name, 4, 4)
@@ -110,12 +111,13 @@ def fused() -> list[Tensor]:
             fusion,
             [Group(list(fusion.parameters()), 1e-2)],
             PooledPairs(),
-            fusion.objective(Objective("multiclass")),
+            head,
             Recipe(3, 5, 1e-6, 1e-2),
             device=CPU.device,
             checkpoint=None,
             progress=Silent(),
             stage="case",
+            loss=functools.partial(fusion.loss, head),
         )
         losses = torch.tensor([record["train_loss"] for record in records])
         found += [losses, *fusion.state_dict().values()]
@@ -125,6 +127,7 @@ def fused() -> list[Tensor]:
 def grown() -> list[Tensor]:
     """Several fusion trees as one network, whose norms have statistics in common."""
     torch.manual_seed(0)
+    head = head_for("multiclass")
     features = ("a.1", "b.1")
     trees = [FusionTree(features, 4, 4, (*features, op)) for op in OPERATIONS]
     raw = dict.fromkeys(features, 3)
@@ -134,12 +137,13 @@ def grown() -> list[Tensor]:
         forest,
         [Group(list(forest.parameters()), 1e-3)],
         PooledPairs(),
-        StackedObjective("multiclass"),
+        head,
         Recipe(3, 5, 1e-3, 0.0),
         device=CPU.device,
         checkpoint=None,
         progress=Silent(),
         stage="case",
+        loss=lambda output, labels: head.network_losses(output[-1], labels).sum(),
     )
     return [torch.tensor([r["train_loss"] for r in records]), *forest.state_dict().values()]
 

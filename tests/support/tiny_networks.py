@@ -15,7 +15,7 @@ from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
 from bmnas.spaces.architecture import Architecture, build_fusion
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.operations import PAPER
-from bmnas.tasks.task import Kind, Modality, ModalityType, Task
+from bmnas.tasks.task import Modality, ModalityType, Task
 
 KINDS = ("image", "waveform", "sequence", "vector", "text", "clip", "tokens")
 WORDS = np.array(["a red cat", "is it blue?", "purple", "the cat and the dog are red"])
@@ -45,7 +45,7 @@ def tiny_modality(name: str, kind: str, rows: int, draw: np.random.Generator) ->
 def tiny_task(
     kinds: Sequence[str] = ("image", "vector"),
     *,
-    kind: Kind = "multiclass",
+    kind: str = "multiclass",
     names: Sequence[str] | None = None,
     test: int = 70,
     seed: int = 0,

@@ -16,7 +16,7 @@ from bmnas.machine.profiling import StepRecorder
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import Runtime
 from bmnas.strategies import SearchProblem
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 CPU = Runtime(torch.device("cpu"), compile=False)
 CHANNELS = {"m0.1": 3, "m0.2": 5, "m1.1": 4}
@@ -53,7 +53,7 @@ def tiny_problem(
         train=tiny_samples(40, kind=kind),
         validation=tiny_samples(24, kind=kind, seed=1),
         classes=2 if kind == "multilabel" else 4,
-        objective=Objective(kind),  # type: ignore[arg-type]
+        head=head_for(kind),
         config=CONFIG.override("search", **changes).search,
         seed=0,
         runtime=CPU,

@@ -22,8 +22,8 @@ from bmnas.pipeline.unimodal import new_backbone
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.task import Modality, Task
 from bmnas.training.fit import Group, Recipe, fit
-from bmnas.training.metrics import Objective
 from bmnas.training.settings import UnimodalConfig
+from bmnas.training.heads import head_for
 
 _ABSENT = -1  # the part of the samples that a slice of a task leaves out
 
@@ -78,7 +78,7 @@ def _step(
             lambda inputs: backbone(inputs[0]),
             [Group(list(trained.parameters()), config.max_lr)],
             samples,
-            Objective(task.kind),
+            head_for(task.kind),
             Recipe(1, config.batch_size, config.min_lr, config.weight_decay, decoupled=True),
             device=runtime.device,
             checkpoint=None,

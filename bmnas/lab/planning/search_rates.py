@@ -27,7 +27,7 @@ from bmnas.strategies.problem import search_steps
 from bmnas.strategies.random import random_genotype
 from bmnas.strategies.rerank import SCREENED, train_single_networks
 from bmnas.strategies.settings import SearchConfig
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 _JUDGED = 20  # networks by the supernet
 _CANDIDATES = 4  # networks that were drawn differ in what they cost
@@ -128,7 +128,7 @@ class SearchTrial:
         supernet = initial_supernet(problem, 0).to(device)
         drawn = self._drawn(problem)
         started = time.perf_counter()
-        one_shot = OneShot(supernet, validation, problem.objective, device, seed=0)
+        one_shot = OneShot(supernet, validation, problem.head, device, seed=0)
         made = time.perf_counter()
         for genotype in drawn:
             one_shot.loss(genotype)
@@ -169,8 +169,8 @@ class SearchTrial:
         return SearchProblem(
             train=self.features.samples(train),
             validation=self.features.samples(validation),
-            classes=work.classes,
-            objective=Objective(work.kind),
+            classes=work.outputs,
+            head=head_for(work.kind),
             config=config,
             seed=0,
             runtime=self._compiling(),

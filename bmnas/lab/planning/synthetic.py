@@ -12,6 +12,7 @@ from bmnas.features.samples import FeatureSamples
 from bmnas.features.transfer import moved, room
 from bmnas.lab.planning.workload import Workload
 from bmnas.machine.files import atomic_path
+from bmnas.tasks.kinds import task_kind
 
 _BYTES = 1 << 27  # more than a processor caches, and written in a moment
 _CHUNK = 64  # rows
@@ -43,12 +44,10 @@ class MadeUpFeatures:
 
     def samples(self, count: int) -> FeatureSamples:
         """Return ``count`` labelled samples, as many as asked for: rows come again."""
-        classes, numbers = self._workload.classes, torch.arange(count)
-        labels = numbers % classes
-        if self._workload.kind == "multilabel":
-            labels = ((numbers[:, None] + torch.arange(classes)) % 2).float()
-        rows = dict.fromkeys(self._workload.rows, numbers % self._rows)
-        return FeatureSamples(tuple(self._arrays), self._arrays, rows, labels)
+        kind = task_kind(self._workload.kind)
+        labels = kind.synthetic(count, self._workload.classes).astype(kind.dtype)
+        rows = dict.fromkeys(self._workload.rows, torch.arange(count) % self._rows)
+        return FeatureSamples(tuple(self._arrays), self._arrays, rows, torch.from_numpy(labels))
 
     def _shape(self, name: str) -> tuple[int, int, int]:
         return self._rows, self._workload.search.length, self._workload.channels[name]

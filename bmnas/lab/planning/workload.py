@@ -13,7 +13,8 @@ from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.joint import channels_of
 from bmnas.strategies.settings import SearchConfig
-from bmnas.tasks.task import Kind, Task
+from bmnas.tasks.kinds import Multiclass, task_kind
+from bmnas.tasks.task import Task
 
 _CLASSES = 60  # where no task says how many; they hardly matter
 _LARGEST = 65536  # as many channels as a genotype's file may have
@@ -32,9 +33,14 @@ class Workload:
     train: int
     validation: int
     classes: int
-    kind: Kind
+    kind: str
     search: SearchConfig
     seeds: int = 1
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network gives for a sample."""
+        return task_kind(self.kind).outputs(self.classes)
 
     @property
     def cache_bytes(self) -> int:
@@ -88,7 +94,7 @@ def features_workload(
         train=samples - held_out,
         validation=held_out,
         classes=_CLASSES,
-        kind="multiclass",
+        kind=Multiclass.name,
         search=config,
     )
 

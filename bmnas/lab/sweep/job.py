@@ -81,7 +81,7 @@ def _prepare_backbones(job: Job, task: Task, config: Config) -> None:
     from bmnas.machine.runtime import Runtime
     from bmnas.pipeline.unimodal import unimodal_networks
     from bmnas.tasks import check_task
-    from bmnas.training.metrics import Objective
+    from bmnas.training.heads import head_for
 
     check_task(task)
     folder, runtime = Path(job["backbones"]), Runtime.choose(job["device"])
@@ -89,7 +89,7 @@ def _prepare_backbones(job: Job, task: Task, config: Config) -> None:
         networks = unimodal_networks(
             task,
             config.unimodal,
-            Objective(task.kind, config.train.threshold),
+            head_for(task.kind, config.train.threshold),
             seed=job["seed"],
             folder=folder,
             runtime=runtime,

@@ -8,7 +8,6 @@ Cells read: the same steps, and features shared between Cells in the same places
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import cast
 
 import torch
@@ -25,7 +24,6 @@ from bmnas.lab.tables.stacked import (
 from bmnas.spaces.cells.genotype import Cell, Genotype
 from bmnas.spaces.cells.network import FusionCell, FusionNetwork
 from bmnas.spaces.cells.primitives import CellOutput
-from bmnas.training.metrics import Objective, Output, logits_of
 
 
 def structure(genotype: Genotype) -> tuple[tuple[Cell, ...], tuple[str, ...]]:
@@ -101,21 +99,6 @@ class BatchedNetwork(nn.Module):
             str(s): torch.stack([found[g, s] for g in range(self._count)]).view(shape)
             for s in range(self._slots)
         }
-
-
-class BatchedObjective(Objective):
-    """The objective of many candidates at once, whose logits are (B, G, K).
-
-    The loss is the sum of the candidates' own losses, so that each one's gradient is its own.
-    """
-
-    def loss(self, output: Output, labels: Tensor) -> Tensor:
-        """Return the sum over candidates of the mean loss over the batch."""
-        return self.losses(logits_of(output).transpose(0, 1), labels).sum()
-
-    def score(self, logits: Tensor, labels: Tensor) -> float:
-        """Return the mean score of the candidates as a fraction."""
-        return fmean(super(BatchedObjective, self).score(own, labels) for own in logits.unbind(1))
 
 
 class _StackedCell(nn.Module):

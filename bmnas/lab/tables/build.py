@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 
 from bmnas.features.cache import FeatureCache, open_features
-from bmnas.lab.tables.batch import BatchedObjective
 from bmnas.lab.tables.space import Space
 from bmnas.lab.tables.table import Table
 from bmnas.lab.tables.training import SCORES, StoredFeatures, Work, jobs_of
@@ -35,7 +34,7 @@ from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.tasks import check_task, check_test
 from bmnas.tasks.task import Task
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import head_for
 
 _CPU = Runtime(torch.device("cpu"), compile=False)
 
@@ -75,7 +74,7 @@ def build_table(
         cache, unimodal = _features(task, config, seed, run, kept, progress)
         about = {
             "task": {"name": task.name, "source": _placeless(task.source)},
-            "metric": Objective(task.kind).metric,
+            "metric": head_for(task.kind).metric,
             "features": list(cache.names),
             "classes": task.classes,
             "samples": {part: len(task.samples(part)) for part in cache.parts},
@@ -110,9 +109,9 @@ def _work(cache: FeatureCache, config: Config, run: Path) -> Work:
     return Work(
         genotypes=tuple(space.distinct().values()),
         features=StoredFeatures.of(cache, run / "features", search.cache_dtype),
-        objective=BatchedObjective(task.kind, config.train.threshold),
+        head=head_for(task.kind, config.train.threshold),
         config=search,
-        classes=task.classes,
+        classes=task.outputs,
         parts=run / "parts",
     )
 
@@ -168,7 +167,7 @@ def _features(
     networks = unimodal_networks(
         task,
         config.unimodal,
-        Objective(task.kind, config.train.threshold),
+        head_for(task.kind, config.train.threshold),
         seed=seed,
         folder=kept,
         runtime=_CPU,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bmnas.features.cache import FeatureCache, entry_folder
 from bmnas.features.mapped import Pages, map_array
 from bmnas.features.samples import FeatureSamples, label_tensor
-from bmnas.lab.tables.batch import BatchedNetwork, BatchedObjective, structure
+from bmnas.lab.tables.batch import BatchedNetwork, structure
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_path
 from bmnas.machine.progress import Silent
@@ -30,7 +30,8 @@ from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.columns import read_npz
 from bmnas.tasks.task import Array, Part
 from bmnas.training.fit import Group, Recipe, fit
-from bmnas.training.metrics import Objective, evaluate_several
+from bmnas.training.heads import TaskHead
+from bmnas.training.metrics import evaluate_several, logits_of
 
 #: Networks in a batch, at most: with more, what a step works on no longer stays in the caches.
 GROUP = 16
@@ -121,7 +122,7 @@ class Work:
 
     genotypes: Sequence[Genotype]
     features: StoredFeatures
-    objective: BatchedObjective
+    head: TaskHead
     config: SearchConfig
     classes: int
     parts: Path
@@ -171,7 +172,7 @@ class Trainer:
         It depends on nothing but the work and the job.
         """
         started = time.perf_counter()
-        work, config, objective = self._work, self._work.config, self._work.objective
+        work, config, head = self._work, self._work.config, self._work.head
         genotypes = [work.genotypes[number] for number in job.entries]
         seed_stage(job.seed, f"tabular {job.name}")
         network = BatchedNetwork(genotypes, [work.network(genotype) for genotype in genotypes])
@@ -180,23 +181,20 @@ class Trainer:
             network,
             [Group(list(network.parameters()), config.max_lr)],
             self._samples["train"].select(network.features),
-            objective,
+            head,
             Recipe(config.candidate_epochs, config.batch_size, config.min_lr, config.weight_decay),
             device=_CPU,
             checkpoint=None,
             progress=Silent(),
             stage=f"batch {job.name}",
+            loss=lambda output, y: head.network_losses(logits_of(output), y).sum(),
         )
         seconds = (time.perf_counter() - started) / len(genotypes)
         found: dict[str, NDArray[Any]] = {"seconds": np.full(len(genotypes), seconds)}
         parts: tuple[Part, ...] = ("validation", "test")
         for part in parts:
             each = evaluate_several(
-                network,
-                lambda x: network(x).transpose(0, 1),
-                self._samples[part].select(network.features),
-                Objective(objective.kind, objective.threshold),
-                _CPU,
+                network, network, self._samples[part].select(network.features), head, _CPU
             )
             found[part] = np.array([own.score for own in each])
             found[f"{part}_loss"] = np.array([own.loss for own in each])

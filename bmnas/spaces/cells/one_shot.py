@@ -24,7 +24,7 @@ from bmnas.features.samples import FeatureSamples, iterate_batches
 from bmnas.spaces.cells.genotype import Genotype, Step
 from bmnas.spaces.cells.primitives import scaled_attention
 from bmnas.spaces.cells.supernet import RelaxedCell, RelaxedStep, Supernet
-from bmnas.training.metrics import Objective
+from bmnas.training.heads import TaskHead
 
 #: At most so many samples are looked at; three thousand rank av-digits no better.
 SAMPLES = 1000
@@ -45,11 +45,11 @@ class OneShot:
         self,
         supernet: Supernet,
         samples: FeatureSamples,
-        objective: Objective,
+        head: TaskHead,
         device: torch.device,
         seed: int,
     ) -> None:
-        self._supernet, self._objective = supernet.eval(), objective
+        self._supernet, self._head = supernet.eval(), head
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(samples), generator=generator)[:SAMPLES]
         #: Of each batch the reshaped features (B, L, C) by name, and the labels.
@@ -62,7 +62,7 @@ class OneShot:
     def loss(self, genotype: Genotype) -> float:
         """Return the mean loss of the network of ``genotype``."""
         losses = [
-            self._objective.loss(_logits(self._supernet, genotype, features), y) * len(y)
+            self._head.loss(_logits(self._supernet, genotype, features), y) * len(y)
             for features, y in self._batches
         ]
         return float(sum(losses)) / sum(len(y) for _, y in self._batches)

@@ -14,18 +14,8 @@ from bmnas.features.layers import Dropout, LinearNorm
 from bmnas.features.reshape import Projection
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.features import levels
-from bmnas.training.metrics import Objective, Output
-
-
-class CentralObjective(Objective):
-    """The loss of the central network plus those of the modalities; the score is the central's."""
-
-    def loss(self, output: Output, labels: Tensor) -> Tensor:
-        """Return the sum of the mean losses of all logits (B, K) in ``output``."""
-        if isinstance(output, Tensor):
-            return super().loss(output, labels)
-        losses = [Objective.loss(self, logits, labels) for logits in output]
-        return torch.stack(losses).sum()
+from bmnas.training.heads import TaskHead
+from bmnas.training.metrics import Output
 
 
 class CentralLayer(nn.Module):
@@ -92,9 +82,9 @@ class CentralNet(Fusion):
         """The linear layers of the central network and of the modalities."""
         return self.classifiers
 
-    def objective(self, objective: Objective) -> Objective:
-        """Return the objective with one loss more for each modality."""
-        return CentralObjective(objective.kind, objective.threshold)
+    def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
+        """Return the loss of the central network plus those of the modalities."""
+        return head.summed_loss((output,) if isinstance(output, Tensor) else output, labels)
 
     def forward(self, pooled: Sequence[Tensor]) -> Output:
         """Return logits (B, K) from the pooled ``features``; in training those of modalities too.

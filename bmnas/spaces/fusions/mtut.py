@@ -16,7 +16,8 @@ from bmnas.machine.distribution import ranks
 from bmnas.machine.distribution.share import weighted
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.features import last_features
-from bmnas.training.metrics import Objective, Output
+from bmnas.training.heads import TaskHead
+from bmnas.training.metrics import Output
 
 BETA = 2.0
 WEIGHT = 0.05
@@ -36,36 +37,32 @@ def focal_weight(own: Tensor, other: Tensor) -> Tensor:
     return (BETA * (own - other)).detach().expm1().clamp_min(0)
 
 
-class AlignedObjective(Objective):
-    """The losses of the modalities, and of each its semantic alignment with better ones.
+def aligned_loss(head: TaskHead, output: Output, labels: Tensor) -> Tensor:
+    """Return the losses of the modalities, and of each its semantic alignment with better ones.
 
     loss = sum over m of (loss_m + 0.05 sum over n of rho_mn ||corr(F_m) - corr(F_n)||²_F), the norm
-    averaged over the batch; F_n is held still where m is drawn to it.
+    averaged over the batch; F_n is held still where m is drawn to it. ``output`` is fused logits,
+    M logits (B, K) and M correlations (B, L, L).
     """
-
-    def loss(self, output: Output, labels: Tensor) -> Tensor:
-        """Return the loss of fused logits, M logits (B, K) and M correlations (B, L, L)."""
-        if isinstance(output, Tensor):
-            return super().loss(output, labels)
-        _, *rest = output
-        half = len(rest) // 2
-        losses = [Objective.loss(self, logits, labels) for logits in rest[:half]]
-        # Of the whole batch: several ranks must agree on who is better.
-        known = [ranks.mean(weighted(loss.detach())) for loss in losses]
-        total = torch.stack(losses).sum()
-        for m, own in enumerate(rest[half:]):
-            for n, other in enumerate(rest[half:]):
-                if n != m:
-                    apart = (own - other.detach()).square().sum((1, 2)).mean()
-                    total = total + WEIGHT * focal_weight(known[m], known[n]) * apart
-        return total
+    _, *rest = output
+    half = len(rest) // 2
+    losses = [head.loss(logits, labels) for logits in rest[:half]]
+    # Of the whole batch: several ranks must agree on who is better.
+    known = [ranks.mean(weighted(loss.detach())) for loss in losses]
+    total = torch.stack(losses).sum()
+    for m, own in enumerate(rest[half:]):
+        for n, other in enumerate(rest[half:]):
+            if n != m:
+                apart = (own - other.detach()).square().sum((1, 2)).mean()
+                total = total + WEIGHT * focal_weight(known[m], known[n]) * apart
+    return total
 
 
 class MTUTFusion(Fusion):
     """Separate networks that learn a common semantics; their logits are averaged.
 
     F_m = ReLU(BN(x_m W_m + b_m)) of the last feature x_m, dropout, one linear classifier a
-    modality, trained with ``AlignedObjective``. In training ``forward`` also gives each modality's
+    modality, trained with ``aligned_loss``. In training ``forward`` also gives each modality's
     logits and correlations.
 
     In the paper F_m is the last map of a 3D network and all modalities see one scene, so that a
@@ -99,9 +96,11 @@ class MTUTFusion(Fusion):
         """The linear layers of the modalities."""
         return self.classifiers
 
-    def objective(self, objective: Objective) -> Objective:
-        """Return the objective with the losses of the modalities and their alignment."""
-        return AlignedObjective(objective.kind, objective.threshold)
+    def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
+        """Return the losses of the modalities and their alignment, see ``aligned_loss``."""
+        if isinstance(output, Tensor):
+            return super().loss(head, output, labels)
+        return aligned_loss(head, output, labels)
 
     def forward(self, pooled: Sequence[Tensor]) -> Output:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each.

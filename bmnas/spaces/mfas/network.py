@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from bmnas.features.layers import Dropout
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.mfas.space import MFASGenotype
-from bmnas.training.metrics import HeadsObjective, Objective, Output
+from bmnas.training.heads import TaskHead
+from bmnas.training.metrics import Output
 
 _SCALAR_DEVIATION = 0.1
 
@@ -108,9 +109,11 @@ class MFASNetwork(Fusion):
         """The linear layers of all heads."""
         return self.classifiers
 
-    def objective(self, objective: Objective) -> Objective:
-        """Return the objective with one loss more for each modality."""
-        return HeadsObjective(objective.kind, objective.threshold) if self.heads else objective
+    def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
+        """Return the sum of the losses of the heads, which follow the summed logits."""
+        if isinstance(output, Tensor):
+            return super().loss(head, output, labels)
+        return head.summed_loss(output[1:], labels)
 
     def forward(self, pooled: Sequence[Tensor]) -> Output:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each.

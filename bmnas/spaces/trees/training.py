@@ -13,8 +13,8 @@ from bmnas.spaces.trees.forest import Forest
 from bmnas.spaces.trees.network import TreeFusion
 from bmnas.spaces.trees.settings import EvolutionConfig
 from bmnas.training.fit import Group, Recipe, fit, require_finite_loss
-from bmnas.training.metrics import Evaluation, Objective, evaluate
-from bmnas.training.stacked import StackedObjective, evaluated
+from bmnas.training.heads import TaskHead
+from bmnas.training.metrics import Evaluation, evaluate_several
 
 
 @dataclass
@@ -37,7 +37,7 @@ def train_trees(
     networks: Sequence[TreeFusion],
     train: FeatureSamples,
     validation: FeatureSamples,
-    objective: Objective,
+    head: TaskHead,
     settings: EvolutionConfig,
     *,
     device: torch.device,
@@ -53,16 +53,13 @@ def train_trees(
     forest = Forest(networks, train.names).to(device)
     trials = [Trial() for _ in networks]
     validation = validation.select(forest.features)
-    together = StackedObjective(objective.kind, objective.threshold)
 
     def over() -> bool:
-        logits = evaluate(forest, forest, validation, together, device).logits
+        found = evaluate_several(forest, forest, validation, head, device)
         running = [n for n, trial in enumerate(trials) if trial.waited < settings.patience]
         for number in running:
-            # A copy: it may be kept, and the others are not wanted then.
-            found = evaluated(logits[:, number].clone(), validation.labels, objective)
-            require_finite_loss(found.loss, stage, trials[number].epochs + 1)
-            trials[number].see(found)
+            require_finite_loss(found[number].loss, stage, trials[number].epochs + 1)
+            trials[number].see(found[number])
         tell(f"epoch {max(trial.epochs for trial in trials)}, {len(running)} in training")
         return all(trial.waited >= settings.patience for trial in trials)
 
@@ -71,13 +68,14 @@ def train_trees(
         forest,
         [Group(list(forest.parameters()), settings.max_lr)],
         train.select(forest.features),
-        together,
+        head,
         # The learning rate stays as it is.
         Recipe(settings.epochs, settings.batch_size, settings.max_lr, weight_decay=0.0),
         device=device,
         checkpoint=None,
         progress=Silent(),
         stage=stage,
+        loss=lambda output, labels: head.network_losses(output[-1], labels).sum(),
         until=over,
     )
     return [(trial.epochs, trial.best) for trial in trials if trial.best is not None]

@@ -1,0 +1,198 @@
+"""What a network is trained for, measured by and served with: one head for each kind of task.
+
+Legend: n samples, N networks, K outputs of a network (``TaskKind.outputs``).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bmnas.machine.errors import UserError
+from bmnas.tasks.kinds import TASK_KINDS, Multiclass, Multilabel, TaskKind, task_kind
+
+
+@dataclass(frozen=True)
+class ServedOutput:
+    """An output of the served model: a float32 tensor (n, columns), with a sentence for people."""
+
+    name: str
+    columns: int
+    meaning: str
+
+
+class TaskHead(ABC):
+    """Loss, score and decision of a kind of task (spec section 7).
+
+    ``kind`` is the data side of it, ``metric`` the score's name in files. ``threshold`` is the
+    probability from which a label is given; None for a kind that has none. ``decision`` says how a
+    client of the served model decides: ``argmax`` or ``threshold`` of its probabilities, or
+    ``none`` where the numbers are the answer.
+
+    A kind of your own is a subclass, given to ``register_head``.
+    """
+
+    kind: ClassVar[TaskKind]
+    metric: ClassVar[str]
+    decision: ClassVar[str]
+    #: How probabilities come from logits, in a word or two.
+    activation: ClassVar[str]
+
+    def __init__(self, threshold: float | None = 0.5) -> None:
+        """Take the ``threshold`` of the configuration; kinds that have none leave it."""
+        self.threshold: float | None = None
+
+    @abstractmethod
+    def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss (n,) of each sample from logits (n, K)."""
+
+    @abstractmethod
+    def score(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the score of logits (n, K) on the CPU: a fraction, the higher the better."""
+
+    @abstractmethod
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return what a client reads, by default one probability for each class, of (n, K)."""
+
+    @abstractmethod
+    def decide(self, logits: Tensor) -> Tensor:
+        """Return what is decided for each sample, (n, any number), from logits (n, K)."""
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of logits (n, K)."""
+        return self.sample_losses(logits, labels).mean()
+
+    def network_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss (N,) of each of N networks from logits (n, N, K)."""
+        count = logits.shape[1]
+        repeated = labels.repeat_interleave(count, dim=0)
+        return self.sample_losses(logits.flatten(0, 1), repeated).view(-1, count).mean(0)
+
+    def summed_loss(self, several: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """Return the sum of the losses of ``several`` logits (n, K), as of a network with heads."""
+        return torch.stack([self.loss(logits, labels) for logits in several]).sum()
+
+    def best_threshold(self, logits: Tensor, labels: Tensor) -> float | None:
+        """Return the threshold that suits logits (n, K) of validation data best; None without."""
+        return None
+
+    def served_outputs(self, classes: int) -> tuple[ServedOutput, ...]:
+        """Return the outputs of the served model, ``logits`` the first."""
+        return (
+            ServedOutput(
+                "logits", self.kind.outputs(classes), f"one per class, before the {self.activation}"
+            ),
+            ServedOutput(
+                "probabilities", classes, f"{self.activation} of the logits, one per class"
+            ),
+        )
+
+    def served(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors of ``served_outputs`` from logits (n, K)."""
+        return logits, self.probabilities(logits)
+
+
+class MulticlassHead(TaskHead):
+    """One class of K: cross-entropy and accuracy."""
+
+    kind = Multiclass()
+    metric = "accuracy"
+    decision = "argmax"
+    activation = "softmax"
+
+    def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of each sample; labels are classes (n,)."""
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def score(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the accuracy."""
+        return float((logits.argmax(1) == labels).double().mean())
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the softmax."""
+        return logits.softmax(-1)
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """Return the class (n, 1) of each sample."""
+        return logits.argmax(-1, keepdim=True)
+
+
+class MultilabelHead(TaskHead):
+    """Any of K labels: binary cross-entropy with logits, and weighted F1 at ``threshold``."""
+
+    kind = Multilabel()
+    metric = "weighted_f1"
+    decision = "threshold"
+    activation = "sigmoid"
+    threshold: float
+
+    def __init__(self, threshold: float | None = 0.5) -> None:
+        """Give a label from the probability ``threshold`` on."""
+        if threshold is None:
+            raise UserError("a multilabel task: received no threshold, expected one from 0 to 1")
+        self.threshold = threshold
+
+    def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean over labels of each sample; ``labels`` are zeros and ones (n, K)."""
+        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+
+    def score(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the weighted F1 at ``threshold``."""
+        return weighted_f1(self.decide(logits).numpy(), labels.numpy() > 0.5)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the sigmoid."""
+        return logits.sigmoid()
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """Return which labels (n, K) each sample gets."""
+        return logits.sigmoid() > self.threshold
+
+    def best_threshold(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the one in 0.05, 0.10, …, 0.95 with the best score; the lowest of equals."""
+        grid = [round(0.05 * step, 2) for step in range(1, 20)]
+        return max(grid, key=lambda threshold: MultilabelHead(threshold).score(logits, labels))
+
+
+#: The head of every kind of task by the kind's name, see ``register_head``.
+TASK_HEADS: dict[str, type[TaskHead]] = {}
+
+
+def register_head(head: type[TaskHead]) -> type[TaskHead]:
+    """Make ``head`` and its kind known under the kind's name; may be used as a decorator.
+
+    A kind that exists already is replaced.
+    """
+    TASK_KINDS[head.kind.name] = head.kind
+    TASK_HEADS[head.kind.name] = head
+    return head
+
+
+register_head(MulticlassHead)
+register_head(MultilabelHead)
+
+
+def head_for(kind: str, threshold: float | None = 0.5) -> TaskHead:
+    """Return the head of the kind of task called ``kind``; raises UserError when there is none."""
+    return TASK_HEADS[task_kind(kind).name](threshold)
+
+
+def weighted_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """Return the F1 score of every label, averaged by how often the label occurs.
+
+    Both are boolean (n, K). A label that neither occurs nor is predicted counts 0, as in
+    scikit-learn, whose function this calls.
+    """
+    from sklearn.metrics import f1_score
+
+    # A single column would be taken for a choice between two classes: a label that never occurs,
+    # of weight zero, keeps it a set of labels.
+    actual, predicted = (np.pad(each, ((0, 0), (0, 1))) for each in (actual, predicted))
+    return float(f1_score(actual, predicted, average="weighted", zero_division=0))
