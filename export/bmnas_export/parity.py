@@ -134,12 +134,10 @@ def _compare(
     logits, *others = outputs.values()
     # In float64, to see the graph's own rounding alone.
     wanted = [x.numpy() for x in info.head.served(torch.from_numpy(logits.astype(np.float64)))[1:]]
-    received = [logits.shape, *(x.shape for x in others)]
-    if received != [expected.shape, *(x.shape for x in wanted)]:
-        raise ParityError(
-            f"onnxruntime returned {', '.join(outputs)} of the shapes {received}, torch logits"
-            f" {list(expected.shape)}"
-        )
+    received = {name: list(array.shape) for name, array in outputs.items()}
+    if list(received.values()) != [list(x.shape) for x in (expected, *wanted)]:
+        found = " and ".join(f"{name} {shape}" for name, shape in received.items())
+        raise ParityError(f"onnxruntime returned {found}, torch logits {list(expected.shape)}")
     agree = _decisions(logits, info) == _decisions(expected, info)
     apart = [np.abs(x - y).max() for x, y in zip(others, wanted, strict=True)]
     return BatchParity(

@@ -276,18 +276,13 @@ def test_progress_counts_the_epochs_of_all_trainings(tmp_path: Path) -> None:
 def test_of_the_epochs_of_a_candidate_the_best_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels = tiny_problem(tmp_path).validation.labels
-    # How many of the 24 samples each of the four candidates tells right after an epoch.
-    counts = iter([[3, 9, 0, 5], [6, 2, 0, 5], [4, 8, 1, 5]])
+    # The scores of the four candidates after each epoch.
+    scores = iter([[0.3, 0.9, 0.0, 0.5], [0.6, 0.2, 0.0, 0.5], [0.4, 0.8, 0.1, 0.5]])
 
-    def told(right: int) -> torch.Tensor:
-        chosen = torch.where(torch.arange(24) < right, labels, (labels + 1) % 4)
-        return torch.nn.functional.one_hot(chosen, 4).float()
+    def evaluate(*args: object) -> list[Evaluation]:
+        return [Evaluation(0.0, score, torch.zeros(24, 4)) for score in next(scores)]
 
-    def evaluate(*args: object) -> Evaluation:
-        return Evaluation(0.0, 0.0, torch.stack([told(n) for n in next(counts)], dim=1))
-
-    monkeypatch.setattr(module, "evaluate", evaluate)
+    monkeypatch.setattr(module, "evaluate_several", evaluate)
     search_mfas(problem(tmp_path, dataclasses.replace(SMALL, sweeps=1, levels=1, epochs=3)))
-    scores = [record["validation_score"] for record in history(tmp_path)]
-    assert scores == pytest.approx([6 / 24, 9 / 24, 1 / 24, 5 / 24])
+    kept = [record["validation_score"] for record in history(tmp_path)]
+    assert kept == [0.6, 0.9, 0.1, 0.5]

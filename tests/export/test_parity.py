@@ -193,7 +193,9 @@ def test_wrong_probabilities_fail_although_the_logits_are_right() -> None:
 
 
 def test_another_number_of_classes_is_told() -> None:
-    with pytest.raises(ParityError, match=r"returned logits \[1, 2\] and .*, torch \[1, 3\]"):
+    with pytest.raises(
+        ParityError, match=r"returned logits \[1, 2\] and .*, torch logits \[1, 3\]"
+    ):
         compare(lambda logits: logits, session=Transposed)
 
 

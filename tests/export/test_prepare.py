@@ -105,7 +105,9 @@ def test_a_prepared_network_computes_the_same_without_norms_to_fold() -> None:
 def test_probabilities_of_labels_are_sigmoids() -> None:
     task = tiny_task(("vector", "vector"), kind="multilabel")
     network = reference_network(tiny_network(task).network)
-    logits, probabilities = ExportNetwork(network, "multilabel")(torch.ones(2, 5), torch.ones(2, 5))
+    logits, probabilities = ExportNetwork(network, head_for("multilabel"))(
+        torch.ones(2, 5), torch.ones(2, 5)
+    )
     assert torch.equal(probabilities, logits.sigmoid())
 
 
