@@ -23,10 +23,10 @@ from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.spaces.fusion import Fusion
 from bmnas.tasks.task import Array, Part, Task
-from bmnas.training.settings import TrainConfig
 from bmnas.training.fit import Group, Recipe, fit
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Evaluation, Forward, evaluate
+from bmnas.training.settings import TrainConfig
 
 _LATENCY_BATCHES = (1, 64)
 

@@ -39,10 +39,10 @@ from bmnas.machine.files import sha256_file
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, seed_stage
 from bmnas.tasks.task import Array, Modality, Part, Task
-from bmnas.training.settings import UnimodalConfig
 from bmnas.training.fit import Group, Recipe, fit
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Evaluation, Forward, evaluate
+from bmnas.training.settings import UnimodalConfig
 
 
 @dataclass(frozen=True)

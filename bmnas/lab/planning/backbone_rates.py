@@ -22,8 +22,8 @@ from bmnas.pipeline.unimodal import new_backbone
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.task import Modality, Task
 from bmnas.training.fit import Group, Recipe, fit
-from bmnas.training.settings import UnimodalConfig
 from bmnas.training.heads import head_for
+from bmnas.training.settings import UnimodalConfig
 
 _ABSENT = -1  # the part of the samples that a slice of a task leaves out
 
