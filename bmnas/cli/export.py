@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -48,7 +48,7 @@ def export(
             metavar="DIR", help="Folder of the bundle.", show_default="bundle in the run folder"
         ),
     ] = None,
-    target: Annotated[Literal["onnx"], typer.Option(help="Format of the network.")] = "onnx",
+    target: Annotated[str, typer.Option(help="Format of the network: onnx.")] = "onnx",
     task: Annotated[
         str | None,
         typer.Option(
@@ -78,7 +78,7 @@ def export(
     require_export()
     with _held(weights.parent):
         trained, samples = _load(genotype, weights, task, data)
-        bundle = _export(trained, samples, weights.parent, out)
+        bundle = _export(trained, samples, weights.parent, out, target)
     _print(bundle, as_json)
 
 
@@ -89,7 +89,7 @@ def export_run(run: Path, task: Task) -> None:
     require_export()
     with _held(run):
         trained = load_network(run / "network.safetensors", task)
-        _export(trained, task, run, run / "bundle")
+        _export(trained, task, run, run / "bundle", "onnx")
 
 
 def require_export() -> None:
@@ -109,7 +109,7 @@ def require_export() -> None:
         raise UserError(str(error)) from error
 
 
-def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path) -> Bundle:
+def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target: str) -> Bundle:
     """Write the bundle, and note its latency in the run ``folder`` of the weights, if it is one."""
     import bmnas_export
 
@@ -117,7 +117,7 @@ def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path) -> Bun
 
     try:
         bundle = bmnas_export.export_bundle(
-            trained, task, out, scores=_scores(folder), progress=Bars()
+            trained, task, out, target=target, scores=_scores(folder), progress=Bars()
         )
     except bmnas_export.ExportError as error:
         typer.echo(f"error: {error}", err=True)
