@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bmnas.lab.bench.suite import SuiteTask
 from bmnas.machine.runtime import Runtime
-from bmnas.spaces.fusions import FUSIONS
+from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies import STRATEGIES
 from bmnas.tasks.task import Task
 from tests.support.plain_supernet import PlainSupernet

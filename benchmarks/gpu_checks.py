@@ -22,9 +22,8 @@ from benchmarks.gpu_report import Report, Setting
 from bmnas.features.samples import FeatureSamples, iterate_batches
 from bmnas.features.transfer import moved
 from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.cells.supernet import Supernet
-from bmnas.strategies.random import random_genotype
-from bmnas.strategies.settings import SearchConfig
 from tests.support.plain_supernet import PlainSupernet, copy_parameters, parameter_pairs
 
 #: The largest difference allowed, relative to the largest magnitude of the tensor.
@@ -184,10 +183,8 @@ def fusion_network(case: StepCase) -> FusionNetwork:
     """Return the network of a random genotype over all features of the case."""
     torch.manual_seed(0)
     names = tuple(f"m{i % 2}.{i}" for i in range(len(case.channels_raw)))
-    settings = SearchConfig(
-        cells=case.cells, steps=case.steps, channels=case.channels, length=case.length
-    )
-    genotype = random_genotype(names, settings, Random(0))
+    space = CellSpace(names, case.cells, case.steps, case.channels, case.length)
+    genotype = space.sample(Random(0))
     channels = dict(zip(names, case.channels_raw, strict=True))
     return FusionNetwork(genotype, channels, classes=case.classes, dropout=0.0)
 

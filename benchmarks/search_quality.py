@@ -39,7 +39,6 @@ from bmnas.spaces.cells.one_shot import OneShot
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies import SearchProblem
 from bmnas.strategies.bilevel import search_bilevel
-from bmnas.strategies.random import random_genotype
 from bmnas.strategies.rerank import SCREENED, train_single_networks
 from bmnas.tasks import reload_task
 from bmnas.training.heads import head_for
@@ -235,8 +234,8 @@ class Setting:
         states = torch.load(checkpoint, weights_only=True)["states"]
         supernet.load_state_dict(states["supernet"])
         taus = {"seed": seed, "mixture": self._taus(problem, supernet)}
-        draw, names = Random(seed), problem.train.names
-        drawn = [random_genotype(names, search, draw) for _ in range(SCREENED)]
+        draw = Random(seed)
+        drawn = [problem.cells.sample(draw) for _ in range(SCREENED)]
         train_single_networks(problem, drawn, supernet)
         return {**taus, "single_networks": self._taus(problem, supernet)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
     from bmnas.spaces.architecture import Architecture
-    from bmnas.spaces.found import Found
     from bmnas.tasks import Task
 
 
@@ -48,7 +47,7 @@ def export(
             metavar="DIR", help="Folder of the bundle.", show_default="bundle in the run folder"
         ),
     ] = None,
-    target: Annotated[str, typer.Option(help="Format of the network: onnx.")] = "onnx",
+    target: Annotated[Literal["onnx"], typer.Option(help="Format of the network.")] = "onnx",
     task: Annotated[
         str | None,
         typer.Option(
@@ -78,7 +77,7 @@ def export(
     require_export()
     with _held(weights.parent):
         trained, samples = _load(genotype, weights, task, data)
-        bundle = _export(trained, samples, weights.parent, out, target)
+        bundle = _export(trained, samples, weights.parent, out)
     _print(bundle, as_json)
 
 
@@ -89,7 +88,7 @@ def export_run(run: Path, task: Task) -> None:
     require_export()
     with _held(run):
         trained = load_network(run / "network.safetensors", task)
-        _export(trained, task, run, run / "bundle", "onnx")
+        _export(trained, task, run, run / "bundle")
 
 
 def require_export() -> None:
@@ -109,7 +108,7 @@ def require_export() -> None:
         raise UserError(str(error)) from error
 
 
-def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target: str) -> Bundle:
+def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path) -> Bundle:
     """Write the bundle, and note its latency in the run ``folder`` of the weights, if it is one."""
     import bmnas_export
 
@@ -117,7 +116,7 @@ def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target
 
     try:
         bundle = bmnas_export.export_bundle(
-            trained, task, out, target=target, scores=_scores(folder), progress=Bars()
+            trained, task, out, scores=_scores(folder), progress=Bars()
         )
     except bmnas_export.ExportError as error:
         typer.echo(f"error: {error}", err=True)
@@ -171,10 +170,10 @@ def _load(
     genotype: Path | None, weights: Path, task: str | None, data: Path | None
 ) -> tuple[TrainedNetwork, Task]:
     from bmnas.pipeline.trained import load_network, read_description
-    from bmnas.spaces.formats import load_found
+    from bmnas.spaces.registry import load_architecture
 
     # Before the weights: where both are missing, the genotype was named.
-    asked = None if genotype is None else load_found(genotype)
+    asked = None if genotype is None else load_architecture(genotype)
     found, info = read_description(weights)
     if genotype is not None and asked is not None:
         _check_genotype(found, asked, genotype, weights)
@@ -182,15 +181,14 @@ def _load(
     return load_network(weights, samples), samples
 
 
-def _check_genotype(found: Architecture, asked: Found, path: Path, weights: Path) -> None:
+def _check_genotype(found: Architecture, asked: Architecture, path: Path, weights: Path) -> None:
     """Raise UserError unless ``weights`` are those of the genotype ``asked`` in ``path``."""
     from bmnas.machine.errors import UserError
-    from bmnas.spaces.architecture import NamedFusion
 
     if found == asked:
         return
-    if isinstance(found, NamedFusion):
-        what = f"it is the fusion {found.name}"
+    if found.FORMAT != asked.FORMAT:
+        what = f"it is a {found.summary()}"
     else:
         what = f"they differ in {_difference(found.to_dict(), asked.to_dict())}"
     raise UserError(

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from bmnas.report.record import BundleRecord, RunRecord
-    from bmnas.spaces.found import Found
+    from bmnas.spaces.architecture import Architecture
 
 
 def show(
@@ -43,19 +43,19 @@ def show(
         _print(subject)
 
 
-def _load(path: Path) -> Found | RunRecord | BundleRecord:
+def _load(path: Path) -> Architecture | RunRecord | BundleRecord:
     from bmnas.machine.errors import UserError
     from bmnas.report.record import load_bundle, load_run
-    from bmnas.spaces.formats import load_found
+    from bmnas.spaces.registry import load_architecture
 
     if not path.exists():
         raise UserError(f"{path}: does not exist; expected a genotype.json, a run or a bundle")
     if not path.is_dir():
-        return load_found(path)
+        return load_architecture(path)
     return load_bundle(path) if (path / "manifest.json").is_file() else load_run(path)
 
 
-def _write(subject: Found | RunRecord | BundleRecord, path: Path, out: Path) -> None:
+def _write(subject: Architecture | RunRecord | BundleRecord, path: Path, out: Path) -> None:
     from bmnas.machine.errors import UserError
     from bmnas.report.graph import draw_genotype
     from bmnas.report.output import write_output
@@ -78,7 +78,7 @@ def _write(subject: Found | RunRecord | BundleRecord, path: Path, out: Path) -> 
         write_output(out, draw_genotype(subject))
 
 
-def _print(subject: Found | RunRecord | BundleRecord) -> None:
+def _print(subject: Architecture | RunRecord | BundleRecord) -> None:
     from bmnas.report.record import BundleRecord, RunRecord
     from bmnas.report.run import run_facts
     from bmnas.report.tables import bundle_tables, print_tables, run_tables
@@ -98,7 +98,7 @@ def _print(subject: Found | RunRecord | BundleRecord) -> None:
     print_tables(tables)
 
 
-def _facts(subject: Found | RunRecord | BundleRecord) -> dict[str, Any]:
+def _facts(subject: Architecture | RunRecord | BundleRecord) -> dict[str, Any]:
     from bmnas.report.record import BundleRecord, RunRecord, best_epoch
 
     if isinstance(subject, RunRecord):

@@ -143,7 +143,7 @@ def _genotype_file(genotype: Path | None, fusion: str | None) -> Path | None:
     """Return the genotype's file, once it is known to be one; None where there is a fusion."""
     from bmnas.machine.errors import UserError
     from bmnas.pipeline.run_folder import genotype_file
-    from bmnas.spaces.formats import load_found
+    from bmnas.spaces.registry import load_architecture
 
     if (genotype is None) == (fusion is None):
         found = "neither" if genotype is None else "both"
@@ -154,17 +154,16 @@ def _genotype_file(genotype: Path | None, fusion: str | None) -> Path | None:
     if not file.is_file():
         raise UserError(f"{file}: no such file; make it with: bmnas search")
     # Before the task: of a wrong file there is no task to ask for.
-    load_found(file)
+    load_architecture(file)
     return file
 
 
 def _require_taken(genotype: Path | None) -> None:
     """Raise UserError for --unimodal-logits with what takes none."""
     from bmnas.machine.errors import UserError
-    from bmnas.spaces.architecture import takes_unimodal_logits
-    from bmnas.spaces.formats import load_found
+    from bmnas.spaces.registry import load_architecture, takes_unimodal_logits
 
-    if genotype is None or not takes_unimodal_logits(load_found(genotype)):
+    if genotype is None or not takes_unimodal_logits(load_architecture(genotype)):
         what = "a hand-made fusion" if genotype is None else f"{genotype}, a network of MFAS"
         raise UserError(
             f"--unimodal-logits: received {what}, expected Cells or a tree that a search found; "

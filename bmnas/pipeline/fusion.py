@@ -18,7 +18,7 @@ from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import backbones_record
 from bmnas.pipeline.training import Training, TrainResult, begin_training, read_training
 from bmnas.pipeline.unimodal import remove_stale
-from bmnas.spaces.architecture import NamedFusion
+from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.tasks import check_task, check_test
 from bmnas.tasks.task import Task
 

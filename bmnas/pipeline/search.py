@@ -28,9 +28,9 @@ from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search_metrics import search_metrics
 from bmnas.pipeline.unimodal import remove_stale, unimodal_networks
 from bmnas.report import write_architecture, write_history
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells import native
-from bmnas.spaces.formats import load_found
-from bmnas.spaces.found import Found
+from bmnas.spaces.registry import load_architecture
 from bmnas.strategies import STRATEGIES, SearchProblem
 from bmnas.tasks import check_task
 from bmnas.tasks.task import Task
@@ -47,7 +47,7 @@ class SearchResult:
     """
 
     run: Path
-    genotype: Found
+    genotype: Architecture
     metrics: Mapping[str, Any]
     profile: Profile | None = None
 
@@ -140,7 +140,7 @@ def read_search(run: str | Path) -> SearchResult:
     metrics = folder.read_metrics()
     if "search" not in metrics:
         raise UserError(f"{folder.path}: holds no finished search; go on with --resume")
-    return SearchResult(folder.path, load_found(folder.genotype), metrics)
+    return SearchResult(folder.path, load_architecture(folder.genotype), metrics)
 
 
 def backbones_record(folder: Run, kept: Path, seed: int) -> dict[str, Any]:
@@ -258,13 +258,13 @@ def _search(
 
 
 def _with_provenance(
-    genotype: Found, origin: Mapping[str, str], seed: int, validation: float
-) -> Found:
+    genotype: Architecture, origin: Mapping[str, str], seed: int, validation: float
+) -> Architecture:
     own = {"seed": seed, "best_val": validation, "versions": versions()}
     return genotype.with_provenance({**origin, **own})
 
 
-def write_pictures(folder: Run, genotype: Found | None, progress: Progress) -> None:
+def write_pictures(folder: Run, genotype: Architecture | None, progress: Progress) -> None:
     """Draw the genotype, if any, and the curves of a run; tell it where that cannot be done."""
     if importlib.util.find_spec("matplotlib") is None:
         progress.note("no pictures without matplotlib: pip install matplotlib, then bmnas show")

@@ -12,7 +12,7 @@ from bmnas.features.cache import FeatureCache
 from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.distribution.ranks import size
 from bmnas.pipeline.unimodal import Unimodal
-from bmnas.spaces.found import Found
+from bmnas.spaces.architecture import Architecture
 from bmnas.strategies import Outcome
 
 
@@ -20,7 +20,7 @@ def search_metrics(
     strategy: str,
     networks: Mapping[str, Unimodal],
     cache: FeatureCache,
-    outcome: Outcome[Found],
+    outcome: Outcome[Architecture],
     device: torch.device,
 ) -> dict[str, Any]:
     """Return the sections that a search adds, from ``unimodal`` to ``samples_per_second``.
@@ -39,7 +39,7 @@ def search_metrics(
     }
 
 
-def _facts(strategy: str, outcome: Outcome[Found]) -> dict[str, Any]:
+def _facts(strategy: str, outcome: Outcome[Architecture]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "strategy": strategy,
         "best_epoch": outcome.best_epoch,
@@ -54,7 +54,7 @@ def _facts(strategy: str, outcome: Outcome[Found]) -> dict[str, Any]:
     return facts
 
 
-def _over_seeds(outcome: Outcome[Found]) -> dict[str, Any]:
+def _over_seeds(outcome: Outcome[Architecture]) -> dict[str, Any]:
     """Return what the members of a search of several seeds reached, before any short training."""
     scores = [member.validation for member in outcome.members]
     return {
@@ -69,7 +69,7 @@ def _over_seeds(outcome: Outcome[Found]) -> dict[str, Any]:
 def _seconds(
     networks: Mapping[str, Unimodal],
     cache: FeatureCache,
-    outcome: Outcome[Found],
+    outcome: Outcome[Architecture],
     device: torch.device,
 ) -> dict[str, float]:
     """Return seconds by stage; those from ``compile`` to ``other`` make up ``search``."""
@@ -87,7 +87,7 @@ def _seconds(
     }
 
 
-def _speeds(cache: FeatureCache, outcome: Outcome[Found]) -> dict[str, float]:
+def _speeds(cache: FeatureCache, outcome: Outcome[Architecture]) -> dict[str, float]:
     counts = {name: (cost.samples, cost.seconds) for name, cost in outcome.stages.items()}
     counts["extraction"] = (len(cache.task.samples(*cache.parts)), cache.seconds)
     return {

@@ -24,8 +24,8 @@ from bmnas.pipeline.training import (
     misfit,
     read_training,
 )
-from bmnas.spaces.formats import load_found
-from bmnas.spaces.found import Found
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.registry import load_architecture
 from bmnas.tasks import check_task, check_test, reload_task
 from bmnas.tasks.task import Task
 
@@ -52,7 +52,7 @@ def train(
     UserError when something given cannot be used.
     """
     path = Path(genotype)
-    found = load_found(path)
+    found = load_architecture(path)
     origin = Run(path.parent)
     folder = origin if run is None else Run(Path(run))
     recorded = origin.read_config() if origin.config.is_file() else {}
@@ -92,13 +92,13 @@ def train(
     return read_training(folder, found)
 
 
-def _made_by_hand(genotype: Found) -> dict[str, str]:
+def _made_by_hand(genotype: Architecture) -> dict[str, str]:
     """Return how ``bmnas compare`` calls a genotype that no search found, if it says so."""
     name = genotype.provenance.get("fusion")
     return {"fusion": name} if isinstance(name, str) else {}
 
 
-def _check_features(genotype: Found, task: Task) -> None:
+def _check_features(genotype: Architecture, task: Task) -> None:
     """Raise UserError when ``task`` cannot have the features of ``genotype``.
 
     What a modality's features are called is known before its backbone only where the task says so.
@@ -170,10 +170,10 @@ def _backbones(
 
 
 def _prepare(
-    folder: Run, origin: Run, genotype: Found, wanted: Mapping[str, Any], existing: Existing
+    folder: Run, origin: Run, genotype: Architecture, wanted: Mapping[str, Any], existing: Existing
 ) -> None:
     """Make ``folder`` ready to be trained in; raises UserError when it holds something else."""
-    if folder.genotype.is_file() and load_found(folder.genotype) != genotype:
+    if folder.genotype.is_file() and load_architecture(folder.genotype) != genotype:
         raise UserError(
             f"{folder.path}: holds another genotype than the one given; choose another folder "
             "with --run"

@@ -16,9 +16,9 @@ from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import atomic_path
 from bmnas.pipeline.joint import channels_of
 from bmnas.pipeline.multimodal import MultimodalNetwork
-from bmnas.spaces.architecture import Architecture, NamedFusion, build_fusion
-from bmnas.spaces.formats import found_from_dict
-from bmnas.spaces.found import Found
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.fusions.space import NamedFusion
+from bmnas.spaces.registry import architecture_from_dict, build_fusion
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
 from bmnas.training.heads import TaskHead, head_for
@@ -57,20 +57,15 @@ class TrainedNetwork:
     dropout: float
 
     @property
-    def genotype(self) -> Found | None:
+    def genotype(self) -> Architecture | None:
         """What a search found; None for a hand-made fusion."""
-        return self.architecture if isinstance(self.architecture, Found) else None
-
-    @property
-    def fusion(self) -> NamedFusion | None:
-        """The hand-made fusion; None for a genotype."""
-        return self.architecture if isinstance(self.architecture, NamedFusion) else None
+        return self.architecture if self.architecture.SEARCHED else None
 
     def save(self, path: Path) -> None:
         """Write the network's file, whole or not at all."""
         description = {
             "format": FORMAT,
-            "genotype" if self.genotype else "fusion": self.architecture.to_dict(),
+            "genotype": self.architecture.to_dict(),
             "backbones": {
                 name: self.network.backbone(name).spec() for name in self.network.modalities
             },
@@ -174,12 +169,10 @@ def _parse(description: dict[str, Any], path: Path) -> tuple[Architecture, TaskI
 
 
 def _architecture(description: dict[str, Any], path: Path) -> Architecture:
-    if "fusion" not in description:
-        return found_from_dict(description["genotype"], str(path))
-    try:
-        return NamedFusion.from_dict(description["fusion"])
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    # Where files of earlier versions have a hand-made fusion.
+    if "fusion" in description:
+        return NamedFusion.from_dict(description["fusion"], str(path))
+    return architecture_from_dict(description["genotype"], str(path))
 
 
 def _check_task(task: dict[str, Any], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -29,8 +30,8 @@ from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import write_pictures
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
 from bmnas.pipeline.unimodal import evaluate_unimodal, unimodal_networks
-from bmnas.spaces.architecture import Architecture, build_fusion, takes_unimodal_logits
-from bmnas.spaces.found import Found
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.registry import build_fusion, takes_unimodal_logits
 from bmnas.tasks.task import Task
 from bmnas.training.heads import TaskHead, head_for
 
@@ -45,9 +46,9 @@ class TrainResult:
     metrics: Mapping[str, Any]
 
     @property
-    def genotype(self) -> Found | None:
+    def genotype(self) -> Architecture | None:
         """What a search found; None for a hand-made fusion."""
-        return self.architecture if isinstance(self.architecture, Found) else None
+        return self.architecture if self.architecture.SEARCHED else None
 
     @property
     def score(self) -> float:
@@ -115,7 +116,8 @@ class Training:
             runtime=runtime,
             progress=self.progress,
         )
-        backbones = {name: found.backbone for name, found in networks.items()}
+        # MultimodalNetwork cuts them, and their own heads are still to be tested.
+        backbones = {name: copy.deepcopy(found.backbone) for name, found in networks.items()}
         network, checkpoint = self._fit(backbones, head)
         # Before test and latency, which are no training.
         seconds, spent = checkpoint.seconds, checkpoint.spent.to_dict()
@@ -210,15 +212,15 @@ class Training:
         return network, checkpoint
 
     @property
-    def _genotype(self) -> Found | None:
-        return self.architecture if isinstance(self.architecture, Found) else None
+    def _genotype(self) -> Architecture | None:
+        return self.architecture if self.architecture.SEARCHED else None
 
     def _identity(self) -> dict[str, Any]:
         """Return what tells this architecture from others in the checkpoint's owner."""
         plain = self.architecture.to_dict()
         # Where it comes from changes nothing in it.
         plain.pop("provenance", None)
-        return {"genotype" if self._genotype else "fusion": plain}
+        return {"genotype": plain}
 
     def _samples_seen(self) -> int:
         settings, samples = self.config.train, self.task.samples("train", "validation")

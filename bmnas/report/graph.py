@@ -19,13 +19,14 @@ from bmnas.report.style import (
     write_figure,
 )
 from bmnas.report.tree_layout import tree_layout
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.found import Found, FoundTree
+from bmnas.spaces.registry import describe
 
 _CORNER = 0.07  # radius in inches of a wire's turns
 
 
-def draw_genotype(genotype: Found) -> Any:
+def draw_genotype(genotype: Architecture) -> Any:
     """Return a matplotlib Figure of the architecture.
 
     Features stand below, by modality, those that nothing reads pale; then the Cells with
@@ -34,29 +35,27 @@ def draw_genotype(genotype: Found) -> Any:
     return figure_of(graph_part(genotype))
 
 
-def architecture_svg(genotype: Found) -> str:
+def architecture_svg(genotype: Architecture) -> str:
     """Return the drawing of the architecture as SVG text; the same genotype, the same bytes."""
     return figure_svg(draw_genotype(genotype))
 
 
-def write_architecture(genotype: Found, path: str | Path) -> None:
+def write_architecture(genotype: Architecture, path: str | Path) -> None:
     """Write the drawing of the architecture to an .svg or .png file, whole or not at all."""
     write_figure(draw_genotype(genotype), Path(path))
 
 
-def graph_part(genotype: Found) -> Part:
+def graph_part(genotype: Architecture) -> Part:
     """Return the drawing of the architecture as a part of a larger figure."""
     with drawing_style():
         sheet = _sheet(genotype)
     return Part(sheet.width, sheet.height, lambda onto: _paint(onto, sheet))
 
 
-def _sheet(genotype: Found) -> Sheet:
+def _sheet(genotype: Architecture) -> Sheet:
     if isinstance(genotype, Genotype):
         return layout(genotype, text_width)
-    if isinstance(genotype, FoundTree):
-        return tree_layout(genotype, text_width)
-    raise TypeError(f"{type(genotype).__name__} says in no way how it is drawn")
+    return tree_layout(describe(genotype), text_width)
 
 
 def text_width(text: str, size: float) -> float:

@@ -22,7 +22,7 @@ from bmnas.report.tables import (
     run_tables,
 )
 from bmnas.report.text import genotype_text
-from bmnas.spaces.found import Found
+from bmnas.spaces.architecture import Architecture
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #2b3640; --paper: #ffffff; --rule: #d5dade;
@@ -50,7 +50,7 @@ pre { overflow-x: auto; font-size: 0.85rem; line-height: 1.35; }
 Section = tuple[str, str]
 
 
-def genotype_page(genotype: Found, title: str) -> str:
+def genotype_page(genotype: Architecture, title: str) -> str:
     """Return the page of a genotype: the drawing, and the same as text."""
     facts = [f"{key}: {value}" for key, value in genotype.provenance.items() if _is_scalar(value)]
     return page(title, facts, [_architecture(genotype)])
@@ -92,7 +92,7 @@ def comparison_page(rows: Sequence[ComparisonRow]) -> str:
     return page("Comparison of runs", ["mean ± standard deviation over seeds"], sections)
 
 
-def _architecture(genotype: Found) -> Section:
+def _architecture(genotype: Architecture) -> Section:
     text = f"<details><summary>As text</summary><pre>{escape(genotype_text(genotype))}</pre>"
     return "Architecture", f"{figure_html(draw_genotype(genotype), 'a')}{text}</details>\n"
 

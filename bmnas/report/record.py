@@ -15,10 +15,10 @@ from typing import Any
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json
 from bmnas.report.style import plain
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import FORMAT, Cell, Genotype
 from bmnas.spaces.cells.operations import OPERATIONS
-from bmnas.spaces.formats import found_from_dict, load_found
-from bmnas.spaces.found import Found
+from bmnas.spaces.registry import architecture_from_dict, load_architecture
 
 Table = tuple[tuple[float, ...], ...]
 
@@ -91,7 +91,7 @@ class RunRecord:
     path: Path
     config: Document
     metrics: Document
-    genotype: Found | None
+    genotype: Architecture | None
     history: tuple[Epoch, ...]
     training: tuple[Epoch, ...]
     bundle: BundleRecord | None
@@ -103,7 +103,7 @@ class BundleRecord:
 
     path: Path
     manifest: Document
-    genotype: Found | None
+    genotype: Architecture | None
 
 
 def best_epoch(history: Sequence[Epoch]) -> Epoch | None:
@@ -126,7 +126,7 @@ def load_run(path: str | Path) -> RunRecord:
     if not any((folder / name).is_file() for name in names):
         raise UserError(f"{folder}: expected a run folder with one of {', '.join(names)}")
     genotype_file = folder / "genotype.json"
-    genotype = load_found(genotype_file) if genotype_file.is_file() else None
+    genotype = load_architecture(genotype_file) if genotype_file.is_file() else None
     # The history of another space than BM-NAS's has no weights and no Cells to check.
     features = genotype.features if isinstance(genotype, Genotype) else ()
     has_bundle = (folder / "bundle" / "manifest.json").is_file()
@@ -149,7 +149,7 @@ def load_bundle(path: str | Path) -> BundleRecord:
         raise UserError(f"{folder}: expected a bundle folder with manifest.json")
     manifest = _document(file)
     data = manifest.data.get("genotype")
-    genotype = None if data is None else found_from_dict(data, f"{file}: genotype")
+    genotype = None if data is None else architecture_from_dict(data, f"{file}: genotype")
     return BundleRecord(folder, manifest, genotype)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
 
 from bmnas.report.style import modality_of
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import Cell, Genotype
 from bmnas.spaces.cells.operations import OPERATIONS
-from bmnas.spaces.found import Found, FoundTree, Node
+from bmnas.spaces.description import Node
+from bmnas.spaces.registry import describe
 
 
-def genotype_text(genotype: Found) -> str:
+def genotype_text(genotype: Architecture) -> str:
     """Return the architecture as aligned lines of text, without colour codes.
 
     The features come first, by modality, those that nothing reads in parentheses; then each
@@ -19,18 +22,21 @@ def genotype_text(genotype: Found) -> str:
     lines = [genotype.summary(), "", *_features(genotype), ""]
     if isinstance(genotype, Genotype):
         lines += _cells(genotype)
-    elif isinstance(genotype, FoundTree):
-        lines += _tree(Node("classifier", "linear → logits", (genotype.tree(),)))
+    else:
+        shown = describe(genotype)
+        nodes = {node.name: node for node in shown.nodes}
+        lines += _tree(shown.nodes[-1].name, nodes)
     return "\n".join([*lines, ""])
 
 
-def _tree(node: Node) -> list[str]:
+def _tree(name: str, nodes: Mapping[str, Node]) -> list[str]:
     """Return a line a node, those that it reads below it."""
+    node = nodes[name]
     lines = [f"{node.label}  {node.note}".rstrip()]
-    for n, child in enumerate(node.children):
-        last = n + 1 == len(node.children)
-        first, *rest = _tree(child)
-        lines.append(f"{_branch(n, len(node.children))} {first}")
+    for n, child in enumerate(node.reads):
+        last = n + 1 == len(node.reads)
+        first, *rest = _tree(child, nodes)
+        lines.append(f"{_branch(n, len(node.reads))} {first}")
         lines += [f"{' ' if last else '│'}  {line}" for line in rest]
     return lines
 
@@ -44,10 +50,10 @@ def _cells(genotype: Genotype) -> list[str]:
     return [*lines, "Head", f"└─ {joined} → LayerNorm → ReLU → flatten → linear → logits"]
 
 
-def _features(genotype: Found) -> list[str]:
+def _features(genotype: Architecture) -> list[str]:
     live = genotype.live_features()
     groups = [(name, list(names)) for name, names in groupby(genotype.features, modality_of)]
-    width = max(len(name) for name, _ in groups)
+    width = max((len(name) for name, _ in groups), default=0)
     lines = [
         f"{_branch(n, len(groups))} {name:<{width}}  "
         + "  ".join(feature if feature in live else f"({feature})" for feature in names)

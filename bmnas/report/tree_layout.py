@@ -11,7 +11,7 @@ from bmnas.machine.errors import UserError
 from bmnas.report.geometry import Box, BoxKind, Label, Sheet, Wire
 from bmnas.report.lettering import Measure, shortened, wrapped
 from bmnas.report.style import GREY, INK, modality_colours, modality_of
-from bmnas.spaces.found import FoundTree, Node
+from bmnas.spaces.description import Description, Node
 
 _MARGIN = 0.15
 _GAP = 0.14  # between two neighbours
@@ -21,14 +21,13 @@ _RISE = 0.42  # from the top of a node to the bottom of what reads it
 _LIMIT = 100  # nodes
 
 
-def tree_layout(found: FoundTree, measure: Measure) -> Sheet:
+def tree_layout(found: Description, measure: Measure) -> Sheet:
     """Place everything that a drawing of ``found`` shows on one sheet.
 
     Raises UserError when it has more nodes than a picture can show.
     """
-    root = Node("Classifier", "linear", (found.tree(),))
     plan = _Plan(found, measure)
-    placed = plan.place(root, _MARGIN)
+    placed = plan.place(found.nodes[-1], _MARGIN)
     if plan.count > _LIMIT:
         raise UserError(
             f"drawing: received {plan.count:,} nodes, expected at most {_LIMIT}; "
@@ -51,8 +50,9 @@ class _Placed:
 class _Plan:
     """Columns from left to right, rows from the leaves up."""
 
-    def __init__(self, found: FoundTree, measure: Measure) -> None:
+    def __init__(self, found: Description, measure: Measure) -> None:
         self.found, self.measure = found, measure
+        self.nodes = {node.name: node for node in found.nodes}
         self.colours = modality_colours(found.features)
         self.right = _MARGIN
         self.count = 0
@@ -62,13 +62,13 @@ class _Plan:
         self.count += 1
         texts = ((node.label, 9.0), (node.note, 6.5))
         width = max(self.measure(shortened(text), size) for text, size in texts if text) + 0.3
-        if not node.children:
+        if not node.reads:
             self.right = left + width
             return _Placed(node, left + width / 2, 0, width)
         children: list[_Placed] = []
         start = left
-        for child in node.children:
-            children.append(self.place(child, start))
+        for name in node.reads:
+            children.append(self.place(self.nodes[name], start))
             start = self.right + _GAP
         middle = (children[0].x + children[-1].x) / 2
         # A box that is wider than all below it moves them to its middle.
@@ -83,7 +83,7 @@ class _Plan:
 
     def sheet(self, root: _Placed) -> Sheet:
         """Return the drawing."""
-        facts = [self.found.summary()]
+        facts = [self.found.summary]
         live = self.found.live_features()
         unread = [name for name in self.found.features if name not in live]
         if unread:
@@ -103,12 +103,16 @@ class _Plan:
         sheet.height = top + 0.42
         return sheet
 
+    def _colour(self, leaf: Node) -> str:
+        # A hand-made fusion has no features of its own: it is a leaf itself.
+        return self.colours.get(modality_of(leaf.label), INK)
+
     def _draw(self, sheet: Sheet, placed: _Placed, base: float) -> float:
         """Draw ``placed`` and all below it; return the height at which its box begins."""
         bottom = base if placed.row == 0 else base + _LEAF + _RISE
         bottom += max(0, placed.row - 1) * (_INNER + _RISE)
         node, height = placed.node, _INNER if placed.children else _LEAF
-        colour = INK if placed.children else self.colours[modality_of(node.label)]
+        colour = INK if placed.children else self._colour(node)
         kind: BoxKind = "head" if placed.children else "feature"
         left = placed.x - placed.width / 2
         label, note = shortened(node.label), shortened(node.note)
@@ -124,7 +128,7 @@ class _Plan:
             further_out = n if n < left else count - 1 - n
             turn = bottom - 0.2 - further_out * min(0.07, 0.2 / count)
             points = ((child.x, below), (child.x, turn), (end, turn), (end, bottom))
-            wire = INK if child.children else self.colours[modality_of(child.node.label)]
+            wire = INK if child.children else self._colour(child.node)
             sheet.wires.append(Wire(f"{child.x:.4f}", points, wire))
         return bottom
 

@@ -1,104 +1,91 @@
-"""What stands between features and logits, as plain data: a genotype, or a fusion by its name."""
+"""What stands between features and logits, as plain data with a file of its own.
+
+``Genotype`` is the one of BM-NAS; ``registry`` knows those of all spaces. Standard library only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
 
-from bmnas.machine.errors import UserError, close
-from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.cells.network import FusionNetwork
-from bmnas.spaces.found import Found
-from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions import FUSIONS
-from bmnas.spaces.mfas.network import MFASNetwork
-from bmnas.spaces.mfas.space import MFASGenotype
-from bmnas.spaces.trees.fusion_tree import FusionTree
-from bmnas.spaces.trees.network import TreeFusion
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import read_json, write_text
+from bmnas.spaces.plain_data import GenotypeError
 
-_LARGEST = 65536  # as in a genotype
+_LIMIT = 1_000_000  # bytes; a genotype of ten Cells takes about two thousand
 
 
-@dataclass(frozen=True)
-class NamedFusion:
-    """A hand-made fusion: its name in ``bmnas.spaces.fusions.FUSIONS``, channels C and length L.
+class Architecture(ABC):
+    """An architecture over ``features``, those pooled to ``length`` positions, as plain data.
 
-    Raises UserError for a name that there is not and for sizes out of range.
+    A subclass is a frozen dataclass that checks itself. ``provenance`` says where it comes from
+    and does not count when two are compared.
     """
 
-    name: str
-    channels: int
+    #: What the file says under "format".
+    FORMAT: ClassVar[str]
+
+    #: False for a fusion by hand, which is not compared as a genotype.
+    SEARCHED: ClassVar[bool] = True
+
+    features: tuple[str, ...]
     length: int
+    provenance: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        known = list(FUSIONS)
-        # A list: what a file says may be anything.
-        if self.name not in known:
-            hint = close(str(self.name), known)
-            raise UserError(
-                f"received fusion {self.name!r}, expected one of {', '.join(known)}{hint}"
-            )
-        for key in ("channels", "length"):
-            value = getattr(self, key)
-            if type(value) is not int or not 1 <= value <= _LARGEST:
-                raise UserError(
-                    f"fusion {self.name}: {key}: received {value!r}, expected an integer from 1 "
-                    f"to {_LARGEST}"
-                )
+    @abstractmethod
+    def live_features(self) -> tuple[str, ...]:
+        """Return the features that its network reads, in the order of ``features``."""
 
+    @abstractmethod
+    def summary(self) -> str:
+        """Return its size in a line of text."""
+
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready plain data."""
-        return asdict(self)
+        """Return it as JSON-ready plain data in the format of the file."""
 
     @classmethod
-    def from_dict(cls, data: Any) -> NamedFusion:
-        """Build it from plain data; raises UserError on anything but what ``to_dict`` gives."""
-        keys = ("name", "channels", "length")
-        if not isinstance(data, dict) or data.keys() != set(keys):
-            raise UserError(f"fusion: received {str(data)[:80]}, expected {', '.join(keys)}")
-        return cls(**data)
+    @abstractmethod
+    def parse(cls, data: Any) -> Self:
+        """Build it from plain data; raises GenotypeError that names the place in it."""
+
+    @classmethod
+    def from_dict(cls, data: Any, source: str = "genotype") -> Self:
+        """Build it from plain data; ``source`` is named in messages.
+
+        Raises GenotypeError on anything that is not exactly the documented format.
+        """
+        try:
+            return cls.parse(data)
+        except GenotypeError as error:
+            raise GenotypeError(f"{source}: {error}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read its file; raises GenotypeError with one line that names the file."""
+        return cls.from_dict(read_file(path, cls.FORMAT), str(path))
+
+    def with_provenance(self, provenance: Mapping[str, Any]) -> Self:
+        """Return the same architecture that says it comes from elsewhere."""
+        same: Self = dataclasses.replace(cast(Any, self), provenance=provenance)
+        return same
+
+    def to_json(self) -> str:
+        """Return the text of its file."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write its file, whole or not at all."""
+        write_text(Path(path), self.to_json())
 
 
-Architecture = Found | NamedFusion
-
-#: How to build the network of each kind of genotype: C_raw by feature, classes K, dropout.
-_BUILDERS: Mapping[type[Found], Callable[[Any, Mapping[str, int], int, float], Fusion]] = {
-    Genotype: lambda found, raw, classes, dropout: FusionNetwork(
-        found, raw, classes=classes, dropout=dropout
-    ),
-    MFASGenotype: lambda found, raw, classes, dropout: MFASNetwork(
-        found, raw, classes=classes, dropout=dropout
-    ),
-    FusionTree: lambda found, raw, classes, dropout: TreeFusion(
-        found, raw, classes=classes, dropout=dropout
-    ),
-}
-
-
-def takes_unimodal_logits(architecture: Architecture) -> bool:
-    """Tell whether the unimodal networks' logits may be added to those of ``architecture``.
-
-    A hand-made fusion stays what it is, and MFAS's networks have heads of the modalities already.
-    """
-    return isinstance(architecture, Found) and not isinstance(architecture, MFASGenotype)
-
-
-def build_fusion(
-    architecture: Architecture,
-    channels_raw: Mapping[str, int],
-    *,
-    classes: int,
-    dropout: float,
-) -> Fusion:
-    """Return a new network of ``architecture``; ``channels_raw`` maps all features to C_raw.
-
-    Raises UserError where a hand-made fusion cannot have these features.
-    """
-    if isinstance(architecture, Found):
-        return _BUILDERS[type(architecture)](architecture, channels_raw, classes, dropout)
-    build, shape = FUSIONS[architecture.name], (architecture.channels, architecture.length)
+def read_file(path: str | Path, expected: str) -> Any:
+    """Return the plain data of a file; raises GenotypeError that says what was ``expected``."""
     try:
-        return build(channels_raw, *shape, classes, dropout)
+        return read_json(Path(path), limit=_LIMIT)
     except UserError as error:
-        raise UserError(f"fusion {architecture.name}: {error}") from error
+        raise GenotypeError(f"{error}; expected a {expected} file") from error

@@ -19,6 +19,14 @@ class GenotypeError(UserError):
     """A genotype is malformed; the message names the file, the place, the find, the need."""
 
 
+def by_modality(features: Sequence[str]) -> dict[str, list[str]]:
+    """Return the features of each modality, both in their order."""
+    found: dict[str, list[str]] = {}
+    for name in features:
+        found.setdefault(name.partition(".")[0], []).append(name)
+    return found
+
+
 def check_features(features: Sequence[str]) -> None:
     """Raise GenotypeError unless there are two features or more, all with good names."""
     if len(features) < 2:

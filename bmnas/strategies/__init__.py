@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.found import Found
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.evolution import search_evolution
 from bmnas.strategies.mfas import search_mfas
@@ -18,7 +18,7 @@ def _search_bmnas(problem: SearchProblem) -> Outcome[Genotype]:
     return search_several(problem) if problem.seeds > 1 else search_bilevel(problem)
 
 
-STRATEGIES: Mapping[str, Callable[[SearchProblem], Outcome[Found]]] = {
+STRATEGIES: Mapping[str, Callable[[SearchProblem], Outcome[Architecture]]] = {
     "bmnas": _search_bmnas,
     "random": search_random,
     "mfas": search_mfas,

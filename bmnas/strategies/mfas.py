@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,18 +13,10 @@ from bmnas.machine.checkpoint import Record
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Stage
 from bmnas.machine.runtime import seed_stage
+from bmnas.spaces.mfas.genotype import Layers, MFASGenotype, layers_from
 from bmnas.spaces.mfas.network import MFASNetwork
 from bmnas.spaces.mfas.sampling import draw, temperatures
-from bmnas.spaces.mfas.space import (
-    Layer,
-    Layers,
-    MFASGenotype,
-    by_modality,
-    encoded,
-    layer_choices,
-    layers_from,
-    unfold,
-)
+from bmnas.spaces.mfas.space import MFASSpace
 from bmnas.spaces.mfas.stacked import StackedNetworks
 from bmnas.spaces.mfas.surrogate import ScorePool
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
@@ -47,28 +40,29 @@ def search_mfas(problem: SearchProblem) -> Outcome[MFASGenotype]:
     is one modality, or a loss is no longer finite.
     """
     settings, features, spent = problem.mfas, problem.train.names, problem.checkpoint.spent
-    choices = _choices(features)
+    sizes = {"length": problem.config.length, **dataclasses.asdict(settings)}
+    space = MFASSpace.of(features, sizes)
     seed_stage(problem.seed, "surrogate")
-    pool = ScorePool(width=len(by_modality(features)) + 1)
-    kept: list[Layers] = [()]
+    pool = ScorePool(width=len(space.encode(space.unfold([], 0)[0])[0]))
+    kept: list[MFASGenotype] = []
     levels = [*range(settings.levels)] * settings.sweeps
     heats = temperatures(settings.sweeps, settings.levels)
-    with problem.progress.stage("mfas", _epochs(problem, len(choices))) as shown:
+    with problem.progress.stage("mfas", _epochs(problem, len(space.unfold([], 0)))) as shown:
         candidates = _Candidates(problem, shown)
         for step, (level, heat) in enumerate(zip(levels, heats, strict=True)):
-            unfolded = unfold(kept, choices, level)
+            unfolded = space.unfold(kept, level)
             generator = np.random.default_rng((problem.seed, step))
             if step == 0:
                 trained = unfolded
-                scores = candidates.train(step, trained)
+                scores = candidates.train(step, [genotype.layers for genotype in trained])
                 kept = draw(unfolded, scores, settings.kept, heat, generator)
             else:
                 with spent.stage("surrogate"):
-                    predicted = pool.predict([encoded(layers, features) for layers in unfolded])
+                    predicted = pool.predict([space.encode(genotype) for genotype in unfolded])
                 kept = trained = draw(unfolded, predicted, settings.kept, heat, generator)
-                scores = candidates.train(step, trained)
+                scores = candidates.train(step, [genotype.layers for genotype in trained])
             with spent.stage("surrogate"):
-                pool.learn([encoded(layers, features) for layers in trained], scores)
+                pool.learn([space.encode(genotype) for genotype in trained], scores)
     return _outcome(problem, candidates.records)
 
 
@@ -215,16 +209,6 @@ def _genotype(problem: SearchProblem, layers: Layers, inner_size: int) -> MFASGe
         layers=layers,
         scalars=problem.mfas.scalars,
     )
-
-
-def _choices(features: Sequence[str]) -> list[Layer]:
-    modalities = by_modality(features)
-    if len(modalities) < 2:
-        raise UserError(
-            f"strategy mfas: received the modality {', '.join(modalities)} alone, expected two or "
-            "more to fuse"
-        )
-    return layer_choices(features)
 
 
 def _epochs(problem: SearchProblem, first: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Generic, TypeVar
 
 from torch import Tensor
@@ -13,15 +13,16 @@ from bmnas.machine.checkpoint import Checkpoint, Record
 from bmnas.machine.profiling import StepRecorder
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
-from bmnas.spaces.cells.genotype import FORMAT, Genotype
-from bmnas.spaces.found import Found
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.mfas.settings import MFASConfig
 from bmnas.spaces.trees.settings import EvolutionConfig
 from bmnas.strategies.settings import SearchConfig
 from bmnas.training.heads import TaskHead
 
 #: What a strategy finds: a genotype of its own space.
-F_co = TypeVar("F_co", bound=Found, covariant=True)
+F_co = TypeVar("F_co", bound=Architecture, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,14 @@ class SearchProblem:
         chosen = self.head.best_threshold(logits, self.validation.labels)
         return {} if chosen is None else {"threshold": chosen}
 
+    @property
+    def cells(self) -> CellSpace:
+        """The space of Cells over this problem's features."""
+        return CellSpace.of(self.train.names, asdict(self.config))
+
     def genotype(self, cells: object) -> Genotype:
         """Return the genotype over this problem's features with ``cells`` as in its file."""
-        return Genotype.from_dict(
-            {
-                "format": FORMAT,
-                "features": list(self.train.names),
-                "channels": self.config.channels,
-                "length": self.config.length,
-                "cells": cells,
-            }
-        )
+        return self.cells.genotype(cells)
 
 
 def search_steps(config: SearchConfig, train: int, validation: int) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from random import Random
 
 from bmnas.features.samples import samples_per_epoch
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.strategies.candidates import draw_genotype, even_weights, train_candidate
+from bmnas.strategies.candidates import train_candidate
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
-from bmnas.strategies.settings import SearchConfig
 
 
 def search_random(problem: SearchProblem) -> Outcome[Genotype]:
@@ -19,8 +17,7 @@ def search_random(problem: SearchProblem) -> Outcome[Genotype]:
     """
     config = problem.config
     draw = Random(problem.seed)
-    features = problem.train.names
-    genotypes = [random_genotype(features, config, draw) for _ in range(config.candidates)]
+    genotypes = [problem.cells.sample(draw) for _ in range(config.candidates)]
     # A candidate depends on nothing but its number, so the records are the whole state.
     records = problem.checkpoint.restore({})
     spent = problem.checkpoint.spent
@@ -49,11 +46,3 @@ def search_random(problem: SearchProblem) -> Outcome[Genotype]:
         processor_seconds=problem.checkpoint.processor_seconds,
         stages={"candidates": StageCost(spent.seconds["candidates"], seen)},
     )
-
-
-def random_genotype(features: Sequence[str], config: SearchConfig, draw: Random) -> Genotype:
-    """Return a genotype over ``features``, each choice drawn evenly from those of a derivation.
-
-    One whose network would read a single feature is drawn again.
-    """
-    return draw_genotype(even_weights(len(features), config), features, config, draw)

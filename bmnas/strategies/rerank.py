@@ -15,14 +15,12 @@ from bmnas.features.samples import samples_per_epoch
 from bmnas.machine.cost_meter import Spent
 from bmnas.machine.distribution.ranks import alone, mean
 from bmnas.machine.runtime import seed_stage, stage_seed
-from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.one_shot import OneShot, SingleNetworks
+from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.cells.supernet import ArchitectureWeights, Supernet
 from bmnas.strategies.candidates import (
     candidate_recipe,
-    draw_genotype,
-    even_weights,
     train_candidate,
 )
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
@@ -32,7 +30,6 @@ from bmnas.training.fit import Group, fit
 #: multiply; on av-digits, in simulation, half and twice as many do as well.
 SCREENED = 400
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
-_ORDERED = 6  # Cells, or steps of one; the canonical name looks at all their orders
 
 
 def rerank(
@@ -151,9 +148,9 @@ def _candidates(
 ) -> list[Genotype]:
     """Return ``config.rerank`` + 1 genotypes: ``first``, then the best of ``SCREENED``."""
     count = problem.config.rerank + 1
-    chosen: dict[object, Genotype] = {}
+    chosen: dict[str, Genotype] = {}
     for genotype in first:
-        chosen.setdefault(_network(genotype), genotype)
+        chosen.setdefault(CellSpace.canonical(genotype), genotype)
     wanted = max(0, count - len(chosen))
     drawn = _drawn(problem, set(chosen), weights, max(wanted, SCREENED)) if wanted else []
     if len(drawn) > wanted:
@@ -183,26 +180,19 @@ def _losses(
 
 
 def _drawn(
-    problem: SearchProblem, known: set[object], weights: ArchitectureWeights, wanted: int
+    problem: SearchProblem, known: set[str], weights: ArchitectureWeights, wanted: int
 ) -> list[Genotype]:
     """Return up to ``wanted`` genotypes of different networks that are not ``known``."""
-    config, names = problem.config, problem.train.names
-    draw = Random(f"{problem.seed} rerank")
-    sources = cycle([weights, even_weights(len(names), config)])
+    draw, space = Random(f"{problem.seed} rerank"), problem.cells
+    by_turns = cycle((True, False))
     drawn: list[Genotype] = []
     for _ in range(_DRAWS * wanted):
         if len(drawn) == wanted:
             break
-        genotype = draw_genotype(next(sources), names, config, draw)
-        network = _network(genotype)
+        relaxed = next(by_turns)
+        genotype = space.sample_from(weights, draw) if relaxed else space.sample(draw)
+        network = CellSpace.canonical(genotype)
         if network not in known:
             known.add(network)
             drawn.append(genotype)
     return drawn
-
-
-def _network(genotype: Genotype) -> object:
-    """Return what isomorphic genotypes share, as far as that is told in no time."""
-    steps = max(len(cell.steps) for cell in genotype.cells)
-    small = max(len(genotype.cells), steps) <= _ORDERED
-    return canonical(genotype) if small else genotype

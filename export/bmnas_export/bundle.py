@@ -26,12 +26,12 @@ from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Task
 from bmnas_export.errors import ExportError
 from bmnas_export.example import REQUEST_FILE, RESPONSE_FILE, example
+from bmnas_export.graph import export_graph
 from bmnas_export.latency import latency_report, measure_session
 from bmnas_export.parity import ParityReport, measure_parity
 from bmnas_export.prepare import prepare, reference_network
 from bmnas_export.samples import SampleInputs
 from bmnas_export.target import checked_target
-from bmnas_export.targets import target_named
 
 _STAGES = ("samples", "graph", "check", "parity", "latency", "write")
 
@@ -67,36 +67,36 @@ def export_bundle(
     task: Task,
     out: Path,
     *,
-    target: str = "onnx",
     scores: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export a trained network, compare it with torch on test samples, write it to ``out``.
 
-    ``task`` holds the test samples that the network is tried with, ``target`` is one of
-    ``TARGETS``, ``scores`` go into the manifest. An existing bundle at ``out`` is replaced, and
-    only when all went well; ``trained`` is left as it is.
+    ``task`` holds the test samples that the network is tried with; ``scores`` go into the
+    manifest. An existing bundle at ``out`` is replaced, and only when all went well; ``trained``
+    is left as it is.
 
     Raises UserError when ``out`` cannot be written or holds something else, when the task is not
     the network's, or when a tensor cannot be named; ExportError when the network cannot be
     exported, ParityError when onnxruntime and torch disagree.
     """
-    write, place = target_named(target), checked_target(out)
+    target = checked_target(out)
     with (progress or Silent()).stage("export", len(_STAGES)) as stage:
         stage.message("samples")
         reference = reference_network(trained.network)
         inputs = SampleInputs(task, trained.task, reference)
         manifest = _describe(trained, reference, scores or {})
         _next(stage, "graph")
-        prepared = prepare(reference, trained.task.head)
+        content = export_graph(
+            prepare(reference, trained.task.head),
+            manifest.inputs,
+            manifest.outputs,
+            _metadata(trained),
+        )
         try:
-            with atomic_folder(place) as aside:
-                metadata = _metadata(trained)
-                files = write(aside, prepared, manifest.inputs, manifest.outputs, metadata)
-                _next(stage, "check")
-                _write_manifest(aside, manifest, files)
-                session = Session.open(aside)
-                return _complete(aside, out, files, session, trained, reference, inputs, stage)
+            with atomic_folder(target) as aside:
+                (aside / bundle.MODEL_FILE).write_bytes(content)
+                return _complete(aside, out, manifest, trained, reference, inputs, stage)
         except OSError as error:
             raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
         except (ServeError, InferenceError) as error:
@@ -106,15 +106,16 @@ def export_bundle(
 def _complete(
     folder: Path,
     out: Path,
-    files: tuple[str, ...],
-    session: Session,
+    manifest: Manifest,
     trained: TrainedNetwork,
     reference: MultimodalNetwork,
     inputs: SampleInputs,
     stage: Stage,
 ) -> Bundle:
-    """Measure the open model of the bundle in ``folder``, and write the rest of the bundle."""
-    assert session.manifest is not None
+    """Open the model in ``folder`` as the server will, measure it, write the rest of the bundle."""
+    _next(stage, "check")
+    _write_manifest(folder, manifest, (bundle.MODEL_FILE,))
+    session = Session.open(folder)
     _next(stage, "parity")
     parity = measure_parity(reference, session, inputs, trained.task)
     _next(stage, "latency")
@@ -124,10 +125,8 @@ def _complete(
     # On one line each: an image is thousands of numbers.
     (folder / REQUEST_FILE).write_text(json.dumps(request, allow_nan=False) + "\n", "utf-8")
     (folder / RESPONSE_FILE).write_text(json.dumps(response, allow_nan=False) + "\n", "utf-8")
-    manifest = replace(
-        session.manifest, parity=parity.to_dict(), latency=latency_report(latency, session)
-    )
-    files = (*files, REQUEST_FILE, RESPONSE_FILE)
+    manifest = replace(manifest, parity=parity.to_dict(), latency=latency_report(latency, session))
+    files = (bundle.MODEL_FILE, REQUEST_FILE, RESPONSE_FILE)
     manifest = _write_manifest(folder, manifest, files)
     bundle.verify_files(bundle.load(folder), folder)
     sizes = {name: (folder / name).stat().st_size for name in (*files, bundle.MANIFEST_FILE)}
@@ -160,7 +159,7 @@ def _describe(
             files={bundle.MODEL_FILE: "0" * 64},
             threshold=info.threshold,
             genotype=trained.genotype.to_dict() if trained.genotype else None,
-            fusion=trained.fusion.to_dict() if trained.fusion else None,
+            fusion=None if trained.genotype else _plain(trained),
             scores=scores,
             versions={
                 **versions(),
@@ -179,8 +178,6 @@ def _input(network: MultimodalNetwork, name: str) -> InputSpec:
 
 
 def _metadata(trained: TrainedNetwork) -> dict[str, str]:
-    # Without the provenance, which may name folders of the machine that searched.
-    plain = {k: v for k, v in trained.architecture.to_dict().items() if k != "provenance"}
     kind = "genotype" if trained.genotype else "fusion"
     return {
         "bmnas.format": bundle.FORMAT,
@@ -188,8 +185,15 @@ def _metadata(trained: TrainedNetwork) -> dict[str, str]:
         "bmnas.task": trained.task.name,
         "bmnas.kind": trained.task.kind,
         "bmnas.class_names": json.dumps(trained.task.class_names),
-        f"bmnas.{kind}": json.dumps(plain, sort_keys=True),
+        f"bmnas.{kind}": json.dumps(_plain(trained), sort_keys=True),
     }
+
+
+def _plain(trained: TrainedNetwork) -> dict[str, Any]:
+    """Return the architecture without its provenance, which may name folders of a machine."""
+    # A hand-made fusion has no format in a manifest: its name says enough.
+    left_out = ("provenance",) if trained.genotype else ("provenance", "format")
+    return {k: v for k, v in trained.architecture.to_dict().items() if k not in left_out}
 
 
 def _write_manifest(folder: Path, manifest: Manifest, files: tuple[str, ...]) -> Manifest:

@@ -17,7 +17,7 @@ import bmnas
 import bmnas.pipeline.training
 from bmnas.pipeline.run_folder import locked
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.mfas.space import Layer, MFASGenotype
+from bmnas.spaces.mfas.genotype import Layer, MFASGenotype
 
 
 @pytest.fixture(scope="module")

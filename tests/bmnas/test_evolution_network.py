@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from tiny_networks import roughen
 
-from bmnas.spaces.architecture import build_fusion
+from bmnas.spaces.registry import build_fusion
 from bmnas.spaces.trees.fusion_tree import FusionTree
 from bmnas.spaces.trees.network import TreeFusion, l2_normalised, signed_sqrt
 

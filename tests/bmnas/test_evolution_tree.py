@@ -11,7 +11,7 @@ import pytest
 
 from bmnas.report import genotype_text
 from bmnas.spaces.cells.genotype import GenotypeError
-from bmnas.spaces.formats import load_found
+from bmnas.spaces.registry import load_architecture
 from bmnas.spaces.trees.fusion_tree import FusionTree
 from bmnas.spaces.trees.operators import random_tree
 from bmnas.spaces.trees.tree import (
@@ -134,7 +134,7 @@ def node(op: Any, *inputs: Any) -> dict[str, Any]:
 def test_a_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     tree = FusionTree(FEATURES, 32, 8, TREE[:3], {"seed": 3})
     tree.save(tmp_path / "genotype.json")
-    again = load_found(tmp_path / "genotype.json")
+    again = load_architecture(tmp_path / "genotype.json")
     assert again == FusionTree.load(tmp_path / "genotype.json") == tree
     assert again.provenance == {"seed": 3}
     assert json.loads((tmp_path / "genotype.json").read_text()) == {
@@ -211,7 +211,7 @@ def test_a_malformed_file_is_refused_in_one_line(
     path = tmp_path / "genotype.json"
     path.write_text(json.dumps(found(**changes)).replace("Infinity", "1e999"))
     with pytest.raises(GenotypeError) as line:
-        load_found(path)
+        load_architecture(path)
     assert str(line.value).startswith(f"{path}: {message}")
     assert "\n" not in str(line.value)
 
@@ -223,7 +223,7 @@ def test_a_file_of_endless_depth_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "genotype.json"
     path.write_text(json.dumps(found(features=names, nodes=nodes)))
     with pytest.raises(GenotypeError, match="nodes: received '3000 levels', expected at most 200"):
-        load_found(path)
+        load_architecture(path)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,10 @@
-"""Architectures of other spaces than BM-NAS's: their files, their texts, their pictures."""
+"""Architectures that are trees: their texts, their pictures; files by their format."""
 
 from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
 
 import pytest
 
@@ -17,80 +14,28 @@ from bmnas.report.geometry import crossings
 from bmnas.report.tree_layout import tree_layout
 from bmnas.spaces.cells.genotype import GenotypeError
 from bmnas.spaces.cells.known import known_genotype
-from bmnas.spaces.formats import load_found
-from bmnas.spaces.found import FoundTree, Node
-
-
-@dataclass(frozen=True)
-class Tree(FoundTree):
-    """A tree that is what it is given."""
-
-    FORMAT: ClassVar[str] = "test.tree/1"
-
-    features: tuple[str, ...]
-    length: int
-    root: Node
-    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
-
-    def live_features(self) -> tuple[str, ...]:
-        read = set(_leaves(self.root))
-        return tuple(name for name in self.features if name in read)
-
-    def summary(self) -> str:
-        return f"{len(_leaves(self.root))} leaves"
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"format": self.FORMAT}
-
-    @classmethod
-    def parse(cls, data: Any) -> Self:
-        raise NotImplementedError
-
-    def tree(self) -> Node:
-        return self.root
-
-
-def _leaves(node: Node) -> list[str]:
-    inner = [leaf for child in node.children for leaf in _leaves(child)]
-    return inner if node.children else [node.label]
-
+from bmnas.spaces.description import Description, Node, leaf_nodes
+from bmnas.spaces.registry import describe, load_architecture
+from bmnas.spaces.trees.fusion_tree import FusionTree
 
 _FEATURES = ("image.1", "image.2", "audio.1", "audio.2")
-_ROOT = Node(
-    "concat + dense",
-    "32 ReLU",
-    (
-        Node("add", "", (Node("image.1"), Node("audio.2"))),
-        Node("mul", "", (Node("add", "", (Node("image.2"), Node("audio.2"))), Node("image.1"))),
-    ),
-)
+_TREE = FusionTree(_FEATURES, 16, 8, ("image.1", "audio.2", "add", "image.2", "concat_dense"))
 
 
 def test_the_text_of_a_tree_shows_who_reads_whom() -> None:
-    lines = genotype_text(Tree(_FEATURES, 8, _ROOT)).splitlines()
+    lines = genotype_text(_TREE).splitlines()
 
-    assert lines[0] == "5 leaves"
+    assert lines[0] == "tree of 3 features, vectors of 16, L = 8 positions"
     assert lines[4].endswith("audio  (audio.1)  audio.2")
-    assert lines[6:] == [
-        "classifier  linear → logits",
-        "└─ concat + dense  32 ReLU",
-        "   ├─ add",
-        "   │  ├─ image.1",
-        "   │  └─ audio.2",
-        "   └─ mul",
-        "      ├─ add",
-        "      │  ├─ image.2",
-        "      │  └─ audio.2",
-        "      └─ image.1",
-    ]
+    assert [line.split()[-1] for line in lines if "image.2" in line][-1] == "image.2"
+    assert any("concat + dense" in line and "linear 32 → 16" in line for line in lines)
 
 
 def test_a_drawn_tree_has_all_nodes_apart_and_no_crossing() -> None:
-    sheet = tree_layout(Tree(_FEATURES, 8, _ROOT), lambda text, size: 0.07 * len(text))
+    sheet = tree_layout(describe(_TREE), lambda text, size: 0.07 * len(text))
 
-    assert sorted(box.label for box in sheet.boxes) == sorted(
-        [*_leaves(_ROOT), "add", "add", "mul", "concat + dense", "Classifier"]
-    )
+    labels = ["image.1", "audio.2", "image.2", "add", "concat + dense", "Classifier"]
+    assert sorted(box.label for box in sheet.boxes) == sorted(labels)
     for a in sheet.boxes:
         assert 0 < a.x < a.x + a.width < sheet.width
         assert 0 < a.y < a.y + a.height < sheet.height
@@ -103,24 +48,25 @@ def test_a_drawn_tree_has_all_nodes_apart_and_no_crossing() -> None:
 
 def test_a_tree_is_drawn_as_svg() -> None:
     pytest.importorskip("matplotlib")
-    drawn = architecture_svg(Tree(_FEATURES, 8, _ROOT))
+    drawn = architecture_svg(_TREE)
 
-    assert "".join(ET.fromstring(drawn).itertext()).count("audio.2") == 2
-    assert drawn == architecture_svg(Tree(_FEATURES, 8, _ROOT))
+    assert "".join(ET.fromstring(drawn).itertext()).count("audio.2") == 1
+    assert drawn == architecture_svg(_TREE)
 
 
 def test_a_tree_too_large_for_a_picture_says_so() -> None:
-    root = Node("add", "", tuple(Node("image.1") for _ in range(100)))
+    leaves = leaf_nodes(["image.1"] * 100)
+    root = Node("root", "add", reads=tuple(leaf.name for leaf in leaves))
 
-    with pytest.raises(UserError, match="received 102 nodes, expected at most 100"):
-        tree_layout(Tree(_FEATURES, 8, root), lambda text, size: 0.1)
+    with pytest.raises(UserError, match="received 101 nodes, expected at most 100"):
+        tree_layout(Description("", _FEATURES, (*leaves, root)), lambda text, size: 0.1)
 
 
 def test_a_file_is_read_by_its_format(tmp_path: Path) -> None:
     genotype = known_genotype("aoa", ("image.1", "audio.1"), channels=4, length=2)
     genotype.save(tmp_path / "genotype.json")
 
-    assert load_found(tmp_path / "genotype.json") == genotype
+    assert load_architecture(tmp_path / "genotype.json") == genotype
 
 
 @pytest.mark.parametrize("name", ["bmnas.genotype/9", "", ["x"], 3])
@@ -129,14 +75,6 @@ def test_an_unknown_format_is_named_with_the_known_ones(tmp_path: Path, name: ob
     path.write_text(json.dumps({"format": name}))
 
     with pytest.raises(GenotypeError) as caught:
-        load_found(path)
+        load_architecture(path)
     assert str(caught.value).startswith(f"{path}: format: received {name!r}, expected ")
     assert "'bmnas.genotype/1'" in str(caught.value)
-
-
-def test_another_provenance_leaves_the_architecture_as_it_is() -> None:
-    tree = Tree(_FEATURES, 8, _ROOT)
-    other = tree.with_provenance({"task": "digits"})
-
-    assert other == tree
-    assert other.provenance == {"task": "digits"}

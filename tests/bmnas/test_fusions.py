@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from tiny_networks import roughen
 
 from bmnas.machine.errors import UserError
-from bmnas.spaces.architecture import NamedFusion, build_fusion
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions import FUSIONS, CentralNet, MTUTFusion
 from bmnas.spaces.fusions.central_difference import TemporalDifference
 from bmnas.spaces.fusions.features import levels
 from bmnas.spaces.fusions.mtut import correlation, focal_weight
+from bmnas.spaces.fusions.space import NamedFusion
+from bmnas.spaces.fusions.table import FUSIONS, CentralNet, MTUTFusion
+from bmnas.spaces.registry import build_fusion
 from bmnas.training.heads import head_for
 
 TWO = {"image.1": 3, "image.2": 5, "audio.1": 4, "audio.2": 2}
@@ -320,9 +321,12 @@ def test_one_modality_is_nothing_to_fuse(name: str) -> None:
         ({"name": ["gmu"], "channels": 4, "length": 2}, r"received fusion \['gmu'\]"),
         ({"name": "gmu", "channels": 0, "length": 2}, "channels: received 0, expected"),
         ({"name": "gmu", "channels": 4, "length": 2.0}, r"length: received 2\.0, expected"),
-        ({"name": "gmu", "channels": 4}, "expected name, channels, length"),
-        ({"name": "gmu", "channels": 4, "length": 2, "x": 1}, "expected name, channels, length"),
-        ("gmu", "received gmu, expected name, channels, length"),
+        ({"name": "gmu", "channels": 4}, "expected 'length', which is missing"),
+        (
+            {"name": "gmu", "channels": 4, "length": 2, "x": 1},
+            "received 'x', expected only name, channels",
+        ),
+        ("gmu", "received 'gmu', expected an object"),
     ],
 )
 def test_a_malformed_fusion_is_refused(data: Any, match: str) -> None:

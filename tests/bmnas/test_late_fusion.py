@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from bmnas.machine.costs import count_parameters
-from bmnas.spaces.fusions import LateFusion
+from bmnas.spaces.fusions.table import LateFusion
 
 CHANNELS = {"image.1": 3, "image.2": 5, "audio.1": 4, "audio.2": 2}
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from bmnas.machine.costs import count_parameters
 from bmnas.machine.progress import Silent
-from bmnas.spaces.architecture import build_fusion
+from bmnas.spaces.mfas.genotype import Layer, Layers, MFASGenotype
 from bmnas.spaces.mfas.network import MFASNetwork, shares
-from bmnas.spaces.mfas.space import Layer, Layers, MFASGenotype
 from bmnas.spaces.mfas.stacked import StackedNetworks
+from bmnas.spaces.registry import build_fusion
 from bmnas.training.fit import Group, Loss, Recipe, fit
 from bmnas.training.heads import head_for
 

@@ -9,14 +9,9 @@ import pytest
 from bmnas.report import genotype_text
 from bmnas.report.tree_layout import tree_layout
 from bmnas.spaces.cells.genotype import GenotypeError
-from bmnas.spaces.formats import load_found
-from bmnas.spaces.mfas.space import (
-    Layer,
-    MFASGenotype,
-    encoded,
-    layer_choices,
-    unfold,
-)
+from bmnas.spaces.mfas.genotype import Layer, Layers, MFASGenotype, layer_choices
+from bmnas.spaces.mfas.space import MFASSpace
+from bmnas.spaces.registry import describe, load_architecture
 
 FEATURES = tuple(f"{modality}.{n}" for modality in ("image", "audio") for n in (1, 2, 3, 4))
 CHOICES = layer_choices(FEATURES)
@@ -28,6 +23,11 @@ NTU = (
     Layer(("image.4", "audio.4"), "relu"),
 )
 GENOTYPE = MFASGenotype(FEATURES, 8, 256, NTU)
+
+
+def unfold(kept: list[Layers], level: int) -> list[Layers]:
+    genotypes = [MFASGenotype(FEATURES, 8, 16, layers) for layers in kept]
+    return [genotype.layers for genotype in MFASSpace(FEATURES).unfold(genotypes, level)]
 
 
 def plain(**changes: Any) -> dict[str, Any]:
@@ -47,35 +47,33 @@ def test_a_layer_takes_one_feature_of_each_modality() -> None:
 
 
 def test_unfolding_appends_then_replaces() -> None:
-    first = unfold([()], CHOICES, 0)
+    first = unfold([], 0)
     assert first == [(choice,) for choice in CHOICES]
     kept = first[:15]
-    second = unfold(kept, CHOICES, 1)
+    second = unfold(kept, 1)
     assert len(second) == 480
     assert second[33] == (CHOICES[1], CHOICES[1])
-    third = unfold(second[-15:], CHOICES, 2)
+    third = unfold(second[-15:], 2)
     assert (len(third), len(third[0])) == (480, 3)
     # A later sweep: layer 1 of three is another one, the others stay.
-    again = unfold([third[0]], CHOICES, 0)
+    again = unfold([third[0]], 0)
     assert [layers[0] for layers in again] == CHOICES
     assert {layers[1:] for layers in again} == {third[0][1:]}
 
 
 def test_architectures_that_come_out_alike_are_one() -> None:
     a, b, c = CHOICES[:3]
-    assert unfold([(a, c), (b, c)], [a, b], 0) == [(a, c), (b, c)]
+    assert unfold([(a, c), (b, c)], 0) == [(choice, c) for choice in CHOICES]
 
 
 def test_the_surrogate_reads_numbers_of_features_and_activations() -> None:
-    assert encoded(NTU, FEATURES) == ((3, 0, 0), (1, 3, 0), (1, 1, 1), (3, 3, 0))
-    layer = Layer(("a.2", "b.1", "c.3"), "sigmoid")
-    assert encoded((layer,), ("a.1", "a.2", "b.1", "c.1", "c.2", "c.3")) == ((1, 0, 2, 1),)
+    assert MFASSpace(FEATURES).encode(GENOTYPE) == ((3, 0, 0), (1, 3, 0), (1, 1, 1), (3, 3, 0))
 
 
 def test_a_file_and_back(tmp_path: Path) -> None:
     path = tmp_path / "genotype.json"
     GENOTYPE.with_provenance({"task": "ntu"}).save(path)
-    assert load_found(path) == MFASGenotype.load(path) == GENOTYPE
+    assert load_architecture(path) == MFASGenotype.load(path) == GENOTYPE
     data = json.loads(path.read_text())
     assert data["format"] == "bmnas.mfas/1"
     assert data["layers"][2] == {"inputs": ["image.2", "audio.2"], "activation": "sigmoid"}
@@ -132,7 +130,7 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, changes: dict[str, Any], match
     path = tmp_path / "genotype.json"
     path.write_text(json.dumps(plain(**changes)).replace("Infinity", "1e999"))
     with pytest.raises(GenotypeError, match=match) as caught:
-        load_found(path)
+        load_architecture(path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
 
@@ -149,7 +147,7 @@ def test_a_missing_key_is_named() -> None:
 def test_text_and_picture_show_the_chain() -> None:
     genotype = MFASGenotype(FEATURES, 8, 256, NTU[1:3])
     assert genotype_text(genotype).splitlines()[-7:] == [
-        "classifier  linear → logits",
+        "Classifier  linear",
         "└─ fusion 2  linear → sigmoid",
         "   ├─ image.2",
         "   ├─ audio.2",
@@ -157,5 +155,5 @@ def test_text_and_picture_show_the_chain() -> None:
         "      ├─ image.2",
         "      └─ audio.4",
     ]
-    sheet = tree_layout(genotype, lambda text, size: 0.07 * len(text))
+    sheet = tree_layout(describe(genotype), lambda text, size: 0.07 * len(text))
     assert [box.label for box in sheet.boxes].count("image.2") == 2

@@ -16,8 +16,8 @@ from bmnas.pipeline.config import Config, load_preset
 from bmnas.pipeline.trained import load_network
 from bmnas.report import load_run
 from bmnas.report.rows import comparison_rows
+from bmnas.spaces.mfas.genotype import MFASGenotype
 from bmnas.spaces.mfas.settings import MFASConfig
-from bmnas.spaces.mfas.space import MFASGenotype
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,10 @@ import bmnas
 import bmnas.pipeline.training
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime
-from bmnas.spaces.architecture import NamedFusion
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype, random_pairs, searched_pairs
+from bmnas.spaces.fusions.space import NamedFusion
 
 CPU = Runtime(torch.device("cpu"), compile=False)
 

@@ -14,8 +14,9 @@ from tiny_problems import CHANNELS, LENGTH, tiny_problem
 import bmnas.strategies.mfas as module
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.errors import UserError
+from bmnas.spaces.mfas.genotype import Layers, MFASGenotype
 from bmnas.spaces.mfas.settings import MFASConfig
-from bmnas.spaces.mfas.space import Layers, MFASGenotype, encoded
+from bmnas.spaces.mfas.space import MFASSpace
 from bmnas.spaces.mfas.surrogate import ScorePool
 from bmnas.strategies import Outcome, SearchProblem
 from bmnas.strategies.mfas import search_mfas
@@ -43,7 +44,7 @@ def without_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let candidates have scores from their architectures alone: audio.4 in the last layer."""
 
     def score(layers: Layers, features: Sequence[str]) -> float:
-        rows = encoded(layers, features)
+        rows = MFASSpace(tuple(features)).encode(MFASGenotype(tuple(features), LENGTH, 16, layers))
         return 0.3 + 0.05 * rows[-1][1] + 0.01 * sum(row[0] for row in rows)
 
     def train(
@@ -243,7 +244,7 @@ def test_divergence_names_the_candidates(tmp_path: Path) -> None:
 def test_one_modality_is_nothing_to_fuse(tmp_path: Path) -> None:
     given = problem(tmp_path)
     alone = dataclasses.replace(given, train=given.train.select(("m0.1", "m0.2")))
-    with pytest.raises(UserError, match="strategy mfas: received the modality m0 alone"):
+    with pytest.raises(UserError, match="space mfas: received the modality m0 alone"):
         search_mfas(alone)
 
 

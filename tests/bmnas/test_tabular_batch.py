@@ -10,10 +10,10 @@ from isomorphic import scramble
 from torch import nn
 
 from bmnas.features.layers import Dropout
-from bmnas.lab.tables import Space
 from bmnas.lab.tables.batch import BatchedNetwork, structure
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.spaces.cells.space import CellSpace
 from bmnas.training.heads import head_for
 
 CHANNELS = {"a.1": 3, "a.2": 2, "b.1": 4}
@@ -22,7 +22,7 @@ FEATURES = tuple(CHANNELS)
 
 def groups(cells: int, steps: int) -> list[list[Genotype]]:
     found: dict[object, list[Genotype]] = defaultdict(list)
-    for genotype in Space(FEATURES, cells, steps, 8, 4).distinct().values():
+    for genotype in CellSpace(FEATURES, cells, steps, 8, 4).distinct().values():
         found[structure(genotype)[0]].append(genotype)
     return list(found.values())
 

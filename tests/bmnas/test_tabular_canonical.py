@@ -6,21 +6,20 @@ import pytest
 import torch
 from isomorphic import isomorphic, scramble, take_over
 
-from bmnas.lab.tables import Space, canonical
 from bmnas.machine.errors import UserError
+from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.derive import derive_genotype
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.network import FusionNetwork
-from bmnas.strategies.random import random_genotype
-from bmnas.strategies.settings import SearchConfig
+from bmnas.spaces.cells.space import CellSpace
 
 CHANNELS = {"a.1": 3, "a.2": 2, "b.1": 4}
 FEATURES = tuple(CHANNELS)
 SIX = tuple(f"{modality}.{k}" for modality in ("image", "audio") for k in (1, 2, 3))
 
 
-def space(cells: int, steps: int, features: tuple[str, ...] = FEATURES) -> Space:
-    return Space(features, cells, steps, 4, 2)
+def space(cells: int, steps: int, features: tuple[str, ...] = FEATURES) -> CellSpace:
+    return CellSpace(features, cells, steps, 4, 2)
 
 
 def named(*steps: tuple[str, str, str], inputs: tuple[str, str] = ("a.1", "b.1")) -> str:
@@ -104,7 +103,6 @@ def test_the_number_of_networks_is_that_counted_by_hand() -> None:
 @pytest.mark.parametrize(("cells", "steps"), [(1, 2), (2, 1)])
 def test_what_searches_yield_is_in_the_space(cells: int, steps: int) -> None:
     names = space(cells, steps).distinct()
-    config = SearchConfig(cells=cells, steps=steps, channels=4, length=2)
     draw = random.Random(0)
 
     def numbers(count: int) -> list[float]:
@@ -120,7 +118,7 @@ def test_what_searches_yield_is_in_the_space(cells: int, steps: int) -> None:
             length=2,
         )
         assert canonical(derived) in names
-        assert canonical(random_genotype(FEATURES, config, draw)) in names
+        assert canonical(space(cells, steps).sample(draw)) in names
 
 
 def test_neighbours_differ_in_one_choice_and_it_goes_both_ways() -> None:
@@ -146,4 +144,4 @@ def test_a_space_that_nobody_could_train_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"2 Cells of 2 steps over 6 features, .* at most 1,000,000"
     ):
-        space(2, 2, SIX)
+        space(2, 2, SIX).distinct()

@@ -8,7 +8,6 @@ from tiny_tables import made_table
 from bmnas.lab.tables import Problem, Table, load, replay
 from bmnas.lab.tables.replay import STRATEGIES, BudgetSpentError
 from bmnas.machine.errors import UserError
-from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import Genotype
 
 
@@ -51,20 +50,10 @@ def test_strategies_that_look_find_more_than_chance(table: Table) -> None:
 def test_mfas_goes_from_one_step_to_two(table: Table) -> None:
     found = replay(table, "mfas", seed=0, budget=10_000)
     live = [len(table.at(number).genotype.cells[0].live_steps()) for number, _ in found.asked]
-    first = len({canonical(g) for g in table.space.choices(table.space.empty(), 0, 0)})
+    first = len(table.space.unfold([], 0))
     assert set(live[:first]) == {0, 1}
     assert 2 in live[first : first + 15]
     assert len(found.asked) == first + 5 * 15
-
-
-def test_choices_are_those_of_one_step(table: Table) -> None:
-    space = table.space
-    here = space.empty()
-    assert len(space.choices(here, 0, 0)) == 6 * 10
-    second = space.choices(here, 0, 1)
-    assert len(second) == len(set(second)) == 30
-    assert here in second
-    assert all(other.cells[0].steps[0] == here.cells[0].steps[0] for other in second)
 
 
 def test_local_search_climbs_and_begins_again(table: Table) -> None:

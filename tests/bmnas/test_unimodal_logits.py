@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from bmnas.machine.costs import count_parameters
 from bmnas.pipeline.joint import raw_samples
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.pipeline.run_folder import Run
-from bmnas.spaces.architecture import NamedFusion, takes_unimodal_logits
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import known_genotype
-from bmnas.spaces.mfas.space import Layer, MFASGenotype
+from bmnas.spaces.fusions.space import NamedFusion
+from bmnas.spaces.mfas.genotype import Layer, MFASGenotype
+from bmnas.spaces.registry import takes_unimodal_logits
 from bmnas.tasks.task import Modality
 from bmnas.training.heads import head_for
 from bmnas.training.metrics import evaluate
@@ -110,7 +112,7 @@ def test_logits_of_all_modalities_are_added_also_of_one_that_no_cell_reads() -> 
     assert network.modalities == ("m0", "m1", "m2")
     assert {name.partition(".")[0] for name in network.features} == {"m0", "m1"}
     x = inputs(network, task)
-    plain = MultimodalNetwork(dict(network.backbones.items()), network.fusion)  # type: ignore[arg-type]
+    plain = MultimodalNetwork(copy.deepcopy(dict(network.backbones.items())), network.fusion)  # type: ignore[arg-type]
     expected = plain.eval()(*x[:2])
     for name, each in zip(network.modalities, x, strict=True):
         expected = expected + network.backbone(name)(each)

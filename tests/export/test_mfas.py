@@ -11,7 +11,7 @@ from tiny_networks import tiny_network, tiny_task
 
 from bmnas.pipeline.trained import load_network
 from bmnas.report.record import load_bundle
-from bmnas.spaces.mfas.space import Layer, MFASGenotype
+from bmnas.spaces.mfas.genotype import Layer, MFASGenotype
 
 
 def test_a_bundle_equals_torch(tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from bmnas.backbones.masking import SpectrogramMasking
 from bmnas.machine.distribution import ranks
 from bmnas.machine.distribution.launch import together
 from bmnas.machine.progress import Silent
-from bmnas.spaces.architecture import NamedFusion, build_fusion
+from bmnas.spaces.fusions.space import NamedFusion
+from bmnas.spaces.registry import build_fusion
 from bmnas.spaces.trees.forest import Forest
 from bmnas.spaces.trees.fusion_tree import FusionTree
 from bmnas.spaces.trees.network import TreeFusion

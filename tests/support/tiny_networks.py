@@ -12,9 +12,10 @@ from torch import nn
 from bmnas.backbones import Backbone, build_backbone
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
-from bmnas.spaces.architecture import Architecture, build_fusion
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.operations import PAPER
+from bmnas.spaces.registry import build_fusion
 from bmnas.tasks.task import Modality, ModalityType, Task
 
 KINDS = ("image", "waveform", "sequence", "vector", "text", "clip", "tokens")

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from tiny_tasks import CONFIG, tiny_task
 
-from bmnas.lab.tables import Space, Table
+from bmnas.lab.tables import Table
 from bmnas.lab.tables.build import build_table
 from bmnas.pipeline.config import Config
 from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.space import CellSpace
 
 FEATURES = ("a.1", "a.2", "b.1", "b.2")
 WORTH = {"zero": 0, "sum": 1, "attention": 2, "linear_glu": 4, "concat_fc": 3}
@@ -19,7 +20,7 @@ WORTH = {"zero": 0, "sum": 1, "attention": 2, "linear_glu": 4, "concat_fc": 3}
 
 def made_table(*, noise: float = 0.01, seeds: int = 3, steps: int = 2) -> Table:
     """A table where later features and some operations are worth more, up to ``noise``."""
-    space = Space(FEATURES, 1, steps, 8, 4)
+    space = CellSpace(FEATURES, 1, steps, 8, 4)
     genotypes = tuple(space.distinct().values())
     rng = np.random.default_rng(0)
     worth = np.array([worth_of(genotype) for genotype in genotypes])[:, None]

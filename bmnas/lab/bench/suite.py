@@ -14,7 +14,7 @@ from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml
 from bmnas.pipeline.config import load_preset
 from bmnas.spaces.cells.known import FUSION_MODULES
-from bmnas.spaces.fusions import FUSIONS
+from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies import STRATEGIES
 
 #: The Cells of what the first strategy found, on other pairs of features.

@@ -18,13 +18,12 @@ from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import Runtime
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.one_shot import SAMPLES, OneShot
-from bmnas.spaces.found import Found
 from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
 from bmnas.strategies.bilevel import initial_supernet
 from bmnas.strategies.problem import search_steps
-from bmnas.strategies.random import random_genotype
 from bmnas.strategies.rerank import SCREENED, train_single_networks
 from bmnas.strategies.settings import SearchConfig
 from bmnas.training.heads import head_for
@@ -116,7 +115,7 @@ class SearchTrial:
 
     def _drawn(self, problem: SearchProblem) -> list[Genotype]:
         draw = Random(0)
-        return [random_genotype(problem.train.names, problem.config, draw) for _ in range(_JUDGED)]
+        return [problem.cells.sample(draw) for _ in range(_JUDGED)]
 
     def _screening(self) -> float:
         """Return the seconds of the supernet's judgement, told from that of a few networks."""
@@ -134,9 +133,11 @@ class SearchTrial:
             one_shot.loss(genotype)
         return made - started + (time.perf_counter() - made) * SCREENED / _JUDGED
 
-    def _outcomes(self, strategy: str, config: SearchConfig, budget: float) -> list[Outcome[Found]]:
+    def _outcomes(
+        self, strategy: str, config: SearchConfig, budget: float
+    ) -> list[Outcome[Architecture]]:
         """Return what searches over more and more batches came to, the last one being measured."""
-        outcomes: list[Outcome[Found]] = []
+        outcomes: list[Outcome[Architecture]] = []
 
         def run(batches: int) -> float:
             problem = self._problem(strategy, config, batches, len(outcomes))

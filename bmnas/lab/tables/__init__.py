@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from bmnas.lab.tables.replay import Problem, Replay, replay
-from bmnas.lab.tables.space import Space
 from bmnas.lab.tables.table import Entry, Table, load
 from bmnas.spaces.cells.canonical import canonical
 
-__all__ = ["Entry", "Problem", "Replay", "Space", "Table", "canonical", "load", "replay"]
+__all__ = ["Entry", "Problem", "Replay", "Table", "canonical", "load", "replay"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 
 from bmnas.features.cache import FeatureCache, open_features
-from bmnas.lab.tables.space import Space
 from bmnas.lab.tables.table import Table
 from bmnas.lab.tables.training import SCORES, StoredFeatures, Work, jobs_of
 from bmnas.lab.tables.workers import trained
@@ -32,6 +32,7 @@ from bmnas.pipeline.config import Config
 from bmnas.pipeline.run_folder import locked
 from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.spaces.cells.space import CellSpace
 from bmnas.tasks import check_task, check_test
 from bmnas.tasks.task import Task
 from bmnas.training.heads import head_for
@@ -105,7 +106,7 @@ def _placeless(source: Mapping[str, Any]) -> dict[str, Any]:
 
 def _work(cache: FeatureCache, config: Config, run: Path) -> Work:
     search, task = config.search, cache.task
-    space = Space(cache.names, search.cells, search.steps, search.channels, search.length)
+    space = CellSpace.of(cache.names, asdict(search))
     return Work(
         genotypes=tuple(space.distinct().values()),
         features=StoredFeatures.of(cache, run / "features", search.cache_dtype),

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from random import Random
 
 from bmnas.lab.tables.sequential import sequential_search
-from bmnas.lab.tables.space import Space
 from bmnas.lab.tables.table import Entry, Table
 from bmnas.machine.errors import UserError, close
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.strategies.random import random_genotype
-from bmnas.strategies.settings import SearchConfig
+from bmnas.spaces.cells.space import CellSpace
 
 _POPULATION = 20
 _SAMPLE = 5
@@ -41,18 +39,15 @@ class Problem:
         self._table = table
         self._budget = budget
         self._noise = Random(f"{seed} training")
-        search = table.about["search"]
-        names = ("cells", "steps", "channels", "length")
-        self._config = SearchConfig(**{name: search[name] for name in names})
 
     @property
-    def space(self) -> Space:
+    def space(self) -> CellSpace:
         """All genotypes that may be asked for."""
         return self._table.space
 
     def draw(self) -> Genotype:
         """Return a genotype drawn as strategy ``random`` of ``bmnas search`` draws one."""
-        return random_genotype(self._table.features, self._config, self.random)
+        return self._table.space.sample(self.random)
 
     def neighbours(self, genotype: Genotype) -> list[Genotype]:
         """Return the genotypes that differ from ``genotype`` in one choice."""

@@ -9,18 +9,15 @@ draws are those of ``bmnas search --strategy mfas``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.cells.operations import operation_names
 from bmnas.spaces.mfas.sampling import draw, temperatures
 from bmnas.spaces.mfas.settings import MFASConfig
-from bmnas.spaces.mfas.surrogate import Encoded, ScorePool
+from bmnas.spaces.mfas.surrogate import ScorePool
 
 if TYPE_CHECKING:
     from bmnas.lab.tables.replay import Problem
@@ -35,11 +32,11 @@ def sequential_search(problem: Problem) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pool = ScorePool(_WIDTH)
-    kept = [space.empty()]
-    levels = [*range(space.cells * space.steps)] * settings.sweeps
-    heats = temperatures(settings.sweeps, space.cells * space.steps)
+    kept: list[Genotype] = []
+    levels = [*range(space.levels)] * settings.sweeps
+    heats = temperatures(settings.sweeps, space.levels)
     for number, (level, heat) in enumerate(zip(levels, heats, strict=True)):
-        unfolded = _unfolded(problem, kept, *divmod(level, space.steps))
+        unfolded = space.unfold(kept, level)
         generator = np.random.default_rng((seed, number))
         if number == 0:
             problem.random.shuffle(unfolded)
@@ -47,29 +44,7 @@ def sequential_search(problem: Problem) -> None:
             trained = unfolded
             kept = draw(unfolded, scores, settings.kept, heat, generator)
         else:
-            predicted = pool.predict([_encoded(genotype) for genotype in unfolded])
+            predicted = pool.predict([space.encode(genotype) for genotype in unfolded])
             kept = trained = draw(unfolded, predicted, settings.kept, heat, generator)
             scores = [problem.score(genotype) for genotype in trained]
-        pool.learn([_encoded(genotype) for genotype in trained], scores)
-
-
-def _unfolded(problem: Problem, kept: Sequence[Genotype], k: int, m: int) -> list[Genotype]:
-    """Return one genotype of each network that another choice of step m of Cell k gives."""
-    found: dict[str, Genotype] = {}
-    for genotype in kept:
-        for other in problem.space.choices(genotype, k, m):
-            found.setdefault(canonical(other), other)
-    return list(found.values())
-
-
-def _encoded(genotype: Genotype) -> Encoded:
-    """Return a row of numbers a step: the Cell's inputs, the operation, its operands."""
-    rows = []
-    for cell in genotype.cells:
-        nodes = [*genotype.features, *(f"cell{k + 1}" for k in range(len(genotype.cells)))]
-        operands = ["x", "y", *(f"step{m + 1}" for m in range(len(cell.steps)))]
-        inputs = [nodes.index(name) for name in cell.inputs]
-        for step in cell.steps:
-            read = [operands.index(name) for name in step.inputs]
-            rows.append((*inputs, operation_names().index(step.op), *read))
-    return tuple(rows)
+        pool.learn([space.encode(genotype) for genotype in trained], scores)

@@ -26,12 +26,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bmnas.lab.tables.space import Space
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import atomic_path
 from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import FORMAT as GENOTYPE_FORMAT
 from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.space import CellSpace
 from bmnas.tasks.columns import read_npz
 
 FORMAT = "bmnas.tabular/1"
@@ -78,11 +78,9 @@ class Table:
         return tuple(self.about["features"])
 
     @cached_property
-    def space(self) -> Space:
+    def space(self) -> CellSpace:
         """The space whose networks the table holds."""
-        search = self.about["search"]
-        shape = (search[name] for name in _SHAPE)
-        return Space(self.features, *shape)
+        return CellSpace.of(self.features, self.about["search"])
 
     @property
     def seeds(self) -> int:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.operations import OPERATIONS
-from bmnas.spaces.found import Found
 from bmnas.spaces.plain_data import (
     GenotypeError,
     check_features,
@@ -58,7 +58,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Genotype(Found):
+class Genotype(Architecture):
     """A fusion architecture over ``features``, with C ``channels`` and length L ``length``.
 
     Raises GenotypeError when it breaks a rule of the specification: unknown operations or

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bmnas.machine.errors import UserError
+from bmnas.spaces.plain_data import by_modality
 
 
-def by_modality(names: Iterable[str]) -> dict[str, list[str]]:
+def several_modalities(names: Iterable[str]) -> dict[str, list[str]]:
     """Return the features of each modality, both in their order.
 
     Raises UserError where there are fewer than two modalities: nothing is to be fused then.
     """
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(name.partition(".")[0], []).append(name)
+    found = by_modality(list(names))
     if len(found) < 2:
         raise UserError(
             f"received the modalities {', '.join(found) or 'none'}, expected two or more to fuse"
@@ -24,7 +23,7 @@ def by_modality(names: Iterable[str]) -> dict[str, list[str]]:
 
 def last_features(names: Iterable[str]) -> tuple[str, ...]:
     """Return the last feature of each modality, of two or more."""
-    return tuple(features[-1] for features in by_modality(names).values())
+    return tuple(features[-1] for features in several_modalities(names).values())
 
 
 def levels(names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -32,7 +31,7 @@ def levels(names: Sequence[str]) -> list[tuple[str, ...]]:
 
     A modality with fewer features than another joins later, so that none of them is left out.
     """
-    modalities = list(by_modality(names).values())
+    modalities = list(several_modalities(names).values())
     depth = max(len(features) for features in modalities)
     return [
         tuple(features[level - depth] for features in modalities if len(features) >= depth - level)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bmnas.spaces.description import Description, Node, leaf_nodes
-from bmnas.spaces.mfas.space import MFASGenotype
+from bmnas.spaces.mfas.genotype import MFASGenotype
 
 _LABELS = {"relu": "ReLU", "sigmoid": "sigmoid"}
 

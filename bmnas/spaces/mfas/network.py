@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bmnas.features.layers import Dropout
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.mfas.space import MFASGenotype
+from bmnas.spaces.mfas.genotype import MFASGenotype
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Output
 

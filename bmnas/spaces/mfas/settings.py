@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from bmnas.machine.schema import Range
+from bmnas.spaces.mfas.genotype import DEEPEST
 from bmnas.training.settings import BatchSize, Count, Dropout, Rate, Size
-
-#: Layers of an architecture at most: more would be a file made to overflow something.
-DEEPEST = 200
 
 
 @dataclass(frozen=True)

@@ -1,200 +1,142 @@
-"""What MFAS searches: a chain of fusion layers, each over one feature of every modality.
-
-h_l = act(W_l [x_i; y_j; h_(l-1)]). Standard library only; the file is JSON, see ``MFASGenotype``.
-"""
+"""The space of MFAS: chains of fusion layers, each over one feature of every modality."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import product
-from typing import Any, ClassVar, Self
+from dataclasses import dataclass, replace
+from random import Random
+from typing import TYPE_CHECKING, ClassVar
 
-from bmnas.spaces.found import FoundTree, Node
-from bmnas.spaces.mfas.settings import DEEPEST
-from bmnas.spaces.plain_data import (
-    check_features,
-    list_of,
-    object_of,
-    provenance_of,
-    strings,
-    wrong,
+from bmnas.machine.errors import UserError
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.description import Description
+from bmnas.spaces.mfas.describe import describe_mfas
+from bmnas.spaces.mfas.genotype import (
+    ACTIVATIONS,
+    Layer,
+    Layers,
+    MFASGenotype,
+    layer_choices,
 )
+from bmnas.spaces.plain_data import by_modality
+from bmnas.spaces.space import Encoded, SearchSpace
 
-#: In the order of their numbers in the authors' program, which the surrogate reads.
-ACTIVATIONS = ("relu", "sigmoid")
-
-_LARGEST = 65536
-_LABELS = {"relu": "ReLU", "sigmoid": "sigmoid"}
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A fusion layer: one feature of each modality, in their order, and the activation."""
-
-    inputs: tuple[str, ...]
-    activation: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the layer as in the file."""
-        return {"inputs": list(self.inputs), "activation": self.activation}
-
-
-Layers = tuple[Layer, ...]
+if TYPE_CHECKING:
+    from bmnas.spaces.fusion import Fusion
 
 
 @dataclass(frozen=True)
-class MFASGenotype(FoundTree):
-    """Fusion layers over ``features``, the first one first, each of ``inner_size`` units.
+class MFASSpace(SearchSpace[MFASGenotype]):
+    """Chains of one to ``levels`` layers over ``features`` of two modalities or more.
 
-    ``length`` is that of the pooled features (L). With ``scalars`` the modalities of a layer are
-    weighed by learned scalars. Raises GenotypeError when it breaks a rule: fewer than two
-    modalities, no layer or more than ``DEEPEST``, inputs that are not one feature of each
-    modality in their order.
+    Candidates have layers of ``inner_size`` units, what is trained in the end of
+    ``final_inner_size``. ``scalars`` weighs the modalities of a layer by learned scalars. Raises
+    UserError where there is one modality.
     """
 
-    FORMAT: ClassVar[str] = "bmnas.mfas/1"
+    NAME: ClassVar[str] = "mfas"
+    GENOTYPE: ClassVar[type[Architecture]] = MFASGenotype
+    # Its networks have heads of the modalities already.
+    TAKES_UNIMODAL_LOGITS: ClassVar[bool] = False
 
     features: tuple[str, ...]
-    length: int
-    inner_size: int
-    layers: Layers
+    length: int = 8
+    levels: int = 4
+    inner_size: int = 16
+    final_inner_size: int = 256
     scalars: bool = False
-    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self)
-
-    def last_features(self) -> tuple[str, ...]:
-        """Return the last feature of each modality, those that its own head reads."""
-        return tuple(names[-1] for names in by_modality(self.features).values())
-
-    def live_features(self) -> tuple[str, ...]:
-        """Return the features that a layer or a head reads, in the order of ``features``."""
-        read = {name for layer in self.layers for name in layer.inputs}
-        read.update(self.last_features())
-        return tuple(name for name in self.features if name in read)
-
-    def summary(self) -> str:
-        """Return its size in a line of text."""
-        count = len(self.layers)
-        layers = f"{count} fusion layer{'s' if count > 1 else ''} of {self.inner_size} units"
-        return f"MFAS: {layers}, and a linear head on the last feature of each modality"
-
-    def tree(self) -> Node:
-        """Return the last fusion layer, below it its features and the layer before."""
-        below: tuple[Node, ...] = ()
-        for number, layer in enumerate(self.layers, start=1):
-            leaves = tuple(Node(name) for name in layer.inputs)
-            note = f"linear → {_LABELS[layer.activation]}"
-            below = (Node(f"fusion {number}", note, (*leaves, *below)),)
-        return below[0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready plain data in the format of the file."""
-        return {
-            "format": self.FORMAT,
-            "features": list(self.features),
-            "length": self.length,
-            "inner_size": self.inner_size,
-            "scalars": self.scalars,
-            "layers": [layer.to_dict() for layer in self.layers],
-            "provenance": dict(self.provenance),
-        }
+        modalities = by_modality(self.features)
+        if len(modalities) < 2:
+            raise UserError(
+                f"space mfas: received the modality {', '.join(modalities)} alone, expected two or "
+                "more to fuse"
+            )
 
     @classmethod
-    def parse(cls, data: Any) -> Self:
-        """Build it from plain data; raises GenotypeError that names the place in it."""
-        return cls(**_values(data))
+    def build(
+        cls,
+        genotype: MFASGenotype,
+        channels_raw: Mapping[str, int],
+        *,
+        classes: int,
+        dropout: float,
+    ) -> Fusion:
+        """Return the network with a head for the layers and one for each modality."""
+        from bmnas.spaces.mfas.network import MFASNetwork
 
+        return MFASNetwork(genotype, channels_raw, classes=classes, dropout=dropout)
 
-def by_modality(features: Sequence[str]) -> dict[str, list[str]]:
-    """Return the features of each modality, both in their order."""
-    found: dict[str, list[str]] = {}
-    for name in features:
-        found.setdefault(name.partition(".")[0], []).append(name)
-    return found
+    @classmethod
+    def build_candidate(
+        cls,
+        genotype: MFASGenotype,
+        channels_raw: Mapping[str, int],
+        *,
+        classes: int,
+        dropout: float,
+    ) -> Fusion:
+        """Return the network without the heads of the modalities: the layers alone decide."""
+        from bmnas.spaces.mfas.network import MFASNetwork
 
+        return MFASNetwork(genotype, channels_raw, classes=classes, dropout=dropout, heads=False)
 
-def layer_choices(features: Sequence[str]) -> list[Layer]:
-    """Return every possible layer: the activation changes fastest, the first modality slowest.
+    @classmethod
+    def describe(cls, genotype: MFASGenotype) -> Description:
+        """Return the layers, each with its features, and the classifier."""
+        return describe_mfas(genotype)
 
-    Of two modalities with four features each there are 4 x 4 x 2 = 32.
-    """
-    pairs = product(product(*by_modality(features).values()), ACTIVATIONS)
-    return [Layer(inputs, activation) for inputs, activation in pairs]
+    def sample(self, draw: Random) -> MFASGenotype:
+        """Return a chain of one to ``levels`` layers, each number as likely."""
+        choices = layer_choices(self.features)
+        return self._made(draw.choices(choices, k=draw.randint(1, self.levels)))
 
+    def neighbours(self, genotype: MFASGenotype) -> list[MFASGenotype]:
+        """Return the chains with another layer somewhere, one layer more, or the last one less."""
+        layers, choices = genotype.layers, layer_choices(self.features)
+        found = [
+            self._made((*layers[:n], new, *layers[n + 1 :]))
+            for n, old in enumerate(layers)
+            for new in choices
+            if new != old
+        ]
+        if len(layers) < self.levels:
+            found += [self._made((*layers, new)) for new in choices]
+        if len(layers) > 1:
+            found.append(self._made(layers[:-1]))
+        return found
 
-def unfold(kept: Sequence[Layers], choices: Sequence[Layer], level: int) -> list[Layers]:
-    """Return each of ``kept`` with each of ``choices`` as its layer ``level`` (from 0).
+    def unfold(self, kept: Sequence[MFASGenotype], level: int) -> list[MFASGenotype]:
+        """Return each of ``kept`` with each possible layer as its layer ``level``.
 
-    The layer is appended where there is none yet, and replaced where there is one. Architectures
-    that come out alike are one. Of 15 and 32 there are up to 480.
-    """
-    merged = ((*old[:level], new, *old[level + 1 :]) for old in kept for new in choices)
-    return list(dict.fromkeys(merged))
-
-
-def encoded(layers: Layers, features: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-    """Return a row of numbers a layer: which feature of each modality, which activation."""
-    groups = list(by_modality(features).values())
-    return tuple(
-        (
-            *(group.index(name) for group, name in zip(groups, layer.inputs, strict=True)),
-            ACTIVATIONS.index(layer.activation),
+        The layer is appended where there is none yet, and replaced where there is one. Chains that
+        come out alike are one. Of 15 and 32 layers there are up to 480.
+        """
+        chains: list[Layers] = [genotype.layers for genotype in kept] or [()]
+        merged = (
+            (*old[:level], new, *old[level + 1 :])
+            for old in chains
+            for new in layer_choices(self.features)
         )
-        for layer in layers
-    )
+        return [self._made(layers) for layers in dict.fromkeys(merged)]
 
+    def encode(self, genotype: MFASGenotype) -> Encoded:
+        """Return a row a layer: which feature of each modality, which activation."""
+        groups = list(by_modality(self.features).values())
+        return tuple(
+            (
+                *(group.index(name) for group, name in zip(groups, layer.inputs, strict=True)),
+                ACTIVATIONS.index(layer.activation),
+            )
+            for layer in genotype.layers
+        )
 
-def layers_from(data: Any, place: str = "layers") -> Layers:
-    """Return the layers of a file's plain data; raises GenotypeError."""
-    rows = list_of(data, place)
-    return tuple(_layer(row, f"{place}[{n}]") for n, row in enumerate(rows))
+    def final(self, genotype: MFASGenotype) -> MFASGenotype:
+        """Return the chain with layers of the final size."""
+        return replace(genotype, inner_size=self.final_inner_size)
 
-
-def _layer(data: Any, place: str) -> Layer:
-    row = object_of(data, place, required=("inputs", "activation"))
-    inputs = strings(row["inputs"], f"{place}.inputs")
-    if row["activation"] not in ACTIVATIONS:
-        raise wrong(f"{place}.activation", row["activation"], f"one of {', '.join(ACTIVATIONS)}")
-    return Layer(tuple(inputs), row["activation"])
-
-
-def _values(data: Any) -> dict[str, Any]:
-    required = ("format", "features", "length", "inner_size", "scalars", "layers")
-    top = object_of(data, "", required, optional=("provenance",))
-    if top["format"] != MFASGenotype.FORMAT:
-        raise wrong("format", top["format"], repr(MFASGenotype.FORMAT))
-    return {
-        "features": tuple(strings(top["features"], "features")),
-        "length": top["length"],
-        "inner_size": top["inner_size"],
-        "scalars": top["scalars"],
-        "layers": layers_from(top["layers"]),
-        "provenance": provenance_of(top.get("provenance", {})),
-    }
-
-
-def _check(genotype: MFASGenotype) -> None:
-    for name in ("length", "inner_size"):
-        value = getattr(genotype, name)
-        if type(value) is not int or not 1 <= value <= _LARGEST:
-            raise wrong(name, value, f"an integer from 1 to {_LARGEST}")
-    if not isinstance(genotype.scalars, bool):
-        raise wrong("scalars", genotype.scalars, "true or false")
-    check_features(genotype.features)
-    groups = by_modality(genotype.features)
-    if len(groups) < 2:
-        raise wrong("features", list(genotype.features), "features of two or more modalities")
-    if not genotype.layers:
-        raise wrong("layers", [], "at least one layer")
-    if len(genotype.layers) > DEEPEST:
-        raise wrong("layers", f"{len(genotype.layers)} layers", f"at most {DEEPEST}")
-    for n, layer in enumerate(genotype.layers):
-        place = f"layers[{n}].inputs"
-        if len(layer.inputs) != len(groups):
-            raise wrong(place, list(layer.inputs), f"one feature of each of {', '.join(groups)}")
-        for m, (name, group) in enumerate(zip(layer.inputs, groups.values(), strict=True)):
-            if name not in group:
-                raise wrong(f"{place}[{m}]", name, f"one of {', '.join(group)}")
+    def _made(self, layers: Sequence[Layer]) -> MFASGenotype:
+        return MFASGenotype(
+            self.features, self.length, self.inner_size, tuple(layers), self.scalars
+        )

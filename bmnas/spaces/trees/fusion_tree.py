@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from bmnas.spaces.found import FoundTree, Node
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.plain_data import (
     check_features,
     list_of,
@@ -30,11 +30,10 @@ from bmnas.spaces.trees.tree import (
 )
 
 _LARGEST = 65536  # as in a genotype
-_LABELS = {"concat_dense": "concat + dense"}
 
 
 @dataclass(frozen=True)
-class FusionTree(FoundTree):
+class FusionTree(Architecture):
     """A tree over ``features``, each pooled to ``length`` positions, of vectors of ``width``.
 
     ``tokens`` are the tree in postfix order, see ``bmnas.spaces.trees.tree``. Raises GenotypeError
@@ -66,18 +65,6 @@ class FusionTree(FoundTree):
         """Return the number of features that are fused, the width and the positions."""
         count = len(leaves(self.tokens))
         return f"tree of {count} features, vectors of {self.width}, L = {self.length} positions"
-
-    def tree(self) -> Node:
-        """Return the root."""
-        stack: list[Node] = []
-        for token in self.tokens:
-            if token in OPERATIONS:
-                right, left = stack.pop(), stack.pop()
-                note = f"linear {2 * self.width} → {self.width}" if token in _LABELS else ""
-                stack.append(Node(_LABELS.get(token, token), note, (left, right)))
-            else:
-                stack.append(Node(token))
-        return stack[0]
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready plain data in the format of the file."""

@@ -8,7 +8,7 @@ Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 Tree = tuple[str, ...]
 
@@ -53,19 +53,29 @@ def grafted(tree: Tree, end: int, scion: Tree) -> Tree:
 
 
 def without_repeats(tree: Tree) -> Tree:
-    """Return ``tree`` with every feature at its first leaf only, in postfix order.
+    """Return ``tree`` with every feature at its first leaf only, in postfix order."""
+    seen: set[str] = set()
+
+    def first(leaf: str) -> bool:
+        new = leaf not in seen
+        seen.add(leaf)
+        return new
+
+    return pruned(tree, first)
+
+
+def pruned(tree: Tree, keep: Callable[[str], bool]) -> Tree:
+    """Return ``tree`` with only the leaves that ``keep`` wants, one at least.
 
     The sibling of a leaf that goes takes the place of their parent.
     """
-    seen: set[str] = set()
     stack: list[Tree] = []
     for token in tree:
         if token in OPERATIONS:
             right, left = stack.pop(), stack.pop()
             stack.append((*left, *right, token) if left and right else left or right)
         else:
-            stack.append(() if token in seen else (token,))
-            seen.add(token)
+            stack.append((token,) if keep(token) else ())
     return stack[0]
 
 

@@ -1,0 +1,138 @@
+"""The hand-made fusions as a space: an architecture is one of them by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bmnas.machine.errors import UserError, close
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.description import Description, Node
+from bmnas.spaces.plain_data import GenotypeError, object_of, provenance_of, wrong
+from bmnas.spaces.space import Encoded, SearchSpace
+
+if TYPE_CHECKING:
+    from bmnas.spaces.fusion import Fusion
+
+_LARGEST = 65536  # as in a genotype
+
+
+@dataclass(frozen=True)
+class NamedFusion(Architecture):
+    """A hand-made fusion: its name in ``bmnas.spaces.fusions.table``, channels C and length L.
+
+    It has no features of its own: it takes those of the task. Raises GenotypeError for a name that
+    there is not and for sizes out of range.
+    """
+
+    FORMAT: ClassVar[str] = "bmnas.fusion/1"
+    SEARCHED: ClassVar[bool] = False
+
+    name: str
+    channels: int
+    length: int
+    features: tuple[str, ...] = field(default=(), init=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        known = fusion_names()
+        # A list: what a file says may be anything.
+        if self.name not in known:
+            hint = close(str(self.name), known)
+            raise GenotypeError(
+                f"received fusion {self.name!r}, expected one of {', '.join(known)}{hint}"
+            )
+        for key in ("channels", "length"):
+            value = getattr(self, key)
+            if type(value) is not int or not 1 <= value <= _LARGEST:
+                raise wrong(f"fusion {self.name}: {key}", value, f"an integer from 1 to {_LARGEST}")
+
+    def live_features(self) -> tuple[str, ...]:
+        """Return nothing: which features it reads is told by those that there are."""
+        return ()
+
+    def summary(self) -> str:
+        """Return its name and its sizes."""
+        return f"fusion {self.name}, C = {self.channels} channels, L = {self.length} positions"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready plain data in the format of the file."""
+        return {
+            "format": self.FORMAT,
+            "name": self.name,
+            "channels": self.channels,
+            "length": self.length,
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def parse(cls, data: Any) -> NamedFusion:
+        """Build it from plain data, with or without its format and provenance."""
+        required, optional = ("name", "channels", "length"), ("format", "provenance")
+        top = object_of(data, "", required, optional)
+        if top.get("format", cls.FORMAT) != cls.FORMAT:
+            raise wrong("format", top["format"], repr(cls.FORMAT))
+        provenance = provenance_of(top.get("provenance", {}))
+        return cls(**{key: top[key] for key in required}, provenance=provenance)
+
+
+@dataclass(frozen=True)
+class FusionSpace(SearchSpace[NamedFusion]):
+    """All hand-made fusions, each with C ``channels`` over features of L ``length``."""
+
+    NAME: ClassVar[str] = "fusions"
+    GENOTYPE: ClassVar[type[Architecture]] = NamedFusion
+    # A hand-made fusion stays what it is.
+    TAKES_UNIMODAL_LOGITS: ClassVar[bool] = False
+
+    features: tuple[str, ...]
+    channels: int = 64
+    length: int = 8
+
+    @classmethod
+    def build(
+        cls, genotype: NamedFusion, channels_raw: Mapping[str, int], *, classes: int, dropout: float
+    ) -> Fusion:
+        """Return the fusion's network; raises UserError where it cannot have these features."""
+        from bmnas.spaces.fusions.table import FUSIONS
+
+        shape = (genotype.channels, genotype.length)
+        try:
+            return FUSIONS[genotype.name](channels_raw, *shape, classes, dropout)
+        except UserError as error:
+            raise UserError(f"fusion {genotype.name}: {error}") from error
+
+    @classmethod
+    def describe(cls, genotype: NamedFusion) -> Description:
+        """Return a single node."""
+        node = Node("fusion", genotype.name, "hand-made fusion", "output")
+        return Description(genotype.summary(), (), (node,))
+
+    def sample(self, draw: Random) -> NamedFusion:
+        """Return one of them."""
+        return self._made(draw.choice(fusion_names()))
+
+    def neighbours(self, genotype: NamedFusion) -> list[NamedFusion]:
+        """Return all others."""
+        return [self._made(name) for name in fusion_names() if name != genotype.name]
+
+    def encode(self, genotype: NamedFusion) -> Encoded:
+        """Return its number."""
+        return ((fusion_names().index(genotype.name),),)
+
+    def genotypes(self) -> Iterator[NamedFusion]:
+        """Yield all of them."""
+        return map(self._made, fusion_names())
+
+    def _made(self, name: str) -> NamedFusion:
+        return NamedFusion(name, self.channels, self.length)
+
+
+def fusion_names() -> list[str]:
+    """Return the names of the hand-made fusions."""
+    # Their networks need torch, which the plain data do not.
+    from bmnas.spaces.fusions.table import FUSIONS
+
+    return list(FUSIONS)

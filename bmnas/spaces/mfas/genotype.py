@@ -1,0 +1,163 @@
+"""What MFAS finds: a chain of fusion layers, each over one feature of every modality.
+
+h_l = act(W_l [x_i; y_j; h_(l-1)]). Standard library only; the file is JSON, see ``MFASGenotype``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, ClassVar, Self
+
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.plain_data import (
+    by_modality,
+    check_features,
+    list_of,
+    object_of,
+    provenance_of,
+    strings,
+    wrong,
+)
+
+#: In the order of their numbers in the authors' program, which the surrogate reads.
+ACTIVATIONS = ("relu", "sigmoid")
+
+#: Layers of an architecture at most: more would be a file made to overflow something.
+DEEPEST = 200
+
+_LARGEST = 65536
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A fusion layer: one feature of each modality, in their order, and the activation."""
+
+    inputs: tuple[str, ...]
+    activation: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layer as in the file."""
+        return {"inputs": list(self.inputs), "activation": self.activation}
+
+
+Layers = tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class MFASGenotype(Architecture):
+    """Fusion layers over ``features``, the first one first, each of ``inner_size`` units.
+
+    ``length`` is that of the pooled features (L). With ``scalars`` the modalities of a layer are
+    weighed by learned scalars. Raises GenotypeError when it breaks a rule: fewer than two
+    modalities, no layer or more than ``DEEPEST``, inputs that are not one feature of each
+    modality in their order.
+    """
+
+    FORMAT: ClassVar[str] = "bmnas.mfas/1"
+
+    features: tuple[str, ...]
+    length: int
+    inner_size: int
+    layers: Layers
+    scalars: bool = False
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def last_features(self) -> tuple[str, ...]:
+        """Return the last feature of each modality, those that its own head reads."""
+        return tuple(names[-1] for names in by_modality(self.features).values())
+
+    def live_features(self) -> tuple[str, ...]:
+        """Return the features that a layer or a head reads, in the order of ``features``."""
+        read = {name for layer in self.layers for name in layer.inputs}
+        read.update(self.last_features())
+        return tuple(name for name in self.features if name in read)
+
+    def summary(self) -> str:
+        """Return its size in a line of text."""
+        count = len(self.layers)
+        layers = f"{count} fusion layer{'s' if count > 1 else ''} of {self.inner_size} units"
+        return f"MFAS: {layers}, and a linear head on the last feature of each modality"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready plain data in the format of the file."""
+        return {
+            "format": self.FORMAT,
+            "features": list(self.features),
+            "length": self.length,
+            "inner_size": self.inner_size,
+            "scalars": self.scalars,
+            "layers": [layer.to_dict() for layer in self.layers],
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def parse(cls, data: Any) -> Self:
+        """Build it from plain data; raises GenotypeError that names the place in it."""
+        return cls(**_values(data))
+
+
+def layer_choices(features: Sequence[str]) -> list[Layer]:
+    """Return every possible layer: the activation changes fastest, the first modality slowest.
+
+    Of two modalities with four features each there are 4 x 4 x 2 = 32.
+    """
+    pairs = product(product(*by_modality(features).values()), ACTIVATIONS)
+    return [Layer(inputs, activation) for inputs, activation in pairs]
+
+
+def layers_from(data: Any, place: str = "layers") -> Layers:
+    """Return the layers of a file's plain data; raises GenotypeError."""
+    rows = list_of(data, place)
+    return tuple(_layer(row, f"{place}[{n}]") for n, row in enumerate(rows))
+
+
+def _layer(data: Any, place: str) -> Layer:
+    row = object_of(data, place, required=("inputs", "activation"))
+    inputs = strings(row["inputs"], f"{place}.inputs")
+    if row["activation"] not in ACTIVATIONS:
+        raise wrong(f"{place}.activation", row["activation"], f"one of {', '.join(ACTIVATIONS)}")
+    return Layer(tuple(inputs), row["activation"])
+
+
+def _values(data: Any) -> dict[str, Any]:
+    required = ("format", "features", "length", "inner_size", "scalars", "layers")
+    top = object_of(data, "", required, optional=("provenance",))
+    if top["format"] != MFASGenotype.FORMAT:
+        raise wrong("format", top["format"], repr(MFASGenotype.FORMAT))
+    return {
+        "features": tuple(strings(top["features"], "features")),
+        "length": top["length"],
+        "inner_size": top["inner_size"],
+        "scalars": top["scalars"],
+        "layers": layers_from(top["layers"]),
+        "provenance": provenance_of(top.get("provenance", {})),
+    }
+
+
+def _check(genotype: MFASGenotype) -> None:
+    for name in ("length", "inner_size"):
+        value = getattr(genotype, name)
+        if type(value) is not int or not 1 <= value <= _LARGEST:
+            raise wrong(name, value, f"an integer from 1 to {_LARGEST}")
+    if not isinstance(genotype.scalars, bool):
+        raise wrong("scalars", genotype.scalars, "true or false")
+    check_features(genotype.features)
+    groups = by_modality(genotype.features)
+    if len(groups) < 2:
+        raise wrong("features", list(genotype.features), "features of two or more modalities")
+    if not genotype.layers:
+        raise wrong("layers", [], "at least one layer")
+    if len(genotype.layers) > DEEPEST:
+        raise wrong("layers", f"{len(genotype.layers)} layers", f"at most {DEEPEST}")
+    for n, layer in enumerate(genotype.layers):
+        place = f"layers[{n}].inputs"
+        if len(layer.inputs) != len(groups):
+            raise wrong(place, list(layer.inputs), f"one feature of each of {', '.join(groups)}")
+        for m, (name, group) in enumerate(zip(layer.inputs, groups.values(), strict=True)):
+            if name not in group:
+                raise wrong(f"{place}[{m}]", name, f"one of {', '.join(group)}")
