@@ -57,9 +57,9 @@ def _load(path: Path) -> Architecture | RunRecord | BundleRecord:
 
 def _write(subject: Architecture | RunRecord | BundleRecord, path: Path, out: Path) -> None:
     from bmnas.machine.errors import UserError
-    from bmnas.report.graph import draw_genotype
     from bmnas.report.output import write_output
     from bmnas.report.page import bundle_page, genotype_page, run_page
+    from bmnas.report.picture import draw_genotype
     from bmnas.report.record import BundleRecord, RunRecord
     from bmnas.report.run import draw_run
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bmnas.report.comparison import draw_comparison
 from bmnas.report.curves import draw_history
-from bmnas.report.graph import architecture_svg, draw_genotype, write_architecture
+from bmnas.report.picture import architecture_svg, draw_genotype, write_architecture
 from bmnas.report.record import load_bundle, load_history, load_run
 from bmnas.report.rows import ComparisonRow, comparison_rows
 from bmnas.report.run import draw_run, write_history

@@ -1,295 +1,207 @@
-"""The drawing of a whole genotype: features below, Cells above each other, the head on top.
-
-Wires from features to later Cells rise in lanes left of the Cells, those from Cells to later
-Cells and to the head in lanes right of them; between the rows lies one track for each wire.
-"""
+"""A description as a drawing: every group on its own first, then as one box among the others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby, pairwise
 
 from bmnas.machine.errors import UserError
-from bmnas.report.cell_layout import CellSheet, cell_sheet
-from bmnas.report.geometry import Box, Label, Point, Sheet, Wire
-from bmnas.report.lettering import NAME_LIMIT, Measure, shortened, wrapped
-from bmnas.report.style import GREY, INK, modality_colours, modality_of
-from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.cells.operations import OPERATIONS
+from bmnas.report.stack import Item, Point, Stack
+from bmnas.spaces.description import Description, Node
 
-_MARGIN = 0.15
-_TRACK = 0.14  # between two wires side by side
-_CLEAR = 0.2  # from a row to the nearest track
-_FEATURE_HEIGHT = 0.32
-_GROUP_NAME = 0.26
-_HEAD = (0.5, 0.42)  # height, and the room above it for the output
+#: Width in inches of a text at a size in points.
+Measure = Callable[[str, float], float]
+
+_LIMIT = 300  # nodes
+_WIDEST = 11.0  # of a row of boxes, where they need not stand in one
+_PAD = 0.14  # beside what stands in a panel
+_TITLE = 0.27
 
 
-def layout(genotype: Genotype, measure: Measure) -> Sheet:
-    """Place everything that a drawing of ``genotype`` shows on one sheet.
+@dataclass(frozen=True)
+class Box:
+    """A rectangle with its lower left corner at (x, y)."""
 
-    Raises UserError when it has more Cells, steps or features than a picture can show.
+    x: float
+    y: float
+    width: float
+    height: float
+
+    @property
+    def centre(self) -> Point:
+        """The middle of the box."""
+        return self.x + self.width / 2, self.y + self.height / 2
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The frame of a group; its title stands below where nothing enters there."""
+
+    title: str
+    nodes: tuple[Node, ...]
+    box: Box
+    title_below: bool
+
+
+@dataclass(frozen=True)
+class Wire:
+    """A connection between two nodes, made of level and upright pieces."""
+
+    source: Node
+    target: Node
+    points: tuple[Point, ...]
+
+    @property
+    def live(self) -> bool:
+        """Whether what it carries has an effect."""
+        return self.source.live and self.target.live
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All that is drawn, from (0, 0) to (width, height)."""
+
+    width: float
+    height: float
+    boxes: tuple[tuple[Node, Box], ...]
+    panels: tuple[Panel, ...]
+    wires: tuple[Wire, ...]
+
+
+def layout(description: Description, measure: Measure) -> Drawing:
+    """Place the nodes and wires of ``description``.
+
+    Raises UserError when it has more nodes than a picture can show.
     """
-    sizes = (
-        ("Cells", len(genotype.cells), 32),
-        ("steps in a Cell", max(len(cell.steps) for cell in genotype.cells), 16),
-        ("features", len(genotype.features), 100),
-    )
-    for what, count, limit in sizes:
-        if count > limit:
-            raise UserError(
-                f"drawing: received {count:,} {what}, expected at most {limit}; "
-                "`bmnas show` without --out prints it as text"
-            )
-    plan = _Plan(genotype, measure)
-    plan.draw_features()
-    plan.draw_cells()
-    plan.draw_feature_wires()
-    plan.draw_cell_wires()
-    plan.draw_head()
-    return plan.sheet
-
-
-class _Plan:
-    """The places of rows, lanes and tracks; the methods fill ``sheet`` in this order."""
-
-    def __init__(self, genotype: Genotype, measure: Measure) -> None:
-        self.genotype, self.measure = genotype, measure
-        self.colours = modality_colours(genotype.features)
-        self.cells = [self._cell(k) for k in range(len(genotype.cells))]
-        self.targets = _targets(genotype)
-        self.left_lanes = self._left_lanes()
-        row = self._feature_widths()
-        self.row_width = sum(row.values()) + _group_room(genotype.features)
-        cell_width = max(cell.sheet.width for cell in self.cells)
-        left_room = _TRACK * len(self.left_lanes) + (0.12 if self.left_lanes else 0)
-        self.right_room = 0.2 + _TRACK * len(self.cells) if len(self.cells) > 1 else 0.0
-        body = left_room + cell_width + self.right_room
-        width = max(self.row_width, body, 3.2) + 2 * _MARGIN
-        self.sheet = Sheet(width=width)
-        self.cells_left = (width - body) / 2 + left_room
-        self.cells_right = self.cells_left + cell_width
-        self.caption = wrapped(_caption(genotype), width - 2 * _MARGIN, 7, measure)
-        self.features_bottom = _MARGIN + 0.15 * len(self.caption) + 0.08
-        self.features_top = self.features_bottom + _GROUP_NAME + _FEATURE_HEIGHT + 0.16
-        self._place_features(row)
-        self._place_cells()
-
-    def _cell(self, k: int) -> CellSheet:
-        cell = self.genotype.cells[k]
-        x, y = (self._net_colour(name) for name in cell.inputs)
-        return cell_sheet(cell, f"Cell {k + 1}", (x, y))
-
-    def _net_colour(self, name: str) -> str:
-        return self.colours.get(modality_of(name), INK) if "." in name else INK
-
-    def _left_lanes(self) -> dict[str, float]:
-        """Number the features that later Cells read: 0 is the lane next to the Cells.
-
-        A wire that goes further up stands further out, so that it crosses no other lane; of
-        two that end at one Cell, that to x.
-        """
-        highest = {
-            name: max((k, -operand) for k, operand in self.targets[name])
-            for name in self.genotype.features
-            if any(k > 0 for k, _ in self.targets[name])
-        }
-        order = sorted(highest, key=lambda name: highest[name])
-        return {name: n for n, name in enumerate(order)}
-
-    def _feature_widths(self) -> dict[str, float]:
-        return {name: self.measure(shortened(name), 8.5) + 0.24 for name in self.genotype.features}
-
-    def _lane(self, name: str) -> float:
-        return self.cells_left - 0.12 - _TRACK * self.left_lanes[name]
-
-    def _right_lane(self, j: int) -> float:
-        return self.cells_right + 0.2 + _TRACK * (len(self.cells) - 2 - j)
-
-    def _place_features(self, widths: dict[str, float]) -> None:
-        """Fix where each feature stands, a little aside where a wire would meet another."""
-        x = (self.sheet.width - self.row_width) / 2
-        self.feature_left: dict[str, float] = {}
-        for _, names in groupby(self.genotype.features, modality_of):
-            x += 0.1
-            for name in names:
-                self.feature_left[name] = x
-                x += widths[name] + 0.08
-            x += 0.1 - 0.08 + 0.14
-        self.feature_width = widths
-        fixed = [self.cells_left + self.cells[0].inputs[a][0] for a in (0, 1)]
-        fixed += [self._lane(name) for name in self.left_lanes]
-        tops = [self._feature_top(name)[0] for name in self.genotype.features]
-        shifts = sorted((s * 0.02 for s in range(-6, 7)), key=lambda s: (abs(s), s))
-        gaps = {s: min(abs(top + s - x) for top in tops for x in fixed) for s in shifts}
-        best = next((s for s in shifts if gaps[s] >= 0.06), max(shifts, key=lambda s: gaps[s]))
-        self.feature_left = {name: x + best for name, x in self.feature_left.items()}
-
-    def _feature_top(self, name: str) -> Point:
-        y = self.features_bottom + _GROUP_NAME + _FEATURE_HEIGHT
-        x: float = self.feature_left[name] + self.feature_width[name] / 2
-        return x, y
-
-    def _place_cells(self) -> None:
-        """Fix the tracks below each Cell, and the height at which each Cell stands."""
-        y = self.features_top
-        self.tracks: list[dict[str, float]] = []
-        self.bottoms: list[float] = []
-        for k, cell in enumerate(self.cells):
-            order = self._first_tracks() if k == 0 else self._tracks(k)
-            self.tracks.append({net: y + _CLEAR + n * _TRACK for n, net in enumerate(order)})
-            y += 2 * _CLEAR + _TRACK * max(0, len(order) - 1)
-            self.bottoms.append(y)
-            y += cell.sheet.height
-        self.head_bottom = y + 0.38
-
-    def _first_tracks(self) -> list[str]:
-        """Order the tracks above the features, the lowest first: outer lanes, x, then y."""
-        outer_first = sorted(self.left_lanes, key=lambda n: -self.left_lanes[n])
-        return list(dict.fromkeys([*outer_first, *self.genotype.cells[0].inputs]))
-
-    def _tracks(self, k: int) -> list[str]:
-        """Order the tracks below Cell ``k`` (from 0), the lowest first.
-
-        From the left, the wire to y passes below the one to x; from the right, above it.
-        """
-        x, y = self.genotype.cells[k].inputs
-        x_from_left = x in self.left_lanes
-        order = [y, x] if x_from_left and y in self.left_lanes else [x, y]
-        previous = f"cell{k}"
-        if previous not in order:
-            order.insert(0, previous)
-        return order
-
-    def draw_features(self) -> None:
-        """Draw a panel for each run of features of one modality, and the caption."""
-        live = self.genotype.live_features()
-        y = self.features_bottom + _GROUP_NAME
-        for modality, names in groupby(self.genotype.features, modality_of):
-            group = list(names)
-            left = self.feature_left[group[0]] - 0.1
-            right = self.feature_left[group[-1]] + self.feature_width[group[-1]] + 0.1
-            colour = self.colours[modality]
-            height = self.features_top - self.features_bottom
-            self.sheet.boxes.append(
-                Box("group", left, self.features_bottom, right - left, height, colour)
-            )
-            centre = (left + right) / 2
-            name = _fit(modality, right - left - 0.1, 9, self.measure)
-            at = self.features_bottom + 0.13
-            self.sheet.labels.append(Label(centre, at, name, 9, bold=True, colour=colour))
-            self.sheet.boxes += [
-                Box(
-                    "feature",
-                    self.feature_left[feature],
-                    y,
-                    self.feature_width[feature],
-                    _FEATURE_HEIGHT,
-                    colour,
-                    shortened(feature),
-                    pale=feature not in live,
-                )
-                for feature in group
-            ]
-        for n, line in enumerate(reversed(self.caption)):
-            at = _MARGIN + 0.06 + 0.15 * n
-            self.sheet.labels.append(Label(self.sheet.width / 2, at, line, 7, colour=GREY))
-
-    def draw_cells(self) -> None:
-        """Draw the Cells where they stand."""
-        for cell, bottom in zip(self.cells, self.bottoms, strict=True):
-            self.sheet.place(cell.sheet, self.cells_left, bottom)
-
-    def draw_feature_wires(self) -> None:
-        """Draw a wire from each feature to each input of a Cell that takes it."""
-        for name in self.genotype.features:
-            x, top = self._feature_top(name)
-            for k, operand in self.targets[name]:
-                first = self.tracks[0][name]
-                end = self._input(k, operand)
-                points = [(x, top), (x, first)]
-                if k > 0:
-                    lane, track = self._lane(name), self.tracks[k][name]
-                    points += [(lane, first), (lane, track)]
-                points += [(end[0], points[-1][1]), end]
-                self._wire(name, points, k, operand)
-
-    def draw_cell_wires(self) -> None:
-        """Draw a wire from each Cell to the Cells that take it and to the head."""
-        for j in range(len(self.cells)):
-            name, (x, y) = f"cell{j + 1}", self._output(j)
-            if j + 1 == len(self.cells):
-                self.sheet.wires.append(Wire(name, ((x, y), (x, self.head_bottom)), INK))
-                continue
-            lane, first = self._right_lane(j), self.tracks[j + 1][name]
-            start = [(x, y), (x, first)]
-            self.sheet.wires.append(
-                Wire(name, (*start, (lane, first), (lane, self.head_bottom)), INK)
-            )
-            for k, operand in self.targets[name]:
-                end = self._input(k, operand)
-                points = list(start)
-                if k > j + 1:
-                    points += [(lane, first), (lane, self.tracks[k][name])]
-                points += [(end[0], points[-1][1]), end]
-                self._wire(name, points, k, operand)
-
-    def draw_head(self) -> None:
-        """Draw the box that joins the outputs of all Cells and gives the logits."""
-        left, right = self.cells_left, self.cells_right + self.right_room
-        y = self.head_bottom
-        joined = "Concat, " if len(self.cells) > 1 else ""
-        note = f"{joined}LayerNorm, ReLU, flatten, linear"
-        self.sheet.boxes.append(
-            Box("head", left, y, right - left, _HEAD[0], INK, "Classifier head", note)
+    if len(description.nodes) > _LIMIT:
+        raise UserError(
+            f"drawing: received {len(description.nodes):,} nodes, expected at most {_LIMIT}; "
+            "`bmnas show` without --out prints it as text"
         )
-        middle, top = (left + right) / 2, y + _HEAD[0]
-        self.sheet.wires.append(Wire("head", ((middle, top), (middle, top + 0.26)), INK))
-        self.sheet.labels.append(Label(middle + 0.08, top + 0.18, "logits", 8, "left"))
-        self.sheet.height = top + _HEAD[1]
-
-    def _wire(self, name: str, points: Sequence[Point], k: int, operand: int) -> None:
-        pale = operand == 1 and not self.genotype.cells[k].reads_y()
-        self.sheet.wires.append(Wire(name, tuple(points), self._net_colour(name), pale))
-
-    def _input(self, k: int, operand: int) -> Point:
-        x, y = self.cells[k].inputs[operand]
-        return self.cells_left + x, self.bottoms[k] + y
-
-    def _output(self, j: int) -> Point:
-        x, y = self.cells[j].output
-        return self.cells_left + x, self.bottoms[j] + y
-
-
-def _targets(genotype: Genotype) -> dict[str, list[tuple[int, int]]]:
-    """Return for each node the Cells (from 0) that take it, and as which input (0 x, 1 y)."""
-    names = [*genotype.features, *(f"cell{k + 1}" for k in range(len(genotype.cells)))]
-    targets: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
-    for k, cell in enumerate(genotype.cells):
-        for operand, name in enumerate(cell.inputs):
-            targets[name].append((k, operand))
-    return targets
+    runs = groupby(description.nodes, lambda node: node.group)
+    parts = [
+        _Part(f"part {n}", tuple(nodes), description, measure) for n, (_, nodes) in enumerate(runs)
+    ]
+    whole = Stack([item for part in parts for item in part.items()], _WIDEST)
+    nodes = {node.name: node for node in description.nodes}
+    home = {node.name: part for part in parts for node in part.nodes}
+    wires = [
+        Wire(nodes[source], node, _path(source, node.name, home, whole))
+        for node in description.nodes
+        for source in dict.fromkeys(node.reads)
+    ]
+    return Drawing(
+        whole.width,
+        whole.height,
+        tuple(box for part in parts for box in part.boxes(whole)),
+        tuple(part.panel(whole) for part in parts if part.stack is not None),
+        tuple(wires),
+    )
 
 
-def _group_room(features: Sequence[str]) -> float:
-    groups = sum(1 for _ in groupby(features, modality_of))
-    return 0.08 * (len(features) - groups) + 0.2 * groups + 0.14 * (groups - 1)
+def shortened(name: str, limit: int = 28) -> str:
+    """Return ``name``, its middle cut out where it is longer than ``limit`` characters."""
+    return name if len(name) <= limit else f"{name[:12]}…{name[13 - limit :]}"
 
 
-def _fit(text: str, width: float, size: float, measure: Measure) -> str:
-    """Return ``text``, cut with an ellipsis where it is wider than ``width`` inches."""
-    for keep in range(min(len(text), NAME_LIMIT), 0, -1):
-        shown = text if keep == len(text) else f"{text[:keep]}…"
-        if measure(shown, size) <= width:
-            return shown
-    return ""
+class _Part:
+    """Neighbours of one group, laid out in a stack; or nodes without a group, each for itself."""
+
+    def __init__(
+        self, key: str, nodes: tuple[Node, ...], description: Description, measure: Measure
+    ) -> None:
+        own = {node.name for node in nodes}
+        reads = [source for node in nodes for source in node.reads if source not in own]
+        others = [node for node in description.nodes if node.name not in own]
+        self.key, self.nodes, self.title = key, nodes, nodes[0].group
+        self.reads = tuple(dict.fromkeys(reads))
+        self.given = {source for node in others for source in node.reads if source in own}
+        self.sizes = {node.name: _size(node, measure) for node in nodes}
+        self.stack = Stack(list(self._inner_items())) if self.title else None
+        self.title_width = measure(shortened(self.title), 9) if self.title else 0.0
+
+    def _inner_items(self) -> Iterator[Item]:
+        """Yield the nodes, and where the wires from and to others pass the edge of the panel."""
+        for source in self.reads:
+            yield Item(source, 0, 0, exits={source: 0}, plain=True)
+        for node in self.nodes:
+            yield _item(node, self.sizes[node.name])
+            if node.name in self.given:
+                yield Item(_edge(node.name), 0, 0, (node.name,), plain=True, top=True)
+
+    def items(self) -> list[Item]:
+        """Return what stands in the layout of the whole."""
+        if self.stack is None:
+            return [_item(node, self.sizes[node.name]) for node in self.nodes]
+        width = max(self.stack.width, self.title_width) + 2 * _PAD
+        x, middle = self.stack.x, self.stack.width / 2
+        exits = {name: x[_edge(name)] - middle for name in sorted(self.given)}
+        entries = {source: x[source] - middle for source in self.reads}
+        return [Item(self.key, width, self.stack.height + _TITLE, self.reads, exits, entries)]
+
+    def corner(self, whole: Stack) -> Point:
+        """Return where the stack of the group has its lower left corner."""
+        assert self.stack is not None
+        y = whole.bottom[self.key] + (0 if self.reads else _TITLE)
+        return whole.x[self.key] - self.stack.width / 2, y
+
+    def boxes(self, whole: Stack) -> Iterator[tuple[Node, Box]]:
+        """Yield the places of the nodes."""
+        stack, (left, bottom) = (
+            (whole, (0.0, 0.0)) if self.stack is None else (self.stack, self.corner(whole))
+        )
+        for node in self.nodes:
+            width, height = self.sizes[node.name]
+            x, y = left + stack.x[node.name] - width / 2, bottom + stack.bottom[node.name]
+            yield node, Box(x, y, width, height)
+
+    def panel(self, whole: Stack) -> Panel:
+        """Return the frame."""
+        item = whole.items[self.key]
+        left, bottom = whole.x[self.key] - item.width / 2, whole.bottom[self.key]
+        box = Box(left, bottom, item.width, item.height)
+        return Panel(self.title, self.nodes, box, title_below=not self.reads)
+
+    def inner_wire(self, source: str, target: str, whole: Stack) -> list[Point]:
+        """Return a wire within the group; nothing where there is none."""
+        if self.stack is None:
+            return []
+        left, bottom = self.corner(whole)
+        return [(left + x, bottom + y) for x, y in self.stack.wire(source, target)]
 
 
-def _caption(genotype: Genotype) -> list[str]:
-    facts = [f"C = {genotype.channels}, L = {genotype.length}"]
-    facts.append("x, y: first and second input")
-    if any(OPERATIONS[step.op].is_zero for cell in genotype.cells for step in cell.steps):
-        facts.append("dashed: dropped (zero)")
-    if len(genotype.live_features()) < len(genotype.features):
-        facts.append("pale: features not used")
-    return facts
+def _path(source: str, target: str, home: Mapping[str, _Part], whole: Stack) -> tuple[Point, ...]:
+    """Return the corners of a wire, through the panels that it leaves and enters."""
+    start, end = home[source], home[target]
+    if start is end and start.stack is not None:
+        points = start.inner_wire(source, target, whole)
+    else:
+        points = start.inner_wire(source, _edge(source), whole)
+        points += whole.wire(source, target if end.stack is None else end.key)
+        points += end.inner_wire(source, target, whole)
+    kept = points[:1]
+    for here, after in pairwise([*points[1:], (float("inf"), float("inf"))]):
+        level = abs(kept[-1][1] - here[1]) < 1e-6 and abs(here[1] - after[1]) < 1e-6
+        upright = abs(kept[-1][0] - here[0]) < 1e-3 and abs(here[0] - after[0]) < 1e-3
+        if not level and not upright:
+            kept.append(here)
+    return tuple(kept)
+
+
+def _item(node: Node, size: tuple[float, float]) -> Item:
+    return Item(node.name, *size, node.reads, {node.name: 0.0}, ordered=node.ordered)
+
+
+def _edge(name: str) -> str:
+    return f"{name} leaves"
+
+
+def _size(node: Node, measure: Measure) -> tuple[float, float]:
+    """Return width and height of the box of a node."""
+    if node.kind == "input":
+        return 0.2, 0.2
+    if node.kind == "feature":
+        return measure(shortened(node.label), 8.5) + 0.24, 0.32
+    wide = max(measure(shortened(node.label), 9), measure(shortened(node.note, 48), 6.5))
+    return max(wide + 0.3, 0.3 + 0.12 * len(node.reads)), 0.46

@@ -9,7 +9,7 @@ from typing import Any
 
 from bmnas.report.comparison import draw_comparison
 from bmnas.report.curves import history_parts
-from bmnas.report.graph import draw_genotype
+from bmnas.report.picture import draw_genotype
 from bmnas.report.record import BundleRecord, RunRecord
 from bmnas.report.rows import ComparisonRow
 from bmnas.report.run import run_facts, weights_of_run

@@ -7,11 +7,12 @@ from typing import Any
 
 from bmnas.machine.errors import UserError
 from bmnas.report.curves import draw_history, history_parts
-from bmnas.report.graph import graph_part
+from bmnas.report.picture import architecture_part
 from bmnas.report.record import RunRecord, load_run
 from bmnas.report.style import Part, figure_of, plain, write_figure
 from bmnas.report.weights import weights_parts
 from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.registry import describe
 
 
 def draw_run(run: RunRecord) -> Any:
@@ -19,7 +20,7 @@ def draw_run(run: RunRecord) -> Any:
 
     Raises UserError when there is nothing to draw yet or matplotlib is missing.
     """
-    parts = [graph_part(run.genotype)] if run.genotype is not None else []
+    parts = [architecture_part(describe(run.genotype))] if run.genotype is not None else []
     parts += weights_of_run(run)
     parts += history_parts(run.history, run.training, _metric(run))
     if not parts:

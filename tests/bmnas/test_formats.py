@@ -8,14 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bmnas.machine.errors import UserError
 from bmnas.report import architecture_svg, genotype_text
-from bmnas.report.geometry import crossings
-from bmnas.report.tree_layout import tree_layout
 from bmnas.spaces.cells.genotype import GenotypeError
 from bmnas.spaces.cells.known import known_genotype
-from bmnas.spaces.description import Description, Node, leaf_nodes
-from bmnas.spaces.registry import describe, load_architecture
+from bmnas.spaces.registry import load_architecture
 from bmnas.spaces.trees.fusion_tree import FusionTree
 
 _FEATURES = ("image.1", "image.2", "audio.1", "audio.2")
@@ -31,35 +27,12 @@ def test_the_text_of_a_tree_shows_who_reads_whom() -> None:
     assert any("concat + dense" in line and "linear 32 → 16" in line for line in lines)
 
 
-def test_a_drawn_tree_has_all_nodes_apart_and_no_crossing() -> None:
-    sheet = tree_layout(describe(_TREE), lambda text, size: 0.07 * len(text))
-
-    labels = ["image.1", "audio.2", "image.2", "add", "concat + dense", "Classifier"]
-    assert sorted(box.label for box in sheet.boxes) == sorted(labels)
-    for a in sheet.boxes:
-        assert 0 < a.x < a.x + a.width < sheet.width
-        assert 0 < a.y < a.y + a.height < sheet.height
-        for b in sheet.boxes:
-            aside = a.x + a.width < b.x or b.x + b.width < a.x
-            assert a is b or aside or a.y + a.height < b.y or b.y + b.height < a.y
-    assert crossings(sheet.wires) == 0
-    assert any("not used: audio.1" in label.text for label in sheet.labels)
-
-
 def test_a_tree_is_drawn_as_svg() -> None:
     pytest.importorskip("matplotlib")
     drawn = architecture_svg(_TREE)
 
     assert "".join(ET.fromstring(drawn).itertext()).count("audio.2") == 1
     assert drawn == architecture_svg(_TREE)
-
-
-def test_a_tree_too_large_for_a_picture_says_so() -> None:
-    leaves = leaf_nodes(["image.1"] * 100)
-    root = Node("root", "add", reads=tuple(leaf.name for leaf in leaves))
-
-    with pytest.raises(UserError, match="received 101 nodes, expected at most 100"):
-        tree_layout(Description("", _FEATURES, (*leaves, root)), lambda text, size: 0.1)
 
 
 def test_a_file_is_read_by_its_format(tmp_path: Path) -> None:

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from bmnas.report import genotype_text
-from bmnas.report.tree_layout import tree_layout
+from bmnas.report import architecture_svg, genotype_text
 from bmnas.spaces.cells.genotype import GenotypeError
 from bmnas.spaces.mfas.genotype import Layer, Layers, MFASGenotype, layer_choices
 from bmnas.spaces.mfas.space import MFASSpace
-from bmnas.spaces.registry import describe, load_architecture
+from bmnas.spaces.registry import load_architecture
 
 FEATURES = tuple(f"{modality}.{n}" for modality in ("image", "audio") for n in (1, 2, 3, 4))
 CHOICES = layer_choices(FEATURES)
@@ -146,8 +145,10 @@ def test_a_missing_key_is_named() -> None:
 
 def test_text_and_picture_show_the_chain() -> None:
     genotype = MFASGenotype(FEATURES, 8, 256, NTU[1:3])
-    assert genotype_text(genotype).splitlines()[-7:] == [
-        "Classifier  linear",
+    assert genotype_text(genotype).splitlines()[-9:] == [
+        "Classifier  sum of linear heads → logits",
+        "├─ image.4",
+        "├─ audio.4",
         "└─ fusion 2  linear → sigmoid",
         "   ├─ image.2",
         "   ├─ audio.2",
@@ -155,5 +156,4 @@ def test_text_and_picture_show_the_chain() -> None:
         "      ├─ image.2",
         "      └─ audio.4",
     ]
-    sheet = tree_layout(describe(genotype), lambda text, size: 0.07 * len(text))
-    assert [box.label for box in sheet.boxes].count("image.2") == 2
+    assert architecture_svg(genotype).count(">image.2<") == 2

@@ -16,7 +16,7 @@ def describe_cells(genotype: Genotype) -> Description:
     note = "LayerNorm, ReLU, flatten, linear"
     note = f"concat, {note}" if len(cells) > 1 else note
     nodes.append(Node("head", "Classifier head", note, "output", reads=cells))
-    facts = (f"C = {genotype.channels}, L = {genotype.length}", "inputs of a step from the left")
+    facts = (f"C = {genotype.channels}, L = {genotype.length}", "inputs of a step: left to right")
     return Description(genotype.summary(), genotype.features, tuple(nodes), facts)
 
 
@@ -58,4 +58,4 @@ def _output(live_steps: tuple[str, ...], steps: int) -> tuple[str, str]:
     if steps == 1:
         return "", f"LayerNorm(x + {live_steps[0]})"
     joined = ", ".join(live_steps)
-    return "of x and concat FC of steps", f"LayerNorm(x + ReLU(linear(concat({joined}))))"
+    return "x + ReLU(linear(concat))", f"LayerNorm(x + ReLU(linear(concat({joined}))))"

@@ -9,16 +9,18 @@ _LABELS = {"relu": "ReLU", "sigmoid": "sigmoid"}
 
 
 def describe_mfas(genotype: MFASGenotype) -> Description:
-    """Return a feature node for each input of a layer, the layers, and the classifier."""
-    leaves = leaf_nodes(name for layer in genotype.layers for name in layer.inputs)
+    """Return a feature node for each input of a layer and of a head, the layers, and the heads."""
+    read = [name for layer in genotype.layers for name in layer.inputs]
+    leaves = leaf_nodes((*read, *genotype.last_features()))
+    names = iter([leaf.name for leaf in leaves])
     fusions: list[Node] = []
     below: tuple[str, ...] = ()
-    count = len(genotype.layers[0].inputs)
-    for n, layer in enumerate(genotype.layers):
-        own = tuple(leaf.name for leaf in leaves[n * count : (n + 1) * count])
-        note = f"linear → {_LABELS[layer.activation]}"
-        name = f"fusion {n + 1}"
+    for number, layer in enumerate(genotype.layers, start=1):
+        name, note = f"fusion {number}", f"linear → {_LABELS[layer.activation]}"
+        own = tuple(next(names) for _ in layer.inputs)
         fusions.append(Node(name, name, note, reads=(*own, *below)))
         below = (name,)
-    head = Node("classifier", "Classifier", "linear", "output", reads=below)
-    return Description(genotype.summary(), genotype.features, (*leaves, *fusions, head))
+    classifier = Node(
+        "classifier", "Classifier", "sum of linear heads", "output", reads=(*names, *below)
+    )
+    return Description(genotype.summary(), genotype.features, (*leaves, *fusions, classifier))

@@ -1,0 +1,245 @@
+"""The picture of an architecture: features below, what reads them above, the logits on top."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from bmnas.report.layout import Drawing, Panel, Wire, layout, shortened
+from bmnas.report.stack import Point
+from bmnas.report.style import (
+    GREY,
+    INK,
+    PALE,
+    PANEL,
+    Part,
+    drawable,
+    drawing_style,
+    figure_of,
+    figure_svg,
+    modality_colours,
+    modality_of,
+    tint,
+    write_figure,
+)
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.description import Description, Node
+from bmnas.spaces.registry import describe
+
+_MARGIN = 0.15
+_CORNER = 0.07  # radius in inches of a wire's turns
+_ABOVE = 0.42  # room for the logits
+_LINE = 0.15  # of the caption
+
+
+def draw_genotype(genotype: Architecture) -> Any:
+    """Return a matplotlib Figure of the architecture; raises UserError without matplotlib."""
+    return figure_of(architecture_part(describe(genotype)))
+
+
+def architecture_svg(genotype: Architecture) -> str:
+    """Return the drawing of the architecture as SVG text; the same genotype, the same bytes."""
+    return figure_svg(draw_genotype(genotype))
+
+
+def write_architecture(genotype: Architecture, path: str | Path) -> None:
+    """Write the drawing of the architecture to an .svg or .png file, whole or not at all."""
+    write_figure(draw_genotype(genotype), Path(path))
+
+
+def architecture_part(description: Description) -> Part:
+    """Return the drawing of an architecture as a part of a larger figure."""
+    with drawing_style():
+        drawing = layout(description, text_width)
+    width = max(drawing.width, 3.2) + 2 * _MARGIN
+    caption = textwrap.wrap("  ·  ".join(_facts(description)), int(19 * width))
+    below = _MARGIN + _LINE * len(caption) + 0.08
+    height = below + drawing.height + _ABOVE
+
+    def paint(onto: Any) -> None:
+        axes = onto.add_axes((0, 0, 1, 1))
+        axes.set_axis_off()
+        # One unit is one inch also where the row of the figure is wider than the drawing.
+        inches = onto.bbox.width / onto.figure.dpi, onto.bbox.height / onto.figure.dpi
+        middle = drawing.width / 2
+        axes.set_xlim(middle - inches[0] / 2, middle + inches[0] / 2)
+        axes.set_ylim((height - inches[1]) / 2 - below, (height + inches[1]) / 2 - below)
+        _paint(axes, description, drawing)
+        for n, line in enumerate(caption, start=1):
+            _text(axes, (middle, -0.02 - _LINE * n), line, 7, GREY)
+
+    return Part(width, height, paint)
+
+
+def text_width(text: str, size: float) -> float:
+    """Return the width in inches of ``text`` set in bold at ``size`` points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(weight="bold", size=size)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return float(width) / 72
+
+
+def _facts(description: Description) -> list[str]:
+    facts = list(description.facts) or [description.summary]
+    nodes = description.nodes
+    drawn = {node.label for node in nodes if node.kind == "feature"}
+    unread = [name for name in description.features if name not in drawn]
+    if unread:
+        facts.append(f"not used: {', '.join(unread)}")
+    if any(not node.live for node in nodes):
+        facts.append("pale: no effect on the output")
+    return facts
+
+
+def _paint(axes: Any, description: Description, drawing: Drawing) -> None:
+    colours = _colours(description)
+    for panel in drawing.panels:
+        _draw_panel(axes, panel, colours)
+    for wire in sorted(drawing.wires, key=lambda wire: wire.live):
+        _draw_wire(axes, wire, colours[wire.source.name])
+    for (x, y), name in _junctions(drawing.wires):
+        axes.plot([x], [y], "o", color=colours[name], markersize=3.2, zorder=4)
+    for node, box in drawing.boxes:
+        _draw_node(axes, node, (box.x, box.y, box.width, box.height), colours[node.name])
+    x, y = drawing.boxes[-1][1].centre[0], drawing.boxes[-1][1].y + drawing.boxes[-1][1].height
+    axes.add_patch(_arrow([(x, y), (x, y + 0.26)], INK))
+    _text(axes, (x + 0.08, y + 0.18), "logits", 8, INK, ha="left")
+
+
+def _colours(description: Description) -> dict[str, str]:
+    """Return the colour of each node: features by modality, an input as what it reads."""
+    modalities = modality_colours(description.features)
+    colours: dict[str, str] = {}
+    for node in description.nodes:
+        if node.kind == "feature":
+            colours[node.name] = modalities[modality_of(node.label)]
+        elif node.kind == "input" and node.reads:
+            colours[node.name] = colours[node.reads[0]]
+        else:
+            colours[node.name] = INK
+    return colours
+
+
+def _draw_panel(axes: Any, panel: Panel, colours: Mapping[str, str]) -> None:
+    box = panel.box
+    own = {colours[node.name] for node in panel.nodes if node.kind == "feature"}
+    colour = own.pop() if len(own) == 1 else None
+    fill, edge = (tint(colour, 0.06), tint(colour, 0.3)) if colour else (PANEL, PALE)
+    place = box.x, box.y, box.width, box.height
+    _shape(axes, place, "round,pad=0,rounding_size=0.1", fill, edge, zorder=1)
+    title = shortened(panel.title)
+    if panel.title_below:
+        _text(axes, (box.centre[0], box.y + 0.14), title, 9, colour or INK, weight="bold")
+    else:
+        at = box.x + 0.12, box.y + box.height - 0.16
+        _text(axes, at, title, 9, INK, weight="bold", ha="left")
+
+
+def _draw_node(
+    axes: Any, node: Node, place: tuple[float, float, float, float], colour: str
+) -> None:
+    x, y = place[0] + place[2] / 2, place[1] + place[3] / 2
+    look: dict[str, Any] = {"linestyle": "solid", "zorder": 5}
+    fill, edge, ink = "#ffffff", colour, INK
+    if not node.live:
+        edge, ink = PALE, "#66717A"
+        look["linestyle"] = (0, (3, 2)) if node.kind != "feature" else "solid"
+    elif node.kind == "feature":
+        fill, ink = tint(colour, 0.24), "#111111"
+    elif node.kind == "input":
+        fill, ink = colour, "#ffffff"
+    style = "circle,pad=0" if node.kind == "input" else "round,pad=0,rounding_size=0.07"
+    _shape(axes, place, style, fill, edge, **look)
+    label, note = shortened(node.label), shortened(node.note, 48)
+    if node.kind == "input":
+        _text(axes, (x, y + 0.005), label, 7.5, ink, style="italic", weight="bold")
+    elif node.kind == "feature":
+        _text(axes, (x, y), label, 8.5, ink)
+    else:
+        weight = "bold" if node.kind == "output" else "normal"
+        _text(axes, (x, y + (0.08 if note else 0)), label, 9, ink, weight=weight)
+        _text(axes, (x, y - 0.11), note, 6.5, ink)
+
+
+def _shape(
+    axes: Any,
+    place: tuple[float, float, float, float],
+    style: str,
+    fill: str,
+    edge: str,
+    **look: Any,
+) -> None:
+    from matplotlib.patches import FancyBboxPatch
+
+    look = {"facecolor": fill, "edgecolor": edge, "linewidth": 0.9, **look}
+    axes.add_patch(FancyBboxPatch(place[:2], *place[2:], style, **look))
+
+
+def _draw_wire(axes: Any, wire: Wire, colour: str) -> None:
+    look = {"zorder": 3} if wire.live else {"zorder": 2, "linestyle": (0, (3, 2))}
+    axes.add_patch(_arrow(wire.points, colour if wire.live else PALE, **look))
+
+
+def _arrow(points: Iterable[Point], colour: str, **look: Any) -> Any:
+    """Return an arrow along ``points`` with rounded turns."""
+    from matplotlib.patches import FancyArrowPatch
+    from matplotlib.path import Path as Outline
+
+    first, *inner = points
+    vertices, codes = [first], [Outline.MOVETO]
+    for before, corner, after in zip([first, *inner], inner, inner[1:], strict=False):
+        radius = min(_CORNER, _distance(before, corner) / 2, _distance(corner, after) / 2)
+        vertices += [_towards(corner, before, radius), corner, _towards(corner, after, radius)]
+        codes += [Outline.LINETO, Outline.CURVE3, Outline.CURVE3]
+    path = Outline([*vertices, inner[-1]], [*codes, Outline.LINETO])
+    style = "-|>,head_length=3.4,head_width=1.7"
+    return FancyArrowPatch(
+        path=path, arrowstyle=style, mutation_scale=1, color=colour, linewidth=1.3, **look
+    )
+
+
+def _distance(a: Point, b: Point) -> float:
+    return abs(a[0] - b[0]) + abs(a[1] - b[1])
+
+
+def _towards(start: Point, end: Point, step: float) -> Point:
+    share = step / max(_distance(start, end), 1e-9)
+    return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
+
+
+def _junctions(wires: Iterable[Wire]) -> list[tuple[Point, str]]:
+    """Return the points where live wires of one source part, with the name of the source."""
+    pieces: dict[str, set[tuple[Point, Point]]] = {}
+    for wire in wires:
+        if wire.live:
+            points = [(round(x, 3), round(y, 3)) for x, y in wire.points]
+            pieces.setdefault(wire.source.name, set()).update(pairwise(points))
+    found = []
+    for name, own in pieces.items():
+        for point in sorted({point for piece in own for point in piece}):
+            ways = {_direction(point, end) for piece in own for end in piece if _on(point, piece)}
+            if len(ways - {(0, 0)}) > 2:
+                found.append((point, name))
+    return found
+
+
+def _direction(start: Point, end: Point) -> tuple[int, int]:
+    x, y = end[0] - start[0], end[1] - start[1]
+    return (x > 2e-3) - (x < -2e-3), (y > 2e-3) - (y < -2e-3)
+
+
+def _on(point: Point, piece: tuple[Point, Point]) -> bool:
+    """Tell whether ``point`` lies on ``piece``, which is level or upright."""
+    return all(
+        min(a, b) - 2e-3 <= at <= max(a, b) + 2e-3 for at, a, b in zip(point, *piece, strict=True)
+    )
+
+
+def _text(axes: Any, at: Point, text: str, size: float, colour: str, **look: Any) -> None:
+    options = {"ha": "center", "va": "center_baseline", "zorder": 6, **look}
+    axes.text(*at, drawable(text, 240), fontsize=size, color=colour, **options)

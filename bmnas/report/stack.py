@@ -1,0 +1,323 @@
+"""Boxes in rows and the wires between them: each box stands above all that it reads.
+
+Wires run level in tracks between two rows, and straight up in lanes past a row. The order in the
+rows is that with few crossings; a linear program then makes the wires as straight as they can be.
+Lengths in inches, y upwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle, islice, pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+Point = tuple[float, float]
+
+_TRACK = 0.14  # between two level wires
+_CLEAR = 0.17  # from a row to the nearest track
+_STRAIGHT = 0.3  # between two rows without tracks
+_EDGE = 0.1  # from the last row to the edge of its panel
+_EFFORT = 1500  # orders that are tried at most
+_SAME = 1e-3
+_NEARLY = 0.2  # a wire that is to be straight rather than run level so little
+
+
+@dataclass(frozen=True)
+class Item:
+    """A box to be placed. ``exits`` and ``entries`` say how far from its middle nets leave and end.
+
+    A net has the name of what gives it. Without ``entries`` those that the box ``reads`` end side
+    by side, from the left as they are named where the box is ``ordered``. A ``plain`` item is no
+    box but the end of wires on the edge of a panel; one that is on the ``top`` is in the last row.
+    """
+
+    name: str
+    width: float
+    height: float
+    reads: tuple[str, ...] = ()
+    exits: Mapping[str, float] = field(default_factory=dict)
+    entries: Mapping[str, float] | None = None
+    ordered: bool = False
+    plain: bool = False
+    top: bool = False
+
+
+class _Link(NamedTuple):
+    """The piece of a net from a row to the next one, between two items or lanes."""
+
+    row: int
+    net: str
+    lower: str
+    upper: str
+
+
+class Stack:
+    """``items``, in an order in which each reads earlier ones, in rows at most ``limit`` wide."""
+
+    def __init__(self, items: Sequence[Item], limit: float = float("inf")) -> None:
+        self.items = {item.name: item for item in items}
+        self.source = {net: item.name for item in items for net in item.exits}
+        self.row = self._rows(limit)
+        self.count = 1 + max(self.row.values())
+        self.links = self._links()
+        self.below: dict[str, dict[str, str]] = {}
+        for link in self.links:
+            self.below.setdefault(link.upper, {})[link.net] = link.lower
+        self.fixed: dict[str, Mapping[str, float]] = {}
+        self.free: dict[str, list[str]] = {}
+        for name, below in self.below.items():
+            entries = self.items[name].entries if name in self.items else dict.fromkeys(below, 0.0)
+            if entries is None:
+                self.free[name] = list(below)
+            else:
+                self.fixed[name] = entries
+        self.order = self._fewest_crossings(self._first_order())
+        self.entries = self._entries(self.order)
+        self.x = self._places()
+        tracks = [self._tracks(row) for row in range(self.count - 1)]
+        self.bottom, self.level = self._heights(tracks)
+        self.width = max(self.x[name] + self._wide(name) / 2 for name in self.order)
+        self.height = max(self.bottom[name] + item.height for name, item in self.items.items())
+
+    def wire(self, net: str, target: str) -> list[Point]:
+        """Return the points of the wire from what gives ``net`` to the item ``target``."""
+        source = self.source[net]
+        x, y = self._exit(source, net), self.bottom[source] + self.items[source].height
+        points = [(x, y)]
+        for row in range(self.row[source], self.row[target]):
+            upper = target if row + 1 == self.row[target] else _lane(net)
+            end = self._entry(upper, net)
+            if abs(end - x) > _SAME:
+                points += [(x, self.level[row, net]), (end, self.level[row, net])]
+            x = end
+        return [*points, (x, self.bottom[target])]
+
+    def _rows(self, limit: float) -> dict[str, int]:
+        rows: dict[str, int] = {}
+        filled: dict[int, float] = {}
+        for item in self.items.values():
+            row = 1 + max((rows[self.source[net]] for net in item.reads), default=-1)
+            while 0 < row in filled and filled[row] + item.width > limit:
+                row += 1
+            rows[item.name] = row
+            filled[row] = filled.get(row, 0.0) + item.width
+        last = max((row for name, row in rows.items() if not self.items[name].top), default=0)
+        return {name: last + 1 if self.items[name].top else row for name, row in rows.items()}
+
+    def _links(self) -> list[_Link]:
+        links: dict[_Link, None] = {}
+        for item in self.items.values():
+            for net in item.reads:
+                lower = self.source[net]
+                for row in range(self.row[lower], self.row[item.name]):
+                    upper = item.name if row + 1 == self.row[item.name] else _lane(net)
+                    links[_Link(row, net, lower, upper)] = None
+                    lower = upper
+        return list(links)
+
+    def _first_order(self) -> list[str]:
+        """Return items and lanes, each between those that it reads; a tree then has no crossing."""
+        order: dict[str, None] = {}
+        seen: set[str] = set()
+        lanes = {link.upper for link in self.links} - set(self.items)
+
+        def visit(item: Item) -> None:
+            if item.name in seen:
+                return
+            seen.add(item.name)
+            half = len(item.reads) // 2
+            for net in item.reads[:half]:
+                visit(self.items[self.source[net]])
+            order[item.name] = None
+            order.update(dict.fromkeys(_lane(net) for net in item.exits if _lane(net) in lanes))
+            for net in item.reads[half:]:
+                visit(self.items[self.source[net]])
+
+        read = {self.source[net] for item in self.items.values() for net in item.reads}
+        for item in self.items.values():
+            if item.name not in read:
+                visit(item)
+        return list(order)
+
+    def _fewest_crossings(self, order: list[str]) -> list[str]:
+        """Return ``order`` with single names moved as long as that takes crossings away."""
+        best, idle = self._cost(order), 0
+        for name in islice(cycle(tuple(order)), 1 + _EFFORT // len(order)):
+            if best[0] == 0 or idle == len(order):
+                break
+            rest = [other for other in order if other != name]
+            trials = [[*rest[:n], name, *rest[n:]] for n in range(len(order))]
+            costs = [self._cost(trial) for trial in trials]
+            idle += 1
+            if min(costs) < best:
+                best, idle = min(costs), 0
+                order = trials[costs.index(best)]
+        return order
+
+    def _cost(self, order: Sequence[str]) -> tuple[int, float]:
+        """Return the number of crossings, and how far the ends of links are apart in the order."""
+        place = {name: float(n) for n, name in enumerate(order)}
+        entries = self._entries(order)
+        crossings, apart = 0, 0.0
+        for row in range(self.count - 1):
+            links = [link for link in self.links if link.row == row]
+            low = np.array([place[k.lower] + self._share(k.lower, k.net) for k in links])
+            up = np.array(
+                [
+                    place[k.upper] + entries[k.upper][k.net] / max(self._wide(k.upper), 1.0)
+                    for k in links
+                ]
+            )
+            nets = np.array([link.net for link in links])
+            across = (low[:, None] < low) & (up[:, None] > up) & (nets[:, None] != nets)
+            crossings += int(across.sum())
+            apart += float(np.abs(low - up).sum())
+        return crossings, round(apart, 6)
+
+    def _entries(self, order: Sequence[str]) -> dict[str, Mapping[str, float]]:
+        """Return for each item and lane how far from its middle each net ends."""
+        place = {name: n for n, name in enumerate(order)}
+        entries = dict(self.fixed)
+        for name, nets in self.free.items():
+            item, lower = self.items[name], self.below[name]
+            if not item.ordered:
+                nets.sort(key=lambda net: place[lower[net]] + self._share(lower[net], net))
+            gap = 0.8 * item.width / (len(nets) + 1)
+            entries[name] = {net: (n - (len(nets) - 1) / 2) * gap for n, net in enumerate(nets)}
+        return entries
+
+    def _places(self) -> dict[str, float]:
+        """Return the middle of each item and the x of each lane, by a linear program.
+
+        The sum of what the links run level is as small as can be; of such places those where the
+        longest link into each item is short, which puts it in the middle of what it reads.
+        """
+        from scipy.optimize import linprog
+
+        at = {name: n for n, name in enumerate(self.order)}
+        links = [link for link in self.links if link.lower != link.upper]
+        into = {link.upper: len(at) + len(links) + n for n, link in enumerate(links)}
+        size = len(at) + 2 * len(links)
+        # A bend at the end of a lane is seen most.
+        bends = [1.0 if {link.lower, link.upper} <= self.items.keys() else 3.0 for link in links]
+        cost = np.array([1e-4] * len(at) + bends + [0.1] * len(links))
+        rows: list[dict[int, float]] = []  # sums of variables that are at most those in bounds
+        bounds: list[float] = []
+        for n, link in enumerate(links, start=len(at)):
+            shift = self._exit_offset(link.lower, link.net) - self.entries[link.upper][link.net]
+            for sign in (1, -1):
+                rows.append({at[link.lower]: sign, at[link.upper]: -sign, n: -1})
+                bounds.append(-sign * shift)
+            rows.append({n: 1, into[link.upper]: -1})
+            bounds.append(0.0)
+        for row in range(self.count):
+            names = self._in_row(row)
+            rows += [{at[a]: 1, at[b]: -1} for a, b in pairwise(names)]
+            bounds += [-self._apart(a, b) for a, b in pairwise(names)]
+            # No row is wider than it needs to be.
+            cost[at[names[0]]] -= 0.01
+            cost[at[names[-1]]] += 0.01
+        least = [self._wide(name) / 2 for name in self.order] + [0.0] * (2 * len(links))
+        if not rows:
+            return dict(zip(self.order, least, strict=False))
+        matrix = np.zeros((len(rows), size))
+        for n, terms in enumerate(rows):
+            matrix[n, list(terms)] = list(terms.values())
+        solve = partial(linprog, A_ub=matrix, b_ub=bounds, bounds=[(low, None) for low in least])
+        found = solve(cost)
+        # A second time, now to make straight what is nearly so.
+        bent = found.x[len(at) : len(at) + len(links)]
+        cost[len(at) : len(at) + len(links)] *= np.where(bent < _NEARLY, 10.0, 1.0)
+        found = solve(cost)
+        return {name: round(float(found.x[n]), 4) for name, n in at.items()}
+
+    def _in_row(self, row: int) -> list[str]:
+        lanes = {link.upper for link in self.links if link.row + 1 == row}
+        return [
+            name
+            for name in self.order
+            if (name in lanes if name not in self.items else self.row[name] == row)
+        ]
+
+    def _tracks(self, row: int) -> dict[str, int]:
+        """Return the track above ``row`` of each net that does not run straight up, from 0."""
+        lows: dict[str, float] = {}
+        ups: dict[str, list[float]] = {}
+        for link in self.links:
+            if link.row == row:
+                lows[link.net] = self._exit(link.lower, link.net)
+                ups.setdefault(link.net, []).append(self._entry(link.upper, link.net))
+        span = {net: (min(low, *ups[net]), max(low, *ups[net])) for net, low in lows.items()}
+        nets = [net for net, (left, right) in span.items() if right - left > _SAME]
+
+        def cost(below: str, above: str) -> int:
+            """Count crossings with ``below`` in the lower track; wires on each other weigh most."""
+            (left, right), (start, end) = span[below], span[above]
+            on = sum(abs(up - lows[above]) < 0.06 for up in ups[below])
+            across = sum(start < up < end for up in ups[below]) + (left < lows[above] < right)
+            return 100 * on + across
+
+        order: list[str] = []
+        for net in sorted(nets, key=lambda n: span[n][1] - span[n][0]):
+            costs = [
+                sum(cost(other, net) for other in order[:n])
+                + sum(cost(net, other) for other in order[n:])
+                for n in range(len(order) + 1)
+            ]
+            order.insert(costs.index(min(costs)), net)
+        tracks: dict[str, int] = {}
+        for net in order:
+            left, right = span[net]
+            near = [
+                track
+                for other, track in tracks.items()
+                if span[other][0] < right + 0.1 and left < span[other][1] + 0.1
+            ]
+            tracks[net] = 1 + max(near, default=-1)
+        return tracks
+
+    def _heights(
+        self, tracks: Sequence[Mapping[str, int]]
+    ) -> tuple[dict[str, float], dict[tuple[int, str], float]]:
+        """Return where each item begins, and the height of each net's track above a row."""
+        bottom: dict[str, float] = {}
+        level: dict[tuple[int, str], float] = {}
+        y = 0.0
+        for row in range(self.count):
+            members = [item for item in self.items.values() if self.row[item.name] == row]
+            bottom |= {item.name: y for item in members}
+            y += max(item.height for item in members)
+            if row < len(tracks):
+                level |= {(row, net): y + _CLEAR + n * _TRACK for net, n in tracks[row].items()}
+                used = 1 + max(tracks[row].values(), default=-1)
+                edge = all(i.top for i in self.items.values() if self.row[i.name] == row + 1)
+                y += 2 * _CLEAR + (used - 1) * _TRACK if used else _EDGE if edge else _STRAIGHT
+        return bottom, level
+
+    def _exit_offset(self, name: str, net: str) -> float:
+        return self.items[name].exits[net] if name in self.items else 0.0
+
+    def _exit(self, name: str, net: str) -> float:
+        return self.x[name] + self._exit_offset(name, net)
+
+    def _entry(self, name: str, net: str) -> float:
+        return self.x[name] + self.entries[name][net]
+
+    def _share(self, name: str, net: str) -> float:
+        """Return where ``net`` leaves, from -0.5 at the left end of the box to 0.5."""
+        return self._exit_offset(name, net) / max(self._wide(name), 1.0)
+
+    def _wide(self, name: str) -> float:
+        return self.items[name].width if name in self.items else 0.0
+
+    def _apart(self, a: str, b: str) -> float:
+        boxes = sum(name in self.items and not self.items[name].plain for name in (a, b))
+        return (self._wide(a) + self._wide(b)) / 2 + (0.14, 0.18, 0.24)[boxes]
+
+
+def _lane(net: str) -> str:
+    return f"|{net}"
