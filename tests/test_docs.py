@@ -74,7 +74,6 @@ def test_the_reader_of_pages_finds_what_is_wrong(tmp_path: Path) -> None:
         "bmnas serve",
         "bmnas serve b --port http",
         "bmnas data av-digits --mnist only",
-        "bmnas export --genotype g.json --target tensorrt",
     ):
         with pytest.raises(typer.exceptions.TyperException):
             parse(wrong)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bmnas.cli.stage_options import Device, Json
+from bmnas.cli.options import Device, Json
 
 if TYPE_CHECKING:
     from bmnas.tasks.task import Task

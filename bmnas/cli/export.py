@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from bmnas.cli.options import Data, Json, grouped
+from bmnas.cli.output import next_command, print_facts, print_json
 
 if TYPE_CHECKING:
     from bmnas_export import Bundle
@@ -16,7 +20,10 @@ if TYPE_CHECKING:
     from bmnas.tasks import Task
 
 
-def export(
+@dataclass(frozen=True)
+class Source:
+    """Which network is exported."""
+
     genotype: Annotated[
         Path | None,
         typer.Option(
@@ -24,7 +31,7 @@ def export(
             help="The genotype of a trained network, or its run folder.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     run: Annotated[
         Path | None,
         typer.Option(
@@ -32,7 +39,7 @@ def export(
             help="Instead: the run folder of a trained network, also of a hand-made fusion.",
             show_default=False,
         ),
-    ] = None,
+    ] = None
     weights: Annotated[
         Path | None,
         typer.Option(
@@ -40,7 +47,31 @@ def export(
             help="Its weights.",
             show_default="network.safetensors in the run folder",
         ),
-    ] = None,
+    ] = None
+
+    def files(self) -> tuple[Path | None, Path]:
+        """Return the files of the genotype, None where the run has none, and of the weights."""
+        from bmnas.machine.errors import UserError
+        from bmnas.pipeline.run_folder import Run, genotype_file
+
+        if (self.genotype is None) == (self.run is None):
+            found = "neither" if self.run is None else "both"
+            raise UserError(f"received {found} --genotype and --run, expected one of them")
+        if self.run is not None and not self.run.is_dir():
+            raise UserError(
+                f"{self.run}: no such folder; expected the run folder of a trained network"
+            )
+        genotype = Run(self.run).genotype if self.run else genotype_file(self.genotype or Path())
+        weights = self.weights or genotype.parent / "network.safetensors"
+        if genotype.is_file() and not weights.is_file():
+            raise UserError(f"{weights}: no such file; make it with: {_train(genotype)}")
+        return genotype if genotype.is_file() or self.genotype else None, weights
+
+
+@grouped
+def export(
+    *,
+    source: Source,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -55,10 +86,8 @@ def export(
             show_default="the one it was trained on",
         ),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the task's data.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    data: Data = None,
+    as_json: Json = False,
 ) -> None:
     """Write backbones, fusion and classifier as one ONNX graph with all that serving it needs.
 
@@ -67,18 +96,18 @@ def export(
 
     Example: bmnas export --genotype runs/digits/genotype.json
     """
-    from bmnas.machine.errors import UserError
-
-    genotype, folder = _what(genotype, run)
-    weights = folder / "network.safetensors" if weights is None else weights
-    out = folder / "bundle" if out is None else out
-    if genotype is not None and genotype.is_file() and not weights.is_file():
-        raise UserError(f"{weights}: no such file; make it with: {_train(genotype)}")
+    genotype, weights = source.files()
+    folder = weights.parent if genotype is None else genotype.parent
     require_export()
     with _held(weights.parent):
         trained, samples = _load(genotype, weights, task, data)
-        bundle = _export(trained, samples, weights.parent, out)
-    _print(bundle, as_json)
+        place = folder / "bundle" if out is None else out
+        bundle = _export(trained, samples, weights.parent, place, target)
+    if as_json:
+        print_json(bundle.to_dict())
+        return
+    print_facts(_facts(bundle))
+    next_command("serve", bundle.folder)
 
 
 def export_run(run: Path, task: Task) -> None:
@@ -88,7 +117,7 @@ def export_run(run: Path, task: Task) -> None:
     require_export()
     with _held(run):
         trained = load_network(run / "network.safetensors", task)
-        _export(trained, task, run, run / "bundle")
+        _export(trained, task, run, run / "bundle", "onnx")
 
 
 def require_export() -> None:
@@ -108,7 +137,7 @@ def require_export() -> None:
         raise UserError(str(error)) from error
 
 
-def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path) -> Bundle:
+def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target: str) -> Bundle:
     """Write the bundle, and note its latency in the run ``folder`` of the weights, if it is one."""
     import bmnas_export
 
@@ -116,32 +145,13 @@ def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path) -> Bun
 
     try:
         bundle = bmnas_export.export_bundle(
-            trained, task, out, scores=_scores(folder), progress=Bars()
+            trained, task, out, target=target, scores=_scores(folder), progress=Bars()
         )
     except bmnas_export.ExportError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     _record(folder, bundle)
     return bundle
-
-
-def _what(genotype: Path | None, run: Path | None) -> tuple[Path | None, Path]:
-    """Return the file of the genotype, None where the run has none, and the run folder."""
-    from bmnas.machine.errors import UserError
-    from bmnas.pipeline.run_folder import Run, genotype_file
-
-    if genotype is not None and run is None:
-        file = genotype_file(genotype)
-        return file, file.parent
-    if run is None or genotype is not None:
-        raise UserError(
-            f"received {'neither' if run is None else 'both'} --genotype and --run, expected one "
-            "of them"
-        )
-    if not run.is_dir():
-        raise UserError(f"{run}: no such folder; expected the run folder of a trained network")
-    file = Run(run).genotype
-    return file if file.is_file() else None, run
 
 
 def _held(folder: Path) -> AbstractContextManager[None]:
@@ -248,35 +258,13 @@ def _scores(folder: Path) -> dict[str, Any]:
     return {key: metrics[key] for key in ("metric", "unimodal", "search", "test") if key in metrics}
 
 
-def _print(bundle: Bundle, as_json: bool) -> None:
-    import json
-    import shlex
-
-    if as_json:
-        print(json.dumps(bundle.to_dict(), indent=2))
-        return
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _facts(bundle):
-        table.add_row(name, escape(value))
-    Console().print(table)
-    # Plain: a command that is wrapped or coloured cannot be copied.
-    typer.echo(f"Next: bmnas serve {shlex.quote(str(bundle.folder))}", err=True)
-
-
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     from bmnas.report.style import measure
 
     parity, parameters = bundle.parity, bundle.parameters
     batches = ", ".join(str(batch.batch) for batch in parity.batches)
     threads = bundle.manifest.latency["threads"]
-    facts = [
+    return [
         ("bundle", str(bundle.folder)),
         ("files", ", ".join(f"{name} {_bytes(size)}" for name, size in bundle.sizes.items())),
         ("parameters", ", ".join(f"{name} {count:,}" for name, count in parameters.items())),
@@ -284,17 +272,15 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("outputs", ", ".join(_tensor(tensor) for tensor in bundle.manifest.outputs)),
         ("equals torch", f"to {parity.difference:.1e} of the largest logit, batches of {batches}"),
         ("", f"{parity.agree} of {parity.rows} predictions of test samples are the same"),
-    ]
-    for size, latency in bundle.latency.items():
-        facts.append(
+        *(
             (
                 f"batch {size}",
-                f"{measure(latency.median_ms, '.3g')} ms median,"
-                f" {measure(latency.p99_ms, '.3g')} ms p99"
-                f" (onnxruntime, {threads} threads)",
+                f"{measure(latency.median_ms, '.3g')} ms median, "
+                f"{measure(latency.p99_ms, '.3g')} ms p99 (onnxruntime, {threads} threads)",
             )
-        )
-    return facts
+            for size, latency in bundle.latency.items()
+        ),
+    ]
 
 
 def _tensor(tensor: Any) -> str:

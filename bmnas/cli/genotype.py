@@ -7,28 +7,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bmnas.cli.stage_options import Data, Json
+from bmnas.cli.options import Json, TaskOptions, grouped
+from bmnas.cli.output import next_command, print_json
 
 if TYPE_CHECKING:
     from bmnas.spaces.cells.genotype import Genotype
 
 
+@grouped
 def genotype(
-    module: Annotated[
-        str, typer.Argument(help="sum, concat_fc, mha2 or aoa.", show_default=False)
-    ],
+    *,
+    module: Annotated[str, typer.Argument(help="sum, concat_fc, mha2 or aoa.", show_default=False)],
     pairs: Annotated[
         str,
         typer.Option(
             metavar="late|random|PATH",
             help="What it fuses: the last features of all modalities, pairs drawn at random, or "
-            "those of a found genotype (its file or run folder).",
+            "those of a found genotype (its file or run folder, which needs no task).",
         ),
     ] = "late",
-    task: Annotated[
-        str, typer.Option(help="As for search; a found genotype needs none.")
-    ] = "digits",
-    data: Data = None,
+    source: TaskOptions,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -37,53 +35,41 @@ def genotype(
             show_default="runs/<task>-<module>-<pairs>",
         ),
     ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Channels, length and number of random Cells.", show_default="the task's own"
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of random pairs.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random pairs.")] = 0,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Write the genotype of a known fusion module: every Cell is that module.
 
     It is trained like a found one. With the pairs of a run the next command names its backbones.
+    The preset gives channels, length and the number of random Cells.
 
     Example: bmnas genotype aoa --pairs late --task digits
     """
-    import json
-    import shlex
-
-    made, name = _make(module, pairs, task, data, preset, seed)
-    found = pairs not in ("late", "random")
-    default = f"{name}-{module}" if found else f"{name}-{module}-{pairs}"
-    folder = Path("runs") / default if run is None else run
-    _write(made, folder / "genotype.json")
-    if as_json:
-        facts = {"genotype": made.to_dict(), "path": str(folder / "genotype.json")}
-        print(json.dumps(facts, indent=2))
-        return
     from bmnas.report.text import genotype_text
 
+    found = pairs not in ("late", "random")
+    if found:
+        made, name = _of_pairs(module, Path(pairs))
+    else:
+        made, name = _for_task(module, pairs == "late", source, seed)
+    default = f"{name}-{module}" if found else f"{name}-{module}-{pairs}"
+    path = (Path("runs") / default if run is None else run) / "genotype.json"
+    _write(made, path)
+    if as_json:
+        print_json({"genotype": made.to_dict(), "path": str(path)})
+        return
     print(genotype_text(made))
-    path = shlex.quote(str(folder / "genotype.json"))
-    options = _of_run(Path(pairs)) if found else {"task": task, "data": data}
-    words = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value]
-    typer.echo(" ".join([f"Next: bmnas train --genotype {path}", *words]), err=True)
+    options = _of_run(Path(pairs)) if found else {"task": source.task, "data": source.data}
+    next_command("train", genotype=path, **options)
 
 
-def _make(
-    module: str, pairs: str, task: str, data: Path | None, preset: str | None, seed: int
-) -> tuple[Genotype, str]:
-    """Return the genotype and the name of what it is for."""
+def _of_pairs(module: str, pairs: Path) -> tuple[Genotype, str]:
+    """Return ``module`` on the pairs of a found genotype, and the name of its run."""
     from bmnas.pipeline.run_folder import genotype_file
     from bmnas.spaces.cells.genotype import Genotype
     from bmnas.spaces.fusions.genotypes import module_genotype, searched_pairs
 
-    if pairs in ("late", "random"):
-        return _for_task(module, pairs, task, data, preset, seed)
-    path = genotype_file(Path(pairs))
+    path = genotype_file(pairs)
     found = Genotype.load(path)
     made = module_genotype(
         module,
@@ -112,21 +98,17 @@ def _of_run(found: Path) -> dict[str, Any]:
     return {"task": task, "data": source.get("data"), "backbones": backbones}
 
 
-def _for_task(
-    module: str, pairs: str, task: str, data: Path | None, preset: str | None, seed: int
-) -> tuple[Genotype, str]:
+def _for_task(module: str, late: bool, source: TaskOptions, seed: int) -> tuple[Genotype, str]:
+    """Return ``module`` on pairs of the features of a task, and the task's name."""
     from bmnas.machine.runtime import check_seed
-    from bmnas.pipeline.config import config_for
     from bmnas.pipeline.unimodal import feature_names
     from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype, random_pairs
-    from bmnas.tasks import check_task, load_task
+    from bmnas.tasks import check_task
 
     check_seed(seed)
-    loaded = load_task(task, data)
-    check_task(loaded)
-    settings = config_for(loaded, preset).search
-    features = feature_names(loaded)
-    late = pairs == "late"
+    task, config = source.load()
+    check_task(task)
+    settings, features = config.search, feature_names(task)
     made = module_genotype(
         module,
         late_pairs(features) if late else random_pairs(features, settings.cells, seed),
@@ -135,7 +117,7 @@ def _for_task(
         length=settings.length,
         pairs_name="late" if late else f"random ({seed})",
     )
-    return made, loaded.name
+    return made, task.name
 
 
 def _write(made: Genotype, path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bmnas.cli.stage_options import CacheDtype, Compile, Data, Device, Json, Precision
+from bmnas.cli.options import CacheDtype, Compile, Data, Device, Json, Precision
 
 if TYPE_CHECKING:
     from bmnas.lab.planning import Plan

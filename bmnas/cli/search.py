@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bmnas.cli.stage_options import (
-    Backbones,
-    CacheDtype,
-    Compile,
-    Data,
-    Device,
-    Json,
-    Overwrite,
-    Precision,
-    Resume,
-    existing_runs,
-    task_again,
-)
+from bmnas.cli.options import Json, SearchSettings, Seed, StageOptions, TaskOptions, grouped
+from bmnas.cli.output import next_command, print_json, task_again
 
 if TYPE_CHECKING:
     from bmnas.machine.profiling import Profile
@@ -30,76 +21,67 @@ if TYPE_CHECKING:
     from bmnas.report.tables import TextTable
     from bmnas.tasks import Task
 
-_SHAPE = "Shape of the supernet"
-_BUDGET = "Budget"
 
+@dataclass(frozen=True)
+class Method:
+    """How is searched."""
 
-def search(
-    task: Annotated[
-        str,
-        typer.Option(help="A name (see bmnas tasks), a task.toml, or module:attribute."),
-    ] = "digits",
-    data: Data = None,
-    run: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Run folder.", show_default="runs/<task>")
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="A name, see bmnas presets, or a .toml file.", show_default="the task's own"
-        ),
-    ] = None,
     strategy: Annotated[
         str,
         typer.Option(
             help="bmnas (Algorithm 1), random (candidates drawn evenly), mfas or evolution (spaces "
             "of their own; settings in the preset's section of that name)."
         ),
-    ] = "bmnas",
+    ] = "bmnas"
     recipe: Annotated[
         str,
         typer.Option(
-            help="Of strategy bmnas: default, or paper, without reranking and unimodal logits."
+            help="For strategy bmnas: default, or paper, without reranking and unimodal logits."
         ),
-    ] = "default",
-    cells: Annotated[int | None, typer.Option(help="N.", rich_help_panel=_SHAPE)] = None,
-    steps: Annotated[int | None, typer.Option(help="M, in a Cell.", rich_help_panel=_SHAPE)] = None,
-    channels: Annotated[int | None, typer.Option(help="C.", rich_help_panel=_SHAPE)] = None,
-    length: Annotated[int | None, typer.Option(help="L.", rich_help_panel=_SHAPE)] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs of the search.", rich_help_panel=_BUDGET)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Samples in a batch.", rich_help_panel=_BUDGET)
-    ] = None,
-    candidates: Annotated[
-        int | None,
-        typer.Option(help="Networks that strategy random tries.", rich_help_panel=_BUDGET),
-    ] = None,
-    rerank: Annotated[
-        int | None,
-        typer.Option(
-            help="Genotypes compared with Algorithm 1's own by short trainings; 0: none, as in the "
-            "paper.",
-            rich_help_panel=_BUDGET,
-        ),
-    ] = None,
-    cache_dtype: CacheDtype = None,
-    precision: Precision = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    ] = "default"
+    seed: Seed = 0
     seeds: Annotated[
         int,
         typer.Option(help="Searches at once with seeds from --seed on; keeps the best genotype."),
-    ] = 1,
-    backbones: Backbones = None,
-    device: Device = "auto",
-    compile_networks: Compile = None,
+    ] = 1
+
+    def config(self, config: Config, settings: SearchSettings) -> Config:
+        """Return ``config`` with the options of the command line.
+
+        ``--recipe paper`` leaves out what the paper does not have. Raises UserError for an unknown
+        recipe, for one that other options contradict, and for options that the strategy does not
+        read.
+        """
+        from bmnas.machine.errors import UserError
+
+        given = dataclasses.asdict(settings)
+        _check_read(self.strategy, given)
+        config = config.override("search", **given)
+        if self.recipe == "default":
+            return config
+        if self.recipe != "paper":
+            raise UserError(f"--recipe: received {self.recipe!r}, expected default or paper")
+        if self.strategy != "bmnas" or settings.rerank:
+            ours = self.strategy == "bmnas"
+            other = f"--rerank {settings.rerank}" if ours else f"--strategy {self.strategy}"
+            raise UserError(f"--recipe paper: received {other} too, expected one of the two")
+        return config.override("search", rerank=0).override("train", unimodal_logits=False)
+
+
+@grouped
+def search(
+    *,
+    source: TaskOptions,
+    run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Run folder.", show_default="runs/<task>")
+    ] = None,
+    method: Method,
+    settings: SearchSettings,
+    stage: StageOptions,
     profile: Annotated[
         bool,
         typer.Option("--profile", help="Trace some steps for Perfetto or TensorBoard."),
     ] = False,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Find which features to fuse and how: unimodal networks, feature cache, search.
@@ -111,68 +93,39 @@ def search(
     """
     from bmnas.machine.distribution.ranks import writer
     from bmnas.machine.progress import Bars
-    from bmnas.machine.runtime import Runtime
-    from bmnas.pipeline.config import config_for
     from bmnas.pipeline.search import search as run_search
-    from bmnas.tasks import load_task
 
-    existing = existing_runs(resume, overwrite)
-    own = {
-        "cells": cells,
-        "steps": steps,
-        "channels": channels,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "candidates": candidates,
-        "rerank": rerank,
-        "precision": precision,
-    }
-    _check_read(strategy, own)
-    loaded = load_task(task, data)
-    config = config_for(loaded, preset).override(
-        "search", **own, length=length, cache_dtype=cache_dtype
-    )
+    existing = stage.existing
+    task, config = source.load()
     result = run_search(
-        loaded,
+        task,
         run=run,
-        config=_of_recipe(recipe, strategy, config, rerank),
-        strategy=strategy,
-        seed=seed,
-        seeds=seeds,
+        config=method.config(config, settings),
+        strategy=method.strategy,
+        seed=method.seed,
+        seeds=method.seeds,
         existing=existing,
-        backbones=backbones,
-        runtime=Runtime.choose(device, compile_networks),
+        backbones=stage.backbones,
+        runtime=stage.runtime(),
         profile=profile,
         progress=Bars(),
     )
     if writer():
-        _print(result, loaded, as_json)
-
-
-def _of_recipe(recipe: str, strategy: str, config: Config, rerank: int | None) -> Config:
-    """Return ``config`` with what the paper does not have left out, where its recipe is asked for.
-
-    Raises UserError for an unknown recipe, and for one that other options contradict.
-    """
-    from bmnas.machine.errors import UserError
-
-    if recipe not in ("default", "paper"):
-        raise UserError(f"--recipe: received {recipe!r}, expected default or paper")
-    if recipe == "default":
-        return config
-    if strategy != "bmnas" or rerank:
-        other = f"--strategy {strategy}" if strategy != "bmnas" else f"--rerank {rerank}"
-        raise UserError(f"--recipe paper: received {other} too, expected one of the two")
-    return config.override("search", rerank=0).override("train", unimodal_logits=False)
+        _print(result, task, as_json)
 
 
 def _check_read(strategy: str, given: Mapping[str, object]) -> None:
-    """Raise UserError for an option that a strategy with a section of its own does not read."""
+    """Raise UserError for an option that ``strategy`` does not read."""
     from bmnas.machine.errors import UserError
     from bmnas.pipeline.config import Config
 
-    unread = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-    if unread and Config().of_strategy(strategy):
+    read = ("length", "cache_dtype") if Config().of_strategy(strategy) else tuple(given)
+    unread = [
+        f"--{name.replace('_', '-')}"
+        for name, value in given.items()
+        if value is not None and name not in read
+    ]
+    if unread:
         raise UserError(
             f"strategy {strategy}: received {', '.join(unread)}, which it does not read; its "
             f"settings are in section [{strategy}] of a preset: print one with bmnas presets, "
@@ -181,11 +134,6 @@ def _check_read(strategy: str, given: Mapping[str, object]) -> None:
 
 
 def _print(result: SearchResult, task: Task, as_json: bool) -> None:
-    import dataclasses
-    import json
-    import shlex
-
-    path = result.run / "genotype.json"
     if as_json:
         facts = {
             "run": str(result.run),
@@ -194,7 +142,7 @@ def _print(result: SearchResult, task: Task, as_json: bool) -> None:
         }
         if result.profile is not None:
             facts["profile"] = dataclasses.asdict(result.profile)
-        print(json.dumps(facts, indent=2, default=str))
+        print_json(facts)
         return
 
     from bmnas.report import genotype_text, load_run
@@ -212,11 +160,11 @@ def _print(result: SearchResult, task: Task, as_json: bool) -> None:
     if unread:
         typer.echo(f"note: the network found reads nothing of {', '.join(unread)}", err=True)
     threshold = result.metrics["search"].get("threshold")
-    # It was chosen for the logits of what was found, to which others may be added.
-    fits = threshold is not None and not record.config.section("train").get("unimodal_logits")
-    chosen = f" --threshold {threshold}" if fits else ""
-    again = task_again(task.source)
-    typer.echo(f"Next: bmnas train --genotype {shlex.quote(str(path))}{again}{chosen}", err=True)
+    if record.config.section("train").get("unimodal_logits"):
+        # It was chosen for the logits of what was found, to which others are added.
+        threshold = None
+    path = result.run / "genotype.json"
+    next_command("train", genotype=path, task=task_again(task.source), threshold=threshold)
 
 
 def _where_the_time_went(run: RunRecord) -> str:

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
 
 def serve(
     model: Annotated[
@@ -18,7 +20,7 @@ def serve(
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 is every address of the machine.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every address of the machine.")
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port for HTTP; 0 takes any free one.")
@@ -50,23 +52,20 @@ def serve(
 
     try:
         from bmnas_serve.server import serve as run_server
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"serving needs the package {error.name}, which is not installed: run"
-            " pip install 'bmnas[serve]'"
-        ) from error
-    except ServeError as error:
-        raise UserError(str(error)) from error
-    providers = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-    try:
+
         run_server(
             model,
             host=host,
             port=port,
             intra_op_threads=threads,
-            providers=(providers[device],),
+            providers=(_PROVIDERS[device],),
             max_batch=max_batch,
             max_body_bytes=max_body_mb * 2**20,
         )
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"serving needs the package {error.name}, which is not installed: run"
+            " pip install 'bmnas[serve]'"
+        ) from error
     except ServeError as error:
         raise UserError(str(error)) from error

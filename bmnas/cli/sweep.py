@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from bmnas.cli.stage_options import Data, Device, Json
+from bmnas.cli.options import Data, Device, Json
 
 if TYPE_CHECKING:
     from bmnas.lab.sweep.engine import RunJobs

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bmnas.cli.stage_options import Backbones, Data, Json
+from bmnas.cli.options import (
+    Backbones,
+    Cells,
+    Channels,
+    Json,
+    Length,
+    Seed,
+    Steps,
+    TaskOptions,
+    grouped,
+)
+from bmnas.cli.output import next_command, print_json
 
 if TYPE_CHECKING:
     from bmnas.lab.tables import Entry, Table
+    from bmnas.pipeline.config import Config
 
 tabular = typer.Typer(no_args_is_help=True)
 
 _SPACE = "The space"
 _BUDGET = "Budget"
 
-File = Annotated[Path, typer.Argument(help="A table.", show_default=False)]
+File = Annotated[
+    Path, typer.Argument(help="A table that bmnas tabular build wrote.", show_default=False)
+]
 
 
 @tabular.callback()
@@ -28,30 +43,50 @@ def group() -> None:
     """
 
 
-@tabular.command()
-def build(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The table, a .npz file.")],
-    task: Annotated[str, typer.Option(help="As for search.")] = "digits",
-    data: Data = None,
-    preset: Annotated[
-        str | None, typer.Option(help="As for search.", show_default="the task's own")
-    ] = None,
-    cells: Annotated[int, typer.Option(help="N.", rich_help_panel=_SPACE)] = 1,
-    steps: Annotated[int, typer.Option(help="M, in a Cell.", rich_help_panel=_SPACE)] = 2,
-    channels: Annotated[int, typer.Option(help="C.", rich_help_panel=_SPACE)] = 32,
-    length: Annotated[
-        int | None, typer.Option(help="L.", rich_help_panel=_SPACE, show_default="the preset's")
-    ] = None,
+@dataclass(frozen=True)
+class Space:
+    """Which networks are trained, and how."""
+
+    cells: Cells = 1
+    steps: Steps = 2
+    channels: Channels = 32
+    length: Length = None
     epochs: Annotated[
         int | None,
         typer.Option(
             help="Epochs of every network.",
-            rich_help_panel=_BUDGET,
+            rich_help_panel="Budget",
             show_default="the preset's candidate_epochs",
         ),
-    ] = None,
-    seeds: Annotated[int, typer.Option(help="Of every network.", rich_help_panel=_BUDGET)] = 3,
-    seed: Annotated[int, typer.Option(help="The first; that of the backbones.")] = 0,
+    ] = None
+    seeds: Annotated[
+        int, typer.Option(help="Trainings of every network.", rich_help_panel="Budget")
+    ] = 3
+    seed: Annotated[int, typer.Option(help="The first seed; the backbones have this one too.")] = 0
+
+    def config(self, config: Config) -> Config:
+        """Return ``config`` with these settings; raises UserError for values out of range."""
+        from bmnas.machine.errors import UserError
+
+        if self.epochs is not None and self.epochs < 1:
+            raise UserError(f"--epochs: received {self.epochs}, expected at least 1")
+        return config.override(
+            "search",
+            cells=self.cells,
+            steps=self.steps,
+            channels=self.channels,
+            length=self.length,
+            candidate_epochs=self.epochs,
+        )
+
+
+@tabular.command()
+@grouped
+def build(
+    *,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The table, a .npz file.")],
+    source: TaskOptions,
+    space: Space,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -77,42 +112,27 @@ def build(
 
     Example: bmnas tabular build --task digits --steps 1 --seeds 1 --out digits.npz
     """
-    import shlex
-
     from bmnas.lab.tables.build import build_table
     from bmnas.lab.tables.workers import cores
     from bmnas.machine.errors import UserError
     from bmnas.machine.progress import Bars
-    from bmnas.pipeline.config import config_for
-    from bmnas.tasks import load_task
 
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists; replace it with --overwrite, or choose another --out")
-    loaded = load_task(task, data)
-    if epochs is not None and epochs < 1:
-        raise UserError(f"--epochs: received {epochs}, expected at least 1")
-    config = config_for(loaded, preset).override(
-        "search",
-        cells=cells,
-        steps=steps,
-        channels=channels,
-        length=length,
-        candidate_epochs=epochs,
-    )
+    task, config = source.load()
     table = build_table(
-        loaded,
+        task,
         out,
-        config=config,
-        run=Path("runs") / f"tabular-{loaded.name}" if run is None else run,
-        seed=seed,
-        seeds=seeds,
+        config=space.config(config),
+        run=Path("runs") / f"tabular-{task.name}" if run is None else run,
+        seed=space.seed,
+        seeds=space.seeds,
         backbones=backbones,
         workers=cores() if workers is None else workers,
         progress=Bars(),
     )
     _print(_summary(table), as_json)
-    again = shlex.quote(str(out))
-    typer.echo(f"Next: bmnas tabular replay {again} --strategy evolution", err=True)
+    next_command("tabular", "replay", out, strategy="evolution")
 
 
 @tabular.command()
@@ -144,8 +164,8 @@ def show(
 def replay(
     table: File,
     strategy: Annotated[str, typer.Option(help="random, local, evolution or mfas.")] = "random",
-    budget: Annotated[int, typer.Option(help="Candidates that it may train.")] = 50,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    budget: Annotated[int, typer.Option(help="Candidates that it may look up.")] = 50,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Replay a search on a table: candidates are looked up, not trained.
@@ -193,10 +213,8 @@ def _facts(table: Table, entry: Entry) -> dict[str, Any]:
 
 
 def _print(facts: dict[str, Any], as_json: bool) -> None:
-    import json
-
     if as_json:
-        print(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     for name, value in facts.items():
         values = value if isinstance(value, tuple) else (value,)

@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from bmnas.cli.options import Json
+from bmnas.cli.output import print_facts, print_json
 
-import typer
 
-
-def tasks(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+def tasks(as_json: Json = False) -> None:
     """List the registered tasks: data, samples, licence, expected time and score.
 
     A task of your own is a task.toml file, see docs/your-own-data.md.
 
     Example: bmnas tasks --json
     """
-    import json
-
     from bmnas.tasks import REGISTERED
 
     if as_json:
-        print(json.dumps({"tasks": [_facts(name) for name in REGISTERED]}, indent=2))
+        print_json({"tasks": [_facts(name) for name in REGISTERED]})
         return
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
     for name in REGISTERED:
-        table = Table(box=None, show_header=False, pad_edge=False)
-        console.print(name, style="bold", markup=False)
-        table.add_column(style="dim", no_wrap=True)
-        table.add_column(overflow="fold")
-        for key, value in _facts(name).items():
-            if key != "name" and value not in ({}, ""):
-                table.add_row(f"  {key.replace('_', ' ')}", escape(_words(value)))
-        console.print(table)
-        console.print()
+        facts = _facts(name).items()
+        shown = [(k.replace("_", " "), _words(v)) for k, v in facts if v not in ({}, "", name)]
+        print_facts(shown, name)
 
 
 def _facts(name: str) -> dict[str, object]:
-    from bmnas.pipeline.config import load_preset
+    from bmnas.pipeline.presets import read_preset
     from bmnas.tasks import REGISTERED
 
     task = REGISTERED[name]
     # A registered task has a preset of its own name, which says what was measured with it.
-    promise = load_preset(name).promise
+    promise = read_preset(name)["promise"]
     train, validation, test = task.samples
     return {
         "name": task.name,

@@ -9,13 +9,11 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from bmnas.machine.errors import UserError, close
-from bmnas.machine.files import read_toml
+from bmnas.machine.errors import UserError
 from bmnas.machine.schema import Problem, collect, error_of, plain
+from bmnas.pipeline.presets import read_preset
 from bmnas.spaces.mfas.settings import MFASConfig
 from bmnas.spaces.trees.settings import EvolutionConfig
 from bmnas.strategies.settings import SearchConfig
@@ -87,30 +85,13 @@ class Config:
         return config
 
 
-def preset_names() -> list[str]:
-    """Return the names of the presets that come with the package."""
-    folder = resources.files("bmnas.pipeline") / "presets"
-    return sorted(
-        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
-    )
-
-
 def load_preset(name: str) -> Config:
     """Return the preset called ``name``, or the settings in a file whose name ends in ``.toml``.
 
     Raises UserError that lists the names there are, or every problem of the file.
     """
-    if name.endswith(".toml"):
-        config = Config.from_dict(read_toml(Path(name)), name)
-        return dataclasses.replace(config, preset=name)
-    known = preset_names()
-    if name not in known:
-        raise UserError(
-            f"received preset {name!r}, expected one of {', '.join(known)}, or a .toml file"
-            f"{close(name, known)}"
-        )
-    with resources.as_file(resources.files("bmnas.pipeline") / "presets" / f"{name}.toml") as path:
-        return dataclasses.replace(Config.from_dict(read_toml(path), f"preset {name}"), preset=name)
+    source = name if name.endswith(".toml") else f"preset {name}"
+    return dataclasses.replace(Config.from_dict(read_preset(name), source), preset=name)
 
 
 def config_for(task: Task, preset: str | None = None) -> Config:

@@ -140,6 +140,18 @@ class Run:
                 )
         return dict(config)
 
+    def read_source(self, asking: Path) -> dict[str, Any]:
+        """Return the ``source`` of the task of this run, in which the file ``asking`` lies.
+
+        Raises UserError, naming ``asking``, when this is no run folder.
+        """
+        if not self.config.is_file():
+            raise UserError(
+                f"{asking}: lies in no run folder that says which task it is for; name the task "
+                "with --task (and --data)"
+            )
+        return dict(self.read_config()["task"]["source"])
+
     def read_metrics(self) -> dict[str, Any]:
         """Return the metrics so far, none where there is no file."""
         if not self.metrics.is_file():

@@ -234,7 +234,8 @@ def test_missing_packages_name_the_extra(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     without_export_modules(monkeypatch)
-    monkeypatch.delitem(sys.modules, "bmnas_serve.session")
+    for name in ("session", "onnx_runner"):
+        monkeypatch.delitem(sys.modules, f"bmnas_serve.{name}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     shown = message(invoke("--genotype", run_folder / "genotype.json"))
     assert shown == (
@@ -247,7 +248,8 @@ def test_two_builds_of_onnxruntime_are_one_line(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_export_modules(monkeypatch)
-    monkeypatch.delitem(sys.modules, "bmnas_serve.session")
+    for name in ("session", "onnx_runner"):
+        monkeypatch.delitem(sys.modules, f"bmnas_serve.{name}", raising=False)
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: object())
     shown = message(invoke("--genotype", run_folder / "genotype.json"))
     assert "both onnxruntime and onnxruntime-gpu are installed" in shown

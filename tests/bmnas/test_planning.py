@@ -30,7 +30,8 @@ from bmnas.lab.planning.settle import settle
 from bmnas.lab.planning.synthetic import MadeUpFeatures
 from bmnas.lab.planning.workload import feature_channels, features_workload, task_workload
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.config import Config, load_preset, preset_names
+from bmnas.pipeline.config import Config, load_preset
+from bmnas.pipeline.presets import preset_names
 from bmnas.strategies import SearchProblem
 
 CONFIG_3 = CONFIG.override("search", epochs=3, rerank=1)
