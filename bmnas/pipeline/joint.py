@@ -57,18 +57,18 @@ def fit_fusion(
 
     The backbones are trained along with a peak learning rate of their own, or stay as they are
     when ``config.freeze_backbones`` is set: then the feature cache in the folder ``features``
-    is used, the one of type ``cache_dtype``. They are cut after the last stage that ``fusion``
-    reads, in place, unless ``config.unimodal_logits`` are added. Then every head has a loss of its
-    own: beside frozen backbones, whose heads have nothing to learn, ``fusion`` is trained as it is
-    without.
+    is used, the one of type ``cache_dtype``. With ``config.unimodal_logits`` every head has a loss
+    of its own: beside frozen backbones, whose heads have nothing to learn, ``fusion`` is trained as
+    it is without.
     """
     recipe = Recipe(config.epochs, config.batch_size, config.min_lr, config.weight_decay)
     parts: tuple[Part, ...] = ("train", "validation")
     fusion.to(runtime.device)
     groups = [Group(list(fusion.parameters()), config.max_lr)]
-    cache = None
+    network = MultimodalNetwork(backbones, fusion, unimodal_logits=config.unimodal_logits)
+    network.to(runtime.device)
+    samples: Samples
     if config.freeze_backbones:
-        # Before the backbones are cut.
         cache = open_features(
             task,
             backbones,
@@ -79,10 +79,6 @@ def fit_fusion(
             progress=progress,
             dtype=cache_dtype,
         )
-    network = MultimodalNetwork(backbones, fusion, unimodal_logits=config.unimodal_logits)
-    network.to(runtime.device)
-    samples: Samples
-    if cache is not None:
         samples = cache.on(runtime.device, fusion.features).samples(*parts)
         trained: Fusion | MultimodalNetwork = fusion
         forward: Forward = runtime.compiled(fusion, _steps(samples, config))

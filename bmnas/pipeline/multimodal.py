@@ -5,6 +5,7 @@ Legend: B batch, K classes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import cast
 
@@ -21,8 +22,8 @@ from bmnas.training.metrics import Output, logits_of
 class MultimodalNetwork(nn.Module):
     """Backbones, pooling and a fusion network: raw inputs to logits.
 
-    Modalities that ``fusion`` does not read are left out, and every backbone is cut, in place,
-    after the last stage that is read. ``modalities`` are the inputs of ``forward`` in order.
+    It holds copies of the backbones, each cut after the last stage that ``fusion`` reads, and none
+    of modalities that are not read. ``modalities`` are the inputs of ``forward`` in order.
 
     With ``unimodal_logits`` all modalities and whole backbones stay, and the logits are the sum of
     those of ``fusion`` and of each backbone's own head. Raises ValueError for a backbone without.
@@ -39,9 +40,10 @@ class MultimodalNetwork(nn.Module):
             modality, _, name = feature.partition(".")
             taps.setdefault(modality, []).append(name)
         self.modalities = tuple(name for name in backbones if unimodal_logits or name in taps)
-        self.backbones = nn.ModuleDict({name: backbones[name] for name in self.modalities})
+        self.backbones = nn.ModuleDict()
         for name in self.modalities:
-            backbone = backbones[name]
+            backbone = copy.deepcopy(backbones[name])
+            self.backbones[name] = backbone
             if not unimodal_logits:
                 backbone.truncate(1 + max(backbone.feature_names.index(tap) for tap in taps[name]))
             elif backbone.head is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -116,8 +115,7 @@ class Training:
             runtime=runtime,
             progress=self.progress,
         )
-        # MultimodalNetwork cuts them, and their own heads are still to be tested.
-        backbones = {name: copy.deepcopy(found.backbone) for name, found in networks.items()}
+        backbones = {name: found.backbone for name, found in networks.items()}
         network, checkpoint = self._fit(backbones, head)
         # Before test and latency, which are no training.
         seconds, spent = checkpoint.seconds, checkpoint.spent.to_dict()

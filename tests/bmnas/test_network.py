@@ -254,6 +254,11 @@ def test_a_multimodal_network_keeps_only_what_is_read() -> None:
         net.backbone("a")(torch.randn(3, 4))
     kept = {name.split(".")[1] for name, _ in net.named_parameters() if "backbones" in name}
     assert kept == {"a", "b"}
+    # The caller's backbones stay whole, and are not trained along.
+    assert [len(part.stages) for part in parts.values()] == [2, 2, 1]
+    assert parts["b"].head is not None
+    own = {id(p) for part in parts.values() for p in part.parameters()}
+    assert not own & {id(p) for p in net.parameters()}
 
 
 def test_one_modality_may_remain() -> None:
