@@ -78,7 +78,7 @@ def export(
             metavar="DIR", help="Folder of the bundle.", show_default="bundle in the run folder"
         ),
     ] = None,
-    target: Annotated[Literal["onnx"], typer.Option(help="Format of the network.")] = "onnx",
+    target: Annotated[str, typer.Option(help="Format of the network: onnx.")] = "onnx",
     task: Annotated[
         str | None,
         typer.Option(

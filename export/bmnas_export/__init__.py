@@ -7,8 +7,10 @@ torch through ``bmnas_serve.session``, so that the checked path is the served pa
 from bmnas_export.bundle import Bundle, export_bundle
 from bmnas_export.errors import ExportError, ParityError
 from bmnas_export.parity import BatchParity, ParityReport
+from bmnas_export.targets import TARGETS
 
 __all__ = [
+    "TARGETS",
     "BatchParity",
     "Bundle",
     "ExportError",

@@ -26,12 +26,12 @@ from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Task
 from bmnas_export.errors import ExportError
 from bmnas_export.example import REQUEST_FILE, RESPONSE_FILE, example
-from bmnas_export.graph import export_graph
 from bmnas_export.latency import latency_report, measure_session
 from bmnas_export.parity import ParityReport, measure_parity
 from bmnas_export.prepare import prepare, reference_network
 from bmnas_export.samples import SampleInputs
 from bmnas_export.target import checked_target
+from bmnas_export.targets import target_named
 
 _STAGES = ("samples", "graph", "check", "parity", "latency", "write")
 
@@ -67,36 +67,36 @@ def export_bundle(
     task: Task,
     out: Path,
     *,
+    target: str = "onnx",
     scores: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export a trained network, compare it with torch on test samples, write it to ``out``.
 
-    ``task`` holds the test samples that the network is tried with; ``scores`` go into the
-    manifest. An existing bundle at ``out`` is replaced, and only when all went well; ``trained``
-    is left as it is.
+    ``task`` holds the test samples that the network is tried with, ``target`` is one of
+    ``TARGETS``, ``scores`` go into the manifest. An existing bundle at ``out`` is replaced, and
+    only when all went well; ``trained`` is left as it is.
 
     Raises UserError when ``out`` cannot be written or holds something else, when the task is not
     the network's, or when a tensor cannot be named; ExportError when the network cannot be
     exported, ParityError when onnxruntime and torch disagree.
     """
-    target = checked_target(out)
+    write, place = target_named(target), checked_target(out)
     with (progress or Silent()).stage("export", len(_STAGES)) as stage:
         stage.message("samples")
         reference = reference_network(trained.network)
         inputs = SampleInputs(task, trained.task, reference)
         manifest = _describe(trained, reference, scores or {})
         _next(stage, "graph")
-        content = export_graph(
-            prepare(reference, trained.task.head),
-            manifest.inputs,
-            manifest.outputs,
-            _metadata(trained),
-        )
+        prepared = prepare(reference, trained.task.head)
         try:
-            with atomic_folder(target) as aside:
-                (aside / bundle.MODEL_FILE).write_bytes(content)
-                return _complete(aside, out, manifest, trained, reference, inputs, stage)
+            with atomic_folder(place) as aside:
+                metadata = _metadata(trained)
+                files = write(aside, prepared, manifest.inputs, manifest.outputs, metadata)
+                _next(stage, "check")
+                _write_manifest(aside, manifest, files)
+                session = Session.open(aside)
+                return _complete(aside, out, files, session, trained, reference, inputs, stage)
         except OSError as error:
             raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
         except (ServeError, InferenceError) as error:
@@ -106,16 +106,15 @@ def export_bundle(
 def _complete(
     folder: Path,
     out: Path,
-    manifest: Manifest,
+    files: tuple[str, ...],
+    session: Session,
     trained: TrainedNetwork,
     reference: MultimodalNetwork,
     inputs: SampleInputs,
     stage: Stage,
 ) -> Bundle:
-    """Open the model in ``folder`` as the server will, measure it, write the rest of the bundle."""
-    _next(stage, "check")
-    _write_manifest(folder, manifest, (bundle.MODEL_FILE,))
-    session = Session.open(folder)
+    """Measure the open model of the bundle in ``folder``, and write the rest of the bundle."""
+    assert session.manifest is not None
     _next(stage, "parity")
     parity = measure_parity(reference, session, inputs, trained.task)
     _next(stage, "latency")
@@ -125,8 +124,10 @@ def _complete(
     # On one line each: an image is thousands of numbers.
     (folder / REQUEST_FILE).write_text(json.dumps(request, allow_nan=False) + "\n", "utf-8")
     (folder / RESPONSE_FILE).write_text(json.dumps(response, allow_nan=False) + "\n", "utf-8")
-    manifest = replace(manifest, parity=parity.to_dict(), latency=latency_report(latency, session))
-    files = (bundle.MODEL_FILE, REQUEST_FILE, RESPONSE_FILE)
+    manifest = replace(
+        session.manifest, parity=parity.to_dict(), latency=latency_report(latency, session)
+    )
+    files = (*files, REQUEST_FILE, RESPONSE_FILE)
     manifest = _write_manifest(folder, manifest, files)
     bundle.verify_files(bundle.load(folder), folder)
     sizes = {name: (folder / name).stat().st_size for name in (*files, bundle.MANIFEST_FILE)}
