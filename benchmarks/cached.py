@@ -62,7 +62,7 @@ def compare(run: Path, steps: int, epochs: int | None) -> dict[str, Any]:
         task,
         backbones,
         parts=("train", "validation"),
-        length=search["length"],
+        reading=Pooled(search["length"]),
         folder=folder / "features",
         device=torch.device("cpu"),
         progress=Silent(),
@@ -85,7 +85,8 @@ def compare(run: Path, steps: int, epochs: int | None) -> dict[str, Any]:
         chosen = torch.randperm(len(train))[: search["batch_size"]]
         for name, (samples, features_of) in kinds.items():
             started = time.perf_counter()
-            inputs, labels = samples.batch(chosen)
+            batch = samples.batch(chosen)
+            inputs, labels = batch.inputs, batch.labels
             optimizer.zero_grad()
             features = features_of(inputs)
             torch.nn.functional.cross_entropy(supernet(features), labels).backward()

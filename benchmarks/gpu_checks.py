@@ -169,11 +169,13 @@ def batches(case: StepCase, device: torch.device) -> dict[str, float]:
     found = {}
     for way, samples in (("copied", here), ("resident", there)):
         worst = 0.0
-        for chosen, (inputs, given) in zip(
-            order, iterate_batches(samples, order, device), strict=True
-        ):
-            stored, wanted = here.batch(chosen)
-            pairs = zip((*inputs, given), (*stored, wanted), strict=True)
+        for chosen, found_batch in zip(order, iterate_batches(samples, order, device), strict=True):
+            stored = here.batch(chosen)
+            pairs = zip(
+                (*found_batch.inputs, found_batch.labels),
+                (*stored.inputs, stored.labels),
+                strict=True,
+            )
             worst = max(worst, *(float((a.cpu() - b).abs().max()) for a, b in pairs))
         found[way] = worst
     return found

@@ -26,6 +26,7 @@ import torch
 import bmnas
 from benchmarks.search_report import found_row, markdown, modalities, replay_row, truth
 from bmnas.features.cache import FeatureCache, open_features
+from bmnas.features.reading import Pooled
 from bmnas.lab.tables import Table, canonical, load
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import hardware, versions
@@ -146,7 +147,7 @@ def features(
         task,
         {name: found.backbone for name, found in networks.items()},
         parts=("train", "validation"),
-        length=config.search.length,
+        reading=Pooled(config.search.length),
         folder=runs / "features",
         device=_CPU.device,
         progress=Bars(),

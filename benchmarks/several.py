@@ -79,8 +79,8 @@ def _step(
             parameter.requires_grad_(True)
         for parameter in other:
             parameter.requires_grad_(False)
-        features, labels = samples.batch(torch.randint(len(samples), (batch,)))
-        loss = losses(network(features), labels)
+        drawn = samples.batch(torch.randint(len(samples), (batch,)))
+        loss = losses(network(drawn.inputs), drawn.labels)
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()

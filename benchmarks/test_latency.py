@@ -40,7 +40,7 @@ def test_onnxruntime(
 ) -> None:
     finished = ways[way]
     network = bmnas.load_network(finished.run / "network.safetensors").network
-    inputs, _ = raw_samples(finished.task, network, "test").batch(torch.arange(batch))
+    inputs = raw_samples(finished.task, network, "test").batch(torch.arange(batch)).inputs
     arrays = {name: x.numpy() for name, x in zip(network.modalities, inputs, strict=True)}
     session = Session.open(finished.bundle)
     benchmark.pedantic(session.run, args=(arrays,), rounds=200, warmup_rounds=20)
@@ -50,7 +50,7 @@ def _time_torch(
     benchmark: BenchmarkFixture, finished: Finished, batch: int, *, compiled: bool
 ) -> None:
     network = bmnas.load_network(finished.run / "network.safetensors").network.eval()
-    inputs, _ = raw_samples(finished.task, network, "test").batch(torch.arange(batch))
+    inputs = raw_samples(finished.task, network, "test").batch(torch.arange(batch)).inputs
     forward: Callable[..., Any] = bmnas.Runtime.choose("cpu", compiled).compiled(network)
 
     def call() -> None:

@@ -84,6 +84,13 @@ class Backbone(nn.Module):
         logits: Tensor = self.head(feature)
         return logits
 
+    def mask(self, x: Tensor) -> Tensor | None:
+        """Return which positions (B, T) of each feature of ``x`` have content; None: all of them.
+
+        Positions without any are padding, whatever numbers a feature has there.
+        """
+        return None
+
     def truncate(self, count: int) -> None:
         """Keep the first ``count`` stages only, and drop the head: nothing needs the rest."""
         self.stages = self.stages[:count]

@@ -122,13 +122,17 @@ class HFBackbone(TappedBackbone):
         """Return hidden states (B, T, C) as (B, C, T), or as a map without special tokens."""
         hidden = output.transpose(1, 2)
         if self.pad is not None:
-            return hidden * self.mask(x).to(hidden.dtype)
+            return hidden * self.content(x).to(hidden.dtype)
         height, width = self.grid()
         # Class token and registers stand in front of the patches.
         patches = hidden[:, :, hidden.shape[2] - height * width :]
         return patches.reshape(*patches.shape[:2], height, width)
 
-    def mask(self, x: Tensor) -> Tensor:
+    def mask(self, x: Tensor) -> Tensor | None:
+        """Return which tokens of ``x`` (B, T) are no padding."""
+        return None if self.pad is None else x != self.pad
+
+    def content(self, x: Tensor) -> Tensor:
         """Return 1 at the tokens of ``x`` (B, T) and 0 at padding, (B, 1, T)."""
         return torch.ne(x, self.pad or 0).to(torch.float32).unsqueeze(1)
 
@@ -143,7 +147,7 @@ class HFBackbone(TappedBackbone):
         """Return the head's logits (B, K) from the last feature and the raw input ``x``."""
         if not isinstance(self.head, MaskedHead):
             return super().classify(feature, x)
-        logits: Tensor = self.head(feature, self.mask(x))
+        logits: Tensor = self.head(feature, self.content(x))
         return logits
 
     def example(self) -> Tensor:

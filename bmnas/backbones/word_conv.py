@@ -84,7 +84,7 @@ class WordConvBackbone(Backbone):
         """Return the features (B, C_raw, T) of integers ``x`` (B, T)."""
         known = (x >= 0) & (x < self.entries)
         ids = torch.where(known, x, self.unknown)
-        mask = self.mask(x)
+        mask = self.content(x)
         if self.training:
             hidden = torch.rand(ids.shape, device=ids.device) < _HIDDEN_WORDS
             # Padding is masked anyway: hiding it changes nothing.
@@ -96,13 +96,18 @@ class WordConvBackbone(Backbone):
             outputs.append(y)
         return outputs
 
-    def mask(self, x: Tensor) -> Tensor:
-        """Return 1 where ``x`` (B, T) has content and 0 where it is padded, as (B, 1, T)."""
-        content = torch.ones_like(x) if self.pad is None else (x != self.pad)
+    def mask(self, x: Tensor) -> Tensor | None:
+        """Return which integers of ``x`` (B, T) are content and not padding."""
+        return None if self.pad is None else x != self.pad
+
+    def content(self, x: Tensor) -> Tensor:
+        """Return ``mask`` as zeros and ones (B, 1, T)."""
+        mask = self.mask(x)
+        content = torch.ones_like(x) if mask is None else mask
         return content.to(cast(nn.Embedding, self.stem).weight.dtype).unsqueeze(1)
 
     def classify(self, feature: Tensor, x: Tensor) -> Tensor:
         """Return the head's logits (B, K) from the last feature and integers ``x`` (B, T)."""
         assert self.head is not None
-        logits: Tensor = self.head(feature, self.mask(x))
+        logits: Tensor = self.head(feature, self.content(x))
         return logits

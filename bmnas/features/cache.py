@@ -1,10 +1,11 @@
-"""The feature cache: what frozen backbones say of every sample, pooled, once, on disk.
+"""The feature cache: what frozen backbones say of every sample, once, on disk.
 
-Legend: L length, C_raw channels of a raw feature. Pooling has no weights (spec section 1), so the
-pooled features of frozen backbones are constants of the sample. An entry of the cache holds one
-modality's features of the rows that some parts use: one ``.npy`` file of shape
-(rows, L, C_raw) per feature and a manifest with their checksums; media that several samples share
-are stored once.
+Legend: L length, T tokens, C_raw channels of a raw feature. Features are kept in the ``Reading``
+that a network wants: pooled to (rows, L, C_raw), or as tokens (rows, T, C_raw) with masks
+(rows, T). Neither has weights (spec section 1), so what frozen backbones give is a constant of the
+sample. An entry of the cache holds one modality's features of the rows that some parts use: a
+``.npy`` file per feature, another for its mask where there is one, and a manifest with their
+shapes and checksums; media that several samples share are stored once.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from bmnas.backbones.base import Backbone
 from bmnas.features.array_file import ArrayWriter, checksum_of, create_files
 from bmnas.features.dtype import file_dtype, to_file
 from bmnas.features.mapped import Pages, map_array
-from bmnas.features.reshape import Pool
+from bmnas.features.reading import Reading
 from bmnas.features.samples import FeatureSamples, RawInput, label_tensor
 from bmnas.features.transfer import moved, room
 from bmnas.machine.distribution.ranks import agreed, first, size, span, wait, writer
@@ -38,14 +39,15 @@ from bmnas.machine.files import read_json, remove_folder, remove_leftovers, writ
 from bmnas.machine.progress import Progress
 from bmnas.tasks.task import Array, Modality, Part, Task
 
-FORMAT = "bmnas.features/1"
+FORMAT = "bmnas.features/2"
 _BATCH = 256
 _HASH_ROWS = 4096
+_MASK = ".mask"  # ends the name of a mask's file
 
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Pooled features of the samples of some parts of a task.
+    """Features of the samples of some parts of a task, and the masks of those that have one.
 
     ``seconds`` is what the extraction took when it was done, also where the cache was reused.
     ``keys`` are the entries' hashes, which change with data and backbones. ``pages`` bounds what of
@@ -56,6 +58,7 @@ class FeatureCache:
     parts: tuple[Part, ...]
     names: tuple[str, ...]
     arrays: dict[str, torch.Tensor]
+    masks: dict[str, torch.Tensor]
     rows: dict[str, Array]
     seconds: float
     keys: tuple[str, ...]
@@ -71,11 +74,13 @@ class FeatureCache:
         """
         chosen = self.names if names is None else tuple(names)
         arrays = {name: self.arrays[name] for name in chosen}
-        size = sum(array.nbytes for array in arrays.values())
+        masks = {name: self.masks[name] for name in chosen if name in self.masks}
+        size = sum(array.nbytes for array in (*arrays.values(), *masks.values()))
+        here = replace(self, names=chosen, arrays=arrays, masks=masks)
         if size > (room(device) if budget is None else budget):
-            return replace(self, names=chosen, arrays=arrays)
-        on_device = moved(arrays, device, self.pages)
-        return replace(self, names=chosen, arrays=on_device, pages=None)
+            return here
+        arrays, masks = (moved(each, device, self.pages) for each in (arrays, masks))
+        return replace(here, arrays=arrays, masks=masks, pages=None)
 
     def samples(self, *parts: Part) -> FeatureSamples:
         """Return the samples of ``parts``, part after part, without copying a feature.
@@ -90,8 +95,11 @@ class FeatureCache:
         for modality in self.task.modalities:
             position = np.searchsorted(self.rows[modality.name], modality.rows_of(chosen))
             rows[modality.name] = torch.from_numpy(position)
-        labels = label_tensor(self.task, chosen)
-        return FeatureSamples(self.names, self.arrays, rows, labels, self.pages)
+        labels, extras = label_tensor(self.task, chosen), {}
+        if self.masks:
+            # Networks that read tokens read what else the task says of a sample.
+            extras = {n: torch.from_numpy(x[chosen]) for n, x in self.task.extras.items()}
+        return FeatureSamples(self.names, self.arrays, rows, labels, self.pages, self.masks, extras)
 
 
 def open_features(
@@ -99,7 +107,7 @@ def open_features(
     backbones: Mapping[str, Backbone],
     *,
     parts: tuple[Part, ...],
-    length: int,
+    reading: Reading,
     folder: Path,
     device: torch.device,
     progress: Progress,
@@ -108,8 +116,8 @@ def open_features(
     """Return the features of ``parts``, from ``folder`` where nothing changed, else extracted.
 
     Files are of ``dtype``: float32, float16 or bfloat16.
-    An entry's name is a hash of the backbone's weights, of the data of its rows and of the
-    shape, so a change of any makes another entry; those of the modality, ``length`` and
+    An entry's name is a hash of the backbone's weights, of the data of its rows, of ``reading``
+    and ``dtype``, so a change of any makes another entry; those of the modality, ``reading`` and
     ``dtype`` that it replaces are removed. Whoever calls this holds ``folder`` or the one above,
     see ``runs.locked``. Raises UserError when an entry is damaged, and where a feature has numbers
     that ``dtype`` has no room for.
@@ -117,6 +125,7 @@ def open_features(
     first(lambda: remove_leftovers(folder))
     names: list[str] = []
     arrays: dict[str, torch.Tensor] = {}
+    masks: dict[str, torch.Tensor] = {}
     maps: list[mmap.mmap] = []
     rows: dict[str, Array] = {}
     keys: list[str] = []
@@ -126,24 +135,25 @@ def open_features(
         backbone = backbones[modality.name].to(device).eval()
         used = np.unique(modality.rows_of(samples))
         rows[modality.name] = used
-        key = _key(modality, backbone, used, length, dtype)
+        key = _key(modality, backbone, used, reading, dtype)
         keys.append(key)
         entry = entry_folder(folder, modality.name, key)
         if agreed(not entry.exists()):
-            _extract(modality, backbone, used, length, dtype, entry, key, device, progress)
+            _extract(modality, backbone, used, reading, dtype, entry, key, device, progress)
         manifest = _read_manifest(entry, key)
-        first(functools.partial(_remove_stale, entry, modality.name, length, dtype))
+        first(functools.partial(_remove_stale, entry, modality.name, reading, dtype))
         seconds += float(manifest["seconds"])
-        for feature, channels in zip(
-            backbone.feature_names, backbone.feature_channels, strict=True
-        ):
-            name = f"{modality.name}.{feature}"
-            names.append(name)
-            path = entry / f"{feature}.npy"
-            _require_checksum(path, manifest["crc32"].get(feature))
-            arrays[name], mapped = map_array(path, (len(used), length, channels), dtype)
+        names += [f"{modality.name}.{feature}" for feature in backbone.feature_names]
+        for file, shape in manifest["shapes"].items():
+            path = entry / f"{file}.npy"
+            _require_checksum(path, manifest["crc32"].get(file))
+            masked = file.endswith(_MASK)
+            found, mapped = map_array(path, tuple(shape), "bool" if masked else dtype)
+            (masks if masked else arrays)[f"{modality.name}.{file.removesuffix(_MASK)}"] = found
             maps.append(mapped)
-    return FeatureCache(task, parts, tuple(names), arrays, rows, seconds, tuple(keys), Pages(maps))
+    return FeatureCache(
+        task, parts, tuple(names), arrays, masks, rows, seconds, tuple(keys), Pages(maps)
+    )
 
 
 def entry_folder(folder: Path, modality: str, key: str) -> Path:
@@ -175,32 +185,35 @@ def rows_hash(data: Array, rows: Array) -> str:
     return digest.hexdigest()
 
 
-def _key(modality: Modality, backbone: Backbone, rows: Array, length: int, dtype: str) -> str:
+def _key(modality: Modality, backbone: Backbone, rows: Array, reading: Reading, dtype: str) -> str:
     parts = {
         "format": FORMAT,
         "spec": backbone.spec(),
         "weights": weights_hash(backbone),
         "data": rows_hash(modality.data, rows),
-        "length": length,
+        **reading.key,
         "dtype": dtype,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _remove_stale(entry: Path, modality: str, length: int, dtype: str) -> None:
+def _remove_stale(entry: Path, modality: str, reading: Reading, dtype: str) -> None:
     """Remove the entries beside ``entry`` that it replaces; an unreadable one stays.
 
-    A folder of backbones belongs to one backbone a modality, so another entry of one ``length`` and
-    ``dtype`` is of a backbone that was trained anew. Others serve other configurations.
+    A folder of backbones belongs to one backbone a modality, so another entry of one ``reading``
+    and ``dtype`` is of a backbone that was trained anew. Others serve other configurations, but for
+    those of another format, which nobody reads any more.
     """
+    own = {"format": FORMAT, **reading.key, "dtype": dtype}
     name = re.compile(re.escape(modality) + "-[0-9a-f]{16}")
     for other in list(entry.parent.iterdir()):
         if other == entry or not name.fullmatch(other.name):
             continue
         with contextlib.suppress(UserError):
             manifest = read_json(other / "manifest.json")
-            shape = isinstance(manifest, dict) and (manifest.get("length"), manifest.get("dtype"))
-            if shape == (length, dtype):
+            if not isinstance(manifest, dict):
+                continue
+            if manifest.get("format") != FORMAT or own.items() <= manifest.items():
                 remove_folder(other)
 
 
@@ -209,7 +222,7 @@ def _extract(
     modality: Modality,
     backbone: Backbone,
     rows: Array,
-    length: int,
+    reading: Reading,
     dtype: str,
     entry: Path,
     key: str,
@@ -217,32 +230,33 @@ def _extract(
     progress: Progress,
 ) -> None:
     started = time.perf_counter()
-    pool = Pool(length)
     source = RawInput(Modality(modality.name, modality.type, modality.data), backbone, rows)
-    channels = dict(zip(backbone.feature_names, backbone.feature_channels, strict=True))
+
+    def read(chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+        return _read_features(backbone, reading, source.batch(chosen).to(device))
+
+    shapes = {name: (len(rows), *x.shape[1:]) for name, x in read(torch.arange(1)).items()}
     own = span(len(rows), _BATCH)  # whole batches, so that every rank computes what one would
     with (
         shared_folder(entry) as aside,
         contextlib.ExitStack() as opened,
         progress.stage(f"features of {modality.name}", -(-len(own) // _BATCH)) as stage,
     ):
-        paths = {name: aside / f"{name}.npy" for name in channels}
+        paths = {name: aside / f"{name}.npy" for name in shapes}
+        types = {name: "bool" if name.endswith(_MASK) else dtype for name in shapes}
         first(functools.partial(create_files, paths.values()))
         files = {
             name: ArrayWriter(
                 opened.enter_context(path.open("r+b")),
-                (len(rows), length, channels[name]),
-                file_dtype(dtype),
+                shapes[name],
+                file_dtype(types[name]),
                 own.start,
             )
             for name, path in paths.items()
         }
         for start in range(own.start, own.stop, _BATCH):
-            chosen = torch.arange(start, min(start + _BATCH, own.stop))
-            features = backbone.features(source.batch(chosen).to(device))
-            for (name, file), feature in zip(files.items(), features, strict=True):
-                pooled = pool(feature).float().cpu()
-                file.append(to_file(pooled, dtype, f"{modality.name}.{name}"))
+            for name, x in read(torch.arange(start, min(start + _BATCH, own.stop))).items():
+                files[name].append(to_file(x.cpu(), types[name], f"{modality.name}.{name}"))
             stage.advance()
         for file in files.values():
             file.flush()
@@ -256,14 +270,26 @@ def _extract(
         manifest = {
             "format": FORMAT,
             "key": key,
-            "rows": len(rows),
-            "length": length,
+            **reading.key,
             "dtype": dtype,
-            "features": channels,
+            "shapes": shapes,
             "crc32": checksums,
             "seconds": time.perf_counter() - started,
         }
         write_json(aside / "manifest.json", manifest)
+
+
+def _read_features(
+    backbone: Backbone, reading: Reading, x: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Return what is kept of each feature of the raw input ``x``, and masks, by their files."""
+    found, content = {}, backbone.mask(x)
+    for name, feature in zip(backbone.feature_names, backbone.features(x), strict=True):
+        found[name] = reading.read(feature).float()
+        mask = reading.mask(found[name], content)
+        if mask is not None:
+            found[f"{name}{_MASK}"] = mask
+    return found
 
 
 def _require_checksum(path: Path, expected: object) -> None:
@@ -286,6 +312,7 @@ def _read_manifest(entry: Path, key: str) -> dict[str, Any]:
         not isinstance(manifest, dict)
         or manifest.get("key") != key
         or not isinstance(manifest.get("crc32"), dict)
+        or not isinstance(manifest.get("shapes"), dict)
         or not isinstance(manifest.get("seconds"), float)
     ):
         raise UserError(

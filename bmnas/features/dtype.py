@@ -16,7 +16,12 @@ from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Array
 
 TORCH = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_FILES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+_FILES = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "bool": np.bool_,  # the masks of tokens
+}
 
 
 def file_dtype(dtype: str) -> np.dtype[np.generic]:
@@ -29,6 +34,8 @@ def to_file(x: Tensor, dtype: str, name: str) -> Array:
 
     Raises UserError for a number that ``dtype`` has no room for.
     """
+    if dtype == "bool":
+        return x.numpy()
     rounded = x.to(TORCH[dtype])
     if dtype != "float32" and bool((rounded.isinf() & x.isfinite()).any()):
         largest = float(x[x.isfinite()].abs().max())

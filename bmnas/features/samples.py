@@ -1,13 +1,15 @@
 """Batches of samples: raw inputs for backbones, pooled features for fusion networks.
 
-Legend: B batch, L length, C_raw channels of a raw feature, K classes.
+Legend: B batch, L length, T tokens, C_raw channels of a raw feature, K classes.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +22,39 @@ from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Array, Modality, Task
 
-Batch = tuple[list[Tensor], Tensor]
-
 _ENCODE_ROWS = 4096
 _UNDER_WAY = 2  # steps that a device may have in its queue
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples as a network and its loss take them.
+
+    ``inputs`` is one tensor a modality (raw inputs) or a feature, ``labels`` (B, …). Of inputs that
+    are tokens (B, T, C_raw), ``masks`` says which count, (B, T) each; ``extras`` holds what else a
+    task says of a sample, by name.
+    """
+
+    inputs: list[Tensor]
+    labels: Tensor
+    masks: tuple[Tensor, ...] = ()
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What a network is called with: the inputs; of tokens also the masks and the extras."""
+        return (self.inputs, self.masks, self.extras) if self.masks else (self.inputs,)
+
+    def sent(self, lane: Lane) -> Batch:
+        """Return the batch on the device of ``lane``."""
+        sent = iter(lane.send([*self.inputs, self.labels, *self.masks, *self.extras.values()]))
+        inputs, labels = [next(sent) for _ in self.inputs], next(sent)
+        masks = tuple(next(sent) for _ in self.masks)
+        return Batch(inputs, labels, masks, dict(zip(self.extras, sent, strict=True)))
+
+    def float(self) -> Batch:
+        """Return the batch with inputs of float32, whatever type they are stored in."""
+        return replace(self, inputs=[x.float() for x in self.inputs])
 
 
 class Samples(Protocol):
@@ -34,7 +65,7 @@ class Samples(Protocol):
         ...
 
     def batch(self, chosen: Tensor) -> Batch:
-        """Return inputs and labels of the samples ``chosen`` (B,), numbers from 0."""
+        """Return the samples ``chosen`` (B,), numbers from 0."""
         ...
 
     def send(self, chosen: Tensor, lane: Lane) -> Batch:
@@ -45,7 +76,7 @@ class Samples(Protocol):
 def iterate_batches(
     samples: Samples, batches: Iterable[Tensor], device: torch.device
 ) -> Iterator[Batch]:
-    """Yield inputs and labels of each of ``batches`` (B,) on ``device``.
+    """Yield the samples of each of ``batches`` (B,) on ``device``.
 
     On an accelerator nothing waits for the work that the caller queues for a batch, but for that
     of the batch before the last.
@@ -57,7 +88,7 @@ def iterate_batches(
 
 
 def prefetch_batches(lane: Lane, samples: Samples, batches: Iterable[Tensor]) -> Iterator[Batch]:
-    """Yield inputs and labels of each of ``batches`` through ``lane``, see ``iterate_batches``."""
+    """Yield the samples of each of ``batches`` through ``lane``, see ``iterate_batches``."""
     under_way: deque[Mark] = deque()
     for chosen in batches:
         if len(under_way) == _UNDER_WAY:
@@ -139,39 +170,31 @@ class RawSamples:
 
     def batch(self, chosen: Tensor) -> Batch:
         """Return one raw input per modality, and the labels, of the samples ``chosen`` (B,)."""
-        return [source.batch(chosen) for source in self._inputs], self.labels[chosen]
+        return Batch([source.batch(chosen) for source in self._inputs], self.labels[chosen])
 
     def send(self, chosen: Tensor, lane: Lane) -> Batch:
         """Return what ``batch`` does, copied by ``lane``."""
-        inputs, labels = self.batch(chosen)
-        *sent, labels = lane.send([*inputs, labels])
-        return sent, labels
+        return self.batch(chosen).sent(lane)
 
 
+@dataclass(frozen=True)
 class FeatureSamples:
-    """Pooled features of some samples with labels, read from arrays that need not fit in memory.
+    """Features of some samples with labels, read from arrays that need not fit in memory.
 
     ``names`` are the features; ``arrays[name]`` is (rows, L, C_raw), ``rows[modality]`` (samples,)
     says which row each sample uses. ``pages`` is told what was read, where arrays are mapped files.
     Arrays may lie on an accelerator, and be of half precision: batches are float32. ``labels`` are
-    on the CPU.
+    on the CPU. Of features that are tokens, ``masks[name]`` (rows, T) says which count; ``extras``
+    are further tensors (samples, …) by name.
     """
 
-    def __init__(
-        self,
-        names: tuple[str, ...],
-        arrays: dict[str, Tensor],
-        rows: dict[str, Tensor],
-        labels: Tensor,
-        pages: Pages | None = None,
-    ) -> None:
-        self.names = names
-        self.labels = labels
-        self._device = next(iter(arrays.values())).device
-        self._labels = labels.to(self._device)
-        self._pages = pages
-        self._arrays = arrays
-        self._rows = {modality: index.to(self._device) for modality, index in rows.items()}
+    names: tuple[str, ...]
+    arrays: Mapping[str, Tensor]
+    rows: Mapping[str, Tensor]
+    labels: Tensor
+    pages: Pages | None = None
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -180,30 +203,41 @@ class FeatureSamples:
     @property
     def channels(self) -> dict[str, int]:
         """C_raw of every feature."""
-        return {name: self._arrays[name].shape[-1] for name in self.names}
+        return {name: self.arrays[name].shape[-1] for name in self.names}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features lie."""
+        return next(iter(self.arrays.values())).device
 
     @property
     def resident(self) -> bool:
         """Whether the features lie on an accelerator."""
-        return self._device.type != "cpu"
+        return self.device.type != "cpu"
 
     def select(self, names: Sequence[str]) -> FeatureSamples:
         """Return the same samples with the features ``names`` only, in that order."""
-        return FeatureSamples(tuple(names), self._arrays, self._rows, self.labels, self._pages)
+        return replace(self, names=tuple(names))
 
     def take(self, chosen: Tensor) -> FeatureSamples:
         """Return the samples ``chosen`` (n,) only, numbers from 0, in that order."""
-        rows = {m: index[chosen.to(self._device)] for m, index in self._rows.items()}
-        return FeatureSamples(self.names, self._arrays, rows, self.labels[chosen], self._pages)
+        return replace(
+            self,
+            rows={m: index[chosen.to(index.device)] for m, index in self.rows.items()},
+            labels=self.labels[chosen],
+            extras={name: extra[chosen] for name, extra in self.extras.items()},
+        )
 
     def averaged(self) -> FeatureSamples:
         """Return the same samples with features averaged over their positions, in memory.
 
         L of the new features is 1; they are float32 and lie where the old ones do. Rows that no
-        sample uses are left out.
+        sample uses are left out. Raises ValueError for tokens, of which some do not count.
         """
+        if self.masks:
+            raise ValueError("received tokens, expected pooled features")
         arrays, rows = {}, {}
-        for modality, index in self._rows.items():
+        for modality, index in self.rows.items():
             used, rows[modality] = torch.unique(index, return_inverse=True)
             for name in self.names:
                 if name.partition(".")[0] == modality:
@@ -213,10 +247,10 @@ class FeatureSamples:
     def _means(self, name: str, used: Tensor) -> Tensor:
         """Return the feature ``name`` of the rows ``used``, averaged: (rows, 1, C_raw)."""
         means = []
-        for chosen in used.split(_ENCODE_ROWS):
-            stored = self._arrays[name].index_select(0, chosen)
-            if self._pages is not None:
-                self._pages.read(len(chosen), stored[0].nbytes)
+        for chosen in used.to(self.device).split(_ENCODE_ROWS):
+            stored = self.arrays[name].index_select(0, chosen)
+            if self.pages is not None:
+                self.pages.read(len(chosen), stored[0].nbytes)
             means.append(stored.float().mean(1, keepdim=True))
         return torch.cat(means)
 
@@ -225,28 +259,40 @@ class FeatureSamples:
 
         They lie where the features do.
         """
-        inputs, labels = self._gather(chosen.to(self._device), None)
-        return [x.float() for x in inputs], labels
+        return self._gather(chosen.to(self.device), None).float()
 
     def send(self, chosen: Tensor, lane: Lane) -> Batch:
         """Return what ``batch`` does, gathered on the device or copied by ``lane``."""
         if self.resident:
             return self.batch(*lane.send([chosen]))
-        inputs, labels = self._gather(chosen, lane.empty)
         # As they are stored: half precision is half as much to copy.
-        *sent, labels = lane.send([*inputs, labels])
-        return [x.float() for x in sent], labels
+        return self._gather(chosen, lane.empty).sent(lane).float()
+
+    @functools.cached_property
+    def _here(self) -> FeatureSamples:
+        """The same samples with all that says which and what they are beside the features."""
+        device = self.device
+        return replace(
+            self,
+            rows={modality: index.to(device) for modality, index in self.rows.items()},
+            labels=self.labels.to(device),
+            extras={name: extra.to(device) for name, extra in self.extras.items()},
+        )
 
     def _gather(
         self, chosen: Tensor, empty: Callable[[Sequence[int], torch.dtype], Tensor] | None
     ) -> Batch:
-        """Return features as they are stored, in memory from ``empty`` if given, and labels."""
-        rows = {m: index.index_select(0, chosen) for m, index in self._rows.items()}
-        inputs = []
+        """Return features as they are stored, in memory from ``empty`` if given, and the rest."""
+        here = self._here
+        rows = {m: index.index_select(0, chosen) for m, index in here.rows.items()}
+        inputs, masks = [], []
         for name in self.names:
-            array, index = self._arrays[name], rows[name.partition(".")[0]]
+            array, index = self.arrays[name], rows[name.partition(".")[0]]
             out = None if empty is None else empty((len(index), *array.shape[1:]), array.dtype)
             inputs.append(torch.index_select(array, 0, index, out=out))
-            if self._pages is not None:
-                self._pages.read(len(index), inputs[-1][0].nbytes)
-        return inputs, self._labels.index_select(0, chosen)
+            if name in self.masks:
+                masks.append(self.masks[name].index_select(0, index))
+            if self.pages is not None:
+                self.pages.read(len(index), inputs[-1][0].nbytes)
+        extras = {name: extra.index_select(0, chosen) for name, extra in here.extras.items()}
+        return Batch(inputs, here.labels.index_select(0, chosen), tuple(masks), extras)

@@ -15,6 +15,7 @@ import torch
 
 from bmnas.backbones import Backbone
 from bmnas.features.cache import open_features
+from bmnas.features.reading import Pooled
 from bmnas.features.samples import RawInput, RawSamples, Samples, batches_per_epoch, label_tensor
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import hardware, measure_latency
@@ -73,7 +74,7 @@ def fit_fusion(
             task,
             backbones,
             parts=parts,
-            length=fusion.length,
+            reading=Pooled(fusion.length),
             folder=features,
             device=runtime.device,
             progress=progress,
@@ -132,8 +133,8 @@ def torch_latency(task: Task, network: MultimodalNetwork, runtime: Runtime) -> d
     found: dict[str, Any] = {}
     for batch in _LATENCY_BATCHES:
         # A small test part is repeated to fill the batch.
-        inputs, _ = _raw_samples(task, network, np.resize(test, batch)).batch(torch.arange(batch))
-        on_device = [x.to(runtime.device) for x in inputs]
+        filled = _raw_samples(task, network, np.resize(test, batch)).batch(torch.arange(batch))
+        on_device = [x.to(runtime.device) for x in filled.inputs]
 
         def call(on_device: list[torch.Tensor] = on_device) -> None:
             with torch.inference_mode():

@@ -14,6 +14,7 @@ from typing import Any
 from bmnas.backbones import Backbone
 from bmnas.backbones.text import TextBackbone
 from bmnas.features.cache import FeatureCache, open_features
+from bmnas.features.reading import Pooled
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.distribution.ranks import agreed, first, size, writer
@@ -208,7 +209,7 @@ def _search(
         task,
         backbones,
         parts=("train", "validation"),
-        length=config.search.length,
+        reading=Pooled(config.search.length),
         folder=kept / "features",
         device=runtime.device,
         progress=progress,

@@ -278,10 +278,10 @@ def _descend(
     step = "weights step" if samples is problem.train else "architecture step"
     total, batches = torch.zeros((), device=device), 0
     order = shares(epoch_batches(len(samples), problem.config.batch_size))
-    for features, labels in iterate_batches(samples, order, device):
+    for batch in iterate_batches(samples, order, device):
         with profiled_step(problem.recorder, step):
-            logits = forward(features)
-            loss = weighted(losses(logits, labels))
+            logits = forward(*batch.arguments)
+            loss = weighted(losses(logits, batch.labels))
             optimizer.zero_grad()
             loss.sum().backward()
             optimizer.step()

@@ -103,6 +103,7 @@ def _not_arrays(task: Task) -> Iterator[str]:
         fields.append((f"modality {modality.name}: data", modality.data))
         if modality.index is not None:
             fields.append((f"modality {modality.name}: index", modality.index))
+    fields += [(f"extras: {name}", value) for name, value in task.extras.items()]
     for place, value in fields:
         if not isinstance(value, np.ndarray):
             yield f"{place}: received a {type(value).__name__}, expected a NumPy array"
@@ -120,6 +121,10 @@ def _frame(task: Task) -> Iterator[str]:
     yield from _label_shape(task)
     for modality in task.modalities:
         yield from _modality_frame(modality, _length(task.part))
+    for name, extra in task.extras.items():
+        if _length(extra) != _length(task.part) or extra.dtype.kind not in "biuf":
+            expected = f"numbers of shape ({_length(task.part)}, …)"
+            yield f"extras: {name}: received {_shape(extra)}, expected {expected}"
 
 
 def _names(task: Task) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -63,9 +64,10 @@ class Task:
 
     ``kind`` is the name of one of ``bmnas.tasks.kinds.TASK_KINDS``. ``labels`` is (samples,)
     integers in [0, K) for ``multiclass`` and a 0/1 matrix (samples, K) for ``multilabel``;
-    ``part`` (samples,) is 0, 1 or 2, see ``PARTS``. ``preset``
-    names the configuration that suits the task. ``source`` is what ``load_task`` was given,
-    so that a later command finds the same data.
+    ``part`` (samples,) is 0, 1 or 2, see ``PARTS``. ``preset`` names the configuration that suits
+    the task. ``source`` is what ``load_task`` was given, so that a later command finds the same
+    data. ``extras`` are further arrays (samples, *shape) by name, such as boxes, for networks that
+    read tokens.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Task:
     preset: str = "default"
     licence: str = "not stated"
     source: dict[str, Any] = field(default_factory=dict)
+    extras: Mapping[str, Array] = field(default_factory=dict)
 
     @property
     def classes(self) -> int:

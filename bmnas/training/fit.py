@@ -137,16 +137,16 @@ def _epoch(
 ) -> tuple[float, Tensor, Tensor]:
     """Make a step for each of ``batches``; return the mean loss, all logits and all labels."""
     total, all_logits, all_labels = torch.zeros((), device=device), [], []
-    for inputs, labels in iterate_batches(samples, shares(batches), device):
-        output = forward(inputs)
-        loss = weighted(minimised(output, labels))
+    for batch in iterate_batches(samples, shares(batches), device):
+        output = forward(*batch.arguments)
+        loss = weighted(minimised(output, batch.labels))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
         total += loss.detach()
         all_logits.append(logits_of(output).detach().float())
-        all_labels.append(labels)
+        all_labels.append(batch.labels)
     # The device synchronises here, once an epoch.
     mean_loss = float(mean(total)) / len(all_labels)
     logits, labels = (gathered(torch.cat(every)).cpu() for every in (all_logits, all_labels))

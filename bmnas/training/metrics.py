@@ -21,7 +21,8 @@ _BATCH = 256
 #: only a loss of its own reads.
 Output = Tensor | tuple[Tensor, ...]
 
-Forward = Callable[[list[Tensor]], Output]
+#: From a batch's inputs, or what else its ``arguments`` are, to what a network returns.
+Forward = Callable[..., Output]
 
 
 def logits_of(output: Output) -> Tensor:
@@ -73,9 +74,9 @@ def predict(
     split = len(samples) >= size()  # fewer are not worth it, and somebody would have none
     own = span(len(samples)) if split else range(len(samples))
     batches = torch.arange(own.start, own.stop).split(_BATCH)
-    for inputs, target in iterate_batches(samples, batches, device):
-        logits.append(logits_of(forward(inputs)).float())
-        labels.append(target)
+    for batch in iterate_batches(samples, batches, device):
+        logits.append(logits_of(forward(*batch.arguments)).float())
+        labels.append(batch.labels)
     # The device synchronises here, once for all samples.
     all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
     if split:

@@ -27,8 +27,8 @@ def test_half_precision_takes_half_the_disc_and_rounds(
     assert sorted(halves) == sorted((size - header) // 2 + header for size in sizes)
     assert {str(array.dtype) for array in half.arrays.values()} == {f"torch.{dtype}"}
     assert set(half.keys).isdisjoint(whole.keys)
-    found, _ = half.samples("train").batch(torch.arange(8))
-    expected, _ = whole.samples("train").batch(torch.arange(8))
+    found = half.samples("train").batch(torch.arange(8)).inputs
+    expected = whole.samples("train").batch(torch.arange(8)).inputs
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == torch.float32
         assert not torch.equal(a, b)

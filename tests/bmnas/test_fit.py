@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bmnas.features.samples import epoch_batches
+from bmnas.features.samples import Batch, epoch_batches
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Silent
 from bmnas.training.fit import Group, Recipe, fit, require_finite_loss
@@ -27,8 +27,8 @@ class Points:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
-        return [self.points[chosen]], self.labels[chosen]
+    def batch(self, chosen: Tensor) -> Batch:
+        return Batch([self.points[chosen]], self.labels[chosen])
 
 
 def train(

@@ -179,7 +179,7 @@ def test_training_in_a_stack_is_training_alone(kind: str) -> None:
     classes = 2 if kind == "multilabel" else CLASSES
     networks = [network(c, scalars=True, heads=False, classes=classes) for c in (CHAIN, OTHER)]
     stack = StackedNetworks(networks, FEATURES)
-    samples, (held, _) = tiny_samples(40, kind=kind), tiny_samples(24).batch(torch.arange(24))
+    samples, held = tiny_samples(40, kind=kind), tiny_samples(24).batch(torch.arange(24)).inputs
     x = dict(zip(FEATURES, held, strict=True))
     head = head_for(kind)
 

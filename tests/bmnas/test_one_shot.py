@@ -8,8 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from tiny_problems import tiny_samples
+from torch import Tensor
 
 from bmnas.features.layers import Dropout
+from bmnas.features.samples import Batch, FeatureSamples
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.one_shot import OneShot, SingleNetworks
 from bmnas.spaces.cells.operations import PAPER
@@ -68,7 +70,8 @@ def test_it_is_the_loss_of_the_supernet_that_chose_so(one: Genotype) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     loss = OneShot(network, samples, objective, CPU, seed=3).loss(one)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    features, labels = samples.batch(torch.arange(40))
+    batch = samples.batch(torch.arange(40))
+    features, labels = batch.inputs, batch.labels
     with torch.no_grad():
         logits = chosen(network, one)([x.double() for x in features])
     assert loss == pytest.approx(float(objective.loss(logits, labels)), rel=1e-5)
@@ -77,7 +80,8 @@ def test_it_is_the_loss_of_the_supernet_that_chose_so(one: Genotype) -> None:
 def test_a_cell_of_one_step_is_not_merged() -> None:
     network, samples, objective = supernet(steps=1), tiny_samples(40), head_for("multiclass")
     one = genotype(Step("linear_glu", ("x", "y")))
-    features, labels = samples.batch(torch.arange(40))
+    batch = samples.batch(torch.arange(40))
+    features, labels = batch.inputs, batch.labels
     with torch.no_grad():
         logits = chosen(network, one)([x.double() for x in features])
     loss = OneShot(network, samples, objective, CPU, seed=3).loss(one)
@@ -98,16 +102,17 @@ def test_many_samples_are_a_thousand_of_them_in_equal_batches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sizes = []
-    samples = tiny_samples(1300)
-    batch = samples.batch
-    monkeypatch.setattr(samples, "batch", lambda c: (sizes.append(len(c)), batch(c))[1])
-    OneShot(supernet(), samples, head_for("multiclass"), CPU, seed=0)
+    batch = FeatureSamples.batch
+
+    def counted(self: FeatureSamples, chosen: Tensor) -> Batch:
+        sizes.append(len(chosen))
+        return batch(self, chosen)
+
+    monkeypatch.setattr(FeatureSamples, "batch", counted)
+    OneShot(supernet(), tiny_samples(1300), head_for("multiclass"), CPU, seed=0)
     assert sizes == [500, 500]
     sizes.clear()
-    few = tiny_samples(601)
-    batch_of_few = few.batch
-    monkeypatch.setattr(few, "batch", lambda c: (sizes.append(len(c)), batch_of_few(c))[1])
-    OneShot(supernet(), few, head_for("multiclass"), CPU, seed=0)
+    OneShot(supernet(), tiny_samples(601), head_for("multiclass"), CPU, seed=0)
     assert sizes == [301, 300]
 
 
@@ -116,7 +121,8 @@ def test_single_networks_come_in_turns_and_are_those_that_are_judged() -> None:
     every = [*chains()][6:9]
     singles = SingleNetworks(network, samples.names, every).eval()
     one_shot = OneShot(network, samples, objective, CPU, seed=3)
-    features, labels = samples.batch(torch.arange(40))
+    batch = samples.batch(torch.arange(40))
+    features, labels = batch.inputs, batch.labels
     for one in [*every, every[0]]:
         with torch.no_grad():
             loss = float(objective.loss(singles(features), labels))
@@ -130,7 +136,8 @@ def test_a_step_trains_what_its_network_reads_and_drops_as_the_supernet_does() -
     cells = Cell(("m0.1", "m1.1"), steps), Cell(("m1.1", "cell1"), steps)
     one = Genotype(FEATURES, 4, 4, cells)
     singles = SingleNetworks(network, samples.names, [one]).train()
-    features, labels = samples.batch(torch.arange(40))
+    batch = samples.batch(torch.arange(40))
+    features, labels = batch.inputs, batch.labels
     logits = singles(features)
     assert not torch.equal(logits, singles(features))
     head_for("multiclass").loss(logits, labels).backward()

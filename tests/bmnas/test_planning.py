@@ -222,7 +222,8 @@ def test_made_up_features_are_as_many_as_asked_for(tmp_path: Path) -> None:
     work = replace(WORK, kind="multilabel", classes=3)
     features = MadeUpFeatures(work, tmp_path, CPU.device)
     samples = features.samples(250)
-    inputs, labels = samples.batch(torch.tensor([0, 100, 249]))
+    batch = samples.batch(torch.tensor([0, 100, 249]))
+    inputs, labels = batch.inputs, batch.labels
     assert [x.shape for x in inputs] == [(3, 4, 8), (3, 4, 4)]
     assert torch.equal(inputs[0][0], inputs[0][1])
     assert not torch.equal(inputs[0][0], inputs[0][2])
@@ -237,7 +238,7 @@ def test_half_precision_is_planned_as_half_the_cache(tmp_path: Path, dtype: str)
     assert work.sample_bytes == WORK.sample_bytes // 2
     features = MadeUpFeatures(work, tmp_path, CPU.device)
     assert features.bytes == work.cache_bytes == sum(f.stat().st_size for f in tmp_path.iterdir())
-    inputs, _ = features.samples(10).batch(torch.arange(10))
+    inputs = features.samples(10).batch(torch.arange(10)).inputs
     assert {x.dtype for x in inputs} == {torch.float32}
     assert 0.5 < float(inputs[0].std()) < 2
     assert not features.resident

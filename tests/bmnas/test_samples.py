@@ -121,7 +121,8 @@ def test_raw_samples_join_modalities_and_labels() -> None:
     inputs = [RawInput(modality, Rows(), used) for modality in task.modalities]  # type: ignore[arg-type]
     samples = RawSamples(inputs, label_tensor(task, used))
     assert len(samples) == len(used)
-    (first, second), labels = samples.batch(torch.tensor([1, 4]))
+    batch = samples.batch(torch.tensor([1, 4]))
+    (first, second), labels = batch.inputs, batch.labels
     for found, modality in zip((first, second), task.modalities, strict=True):
         assert np.array_equal(found.numpy(), 2 * modality.data[used[[1, 4]]])
     assert labels.tolist() == task.labels[used[[1, 4]]].tolist()
@@ -148,7 +149,8 @@ def test_features_of_a_batch_are_those_of_its_rows() -> None:
     samples = feature_samples()
     assert len(samples) == 4
     assert samples.channels == {"image.1": 2, "audio.1": 2}
-    (image, audio), labels = samples.batch(torch.tensor([3, 1]))
+    batch = samples.batch(torch.tensor([3, 1]))
+    (image, audio), labels = batch.inputs, batch.labels
     assert image.tolist() == [[[4, 5], [6, 7]], [[8, 9], [10, 11]]]
     assert audio.tolist() == [[[4, 5], [6, 7]], [[4, 5], [6, 7]]]
     assert labels.tolist() == [0, 2]
@@ -156,12 +158,12 @@ def test_features_of_a_batch_are_those_of_its_rows() -> None:
 
 def test_features_are_selected_in_the_order_asked_for() -> None:
     samples = feature_samples()
-    audio, image = samples.select(["audio.1", "image.1"]).batch(torch.tensor([0]))[0]
-    assert torch.equal(audio[0], samples.batch(torch.tensor([0]))[0][1][0])
-    assert torch.equal(image[0], samples.batch(torch.tensor([0]))[0][0][0])
+    audio, image = samples.select(["audio.1", "image.1"]).batch(torch.tensor([0])).inputs
+    assert torch.equal(audio[0], samples.batch(torch.tensor([0])).inputs[1][0])
+    assert torch.equal(image[0], samples.batch(torch.tensor([0])).inputs[0][0])
     only = samples.select(["image.1"])
     assert (only.names, only.channels) == (("image.1",), {"image.1": 2})
-    assert len(only.batch(torch.tensor([0, 1]))[0]) == 1
+    assert len(only.batch(torch.tensor([0, 1])).inputs) == 1
 
 
 def test_samples_are_taken_in_the_order_asked_for() -> None:
@@ -169,31 +171,30 @@ def test_samples_are_taken_in_the_order_asked_for() -> None:
     taken = samples.take(torch.tensor([3, 1, 0]))
     assert len(taken) == 3
     assert taken.labels.tolist() == samples.labels[[3, 1, 0]].tolist()
-    for found, wanted in zip(
-        taken.batch(torch.tensor([2, 0]))[0], samples.batch(torch.tensor([0, 3]))[0], strict=True
-    ):
-        assert torch.equal(found, wanted)
+    found, wanted = taken.batch(torch.tensor([2, 0])), samples.batch(torch.tensor([0, 3]))
+    assert all(torch.equal(x, y) for x, y in zip(found.inputs, wanted.inputs, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_features_are_averaged_over_their_positions(dtype: torch.dtype) -> None:
     samples = feature_samples(dtype)
     averaged = samples.averaged()
-    (image, audio), labels = averaged.batch(torch.tensor([3, 1]))
+    batch = averaged.batch(torch.tensor([3, 1]))
+    (image, audio), labels = batch.inputs, batch.labels
     # Of [[4, 5], [6, 7]] and [[8, 9], [10, 11]].
     assert image.tolist() == [[[5, 6]], [[9, 10]]]
     assert audio.tolist() == [[[5, 6]], [[5, 6]]]
-    assert labels.tolist() == samples.batch(torch.tensor([3, 1]))[1].tolist()
+    assert labels.tolist() == samples.batch(torch.tensor([3, 1])).labels.tolist()
     assert (image.dtype, averaged.names) == (torch.float32, samples.names)
 
 
 def test_rows_that_no_sample_uses_are_not_averaged() -> None:
     averaged = feature_samples().take(torch.tensor([1])).averaged()
-    assert {name: len(array) for name, array in averaged._arrays.items()} == {
+    assert {name: len(array) for name, array in averaged.arrays.items()} == {
         "image.1": 1,
         "audio.1": 1,
     }
-    assert averaged.batch(torch.tensor([0]))[0][0].tolist() == [[[9, 10]]]
+    assert averaged.batch(torch.tensor([0])).inputs[0].tolist() == [[[9, 10]]]
 
 
 def test_labels_follow_the_parts_in_their_order() -> None:
@@ -232,8 +233,8 @@ class Step:
 def test_two_steps_are_under_way_at_most() -> None:
     lane, raw = Recorder(), RawSamples([], torch.arange(20))
     batches = torch.arange(20).split(4)
-    for number, (_, labels) in enumerate(prefetch_batches(lane, raw, batches), 1):
-        assert labels.tolist() == batches[number - 1].tolist()
+    for number, batch in enumerate(prefetch_batches(lane, raw, batches), 1):
+        assert batch.labels.tolist() == batches[number - 1].tolist()
         lane.log.append(f"step {number}")
     assert lane.log == [
         *("send", "step 1", "send", "step 2"),
@@ -260,9 +261,11 @@ def test_a_batch_is_taken_from_its_source_when_it_is_due() -> None:
 def test_features_are_gathered_as_they_are_stored_and_used_in_float32(dtype: torch.dtype) -> None:
     samples = feature_samples(dtype)
     lane, chosen = Recorder(), torch.tensor([3, 1])
-    inputs, labels = samples.send(chosen, lane)
+    batch = samples.send(chosen, lane)
+    inputs, labels = batch.inputs, batch.labels
     assert lane.log == [f"gather (2, 2, 2) {dtype}"] * 2 + ["send"]
-    expected, expected_labels = samples.batch(chosen)
+    batch = samples.batch(chosen)
+    expected, expected_labels = batch.inputs, batch.labels
     assert {x.dtype for x in (*inputs, *expected)} == {torch.float32}
     assert torch.equal(labels, expected_labels)
     for found, wanted in zip(inputs, expected, strict=True):
@@ -273,14 +276,15 @@ def test_features_are_gathered_as_they_are_stored_and_used_in_float32(dtype: tor
 
 def test_features_on_a_device_are_gathered_there() -> None:
     here = feature_samples()
-    arrays = moved(here._arrays, torch.device("meta"), None)
-    there = FeatureSamples(here.names, arrays, here._rows, here.labels)
+    arrays = moved(here.arrays, torch.device("meta"), None)
+    there = FeatureSamples(here.names, arrays, here.rows, here.labels)
     assert there.resident
     assert not here.resident
     assert there.select(["audio.1"]).resident
     assert there.labels.device.type == "cpu"
     lane = Recorder()
-    inputs, labels = there.send(torch.tensor([3, 1]), lane)
+    batch = there.send(torch.tensor([3, 1]), lane)
+    inputs, labels = batch.inputs, batch.labels
     assert lane.log == ["send"]  # the numbers of the samples, and nothing else
     assert [(x.device.type, x.shape) for x in inputs] == [("meta", (2, 2, 2))] * 2
     assert labels.device.type == "meta"
@@ -289,5 +293,5 @@ def test_features_on_a_device_are_gathered_there() -> None:
 def test_on_a_cpu_batches_are_what_the_samples_give() -> None:
     samples = feature_samples()
     found = list(iterate_batches(samples, torch.arange(4).split(2), torch.device("cpu")))
-    assert [labels.tolist() for _, labels in found] == [[3, 2], [1, 0]]
-    assert torch.equal(found[1][0][0], samples.batch(torch.tensor([2, 3]))[0][0])
+    assert [batch.labels.tolist() for batch in found] == [[3, 2], [1, 0]]
+    assert torch.equal(found[1].inputs[0], samples.batch(torch.tensor([2, 3])).inputs[0])

@@ -167,7 +167,8 @@ def test_the_score_is_that_of_the_supernet_in_evaluation_mode(
     outcome = search_bilevel(problem)
     assert watch.supernet is not None
     assert not watch.supernet.training
-    inputs, labels = problem.validation.batch(torch.arange(len(problem.validation)))
+    batch = problem.validation.batch(torch.arange(len(problem.validation)))
+    inputs, labels = batch.inputs, batch.labels
     with torch.no_grad():
         logits = watch.supernet(inputs)
     assert outcome.validation == pytest.approx(problem.head.score(logits, labels))

@@ -120,9 +120,9 @@ def test_features_are_read_as_a_search_reads_them(tmp_path: Path) -> None:
         samples = cache.samples(part)
         assert stored[part].names == samples.names
         chosen = torch.arange(len(samples))
-        (mine, labels), (its, expected) = stored[part].batch(chosen), samples.batch(chosen)
-        assert torch.equal(labels, expected)
-        assert all(torch.equal(x, y) for x, y in zip(mine, its, strict=True))
+        mine, its = stored[part].batch(chosen), samples.batch(chosen)
+        assert torch.equal(mine.labels, its.labels)
+        assert all(torch.equal(x, y) for x, y in zip(mine.inputs, its.inputs, strict=True))
 
 
 def test_a_build_goes_on_where_it_was_stopped(

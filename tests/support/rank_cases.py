@@ -13,6 +13,7 @@ from tiny_problems import CPU, tiny_problem
 from torch import Tensor, nn
 
 from bmnas.backbones.masking import SpectrogramMasking
+from bmnas.features.samples import Batch
 from bmnas.machine.distribution import ranks
 from bmnas.machine.distribution.launch import together
 from bmnas.machine.progress import Silent
@@ -39,8 +40,8 @@ class Pictures:
     def __len__(self) -> int:
         return 11
 
-    def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
-        return [self.pictures[chosen]], self.labels[chosen]
+    def batch(self, chosen: Tensor) -> Batch:
+        return Batch([self.pictures[chosen]], self.labels[chosen])
 
 
 class Net(nn.Module):
@@ -96,8 +97,8 @@ class PooledPairs:
     def __len__(self) -> int:
         return 11
 
-    def batch(self, chosen: Tensor) -> tuple[list[Tensor], Tensor]:
-        return [self.x[0, chosen], self.x[1, chosen]], self.labels[chosen]
+    def batch(self, chosen: Tensor) -> Batch:
+        return Batch([self.x[0, chosen], self.x[1, chosen]], self.labels[chosen])
 
 
 def fused() -> list[Tensor]:

@@ -8,6 +8,7 @@ import torch
 
 from bmnas.backbones import Backbone, build_backbone
 from bmnas.features.cache import FeatureCache, open_features
+from bmnas.features.reading import Pooled
 from bmnas.machine.progress import Silent
 from bmnas.tasks import Task
 
@@ -35,7 +36,7 @@ def opened(
         task,
         backbones,
         parts=("train", "validation"),
-        length=length,
+        reading=Pooled(length),
         folder=folder,
         device=CPU,
         progress=Silent(),

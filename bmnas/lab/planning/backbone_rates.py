@@ -13,6 +13,7 @@ from torch import nn
 
 from bmnas.backbones import Backbone
 from bmnas.features.cache import open_features
+from bmnas.features.reading import Pooled
 from bmnas.features.samples import RawInput, RawSamples, batches_per_epoch, label_tensor
 from bmnas.lab.planning.settle import settle
 from bmnas.machine.progress import Silent
@@ -108,7 +109,7 @@ def _row(
             dataclasses.replace(task, modalities=(modality,), part=part),
             {modality.name: backbone},
             parts=("train",),
-            length=config.length,
+            reading=Pooled(config.length),
             dtype=config.cache_dtype,
             folder=folder / f"{modality.name} {samples} {time.monotonic_ns()}",
             device=runtime.device,

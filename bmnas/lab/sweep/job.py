@@ -77,6 +77,7 @@ def _noted(path: Path) -> Iterator[None]:
 
 def _prepare_backbones(job: Job, task: Task, config: Config) -> None:
     from bmnas.features.cache import open_features
+    from bmnas.features.reading import Pooled
     from bmnas.machine.progress import Silent
     from bmnas.machine.runtime import Runtime
     from bmnas.pipeline.unimodal import unimodal_networks
@@ -100,7 +101,7 @@ def _prepare_backbones(job: Job, task: Task, config: Config) -> None:
                 task,
                 {name: found.backbone for name, found in networks.items()},
                 parts=("train", "validation"),
-                length=length,
+                reading=Pooled(length),
                 folder=folder / "features",
                 device=runtime.device,
                 progress=Silent(),

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from bmnas.features.cache import FeatureCache, open_features
+from bmnas.features.reading import Pooled
 from bmnas.lab.tables.table import Table
 from bmnas.lab.tables.training import SCORES, StoredFeatures, Work, jobs_of
 from bmnas.lab.tables.workers import trained
@@ -142,7 +143,7 @@ def _costs(work: Work, progress: Progress) -> dict[str, NDArray[Any]]:
         for genotype in work.genotypes:
             network = work.network(genotype).eval()
             parameters.append(count_parameters(network) - count_parameters(network.classifier))
-            pooled, _ = samples.select(network.features).batch(torch.arange(1))
+            pooled = samples.select(network.features).batch(torch.arange(1)).inputs
             latency.append(_milliseconds(network, pooled))
             shown.advance()
     return {"parameters": np.array(parameters, dtype=np.int64), "latency_ms": np.array(latency)}
@@ -178,7 +179,7 @@ def _features(
         task,
         {name: found.backbone for name, found in networks.items()},
         parts=("train", "validation", "test"),
-        length=config.search.length,
+        reading=Pooled(config.search.length),
         # Not beside the backbones: the cache of a search there holds no test data.
         folder=run / "features",
         device=_CPU.device,

@@ -54,8 +54,14 @@ class OneShot:
         chosen = torch.randperm(len(samples), generator=generator)[:SAMPLES]
         #: Of each batch the reshaped features (B, L, C) by name, and the labels.
         self._batches = [
-            ({name: _reshaped(supernet, f, features[f]) for f, name in enumerate(samples.names)}, y)
-            for features, y in iterate_batches(samples, _shares(chosen), device)
+            (
+                {
+                    name: _reshaped(supernet, f, x)
+                    for f, (name, x) in enumerate(zip(samples.names, batch.inputs, strict=True))
+                },
+                batch.labels,
+            )
+            for batch in iterate_batches(samples, _shares(chosen), device)
         ]
 
     @torch.no_grad()
