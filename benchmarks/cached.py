@@ -27,6 +27,7 @@ from torch import Tensor
 import bmnas
 from bmnas.backbones import Backbone, load_backbone
 from bmnas.features.cache import open_features
+from bmnas.features.reading import Pooled
 from bmnas.features.reshape import Pool
 from bmnas.features.samples import RawInput, RawSamples, Samples, batches_per_epoch, label_tensor
 from bmnas.machine.costs import hardware, versions

@@ -8,21 +8,25 @@ import pytest
 
 import bmnas
 from benchmarks.cases import TASK, WAYS, Finished
-from bmnas.cli.export import export_run
-from bmnas.lab.bench.jobs import Job, run_jobs
+from bmnas.cli.workers import workers
+from bmnas.lab.bench.jobs import task_jobs
+from bmnas.lab.jobs.folder import run_jobs
+from bmnas.lab.jobs.local import run_local
 from bmnas.machine.costs import hardware, versions
-from bmnas.machine.progress import Silent
 
 
 @pytest.fixture(scope="session")
 def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     """The runs of ``WAYS`` by name, each with genotype, trained network and bundle."""
     folder = tmp_path_factory.mktemp("ways")
-    jobs = [Job(TASK, 0, way, folder / str(number)) for number, way in enumerate(WAYS)]
-    runtime = bmnas.Runtime.choose("cpu", compile=False)
-    run_jobs(jobs, runtime, export_run, Silent())
+    jobs = task_jobs(TASK, WAYS, seeds=[0])
+    run_jobs(jobs, folder, workers(1, 0, folder), run_local, device="cpu")
     task = bmnas.load_task(TASK.name)
-    return {job.way: Finished(task, job.run, job.run / "bundle", job.shared) for job in jobs}
+    runs = [folder / job.name for job in jobs]
+    return {
+        job.way: Finished(task, run, run / "bundle", run / "backbones")
+        for job, run in zip(jobs, runs, strict=True)
+    }
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: Any) -> None:

@@ -7,87 +7,102 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bmnas.cli.options import Device, Json
+from bmnas.cli.options import Json, grouped
+from bmnas.cli.output import print_json
+from bmnas.cli.workers import WorkOptions
 
 if TYPE_CHECKING:
-    from bmnas.tasks.task import Task
+    from bmnas.lab.bench.suite import Suite
+    from bmnas.lab.jobs.job import Job
+    from bmnas.report.rows import ComparisonRow
+
+SuiteName = Annotated[str, typer.Argument(help="A suite's name, or the path of a .toml file.")]
+Quick = Annotated[bool, typer.Option("--quick", help="The suite's quick form.", show_default=False)]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Folder for runs and report; what is done there is not done again.",
+        show_default="runs/bench/<suite>",
+    ),
+]
+Seeds = Annotated[
+    int | None, typer.Option(min=1, help="Number of seeds, from 0.", show_default="the suite's")
+]
+ReportOnly = Annotated[
+    bool, typer.Option("--report-only", help="Report on what is done so far.", show_default=False)
+]
 
 
+@grouped
 def bench(
-    suite: Annotated[
-        str, typer.Argument(help="A suite's name, or the path of a .toml file.")
-    ] = "digits",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="The suite's quick form.", show_default=False)
-    ] = False,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for runs and report; what is done there is not done again.",
-            show_default="runs/bench/<suite>",
-        ),
-    ] = None,
-    seeds: Annotated[
-        int | None,
-        typer.Option(min=1, help="Number of seeds, from 0.", show_default="the suite's"),
-    ] = None,
-    report_only: Annotated[
-        bool,
-        typer.Option("--report-only", help="Report on what is done so far.", show_default=False),
-    ] = False,
-    device: Device = "auto",
+    *,
+    suite: SuiteName = "digits",
+    quick: Quick = False,
+    out: Out = None,
+    seeds: Seeds = None,
+    report_only: ReportOnly = False,
+    work: WorkOptions,
     as_json: Json = False,
 ) -> None:
     """Run every way to fuse on the same features; write report.html, report.md and report.json.
 
     Searches, hand-made fusions and known modules share unimodal networks and features of a task
     and seed, are trained alike, tested once and exported. A suite that was stopped goes on where
-    it was.
+    it was. Latencies are measured while other workers work: compare those of one worker.
 
     Example: bmnas bench digits --quick
     """
     import dataclasses
-    import json
     import shlex
     import sys
 
-    from bmnas.cli.export import require_export
-    from bmnas.lab.bench.jobs import done, jobs_of, run_jobs
-    from bmnas.lab.bench.regret import measure_regrets, read_table
-    from bmnas.lab.bench.report import report_rows, write_report
+    from bmnas.lab.bench.jobs import suite_jobs
+    from bmnas.lab.bench.regret import measure_regrets
+    from bmnas.lab.bench.report import write_report
     from bmnas.lab.bench.suite import load_suite
     from bmnas.machine.errors import UserError
-    from bmnas.machine.progress import Bars
-    from bmnas.machine.runtime import Runtime
-    from bmnas.report.record import load_run
-    from bmnas.report.rows import row_to_dict
-    from bmnas.report.tables import comparison_tables, print_tables
 
     chosen = load_suite(_quick(suite) if quick else suite)
     if seeds is not None:
         chosen = dataclasses.replace(chosen, seeds=seeds)
     folder = Path("runs") / "bench" / chosen.name if out is None else out
-    jobs = jobs_of(chosen, folder)
-    if not report_only:
-        # Before the first search, not after it.
-        require_export()
-        for table in chosen.tables:
-            read_table(table)
-        run_jobs(jobs, Runtime.choose(device), _export, Bars())
-    finished = list(done(jobs))
-    if not finished:
+    jobs = suite_jobs(chosen)
+    failed = False if report_only else _run(chosen, jobs, folder, work)
+    done = [job for job in jobs if job.trained(folder)]
+    if not done:
         raise UserError(f"{folder}: no run of the suite {chosen.name} is done yet")
     command = shlex.join(["bmnas", *sys.argv[1:]])
-    regrets = [measure_regrets(table) for table in chosen.tables]
-    files = write_report(chosen, finished, regrets, folder, command)
-    rows = report_rows({job: load_run(job.run) for job in finished})
+    regrets = [measure_regrets(table) for table in chosen.table]
+    rows, files = write_report(chosen, done, regrets, folder, command)
+    _print(rows, files, as_json)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _run(suite: Suite, jobs: list[Job], folder: Path, work: WorkOptions) -> bool:
+    """Do the runs and tell whether one of them could not be done."""
+    from bmnas.cli.export import require_export
+    from bmnas.lab.bench.regret import read_table
+
+    # Before the first search, not after it.
+    require_export()
+    for table in suite.table:
+        read_table(table)
+    records = work.run(jobs, folder, option="--out", resume=True)
+    return any(record.state != "done" for record in records)
+
+
+def _print(rows: list[ComparisonRow], files: list[Path], as_json: bool) -> None:
+    from bmnas.report.rows import row_to_dict
+    from bmnas.report.tables import comparison_tables, print_tables
+
+    written = [str(file) for file in files]
     if as_json:
-        written = [str(file) for file in files]
-        print(json.dumps({"rows": [row_to_dict(row) for row in rows], "out": written}, indent=2))
+        print_json({"rows": [row_to_dict(row) for row in rows], "out": written})
         return
     print_tables(comparison_tables(rows))
-    typer.echo(f"wrote {', '.join(str(file) for file in files)}", err=True)
+    typer.echo(f"wrote {', '.join(written)}", err=True)
 
 
 def _quick(suite: str) -> str:
@@ -99,9 +114,3 @@ def _quick(suite: str) -> str:
         have = [n.removesuffix("-quick") for n in suite_names() if n.endswith("-quick")]
         raise UserError(f"--quick: received suite {suite!r}, expected {', '.join(have)}")
     return name
-
-
-def _export(run: Path, task: Task) -> None:
-    from bmnas.cli.export import export_run
-
-    export_run(run, task)

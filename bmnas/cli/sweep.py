@@ -3,148 +3,97 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bmnas.cli.options import Data, Device, Json
+from bmnas.cli.options import Data, Json, grouped
+from bmnas.cli.output import print_json
+from bmnas.cli.workers import WorkOptions
 
 if TYPE_CHECKING:
-    from bmnas.lab.sweep.engine import RunJobs
-    from bmnas.lab.sweep.folder import TrialRecord
+    from bmnas.lab.jobs.folder import JobRecord
 
-_TRIALS = "Trials"
-_WORK = "Work"
+_RUNS = "Runs"
+
+File = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="FILE", help="What to try, a .toml file; see docs/scaling.md.", show_default=False
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder of the sweep.", show_default="runs/<file>, runs/<task>-sweep"
+    ),
+]
+Grid = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=V1,V2…",
+        help="Values to combine with all others: task, preset, strategy, seed, or a value of "
+        "a preset such as search.channels.",
+        rich_help_panel=_RUNS,
+    ),
+]
+SweptTask = Annotated[
+    str | None, typer.Option(help="As for search.", show_default="digits", rich_help_panel=_RUNS)
+]
+SweptPreset = Annotated[
+    str | None,
+    typer.Option(help="As for search.", show_default="the task's", rich_help_panel=_RUNS),
+]
+Train = Annotated[
+    bool, typer.Option("--train", help="Train and test what is found.", rich_help_panel=_RUNS)
+]
+ResumeSweep = Annotated[bool, typer.Option("--resume", help="Go on with the runs not done.")]
 
 
+@grouped
 def sweep(
-    file: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="FILE", help="What to try, a .toml file; see docs/scaling.md.",
-            show_default=False,
-        ),
-    ] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of the sweep.",
-            show_default="runs/<file>, runs/<task>-sweep",
-        ),
-    ] = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=V1,V2…",
-            help="Values to combine with all others: task, preset, strategy, seed, or a value of "
-            "a preset such as search.channels.",
-            rich_help_panel=_TRIALS,
-        ),
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="As for search.", show_default="digits", rich_help_panel=_TRIALS),
-    ] = None,
+    *,
+    file: File = None,
+    run: Folder = None,
+    grid: Grid = None,
+    task: SweptTask = None,
     data: Data = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="As for search.", show_default="the task's", rich_help_panel=_TRIALS),
-    ] = None,
-    train: Annotated[
-        bool,
-        typer.Option("--train", help="Train and test what is found.", rich_help_panel=_TRIALS),
-    ] = False,
-    engine: Annotated[
-        Literal["local", "ray"],
-        typer.Option(
-            help="local: processes of this machine; ray: Ray Tune, also on a cluster.",
-            rich_help_panel=_WORK,
-        ),
-    ] = "local",
-    workers: Annotated[
-        int, typer.Option(help="Trials at a time.", rich_help_panel=_WORK)
-    ] = 1,
-    retries: Annotated[
-        int,
-        typer.Option(
-            help="Times that a trial whose process was lost is taken up again.",
-            rich_help_panel=_WORK,
-        ),
-    ] = 2,
-    device: Device = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the trials that are not done.")
-    ] = False,
+    preset: SweptPreset = None,
+    train: Train = False,
+    work: WorkOptions,
+    resume: ResumeSweep = False,
     as_json: Json = False,
-) -> None:  # fmt: skip
-    """Search with every combination of some settings, each trial in a run folder of its own.
+) -> None:
+    """Search with every combination of some settings, each in a run folder of its own.
 
-    Backbones and features are made once for the trials that agree on them.
+    Backbones and features are made once for the runs that agree on them.
 
-    A trial that fails does not stop the others; the exit status is then 1.
+    A run that fails does not stop the others; the exit status is then 1.
 
     The table says how each ended, and so does sweep.json in the folder.
 
     Example: bmnas sweep --task digits --set seed=0,1 --set search.channels=16,32 --workers 2
     """
-    from bmnas.lab.sweep.folder import run_sweep
-    from bmnas.lab.sweep.plan import make_plan
-    from bmnas.machine.progress import Bars
+    from bmnas.lab.sweep import read_sweep, sweep_jobs
 
     given = {"task": task, "data": None if data is None else str(data), "preset": preset}
-    plan = make_plan(file, given, grid or [], train=train)
-    task_name = Path(str(plan.trials[0].settings["task"])).stem
-    name = f"{task_name}-sweep" if file is None else file.stem
+    setups = read_sweep(file, given, grid or [])
+    name = f"{Path(setups[0].settings['task']).stem}-sweep" if file is None else file.stem
     folder = Path("runs") / name if run is None else run
-    records = run_sweep(
-        plan,
-        folder,
-        engine=_engine(engine),
-        workers=workers,
-        retries=retries,
-        device=device,
-        resume=resume,
-        progress=Bars(),
-    )
+    jobs = sweep_jobs(setups, train=train)
+    records = work.run(jobs, folder, option="--run", resume=resume)
     _print(folder, records, as_json)
     if any(record.state != "done" for record in records):
         raise typer.Exit(1)
 
 
-def _engine(name: str) -> RunJobs:
-    if name == "local":
-        from bmnas.lab.sweep.local import run_local
-
-        return run_local
-    # Now, so that what is missing is told before anything is done.
-    import ray
-
-    try:
-        import ray.tune
-    except ImportError as error:
-        from bmnas.machine.errors import UserError
-
-        raise UserError(
-            f"ray {ray.__version__} lacks what ray.tune needs: run pip install 'bmnas[sweep]'"
-        ) from error
-
-    from bmnas.lab.sweep.on_ray import run_on_ray
-
-    return run_on_ray
-
-
-def _print(folder: Path, records: list[TrialRecord], as_json: bool) -> None:
-    import dataclasses
-    import json
-
+def _print(folder: Path, records: list[JobRecord], as_json: bool) -> None:
     if as_json:
-        trials = [dataclasses.asdict(record) for record in records]
-        print(json.dumps({"folder": str(folder), "trials": trials}, indent=2))
+        print_json({"folder": str(folder), "trials": [vars(record) for record in records]})
         return
-    from bmnas.lab.sweep.table import sweep_tables
+    from bmnas.lab.jobs.table import best_first, jobs_table
     from bmnas.report.tables import print_tables
 
-    print_tables(sweep_tables(records))
+    print_tables([jobs_table(best_first(records), "Sweep")])
     typer.echo(f"Next: bmnas compare {folder}/*/", err=True)

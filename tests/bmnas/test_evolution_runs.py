@@ -11,7 +11,7 @@ from tiny_tasks import CONFIG, write_tiny_task
 
 import bmnas.pipeline.search
 import bmnas.pipeline.training
-from bmnas.lab.sweep.plan import make_plan
+from bmnas.lab.sweep import read_sweep
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config
 from bmnas.spaces.trees.fusion_tree import FusionTree
@@ -109,7 +109,7 @@ def test_only_a_strategy_with_a_section_has_settings_of_its_own() -> None:
 
 
 def test_a_sweep_may_vary_them() -> None:
-    (few, many) = make_plan(None, {}, ["evolution.subsets=0,3"], train=False).trials
+    (few, many) = read_sweep(None, {"strategy": "evolution"}, ["evolution.subsets=0,3"])
     assert (few.name, many.name) == ("subsets-0", "subsets-3")
     assert many.config("digits").strategies["evolution"] == EvolutionConfig(subsets=3)
     assert many.config("digits").preset == "digits"

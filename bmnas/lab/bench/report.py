@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bmnas.lab.bench.jobs import Job
+from bmnas.lab.bench.jobs import commands
 from bmnas.lab.bench.regret import Regrets
 from bmnas.lab.bench.suite import Suite
+from bmnas.lab.jobs.folder import job_record
+from bmnas.lab.jobs.job import Job, Result
+from bmnas.lab.jobs.table import jobs_table
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import write_json, write_text
 from bmnas.report.comparison import draw_comparison
@@ -20,47 +23,50 @@ from bmnas.report.regret import draw_regret
 from bmnas.report.rows import ComparisonRow, comparison_rows, row_to_dict, spread_of
 from bmnas.report.tables import TextTable, comparison_tables, html_tables, markdown
 
-_DASH = "–"
 _BUDGETS = (8, 25, 100, 200)  # candidates in the table of regrets
+
+
+#: A job that is done, and what its run folder says.
+Done = tuple[Job, RunRecord]
 
 
 def write_report(
     suite: Suite, jobs: Sequence[Job], regrets: Sequence[Regrets], folder: Path, command: str
-) -> list[Path]:
+) -> tuple[list[ComparisonRow], list[Path]]:
     """Write report.html, report.md and report.json for the ``jobs`` that are done.
 
-    Returns the files. Paths in them are relative to ``folder``, which may be moved as a whole.
+    Returns the rows and the files. Paths in them are relative to ``folder``, which may be moved as
+    a whole.
     """
-    runs = {job: load_run(job.run) for job in jobs}
+    runs = [(job, load_run(folder / job.name)) for job in jobs]
     rows = report_rows(runs)
     facts = _facts(suite, jobs, command)
     tables = [*comparison_tables(rows), *map(_regret_table, regrets)]
-    trace = _trace(runs, folder)
+    trace = jobs_table([job_record(j, folder, Result(j.name, "done")) for j in jobs], "Runs")
     files = [folder / f"report.{suffix}" for suffix in ("html", "md", "json")]
     write_text(files[0], _html(suite, rows, regrets, tables, trace, facts))
     write_text(files[1], "\n".join([f"# {suite.name}", "", *facts, "", markdown([*tables, trace])]))
     write_json(files[2], _json(suite, runs, rows, regrets, folder, command))
-    return files
+    return rows, files
 
 
-def report_rows(runs: Mapping[Job, RunRecord]) -> list[ComparisonRow]:
+def report_rows(runs: Sequence[Done]) -> list[ComparisonRow]:
     """Return a row for each way to fuse, and one for what fuses nothing, the best score first.
 
     The latter are each modality alone, and the mean of the unimodal networks' logits.
     """
     rows: list[ComparisonRow] = []
-    for task in dict.fromkeys(job.task for job in runs):
-        members = {job: run for job, run in runs.items() if job.task == task}
+    for task in dict.fromkeys(job.label["task"] for job, _ in runs):
         ways: dict[str, list[RunRecord]] = {}
-        for job, run in members.items():
-            ways.setdefault(job.way, []).append(run)
+        for job, run in runs:
+            if job.label["task"] == task:
+                ways.setdefault(job.way, []).append(run)
         found = [
-            replace(row, task=task.name, name=way)
+            replace(row, task=task, name=way)
             for way, group in ways.items()
             for row in comparison_rows(group)
         ]
-        first = next(iter(ways.values()))
-        found += _alone(found[0], first)
+        found += _alone(found[0], next(iter(ways.values())))
         rows += sorted(found, key=lambda row: -row.score.mean if row.score else 0.0)
     return rows
 
@@ -86,17 +92,6 @@ def _alone(like: ComparisonRow, runs: Sequence[RunRecord]) -> list[ComparisonRow
         )
         for name, path in paths.items()
     ]
-
-
-def _trace(runs: Mapping[Job, RunRecord], folder: Path) -> TextTable:
-    rows = []
-    for job, run in runs.items():
-        score = run.metrics.number("test", "score")
-        shown = _DASH if score is None else f"{score:.4f}"
-        place = job.run.relative_to(folder).as_posix()
-        rows.append((job.task.name, job.way, place, str(job.seed), shown))
-    columns = ("task", "way", "run folder", "seed", "test score")
-    return TextTable("Runs", columns, tuple(rows), words=3)
 
 
 def _regret_table(regrets: Regrets) -> TextTable:
@@ -149,12 +144,13 @@ def _html(
 
 def _json(
     suite: Suite,
-    runs: Mapping[Job, RunRecord],
+    runs: Sequence[Done],
     rows: Sequence[ComparisonRow],
     regrets: Sequence[Regrets],
     folder: Path,
     command: str,
 ) -> dict[str, Any]:
+    wanted = {task.name: task for task in suite.task}
     return {
         "suite": suite.name,
         "command": command,
@@ -165,13 +161,11 @@ def _json(
         "regrets": [asdict(one) for one in regrets],
         "runs": [
             {
-                "task": job.task.name,
-                "way": job.way,
-                "seed": job.seed,
-                "run": job.run.relative_to(folder).as_posix(),
+                **job.label,
+                "run": job.name,
                 "score": run.metrics.number("test", "score"),
-                "commands": job.commands(),
+                "commands": commands(job, wanted[job.label["task"]], folder),
             }
-            for job, run in runs.items()
+            for job, run in runs
         ],
     }

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+from bmnas.lab.jobs.job import SEARCHED
 from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml
-from bmnas.pipeline.config import load_preset
+from bmnas.machine.schema import NotEmpty, OneOf, Range, read
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies import STRATEGIES
 
-#: The Cells of what the first strategy found, on other pairs of features.
-SEARCHED = "searched"
 PAIRS = ("found", "late", "random")
 
 
@@ -57,19 +57,50 @@ class SuiteTable:
 
 @dataclass(frozen=True)
 class Suite:
-    """Ways to fuse, each run on every task for ``seeds`` seeds from 0.
+    """Ways to fuse, each run on every ``task`` for ``seeds`` seeds from 0.
 
     ``modules`` are known modules of the pool, or ``searched``, on each of ``pairs`` of features.
+    The file's tables ``[[task]]`` and ``[[table]]`` give the attributes their names.
     """
 
-    name: str
-    tasks: tuple[SuiteTask, ...]
-    seeds: int
-    strategies: tuple[str, ...]
-    fusions: tuple[str, ...] = ()
-    modules: tuple[str, ...] = ()
-    pairs: tuple[str, ...] = ()
-    tables: tuple[SuiteTable, ...] = ()
+    task: Annotated[tuple[SuiteTask, ...], NotEmpty()]
+    strategies: tuple[Annotated[str, OneOf(tuple(STRATEGIES))], ...]
+    fusions: tuple[Annotated[str, OneOf(tuple(FUSIONS))], ...] = ()
+    modules: tuple[Annotated[str, OneOf((*FUSION_MODULES, SEARCHED))], ...] = ()
+    pairs: tuple[Annotated[str, OneOf(PAIRS)], ...] = ()
+    table: tuple[SuiteTable, ...] = ()
+    seeds: Annotated[int, Range(1, 1000)] = 3
+    name: str = ""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what does not fit together, by the name of the list."""
+        # What the search finds is what the others are compared with, and gives its pairs and Cells.
+        if self.strategies[:1] != ("bmnas",):
+            yield "strategies", f"received {list(self.strategies)}, expected bmnas in first place"
+        if self.modules and not self.pairs:
+            yield "modules", f"received no pairs for them, expected some of {', '.join(PAIRS)}"
+        for name in ("strategies", "fusions", "modules", "pairs"):
+            given = getattr(self, name)
+            if len(set(given)) < len(given):
+                yield name, f"received {list(given)}, expected each once"
+        slugs = [task.slug for task in self.task]
+        for task in self.task:
+            if slugs.count(task.slug) > 1:
+                yield (
+                    "task",
+                    f"received {task.name!r}, whose runs would lie in the folder {task.slug} of "
+                    "another task, expected another name, or a suite of its own",
+                )
+
+    def ways(self) -> list[str]:
+        """Return the ways to fuse, as a job names them."""
+        modules = [f"module {name}/{pairs}" for name in self.modules for pairs in self.pairs]
+        return [
+            *(f"search {name}" for name in self.strategies),
+            *(f"fusion {name}" for name in self.fusions),
+            # The searched Cells on the pairs that they were found with are the search itself.
+            *(way for way in modules if way != f"module {SEARCHED}/found"),
+        ]
 
 
 def suite_names() -> list[str]:
@@ -80,9 +111,8 @@ def suite_names() -> list[str]:
 
 def load_suite(source: str) -> Suite:
     """Return the suite of a name, or of a ``.toml`` file; raises UserError, one line."""
-    if source.endswith(".toml"):
-        path = Path(source)
-    else:
+    path = Path(source)
+    if not source.endswith(".toml"):
         names = suite_names()
         if source not in names:
             raise UserError(
@@ -90,79 +120,5 @@ def load_suite(source: str) -> Suite:
                 f"file{close(source, names)}"
             )
         path = Path(str(resources.files("bmnas.lab.bench") / "suites" / f"{source}.toml"))
-    try:
-        return _suite(path.stem, read_toml(path))
-    except UserError as error:
-        said = str(error)
-        raise UserError(said if said.startswith(str(path)) else f"{path}: {said}") from error
-
-
-def _suite(name: str, content: dict[str, Any]) -> Suite:
-    known = ("seeds", "strategies", "fusions", "modules", "pairs", "task", "table")
-    for key in content:
-        if key not in known:
-            raise UserError(f"received {key!r}, expected {', '.join(known)}{close(key, known)}")
-    seeds = content.get("seeds", 3)
-    if type(seeds) is not int or not 1 <= seeds <= 1000:
-        raise UserError(f"seeds: received {seeds!r}, expected a number from 1 to 1000")
-    allowed: Mapping[str, tuple[str, ...]] = {
-        "strategies": tuple(STRATEGIES),
-        "fusions": tuple(FUSIONS),
-        "modules": (*FUSION_MODULES, SEARCHED),
-        "pairs": PAIRS,
-    }
-    lists = {key: _names(content.get(key, []), key, names) for key, names in allowed.items()}
-    # What the search finds is what the others are compared with, and gives its pairs and Cells.
-    if lists["strategies"][:1] != ("bmnas",):
-        raise UserError(
-            f"strategies: received {list(lists['strategies'])}, expected bmnas in the first place"
-        )
-    if lists["modules"] and not lists["pairs"]:
-        raise UserError(f"modules: received no pairs for them, expected {', '.join(PAIRS)}")
-    tables = tuple(
-        SuiteTable(**table)
-        for table in _entries(content.get("table", []), "table", "file", ("searches",))
-    )
-    return Suite(name, _tasks(content.get("task", [])), seeds, **lists, tables=tables)
-
-
-def _names(found: Any, key: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-    if not isinstance(found, list):
-        raise UserError(f"{key}: received {found!r}, expected a list")
-    for name in found:
-        if name not in allowed:
-            hint = close(str(name), list(allowed))
-            raise UserError(f"{key}: received {name!r}, expected {', '.join(allowed)}{hint}")
-    if len(set(found)) < len(found):
-        raise UserError(f"{key}: received {found}, expected each once")
-    return tuple(found)
-
-
-def _entries(found: Any, kind: str, first: str, others: tuple[str, ...]) -> list[dict[str, str]]:
-    """Return tables [[kind]] that have a text for ``first``, and perhaps for ``others``."""
-    entries = found if isinstance(found, list) else [found]
-    for number, entry in enumerate(entries, start=1):
-        good = isinstance(entry, dict) and first in entry and set(entry) <= {first, *others}
-        if not good or not all(isinstance(value, str) for value in entry.values()):
-            raise UserError(
-                f"[[{kind}]] {number}: received {str(entry)[:80]}, expected a text each for "
-                f"{first} and, if wanted, {' and '.join(others)}"
-            )
-    return entries
-
-
-def _tasks(found: Any) -> tuple[SuiteTask, ...]:
-    if not isinstance(found, list) or not found:
-        raise UserError("expected a table [[task]], which is missing")
-    tasks: list[SuiteTask] = []
-    for number, table in enumerate(_entries(found, "task", "name", ("data", "preset")), start=1):
-        task = SuiteTask(**table)
-        if task.preset is not None:
-            load_preset(task.preset)
-        if task.slug in [other.slug for other in tasks]:
-            raise UserError(
-                f"[[task]] {number}: received {task.name!r}, whose runs would lie in the folder "
-                f"{task.slug} of another task, expected another name, or a suite of its own"
-            )
-        tasks.append(task)
-    return tuple(tasks)
+    suite = read(Suite, read_toml(path), str(path))
+    return dataclasses.replace(suite, name=suite.name or path.stem)

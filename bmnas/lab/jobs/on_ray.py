@@ -1,4 +1,4 @@
-"""The engine for clusters: Ray Tune, which knows the machines and starts lost trials again."""
+"""The engine for clusters: Ray Tune, which knows the machines and starts lost jobs again."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import contextlib
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bmnas.lab.sweep.engine import Engine, Result
-from bmnas.lab.sweep.job import Job, user_error
+from bmnas.lab.jobs.job import Order, Result, Workers
+from bmnas.lab.jobs.local import attempt
 from bmnas.machine.errors import one_line
 
 
-def run_on_ray(jobs: Sequence[Job], engine: Engine, told: Callable[[Result], None]) -> None:
-    """Do ``jobs`` as trials of Ray Tune, on the cluster of ``RAY_ADDRESS`` or on this machine.
+def run_on_ray(orders: Sequence[Order], workers: Workers, told: Callable[[Result], None]) -> None:
+    """Do ``orders`` as trials of Ray Tune, on the cluster of ``RAY_ADDRESS`` or on this machine.
 
     A trial takes one CPU, and one GPU where the cluster has any. Every machine must see the
-    sweep's folder and have this package. Raises ModuleNotFoundError without Ray.
+    jobs' folder and have this package. Raises ModuleNotFoundError without Ray.
     """
     _be_quiet()
     import ray
@@ -26,19 +27,28 @@ def run_on_ray(jobs: Sequence[Job], engine: Engine, told: Callable[[Result], Non
 
     if not ray.is_initialized():
         # On a cluster its machines say what they have.
-        own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": engine.workers}
+        own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers.count}
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **own)
-    gpus = 1 if ray.cluster_resources().get("GPU", 0) and jobs[0]["device"] != "cpu" else 0
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) and orders[0]["device"] != "cpu" else 0
+
+    def trainable(config: dict[str, Any]) -> dict[str, str]:
+        # Tune's processes have the driver's sys.path, their children only what is said here.
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        result = attempt(json.loads(config["order"]), workers, environment)
+        if result.state == "lost":
+            raise RuntimeError(result.error)
+        # A user's mistake would be made again: it is a result, not a failure to be retried.
+        return {"error": result.error or ""}
 
     tuner = tune.Tuner(
-        tune.with_resources(_trainable, {"cpu": 1, "gpu": gpus}),
+        tune.with_resources(trainable, {"cpu": 1, "gpu": gpus}),
         # As text: Tune looks into tables for axes of its own.
-        param_space={"job": tune.grid_search([json.dumps(job) for job in jobs])},
-        tune_config=tune.TuneConfig(max_concurrent_trials=engine.workers, reuse_actors=True),
+        param_space={"order": tune.grid_search([json.dumps(order) for order in orders])},
+        tune_config=tune.TuneConfig(max_concurrent_trials=workers.count, reuse_actors=True),
         run_config=tune.RunConfig(
-            name=jobs[0]["kind"],
-            storage_path=str(engine.scratch),
-            failure_config=tune.FailureConfig(max_failures=engine.retries),
+            name=orders[0]["way"].partition(" ")[0],
+            storage_path=str(workers.scratch),
+            failure_config=tune.FailureConfig(max_failures=workers.retries),
             callbacks=[_telling(told)],
             verbose=0,
         ),
@@ -67,13 +77,8 @@ def _telling(told: Callable[[Result], None]) -> Any:
     return Telling()
 
 
-def _trainable(config: dict[str, Any]) -> dict[str, str]:
-    # A user's mistake would be made again: it is a result, not a failure to be retried.
-    return {"error": user_error(json.loads(config["job"])) or ""}
-
-
 def _name(config: dict[str, Any]) -> str:
-    return str(json.loads(config["job"])["name"])
+    return str(json.loads(config["order"])["name"])
 
 
 def _last_line(trial: Any) -> str:

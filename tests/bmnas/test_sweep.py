@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bmnas.lab.sweep.plan import make_plan
+from bmnas.lab.sweep import read_sweep, sweep_jobs
 from bmnas.machine.errors import UserError
 
 
@@ -14,7 +14,7 @@ def plan(tmp_path: Path, text: str = "", *grid: str, **given: Any) -> list[Any]:
     if text:
         path = tmp_path / "sweep.toml"
         path.write_text(text)
-    return list(make_plan(path, given, grid, train=False).trials)
+    return read_sweep(path, given, grid)
 
 
 def test_a_grid_is_every_combination(tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_names_of_two_sections_do_not_meet(tmp_path: Path) -> None:
         ("[grid]\nseed = ['a']", [], r"\[grid\] seed: received 'a', expected int"),
         ("seed = true", [], "seed: received True, expected int"),
         ("trial = 3", [], r"trial: received 3, expected tables \[\[trial\]\]"),
-        ("[[trial]]\nname = '../x'", [], r"name: received '\.\./x', expected a folder's name"),
-        ("[[trial]]\nname = '.x'", [], r"name: received '\.x', expected a folder's name"),
+        ("[[trial]]\nname = '../x'", [], r"name: received '\.\./x', expected the name of a folder"),
+        ("[[trial]]\nname = '.x'", [], r"name: received '\.x', expected the name of a folder"),
         ("[[trial]]\n[[trial]]", [], "received two trials called trial"),
         ("", ["seed"], "--set: received 'seed', expected KEY=VALUE"),
         ("", ["seed="], "--set: received 'seed=', expected KEY=VALUE"),
@@ -99,7 +99,7 @@ def test_names_of_two_sections_do_not_meet(tmp_path: Path) -> None:
         ("", ["seed=1,[", ""], r"--set: seed=1,\[: received '\['"),
         ("", ["seed=one"], "--set seed: received 'one', expected int"),
         ("", [f"seed={','.join(map(str, range(200)))}", "search.cells=" + "1," * 99 + "1"],
-         "received a sweep of 20,000 trials, expected at most 10,000"),
+         "received a sweep of 20,000 runs, expected at most 10,000"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_understood(
@@ -111,5 +111,45 @@ def test_what_cannot_be_understood(
 
 def test_a_value_out_of_range_names_the_trial(tmp_path: Path) -> None:
     (trial,) = plan(tmp_path, "", "search.channels=0")
-    with pytest.raises(UserError, match=r"trial channels-0: \[search\] channels: received 0"):
+    with pytest.raises(UserError, match=r"trial channels-0: search\.channels: received 0"):
         trial.config("default")
+
+
+def unread(tmp_path: Path, text: str, *grid: str, train: bool = False) -> list[Any]:
+    return sweep_jobs(plan(tmp_path, text, *grid), train=train)
+
+
+@pytest.mark.parametrize(
+    ("text", "grid", "message"),
+    [
+        ("", ["strategy=bmnas,random", "search.epochs=1,2"],
+         "trial strategy-random_epochs-1: received search.epochs, which strategy random does not"),
+        ("", ["strategy=evolution", "search.channels=8,16"], "received search.channels, which str"),
+        ("", ["mfas.kept=2,3"], "received mfas.kept, which strategy bmnas does not read"),
+        ("search.rerank = 0", ["search.candidate_epochs=1,2"], "received search.candidate_epochs"),
+        ("", ["train.epochs=1,2"], "received train.epochs, .* count with --train"),
+        ("search.candidates = 9", ["seed=0,1"], "received search.candidates, which strategy bmnas"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_changes_nothing_is_told(
+    tmp_path: Path, text: str, grid: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        unread(tmp_path, text, *grid)
+
+
+def test_what_one_strategy_reads_may_be_set_for_all(tmp_path: Path) -> None:
+    both = "search.epochs = 2\nevolution.generations = 3\nstrategy = 'evolution'\n[[trial]]"
+    jobs = unread(tmp_path, f"{both}\n[[trial]]\nstrategy = 'bmnas'")
+    assert [job.config.of_strategy("evolution")["generations"] for job in jobs] == [3, 3]
+    (job,) = unread(tmp_path, "", "search.rerank=2", "search.candidate_epochs=1")
+    assert job.config.search.candidate_epochs == 1
+    (job,) = unread(tmp_path, "", "train.epochs=3", train=True)
+    assert (job.stages, job.config.train.epochs) == (("search", "train"), 3)
+
+
+def test_the_settings_of_a_strategy_reach_its_process(tmp_path: Path) -> None:
+    jobs = unread(tmp_path, "", "strategy=mfas", "mfas.kept=2,3")
+    orders = [job.order(tmp_path, "cpu") for job in jobs]
+    assert [order["config"]["mfas"]["kept"] for order in orders] == [2, 3]
+    assert jobs[0].backbones == jobs[1].backbones

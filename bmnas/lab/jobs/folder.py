@@ -1,0 +1,175 @@
+"""The folder of many runs: a run folder for each job, what they share, and ``sweep.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bmnas.lab.jobs.attempts import attempts, attempts_file
+from bmnas.lab.jobs.job import Engine, Job, Result, Workers, backbones_jobs
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import read_json, write_json
+from bmnas.machine.progress import Progress, Silent
+from bmnas.pipeline.run_folder import Run, differing, locked
+
+FORMAT = "bmnas.sweep/2"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """How a job stands: ``done``, ``failed``, ``lost`` or ``waiting``; scores as fractions."""
+
+    name: str
+    settings: Mapping[str, Any]
+    state: str = "waiting"
+    attempts: int = 0
+    error: str | None = None
+    metric: str | None = None
+    validation: float | None = None
+    test: float | None = None
+    seconds: float | None = None
+
+
+def job_record(job: Job, folder: Path, result: Result) -> JobRecord:
+    """Return how ``job`` stands below ``folder`` after ``result``."""
+    metrics = Run(folder / job.name).read_metrics() if result.state == "done" else {}
+    return JobRecord(
+        job.name,
+        job.label,
+        result.state,
+        len(attempts(attempts_file(folder, job.name))),
+        result.error,
+        metrics.get("metric"),
+        metrics.get("search", {}).get("validation"),
+        metrics.get("test", {}).get("score"),
+        metrics.get("seconds", {}).get("search"),
+    )
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    folder: Path,
+    workers: Workers,
+    engine: Engine,
+    *,
+    device: str = "auto",
+    option: str = "--run",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> list[JobRecord]:
+    """Do every job in ``folder`` and return how each ended, in their order.
+
+    Backbones and features are made first, once for all jobs that agree on them; a job that starts
+    from the genotype of another one waits for it. A job that a UserError ended is told and not
+    repeated; one whose process was lost is started again and goes on where it was. What is finished
+    stays. Raises UserError for a folder that holds a sweep, unless ``resume`` is set, and for one
+    with a run of other settings; ``option`` is the one that names the folder.
+    """
+    for name, number, least in (("--workers", workers.count, 1), ("--retries", workers.retries, 0)):
+        if number < least:
+            raise UserError(f"{name}: received {number}, expected {least} or more")
+    many = _Many(jobs, folder, option)
+    with locked(folder):
+        many.open(resume)
+        many.run(engine, workers, device, progress or Silent())
+    return list(many.records.values())
+
+
+@dataclass
+class _Many:
+    jobs: Sequence[Job]
+    folder: Path
+    option: str
+    records: dict[str, JobRecord] = field(default_factory=dict)
+    earlier: dict[str, Any] = field(default_factory=dict)
+
+    def open(self, resume: bool) -> None:
+        """Take the folder; what is finished there stays."""
+        path = self.folder / "sweep.json"
+        if path.is_file():
+            found = read_json(path)
+            if not isinstance(found, dict) or found.get("format") != FORMAT:
+                raise UserError(f"{path}: received an unknown format, expected {FORMAT!r}")
+            if not resume:
+                raise UserError(
+                    f"{self.folder}: holds a sweep already; go on with --resume, or choose another "
+                    f"folder with {self.option}"
+                )
+            self.earlier = {record["name"]: record for record in found["trials"]}
+        for job in self.jobs:
+            self._check(job)
+        self.records = {job.name: JobRecord(job.name, job.label) for job in self.jobs}
+        for job in self.jobs:
+            if job.finished(self.folder):
+                self._end(job, Result(job.name, "done"))
+        self._save()
+
+    def run(self, engine: Engine, workers: Workers, device: str, progress: Progress) -> None:
+        """Do what is not finished, each job once those that it needs are done."""
+        ended = {
+            name: Result(name, "done") for name, r in self.records.items() if r.state == "done"
+        }
+        waiting = [job for job in self.jobs if job.name not in ended]
+        shared = backbones_jobs(waiting)
+        needs: dict[str, list[str]] = {job.name: [] for job in shared}
+        for job in waiting:
+            needs[job.name] = [job.backbones, *([] if job.after is None else [job.after])]
+        waiting = [*shared, *waiting]
+        by_name = {job.name: job for job in waiting}
+        if not waiting:
+            return
+        with progress.stage("runs", len(waiting)) as shown:
+
+            def told(result: Result) -> None:
+                ended[result.name] = result
+                if result.error is not None:
+                    progress.note(f"{result.name}: {result.state}: {result.error}")
+                if result.name in self.records:
+                    self._end(by_name[result.name], result)
+                    self._save()
+                shown.advance()
+
+            while waiting:
+                ready = [job for job in waiting if ended.keys() >= set(needs[job.name])]
+                assert ready, "a job waits for one that is not among them"
+                waiting = [job for job in waiting if job not in ready]
+                orders = []
+                for job in ready:
+                    spoilt = [ended[n] for n in needs[job.name] if ended[n].state != "done"]
+                    if spoilt:
+                        what = "backbones" if spoilt[0].name == job.backbones else spoilt[0].name
+                        error = f"its {what}: {spoilt[0].error}"
+                        told(Result(job.name, spoilt[0].state, error))
+                    else:
+                        orders.append(job.order(self.folder.resolve(), device))
+                if orders:
+                    engine(orders, workers, told)
+
+    def _check(self, job: Job) -> None:
+        """Raise UserError where the run of a job was made with other settings."""
+        run = Run(self.folder / job.name)
+        if not run.config.is_file() or not run.begun():
+            return
+        kind, _, name = job.way.partition(" ")
+        wanted = {"task": job.task, "seed": job.seed, "strategy": name, **job.config.to_dict()}
+        keys = ["task", "seed", "unimodal", "search"]
+        if kind == "search":
+            keys += ["strategy", *([name] if name in wanted else [])]
+        if "train" in job.stages and run.network.is_file():
+            keys.append("train")
+        what = differing(run, wanted, tuple(keys))
+        if what is not None:
+            raise UserError(
+                f"{run.path}: holds a run with {what}; choose another folder with {self.option}"
+            )
+
+    def _end(self, job: Job, result: Result) -> None:
+        self.records[job.name] = job_record(job, self.folder, result)
+
+    def _save(self) -> None:
+        now = {name: dataclasses.asdict(record) for name, record in self.records.items()}
+        trials = list({**self.earlier, **now}.values())
+        write_json(self.folder / "sweep.json", {"format": FORMAT, "trials": trials})
