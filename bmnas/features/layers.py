@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from bmnas.machine.distribution.share import current
 
@@ -53,8 +54,12 @@ def drop_threshold(p: float) -> tuple[int, float]:
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zero each element with probability ``p`` and scale the others by 1 / (1 - p).
 
-    On a CPU ``p`` is rounded to a multiple of 1/256, see ``keep_mask``.
+    On a CPU ``p`` is rounded to a multiple of 1/256, see ``keep_mask``. It is one function to what
+    records the functions of torch.
     """
+    if has_torch_function_unary(x):
+        result: Tensor = handle_torch_function(dropout, (x,), x, p, training)
+        return result
     if current() is None and (x.device.type != "cpu" or torch.compiler.is_compiling()):
         return F.dropout(x, p, training)
     mask, factor = keep_mask(x, p, training)

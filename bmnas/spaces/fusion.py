@@ -24,6 +24,11 @@ class Fusion(nn.Module):
         """The last layer, which gives the logits and is counted apart."""
         raise TypeError(f"{type(self).__name__} does not name its classifier")
 
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether its ``loss`` may be another than the task's."""
+        return type(self).loss is not Fusion.loss
+
     def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
         """Return what its training minimises: the task's loss, unless it has more of its own.
 

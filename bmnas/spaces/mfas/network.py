@@ -109,6 +109,11 @@ class MFASNetwork(Fusion):
         """The linear layers of all heads."""
         return self.classifiers
 
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether it has heads, whose losses count."""
+        return bool(self.heads)
+
     def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
         """Return the sum of the losses of the heads, which follow the summed logits."""
         if isinstance(output, Tensor):

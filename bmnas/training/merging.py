@@ -1,0 +1,312 @@
+"""Recorded calls of many networks, merged: k calls of one kind are one call on stacked tensors.
+
+Legend: k calls of a group, B batch, C channels, R rows, L length.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from bmnas.training.recording import ELEMENTWISE, SLOT, Call, Value, Weight, dropout_mask, name_of
+
+_RESHAPING = frozenset(["flatten", "reshape", "squeeze", "unflatten", "unsqueeze", "view"])
+
+#: Where a tensor lies: the number of a group and of its output, or the name of what is given.
+Source = tuple[int, int] | str
+#: How a group's inputs become its outputs.
+Way = Callable[[Sequence[Tensor]], Any]
+#: Says in which row of which stack each of some weights is.
+Place = Callable[[Sequence[Weight]], Sequence[tuple[str, int]]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Rows from ``start`` to ``stop`` of a source, or all of a shared one, which has no rows."""
+
+    source: Source
+    start: int = 0
+    stop: int = 0
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """k tensors along a first axis, as an argument of a merged call."""
+
+    data: Tensor
+
+
+class Program:
+    """Groups of calls in an order in which they can be made, and where their inputs lie.
+
+    ``wanted`` are lists of results, each of which is returned as one stacked tensor.
+    """
+
+    def __init__(self, wanted: Sequence[Sequence[Value]], place: Place) -> None:
+        self._place = place
+        self._rows: dict[Value, Run] = {}
+        self._groups: list[tuple[Call, Way, list[list[Run]]]] = []
+        for number, calls in enumerate(schedule([value for each in wanted for value in each])):
+            # In the order of what they read, so that it need not be put in order.
+            calls.sort(key=lambda call: [self._order(value) for value in call.inputs])
+            columns = zip(*(call.inputs for call in calls), strict=True)
+            inputs = [self._runs(c[:1] if c[0].call.shared else c) for c in columns]
+            self._groups.append((calls[0], way(calls[0], len(calls)), inputs))
+            for row, call in enumerate(calls):
+                for value in call.outputs:
+                    source = number, value.index
+                    self._rows[value] = Run(source) if call.shared else Run(source, row, row + 1)
+        self._wanted = [self._runs(values) for values in wanted]
+        self._cuts: dict[Source, set[int]] = defaultdict(set)
+        last: dict[Source, int] = {}
+        every = [*(inputs for _, _, inputs in self._groups), self._wanted]
+        for number, inputs in enumerate(every):
+            for run in (run for runs in inputs for run in runs):
+                self._cuts[run.source] |= {run.start, run.stop}
+                last[run.source] = number
+        self._last = [[s for s, n in last.items() if n == number] for number in range(len(every))]
+
+    def __call__(
+        self, given: Mapping[str, Tensor], seed: int, device: torch.device
+    ) -> list[Tensor]:
+        """Return the results from weights and features, with dropout masks drawn from ``seed``."""
+        found: dict[Source, Any] = dict(given.items())
+        pieces: dict[Source, Mapping[int, Tensor]] = {}
+        for number, (first, compute, inputs) in enumerate(self._groups):
+            tensors = [self._gather(runs, found, pieces) for runs in inputs]
+            if first.func is dropout_mask:
+                results: Any = _call(first, (), partial(_draw, seed, device))
+            else:
+                results = compute(tensors)
+            results = results if isinstance(results, tuple | list) else (results,)
+            found.update({(number, index): x for index, x in enumerate(results)})
+            for source in self._last[number]:  # memory that nobody needs any more
+                del found[source]
+                pieces.pop(source, None)
+        return [self._gather(runs, found, pieces, stack=True) for runs in self._wanted]
+
+    def _gather(
+        self,
+        runs: Sequence[Run],
+        found: Mapping[Source, Tensor],
+        pieces: dict[Source, Mapping[int, Tensor]],
+        *,
+        stack: bool = False,
+    ) -> Tensor:
+        parts: list[Tensor] = []
+        for source, start, stop in ((run.source, run.start, run.stop) for run in runs):
+            x = found[source]
+            if stop == 0:
+                parts.append(x[None] if stack else x)
+            elif start == 0 and stop == len(x):
+                parts.append(x)
+            else:
+                if source not in pieces:
+                    # Split once: a slice's gradient is as large as all of it.
+                    cuts = sorted(self._cuts[source] | {0, len(x)})
+                    sizes = [b - a for a, b in pairwise(cuts)]
+                    pieces[source] = dict(zip(cuts, x.split(sizes), strict=False))
+                parts += [x for cut, x in pieces[source].items() if start <= cut < stop]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _runs(self, values: Sequence[Value]) -> list[Run]:
+        """Return where ``values`` lie, neighbours as one run."""
+        weights = [v.call.given for v in values if isinstance(v.call.given, Weight)]
+        places = iter(self._place(weights) if weights else ())
+        runs: list[Run] = []
+        for value in values:
+            given = value.call.given
+            if given is None:
+                run = self._rows[value]
+            elif isinstance(given, str):
+                run = Run(given)
+            else:
+                name, row = next(places)
+                run = Run(name, row, row + 1)
+            if runs and run.stop and (runs[-1].source, runs[-1].stop) == (run.source, run.start):
+                runs[-1] = Run(run.source, runs[-1].start, run.stop)
+            else:
+                runs.append(run)
+        return runs
+
+    def _order(self, value: Value) -> tuple[int, int, int]:
+        run = self._rows.get(value)
+        return (
+            (-1, 0, 0) if run is None or isinstance(run.source, str) else (*run.source, run.start)
+        )
+
+
+def schedule(results: Sequence[Value]) -> list[list[Call]]:
+    """Return the calls that ``results`` need, in groups that can be made one after the other.
+
+    Of the kinds that have a call whose inputs are there, the one whose calls have the fewest before
+    them on average is next (Neubig et al., NeurIPS 2017).
+    """
+    needed: dict[Call, None] = {}
+    left = [value.call for value in reversed(results)]
+    while left:
+        call = left.pop()
+        if call not in needed and call.given is None:
+            needed[call] = None
+            left += [value.call for value in reversed(call.inputs)]
+    depths: dict[Any, list[int]] = defaultdict(list)
+    readers: dict[Call, list[Call]] = defaultdict(list)
+    ready: dict[Any, list[Call]] = defaultdict(list)
+    waits: dict[Call, int] = {}
+    for call in needed:
+        depths[call.kind].append(call.depth)
+        before = {value.call: None for value in call.inputs if value.call.given is None}
+        waits[call] = len(before)
+        for each in before:
+            readers[each].append(call)
+        if not before:
+            ready[call.kind].append(call)
+    rank = {kind: (sum(d) / len(d), n) for n, (kind, d) in enumerate(depths.items())}
+    groups = []
+    while ready:
+        groups.append(ready.pop(min(ready, key=rank.__getitem__)))
+        for call in groups[-1]:
+            for reader in readers[call]:
+                waits[reader] -= 1
+                if waits[reader] == 0:
+                    ready[reader.kind].append(reader)
+    return groups
+
+
+def way(call: Call, count: int) -> Way:
+    """Return how ``count`` calls of the kind of ``call`` are made at once.
+
+    Its inputs are stacked along a first axis, but for those that are shared.
+    """
+    many = [not value.call.shared for value in call.inputs]
+    rule, inputs = _RULES.get(call.func, (None, ()))
+    if call.shared:
+        return lambda tensors: _call(call, tensors)
+    if rule is not None and len(many) in inputs and all(many[1:]):
+        return lambda tensors: _call(
+            call, [Stacked(x) if m else x for m, x in zip(many, tensors, strict=True)], rule
+        )
+    if name_of(call.func) in _RESHAPING and many == [True]:
+        shape = count, *call.outputs[0].shape
+        return lambda tensors: tensors[0].reshape(shape)
+    if name_of(call.func) in ELEMENTWISE:
+        rank = len(call.outputs[0].shape)
+        index = [
+            (slice(None), *[None] * (rank - len(value.shape))) if m else ()
+            for m, value in zip(many, call.inputs, strict=True)
+        ]
+        return lambda tensors: _call(call, [x[i] for x, i in zip(tensors, index, strict=True)])
+    return _Mapped(call, count, many)
+
+
+class _Mapped:
+    """``torch.vmap`` of a call, or k calls one by one where that is not possible."""
+
+    def __init__(self, call: Call, count: int, many: Sequence[bool]) -> None:
+        axes = tuple(0 if m else None for m in many)
+        self._call, self._count, self._many = partial(_call, call), count, many
+        self._vmap: Way | None = None
+        if any(many):
+            mapped = torch.vmap(lambda *own: _call(call, own), axes, randomness="different")
+            self._vmap = lambda tensors: mapped(*tensors)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        if self._vmap is None:
+            return self._one_by_one(tensors)
+        try:
+            # What torch does one by one itself it warns of.
+            with warnings.catch_warnings(action="error"):
+                return self._vmap(tensors)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, Warning):
+            self._vmap = None
+            return self._one_by_one(tensors)
+
+    def _one_by_one(self, tensors: Sequence[Tensor]) -> Sequence[Any]:
+        pairs = zip(self._many, tensors, strict=True)
+        rows = [x.unbind() if m else [x] * self._count for m, x in pairs]
+        found = [self._call([row[n] for row in rows]) for n in range(self._count)]
+        each = found if isinstance(found[0], tuple | list) else [(own,) for own in found]
+        columns = zip(*each, strict=True)
+        return [torch.stack(c) if isinstance(c[0], Tensor) else None for c in columns]
+
+
+def _call(call: Call, inputs: Sequence[Any], func: Callable[..., Any] | None = None) -> Any:
+    left = iter(inputs)
+    leaves = [next(left) if leaf is SLOT else leaf for leaf in call.leaves]
+    args, kwargs = pytree.tree_unflatten(leaves, call.spec)
+    return (func or call.func)(*args, **kwargs)  # type: ignore[misc]
+
+
+def _draw(
+    seed: int, device: torch.device, shape: Sequence[int], dtype: torch.dtype, keep: float, n: int
+) -> Tensor:
+    generator = torch.Generator(device).manual_seed(seed + n)
+    mask = torch.empty(shape, dtype=dtype, device=device).bernoulli_(keep, generator=generator)
+    return mask.div_(keep) if keep else mask
+
+
+def _linear(x: Tensor | Stacked, weight: Stacked, bias: Stacked | None = None) -> Tensor:
+    count, width, _ = weight.data.shape
+    if isinstance(x, Tensor):  # one product for all
+        shift = None if bias is None else bias.data.flatten()
+        y = F.linear(x, weight.data.flatten(0, 1), shift)
+        return cast(Tensor, y.unflatten(-1, (count, width))).movedim(-2, 0)
+    rows, factor = x.data.flatten(1, -2), weight.data.mT
+    y = torch.bmm(rows, factor) if bias is None else torch.baddbmm(bias.data[:, None], rows, factor)
+    return y.view(*x.data.shape[:-1], width)
+
+
+def _batch_norm(
+    x: Tensor | Stacked,
+    mean: Stacked,
+    variance: Stacked,
+    weight: Stacked,
+    bias: Stacked,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> Tensor:
+    """Normalise k times C channels; where x is shared, its statistics are taken once."""
+    each = [own.data for own in (mean, variance, weight, bias)]
+    if isinstance(x, Stacked):
+        columns = x.data.movedim(0, 1).flatten(1, 2)
+        m, v, w, b = (own.flatten() for own in each)
+        y = F.batch_norm(columns, m, v, w, b, training, momentum, eps)
+        return cast(Tensor, y.unflatten(1, (len(x.data), -1))).movedim(1, 0)
+    rest = [1] * (x.dim() - 2)
+    m, v, w, b = (own.view(len(own), 1, -1, *rest) for own in each)
+    if not training:
+        scale = w * (v + eps).rsqrt()
+        return torch.addcmul(b - m * scale, x, scale)
+    now = torch.zeros_like(each[0][0]), torch.zeros_like(each[1][0])
+    normal = F.batch_norm(x, *now, training=True, momentum=1.0, eps=eps)
+    for running, seen in zip(each, now, strict=False):
+        running.lerp_(seen.expand_as(running), momentum)
+    return torch.addcmul(b, normal, w)
+
+
+def _layer_norm(
+    x: Tensor | Stacked, shape: Sequence[int], weight: Stacked, bias: Stacked, eps: float
+) -> Tensor:
+    data, axes = (x, x.dim()) if isinstance(x, Tensor) else (x.data, x.data.dim() - 1)
+    normal = F.layer_norm(data, shape, eps=eps)
+    sizes = len(weight.data), *[1] * (axes - len(shape)), *shape
+    return torch.addcmul(bias.data.view(sizes), normal, weight.data.view(sizes))
+
+
+#: Functions that vmap is slow at, and how many inputs they have where a rule fits.
+_RULES: dict[Any, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
+    F.linear: (_linear, (2, 3)),
+    F.batch_norm: (_batch_norm, (5,)),
+    F.layer_norm: (_layer_norm, (3,)),
+}

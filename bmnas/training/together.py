@@ -1,0 +1,253 @@
+"""Many networks as one: what they do alike is computed at once, whatever their search spaces.
+
+A small network takes longer to call than to compute. ``Together`` records what each of N networks
+does (``recording``) and merges the calls that differ in their tensors alone (``merging``). As no
+network reads the weights of another, the sum of their losses gives each the gradients of its own.
+
+Legend: N networks, n samples, B batch, L length, C_raw channels of a raw feature, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from bmnas.features.samples import FeatureSamples
+from bmnas.machine.progress import Progress, Silent
+from bmnas.training.fit import Group, Recipe, fit, require_finite_loss
+from bmnas.training.heads import TaskHead
+from bmnas.training.merging import Program
+from bmnas.training.metrics import Evaluation, Output, evaluate_several
+from bmnas.training.recording import ApartError, Recorder, Value, Weight
+
+
+class Together(nn.Module):
+    """N networks of any search spaces as one, with the weights that they have.
+
+    ``pooled`` is a batch of every feature that one of them reads, of which shape, type and device
+    matter; ``features`` are these features, in the order in which ``forward`` takes them. In
+    training all networks see the same dropout masks, as they see the same batches: what becomes of
+    one does not depend on those beside it.
+
+    What cannot be merged is computed one by one: functions that torch cannot batch, and ``alone``
+    whole networks that ask for the value of a tensor, change their own buffers (BatchNorm apart),
+    or have a backward pass of their own.
+    """
+
+    def __init__(self, networks: Sequence[nn.Module], pooled: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._networks: Sequence[Any] = tuple(networks)
+        self.features = tuple(dict.fromkeys(name for n in networks for name in _reads(n)))
+        self.alone = nn.ModuleDict()
+        self._steps, self._extra = 0, list[int]()
+        self._tensors = [_tensors(network) for network in networks]
+        self._places: dict[Weight, tuple[str, int]] = {}
+        self._programs: dict[Any, tuple[Program, list[int]]] = {}
+        inputs = [pooled[name] for name in self.features]
+        self._device = inputs[0].device
+        self._record(inputs, training=False)  # for what cannot be merged there
+        self._programs[self._key(inputs)] = self._merge(self._record(inputs, training=True))
+        self.train()
+
+    def forward(self, pooled: Sequence[Tensor]) -> Output:
+        """Return logits (B, N, K) of all networks from the pooled ``features``, (B, L, C_raw) each.
+
+        In training what networks give besides their logits follows, for ``loss``.
+        """
+        key = self._key(pooled)
+        if key not in self._programs:
+            self._programs[key] = self._merge(self._record(pooled, self.training))
+        program, extra = self._programs[key]
+        named = dict(zip(self.features, pooled, strict=True))
+        seed = int(torch.randint(2**62, ())) if self.training else 0
+        given = {**self._parameters, **self._buffers, **named}
+        found = program(cast(Mapping[str, Tensor], given), seed, self._device)
+        self._steps += self.training
+        self._extra = extra
+        if not self.alone and not any(extra):
+            return found[0].transpose(0, 1)
+        logits = [own for merged in found[: min(1, len(extra))] for own in merged]
+        rest = iter(found[1:])
+        more = [[next(rest)[0] for _ in range(count)] for count in extra]
+        for number in sorted(map(int, self.alone)):
+            own = self._networks[number]([named[f] for f in _reads(self._networks[number])])
+            first, *others = own if isinstance(own, tuple) else (own,)
+            logits.insert(number, first)
+            more.insert(number, others)
+        self._extra = [len(each) for each in more]
+        every = torch.stack(logits, dim=1)
+        return (every, *(x for each in more for x in each)) if any(more) else every
+
+    def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
+        """Return the sum of the networks' losses of what ``forward`` gave in training."""
+        logits, *rest = (output,) if isinstance(output, Tensor) else output
+        if not any(network.has_own_loss for network in self._networks):
+            return head.network_losses(logits, labels).sum()
+        losses = []
+        for own, count, network in zip(logits.unbind(1), self._extra, self._networks, strict=True):
+            more, rest = rest[:count], rest[count:]
+            losses.append(network.loss(head, (own, *more) if more else own, labels))
+        return torch.stack(losses).sum()
+
+    @torch.no_grad()
+    def unstack(self) -> None:
+        """Give every network the weights and the statistics that it has here."""
+        for weight, (name, row) in self._places.items():
+            weight.of(self._tensors[weight.network][weight.name]).copy_(getattr(self, name)[row])
+        for number, network in enumerate(self._networks):
+            for name, buffer in network.named_buffers():
+                if name.endswith("num_batches_tracked") and str(number) not in self.alone:
+                    buffer += self._steps
+        self._steps = 0
+
+    def _key(self, pooled: Sequence[Tensor]) -> Any:
+        return self.training, *((x.shape, x.dtype) for x in pooled)
+
+    def _record(self, pooled: Sequence[Tensor], training: bool) -> dict[int, list[Value]]:
+        """Return what the networks give, but for those that are ``alone``."""
+        recorder = Recorder(dict(zip(self.features, pooled, strict=True)))
+        found = {}
+        for number, network in enumerate(self._networks):
+            if str(number) in self.alone:
+                continue
+            try:
+                found[number] = recorder.record(number, network.train(training), _reads(network))
+            except ApartError:
+                if self._programs:
+                    raise  # its weights are merged already
+                self.alone[str(number)] = network
+        return found
+
+    def _merge(self, recorded: Mapping[int, list[Value]]) -> tuple[Program, list[int]]:
+        """Return a program for what was recorded, and how much each network gives after logits."""
+        results = [each for n, each in recorded.items() if str(n) not in self.alone]
+        rest = [[value] for each in results for value in each[1:]]
+        wanted = [[each[0] for each in results], *rest] if results else []
+        return Program(wanted, self._place), [len(each) - 1 for each in results]
+
+    @torch.no_grad()
+    def _place(self, weights: Sequence[Weight]) -> list[tuple[str, int]]:
+        """Return stack and row of each of ``weights``; those that have none get a new stack."""
+        new = [weight for weight in dict.fromkeys(weights) if weight not in self._places]
+        if new:
+            whole = [self._tensors[weight.network][weight.name] for weight in new]
+            rows = [w.of(x).detach() for w, x in zip(new, whole, strict=True)]
+            stack = torch.stack(rows).to(self._device)
+            name = f"stack{len(self._parameters) + len(self._buffers)}"
+            if isinstance(whole[0], nn.Parameter):
+                stack = nn.Parameter(stack, requires_grad=whole[0].requires_grad)
+                self.register_parameter(name, stack)
+            else:
+                self.register_buffer(name, stack)
+            self._places.update({weight: (name, row) for row, weight in enumerate(new)})
+        return [self._places[weight] for weight in weights]
+
+
+@dataclass
+class Trained:
+    """How a network does: its best evaluation, and after how many epochs its training ended."""
+
+    best: Evaluation
+    epochs: int = 1
+    waited: int = 0
+
+    def see(self, found: Evaluation) -> None:
+        """Take note of another epoch; of equal scores the earliest counts."""
+        self.epochs, self.waited = self.epochs + 1, self.waited + 1
+        if found.score > self.best.score:
+            self.best, self.waited = found, 0
+
+
+def fit_together(
+    networks: Sequence[nn.Module],
+    train: FeatureSamples,
+    validation: FeatureSamples,
+    head: TaskHead,
+    recipe: Recipe,
+    *,
+    max_lr: float,
+    device: torch.device,
+    stage: str,
+    progress: Progress | None = None,
+    patience: int | None = None,
+    keep: Literal["best", "last"] = "best",
+    tell: Callable[[int, int], None] | None = None,
+) -> list[Trained]:
+    """Train ``networks`` on the same batches and return how each does on ``validation``.
+
+    They end with the weights of the last epoch. Of each the best epoch counts, measured after every
+    epoch, or with ``keep`` the last one, the only one then measured. With ``patience`` a network
+    that has not risen for so many epochs has ended; it is computed on until all have. ``tell`` is
+    called after an epoch with its number and how many networks are still trained. Draws from
+    torch's global generator. Raises UserError when a loss is no longer finite.
+    """
+    together = _together(networks, train, recipe.batch_size, device)
+    held = validation.select(together.features)
+    found: list[Trained] = []
+
+    def measure() -> bool:
+        each = evaluate_several(together, together, held, head, device)
+        running = [n for n in range(len(each)) if not found or found[n].waited != patience]
+        for n in running:
+            require_finite_loss(each[n].loss, stage, found[n].epochs + 1 if found else 1)
+        if found:
+            for n in running:
+                found[n].see(each[n])
+        else:
+            found.extend(map(Trained, each))
+        if tell is not None:
+            tell(max(own.epochs for own in found), len(running))
+        return all(own.waited == patience for own in found)
+
+    fit(
+        together,
+        together,
+        [Group(list(together.parameters()), max_lr)],
+        train.select(together.features),
+        head,
+        recipe,
+        device=device,
+        checkpoint=None,
+        progress=progress or Silent(),
+        stage=stage,
+        loss=partial(together.loss, head),
+        until=measure if keep == "best" else None,
+    )
+    together.unstack()
+    if keep == "last":
+        each = evaluate_several(together, together, held, head, device)
+        found = [Trained(own, recipe.epochs) for own in each]
+    return found
+
+
+def evaluate_together(
+    networks: Sequence[nn.Module],
+    samples: FeatureSamples,
+    head: TaskHead,
+    device: torch.device,
+) -> list[Evaluation]:
+    """Return ``evaluate`` of each of ``networks``, which are computed together."""
+    together = _together(networks, samples, 2, device)
+    held = samples.select(together.features)
+    return evaluate_several(together, together, held, head, device)
+
+
+def _together(
+    networks: Sequence[nn.Module], samples: FeatureSamples, batch_size: int, device: torch.device
+) -> Together:
+    few = samples.batch(torch.arange(min(batch_size, len(samples)))).inputs
+    pooled = {name: x.to(device) for name, x in zip(samples.names, few, strict=True)}
+    return Together(networks, pooled).to(device)
+
+
+def _reads(network: nn.Module) -> tuple[str, ...]:
+    return cast(tuple[str, ...], network.features)
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
