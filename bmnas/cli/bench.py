@@ -94,12 +94,11 @@ def _run(suite: Suite, jobs: list[Job], folder: Path, work: WorkOptions) -> bool
 
 
 def _print(rows: list[ComparisonRow], files: list[Path], as_json: bool) -> None:
-    from bmnas.report.rows import row_to_dict
     from bmnas.report.tables import comparison_tables, print_tables
 
     written = [str(file) for file in files]
     if as_json:
-        print_json({"rows": [row_to_dict(row) for row in rows], "out": written})
+        print_json({"rows": [row.to_dict() for row in rows], "out": written})
         return
     print_tables(comparison_tables(rows))
     typer.echo(f"wrote {', '.join(written)}", err=True)

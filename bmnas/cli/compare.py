@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from bmnas.cli.options import Json
+from bmnas.cli.output import print_json
 
 if TYPE_CHECKING:
     from bmnas.report.rows import ComparisonRow
@@ -17,7 +20,7 @@ def compare(
         Path | None,
         typer.Option(help="Also write this .svg, .png, .html, .md or .csv file."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Compare runs by score, parameters, latency and search cost, a table a task.
 
@@ -26,37 +29,31 @@ def compare(
 
     Example: bmnas compare runs/digits --out digits.svg
     """
-    from bmnas.report.output import check_suffix
     from bmnas.report.record import load_run
-    from bmnas.report.rows import comparison_rows, row_to_dict
+    from bmnas.report.rows import comparison_rows
+    from bmnas.report.style import check_suffix, write_output
     from bmnas.report.tables import comparison_tables, print_tables
 
     if out is not None:
         check_suffix(out, (".svg", ".png", ".html", ".md", ".csv"))
     rows = comparison_rows([load_run(path) for path in runs])
     if out is not None:
-        _write(rows, out)
+        write_output(out, _drawn(rows, out.suffix))
         typer.echo(f"wrote {out}", err=True)
     if as_json:
-        import json
-
         written = None if out is None else str(out)
-        print(json.dumps({"rows": [row_to_dict(row) for row in rows], "out": written}, indent=2))
+        print_json({"rows": [row.to_dict() for row in rows], "out": written})
     else:
         print_tables(comparison_tables(rows))
 
 
-def _write(rows: list[ComparisonRow], out: Path) -> None:
-    from bmnas.report.comparison import draw_comparison
-    from bmnas.report.output import write_output
-    from bmnas.report.page import comparison_page
+def _drawn(rows: list[ComparisonRow], suffix: str) -> Any:
+    """Return the rows in the form of a file with that suffix: a text or a Figure."""
+    from bmnas.report.comparison import comparison_page, draw_comparison
     from bmnas.report.tables import comparison_csv, comparison_tables, markdown
 
-    if out.suffix == ".csv":
-        write_output(out, comparison_csv(rows))
-    elif out.suffix == ".md":
-        write_output(out, markdown(comparison_tables(rows)))
-    elif out.suffix == ".html":
-        write_output(out, comparison_page(rows))
-    else:
-        write_output(out, draw_comparison(rows))
+    if suffix == ".csv":
+        return comparison_csv(rows)
+    if suffix == ".md":
+        return markdown(comparison_tables(rows))
+    return comparison_page(rows) if suffix == ".html" else draw_comparison(rows)

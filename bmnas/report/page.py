@@ -7,22 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from bmnas.report.comparison import draw_comparison
-from bmnas.report.curves import history_parts
-from bmnas.report.picture import draw_genotype
-from bmnas.report.record import BundleRecord, RunRecord
-from bmnas.report.rows import ComparisonRow
-from bmnas.report.run import run_facts, weights_of_run
-from bmnas.report.style import figure_of, figure_svg, plain
-from bmnas.report.tables import (
-    TextTable,
-    bundle_tables,
-    comparison_tables,
-    html_tables,
-    run_tables,
-)
-from bmnas.report.text import genotype_text
-from bmnas.spaces.architecture import Architecture
+from bmnas.report.style import figure_svg, plain
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #2b3640; --paper: #ffffff; --rule: #d5dade;
@@ -50,53 +35,6 @@ pre { overflow-x: auto; font-size: 0.85rem; line-height: 1.35; }
 Section = tuple[str, str]
 
 
-def genotype_page(genotype: Architecture, title: str) -> str:
-    """Return the page of a genotype: the drawing, and the same as text."""
-    facts = [f"{key}: {value}" for key, value in genotype.provenance.items() if _is_scalar(value)]
-    return page(title, facts, [_architecture(genotype)])
-
-
-def run_page(run: RunRecord) -> str:
-    """Return the page of a run: architecture, weights, curves, tables; what there is of them."""
-    sections: list[Section] = []
-    if run.genotype is not None:
-        sections.append(_architecture(run.genotype))
-    tables = run_tables(run)
-    if tables:
-        sections.append(("Measurements", html_tables(tables)))
-    weights = weights_of_run(run)
-    if weights:
-        sections.append(("Architecture weights", figure_html(figure_of(*weights), "w")))
-    curves = history_parts(run.history, run.training, run.metrics.text("metric") or "score")
-    if curves:
-        sections.append(("Curves", figure_html(figure_of(*curves), "c")))
-    if run.bundle is not None:
-        sections.append(("Bundle", html_tables(bundle_tables(run.bundle))))
-    return page(f"Run {run.path.name}", run_facts(run), sections)
-
-
-def bundle_page(bundle: BundleRecord) -> str:
-    """Return the page of a bundle: what goes in and out, reports, and the architecture."""
-    sections: list[Section] = [("Contents", html_tables(bundle_tables(bundle)))]
-    if bundle.genotype is not None:
-        sections.insert(0, _architecture(bundle.genotype))
-    return page(f"Bundle {bundle.path.name}", [], sections)
-
-
-def comparison_page(rows: Sequence[ComparisonRow]) -> str:
-    """Return the page of a comparison: a table a task, and the plots when there are scores."""
-    tables: list[TextTable] = comparison_tables(rows)
-    sections: list[Section] = [("Table", html_tables(tables))]
-    if any(row.score for row in rows):
-        sections.append(("Score and cost", figure_html(draw_comparison(rows), "p")))
-    return page("Comparison of runs", ["mean ± standard deviation over seeds"], sections)
-
-
-def _architecture(genotype: Architecture) -> Section:
-    text = f"<details><summary>As text</summary><pre>{escape(genotype_text(genotype))}</pre>"
-    return "Architecture", f"{figure_html(draw_genotype(genotype), 'a')}{text}</details>\n"
-
-
 def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
     """Return a whole page: title, a line of facts, and the sections with their headings."""
     shown = escape(plain(title))
@@ -118,7 +56,3 @@ def figure_html(figure: Any, prefix: str) -> str:
     svg = svg.replace("*{stroke-linejoin", f"#{prefix}-drawing *{{stroke-linejoin")
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
     return f'<figure id="{prefix}-drawing">\n{svg}</figure>\n'
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, str | int | float)

@@ -21,12 +21,11 @@ from bmnas.report.style import (
     figure_of,
     figure_svg,
     modality_colours,
-    modality_of,
     tint,
     write_figure,
 )
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.description import Description, Node
+from bmnas.spaces.description import Description, Node, modality_of
 from bmnas.spaces.registry import describe
 
 _MARGIN = 0.15

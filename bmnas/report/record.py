@@ -214,10 +214,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _epoch(data: dict[str, Any], path: Path, line: str, features: Sequence[str]) -> Epoch:
-    count = data.get("epoch")
+    count, best = data.get("epoch"), data.get("best", False)
     if type(count) is not int or count < 0:
         raise wrong(path, f"{line}: epoch", count, "the number of the epoch")
-    best = data.get("best", False)
     if not isinstance(best, bool):
         raise wrong(path, f"{line}: best", best, "true or false")
     # A line may carry text, lists and nulls of its own; only its numbers are plotted.
@@ -226,68 +225,55 @@ def _epoch(data: dict[str, Any], path: Path, line: str, features: Sequence[str])
         for name, value in data.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
+    weights = _weights(data, path, line, len(features))
     cells: tuple[Cell, ...] = ()
     if features and data.get("cells") is not None:
         whole = {"format": FORMAT, "features": list(features), "channels": 1, "length": 1}
         cells = Genotype.from_dict({**whole, "cells": data["cells"]}, f"{path}: {line}").cells
-    weights = _weights(data, path, line, len(features))
-    steps = tuple(len(cell.steps) for cell in cells)
-    if weights is not None and cells and steps != weights.shape()[1]:
-        raise UserError(
-            f"{path}: {line}: cells: received Cells of {plain(str(list(steps)))} steps, "
-            f"expected {plain(str(list(weights.shape()[1])))} as in beta"
-        )
+        steps = tuple(len(cell.steps) for cell in cells)
+        if weights is not None and steps != weights.shape()[1]:
+            raise _unlike(path, f"{line}: cells", steps, weights.shape()[1], "Cells of steps")
     return Epoch(count, values, best, weights, cells)
 
 
 def _weights(data: dict[str, Any], path: Path, line: str, features: int) -> Weights | None:
-    names = [name for name in ("alpha", "beta", "gamma") if data.get(name) is not None]
-    if not names:
+    given = [name for name in ("alpha", "beta", "gamma") if data.get(name) is not None]
+    if not given:
         return None
-    if len(names) < 3:
-        raise UserError(f"{path}: {line}: received only {', '.join(names)} of alpha, beta, gamma")
-    alpha = _table(data["alpha"], path, f"{line}: alpha")
-    beta, gamma = (
-        tuple(
-            _table(table, path, f"{line}: {name}[{k}]")
-            for k, table in enumerate(_rows(data[name], path, f"{line}: {name}"))
-        )
-        for name in ("beta", "gamma")
-    )
-    first = features or len(alpha[0])
-    _lengths(alpha, [first + k for k in range(len(alpha))], path, f"{line}: alpha")
+    if len(given) < 3:
+        raise UserError(f"{path}: {line}: received only {', '.join(given)} of alpha, beta, gamma")
+    alpha = _numbers(data["alpha"], 2, path, f"{line}: alpha")
+    beta, gamma = (_numbers(data[name], 3, path, f"{line}: {name}") for name in ("beta", "gamma"))
+    cells, first = len(alpha), features or len(alpha[0])
+    places: list[tuple[str, Table, list[int]]] = [
+        ("alpha", alpha, [first + k for k in range(cells)])
+    ]
     for name, tables in (("beta", beta), ("gamma", gamma)):
-        if len(tables) != len(alpha):
+        if len(tables) != cells:
             raise UserError(
-                f"{path}: {line}: {name}: received {len(tables)} Cells, expected {len(alpha)}"
+                f"{path}: {line}: {name}: received {len(tables)} Cells, expected {cells}"
             )
     for k, (inner, pool) in enumerate(zip(beta, gamma, strict=True)):
-        steps = range(len(inner))
-        _lengths(inner, [2 + m for m in steps], path, f"{line}: beta[{k}]")
-        _lengths(pool, [len(OPERATIONS) for _ in steps], path, f"{line}: gamma[{k}]")
+        places.append((f"beta[{k}]", inner, [2 + m for m in range(len(inner))]))
+        places.append((f"gamma[{k}]", pool, [len(OPERATIONS)] * len(inner)))
+    for place, table, expected in places:
+        found = [len(row) for row in table]
+        if found != expected:
+            raise _unlike(path, f"{line}: {place}", found, expected, "rows of lengths")
     return Weights(alpha, beta, gamma)
 
 
-def _lengths(table: Table, expected: Sequence[int], path: Path, place: str) -> None:
-    found = [len(row) for row in table]
-    if found != list(expected):
-        raise UserError(
-            f"{path}: {place}: received rows of lengths {plain(str(found))}, "
-            f"expected {plain(str(list(expected)))}"
-        )
-
-
-def _table(data: Any, path: Path, place: str) -> Table:
-    return tuple(
-        tuple(
-            number(value, path, f"{place}[{n}][{i}]")
-            for i, value in enumerate(_rows(row, path, f"{place}[{n}]"))
-        )
-        for n, row in enumerate(_rows(data, path, place))
-    )
-
-
-def _rows(data: Any, path: Path, place: str) -> list[Any]:
+def _numbers(data: Any, depth: int, path: Path, place: str) -> Any:
+    """Return lists in lists of numbers, ``depth`` deep, as tuples."""
+    if depth == 0:
+        return number(data, path, place)
     if not isinstance(data, list) or not data:
         raise wrong(path, place, data, "a list that is not empty")
-    return data
+    return tuple(_numbers(row, depth - 1, path, f"{place}[{n}]") for n, row in enumerate(data))
+
+
+def _unlike(
+    path: Path, place: str, found: Sequence[int], expected: Sequence[int], what: str
+) -> UserError:
+    shown, wanted = (plain(str(list(lengths))) for lengths in (found, expected))
+    return UserError(f"{path}: {place}: received {what} {shown}, expected {wanted}")

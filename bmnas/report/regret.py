@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bmnas.report.style import PALETTE, Part, drawable, figure_of
+from bmnas.report.style import PALETTE, Part, drawable, figure_of, short_ticks
 
 #: What a search found: candidates that its seconds would train, mean regret.
 Point = tuple[float, float]
@@ -25,8 +25,6 @@ def draw_regret(
 def _paint(
     onto: Any, title: str, curves: Mapping[str, Sequence[float]], found: Mapping[str, Point]
 ) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
     onto.suptitle(drawable(title, 100), fontsize=10, fontweight="bold")
     axes = onto.subplots()
     for n, (name, curve) in enumerate(curves.items()):
@@ -37,9 +35,7 @@ def _paint(
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+        short_ticks(axis, log=True)
     axes.set_xlabel("trained candidates, or as many as the same seconds would train")
     axes.set_ylabel("mean regret, points")
     axes.grid()

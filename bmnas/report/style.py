@@ -11,6 +11,7 @@ from typing import Any
 
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_path, write_text
+from bmnas.spaces.description import modality_of
 
 #: Okabe and Ito's palette, which readers with any colour vision can tell apart on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -110,18 +111,59 @@ def write_figure(figure: Any, path: Path) -> None:
 
     Raises UserError on another suffix.
     """
+    check_suffix(path, (".svg", ".png"))
     if path.suffix == ".svg":
         write_text(path, figure_svg(figure))
-    elif path.suffix == ".png":
+    else:
         with atomic_path(path) as aside, drawing_style():
             figure.savefig(aside, format="png", dpi=160, metadata={"Software": "bmnas"})
-    else:
-        raise UserError(f"{path}: received suffix {path.suffix!r}, expected .svg or .png")
 
 
-def modality_of(feature: str) -> str:
-    """Return the modality that a feature name such as ``image.1`` begins with."""
-    return feature.split(".", 1)[0]
+def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
+    """Raise UserError when the name of a file to write ends in none of ``suffixes``."""
+    if path.suffix not in suffixes:
+        raise UserError(
+            f"{path}: received suffix {path.suffix!r}, expected one of {', '.join(suffixes)}"
+        )
+
+
+def write_output(path: Path, content: Any) -> None:
+    """Write a text, or a Figure as .svg or .png, to the file that a user named.
+
+    Raises UserError when the place cannot be written.
+    """
+    try:
+        if isinstance(content, str):
+            write_text(path, content)
+        else:
+            write_figure(content, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def epoch_axis(axes: Any, best: int | None) -> None:
+    """Make the axis one of epochs, whole numbers, with a dotted line at the best one."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
+    axes.set_xlabel("epoch")
+    axes.grid(axis="y")
+    if best is not None:
+        axes.axvline(best, color=GREY, linewidth=0.9, linestyle=":")
+
+
+def short_ticks(axis: Any, *, log: bool) -> None:
+    """Write numbers such as 0.5, 20 and 50k, at 1, 2 and 5 of each power where ``log``."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    def short(value: float, _: int) -> str:
+        sizes = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+        size, suffix = next((s for s in sizes if abs(value) >= s[0]), (1, ""))
+        return f"{value / size:.6g}{suffix}"
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12) if log else MaxNLocator(5))
+    axis.set_major_formatter(FuncFormatter(short))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def modality_colours(features: Sequence[str]) -> dict[str, str]:

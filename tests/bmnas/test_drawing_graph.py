@@ -181,7 +181,7 @@ def test_write_architecture_leaves_nothing_for_an_unknown_suffix(
 ) -> None:
     write_architecture(chain, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(UserError, match=r"received suffix '\.jpg', expected \.svg or \.png"):
+    with pytest.raises(UserError, match=r"received suffix '\.jpg', expected one of \.svg, \.png"):
         write_architecture(chain, tmp_path / "a.jpg")
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 

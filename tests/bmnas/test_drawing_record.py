@@ -14,11 +14,11 @@ from bmnas.report import (
     load_bundle,
     load_run,
 )
-from bmnas.report.page import bundle_page
 from bmnas.report.record import best_epoch
 from bmnas.report.tables import (
     run_tables,
 )
+from bmnas.report.view import bundle_view
 
 Make = Callable[..., Path]
 
@@ -64,7 +64,7 @@ def test_best_epoch_is_the_last_marked_one_or_else_the_earliest_best_score(make:
         (json.dumps(epoch(2, 0.9, cells=[{}])), r"line 2: cells\[0\]: expected 'inputs'"),
         (
             json.dumps(epoch(2, 0.9, beta=[[[1, 2]]], gamma=[[[1] * 5]])),
-            r"line 2: cells: received Cells of \[2\] steps, expected \[1\] as in beta",
+            r"line 2: cells: received Cells of steps \[2\], expected \[1\]",
         ),
         (
             json.dumps(epoch(2, 0.9, beta=[[[1, 2]]], gamma=[[[1] * 5]], cells=None)),
@@ -115,4 +115,4 @@ def test_malformed_manifest_names_the_place(
 ) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest(), **changes}))
     with pytest.raises(UserError, match=message):
-        bundle_page(load_bundle(tmp_path))
+        bundle_view(load_bundle(tmp_path))

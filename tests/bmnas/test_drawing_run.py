@@ -14,17 +14,17 @@ from bmnas.machine.errors import UserError
 from bmnas.report import (
     comparison_rows,
     draw_history,
-    draw_run,
     draw_weights,
     load_run,
     write_history,
 )
-from bmnas.report.page import bundle_page, comparison_page, genotype_page, run_page
+from bmnas.report.comparison import comparison_page
 from bmnas.report.tables import (
     html_tables,
     markdown,
     run_tables,
 )
+from bmnas.report.view import bundle_view, genotype_view, run_view
 
 Make = Callable[..., Path]
 
@@ -48,8 +48,10 @@ def test_the_frames_are_said_to_be_of_another_genotype_where_reranking_chose_one
     make: Make,
 ) -> None:
     other = {**GENOTYPE.to_dict()["cells"][0], "steps": [{"op": "sum", "inputs": ["x", "y"]}] * 2}
-    derived = draw_run(load_run(make("derived")))
-    chosen = draw_run(load_run(make("chosen", history=[epoch(1, 0.9, best=True, cells=[other])])))
+    derived = run_view(load_run(make("derived"))).figure()
+    chosen = run_view(
+        load_run(make("chosen", history=[epoch(1, 0.9, best=True, cells=[other])]))
+    ).figure()
     assert [text for text in texts(derived) if text.endswith("frames: what was derived")]
     assert not [text for text in texts(derived) if "reranking" in text]
     assert [
@@ -66,7 +68,7 @@ def test_weights_of_a_strategy_without_weights_are_refused_but_its_run_is_drawn(
     run = load_run(make(history=lines))
     with pytest.raises(UserError, match="expected epochs with alpha, beta and gamma"):
         draw_weights(run.history, GENOTYPE.features)
-    shown = texts(draw_run(run))
+    shown = texts(run_view(run).figure())
     assert "Search" in shown
     assert not [text for text in shown if "alpha" in text]
 
@@ -86,8 +88,8 @@ def test_history_marks_the_best_epoch_and_shows_the_training(make: Make) -> None
 
 def test_run_without_any_file_to_draw_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"expected genotype\.json or history\.jsonl"):
-        draw_run(load_run(tmp_path))
+    with pytest.raises(UserError, match=r"expected a genotype or history\.jsonl to draw"):
+        run_view(load_run(tmp_path)).figure()
     with pytest.raises(UserError, match="expected a run folder with one of"):
         load_run(tmp_path / "nothing")
 
@@ -151,9 +153,9 @@ def test_pages_are_self_contained_and_their_ids_differ(make: Make) -> None:
     record = load_run(run)
     assert record.bundle is not None
     pages = [
-        run_page(record),
-        bundle_page(record.bundle),
-        genotype_page(GENOTYPE, "<script>alert(1)</script>"),
+        run_view(record).page(),
+        bundle_view(record.bundle).page(),
+        genotype_view(GENOTYPE, "<script>alert(1)</script>").page(),
         comparison_page(comparison_rows([record])),
     ]
     for page in pages:

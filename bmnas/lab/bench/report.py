@@ -20,7 +20,7 @@ from bmnas.report.comparison import draw_comparison
 from bmnas.report.page import Section, figure_html, page
 from bmnas.report.record import RunRecord, load_run
 from bmnas.report.regret import draw_regret
-from bmnas.report.rows import ComparisonRow, comparison_rows, row_to_dict, spread_of
+from bmnas.report.rows import ComparisonRow, comparison_rows, spread_of
 from bmnas.report.tables import TextTable, comparison_tables, html_tables, markdown
 
 _BUDGETS = (8, 25, 100, 200)  # candidates in the table of regrets
@@ -77,21 +77,12 @@ def _alone(like: ComparisonRow, runs: Sequence[RunRecord]) -> list[ComparisonRow
         f"{name} alone": ("unimodal", name, "test") for name in runs[0].metrics.section("unimodal")
     }
     paths["mean of unimodal logits"] = ("test", "unimodal_mean")
-    return [
-        replace(
-            like,
-            name=name,
-            score=spread_of([run.metrics.number(*path) for run in runs]),
-            fusion_parameters=None,
-            classifier_parameters=None,
-            torch_ms=None,
-            onnxruntime_ms=None,
-            search_seconds=None,
-            search_processor_seconds=None,
-            gpu_hours=None,
-        )
-        for name, path in paths.items()
-    ]
+    rows = []
+    for name, path in paths.items():
+        score = spread_of([run.metrics.number(*path) for run in runs])
+        kept = {key: like.measures[key] for key in ("best_unimodal",) if key in like.measures}
+        rows.append(replace(like, name=name, measures=kept | ({"score": score} if score else {})))
+    return rows
 
 
 def _regret_table(regrets: Regrets) -> TextTable:
@@ -132,7 +123,7 @@ def _html(
 ) -> str:
     sections: list[Section] = [("Tables", html_tables(list(tables)))]
     for number, task in enumerate(dict.fromkeys(row.task for row in rows)):
-        drawn = [row for row in rows if row.task == task and row.fusion_parameters is not None]
+        drawn = [row for row in rows if row.task == task and "fusion_parameters" in row.measures]
         figure = figure_html(draw_comparison(drawn), f"p{number}")
         sections.append((f"Score and cost, {task}", figure))
     for number, one in enumerate(regrets):
@@ -157,7 +148,7 @@ def _json(
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "hardware": hardware(),
         "versions": versions(),
-        "rows": [row_to_dict(row) for row in rows],
+        "rows": [row.to_dict() for row in rows],
         "regrets": [asdict(one) for one in regrets],
         "runs": [
             {

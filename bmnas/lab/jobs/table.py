@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 
 from bmnas.lab.jobs.folder import JobRecord
-from bmnas.report.tables import DASH, TextTable
+from bmnas.report.rows import DASH
+from bmnas.report.tables import TextTable
 
 
 def jobs_table(records: Sequence[JobRecord], title: str) -> TextTable:

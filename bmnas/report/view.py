@@ -1,0 +1,145 @@
+"""What there is to see of a genotype, a run or a bundle: as text, as a picture, as a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from bmnas.machine.errors import UserError
+from bmnas.report.curves import history_parts
+from bmnas.report.page import Section, figure_html, page
+from bmnas.report.picture import architecture_part, draw_genotype
+from bmnas.report.record import BundleRecord, RunRecord, best_epoch, load_bundle, load_run
+from bmnas.report.style import Part, figure_of, plain
+from bmnas.report.tables import TextTable, bundle_tables, html_tables, run_tables
+from bmnas.report.text import genotype_text
+from bmnas.report.weights import weights_parts
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.registry import describe, load_architecture
+
+
+@dataclass(frozen=True)
+class View:
+    """What was found at a path, empty or None where there is nothing; ``data`` goes to --json."""
+
+    title: str
+    data: dict[str, Any]
+    facts: tuple[str, ...] = ()
+    genotype: Architecture | None = None
+    tables: tuple[TextTable, ...] = ()
+    bundle: tuple[TextTable, ...] = ()
+    weights: tuple[Part, ...] = ()
+    curves: tuple[Part, ...] = ()
+
+    def text(self) -> str:
+        """Return what stands above the tables in a terminal: facts and architecture."""
+        facts = " · ".join(self.facts)
+        blocks = [facts + "\n"] if facts else []
+        return "\n".join(blocks + ([genotype_text(self.genotype)] if self.genotype else []))
+
+    def figure(self) -> Any:
+        """Return one matplotlib Figure of architecture, weights and curves, as far as they are.
+
+        Raises UserError when there is nothing to draw or matplotlib is missing.
+        """
+        drawn = [] if self.genotype is None else [architecture_part(describe(self.genotype))]
+        parts = [*drawn, *self.weights, *self.curves]
+        if not parts:
+            raise UserError(
+                f"{self.title}: expected a genotype or history.jsonl to draw; choose an .html file"
+            )
+        return figure_of(*parts)
+
+    def page(self) -> str:
+        """Return a self-contained HTML page."""
+        sections: list[Section] = []
+        if self.genotype is not None:
+            figure = figure_html(draw_genotype(self.genotype), "a")
+            text = escape(genotype_text(self.genotype))
+            details = f"<details><summary>As text</summary><pre>{text}</pre></details>\n"
+            sections.append(("Architecture", figure + details))
+        if self.tables:
+            sections.append(("Measurements", html_tables(self.tables)))
+        if self.weights:
+            sections.append(("Architecture weights", figure_html(figure_of(*self.weights), "w")))
+        if self.curves:
+            sections.append(("Curves", figure_html(figure_of(*self.curves), "c")))
+        if self.bundle:
+            sections.append(("Bundle", html_tables(self.bundle)))
+        return page(self.title, self.facts, sections)
+
+
+def view(path: Path) -> View:
+    """Return what is at ``path``: a genotype file, a run folder or a bundle folder.
+
+    Raises UserError when it is none of them or malformed.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: does not exist; expected a genotype.json, a run or a bundle")
+    if not path.is_dir():
+        return genotype_view(load_architecture(path), path.name)
+    return (
+        bundle_view(load_bundle(path))
+        if (path / "manifest.json").is_file()
+        else run_view(load_run(path))
+    )
+
+
+def genotype_view(genotype: Architecture, title: str) -> View:
+    """Return a genotype with what it says of where it comes from."""
+    facts = _facts(genotype.provenance)
+    return View(title, {"kind": "genotype", "genotype": genotype.to_dict()}, facts, genotype)
+
+
+def bundle_view(bundle: BundleRecord) -> View:
+    """Return a bundle: what goes in and out, reports, and the architecture."""
+    data = {"kind": "bundle", "manifest": dict(bundle.manifest.data)}
+    tables = tuple(bundle_tables(bundle))
+    return View(f"Bundle {bundle.path.name}", data, (), bundle.genotype, bundle=tables)
+
+
+def run_view(run: RunRecord) -> View:
+    """Return a run: its configuration in a few words, and all that its stages have written."""
+    best = best_epoch(run.history)
+    data = {
+        "kind": "run",
+        "config": dict(run.config.data),
+        "genotype": None if run.genotype is None else run.genotype.to_dict(),
+        "metrics": dict(run.metrics.data),
+        "epochs": len(run.history),
+        "best_epoch": None if best is None else best.epoch,
+        "bundle": None if run.bundle is None else dict(run.bundle.manifest.data),
+    }
+    keys = ("strategy", "fusion", "seed", "preset")
+    known = {key: run.config.data.get(key) for key in keys}
+    metric = run.metrics.text("metric") or "score"
+    return View(
+        f"Run {run.path.name}",
+        data,
+        _facts({"task": run.config.section("task").get("name"), **known}),
+        run.genotype,
+        tuple(run_tables(run)),
+        () if run.bundle is None else tuple(bundle_tables(run.bundle)),
+        tuple(_weights(run)),
+        tuple(history_parts(run.history, run.training, metric)),
+    )
+
+
+def _weights(run: RunRecord) -> list[Part]:
+    """Return the drawings of the weights; none for a strategy that has no weights."""
+    weights = next((epoch.weights for epoch in run.history if epoch.weights is not None), None)
+    if weights is None:
+        return []
+    if isinstance(run.genotype, Genotype):
+        return weights_parts(run.history, run.genotype.features, run.genotype.cells)
+    # No genotype yet, so no names: the features are numbered.
+    names = [f"feature.{f + 1}" for f in range(len(weights.alpha[0]))]
+    return weights_parts(run.history, names)
+
+
+def _facts(values: Any) -> tuple[str, ...]:
+    known = {key: value for key, value in values.items() if isinstance(value, str | int | float)}
+    return tuple(plain(f"{key}: {value}", 120) for key, value in known.items())
