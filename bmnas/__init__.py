@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from bmnas.machine.errors import UserError
     from bmnas.machine.runtime import Runtime
     from bmnas.pipeline.config import Config, load_preset
-    from bmnas.pipeline.fusion import train_fusion
     from bmnas.pipeline.search import SearchResult, search
-    from bmnas.pipeline.train import train
+    from bmnas.pipeline.train import train, train_fusion
     from bmnas.pipeline.trained import TrainedNetwork, load_network
     from bmnas.pipeline.training import TrainResult
     from bmnas.spaces.cells.genotype import Genotype
@@ -58,7 +57,7 @@ _HOMES = {
     "load_task": "bmnas.tasks",
     "search": "bmnas.pipeline.search",
     "train": "bmnas.pipeline.train",
-    "train_fusion": "bmnas.pipeline.fusion",
+    "train_fusion": "bmnas.pipeline.train",
 }
 
 

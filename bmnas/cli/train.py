@@ -117,8 +117,8 @@ def train(
     """
     from bmnas.machine.distribution.ranks import writer
     from bmnas.machine.progress import Bars
-    from bmnas.pipeline.fusion import train_fusion
     from bmnas.pipeline.train import train as run_train
+    from bmnas.pipeline.train import train_fusion
 
     existing = stage.existing
     file = subject.file()

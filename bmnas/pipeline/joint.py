@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from bmnas.backbones import Backbone
-from bmnas.features.cache import open_features
-from bmnas.features.reading import Pooled
 from bmnas.features.samples import RawInput, RawSamples, Samples, batches_per_epoch, label_tensor
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import hardware, measure_latency
-from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
+from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.spaces.fusion import Fusion
 from bmnas.tasks.task import Array, Part, Task
@@ -42,44 +39,28 @@ def channels_of(backbones: Mapping[str, Backbone]) -> dict[str, int]:
 
 
 def fit_fusion(
-    task: Task,
+    context: RunContext,
     backbones: Mapping[str, Backbone],
     fusion: Fusion,
-    config: TrainConfig,
-    head: TaskHead,
-    *,
-    features: Path,
-    cache_dtype: str,
-    runtime: Runtime,
     checkpoint: Checkpoint | None,
-    progress: Progress,
+    *,
+    unimodal_logits: bool,
 ) -> MultimodalNetwork:
     """Train ``fusion`` on train and validation and return it joined with its backbones.
 
     The backbones are trained along with a peak learning rate of their own, or stay as they are
-    when ``config.freeze_backbones`` is set: then the feature cache in the folder ``features``
-    is used, the one of type ``cache_dtype``. With ``config.unimodal_logits`` every head has a loss
-    of its own: beside frozen backbones, whose heads have nothing to learn, ``fusion`` is trained as
-    it is without.
+    when the settings of the training freeze them: then the feature cache is used. With
+    ``unimodal_logits`` every head has a loss of its own: beside frozen backbones, whose heads have
+    nothing to learn, ``fusion`` is trained as it is without.
     """
-    recipe = Recipe(config.epochs, config.batch_size, config.min_lr, config.weight_decay)
+    task, config, runtime = context.task, context.config.train, context.runtime
     parts: tuple[Part, ...] = ("train", "validation")
-    fusion.to(runtime.device)
-    groups = [Group(list(fusion.parameters()), config.max_lr)]
-    network = MultimodalNetwork(backbones, fusion, unimodal_logits=config.unimodal_logits)
+    network = MultimodalNetwork(backbones, fusion, unimodal_logits=unimodal_logits)
     network.to(runtime.device)
+    groups = [Group(list(fusion.parameters()), config.max_lr)]
     samples: Samples
     if config.freeze_backbones:
-        cache = open_features(
-            task,
-            backbones,
-            parts=parts,
-            reading=Pooled(fusion.length),
-            folder=features,
-            device=runtime.device,
-            progress=progress,
-            dtype=cache_dtype,
-        )
+        cache = context.features(backbones, parts, fusion.length)
         samples = cache.on(runtime.device, fusion.features).samples(*parts)
         trained: Fusion | MultimodalNetwork = fusion
         forward: Forward = runtime.compiled(fusion, _steps(samples, config))
@@ -93,13 +74,13 @@ def fit_fusion(
         forward,
         groups,
         samples,
-        head,
-        recipe,
+        context.head,
+        Recipe(config.epochs, config.batch_size, config.min_lr, config.weight_decay),
         device=runtime.device,
         checkpoint=checkpoint,
-        progress=progress,
+        progress=context.progress,
         stage="training",
-        loss=functools.partial(trained.loss, head),
+        loss=functools.partial(trained.loss, context.head),
     )
     return network
 

@@ -13,29 +13,26 @@ from typing import Any
 
 from bmnas.backbones import Backbone
 from bmnas.backbones.text import TextBackbone
-from bmnas.features.cache import FeatureCache, open_features
-from bmnas.features.reading import Pooled
+from bmnas.features.cache import FeatureCache
 from bmnas.machine.checkpoint import Checkpoint
-from bmnas.machine.costs import hardware, versions
-from bmnas.machine.distribution.ranks import agreed, first, size, writer
-from bmnas.machine.distribution.writing import lock_folders, shown_by_writer
+from bmnas.machine.costs import versions
+from bmnas.machine.distribution.ranks import first, writer
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import write_json
 from bmnas.machine.profiling import Profile, StepRecorder
 from bmnas.machine.progress import Progress
-from bmnas.machine.runtime import Runtime, check_seed
+from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config, config_for
+from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search_metrics import search_metrics
-from bmnas.pipeline.unimodal import remove_stale, unimodal_networks
 from bmnas.report import write_architecture, write_history
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells import native
 from bmnas.spaces.registry import load_architecture
-from bmnas.strategies import STRATEGIES, SearchProblem
+from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
 from bmnas.tasks import check_task
 from bmnas.tasks.task import Task
-from bmnas.training.heads import head_for
 
 _FIXED = ("task", "strategy", "seed", "seeds", "search", "unimodal", "backbones")
 
@@ -92,46 +89,28 @@ def search(
         raise UserError(
             f"--profile records the steps of strategy bmnas, received {strategy}: leave one out"
         )
-    check_seed(seed)
     check_task(task)
     config = config_for(task) if config is None else config
     check_seeds(seeds, strategy, config.search.precision)
-    runtime = Runtime.choose() if runtime is None else runtime
     folder = Run(Path("runs") / task.name if run is None else Path(run))
-    kept = folder.backbones if backbones is None else Path(backbones)
+    context = RunContext.choose(
+        folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress
+    )
     # Of several ranks the first one's steps are as good as any.
-    recorder = StepRecorder(folder.trace, runtime.device) if profile and writer() else None
-    progress = shown_by_writer(progress)
-    with lock_folders(folder.path, kept):
-        wanted = {
-            "task": {"name": task.name, "source": task.source},
-            "strategy": strategy,
-            "seed": seed,
-            **({"seeds": seeds} if seeds > 1 else {}),
-            "preset": config.preset,
-            **config.to_dict(),
-            "backbones": backbones_record(folder, kept, seed),
-            "versions": versions(),
-            "hardware": {
-                **hardware(runtime.device),
-                "bfloat16": runtime.computes_bfloat16(),
-                "processes": size(),
-            },
-        }
+    recorder = StepRecorder(folder.trace, context.runtime.device) if profile and writer() else None
+    wanted = {"strategy": strategy, **({"seeds": seeds} if seeds > 1 else {}), **context.record()}
 
-        def prepare() -> None:
-            if existing == "overwrite" and backbones is None:
-                # Before the run's own files: killed in between, --overwrite does the rest.
-                remove_stale(task, config.unimodal, seed=seed, folder=kept)
-            _prepare(folder, wanted, existing)
+    def prepare() -> None:
+        if existing == "overwrite" and backbones is None:
+            # Before the run's own files: killed in between, --overwrite does the rest.
+            context.remove_stale_backbones()
+        _prepare(folder, wanted, existing)
 
-        first(prepare)
-        if not agreed(folder.genotype.is_file()):
-            _search(folder, kept, task, config, strategy, seed, seeds, runtime, recorder, progress)
+    context.work(folder.genotype, prepare, lambda: _search(context, strategy, seeds, recorder))
     if recorder is None:
         return read_search(folder.path)
     if recorder.profile is None:
-        progress.note("no epoch of the search was left to run, so there is nothing to profile")
+        context.progress.note("no epoch of the search was left, so there is nothing to profile")
     return dataclasses.replace(read_search(folder.path), profile=recorder.profile)
 
 
@@ -142,12 +121,6 @@ def read_search(run: str | Path) -> SearchResult:
     if "search" not in metrics:
         raise UserError(f"{folder.path}: holds no finished search; go on with --resume")
     return SearchResult(folder.path, load_architecture(folder.genotype), metrics)
-
-
-def backbones_record(folder: Run, kept: Path, seed: int) -> dict[str, Any]:
-    """Return what config.json says of the backbones: their folder, if elsewhere, and seed."""
-    elsewhere = kept.resolve() != folder.backbones.resolve()
-    return {"folder": str(kept.resolve()) if elsewhere else None, "seed": seed}
 
 
 def check_seeds(seeds: int, strategy: str, precision: str) -> None:
@@ -181,88 +154,61 @@ def _prepare(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None
     require_same(folder, wanted, (*_FIXED, own) if own in wanted else _FIXED)
 
 
-def _search(
-    folder: Run,
-    kept: Path,
-    task: Task,
-    config: Config,
-    strategy: str,
-    seed: int,
-    seeds: int,
-    runtime: Runtime,
-    recorder: StepRecorder | None,
-    progress: Progress,
-) -> None:
-    head = head_for(task.kind, config.train.threshold)
-    networks = unimodal_networks(
-        task,
-        config.unimodal,
-        head,
-        seed=seed,
-        folder=kept,
-        runtime=runtime,
-        progress=progress,
-    )
+def _search(context: RunContext, strategy: str, seeds: int, recorder: StepRecorder | None) -> None:
+    """Search in a folder that is ready for it, and write what was found."""
+    folder, config = context.folder, context.config
+    networks = context.unimodal_networks()
     backbones = {name: found.backbone for name, found in networks.items()}
-    note_unreadable(task, backbones, progress)
-    cache = open_features(
-        task,
-        backbones,
-        parts=("train", "validation"),
-        reading=Pooled(config.search.length),
-        folder=kept / "features",
-        device=runtime.device,
-        progress=progress,
-        dtype=config.search.cache_dtype,
-    ).on(runtime.device)
-    lowered = config.search.precision == "bfloat16" and runtime.computes_bfloat16()
-    owner = _owner(cache, config, strategy, seed, seeds, lowered=lowered)
+    _note_unreadable(context.task, backbones, context.progress)
+    cache = context.features(backbones, ("train", "validation"), config.search.length)
+    cache = cache.on(context.runtime.device)
+    fingerprint = _fingerprint(context, cache, strategy, seeds)
     problem = SearchProblem(
         train=cache.samples("train"),
         validation=cache.samples("validation"),
-        classes=task.outputs,
-        head=head,
+        classes=context.task.outputs,
+        head=context.head,
         config=config.search,
-        seed=seed,
-        runtime=runtime,
-        checkpoint=Checkpoint(folder.checkpoint, owner, folder.history),
-        candidates=lambda: Checkpoint(folder.rerank_checkpoint, owner, folder.rerank),
-        progress=progress,
+        seed=context.seed,
+        runtime=context.runtime,
+        checkpoint=Checkpoint(folder.checkpoint, fingerprint, folder.history),
+        candidates=lambda: Checkpoint(folder.rerank_checkpoint, fingerprint, folder.rerank),
+        progress=context.progress,
         recorder=recorder,
         seeds=seeds,
         mfas=config.strategies["mfas"],
         evolution=config.strategies["evolution"],
     )
     outcome = STRATEGIES[strategy](problem)
-
-    def finish() -> None:
-        folder.update_metrics(
-            {
-                "metric": head.metric,
-                **search_metrics(strategy, networks, cache, outcome, runtime.device),
-                "peak_memory": {"search": problem.checkpoint.spent.peak_memory},
-            }
-        )
-        write_pictures(folder, outcome.genotype, progress)
-        origin = {"task": task.name, "strategy": strategy, "run": folder.path.name}
-        for member in outcome.members:
-            own = _with_provenance(member.genotype, origin, member.seed, member.validation)
-            own.save(folder.genotypes / f"{member.seed}.json")
-        for place, (other, score) in enumerate(outcome.others, start=2):
-            _with_provenance(other, origin, seed, score).save(folder.other_genotype(place))
-        # Last: a folder with a genotype is a finished search.
-        found_by = seed if outcome.seed is None else outcome.seed
-        best = _with_provenance(outcome.genotype, origin, found_by, outcome.validation)
-        best.save(folder.genotype)
-
-    first(finish)
+    metrics = {
+        "metric": context.head.metric,
+        **search_metrics(strategy, networks, cache, outcome, context.runtime.device),
+        "peak_memory": {"search": problem.checkpoint.spent.peak_memory},
+    }
+    first(lambda: _write(context, strategy, outcome, metrics))
 
 
-def _with_provenance(
-    genotype: Architecture, origin: Mapping[str, str], seed: int, validation: float
-) -> Architecture:
-    own = {"seed": seed, "best_val": validation, "versions": versions()}
-    return genotype.with_provenance({**origin, **own})
+def _write(
+    context: RunContext, strategy: str, outcome: Outcome[Architecture], metrics: Mapping[str, Any]
+) -> None:
+    """Write metrics, pictures and every genotype of a search; its own genotype is the last."""
+    folder = context.folder
+    folder.update_metrics(metrics)
+    write_pictures(folder, outcome.genotype, context.progress)
+    origin = {"task": context.task.name, "strategy": strategy, "run": folder.path.name}
+
+    def save(genotype: Architecture, seed: int, validation: float, path: Path) -> None:
+        own = {"seed": seed, "best_val": validation, "versions": versions()}
+        genotype.with_provenance({**origin, **own}).save(path)
+
+    for member in outcome.members:
+        path = folder.genotypes / f"{member.seed}.json"
+        save(member.genotype, member.seed, member.validation, path)
+    for place, (other, score) in enumerate(outcome.others, start=2):
+        save(other, context.seed, score, folder.other_genotype(place))
+    # Last: a folder with a genotype is a finished search.
+    found_by = context.seed if outcome.seed is None else outcome.seed
+    save(outcome.genotype, found_by, outcome.validation, folder.genotype)
 
 
 def write_pictures(folder: Run, genotype: Architecture | None, progress: Progress) -> None:
@@ -279,7 +225,7 @@ def write_pictures(folder: Run, genotype: Architecture | None, progress: Progres
         progress.note(f"no picture: {error}")
 
 
-def note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Progress) -> None:
+def _note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Progress) -> None:
     """Tell how many texts of train and validation have no word that the vocabulary knows."""
     for modality in task.modalities:
         backbone = backbones[modality.name]
@@ -290,27 +236,24 @@ def note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Pro
                 progress.note(f"{modality.name}: {count} of {len(rows)} texts have no known word")
 
 
-def _owner(
-    cache: FeatureCache, config: Config, strategy: str, seed: int, seeds: int, *, lowered: bool
-) -> str:
+def _fingerprint(context: RunContext, cache: FeatureCache, strategy: str, seeds: int) -> str:
+    """Return a digest of everything that the state of this search depends on."""
+    config = context.config
     labels = cache.samples("train", "validation").labels
     depends: dict[str, object] = {
         "features": cache.keys,
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
         "search": dataclasses.asdict(config.search),
+        "own": config.of_strategy(strategy),
         "strategy": strategy,
-        "seed": seed,
-        # What computes a step decides its last bits.
-        "native": native.kernels() is not None,
-        "lowered": lowered,
-    }
-    if seeds > 1:
-        depends["seeds"] = seeds
-    own = config.of_strategy(strategy)
-    if own:
-        depends["own"] = own
-    threshold = head_for(cache.task.kind, config.train.threshold).threshold
-    if threshold is not None:
+        "seed": context.seed,
+        "seeds": seeds,
         # The scores by which a genotype is kept depend on it.
-        depends["threshold"] = threshold
+        "threshold": context.head.threshold,
+    }
+    if strategy == "bmnas":
+        # What computes a step decides its last bits.
+        depends["native"] = native.kernels() is not None
+        bfloat16 = config.search.precision == "bfloat16"
+        depends["autocast"] = bfloat16 and context.runtime.computes_bfloat16()
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

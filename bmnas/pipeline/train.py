@@ -1,4 +1,4 @@
-"""The evaluation stage: the network of a genotype, trained afresh, tested once (spec section 7)."""
+"""The evaluation stage: a found or hand-made network, trained and tested once (spec section 7)."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bmnas.machine.costs import hardware, versions
-from bmnas.machine.distribution.ranks import agreed, first, size
-from bmnas.machine.distribution.writing import lock_folders, shown_by_writer
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import write_json
 from bmnas.machine.progress import Progress
-from bmnas.machine.runtime import Runtime, check_seed
+from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config, config_for
+from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Existing, Run, require_same
-from bmnas.pipeline.search import backbones_record
 from bmnas.pipeline.training import (
-    Training,
     TrainResult,
     begin_training,
     misfit,
     read_training,
+    run_training,
 )
 from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import load_architecture
 from bmnas.tasks import check_task, check_test, reload_task
 from bmnas.tasks.task import Task
@@ -57,39 +55,70 @@ def train(
     folder = origin if run is None else Run(Path(run))
     recorded = origin.read_config() if origin.config.is_file() else {}
     if task is None:
-        if not recorded:
-            raise UserError(
-                f"{path}: lies in no run folder that says which task it is for; name the task "
-                "with --task"
-            )
-        task = reload_task(recorded["task"]["source"])
+        task = reload_task(origin.read_source(path))
     check_task(task)
     check_test(task)
     _check_features(found, task)
     config = _with_recorded(config, path, task, recorded, own_backbones=backbones is not None)
     seed = int(recorded.get("seed", 0)) if seed is None else seed
-    check_seed(seed)
-    runtime = Runtime.choose() if runtime is None else runtime
     kept, backbone_seed = _backbones(origin, folder, recorded, backbones, seed)
-    with lock_folders(folder.path, kept):
-        wanted = {
-            "strategy": "none",
-            **_made_by_hand(found),
-            **recorded,
-            "preset": config.preset,
-            "task": {"name": task.name, "source": task.source},
-            "seed": seed,
-            **config.to_dict(),
-            "backbones": backbones_record(folder, kept, backbone_seed),
-            "versions": versions(),
-            "hardware": {**hardware(runtime.device), "processes": size()},
-        }
-        first(lambda: _prepare(folder, origin, found, wanted, existing))
-        if not agreed(folder.network.is_file()):
-            shown = shown_by_writer(progress)
-            training = Training(folder, kept, found, task, config, seed, runtime, shown)
-            training.run(backbone_seed)
+    context = RunContext.choose(
+        folder,
+        task,
+        config,
+        seed,
+        backbones=kept,
+        backbone_seed=backbone_seed,
+        runtime=runtime,
+        progress=progress,
+    )
+    wanted = {"strategy": "none", **_made_by_hand(found), **recorded, **context.record()}
+    context.work(
+        folder.network,
+        lambda: _prepare(folder, origin, found, wanted, existing),
+        lambda: run_training(context, found),
+    )
     return read_training(folder, found)
+
+
+def train_fusion(
+    name: str,
+    task: Task,
+    *,
+    run: str | Path | None = None,
+    config: Config | None = None,
+    seed: int = 0,
+    existing: Existing = "refuse",
+    backbones: str | Path | None = None,
+    runtime: Runtime | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train the hand-made fusion ``name`` on train and validation, and test it once.
+
+    ``name`` is one of ``bmnas.spaces.fusions.FUSIONS``. Its channels C and length L are those that
+    ``config`` (default: the preset that the task names) gives to a search; it is trained as a
+    found network is. ``run`` is by default ``runs/<task>-<name>``; ``backbones`` is the folder of
+    trained backbones and feature cache, by default inside ``run``. Raises UserError when
+    something given cannot be used.
+    """
+    check_task(task)
+    check_test(task)
+    config = config_for(task) if config is None else config
+    fusion = NamedFusion(name, config.search.channels, config.search.length)
+    folder = Run(Path("runs") / f"{task.name}-{name}" if run is None else Path(run))
+    context = RunContext.choose(
+        folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress
+    )
+    wanted = {"strategy": "none", "fusion": name, **context.record()}
+
+    def prepare() -> None:
+        if existing == "overwrite" and backbones is None:
+            # Before the run's own files: killed in between, --overwrite does the rest.
+            context.remove_stale_backbones()
+        _prepare_fusion(folder, wanted, existing)
+
+    context.work(folder.network, prepare, lambda: run_training(context, fusion))
+    return read_training(folder, fusion)
 
 
 def _made_by_hand(genotype: Architecture) -> dict[str, str]:
@@ -189,3 +218,17 @@ def _prepare(
         folder.update_metrics({key: inherited[key] for key in _INHERITED if key in inherited})
         # Last: killed in between, the next attempt comes here again.
         genotype.save(folder.genotype)
+
+
+def _prepare_fusion(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None:
+    """Make ``folder`` ready to be trained in; raises UserError when it holds something else."""
+    for file in (folder.genotype, folder.checkpoint):
+        if file.is_file():
+            raise UserError(
+                f"{file}: belongs to a search, expected a folder for the fusion "
+                f"{wanted['fusion']}; choose another one with --run"
+            )
+    if existing != "overwrite" and folder.config.is_file() and folder.begun():
+        require_same(folder, wanted, ("task", "seed", "fusion", "search"))
+    if begin_training(folder, wanted, existing):
+        write_json(folder.config, wanted)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from bmnas.backbones import Backbone
 from bmnas.features.cache import weights_hash
 from bmnas.features.samples import label_tensor, samples_per_epoch
 from bmnas.machine.checkpoint import Checkpoint
@@ -20,19 +19,17 @@ from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.costs import parameter_counts
 from bmnas.machine.distribution.ranks import first
 from bmnas.machine.errors import UserError
-from bmnas.machine.progress import Progress
-from bmnas.machine.runtime import Runtime, seed_stage
-from bmnas.pipeline.config import Config
+from bmnas.machine.runtime import seed_stage
+from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.joint import channels_of, evaluate_fusion, fit_fusion, torch_latency
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import write_pictures
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
-from bmnas.pipeline.unimodal import evaluate_unimodal, unimodal_networks
+from bmnas.pipeline.unimodal import Unimodal, evaluate_unimodal
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.registry import build_fusion, takes_unimodal_logits
 from bmnas.tasks.task import Task
-from bmnas.training.heads import TaskHead, head_for
 
 
 @dataclass(frozen=True)
@@ -90,139 +87,90 @@ def misfit(feature: str, task: Task, has: Iterable[str]) -> UserError:
     )
 
 
-@dataclass(frozen=True)
-class Training:
-    """One training in a folder that is ready for it."""
-
-    folder: Run
-    kept: Path
-    architecture: Architecture
-    task: Task
-    config: Config
-    seed: int
-    runtime: Runtime
-    progress: Progress
-
-    def run(self, backbone_seed: int) -> None:
-        """Train, test and leave the network's file, which says that all is done."""
-        task, runtime, head = self.task, self.runtime, self._head()
-        networks = unimodal_networks(
-            task,
-            self.config.unimodal,
-            head,
-            seed=backbone_seed,
-            folder=self.kept,
-            runtime=runtime,
-            progress=self.progress,
-        )
-        backbones = {name: found.backbone for name, found in networks.items()}
-        network, checkpoint = self._fit(backbones, head)
-        # Before test and latency, which are no training.
-        seconds, spent = checkpoint.seconds, checkpoint.spent.to_dict()
-        test = evaluate_fusion(task, network, "test", head, runtime)
-        heads = {
-            name: evaluate_unimodal(task, name, found.backbone, "test", head, runtime)
-            for name, found in networks.items()
-        }
-        unimodal = {
+def run_training(context: RunContext, architecture: Architecture) -> None:
+    """Train, test and leave the network's file, which says that all is done."""
+    task, runtime, head = context.task, context.runtime, context.head
+    networks = context.unimodal_networks()
+    network, checkpoint = _fit(context, architecture, networks)
+    # Before test and latency, which are no training.
+    seconds, spent = checkpoint.seconds, checkpoint.spent.to_dict()
+    test = evaluate_fusion(task, network, "test", head, runtime)
+    alone = {
+        name: evaluate_unimodal(task, name, found.backbone, "test", head, runtime)
+        for name, found in networks.items()
+    }
+    samples, settings = task.samples("test"), context.config.train
+    seen = samples_per_epoch(len(task.samples("train", "validation")), settings.batch_size)
+    mean = torch.stack([evaluation.logits for evaluation in alone.values()]).mean(0)
+    measured = {
+        "metric": head.metric,
+        "unimodal": {
             name: {
                 "validation": found.validation,
-                "test": heads[name].score,
+                "test": alone[name].score,
                 "parameters": found.parameters,
             }
             for name, found in networks.items()
-        }
-        samples = task.samples("test")
-        mean = torch.stack([head.logits for head in heads.values()]).mean(0)
-        measured = {
-            "metric": head.metric,
-            "unimodal": unimodal,
-            "test": {
-                "score": test.score,
-                "loss": test.loss,
-                "samples": len(samples),
-                # What fusion costs nothing: the mean of the unimodal networks' logits.
-                "unimodal_mean": head.score(mean, label_tensor(task, samples)),
-            },
-            "parameters": parameter_counts(network),
-            "seconds": {"train": seconds, "train_compile": spent["seconds"][COMPILE]},
-            "samples_per_second": {"train": self._samples_seen() / spent["seconds"]["train"]},
-            "peak_memory": {"train": spent["peak_memory"]},
-        }
-        first(lambda: self._write(network, measured, head))
-        checkpoint.remove()
+        },
+        "test": {
+            "score": test.score,
+            "loss": test.loss,
+            "samples": len(samples),
+            # What fusion costs nothing: the mean of the unimodal networks' logits.
+            "unimodal_mean": head.score(mean, label_tensor(task, samples)),
+        },
+        "parameters": parameter_counts(network),
+        "seconds": {"train": seconds, "train_compile": spent["seconds"][COMPILE]},
+        "samples_per_second": {"train": settings.epochs * seen / spent["seconds"]["train"]},
+        "peak_memory": {"train": spent["peak_memory"]},
+    }
+    first(lambda: _write(context, architecture, network, measured))
+    checkpoint.remove()
 
-    def _write(
-        self, network: MultimodalNetwork, measured: Mapping[str, Any], head: TaskHead
-    ) -> None:
-        task = self.task
-        latency = torch_latency(task, network, self.runtime)
-        self.folder.update_metrics({**measured, "latency": latency})
-        write_pictures(self.folder, self._genotype, self.progress)
-        info = TaskInfo(
-            name=task.name,
-            kind=task.kind,
-            class_names=task.class_names,
-            threshold=head.threshold,
-            source=task.source,
-        )
-        dropout = self.config.train.dropout
-        TrainedNetwork(network.cpu(), self.architecture, info, dropout).save(self.folder.network)
 
-    def _fit(
-        self, backbones: dict[str, Backbone], head: TaskHead
-    ) -> tuple[MultimodalNetwork, Checkpoint]:
-        settings = self.config.train
-        channels = channels_of(backbones)
-        read = self._genotype.features if self._genotype else ()
-        missing = [name for name in read if name not in channels]
-        if missing:
-            raise misfit(missing[0], self.task, channels)
-        depends = {
-            **self._identity(),
-            "train": dataclasses.asdict(settings),
-            "seed": self.seed,
-            "backbones": {name: weights_hash(backbone) for name, backbone in backbones.items()},
-        }
-        owner = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-        checkpoint = Checkpoint(self.folder.train_checkpoint, owner, self.folder.training)
-        seed_stage(self.seed, "train")
-        fusion = build_fusion(
-            self.architecture,
-            channels,
-            classes=self.task.outputs,
-            dropout=settings.dropout,
-        )
-        adds = settings.unimodal_logits and takes_unimodal_logits(self.architecture)
-        with checkpoint.spent.stage("train"):
-            network = fit_fusion(
-                self.task,
-                backbones,
-                fusion,
-                dataclasses.replace(settings, unimodal_logits=adds),
-                head,
-                features=self.kept / "features",
-                cache_dtype=self.config.search.cache_dtype,
-                runtime=self.runtime,
-                checkpoint=checkpoint,
-                progress=self.progress,
-            )
-        return network, checkpoint
+def _write(
+    context: RunContext,
+    architecture: Architecture,
+    network: MultimodalNetwork,
+    measured: Mapping[str, Any],
+) -> None:
+    """Write metrics and pictures, then the network, with which the training is finished."""
+    task, folder = context.task, context.folder
+    latency = torch_latency(task, network, context.runtime)
+    folder.update_metrics({**measured, "latency": latency})
+    write_pictures(folder, architecture if architecture.SEARCHED else None, context.progress)
+    threshold = context.head.threshold
+    info = TaskInfo(task.name, task.kind, task.class_names, threshold, task.source)
+    dropout = context.config.train.dropout
+    TrainedNetwork(network.cpu(), architecture, info, dropout).save(folder.network)
 
-    @property
-    def _genotype(self) -> Architecture | None:
-        return self.architecture if self.architecture.SEARCHED else None
 
-    def _identity(self) -> dict[str, Any]:
-        """Return what tells this architecture from others in the checkpoint's owner."""
-        plain = self.architecture.to_dict()
-        # Where it comes from changes nothing in it.
-        plain.pop("provenance", None)
-        return {"genotype": plain}
-
-    def _samples_seen(self) -> int:
-        settings, samples = self.config.train, self.task.samples("train", "validation")
-        return settings.epochs * samples_per_epoch(len(samples), settings.batch_size)
-
-    def _head(self) -> TaskHead:
-        return head_for(self.task.kind, self.config.train.threshold)
+def _fit(
+    context: RunContext, architecture: Architecture, networks: Mapping[str, Unimodal]
+) -> tuple[MultimodalNetwork, Checkpoint]:
+    settings = context.config.train
+    backbones = {name: found.backbone for name, found in networks.items()}
+    channels = channels_of(backbones)
+    read = architecture.features if architecture.SEARCHED else ()
+    missing = [name for name in read if name not in channels]
+    if missing:
+        raise misfit(missing[0], context.task, channels)
+    plain = architecture.to_dict()
+    # Where it comes from changes nothing in it.
+    plain.pop("provenance", None)
+    depends = {
+        "genotype": plain,
+        "train": dataclasses.asdict(settings),
+        "seed": context.seed,
+        "backbones": {name: weights_hash(backbone) for name, backbone in backbones.items()},
+    }
+    fingerprint = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    checkpoint = Checkpoint(context.folder.train_checkpoint, fingerprint, context.folder.training)
+    seed_stage(context.seed, "train")
+    fusion = build_fusion(
+        architecture, channels, classes=context.task.outputs, dropout=settings.dropout
+    )
+    with checkpoint.spent.stage("train"):
+        adds = settings.unimodal_logits and takes_unimodal_logits(architecture)
+        network = fit_fusion(context, backbones, fusion, checkpoint, unimodal_logits=adds)
+    return network, checkpoint

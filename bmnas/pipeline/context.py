@@ -1,0 +1,136 @@
+"""What every stage of a run works with: folders, task, settings, seeds, device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bmnas.backbones import Backbone
+from bmnas.features.cache import FeatureCache, open_features
+from bmnas.features.reading import Pooled
+from bmnas.machine.costs import hardware, versions
+from bmnas.machine.distribution.ranks import agreed, first, size
+from bmnas.machine.distribution.writing import lock_folders, shown_by_writer
+from bmnas.machine.progress import Progress
+from bmnas.machine.runtime import Runtime, check_seed
+from bmnas.pipeline.config import Config
+from bmnas.pipeline.run_folder import Run
+from bmnas.pipeline.unimodal import Unimodal, remove_stale, unimodal_networks
+from bmnas.tasks.task import Part, Task
+from bmnas.training.heads import TaskHead, head_for
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run: ``folder`` is its own, ``kept`` that of trained backbones and feature cache.
+
+    ``backbone_seed`` is the seed that the backbones in ``kept`` are trained with.
+    """
+
+    folder: Run
+    kept: Path
+    task: Task
+    config: Config
+    seed: int
+    backbone_seed: int
+    runtime: Runtime
+    progress: Progress
+
+    @classmethod
+    def choose(
+        cls,
+        folder: Run,
+        task: Task,
+        config: Config,
+        seed: int,
+        *,
+        backbones: str | Path | None,
+        backbone_seed: int | None = None,
+        runtime: Runtime | None,
+        progress: Progress | None,
+    ) -> RunContext:
+        """Return the context of a run, with a default for whatever is None.
+
+        The backbones lie in the run's folder and have its seed, networks run on the device that
+        suits them best, and no progress is shown. Raises UserError for a seed out of range.
+        """
+        check_seed(seed)
+        return cls(
+            folder,
+            folder.backbones if backbones is None else Path(backbones),
+            task,
+            config,
+            seed,
+            seed if backbone_seed is None else backbone_seed,
+            Runtime.choose() if runtime is None else runtime,
+            # Of several ranks one talks.
+            shown_by_writer(progress),
+        )
+
+    @property
+    def head(self) -> TaskHead:
+        """Loss and score of the task."""
+        return head_for(self.task.kind, self.config.train.threshold)
+
+    def record(self) -> dict[str, Any]:
+        """Return what config.json says of any run: task, seed, settings, versions, hardware."""
+        elsewhere = self.kept.resolve() != self.folder.backbones.resolve()
+        return {
+            "task": {"name": self.task.name, "source": self.task.source},
+            "seed": self.seed,
+            "preset": self.config.preset,
+            **self.config.to_dict(),
+            "backbones": {
+                "folder": str(self.kept.resolve()) if elsewhere else None,
+                "seed": self.backbone_seed,
+            },
+            "versions": versions(),
+            "hardware": {
+                **hardware(self.runtime.device),
+                "bfloat16": self.runtime.computes_bfloat16(),
+                "processes": size(),
+            },
+        }
+
+    def work(self, result: Path, prepare: Callable[[], None], work: Callable[[], None]) -> None:
+        """Do ``work`` unless ``result`` is there, while nobody else writes to the folders.
+
+        Before that, one rank alone calls ``prepare``, which makes the folder ready or raises.
+        """
+        with lock_folders(self.folder.path, self.kept):
+            first(prepare)
+            if not agreed(result.is_file()):
+                work()
+
+    def remove_stale_backbones(self) -> None:
+        """Delete backbones in ``kept`` that this run could not use."""
+        remove_stale(self.task, self.config.unimodal, seed=self.seed, folder=self.kept)
+
+    def unimodal_networks(self) -> dict[str, Unimodal]:
+        """Return the backbone of every modality, trained where it is not there yet."""
+        return unimodal_networks(
+            self.task,
+            self.config.unimodal,
+            self.head,
+            seed=self.backbone_seed,
+            folder=self.kept,
+            runtime=self.runtime,
+            progress=self.progress,
+        )
+
+    def features(
+        self, backbones: Mapping[str, Backbone], parts: tuple[Part, ...], length: int
+    ) -> FeatureCache:
+        """Return the features of ``parts``, pooled to ``length``, on the disk of ``kept``."""
+        return open_features(
+            self.task,
+            backbones,
+            parts=parts,
+            reading=Pooled(length),
+            folder=self.kept / "features",
+            device=self.runtime.device,
+            progress=self.progress,
+            dtype=self.config.search.cache_dtype,
+        )
