@@ -17,10 +17,9 @@ from bmnas.machine.files import atomic_folder, atomic_path
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config
-from bmnas.pipeline.fusion import train_fusion
 from bmnas.pipeline.run_folder import Run, locked
 from bmnas.pipeline.search import search
-from bmnas.pipeline.train import train
+from bmnas.pipeline.train import train, train_fusion
 from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.fusions.genotypes import (
