@@ -107,8 +107,8 @@ class TaskOptions:
 
 
 @dataclass(frozen=True)
-class SearchSettings:
-    """Values of section ``[search]`` that the command line may change."""
+class SupernetSettings:
+    """Values of section ``[search]`` that Algorithm 1 reads and the command line may change."""
 
     cells: Cells = None
     steps: Steps = None
@@ -116,10 +116,6 @@ class SearchSettings:
     length: Length = None
     epochs: Epochs = None
     batch_size: BatchSize = None
-    candidates: Annotated[
-        int | None,
-        typer.Option(help="Networks that strategy random trains.", rich_help_panel=_BUDGET),
-    ] = None
     rerank: Annotated[
         int | None,
         typer.Option(
@@ -130,6 +126,16 @@ class SearchSettings:
     ] = None
     cache_dtype: CacheDtype = None
     precision: Precision = None
+
+
+@dataclass(frozen=True)
+class SearchSettings(SupernetSettings):
+    """Values of section ``[search]`` that the command line may change."""
+
+    candidates: Annotated[
+        int | None,
+        typer.Option(help="Networks that strategy random trains.", rich_help_panel=_BUDGET),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bmnas.cli.options import CacheDtype, Compile, Data, Device, Json, Precision
+from bmnas.cli.options import Compile, Data, Device, Json, Preset, SupernetSettings, grouped
+from bmnas.cli.output import print_json
+from bmnas.machine.errors import UserError
 
 if TYPE_CHECKING:
     from bmnas.lab.planning import Plan
     from bmnas.pipeline.config import Config
     from bmnas.report.tables import TextTable
 
-_SHAPE = "Shape of the supernet"
-_BUDGET = "Budget"
 _NO_TASK = "Without a task"
 
 
-def plan(
+@dataclass(frozen=True)
+class PlannedData:
+    """What is searched on: a task, or how many samples and features there will be."""
+
     task: Annotated[
         str | None,
         typer.Option(
-            help="A name (see bmnas tasks), a task.toml, or module:attribute.",
+            help="A name (see bmnas tasks), a task.toml file, or module:attribute.",
             show_default="digits, unless there are --samples",
         ),
-    ] = None,
-    data: Data = None,
+    ] = None
+    data: Data = None
     samples: Annotated[
         int | None,
-        typer.Option(help="Of train and validation together.", rich_help_panel=_NO_TASK),
-    ] = None,
+        typer.Option(help="Number of samples in train and validation.", rich_help_panel=_NO_TASK),
+    ] = None
     features: Annotated[
         str | None,
         typer.Option(
@@ -39,96 +43,78 @@ def plan(
             show_default="those that the preset is for",
             rich_help_panel=_NO_TASK,
         ),
-    ] = None,
+    ] = None
     validation: Annotated[
         float | None,
-        typer.Option(help="Fraction of the samples.", show_default="0.2", rich_help_panel=_NO_TASK),
-    ] = None,
+        typer.Option(
+            help="Fraction of the samples in validation.",
+            show_default="0.2",
+            rich_help_panel=_NO_TASK,
+        ),
+    ] = None
+
+    def require_one(self) -> None:
+        """Raise UserError unless there is either a task or a number of samples."""
+        for name in ("samples", "features", "validation"):
+            if getattr(self, name) is None:
+                continue
+            if self.task is not None or self.data is not None:
+                raise UserError(
+                    f"received a task and --{name}, which a task says itself: leave one out"
+                )
+            if self.samples is None:
+                raise UserError(
+                    f"received --{name} without --samples, expected how many there will be"
+                )
+
+
+@grouped
+def plan(
+    *,
+    given: PlannedData,
     run: Annotated[
         Path,
         typer.Option(metavar="DIR", help="Future run folder; its disk is the one that is timed."),
     ] = Path("runs"),
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="A name, see bmnas presets, or a .toml file.", show_default="the task's own"
-        ),
-    ] = None,
-    cells: Annotated[int | None, typer.Option(help="N.", rich_help_panel=_SHAPE)] = None,
-    steps: Annotated[int | None, typer.Option(help="M, in a Cell.", rich_help_panel=_SHAPE)] = None,
-    channels: Annotated[int | None, typer.Option(help="C.", rich_help_panel=_SHAPE)] = None,
-    length: Annotated[int | None, typer.Option(help="L.", rich_help_panel=_SHAPE)] = None,
-    epochs: Annotated[
-        int | None, typer.Option(help="Epochs of the search.", rich_help_panel=_BUDGET)
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Samples in a batch.", rich_help_panel=_BUDGET)
-    ] = None,
-    rerank: Annotated[
-        int | None,
-        typer.Option(
-            help="Genotypes compared with Algorithm 1's own by short trainings.",
-            rich_help_panel=_BUDGET,
-        ),
-    ] = None,
-    cache_dtype: CacheDtype = None,
-    precision: Precision = None,
-    seeds: Annotated[int, typer.Option(help="Searches at once.", rich_help_panel=_BUDGET)] = 1,
+    preset: Preset = None,
+    settings: SupernetSettings,
+    seeds: Annotated[int, typer.Option(help="Number of seeds to search with.")] = 1,
     device: Device = "auto",
     compile_networks: Compile = None,
     as_json: Json = False,
 ) -> None:
     """Estimate memory, disk and time of a search on this machine, in about ten seconds.
 
-    Some real steps are timed. With --samples no data are needed; with a task its backbones and
+    Part of an epoch is run. With --samples no data are needed; with a task its backbones and
     their features are timed too. Estimates hold within a factor of two for a machine that is as
-    busy as now.
+    busy as now; several seeds are counted one after another.
 
     Example: bmnas plan --preset ntu-1 --samples 40000
     """
     from bmnas.lab.planning import plan_features, plan_task
     from bmnas.lab.planning.workload import feature_channels
-    from bmnas.machine.errors import UserError
     from bmnas.machine.runtime import Runtime
     from bmnas.pipeline.config import load_preset
     from bmnas.pipeline.search import check_seeds
     from bmnas.tasks import load_task
 
-    without = {"--samples": samples, "--features": features, "--validation": validation}
-    given = [name for name, value in without.items() if value is not None]
-    if given and (task is not None or data is not None):
-        raise UserError(f"received a task and {given[0]}, which a task says itself: leave one out")
-    if given and samples is None:
-        raise UserError(f"received {given[0]} without --samples, expected how many there will be")
-    loaded = None if given else load_task("digits" if task is None else task, data)
-    name = preset or (loaded.preset if loaded is not None else "default")
-    config = load_preset(name).override(
-        "search",
-        cells=cells,
-        steps=steps,
-        channels=channels,
-        length=length,
-        epochs=epochs,
-        batch_size=batch_size,
-        rerank=rerank,
-        cache_dtype=cache_dtype,
-        precision=precision,
-    )
+    given.require_one()
+    task = None if given.samples is not None else load_task(given.task or "digits", given.data)
+    name = preset or ("default" if task is None else task.preset)
+    config = load_preset(name).override("search", **asdict(settings))
     check_seeds(seeds, "bmnas", config.search.precision)
     runtime = Runtime.choose(device, compile_networks)
-    if loaded is not None:
-        found = plan_task(loaded, config, runtime, run, seeds=seeds)
+    if task is not None:
+        found = plan_task(task, config, runtime, run, seeds=seeds)
     else:
-        assert samples is not None
-        share = 0.2 if validation is None else validation
-        sizes = feature_channels(features, config)
-        found = plan_features(sizes, samples, share, config, runtime, run, seeds=seeds)
+        assert given.samples is not None
+        share = 0.2 if given.validation is None else given.validation
+        sizes = feature_channels(given.features, config)
+        found = plan_features(sizes, given.samples, share, config, runtime, run, seeds=seeds)
     _print(found, config, runtime.device.type, as_json)
 
 
 def _print(plan: Plan, config: Config, device: str, as_json: bool) -> None:
-    import json
-
     import torch
 
     from bmnas.machine.costs import hardware
@@ -136,8 +122,7 @@ def _print(plan: Plan, config: Config, device: str, as_json: bool) -> None:
 
     machine = hardware(torch.device(device))
     if as_json:
-        facts = {"preset": config.preset, **plan.to_dict(), "hardware": machine}
-        print(json.dumps(facts, indent=2))
+        print_json({"preset": config.preset, **plan.to_dict(), "hardware": machine})
         return
     print_tables(_tables(plan))
     for note in _notes(plan):
@@ -151,7 +136,7 @@ def _print(plan: Plan, config: Config, device: str, as_json: bool) -> None:
 def _tables(plan: Plan) -> list[TextTable]:
     from bmnas.report.tables import STAGES, TextTable
 
-    work, memory, disk = plan.workload, plan.memory, plan.disk
+    work = plan.workload
     time = tuple(
         (name, f"{plan.seconds[key]:,.1f}", _hours(plan.seconds[key]))
         for key, name in STAGES.items()
@@ -162,15 +147,15 @@ def _tables(plan: Plan) -> list[TextTable]:
         ("samples, validation", f"{work.validation:,}"),
         ("features", f"{len(work.channels)}"),
         ("feature cache on disk", _size(work.cache_bytes)),
-        ("memory, without the cache", _size(memory.needed_bytes)),
-        ("memory, with what is mapped of it", _size(memory.resident_bytes)),
-        ("memory that is free", _size(memory.available_bytes)),
-        ("disk that is free", _size(disk.free)),
-        ("disk, writing, a second", _size(disk.write)),
-        ("disk, reading rows, a second", _size(disk.read)),
+        ("memory, without the cache", _size(plan.needed)),
+        ("memory, with what is mapped of it", _size(plan.resident)),
+        ("memory that is free", _size(plan.available)),
+        ("disk that is free", _size(plan.free)),
+        ("disk, writing, a second", _size(plan.write)),
+        ("disk, reading rows, a second", _size(plan.read)),
     ]
-    if memory.device_bytes is not None:
-        sizes.insert(6, ("memory of the device", _size(memory.device_bytes)))
+    if plan.device is not None:
+        sizes.insert(6, ("memory of the device", _size(plan.device)))
     return [
         TextTable("Size", ("what", "estimate"), tuple(sizes)),
         TextTable("Time", ("stage", "seconds", "h:min:s"), time),
@@ -184,11 +169,11 @@ def _notes(plan: Plan) -> list[str]:
             "without a task there are no backbones to time: extraction is the writing of the cache "
             "alone"
         )
-    if plan.disk.free < plan.workload.cache_bytes:
+    if plan.free < plan.workload.cache_bytes:
         notes.append("the feature cache finds no room on the disk: give --run a folder on another")
-    if plan.memory.missing:
+    if plan.missing:
         notes.append(
-            f"{plan.memory.missing:.0%} of the feature cache finds no room in memory and is read "
+            f"{plan.missing:.0%} of the feature cache finds no room in memory and is read "
             "from the disk in every pass"
         )
     return notes

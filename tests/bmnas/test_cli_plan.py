@@ -78,7 +78,7 @@ def test_without_a_task_it_says_what_it_cannot_know(here: Path) -> None:
         (("--epochs", "0"), "--epochs: received 0, expected at least 1"),
         (
             ("--cache-dtype", "half"),
-            "--cache-dtype: received half, expected one of float32, float16",
+            "--cache-dtype: received 'half', expected one of float32, float16",
         ),
         (("--device", "tpu"), "received device 'tpu'"),
     ],

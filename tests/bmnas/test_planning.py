@@ -2,11 +2,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,20 +16,14 @@ from torch import nn
 import bmnas
 import bmnas.pipeline.search
 from bmnas.features.mapped import LIMIT
-from bmnas.features.samples import samples_per_epoch
-from bmnas.lab.planning import disk, plan, plan_features, plan_task, search_rates
-from bmnas.lab.planning.backbone_rates import BackboneRates
-from bmnas.lab.planning.disk import Disk, measure_disk
-from bmnas.lab.planning.estimate import Memory, backbone_seconds, search_seconds
-from bmnas.lab.planning.machine import available_memory
-from bmnas.lab.planning.search_rates import SearchRates
-from bmnas.lab.planning.settle import settle
-from bmnas.lab.planning.synthetic import MadeUpFeatures
+from bmnas.lab.planning import plan, plan_features, plan_task
+from bmnas.lab.planning.plan import available_memory, backbone_seconds, missing, search_seconds
+from bmnas.lab.planning.synthetic import SyntheticFeatures
+from bmnas.lab.planning.timing import BackboneCost, SearchCost, grown
 from bmnas.lab.planning.workload import feature_channels, features_workload, task_workload
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config, load_preset
 from bmnas.pipeline.presets import preset_names
-from bmnas.strategies import SearchProblem
 
 CONFIG_3 = CONFIG.override("search", epochs=3, rerank=1)
 WORK = features_workload((8, 4), samples=100, validation=0.4, config=CONFIG_3.search)
@@ -43,30 +34,22 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "_BUDGET", 0.05)
 
 
-def test_units_grow_until_they_take_long_enough() -> None:
-    asked: list[int] = []
+@pytest.mark.parametrize(("most", "asked"), [(1000, [2, 2, 100]), (5, [2, 2, 5]), (1, [1, 1])])
+def test_as_many_batches_are_timed_as_the_budget_has_room_for(
+    most: int, asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, found = 0.0, []
 
-    def run(units: int) -> float:
-        asked.append(units)
-        return 100.0 if len(asked) == 1 else 0.001 * units
+    def run(batches: int) -> float:
+        nonlocal now
+        found.append(batches)
+        # The first one also does what torch does once.
+        now += 100.0 if len(found) == 1 else 0.01 * batches
+        return now
 
-    assert settle(run, 2, 10_000, budget=1.0) == pytest.approx(0.001)
-    assert asked[:2] == [2, 2]  # the first of them only warms up
-    assert asked == sorted(asked)
-    assert 0.25 <= 0.001 * asked[-1] <= 1.0
-
-
-def test_units_end_at_the_most_there_are() -> None:
-    asked: list[int] = []
-
-    def run(units: int) -> float:
-        asked.append(units)
-        return 1e-9
-
-    settle(run, 8, 5, budget=1.0)
-    assert asked == [5, 5]
-    settle(run, 8, 1000, budget=1.0)
-    assert asked[-1] == 1000
+    monkeypatch.setattr("time.perf_counter", lambda: now)
+    assert grown(run, most, budget=1.001) == now
+    assert found == asked
 
 
 def test_features_that_are_not_there_yet() -> None:
@@ -98,26 +81,24 @@ def test_the_presets_of_the_paper_say_their_features() -> None:
             feature_channels(text, ntu)
 
 
-def memory(available: int) -> Memory:
-    return Memory(1000, WORK.cache_bytes, available, None)
-
-
-RATES = SearchRates(
-    weights=1.0,
-    architecture=2.0,
-    validation=3.0,
-    single_networks=0.25,
-    rerank=0.5,
-    screening=4.0,
+COST = SearchCost(
+    {
+        "search_weights": 1.0,
+        "search_architecture": 2.0,
+        "validation": 3.0,
+        "single_networks": 0.25,
+        "rerank": 0.5,
+    },
     epoch=10.0,
     compile=7.0,
+    screening=4.0,
 )
 
 
 def test_the_stages_of_a_search_by_hand() -> None:
     # Three epochs of 48 train and 32 validation samples in batches of 16, all 40 to validate;
     # two short trainings of one epoch.
-    found = search_seconds(WORK, RATES, memory(1 << 40), Disk(1.0, 1.0, 1 << 40))
+    found = search_seconds(WORK, COST, reading=0.0)
     assert found == {
         "compile": 7.0,
         "search_weights": 3 * 48 * 1.0,
@@ -129,78 +110,33 @@ def test_the_stages_of_a_search_by_hand() -> None:
         "other": 30.0,
         "search": 7 + 144 + 192 + 360 + 12 + 48 + 4 + 30,
     }
-    several = search_seconds(
-        replace(WORK, seeds=4), RATES, memory(1 << 40), Disk(1.0, 1.0, 1 << 40)
-    )
-    for stage in ("search_weights", "search_architecture", "validation"):
+    several = search_seconds(replace(WORK, seeds=4), COST, reading=0.0)
+    for stage in ("search_weights", "search_architecture", "validation", "other"):
         assert several[stage] == 4 * found[stage]
     # Three rivals for one place: there is nothing to judge.
     assert not {"screening", "single_networks"} & set(several)
-    tight, disk = memory(0), Disk(1.0, WORK.sample_bytes / 4, 1 << 40)
-    one, four = (search_seconds(replace(WORK, seeds=s), RATES, tight, disk) for s in (1, 4))
-    # All read the same batches.
-    assert four["search_weights"] - one["search_weights"] == 3 * found["search_weights"]
     assert several["rerank"] == found["rerank"]
     alone = replace(WORK, search=replace(WORK.search, rerank=0))
-    found = search_seconds(alone, RATES, memory(1 << 40), Disk(1.0, 1.0, 1 << 40))
-    assert not {"rerank", "screening", "single_networks"} & set(found)
+    assert not {"rerank", "screening", "single_networks"} & set(search_seconds(alone, COST, 0.0))
 
 
-def test_what_finds_no_room_is_read_from_the_disc_in_every_pass() -> None:
-    tight = memory(1000 + WORK.cache_bytes // 4)
-    assert memory(1000 + WORK.cache_bytes).missing == 0
-    assert tight.missing == 0.75
-    assert memory(0).missing == 1
-    assert tight.resident_bytes == 1000 + WORK.cache_bytes
-    assert Memory(1000, 1 << 40, 0, None).resident_bytes == 1000 + LIMIT
-    found = search_seconds(WORK, RATES, tight, Disk(1.0, read=WORK.sample_bytes / 4, free=1 << 40))
-    # Four seconds for a whole sample, of which three quarters.
-    assert found["search_weights"] == pytest.approx(3 * 48 * (1.0 + 3.0))
-    assert found["validation"] == pytest.approx(3 * 40 * (3.0 + 3.0))
+def test_what_finds_no_room_is_read_from_the_disk_in_every_pass() -> None:
+    assert missing(WORK, 1000, 1000 + WORK.cache_bytes) == 0
+    assert missing(WORK, 1000, 1000 + WORK.cache_bytes // 4) == 0.75
+    assert missing(WORK, 1000, 0) == 1
+    found = search_seconds(WORK, COST, reading=3.0)
+    assert found["search_weights"] == 3 * 48 * (1.0 + 3.0)
+    assert found["validation"] == 3 * 40 * (3.0 + 3.0)
 
 
 def test_backbones_and_extraction_by_hand() -> None:
-    rates = {"m": BackboneRates(nn.Identity(), step=2.0, row=0.5)}  # type: ignore[arg-type]
+    costs = {"m": BackboneCost(nn.Identity(), step=2.0, row=0.5)}  # type: ignore[arg-type]
     config = replace(CONFIG.unimodal, epochs=4)
     # Four epochs of three batches, scored on 40; a hundred rows.
-    disk = Disk(write=WORK.cache_bytes / 5, read=1.0, free=1 << 40)
-    found = backbone_seconds(WORK, config, rates, disk)
+    write = WORK.cache_bytes / 5
+    found = backbone_seconds(WORK, config, costs, write)
     assert found == {"backbones": 4 * 3 * 2.0 + 40 * 0.5, "extraction": 50.0 + 5.0}
-    assert backbone_seconds(WORK, config, {}, disk) == {"extraction": 5.0}
-
-
-def test_a_disc_is_measured_for_the_bytes_that_there_will_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(disk, "_BLOCK", 10)
-    monkeypatch.setattr(disk, "_FLUSH", 100)
-    monkeypatch.setattr(disk, "_BUDGET", 30.0)
-    now, slow = 0.0, 1 << 60
-
-    def flush(_: int) -> None:
-        nonlocal now, slow
-        slow -= 100
-        now += 1.0 if slow >= 0 else 10.0
-
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(disk, "_read_speed", lambda path, row: float(row))
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", flush)
-        # All of it, a hundred bytes a second.
-        assert disk._write_speed(tmp_path / "file", 1230, 1 << 20) == pytest.approx(1230 / 13)
-        assert (tmp_path / "file").stat().st_size == 1230
-        # Five hundred bytes are taken at once, the rest is slow: so will be what follows.
-        now, slow = 0.0, 500
-        assert disk._write_speed(tmp_path / "file", 10_000, 1 << 20) == pytest.approx(10)
-        # No more than there is room for, the later half of it.
-        now, slow = 0.0, 1 << 60
-        assert disk._write_speed(tmp_path / "file", 10_000, 400) == pytest.approx(100)
-        assert (tmp_path / "file").stat().st_size == 400
-    monkeypatch.undo()
-    found = measure_disk(tmp_path, size=5000, row=64)
-    positive([found.write, found.read])
-    assert found.free > 5000
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert backbone_seconds(WORK, config, {}, write) == {"extraction": 5.0}
 
 
 def test_memory_is_that_of_the_container_where_there_is_a_limit(tmp_path: Path) -> None:
@@ -218,9 +154,9 @@ def test_memory_is_that_of_the_container_where_there_is_a_limit(tmp_path: Path) 
     assert available_memory() > 1 << 26
 
 
-def test_made_up_features_are_as_many_as_asked_for(tmp_path: Path) -> None:
+def test_synthetic_features_are_as_many_as_asked_for(tmp_path: Path) -> None:
     work = replace(WORK, kind="multilabel", classes=3)
-    features = MadeUpFeatures(work, tmp_path, CPU.device)
+    features = SyntheticFeatures(work, tmp_path, CPU.device)
     samples = features.samples(250)
     batch = samples.batch(torch.tensor([0, 100, 249]))
     inputs, labels = batch.inputs, batch.labels
@@ -229,6 +165,7 @@ def test_made_up_features_are_as_many_as_asked_for(tmp_path: Path) -> None:
     assert not torch.equal(inputs[0][0], inputs[0][2])
     assert (labels.shape, labels.dtype) == ((3, 3), torch.float32)
     assert features.bytes == WORK.cache_bytes == sum(f.stat().st_size for f in tmp_path.iterdir())
+    positive([features.write, features.read])
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -236,7 +173,7 @@ def test_half_precision_is_planned_as_half_the_cache(tmp_path: Path, dtype: str)
     work = replace(WORK, search=replace(WORK.search, cache_dtype=dtype))
     assert work.cache_bytes == WORK.cache_bytes // 2
     assert work.sample_bytes == WORK.sample_bytes // 2
-    features = MadeUpFeatures(work, tmp_path, CPU.device)
+    features = SyntheticFeatures(work, tmp_path, CPU.device)
     assert features.bytes == work.cache_bytes == sum(f.stat().st_size for f in tmp_path.iterdir())
     inputs = features.samples(10).batch(torch.arange(10)).inputs
     assert {x.dtype for x in inputs} == {torch.float32}
@@ -269,39 +206,23 @@ def test_a_plan_has_the_stages_of_the_run(
     data = found.to_dict()
     assert json.loads(json.dumps(data)) == data
     assert data["memory"]["fits"]
+    assert found.resident == found.needed + found.workload.cache_bytes
+    huge = replace(found.workload, rows=dict.fromkeys(found.workload.rows, 10**9))
+    assert replace(found, workload=huge).resident == found.needed + LIMIT
 
 
 def test_a_plan_without_a_task(tmp_path: Path) -> None:
     found = plan_features((8, 4), 100, 0.4, CONFIG_3, CPU, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert "backbones" not in found.seconds
-    assert found.seconds["extraction"] == pytest.approx(WORK.cache_bytes / found.disk.write)
-    positive([found.memory.needed_bytes, found.memory.available_bytes, found.calibration])
+    assert found.seconds["extraction"] == pytest.approx(WORK.cache_bytes / found.write)
+    positive([found.needed, found.available, found.calibration])
 
 
 def test_parts_smaller_than_a_batch(tmp_path: Path) -> None:
     config: Config = CONFIG_3.override("search", batch_size=64)
     found = plan_features((8, 4), 100, 0.1, config, CPU, tmp_path)
     positive(value for name, value in found.seconds.items() if name != "compile")
-
-
-@pytest.mark.parametrize("batch_size", [16, 64])
-def test_single_networks_take_what_their_samples_take(
-    tmp_path: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
-
-    def train(problem: SearchProblem, *_: object) -> None:
-        nonlocal now
-        now += samples_per_epoch(len(problem.train), batch_size)
-
-    monkeypatch.setattr(search_rates, "train_single_networks", train)
-    monkeypatch.setattr(search_rates, "time", SimpleNamespace(perf_counter=lambda: now))
-    config = CONFIG_3.override("search", batch_size=batch_size)
-    found = plan_features((8, 4), 50, 0.2, config, CPU, tmp_path)
-    # A second for each sample of whole batches, of which 40 are in train.
-    samples = samples_per_epoch(40, batch_size) * config.search.candidate_epochs
-    assert found.seconds["single_networks"] == pytest.approx(samples)
 
 
 def test_a_plan_reads_no_test_data_and_leaves_the_network_given_as_it_is(tmp_path: Path) -> None:
