@@ -204,7 +204,7 @@ class _Reader:
         for bound in bounds if len(self.problems) == before else ():
             expected = bound.expected(value)
             if expected is not None:
-                self._add(path, received(value, expected))
+                self._add(path, received(data, expected))
         return value
 
     def _add(self, path: tuple[str | int, ...], text: str) -> None:
@@ -242,5 +242,7 @@ def _words(kind: Any) -> str:
     if origin is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if origin in (tuple, list):
-        return _LISTS.get(arguments[0], "a list")
+        inner = arguments[0]
+        inner = get_args(inner)[0] if get_origin(inner) is Annotated else inner
+        return _LISTS.get(inner, "a list")
     return _WORDS.get(kind, "a table")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -14,6 +15,7 @@ from torch import Tensor
 from bmnas.backbones import Backbone, backbone_from_spec
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import atomic_path
+from bmnas.machine.schema import Range, plain, read
 from bmnas.pipeline.joint import channels_of
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.spaces.architecture import Architecture
@@ -63,26 +65,42 @@ class TrainedNetwork:
 
     def save(self, path: Path) -> None:
         """Write the network's file, whole or not at all."""
-        description = {
-            "format": FORMAT,
-            "genotype": self.architecture.to_dict(),
-            "backbones": {
-                name: self.network.backbone(name).spec() for name in self.network.modalities
-            },
-            "task": {
-                "name": self.task.name,
-                "kind": self.task.kind,
-                "class_names": list(self.task.class_names),
-                "threshold": self.task.threshold,
-                "source": self.task.source,
-            },
-            "dropout": self.dropout,
-            "unimodal_logits": self.network.unimodal_logits,
-        }
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        network = self.network
+        description = Description(
+            FORMAT,
+            {name: network.backbone(name).spec() for name in network.modalities},
+            self.task,
+            self.dropout,
+            network.unimodal_logits,
+            self.architecture.to_dict(),
+        )
+        content = {k: v for k, v in plain(description).items() if v is not None}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
         with atomic_path(path) as aside:
             # Not save_file(), which tells of a full disk with an exception of its own.
-            aside.write_bytes(save(tensors, {_KEY: json.dumps(description, allow_nan=False)}))
+            aside.write_bytes(save(tensors, {_KEY: json.dumps(content, allow_nan=False)}))
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a network's file says beside the weights.
+
+    Files of earlier versions have a hand-made fusion as ``fusion`` instead of ``genotype``.
+    """
+
+    format: str
+    backbones: Mapping[str, Any]
+    task: TaskInfo
+    dropout: Annotated[float, Range(0, below=1)]
+    unimodal_logits: bool = False
+    genotype: Any = None
+    fusion: Any = None
+
+    def architecture(self, path: Path) -> Architecture:
+        """Return the architecture; raises UserError that names ``path``."""
+        if self.fusion is not None:
+            return NamedFusion.from_dict(self.fusion, str(path))
+        return architecture_from_dict(self.genotype, str(path))
 
 
 def read_description(path: Path) -> tuple[Architecture, TaskInfo]:
@@ -90,7 +108,8 @@ def read_description(path: Path) -> tuple[Architecture, TaskInfo]:
 
     Raises UserError as ``load_network`` does.
     """
-    return _parse(_read(path, tensors=False)[0], path)
+    description, _ = _read(path, tensors=False)
+    return description.architecture(path), description.task
 
 
 def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
@@ -101,24 +120,21 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
     another format.
     """
     description, tensors = _read(path, tensors=True)
-    architecture, info = _parse(description, path)
+    architecture, info = description.architecture(path), description.task
     try:
-        dropout = float(description["dropout"])
-        backbones = _backbones(description["backbones"], task, path)
+        backbones = _backbones(description.backbones, task, path)
         fusion = build_fusion(
             architecture,
             channels_of(backbones),
             classes=_outputs(info, path),
-            dropout=dropout,
+            dropout=description.dropout,
         )
-        adds = description.get("unimodal_logits", False)
-        if type(adds) is not bool:
-            raise TypeError(f"unimodal_logits: received {adds!r:.80}")
+        adds = description.unimodal_logits
         network = MultimodalNetwork(backbones, fusion, unimodal_logits=adds)
         network.load_state_dict(tensors)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise _misfit(path, error) from error
-    return TrainedNetwork(network.eval(), architecture, info, dropout)
+    return TrainedNetwork(network.eval(), architecture, info, description.dropout)
 
 
 def _outputs(info: TaskInfo, path: Path) -> int:
@@ -128,7 +144,7 @@ def _outputs(info: TaskInfo, path: Path) -> int:
         raise UserError(f"{path}: {error}") from error
 
 
-def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path, *, tensors: bool) -> tuple[Description, dict[str, Tensor]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; `bmnas train` writes it")
     try:
@@ -148,49 +164,10 @@ def _read(path: Path, *, tensors: bool) -> tuple[dict[str, Any], dict[str, Tenso
         raise _misfit(path, error) from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise UserError(f"{path}: received an unknown format, expected {FORMAT!r}: train again")
-    return description, found
+    return read(Description, description, str(path)), found
 
 
-def _parse(description: dict[str, Any], path: Path) -> tuple[Architecture, TaskInfo]:
-    try:
-        architecture = _architecture(description, path)
-        task = description["task"]
-        _check_task(task, path)
-        info = TaskInfo(
-            name=task["name"],
-            kind=task["kind"],
-            class_names=tuple(task["class_names"]),
-            threshold=task["threshold"],
-            source=task["source"],
-        )
-    except (KeyError, TypeError) as error:
-        raise _misfit(path, error) from error
-    return architecture, info
-
-
-def _architecture(description: dict[str, Any], path: Path) -> Architecture:
-    # Where files of earlier versions have a hand-made fusion.
-    if "fusion" in description:
-        return NamedFusion.from_dict(description["fusion"], str(path))
-    return architecture_from_dict(description["genotype"], str(path))
-
-
-def _check_task(task: dict[str, Any], path: Path) -> None:
-    names = task["class_names"]
-    good = {
-        "name": isinstance(task["name"], str),
-        "kind": isinstance(task["kind"], str),
-        "class_names": isinstance(names, list) and all(isinstance(n, str) for n in names),
-        "threshold": isinstance(task["threshold"], float | None),
-        "source": isinstance(task["source"], dict),
-    }
-    for key, fits in good.items():
-        if not fits:
-            found = repr(task[key])[:80]
-            raise UserError(f"{path}: task.{key}: received {found}: train again")
-
-
-def _backbones(specs: dict[str, Any], task: Task | None, path: Path) -> dict[str, Backbone]:
+def _backbones(specs: Mapping[str, Any], task: Task | None, path: Path) -> dict[str, Backbone]:
     backbones = {}
     for name, spec in specs.items():
         module = None if task is None else task.modality(name).backbone

@@ -92,12 +92,12 @@ def test_a_run_from_before_there_was_the_section_can_be_trained(here: Path) -> N
 def test_the_section_of_a_preset_is_checked() -> None:
     with pytest.raises(UserError) as line:
         Config.from_dict({"evolution": {"population": 5, "subsets": 2, "mutation": 2}}, "mine.toml")
-    assert str(line.value) == ("mine.toml: evolution.mutation: received 2.0, expected from 0 to 1")
+    assert str(line.value) == ("mine.toml: evolution.mutation: received 2, expected from 0 to 1")
     with pytest.raises(UserError, match=r"evolution\.population: received 5, expected at least 6"):
         Config.from_dict({"evolution": {"population": 5, "subsets": 2}}, "mine.toml")
     with pytest.raises(UserError, match="evolution: received key 'generation', expected only pop"):
         Config.from_dict({"evolution": {"generation": 5}}, "mine.toml")
-    with pytest.raises(UserError, match=r"^--mutation: received 2.0, expected from 0 to 1$"):
+    with pytest.raises(UserError, match=r"^--mutation: received 2, expected from 0 to 1$"):
         Config().override("evolution", mutation=2)
 
 

@@ -116,7 +116,7 @@ def description(path: Path) -> dict[str, Any]:
         ("[" * 100_000, "does not fit"),
         ("[]", "unknown format"),
         ('{"format": "bmnas.network/9"}', "unknown format, expected 'bmnas.network/1'"),
-        ('{"format": "bmnas.network/1"}', "does not fit its weights: 'genotype'"),
+        ('{"format": "bmnas.network/1"}', "expected the key 'task', which is missing"),
     ],
 )
 def test_another_description_is_one_line(path: Path, text: str, match: str) -> None:
@@ -141,7 +141,7 @@ def test_a_description_with_parts_missing_is_one_line(path: Path, changes: dict[
 @pytest.mark.parametrize(
     "changes",
     [
-        {"kind": "regression"},
+        {"kind": 3},
         {"class_names": "cat"},
         {"class_names": [1, 2, 3]},
         {"threshold": "high"},
@@ -152,7 +152,15 @@ def test_a_description_with_parts_missing_is_one_line(path: Path, changes: dict[
 def test_a_task_of_wrong_types_is_one_line(path: Path, changes: dict[str, Any]) -> None:
     whole = description(path)
     rewritten(path, {**whole, "task": {**whole["task"], **changes}})
-    refused(path, f"{next(iter(changes))}")
+    refused(path, rf"task\.{next(iter(changes))}")
+
+
+def test_a_kind_of_task_that_nobody_registered_is_one_line(path: Path) -> None:
+    whole = description(path)
+    rewritten(path, {**whole, "task": {**whole["task"], "kind": "regression"}})
+    with pytest.raises(UserError, match="received the task kind 'regression', expected") as line:
+        load_network(path)
+    assert str(line.value).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize(
