@@ -124,11 +124,11 @@ class _Part:
     def _inner_items(self) -> Iterator[Item]:
         """Yield the nodes, and where the wires from and to others pass the edge of the panel."""
         for source in self.reads:
-            yield Item(source, 0, 0, exits={source: 0}, plain=True)
+            yield Item(source, 0, 0, exits={source: 0})
         for node in self.nodes:
             yield _item(node, self.sizes[node.name])
             if node.name in self.given:
-                yield Item(_edge(node.name), 0, 0, (node.name,), plain=True, top=True)
+                yield Item(_edge(node.name), 0, 0, (node.name,), top=True)
 
     def items(self) -> list[Item]:
         """Return what stands in the layout of the whole."""

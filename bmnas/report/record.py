@@ -17,7 +17,7 @@ from bmnas.machine.files import read_json
 from bmnas.report.style import plain
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import FORMAT, Cell, Genotype
-from bmnas.spaces.cells.operations import OPERATIONS
+from bmnas.spaces.cells.operations import OPERATIONS, PAPER
 from bmnas.spaces.registry import architecture_from_dict, load_architecture
 
 Table = tuple[tuple[float, ...], ...]
@@ -253,9 +253,11 @@ def _weights(data: dict[str, Any], path: Path, line: str, features: int) -> Weig
             raise UserError(
                 f"{path}: {line}: {name}: received {len(tables)} Cells, expected {cells}"
             )
-    for k, (inner, pool) in enumerate(zip(beta, gamma, strict=True)):
+    # An operation that was registered since stands behind those that there were.
+    pool = min(max(len(gamma[0][0]), len(PAPER)), len(OPERATIONS))
+    for k, (inner, mixed) in enumerate(zip(beta, gamma, strict=True)):
         places.append((f"beta[{k}]", inner, [2 + m for m in range(len(inner))]))
-        places.append((f"gamma[{k}]", pool, [len(OPERATIONS)] * len(inner)))
+        places.append((f"gamma[{k}]", mixed, [pool] * len(inner)))
     for place, table, expected in places:
         found = [len(row) for row in table]
         if found != expected:

@@ -31,8 +31,9 @@ class Item:
     """A box to be placed. ``exits`` and ``entries`` say how far from its middle nets leave and end.
 
     A net has the name of what gives it. Without ``entries`` those that the box ``reads`` end side
-    by side, from the left as they are named where the box is ``ordered``. A ``plain`` item is no
-    box but the end of wires on the edge of a panel; one that is on the ``top`` is in the last row.
+    by side, from the left as they are named where the box is ``ordered``. An item without a width
+    is no box but a wire on its way: a lane, or where it passes the edge of a panel. What is on the
+    ``top`` stands in the last row.
     """
 
     name: str
@@ -42,7 +43,6 @@ class Item:
     exits: Mapping[str, float] = field(default_factory=dict)
     entries: Mapping[str, float] | None = None
     ordered: bool = False
-    plain: bool = False
     top: bool = False
 
 
@@ -67,27 +67,22 @@ class Stack:
         self.below: dict[str, dict[str, str]] = {}
         for link in self.links:
             self.below.setdefault(link.upper, {})[link.net] = link.lower
-        self.fixed: dict[str, Mapping[str, float]] = {}
-        self.free: dict[str, list[str]] = {}
-        for name, below in self.below.items():
-            entries = self.items[name].entries if name in self.items else dict.fromkeys(below, 0.0)
-            if entries is None:
-                self.free[name] = list(below)
-            else:
-                self.fixed[name] = entries
+            if link.upper not in self.items:
+                here = {link.net: 0.0}
+                self.items[link.upper] = Item(link.upper, 0, 0, exits=here, entries=here)
         self.order = self._fewest_crossings(self._first_order())
         self.entries = self._entries(self.order)
         self.x = self._places()
         tracks = [self._tracks(row) for row in range(self.count - 1)]
         self.bottom, self.level = self._heights(tracks)
-        self.width = max(self.x[name] + self._wide(name) / 2 for name in self.order)
-        self.height = max(self.bottom[name] + item.height for name, item in self.items.items())
+        self.width = max(self.x[name] + item.width / 2 for name, item in self.items.items())
+        self.height = max(y + self.items[name].height for name, y in self.bottom.items())
 
     def wire(self, net: str, target: str) -> list[Point]:
         """Return the points of the wire from what gives ``net`` to the item ``target``."""
         source = self.source[net]
-        x, y = self._exit(source, net), self.bottom[source] + self.items[source].height
-        points = [(x, y)]
+        x = self._exit(source, net)
+        points = [(x, self.bottom[source] + self.items[source].height)]
         for row in range(self.row[source], self.row[target]):
             upper = target if row + 1 == self.row[target] else _lane(net)
             end = self._entry(upper, net)
@@ -123,7 +118,6 @@ class Stack:
         """Return items and lanes, each between those that it reads; a tree then has no crossing."""
         order: dict[str, None] = {}
         seen: set[str] = set()
-        lanes = {link.upper for link in self.links} - set(self.items)
 
         def visit(item: Item) -> None:
             if item.name in seen:
@@ -133,14 +127,15 @@ class Stack:
             for net in item.reads[:half]:
                 visit(self.items[self.source[net]])
             order[item.name] = None
-            order.update(dict.fromkeys(_lane(net) for net in item.exits if _lane(net) in lanes))
+            lanes = map(_lane, item.exits)
+            order.update(dict.fromkeys(lane for lane in lanes if lane in self.items))
             for net in item.reads[half:]:
                 visit(self.items[self.source[net]])
 
         read = {self.source[net] for item in self.items.values() for net in item.reads}
-        for item in self.items.values():
-            if item.name not in read:
-                visit(item)
+        for name in self.row:
+            if name not in read:
+                visit(self.items[name])
         return list(order)
 
     def _fewest_crossings(self, order: list[str]) -> list[str]:
@@ -160,18 +155,14 @@ class Stack:
 
     def _cost(self, order: Sequence[str]) -> tuple[int, float]:
         """Return the number of crossings, and how far the ends of links are apart in the order."""
-        place = {name: float(n) for n, name in enumerate(order)}
+        place = {name: n for n, name in enumerate(order)}
         entries = self._entries(order)
         crossings, apart = 0, 0.0
         for row in range(self.count - 1):
             links = [link for link in self.links if link.row == row]
             low = np.array([place[k.lower] + self._share(k.lower, k.net) for k in links])
-            up = np.array(
-                [
-                    place[k.upper] + entries[k.upper][k.net] / max(self._wide(k.upper), 1.0)
-                    for k in links
-                ]
-            )
+            ends = [entries[k.upper][k.net] / max(self.items[k.upper].width, 1.0) for k in links]
+            up = np.array([place[link.upper] for link in links]) + np.array(ends)
             nets = np.array([link.net for link in links])
             across = (low[:, None] < low) & (up[:, None] > up) & (nets[:, None] != nets)
             crossings += int(across.sum())
@@ -179,11 +170,14 @@ class Stack:
         return crossings, round(apart, 6)
 
     def _entries(self, order: Sequence[str]) -> dict[str, Mapping[str, float]]:
-        """Return for each item and lane how far from its middle each net ends."""
+        """Return for each item how far from its middle each net ends."""
         place = {name: n for n, name in enumerate(order)}
-        entries = dict(self.fixed)
-        for name, nets in self.free.items():
-            item, lower = self.items[name], self.below[name]
+        entries: dict[str, Mapping[str, float]] = {}
+        for name, lower in self.below.items():
+            item, nets = self.items[name], list(lower)
+            if item.entries is not None:
+                entries[name] = item.entries
+                continue
             if not item.ordered:
                 nets.sort(key=lambda net: place[lower[net]] + self._share(lower[net], net))
             gap = 0.8 * item.width / (len(nets) + 1)
@@ -203,12 +197,12 @@ class Stack:
         into = {link.upper: len(at) + len(links) + n for n, link in enumerate(links)}
         size = len(at) + 2 * len(links)
         # A bend at the end of a lane is seen most.
-        bends = [1.0 if {link.lower, link.upper} <= self.items.keys() else 3.0 for link in links]
+        bends = [1.0 if {link.lower, link.upper} <= self.row.keys() else 3.0 for link in links]
         cost = np.array([1e-4] * len(at) + bends + [0.1] * len(links))
         rows: list[dict[int, float]] = []  # sums of variables that are at most those in bounds
         bounds: list[float] = []
         for n, link in enumerate(links, start=len(at)):
-            shift = self._exit_offset(link.lower, link.net) - self.entries[link.upper][link.net]
+            shift = self.items[link.lower].exits[link.net] - self.entries[link.upper][link.net]
             for sign in (1, -1):
                 rows.append({at[link.lower]: sign, at[link.upper]: -sign, n: -1})
                 bounds.append(-sign * shift)
@@ -221,7 +215,7 @@ class Stack:
             # No row is wider than it needs to be.
             cost[at[names[0]]] -= 0.01
             cost[at[names[-1]]] += 0.01
-        least = [self._wide(name) / 2 for name in self.order] + [0.0] * (2 * len(links))
+        least = [self.items[name].width / 2 for name in self.order] + [0.0] * (2 * len(links))
         if not rows:
             return dict(zip(self.order, least, strict=False))
         matrix = np.zeros((len(rows), size))
@@ -236,12 +230,8 @@ class Stack:
         return {name: round(float(found.x[n]), 4) for name, n in at.items()}
 
     def _in_row(self, row: int) -> list[str]:
-        lanes = {link.upper for link in self.links if link.row + 1 == row}
-        return [
-            name
-            for name in self.order
-            if (name in lanes if name not in self.items else self.row[name] == row)
-        ]
+        passing = {link.upper for link in self.links if link.row + 1 == row}
+        return [name for name in self.order if self.row.get(name) == row or name in passing]
 
     def _tracks(self, row: int) -> dict[str, int]:
         """Return the track above ``row`` of each net that does not run straight up, from 0."""
@@ -288,35 +278,29 @@ class Stack:
         level: dict[tuple[int, str], float] = {}
         y = 0.0
         for row in range(self.count):
-            members = [item for item in self.items.values() if self.row[item.name] == row]
+            members = [self.items[name] for name, own in self.row.items() if own == row]
             bottom |= {item.name: y for item in members}
             y += max(item.height for item in members)
             if row < len(tracks):
                 level |= {(row, net): y + _CLEAR + n * _TRACK for net, n in tracks[row].items()}
                 used = 1 + max(tracks[row].values(), default=-1)
-                edge = all(i.top for i in self.items.values() if self.row[i.name] == row + 1)
+                edge = all(self.items[name].top for name, own in self.row.items() if own == row + 1)
                 y += 2 * _CLEAR + (used - 1) * _TRACK if used else _EDGE if edge else _STRAIGHT
         return bottom, level
 
-    def _exit_offset(self, name: str, net: str) -> float:
-        return self.items[name].exits[net] if name in self.items else 0.0
-
     def _exit(self, name: str, net: str) -> float:
-        return self.x[name] + self._exit_offset(name, net)
+        return self.x[name] + self.items[name].exits[net]
 
     def _entry(self, name: str, net: str) -> float:
         return self.x[name] + self.entries[name][net]
 
     def _share(self, name: str, net: str) -> float:
         """Return where ``net`` leaves, from -0.5 at the left end of the box to 0.5."""
-        return self._exit_offset(name, net) / max(self._wide(name), 1.0)
-
-    def _wide(self, name: str) -> float:
-        return self.items[name].width if name in self.items else 0.0
+        return self.items[name].exits[net] / max(self.items[name].width, 1.0)
 
     def _apart(self, a: str, b: str) -> float:
-        boxes = sum(name in self.items and not self.items[name].plain for name in (a, b))
-        return (self._wide(a) + self._wide(b)) / 2 + (0.14, 0.18, 0.24)[boxes]
+        widths = [self.items[name].width for name in (a, b)]
+        return sum(widths) / 2 + (0.14, 0.18, 0.24)[sum(width > 0 for width in widths)]
 
 
 def _lane(net: str) -> str:

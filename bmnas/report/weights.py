@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from bmnas.machine.errors import UserError
@@ -89,7 +90,8 @@ def _paint_alpha(
 
 def _paint_cells(onto: Any, best: Epoch, weights: Weights) -> None:
     widest = max(len(row) for table in weights.beta for row in table)
-    left, right = onto.subplots(1, 2, width_ratios=[max(3, widest), 0.5 + len(OPERATIONS)])
+    labels = [op.label for op in OPERATIONS.values()][: len(weights.gamma[0][0])]
+    left, right = onto.subplots(1, 2, width_ratios=[max(3, widest), 0.5 + len(labels)])
     names = [
         f"Cell {k + 1}, step {m + 1}" for k, t in enumerate(weights.beta) for m in range(len(t))
     ]
@@ -101,7 +103,7 @@ def _paint_cells(onto: Any, best: Epoch, weights: Weights) -> None:
     left.set_title("beta: weight of Identity, node to step", loc="left")
     chosen = [(n, list(OPERATIONS).index(step.op)) for n, step in enumerate(steps)]
     _heat_map(right, [row for table in weights.gamma for row in table], [""] * len(names), chosen)
-    right.set_xticks(range(len(OPERATIONS)), [op.label for op in OPERATIONS.values()])
+    right.set_xticks(range(len(labels)), labels)
     right.set_title("gamma: weight of each operation", loc="left")
     for axes in (left, right):
         bound = -0.5
@@ -159,12 +161,11 @@ def _gamma_lines(onto: Any, history: Sequence[tuple[Epoch, Weights]], best: Epoc
     places = [(k, m) for k, t in enumerate(history[-1][1].gamma) for m in range(len(t))]
     panels = _panels(onto, len(places), best)
     for (k, m), axes in zip(places, panels, strict=True):
-        for p, (name, colour) in enumerate(colours().items()):
+        for p, operation in enumerate(islice(OPERATIONS.values(), len(history[-1][1].gamma[k][m]))):
             line = [weights.gamma[k][m][p] for _, weights in history]
-            style = "--" if OPERATIONS[name].is_zero else "-"
-            label = OPERATIONS[name].label
-            epochs = [epoch.epoch for epoch, _ in history]
-            axes.plot(epochs, line, style, color=colour, label=label)
+            style = "--" if operation.is_zero else "-"
+            look = {"color": colours()[operation.name], "label": operation.label}
+            axes.plot([epoch.epoch for epoch, _ in history], line, style, **look)
         axes.set_title(f"gamma, Cell {k + 1}, step {m + 1}", loc="left")
     lines, names = panels[0].get_legend_handles_labels()
     onto.legend(lines, names, loc="outside lower center", ncols=min(len(names), 8))

@@ -25,6 +25,7 @@ from bmnas.report.tables import (
     run_tables,
 )
 from bmnas.report.view import bundle_view, genotype_view, run_view
+from bmnas.spaces.cells.operations import OPERATIONS, Operation
 
 Make = Callable[..., Path]
 
@@ -42,6 +43,24 @@ def test_weights_are_written_into_the_heat_maps(make: Make) -> None:
     assert shown.count("0.625") == 1
     assert shown.count("0.125") == 2
     assert shown.count("0.700") == 1
+
+
+@pytest.mark.parametrize("more", [2, 9])
+def test_further_operations_have_labels_and_colours_of_their_own(
+    make: Make, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    before = load_run(make("before"))
+    for n in range(more):
+        operation = Operation(f"more_{n}", f"More {n}", "{0} more {1}", module=None)
+        monkeypatch.setitem(OPERATIONS, f"more_{n}", operation)
+    lines = [epoch(n, 0.9, gamma=[[[1 / (5 + more)] * (5 + more)] * 2]) for n in (1, 2)]
+    figure = draw_weights(load_run(make("after", history=lines)).history, GENOTYPE.features)
+    shown = texts(figure)
+    assert {"Sum", "More 0", f"More {more - 1}"} <= set(shown)
+    lines = [line for line in figure.subfigs[3].axes[0].get_lines() if "_" not in line.get_label()]
+    assert len({line.get_color() for line in lines}) == 5 + more
+    # A run from before knows nothing of them.
+    assert "More 0" not in texts(draw_weights(before.history, GENOTYPE.features))
 
 
 def test_the_frames_are_said_to_be_of_another_genotype_where_reranking_chose_one(

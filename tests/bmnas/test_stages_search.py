@@ -232,12 +232,12 @@ def test_a_network_too_large_for_a_picture_is_told_and_kept(tmp_path: Path) -> N
 
     listening = Listening()
     listening.notes = []
-    features = tuple(f"m{m}.1" for m in range(101))
+    features = tuple(f"m{m}.1" for m in range(301))
     steps = (Step("sum", ("x", "y")),)
     genotype = Genotype(features, 8, 4, (Cell(("m0.1", "m1.1"), steps),))
     write_pictures(Run(write_run(tmp_path / "run")), genotype, listening)
     (note,) = listening.notes
-    assert note.startswith("no picture: drawing: received 101 features, expected at most 100")
+    assert note.startswith("no picture: drawing: received 306 nodes, expected at most 300")
 
 
 def test_seconds_by_stage_make_up_the_search(tmp_path: Path) -> None:
