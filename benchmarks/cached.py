@@ -33,6 +33,7 @@ from bmnas.features.samples import RawInput, RawSamples, Samples, batches_per_ep
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import read_json, write_json
 from bmnas.machine.progress import Silent
+from bmnas.spaces.cells.native.network import speed_up
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.tasks import reload_task
 
@@ -69,11 +70,8 @@ def compare(run: Path, steps: int, epochs: int | None) -> dict[str, Any]:
         progress=Silent(),
     )
     train = cache.samples("train")
-    supernet = Supernet(
-        list(train.channels.values()),
-        classes=task.classes,
-        **{name: search[name] for name in ("cells", "steps", "channels", "length", "dropout")},
-    )
+    sizes = {name: search[name] for name in ("cells", "steps", "channels", "length", "dropout")}
+    supernet = speed_up(Supernet(list(train.channels.values()), classes=task.classes, **sizes))
     optimizer = torch.optim.Adam(supernet.parameters(), lr=1e-3, fused=True)
     raw = _Raw(task, backbones, Pool(search["length"]))
     kinds: dict[str, tuple[Samples, Callable[[list[Tensor]], list[Tensor]]]] = {
@@ -88,13 +86,10 @@ def compare(run: Path, steps: int, epochs: int | None) -> dict[str, Any]:
             started = time.perf_counter()
             batch = samples.batch(chosen)
             inputs, labels = batch.inputs, batch.labels
-            optimizer.zero_grad()
+            for module in (supernet, *backbones.values()):
+                module.zero_grad()
             features = features_of(inputs)
             torch.nn.functional.cross_entropy(supernet(features), labels).backward()
-            if name == "forward_and_backward":
-                for backbone in backbones.values():
-                    backbone.zero_grad()
-                torch.autograd.backward(features, [torch.ones_like(f) for f in features])
             optimizer.step()
             times[name].append(time.perf_counter() - started)
     parts = len(train), len(cache.samples("validation"))

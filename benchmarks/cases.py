@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from bmnas.lab.bench.suite import SuiteTask
 from bmnas.machine.runtime import Runtime
+from bmnas.spaces.cells.native.network import speed_up
+from bmnas.spaces.cells.supernet import Supernet
 from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies import STRATEGIES
 from bmnas.tasks.task import Task
@@ -60,7 +62,7 @@ TINY = StepCase(channels_raw=(16, 32, 24), channels=16, batch=8, classes=5)
 
 
 def supernet(case: StepCase, form: type[nn.Module]) -> nn.Module:
-    """Return the fused ``Supernet`` or its ``PlainSupernet`` reference, on the CPU."""
+    """Return the ``Supernet``, with kernels on a CPU, or its ``PlainSupernet`` reference."""
     network: nn.Module = form(
         list(case.channels_raw),
         cells=case.cells,
@@ -70,7 +72,7 @@ def supernet(case: StepCase, form: type[nn.Module]) -> nn.Module:
         classes=case.classes,
         dropout=case.dropout,
     )
-    return network
+    return speed_up(network) if isinstance(network, Supernet) else network
 
 
 def step(

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import bmnas
 from benchmarks.cases import StepCase, supernet
-from benchmarks.gpu_pieces import Piece, masks, pieces
 from benchmarks.gpu_report import Report, Setting
 from bmnas.features.samples import FeatureSamples, iterate_batches
 from bmnas.features.transfer import moved
@@ -29,21 +28,16 @@ from tests.support.plain_supernet import PlainSupernet, copy_parameters, paramet
 #: The largest difference allowed, relative to the largest magnitude of the tensor.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
 _AUTOCAST = 0.05
-_DROPOUT = 0.3
 
 Forward = Callable[..., Tensor]
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
 
 def correctness(setting: Setting, report: Report) -> None:
-    """Compare every piece, whole networks, a switch of passes, and batches on their way."""
+    """Compare whole networks, a switch of passes, and batches on their way."""
     device = setting.runtime.device
     for name, found in batches(setting.small, device).items():
         add(report, f"batches, {name}", found, 0.0)
-    for dtype, case in ((torch.float64, setting.case), (torch.float32, setting.small)):
-        for name, piece in pieces(case, _DROPOUT).items():
-            add(report, f"{name}, eager, {_name(dtype)}", piece_difference(piece, device, dtype),
-                TOLERANCE[dtype])  # fmt: skip
     for form, runtime in setting.forms.items():
         for dtype, case in ((torch.float64, setting.case), (torch.float32, setting.small)):
             if form == "compiled" and dtype == torch.float64:
@@ -57,8 +51,6 @@ def correctness(setting: Setting, report: Report) -> None:
     logits, _ = supernet_difference(setting.small, setting.runtime, torch.float32, autocast=True)
     add(report, "supernet, eager, bfloat16: logits", logits, _AUTOCAST)
     if setting.compiled:
-        for name, found in compiled_pieces(setting.small, device).items():
-            add(report, f"{name}, compiled, float32", found, TOLERANCE[torch.float32])
         compiled = setting.forms["compiled"].compiled
         found = switch_difference(setting.case, device, compiled)
         add(report, "passes in turns, compiled, float64", found, 1e-8)
@@ -74,48 +66,23 @@ def failed(checks: dict[str, dict[str, Any]]) -> list[str]:
     return [name for name, check in checks.items() if not check["difference"] <= check["allowed"]]
 
 
-def piece_difference(piece: Piece, device: torch.device, dtype: torch.dtype) -> float:
-    """Return the largest difference of result, gradients and statistics, with dropout."""
-    layers, inputs = _placed(piece, device, dtype)
-    torch.manual_seed(1)
-    result = piece.fused(layers, *inputs)
-    return largest_difference(
-        _compared(piece, layers, inputs, result, masks(_DROPOUT, device, dtype))
-    )
-
-
-def compiled_pieces(case: StepCase, device: torch.device) -> dict[str, float]:
-    """Return the largest difference of every piece, all compiled as one, without dropout."""
-    found = pieces(case, 0.0)
-    placed = {name: _placed(piece, device, torch.float32) for name, piece in found.items()}
-
-    def run() -> list[Tensor]:
-        return [piece.fused(placed[name][0], *placed[name][1]) for name, piece in found.items()]
-
-    results = torch.compile(run)()
-    return {
-        name: largest_difference(
-            _compared(piece, *placed[name], result, masks(0.0, device, torch.float32))
-        )
-        for (name, piece), result in zip(found.items(), results, strict=True)
-    }
-
-
 def supernet_difference(
     case: StepCase, runtime: bmnas.Runtime, dtype: torch.dtype, *, autocast: bool = False
 ) -> tuple[float, float]:
     """Return how far logits and gradients are from those of the plain form in float64."""
-    plain, fused, features, labels = _pair(case)
+    plain, relaxed, features, labels = _pair(case)
     expected = plain([x.transpose(1, 2) for x in features])
     F.cross_entropy(expected, labels).backward()
     device = runtime.device
-    fused.to(device, dtype)
+    relaxed.to(device, dtype)
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        found = runtime.compiled(fused)([x.to(device, dtype) for x in features]).to(dtype)
+        found = runtime.compiled(relaxed)([x.to(device, dtype) for x in features]).to(dtype)
     F.cross_entropy(found, labels.to(device)).backward()
-    fused.cpu().double()
+    relaxed.cpu().double()
     pairs = [
-        (a.grad, b) for a, b in parameter_pairs(plain, fused, gradients=True) if a.grad is not None
+        (a.grad, b)
+        for a, b in parameter_pairs(plain, relaxed, gradients=True)
+        if a.grad is not None
     ]
     return relative(found.detach().cpu().double(), expected.detach()), largest_difference(pairs)
 
@@ -259,49 +226,17 @@ def _begin(features: list[Tensor]) -> None:
 
 
 def _pair(case: StepCase) -> tuple[PlainSupernet, Supernet, list[Tensor], Tensor]:
-    """Return plain and fused form, equal and without dropout, features, labels: CPU, float64."""
+    """Return plain and relaxed form, equal and without dropout, features, labels: CPU, float64."""
     torch.manual_seed(0)
-    plain, fused = supernet(case, PlainSupernet), supernet(case, Supernet)
+    plain, relaxed = supernet(case, PlainSupernet), supernet(case, Supernet)
     assert isinstance(plain, PlainSupernet)
-    assert isinstance(fused, Supernet)
-    copy_parameters(plain, fused)
-    for module in (*plain.modules(), *fused.modules()):
+    assert isinstance(relaxed, Supernet)
+    copy_parameters(plain, relaxed)
+    for module in (*plain.modules(), *relaxed.modules()):
         if isinstance(getattr(module, "p", None), float):
             module.p = 0.0
     labels = torch.randint(case.classes, (case.batch,))
-    return plain.double(), fused.double(), features_of(case), labels
-
-
-def _placed(
-    piece: Piece, device: torch.device, dtype: torch.dtype
-) -> tuple[nn.ModuleDict, list[Tensor]]:
-    layers = copy.deepcopy(piece.layers).to(device, dtype)
-    return layers, [x.to(device, dtype, copy=True).requires_grad_() for x in piece.inputs]
-
-
-def _compared(
-    piece: Piece, layers: nn.ModuleDict, inputs: list[Tensor], result: Tensor, keep: Any
-) -> Pairs:
-    """Return pairs of what the plain formula gives in float64 on the CPU, and what was found."""
-    exact, plain_inputs = _placed(piece, torch.device("cpu"), torch.float64)
-    torch.manual_seed(1)
-    expected = piece.plain(exact, keep, *plain_inputs)
-    cotangent = torch.randn(
-        expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
-    )
-    expected.backward(cotangent)
-    result.backward(cotangent.to(result.device, result.dtype))
-    pairs = [(expected.detach(), result.detach())]
-    wanted, found = (
-        [x.grad for x in (*values, *module.parameters())] + list(_statistics(module))
-        for module, values in ((exact, plain_inputs), (layers, inputs))
-    )
-    pairs += zip(wanted, found, strict=True)
-    return [(a, b.cpu().double()) for a, b in pairs]
-
-
-def _statistics(layers: nn.ModuleDict) -> list[Tensor]:
-    return [b for name, b in layers.named_buffers() if "running" in name]
+    return plain.double(), relaxed.double(), features_of(case), labels
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -38,7 +38,7 @@ def steps(setting: Setting, report: Report) -> None:
                 report.add(precision, "plain, eager", _with_share(plain, floor))
             for form, runtime in setting.forms.items():
                 found = _timed(step(case, Supernet, runtime, bfloat16=half), device)
-                report.add(precision, f"fused, {form}", _with_share(found, floor))
+                report.add(precision, f"supernet, {form}", _with_share(found, floor))
 
 
 def latency(setting: Setting, report: Report) -> None:
@@ -65,7 +65,7 @@ def cuda_graphs(setting: Setting, report: Report) -> None:
         return
     report.add("difference", "passes in turns", switch_difference(setting.case, device, _graphs))
     runtime = _Graphs(device, compile=True)
-    report.add("float32", "fused", _timed(step(setting.case, Supernet, runtime), device))
+    report.add("float32", "supernet", _timed(step(setting.case, Supernet, runtime), device))
 
 
 class _Graphs(bmnas.Runtime):

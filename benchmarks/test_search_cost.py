@@ -10,8 +10,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 import bmnas
+import bmnas.spaces.cells.native.network as native
 from benchmarks.cases import NTU, PRESET, Finished, products, step
-from bmnas.spaces.cells import native
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies import STRATEGIES
 from tests.support.plain_supernet import PlainSupernet
@@ -21,7 +21,7 @@ COMPILED = bmnas.Runtime(torch.device("cpu"), compile=True)
 
 
 @pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")
-@pytest.mark.parametrize("form", [PlainSupernet, Supernet], ids=["plain", "fused"])
+@pytest.mark.parametrize("form", [PlainSupernet, Supernet], ids=["plain", "supernet"])
 def test_supernet_step(benchmark: BenchmarkFixture, form: type[nn.Module]) -> None:
     benchmark.pedantic(step(NTU, form, EAGER), rounds=40, warmup_rounds=5)
 

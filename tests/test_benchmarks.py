@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import math
 import subprocess
@@ -25,13 +24,9 @@ from benchmarks import (
     gpu_speed,
     ranks,
     scaling,
-    several,
 )
 from benchmarks.cases import TINY, products, step
-from benchmarks.gpu_pieces import pieces
 from benchmarks.gpu_report import Report, Setting
-from bmnas.spaces.cells import fused, fused_norm
-from bmnas.spaces.cells.fused import mix_features
 from bmnas.spaces.cells.supernet import Supernet
 from tests.support.plain_supernet import PlainSupernet
 
@@ -46,29 +41,16 @@ def run_part(part: Callable[[Setting, Report], None], folder: Path) -> dict[str,
     return found
 
 
-def test_every_piece_of_the_fused_forms_is_compared() -> None:
-    public = {
-        name
-        for module in (fused, fused_norm)
-        for name, value in vars(module).items()
-        if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_"
-    }
-    assert set(pieces(TINY, 0.0)) == public
-
-
 def test_the_correctness_checks_pass_and_can_fail(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks = run_part(gpu_checks.correctness, tmp_path)["checks"]
     assert gpu_checks.failed(checks) == []
-    assert {"batches, copied", "mixture, eager, float64"} <= set(checks)
+    assert {"batches, copied", "supernet, eager, float64: logits"} <= set(checks)
     monkeypatch.setattr(gpu_checks, "copy_parameters", lambda *_: None)
-    monkeypatch.setattr(fused, "mix_features", lambda w, h: 1.001 * mix_features(w, h))
     wrong = gpu_checks.failed(run_part(gpu_checks.correctness, tmp_path)["checks"])
     assert "supernet, eager, float64: logits" in wrong
     assert "supernet, eager, float64: gradients" in wrong
-    assert "mix_features, eager, float32" in wrong
-    assert "mixture, eager, float32" not in wrong
     assert gpu_checks.failed({"x": {"difference": math.nan, "allowed": 1.0}}) == ["x"]
 
 
@@ -85,7 +67,7 @@ def test_steps_and_latency_are_measured(tmp_path: Path) -> None:
     assert set(found) == {"float32", "bfloat16"}
     for precision in found.values():
         floor = precision["products alone"]["queued_ms"]
-        step = precision["fused, eager"]
+        step = precision["supernet, eager"]
         assert step["share_of_limit"] == pytest.approx(floor / step["queued_ms"])
     assert len(run_part(gpu_speed.latency, tmp_path)["milliseconds"]) == 2
 
@@ -99,7 +81,7 @@ def test_searches_are_measured_and_note_every_epoch(tmp_path: Path) -> None:
     assert copied["result"]["compiled"] is False
     train, _ = gpu_search._samples(SETTING, rows=7)
     assert len(train) == 60
-    assert {len(array) for array in train._arrays.values()} == {7}
+    assert {len(array) for array in train.arrays.values()} == {7}
 
 
 def test_the_report_is_written_after_every_part(
@@ -164,13 +146,6 @@ def test_a_step_of_ranks_is_measured() -> None:
     found = ranks.measure(TINY, CPU, 3)
     assert found["processes"] == 1
     assert 0 < found["least_ms"] <= found["median_ms"]
-
-
-def test_several_seeds_at_once_are_measured_against_as_many_in_a_row() -> None:
-    found = several.measure(TINY, 2, 2)
-    assert set(found) == {"weights", "architecture"}
-    for each in (*found["weights"].values(), *found["architecture"].values()):
-        assert each["ratio_of_least"] == each["at_once_least_ms"] / each["row_least_ms"]
 
 
 def test_sizes_are_measured_and_drawn(tmp_path: Path) -> None:

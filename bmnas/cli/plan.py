@@ -102,7 +102,7 @@ def plan(
     task = None if given.samples is not None else load_task(given.task or "digits", given.data)
     name = preset or ("default" if task is None else task.preset)
     config = load_preset(name).override("search", **asdict(settings))
-    check_seeds(seeds, "bmnas", config.search.precision)
+    check_seeds(seeds, "bmnas")
     runtime = Runtime.choose(device, compile_networks)
     if task is not None:
         found = plan_task(task, config, runtime, run, seeds=seeds)

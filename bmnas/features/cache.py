@@ -14,7 +14,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import mmap
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ import torch
 from bmnas.backbones.base import Backbone
 from bmnas.features.array_file import ArrayWriter, checksum_of, create_files
 from bmnas.features.dtype import file_dtype, to_file
-from bmnas.features.mapped import Pages, map_array
+from bmnas.features.mapped import MappedFile, Pages, map_array, map_arrays
 from bmnas.features.reading import Reading
 from bmnas.features.samples import FeatureSamples, RawInput, label_tensor
 from bmnas.features.transfer import moved, room
@@ -124,9 +123,8 @@ def open_features(
     """
     first(lambda: remove_leftovers(folder))
     names: list[str] = []
-    arrays: dict[str, torch.Tensor] = {}
+    files: dict[str, MappedFile] = {}
     masks: dict[str, torch.Tensor] = {}
-    maps: list[mmap.mmap] = []
     rows: dict[str, Array] = {}
     keys: list[str] = []
     seconds = 0.0
@@ -145,15 +143,14 @@ def open_features(
         seconds += float(manifest["seconds"])
         names += [f"{modality.name}.{feature}" for feature in backbone.feature_names]
         for file, shape in manifest["shapes"].items():
-            path = entry / f"{file}.npy"
+            path, name = entry / f"{file}.npy", f"{modality.name}.{file.removesuffix(_MASK)}"
             _require_checksum(path, manifest["crc32"].get(file))
-            masked = file.endswith(_MASK)
-            found, mapped = map_array(path, tuple(shape), "bool" if masked else dtype)
-            (masks if masked else arrays)[f"{modality.name}.{file.removesuffix(_MASK)}"] = found
-            maps.append(mapped)
-    return FeatureCache(
-        task, parts, tuple(names), arrays, masks, rows, seconds, tuple(keys), Pages(maps)
-    )
+            if file.endswith(_MASK):
+                masks[name], _ = map_array(path, tuple(shape), "bool")
+            else:
+                files[name] = MappedFile(path, tuple(shape), dtype)
+    arrays, pages = map_arrays(files)
+    return FeatureCache(task, parts, tuple(names), arrays, masks, rows, seconds, tuple(keys), pages)
 
 
 def entry_folder(folder: Path, modality: str, key: str) -> Path:

@@ -5,6 +5,8 @@ Legend: B batch, L length, C channels; channels-last, (B, L, C).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -101,3 +103,34 @@ def batch_norm(x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
     # As a matrix of rows the kernel of torch is ten times faster than on (B, C, L).
     y: Tensor = norm(x.reshape(-1, x.shape[-1]))
     return y.view(x.shape)
+
+
+def normalise_together(x: Tensor, norms: Sequence[nn.BatchNorm1d]) -> Tensor:
+    """Apply ``norms`` to the columns of the rows ``x`` (R, C), side by side, as one BatchNorm."""
+    first = norms[0]
+    weight, bias = (torch.cat([getattr(n, name) for n in norms]) for name in ("weight", "bias"))
+    if isinstance(first, nn.SyncBatchNorm):  # which talks to the other ranks
+        parts = x.split([norm.num_features for norm in norms], dim=1)
+        return torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True)], dim=1)
+    x = x.to(weight.dtype)  # autocast leaves products in half precision
+    if first.running_mean is None or first.momentum is None:
+        return F.batch_norm(x, None, None, weight, bias, True, eps=first.eps)
+    mean, variance = (
+        torch.cat([getattr(norm, name) for norm in norms])
+        for name in ("running_mean", "running_var")
+    )
+    training, momentum = first.training, first.momentum
+    y = F.batch_norm(x, mean, variance, weight, bias, training, momentum, first.eps)
+    if training:
+        keep_statistics(norms, mean, variance)
+    return y
+
+
+@torch.no_grad()
+def keep_statistics(norms: Sequence[nn.BatchNorm1d], mean: Tensor, variance: Tensor) -> None:
+    """Give the norms their parts of running statistics that were kept side by side."""
+    columns = [norm.num_features for norm in norms]
+    for norm, *parts in zip(norms, mean.split(columns), variance.split(columns), strict=True):
+        for own, part in zip((norm.running_mean, norm.running_var), parts, strict=True):
+            if own is not None:
+                own.copy_(part)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,14 +40,36 @@ def map_array(
     return from_file(array, dtype), mapped
 
 
+class MappedFile(NamedTuple):
+    """A ``.npy`` file of the feature cache as ``map_array`` takes it."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+
+def map_arrays(files: Mapping[str, MappedFile]) -> tuple[dict[str, torch.Tensor], Pages]:
+    """Return the arrays of ``files`` by name, and what bounds their memory."""
+    mapped = {name: map_array(*file) for name, file in files.items()}
+    arrays = {name: array for name, (array, _) in mapped.items()}
+    return arrays, Pages([mapping for _, mapping in mapped.values()], files=files)
+
+
 class Pages:
     """Hands the pages of mapped files back once those in memory exceed ``limit`` bytes.
 
     What is read again then comes from the system's own cache, or from the disk. Files that are
-    smaller than ``limit`` altogether stay.
+    smaller than ``limit`` altogether stay. ``files`` says what to give ``map_array`` for the arrays
+    by name, where another process is to map them too.
     """
 
-    def __init__(self, maps: Sequence[mmap.mmap], limit: int = LIMIT) -> None:
+    def __init__(
+        self,
+        maps: Sequence[mmap.mmap],
+        limit: int = LIMIT,
+        files: Mapping[str, MappedFile] | None = None,
+    ) -> None:
+        self.files = files or {}
         self._maps = maps
         self._limit = limit
         self._whole = sum(len(m) for m in maps)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bmnas.backbones.base import Backbone
-from bmnas.features.mapped import Pages
+from bmnas.features.mapped import MappedFile, Pages, map_arrays
 from bmnas.features.transfer import CudaLane, Lane, Mark
 from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import task_kind
@@ -215,6 +215,14 @@ class FeatureSamples:
         """Whether the features lie on an accelerator."""
         return self.device.type != "cpu"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process have them: it maps the files itself, and copies what is in memory."""
+        files = {} if self.pages is None else dict(self.pages.files)
+        rest = self.masks, self.extras
+        if not files:
+            return FeatureSamples, (self.names, self.arrays, self.rows, self.labels, None, *rest)
+        return _mapped_samples, (self.names, files, self.rows, self.labels, *rest)
+
     def select(self, names: Sequence[str]) -> FeatureSamples:
         """Return the same samples with the features ``names`` only, in that order."""
         return replace(self, names=tuple(names))
@@ -296,3 +304,15 @@ class FeatureSamples:
                 self.pages.read(len(index), inputs[-1][0].nbytes)
         extras = {name: extra.index_select(0, chosen) for name, extra in here.extras.items()}
         return Batch(inputs, here.labels.index_select(0, chosen), tuple(masks), extras)
+
+
+def _mapped_samples(
+    names: tuple[str, ...],
+    files: Mapping[str, MappedFile],
+    rows: Mapping[str, Tensor],
+    labels: Tensor,
+    masks: Mapping[str, Tensor],
+    extras: Mapping[str, Tensor],
+) -> FeatureSamples:
+    arrays, pages = map_arrays(files)
+    return FeatureSamples(names, arrays, rows, labels, pages, masks, extras)

@@ -11,7 +11,7 @@ import json
 import pickle
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,6 +55,10 @@ class Checkpoint:
         self._earlier = self._earlier_processor = 0.0
         self._started, self._started_processor = time.perf_counter(), time.process_time()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process have it: there it counts that one's time."""
+        return Checkpoint, (self._path, self._owner, self._journal)
+
     @property
     def seconds(self) -> float:
         """Seconds spent in the loop, those before it was stopped included."""
@@ -67,6 +71,21 @@ class Checkpoint:
         Unlike ``seconds``, it hardly depends on what else the machine does.
         """
         return self._earlier_processor + time.process_time() - self._started_processor
+
+    def of_part(self, name: str) -> Checkpoint:
+        """Return the checkpoint, without a journal, of a part of this loop that runs by itself."""
+        path = self._path.with_name(f"{self._path.stem}.{name}{self._path.suffix}")
+        return Checkpoint(path, f"{self._owner} {name}")
+
+    def add_parts(self, parts: Iterable[Checkpoint]) -> None:
+        """Count what ``parts`` cost, which ran in this one's time: each a share of its seconds."""
+        found = list(parts)
+        scale = min(1.0, self.seconds / max(sum(part._earlier for part in found), 1e-9))
+        for part in found:
+            self._earlier_processor += part._earlier_processor
+            cost = part.spent.to_dict()
+            seconds = {name: scale * value for name, value in cost["seconds"].items()}
+            self.spent.go_on({**cost, "seconds": seconds})
 
     def restore(self, parts: Mapping[str, Stateful]) -> list[Record]:
         """Bring ``parts`` and the generators to the last saved epoch; return its records.

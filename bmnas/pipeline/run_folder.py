@@ -182,6 +182,8 @@ class Run:
             path.unlink()
         if self.genotypes.is_dir() and not any(self.genotypes.iterdir()):
             self.genotypes.rmdir()
+        for path in self.path.glob("checkpoint.seed-*.pt"):
+            path.unlink()
         for name in _SEARCH_FILES:
             (self.path / name).unlink(missing_ok=True)
 

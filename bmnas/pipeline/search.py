@@ -29,6 +29,7 @@ from bmnas.pipeline.search_metrics import search_metrics
 from bmnas.report import write_architecture, write_history
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells import native
+from bmnas.spaces.cells.operations import operation_names
 from bmnas.spaces.registry import load_architecture
 from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
 from bmnas.tasks import check_task
@@ -91,7 +92,9 @@ def search(
         )
     check_task(task)
     config = config_for(task) if config is None else config
-    check_seeds(seeds, strategy, config.search.precision)
+    check_seeds(seeds, strategy)
+    if profile and seeds > 1:
+        raise UserError(f"--profile records one search, received --seeds {seeds}: leave one out")
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     context = RunContext.choose(
         folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress
@@ -123,18 +126,14 @@ def read_search(run: str | Path) -> SearchResult:
     return SearchResult(folder.path, load_architecture(folder.genotype), metrics)
 
 
-def check_seeds(seeds: int, strategy: str, precision: str) -> None:
+def check_seeds(seeds: int, strategy: str) -> None:
     """Raise UserError for less than one seed, or for several of a strategy that takes one."""
     if seeds < 1:
         raise UserError(f"--seeds: received {seeds}, expected 1 or more")
     if seeds > 1 and strategy != "bmnas":
         raise UserError(
-            f"--seeds: received {seeds} with strategy {strategy}, expected strategy bmnas, whose "
-            "supernets it trains at once; for other strategies sweep over seeds, see bmnas sweep"
-        )
-    if seeds > 1 and precision != "float32":
-        raise UserError(
-            f"--seeds {seeds}: received precision {precision}, expected float32 for several seeds"
+            f"--seeds: received {seeds} with strategy {strategy}, expected strategy bmnas, which "
+            "trains them side by side; for other strategies sweep over seeds, see bmnas sweep"
         )
 
 
@@ -254,6 +253,7 @@ def _fingerprint(context: RunContext, cache: FeatureCache, strategy: str, seeds:
     if strategy == "bmnas":
         # What computes a step decides its last bits.
         depends["native"] = native.kernels() is not None
+        depends["operations"] = operation_names()
         bfloat16 = config.search.precision == "bfloat16"
         depends["autocast"] = bfloat16 and context.runtime.computes_bfloat16()
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()

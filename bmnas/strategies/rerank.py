@@ -16,7 +16,7 @@ from bmnas.machine.cost_meter import Spent
 from bmnas.machine.distribution.ranks import alone, mean
 from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.cells.one_shot import OneShot, SingleNetworks
+from bmnas.spaces.cells.one_shot import OneShot, SinglePath
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.cells.supernet import ArchitectureWeights, Supernet
 from bmnas.strategies.candidates import (
@@ -122,7 +122,7 @@ def train_single_networks(
         parameter.requires_grad_(True)
     seed_stage(problem.seed, "single networks")
     order = Random(f"{problem.seed} single networks").sample(list(genotypes), len(genotypes))
-    networks = SingleNetworks(supernet, problem.train.names, order)
+    networks = SinglePath(supernet, order)
     # Each step has gradients of other weights, which the ranks' common gradients are not made for.
     with alone():
         fit(

@@ -1,28 +1,27 @@
-"""Algorithm 1 of BM-NAS for several seeds at once: the supernets of all as one batched program."""
+"""Algorithm 1 of BM-NAS for several seeds: side by side on a CPU's cores, else one after another.
+
+The seeds share backbones and feature cache. What a seed finds is what a search with that seed
+alone finds with as many threads; each has a checkpoint of its own, so a search that was stopped
+goes on where every seed was.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from concurrent.futures import as_completed
 from statistics import fmean
 
-from torch import Tensor
-
-from bmnas.machine.checkpoint import Record
-from bmnas.machine.runtime import seed_stage
+from bmnas.machine.checkpoint import Checkpoint, Record
+from bmnas.machine.distribution.ranks import size
+from bmnas.machine.processes import cores, worker_pool
+from bmnas.machine.progress import Silent
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.cells.supernet import ArchitectureWeights
-from bmnas.spaces.cells.supernets import Supernets
-from bmnas.strategies.bilevel import (
-    Forward,
-    Pass,
-    epoch_record,
-    initial_supernet,
-    relax,
-    stage_costs,
-)
+from bmnas.spaces.cells.operations import OPERATIONS, PAPER, Operation
+from bmnas.spaces.cells.supernet import Supernet
+from bmnas.strategies.bilevel import initial_supernet, relax, stage_costs
 from bmnas.strategies.problem import Member, Outcome, SearchProblem, best_record, is_best
 from bmnas.strategies.rerank import rerank
-from bmnas.training.metrics import Evaluation, evaluate_several
 
 _MEANS = ("train_loss", "architecture_loss", "validation_loss", "validation_score")
 
@@ -30,16 +29,21 @@ _MEANS = ("train_loss", "architecture_loss", "validation_loss", "validation_scor
 def search_several(problem: SearchProblem) -> Outcome[Genotype]:
     """Search with ``problem.seeds`` seeds and return the best of what they found.
 
-    Each supernet begins as that of a search with its seed alone, and all see the same batches; a
-    member's genotype is that of its own best epoch. The member with the highest validation score
+    A member's genotype is that of its own best epoch. The member with the highest validation score
     counts, of equals the lowest seed. With ``config.rerank`` of 1 or more, short trainings compare
     that member's genotype with the others', the best first, and with genotypes that its
     supernet suggests, ``rerank`` others in all. Raises UserError when a loss is no longer finite.
     """
-    subject = _Several(problem)
-    records = relax(problem, subject)
-    best = [best_record([r["members"][s] for r in records]) for s in range(problem.seeds)]
-    members = tuple(_member(problem, record) for record in best)
+    searches = {seed: _of_seed(problem, seed) for seed in _seeds(problem)}
+    supernet = initial_supernet(problem).to(problem.runtime.device)
+    parts = {"supernet": supernet}
+    records = problem.checkpoint.restore(parts)
+    if not records:
+        records = _search_all(problem, searches, supernet)
+        problem.checkpoint.save(parts, records)
+    for search in searches.values():
+        search.checkpoint.remove()
+    members = _members(problem, records)
     # sorted() keeps the order of seeds among equals.
     ranked = sorted(members, key=lambda member: -member.validation)
     first, stages = ranked[0], stage_costs(problem)
@@ -58,65 +62,114 @@ def search_several(problem: SearchProblem) -> Outcome[Genotype]:
     )
     if problem.config.rerank == 0:
         return outcome
-    number = first.seed - problem.seed
-    record = best[number]
-    weights = ArchitectureWeights(record["alpha"], record["beta"], record["gamma"])
     rivals = [member.genotype for member in ranked[1:]]
-    supernet = subject.network.member(number).to(problem.runtime.device)
-    reranked = rerank(problem, outcome, weights, supernet, rivals)
+    reranked = rerank(problem, outcome, supernet.architecture_weights(), supernet, rivals)
     found_by = next((m for m in ranked if m.genotype == reranked.genotype), first)
     return dataclasses.replace(reranked, seed=found_by.seed, best_epoch=found_by.best_epoch)
 
 
-class _Several:
-    """The supernets of all seeds."""
-
-    def __init__(self, problem: SearchProblem) -> None:
-        self._problem = problem
-        self._seeds = range(problem.seed, problem.seed + problem.seeds)
-        members = [initial_supernet(problem, seed) for seed in self._seeds]
-        # Batches and masks: not those of one of the members' own searches.
-        seed_stage(problem.seed, f"search of {problem.seeds} seeds")
-        self.network = Supernets(members).to(problem.runtime.device)
-        self.forward: Forward = self.network
-        if problem.runtime.compiles(problem.steps):
-            problem.progress.note("several seeds at once are not compiled")
-
-    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self._problem.head.network_losses(logits.transpose(0, 1), labels)
-
-    def evaluate(self) -> list[Evaluation]:
-        problem = self._problem
-        place = problem.head, problem.runtime.device
-        return evaluate_several(
-            self.network, lambda x: self.forward(x).transpose(0, 1), problem.validation, *place
-        )
-
-    def record(
-        self, passes: list[Pass], found: list[Evaluation], epoch: int, earlier: list[Record]
-    ) -> Record:
-        members = []
-        for number, seed in enumerate(self._seeds):
-            own = epoch_record(
-                self._problem,
-                f"search, seed {seed}",
-                passes[number],
-                found[number],
-                self.network.member(number).architecture_weights(),
-                epoch,
-                [record["members"][number] for record in earlier],
-            )
-            members.append({"seed": seed, "epoch": epoch, **own})
-        means = {name: fmean(member[name] for member in members) for name in _MEANS}
-        best = is_best(means["validation_score"], earlier)
-        return {**means, "best": best, "members": members}
+def _seeds(problem: SearchProblem) -> range:
+    return range(problem.seed, problem.seed + problem.seeds)
 
 
-def _member(problem: SearchProblem, record: Record) -> Member:
-    return Member(
-        seed=record["seed"],
-        genotype=problem.genotype(record["cells"]),
-        best_epoch=record["epoch"],
-        validation=record["validation_score"],
-        threshold=record.get("threshold"),
+def _of_seed(problem: SearchProblem, seed: int) -> SearchProblem:
+    """Return the search with ``seed`` alone, without short trainings; it can go to a process."""
+    return dataclasses.replace(
+        problem,
+        seed=seed,
+        seeds=1,
+        checkpoint=problem.checkpoint.of_part(f"seed-{seed}"),
+        candidates=_no_candidates,
+        progress=Silent(),
+        recorder=None,
     )
+
+
+def _no_candidates() -> Checkpoint:
+    raise RuntimeError("a member trains no candidates: the search of all seeds does")
+
+
+def _search_all(
+    problem: SearchProblem, searches: dict[int, SearchProblem], supernet: Supernet
+) -> list[Record]:
+    """Return the records of all epochs, and bring ``supernet`` to the best member's best epoch."""
+    checkpoint = problem.checkpoint
+    checkpoint.save({"supernet": supernet}, [])  # from now on there is something to resume
+    with problem.progress.stage(f"search of {len(searches)} seeds", len(searches)) as shown:
+        for seed in _each_done(searches):
+            shown.message(f"seed {seed} is done")
+            shown.advance()
+            checkpoint.save({"supernet": supernet}, [])  # for the time that it took so far
+    histories: dict[int, list[Record]] = {}
+    highest = float("-inf")
+    finished = {seed: checkpoint.of_part(f"seed-{seed}") for seed in searches}
+    for seed, search in searches.items():
+        own = dataclasses.replace(search, checkpoint=finished[seed])
+        # Every epoch is there already: this reads them, and the supernet of the best.
+        histories[seed], found = relax(own)
+        score = best_record(histories[seed])["validation_score"]
+        if score > highest:
+            highest = score
+            supernet.load_state_dict(found.state_dict())
+    checkpoint.add_parts(finished.values())
+    return _merged(histories)
+
+
+def _each_done(searches: dict[int, SearchProblem]) -> Iterator[int]:
+    """Run the searches and yield the seed of each that is done."""
+    some = next(iter(searches.values()))
+    workers = min(len(searches), cores()) if some.runtime.device.type == "cpu" else 1
+    if size() > 1 or workers == 1:
+        for seed, search in searches.items():
+            _relax(search, seed)
+            yield seed
+        return
+    own = tuple(operation for name, operation in OPERATIONS.items() if name not in PAPER)
+    with worker_pool(workers, _register, own) as pool:
+        running = {pool.submit(_relax, search, seed): seed for seed, search in searches.items()}
+        for future in as_completed(running):
+            future.result()
+            yield running[future]
+
+
+def _register(operations: tuple[Operation, ...]) -> None:
+    OPERATIONS.update({operation.name: operation for operation in operations})
+
+
+def _relax(search: SearchProblem, seed: int) -> None:
+    relax(search, f"search, seed {seed}")
+
+
+def _merged(histories: dict[int, list[Record]]) -> list[Record]:
+    """Return a record of each epoch with all members' own and the means of their numbers."""
+    records: list[Record] = []
+    for epoch, own in enumerate(zip(*histories.values(), strict=True), start=1):
+        means = {name: fmean(record[name] for record in own) for name in _MEANS}
+        records.append(
+            {
+                "epoch": epoch,
+                "learning_rate": own[0]["learning_rate"],
+                **means,
+                "best": is_best(means["validation_score"], records),
+                "members": [
+                    {"seed": seed, **record} for seed, record in zip(histories, own, strict=True)
+                ],
+            }
+        )
+    return records
+
+
+def _members(problem: SearchProblem, records: list[Record]) -> tuple[Member, ...]:
+    members = []
+    for number, seed in enumerate(_seeds(problem)):
+        best = best_record([record["members"][number] for record in records])
+        members.append(
+            Member(
+                seed=seed,
+                genotype=problem.genotype(best["cells"]),
+                best_epoch=best["epoch"],
+                validation=best["validation_score"],
+                threshold=best.get("threshold"),
+            )
+        )
+    return tuple(members)

@@ -13,7 +13,7 @@ import bmnas.strategies.candidates as module
 import bmnas.strategies.rerank as module_of_rerank
 from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.cells.one_shot import OneShot, SingleNetworks
+from bmnas.spaces.cells.one_shot import OneShot, SinglePath
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.rerank import SCREENED
 from bmnas.training.metrics import Evaluation
@@ -114,9 +114,9 @@ def test_the_supernet_is_trained_on_as_the_networks_that_it_judges(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[list[str]] = []
-    make = SingleNetworks.__init__
+    make = SinglePath.__init__
 
-    def noted(self: SingleNetworks, *args: Any) -> None:
+    def noted(self: SinglePath, *args: Any) -> None:
         trained.append([canonical(genotype) for genotype in args[-1]])
         make(self, *args)
 
@@ -128,7 +128,7 @@ def test_the_supernet_is_trained_on_as_the_networks_that_it_judges(
         judged.setdefault(canonical(genotype), []).append(found)
         return found
 
-    monkeypatch.setattr(SingleNetworks, "__init__", noted)
+    monkeypatch.setattr(SinglePath, "__init__", noted)
     monkeypatch.setattr(OneShot, "loss", judge)
     search_bilevel(tiny_problem(tmp_path / "one", rerank=2))
     (order,) = trained

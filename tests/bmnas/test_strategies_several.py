@@ -1,20 +1,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_problems import tiny_problem
-from torch import Tensor
 
+import bmnas.strategies.bilevel as bilevel
 import bmnas.strategies.several as module
+from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.errors import UserError
-from bmnas.spaces.cells.supernets import Supernets
 from bmnas.strategies import STRATEGIES, Outcome
-from bmnas.strategies.bilevel import initial_supernet
 from bmnas.strategies.problem import SearchProblem
 from bmnas.training.metrics import Evaluation
 
@@ -31,24 +30,28 @@ def lines(folder: Path, name: str = "history.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-def test_members_begin_as_searches_of_one_seed_do(
+@pytest.fixture(autouse=True)
+def _one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One seed after another, which starts no processes."""
+    monkeypatch.setattr(module, "cores", lambda: 1)
+
+
+def test_each_seed_side_by_side_finds_what_it_finds_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = Supernets.__init__
-    starts: list[dict[str, Tensor]] = []
-
-    def init(together: Supernets, members: Any) -> None:
-        build(together, members)
-        starts.extend(together.member(s).state_dict() for s in range(together.count))
-
-    monkeypatch.setattr(Supernets, "__init__", init)
-    search(replace(problem(tmp_path, epochs=1), seed=4))
-    assert len(starts) == 3
-    for number, start in enumerate(starts):
-        torch.manual_seed(number)
-        alone = initial_supernet(problem(tmp_path / "alone"), 4 + number).state_dict()
-        assert all(torch.equal(start[name], value) for name, value in alone.items())
-    assert not torch.equal(starts[0]["alpha"], starts[1]["alpha"])
+    monkeypatch.setattr(module, "cores", lambda: 2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each process has
+    together = replace(problem(tmp_path, dropout=0.3, epochs=2), seed=4)
+    search(together)
+    for number in range(3):
+        (tmp_path / str(number)).mkdir()
+        alone = problem(tmp_path / str(number), 1, dropout=0.3, epochs=2)
+        search(replace(alone, seed=4 + number))
+        for line, own in zip(lines(tmp_path), lines(tmp_path / str(number)), strict=True):
+            assert line["members"][number] == {"seed": 4 + number, **own}
+    torch.set_num_threads(threads)
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["checkpoint.pt"]
 
 
 def test_one_seed_is_a_search_as_ever(tmp_path: Path) -> None:
@@ -69,11 +72,12 @@ def test_a_line_holds_every_member_and_their_mean(tmp_path: Path) -> None:
         assert all(set(member) >= {"alpha", "beta", "gamma", "cells"} for member in members)
 
 
-def planted(*epochs: list[float]) -> Any:
-    left = iter(epochs)
+def planted(*seeds: list[float]) -> Any:
+    """Scores of the epochs of one seed after the other."""
+    left = iter([score for epochs in seeds for score in epochs])
 
-    def evaluate(*args: object) -> list[Evaluation]:
-        return [Evaluation(0.5, score, torch.zeros(24, 4)) for score in next(left)]
+    def evaluate(*args: object) -> Evaluation:
+        return Evaluation(0.5, next(left), torch.zeros(24, 4))
 
     return evaluate
 
@@ -81,8 +85,8 @@ def planted(*epochs: list[float]) -> Any:
 @pytest.mark.parametrize(
     ("scores", "best", "epochs"),
     [
-        (([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]), 0, [2, 1, 1]),  # seeds 0 and 2 tie
-        (([0.1, 0.9, 0.3], [0.3, 0.2, 0.4]), 1, [2, 1, 2]),
+        (([0.1, 0.3], [0.2, 0.2], [0.3, 0.1]), 0, [2, 1, 1]),  # seeds 0 and 2 tie
+        (([0.1, 0.3], [0.9, 0.2], [0.3, 0.4]), 1, [2, 1, 2]),
     ],
 )
 def test_each_member_keeps_its_best_epoch_and_the_best_member_counts(
@@ -92,7 +96,7 @@ def test_each_member_keeps_its_best_epoch_and_the_best_member_counts(
     best: int,
     epochs: list[int],
 ) -> None:
-    monkeypatch.setattr(module, "evaluate_several", planted(*scores))
+    monkeypatch.setattr(bilevel, "evaluate", planted(*scores))
     outcome = search(problem(tmp_path, epochs=2, arch_lr=5.0))
     assert [member.best_epoch for member in outcome.members] == epochs
     assert [member.seed for member in outcome.members] == [0, 1, 2]
@@ -110,7 +114,7 @@ def test_each_member_keeps_its_best_epoch_and_the_best_member_counts(
 def test_short_trainings_compare_the_members_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "evaluate_several", planted([0.1, 0.3, 0.2]))
+    monkeypatch.setattr(bilevel, "evaluate", planted([0.1], [0.3], [0.2]))
     outcome = search(problem(tmp_path, epochs=1, rerank=4))
     candidates = [candidate["cells"] for candidate in lines(tmp_path, "rerank.jsonl")]
     derived = [outcome.members[s].genotype.to_dict()["cells"] for s in (1, 2, 0)]
@@ -127,30 +131,49 @@ def test_there_are_no_more_short_trainings_than_configured(tmp_path: Path) -> No
     assert len(lines(tmp_path, "rerank.jsonl")) == 2
 
 
-@pytest.mark.parametrize("after", [1, 2])
-def test_a_stopped_search_goes_on_to_the_same_end(tmp_path: Path, after: int) -> None:
-    whole = search(problem(tmp_path / "whole", epochs=3, dropout=0.3))
-    stopped = problem(tmp_path / "stopped", epochs=3, dropout=0.3)
-    save, saves = stopped.checkpoint.save, 0
+@pytest.mark.parametrize("after", [1, 4, 6])
+def test_a_stopped_search_goes_on_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    whole = search(problem(tmp_path / "whole", epochs=2, dropout=0.3, rerank=2))
+    save, saves = Checkpoint.save, 0
 
     class StoppedError(Exception):
         pass
 
-    def stop(*args: Any) -> None:
+    def stop(self: Checkpoint, *args: Any) -> None:
         nonlocal saves
-        save(*args)
+        save(self, *args)
         saves += 1
         if saves == after:
             raise StoppedError
 
-    stopped.checkpoint.save = stop  # type: ignore[method-assign]
-    with pytest.raises(StoppedError):
-        search(stopped)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", stop)
+        with pytest.raises(StoppedError):
+            search(problem(tmp_path / "stopped", epochs=2, dropout=0.3, rerank=2))
     torch.manual_seed(99)
-    again = search(problem(tmp_path / "stopped", epochs=3, dropout=0.3))
+    again = search(problem(tmp_path / "stopped", epochs=2, dropout=0.3, rerank=2))
     assert again == whole
     texts = [(tmp_path / name / "history.jsonl").read_bytes() for name in ("stopped", "whole")]
     assert texts[0] == texts[1]
+
+
+def test_the_short_trainings_begin_with_the_supernet_of_the_best_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bilevel, "evaluate", planted([0.1, 0.9, 0.2], [0.3, 0.2, 0.4]))
+    begun: list[Any] = []
+    monkeypatch.setattr(
+        module,
+        "rerank",
+        lambda problem, found, weights, supernet, *rest: begun.append(supernet) or found,
+    )
+    outcome = search(problem(tmp_path, 2, epochs=3, rerank=2, arch_lr=0.5))
+    best = lines(tmp_path)[1]["members"][0]
+    assert outcome.best_epoch == 2
+    (supernet,) = begun
+    assert asdict(supernet.architecture_weights())["alpha"] == best["alpha"]
 
 
 def test_a_multilabel_search_keeps_the_threshold_of_the_best_member(tmp_path: Path) -> None:

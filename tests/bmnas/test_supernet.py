@@ -11,20 +11,21 @@ from plain_supernet import PlainSupernet, copy_parameters, parameter_pairs
 from torch import Tensor, nn
 
 from bmnas.spaces.cells.derive import derive_genotype
-from bmnas.spaces.cells.supernet import RelaxedStep, Supernet
+from bmnas.spaces.cells.primitives import Attention
+from bmnas.spaces.cells.supernet import Supernet
 
 
 @dataclass
 class Twins:
-    """The plain form and the fused form with the same weights, and a batch for both."""
+    """The plain form and the relaxed form with the same weights, and a batch for both."""
 
     plain: PlainSupernet
-    fused: Supernet
+    relaxed: Supernet
     features: list[Tensor]
     labels: Tensor
 
     def logits(self) -> tuple[Tensor, Tensor]:
-        return self.plain([x.transpose(1, 2) for x in self.features]), self.fused(self.features)
+        return self.plain([x.transpose(1, 2) for x in self.features]), self.relaxed(self.features)
 
 
 def supernet(channels_raw: list[int], cells: int = 2, steps: int = 2, **options: float) -> Supernet:
@@ -40,17 +41,17 @@ def twins(cells: int, steps: int, dtype: torch.dtype) -> Twins:
     batch, length = draw.randint(8, 16), draw.choice([3, 4, 7, 8])
     sizes = {"channels": draw.choice([8, 12, 20]), "length": length, "classes": 5}
     options = {"cells": cells, "steps": steps, "dropout": 0.0, **sizes}
-    fused = Supernet(channels_raw, **options).to(dtype)
+    relaxed = Supernet(channels_raw, **options).to(dtype)
     plain = PlainSupernet(channels_raw, attention_dropout=0.0, **options).to(dtype)
     with torch.no_grad():
-        for parameter in fused.parameters():
+        for parameter in relaxed.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    for module in fused.modules():
-        if isinstance(module, RelaxedStep):
-            module.attention_dropout.p = 0.0
-    copy_parameters(plain, fused)
+    for module in relaxed.modules():
+        if isinstance(module, Attention):
+            module.dropout.p = 0.0
+    copy_parameters(plain, relaxed)
     features = [torch.randn(batch, length, c, dtype=dtype) for c in channels_raw]
-    return Twins(plain, fused, features, torch.randint(0, 5, (batch,)))
+    return Twins(plain, relaxed, features, torch.randint(0, 5, (batch,)))
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -64,11 +65,11 @@ def is_bias_before_norm(name: str) -> bool:
 def gradient_errors(pair: Twins, training: bool) -> dict[str, float]:
     """The error of every gradient, relative to the largest of its kind in the same tensor.
 
-    The logits of one level are one tensor in the fused form. A bias before a BatchNorm has no
+    The logits of one level are one tensor in the relaxed form. A bias before a BatchNorm has no
     gradient in training; what rounding leaves is measured against the gradient of its weight.
     """
     names = {id(p): name for name, p in pair.plain.named_parameters()}
-    pairs = parameter_pairs(pair.plain, pair.fused, gradients=True)
+    pairs = parameter_pairs(pair.plain, pair.relaxed, gradients=True)
     assert {id(p) for p, _ in pairs} == set(names)
     gradients: dict[str, tuple[Tensor, Tensor]] = {}
     for parameter, actual in pairs:
@@ -97,12 +98,12 @@ def kind_of(name: str) -> str:
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("cells", [1, 2, 3, 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_the_fused_form_equals_the_plain_one(
+def test_it_equals_a_module_for_each_edge_and_operation(
     cells: int, steps: int, training: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     pair = twins(cells, steps, dtype)
     pair.plain.train(training)
-    pair.fused.train(training)
+    pair.relaxed.train(training)
     expected, actual = pair.logits()
     assert relative_error(actual, expected) < tolerance
     for logits in (expected, actual):
@@ -115,20 +116,24 @@ def test_running_statistics_equal_those_of_the_plain_form() -> None:
     pair = twins(2, 3, torch.float64)
     for _ in range(3):
         pair.logits()
-    plain, fused = pair.plain.eval(), pair.fused.eval()
+    plain, relaxed = pair.plain.eval(), pair.relaxed.eval()
     assert relative_error(*reversed(pair.logits())) < 1e-12
-    norm = fused.cells[1].steps[2].norm
+    operations = relaxed.cells[1].steps[2].operations
+    glu, concat = operations["linear_glu"], operations["concat_fc"]
     step = plain.cells[1].steps[2]
     for name in ("running_mean", "running_var"):
-        parts = [getattr(n, name) for n in (step.glu.norm_1, step.glu.norm_2, step.concat.norm)]
-        torch.testing.assert_close(getattr(norm, name), torch.cat(parts))
-        reshapes = [getattr(r.norm, name) for r in plain.reshapes]
-        torch.testing.assert_close(getattr(fused.norm, name), torch.cat(reshapes))
+        for own, norm in (
+            (glu.value, step.glu.norm_1),
+            (glu.gate, step.glu.norm_2),
+            (concat.project, step.concat.norm),
+            (relaxed.projections[0].project, plain.reshapes[0].norm),
+        ):
+            torch.testing.assert_close(getattr(own.norm, name), getattr(norm, name))
 
 
 def test_gradients_of_what_is_frozen_are_not_made_and_the_others_stay() -> None:
     whole, weights_only, architecture_only = (
-        pair.fused for pair in (twins(2, 2, torch.float64) for _ in range(3))
+        pair.relaxed for pair in (twins(2, 2, torch.float64) for _ in range(3))
     )
     pair = twins(2, 2, torch.float64)
     for parameter in weights_only.architecture_parameters():
@@ -155,8 +160,9 @@ def test_gradients_of_what_is_frozen_are_not_made_and_the_others_stay() -> None:
 def test_a_batch_norm_bias_learns_nothing_from_noise() -> None:
     pair = twins(1, 2, torch.float64)
     F.cross_entropy(pair.logits()[1], pair.labels).backward()
-    assert pair.fused.projections[0].bias.grad.abs().max() < 1e-15
-    assert pair.fused.cells[0].steps[0].glu.bias.grad.abs().max() < 1e-15
+    assert pair.relaxed.projections[0].project.linear.bias.grad.abs().max() < 1e-15
+    glu = pair.relaxed.cells[0].steps[0].operations["linear_glu"]
+    assert glu.value.linear.bias.grad.abs().max() < 1e-15
 
 
 def test_dropout_follows_the_seed_and_is_off_in_evaluation() -> None:
@@ -246,18 +252,16 @@ def test_architecture_weights_derive_a_genotype() -> None:
     assert {step.op for cell in genotype.cells for step in cell.steps} == {"linear_glu"}
 
 
-def test_features_in_the_wrong_number_are_refused() -> None:
+def test_features_in_the_wrong_number_are_rerelaxed() -> None:
     with pytest.raises(ValueError, match="received 1 features, expected 2"):
         supernet([6, 7])([torch.randn(4, 4, 6)])
 
 
-# The tracer of torch makes an instance of every autograd function that it meets.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_it_compiles_as_one_graph() -> None:
     torch.manual_seed(0)
     net = supernet([6, 7])
     for step in (s for cell in net.cells for s in cell.steps):
-        step.attention_dropout.p = 0.0
+        step.operations["attention"].dropout.p = 0.0
     features = [torch.randn(6, 4, c) for c in (6, 7)]
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(features), net(features))

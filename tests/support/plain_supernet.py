@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from bmnas.features.layers import LinearNorm
 from bmnas.spaces.cells.supernet import Supernet
 
 
@@ -162,15 +163,15 @@ class PlainSupernet(nn.Module):
         return self.classifier(self.norm(torch.cat(outputs, 1)).relu().flatten(1))
 
 
-#: Pairs (plain parameter, parameter of the fused form in the plain layout).
+#: Pairs (plain parameter, parameter of the supernet in the plain layout).
 Pairs = list[tuple[nn.Parameter, Tensor]]
 
 
-def parameter_pairs(plain: PlainSupernet, fused: Supernet, *, gradients: bool = False) -> Pairs:
-    """Return every plain parameter beside the same numbers cut out of the fused form.
+def parameter_pairs(plain: PlainSupernet, net: Supernet, *, gradients: bool = False) -> Pairs:
+    """Return every plain parameter beside the same numbers cut out of the supernet.
 
-    With ``gradients`` the fused form's gradients are cut instead. Every entry of the fused form
-    that is in use stands in exactly one pair.
+    With ``gradients`` the supernet's gradients are cut instead. Every entry of the supernet that
+    is in use stands in exactly one pair.
     """
 
     def take(parameter: Tensor) -> Tensor:
@@ -178,48 +179,36 @@ def parameter_pairs(plain: PlainSupernet, fused: Supernet, *, gradients: bool = 
             return parameter.detach()
         return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
-    channels = fused.channels
     pairs: Pairs = []
 
-    def conv(module: nn.Conv1d, weight: Tensor, bias: Tensor) -> None:
-        pairs.append((module.weight, weight.unsqueeze(-1)))
-        pairs.append((module.bias, bias))
+    def linear_norm(conv: nn.Conv1d, norm: nn.Module, layer: LinearNorm) -> None:
+        pairs.append((conv.weight, take(layer.linear.weight).unsqueeze(-1)))
+        pairs.append((conv.bias, take(layer.linear.bias)))
+        pairs.append((norm.weight, take(layer.norm.weight)))
+        pairs.append((norm.bias, take(layer.norm.bias)))
 
-    def norm(module: nn.Module, weight: Tensor, bias: Tensor) -> None:
-        pairs.append((module.weight, weight))
-        pairs.append((module.bias, bias))
+    def layer_norm(norm: nn.Module, layer: nn.LayerNorm) -> None:
+        pairs.append((norm.weight, take(layer.weight).T))
+        pairs.append((norm.bias, take(layer.bias).T))
 
-    weight, bias = take(fused.norm.weight), take(fused.norm.bias)
-    for f, (reshape, linear) in enumerate(zip(plain.reshapes, fused.projections, strict=True)):
-        conv(reshape.conv, take(linear.weight).T, take(linear.bias))
-        columns = slice(f * channels, (f + 1) * channels)
-        norm(reshape.norm, weight[columns], bias[columns])
-    alpha, beta, gamma = take(fused.alpha), take(fused.beta), take(fused.gamma)
-    for k, (edges, cell, fused_cell) in enumerate(
-        zip(plain.edges, plain.cells, fused.cells, strict=True)
-    ):
+    for reshape, projection in zip(plain.reshapes, net.projections, strict=True):
+        linear_norm(reshape.conv, reshape.norm, projection.project)
+    alpha, beta, gamma = take(net.alpha), take(net.beta), take(net.gamma)
+    for k, (edges, cell, own) in enumerate(zip(plain.edges, plain.cells, net.cells, strict=True)):
         pairs.extend((edge.logits, alpha[k, i]) for i, edge in enumerate(edges))
-        for m, (step, fused_step) in enumerate(zip(cell.steps, fused_cell.steps, strict=True)):
+        for m, (step, relaxed) in enumerate(zip(cell.steps, own.steps, strict=True)):
             pairs.extend((edge.logits, beta[k, m, j]) for j, edge in enumerate(step.edges))
             pairs.append((step.gamma, gamma[k, m]))
-            value, gate = take(fused_step.glu.weight).chunk(2)
-            value_bias, gate_bias = take(fused_step.glu.bias).chunk(2)
-            conv(step.glu.conv_1, value, value_bias)
-            conv(step.glu.conv_2, gate, gate_bias)
-            conv(step.concat.conv, take(fused_step.concat.weight), take(fused_step.concat.bias))
-            parts = take(fused_step.norm.weight).chunk(3), take(fused_step.norm.bias).chunk(3)
-            norms = (step.glu.norm_1, step.glu.norm_2, step.concat.norm)
-            for module, part_weight, part_bias in zip(norms, *parts, strict=True):
-                norm(module, part_weight, part_bias)
-            layer_norm = fused_step.attention_norm
-            norm(step.attention.norm, take(layer_norm.weight).T, take(layer_norm.bias).T)
+            operations = relaxed.operations
+            linear_norm(step.glu.conv_1, step.glu.norm_1, operations["linear_glu"].value)
+            linear_norm(step.glu.conv_2, step.glu.norm_2, operations["linear_glu"].gate)
+            linear_norm(step.concat.conv, step.concat.norm, operations["concat_fc"].project)
+            layer_norm(step.attention.norm, operations["attention"].norm)
         if cell.merge is not None:
-            merge = fused_cell.output.merge
-            conv(cell.merge.conv, take(merge.linear.weight), take(merge.linear.bias))
-            norm(cell.merge.norm, take(merge.norm.weight), take(merge.norm.bias))
-        norm(cell.norm, take(fused_cell.output.norm.weight).T, take(fused_cell.output.norm.bias).T)
-    head = fused.head
-    norm(plain.norm, take(head.norm.weight).T, take(head.norm.bias).T)
+            linear_norm(cell.merge.conv, cell.merge.norm, own.output.merge)
+        layer_norm(cell.norm, own.output.norm)
+    head = net.head
+    layer_norm(plain.norm, head.norm)
     classes, length = head.classifier.out_features, head.norm.normalized_shape[0]
     flat = take(head.classifier.weight).view(classes, length, -1).transpose(1, 2)
     pairs.append((plain.classifier.weight, flat.reshape(classes, -1)))
@@ -228,7 +217,7 @@ def parameter_pairs(plain: PlainSupernet, fused: Supernet, *, gradients: bool = 
 
 
 @torch.no_grad()
-def copy_parameters(plain: PlainSupernet, fused: Supernet) -> None:
-    """Give ``plain`` the weights of ``fused``."""
-    for parameter, value in parameter_pairs(plain, fused):
+def copy_parameters(plain: PlainSupernet, net: Supernet) -> None:
+    """Give ``plain`` the weights of ``net``."""
+    for parameter, value in parameter_pairs(plain, net):
         parameter.copy_(value)

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bmnas.features.layers import Dropout, LinearNorm, keep_mask
+from bmnas.features.layers import Dropout, LinearNorm, dropout, keep_mask, normalise_together
 from bmnas.features.reshape import Projection
-from bmnas.spaces.cells.fused_norm import norm_relu_dropout
 from bmnas.spaces.cells.primitives import Attention, LinearGLU
 
 
@@ -163,7 +162,7 @@ class SharedProjection(nn.Module):
     def forward(self, pooled: Tensor) -> tuple[Tensor, ...]:
         """Return the reshaped feature (R, C) of each candidate, of a pooled one (B, L, C_raw)."""
         h = F.linear(pooled.flatten(0, 1), self.weight, self.bias)
-        x = norm_relu_dropout(h, self.norm, self.dropout)
+        x = dropout(normalise_together(h, [self.norm]).relu(), self.dropout, self.training)
         return x.view(len(x), self.count, -1).unbind(1)
 
 

@@ -48,7 +48,23 @@ class Attention(nn.Module):
         return z
 
 
-class LinearGLU(nn.Module):
+class SharedInput(nn.Module):
+    """An operation with a form of its own in the supernet, where x and y are one tensor t.
+
+    Its ``layers`` read t, or t side by side with itself, so that those of all operations of a step
+    can be one product; ``combine`` makes the result of what they give.
+    """
+
+    def layers(self) -> tuple[LinearNorm, ...]:
+        """Return the layers whose results, (B, L, C) each, go to ``combine``."""
+        raise NotImplementedError
+
+    def combine(self, *projected: Tensor) -> Tensor:
+        """Return z (B, L, C) from what the ``layers`` gave."""
+        raise NotImplementedError
+
+
+class LinearGLU(SharedInput):
     """BN(x W1 + b1) * sigmoid(BN(y W2 + b2)), dropout (Eq. 7)."""
 
     def __init__(self, channels: int, length: int, dropout: float) -> None:
@@ -59,11 +75,20 @@ class LinearGLU(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return x gated by y, (B, L, C)."""
-        z: Tensor = self.dropout(self.value(x) * self.gate(y).sigmoid())
+        return self.combine(self.value(x), self.gate(y))
+
+    def layers(self) -> tuple[LinearNorm, ...]:
+        """Return the layers of value and gate."""
+        return self.value, self.gate
+
+    def combine(self, *projected: Tensor) -> Tensor:
+        """Return value times the opened gate, (B, L, C)."""
+        value, gate = projected
+        z: Tensor = self.dropout(value * gate.sigmoid())
         return z
 
 
-class ConcatFC(nn.Module):
+class ConcatFC(SharedInput):
     """ReLU(BN(concat(x, y) W + b)), dropout (Eq. 8)."""
 
     def __init__(self, channels: int, length: int, dropout: float) -> None:
@@ -73,7 +98,16 @@ class ConcatFC(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the projected concatenation, (B, L, C)."""
-        z: Tensor = self.dropout(self.project(torch.cat((x, y), dim=-1)).relu())
+        return self.combine(self.project(torch.cat((x, y), dim=-1)))
+
+    def layers(self) -> tuple[LinearNorm, ...]:
+        """Return the layer of the concatenation, whose two halves both meet t."""
+        return (self.project,)
+
+    def combine(self, *projected: Tensor) -> Tensor:
+        """Return what is positive of the projection, (B, L, C)."""
+        (joined,) = projected
+        z: Tensor = self.dropout(joined.relu())
         return z
 
 

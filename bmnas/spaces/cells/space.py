@@ -92,9 +92,10 @@ class CellSpace(SearchSpace[Genotype]):
 
     def supernet(self, channels_raw: Sequence[int], *, classes: int, dropout: float) -> Supernet:
         """Return the relaxed network of the space, for ``bmnas.strategies.bilevel``."""
+        from bmnas.spaces.cells.native.network import speed_up
         from bmnas.spaces.cells.supernet import Supernet
 
-        return Supernet(
+        supernet = Supernet(
             channels_raw,
             cells=self.cells,
             steps=self.steps,
@@ -103,6 +104,7 @@ class CellSpace(SearchSpace[Genotype]):
             classes=classes,
             dropout=dropout,
         )
+        return speed_up(supernet)
 
     def genotype(self, cells: object) -> Genotype:
         """Return the genotype with ``cells`` as in its file; raises GenotypeError."""

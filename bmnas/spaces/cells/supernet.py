@@ -1,32 +1,34 @@
 """The supernet: every feature, edge and operation at once, weighted by alpha, beta and gamma.
 
-Legend: B batch, L length, R = B*L rows, C channels, F features, N Cells, M steps, K classes.
+Legend: B batch, L length, C channels, F features, N Cells, M steps, K classes.
 
-The equations (BM-NAS, Eq. 1, 2, 9, 10) are computed in a form made for speed, equal to the plain
-one: all features are normalised as one matrix and meet the edges of all Cells in one contraction;
-the three products of a step are one C x 3C product, because in the supernet an operation gets the
-same tensor as both inputs. The passes are written by hand, forward and backward: training on a CPU
-runs as a whole in ``native``, everything else goes through ``fused``.
+These are the equations (BM-NAS, Eq. 1, 2, 9, 10) over the modules of ``operations``, with torch's
+own gradients. Three things make them fast: the sum over many edges is one contraction, layers that
+read one tensor are one product, and the BatchNorms behind them are one. torch.compile fuses what
+is left. ``fast_path`` may be another way to compute the same, such as ``native`` on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from functools import reduce
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmnas.features.layers import Dropout
-from bmnas.machine.distribution.share import current
-from bmnas.spaces.cells import fused, native
-from bmnas.spaces.cells.fused import weighted_sum
+from bmnas.features.layers import LinearNorm, normalise_together
+from bmnas.features.reshape import Projection
+from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.operations import OPERATIONS
-from bmnas.spaces.cells.primitives import ATTENTION_DROPOUT, CellOutput, Head
+from bmnas.spaces.cells.primitives import CellOutput, Head, SharedInput
 
 _IDENTITY = 1  # an edge chooses between Zero and Identity, in this order
 _INITIAL_SCALE = 1e-3
+
+#: Weights of terms: a tensor, or plain numbers, where terms of weight 0 are not computed.
+Weights = Tensor | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,23 @@ class ArchitectureWeights:
     gamma: list[list[list[float]]]
 
 
-class _Projection(nn.Module):
-    """A linear layer with bias, rows (R, C_raw) to (R, C), its ``weight`` being (C_raw, C)."""
+def one_hot(genotype: Genotype) -> ArchitectureWeights:
+    """Return the weights with which a supernet computes the network of ``genotype``.
 
-    def __init__(self, channels_raw: int, channels: int) -> None:
-        super().__init__()
-        linear = nn.Linear(channels_raw, channels)
-        # In this layout the weight's gradient is x^T g, which runs a fifth faster than g^T x.
-        self.weight = nn.Parameter(linear.weight.detach().t().contiguous())
-        self.bias = linear.bias
+    It knows no order of operands, as both inputs of its operations are one sum.
+    """
+    alpha, beta, gamma = [], [], []
+    for k, cell in enumerate(genotype.cells):
+        nodes = [*genotype.features, *(f"cell{n + 1}" for n in range(k))]
+        read = cell.inputs if cell.reads_y() else cell.inputs[:1]
+        alpha.append([float(node in read) for node in nodes])
+        operands = ["x", "y", *(f"step{m + 1}" for m in range(len(cell.steps)))]
+        steps = list(enumerate(cell.steps))
+        beta.append(
+            [[float(node in step.inputs) for node in operands[: 2 + m]] for m, step in steps]
+        )
+        gamma.append([[float(name == step.op) for name in OPERATIONS] for _, step in steps])
+    return ArchitectureWeights(alpha, beta, gamma)
 
 
 class RelaxedStep(nn.Module):
@@ -59,25 +69,30 @@ class RelaxedStep(nn.Module):
 
     def __init__(self, channels: int, length: int, dropout: float) -> None:
         super().__init__()
-        self.glu = nn.Linear(channels, 2 * channels)  # W1 and W2 of linear_glu
-        self.concat = nn.Linear(2 * channels, channels)  # W of concat_fc
-        self.norm = nn.BatchNorm1d(3 * channels)  # of the value, the gate and concat_fc
-        self.dropout = Dropout(dropout)
-        self.attention_dropout = Dropout(ATTENTION_DROPOUT)
-        self.attention_norm = nn.LayerNorm([length, channels])
-
-    def forward(self, t: Tensor, gamma: Tensor) -> Tensor:
-        """Return the mixture (B, L, C) of the operations on ``t`` (B, L, C), weighted by gamma."""
-        return fused.relaxed_step(
-            t,
-            gamma,
-            self.glu,
-            self.concat,
-            self.norm,
-            self.attention_norm,
-            self.dropout.p,
-            self.attention_dropout.p,
+        self.names = tuple(OPERATIONS)
+        self.operations = nn.ModuleDict(
+            {
+                name: operation.build(channels, length, dropout)
+                for name, operation in OPERATIONS.items()
+                if not operation.is_zero
+            }
         )
+
+    def forward(self, t: Tensor, gamma: Weights) -> Tensor:
+        """Return the mixture (B, L, C) of the operations on ``t`` (B, L, C), weighted by gamma."""
+        places = [n for n in counting(gamma) if self.names[n] in self.operations]
+        if not places:
+            return torch.zeros_like(t)
+        chosen = [self.operations[self.names[n]] for n in places]
+        sharing = [module for module in chosen if isinstance(module, SharedInput)]
+        projected = iter(projections(t, [layer for one in sharing for layer in one.layers()]))
+        results = [
+            module.combine(*(next(projected) for _ in module.layers()))
+            if isinstance(module, SharedInput)
+            else module(t, t)
+            for module in chosen
+        ]
+        return weighted_sum(_taken(gamma, places), results)
 
 
 class RelaxedCell(nn.Module):
@@ -88,23 +103,17 @@ class RelaxedCell(nn.Module):
         self.steps = nn.ModuleList(RelaxedStep(channels, length, dropout) for _ in range(steps))
         self.output = CellOutput(steps, channels, length, dropout, merge=steps > 1)
 
-    def forward(self, s: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
-        """Return the Cell's output (B, L, C) for its relaxed input ``s``.
+    def forward(self, s: Tensor, beta: Sequence[Weights], gamma: Sequence[Weights]) -> Tensor:
+        """Return the Cell's output (B, L, C) for its relaxed input ``s``, which is x and y.
 
-        ``beta`` is (M, M+1), of which row m uses the first 2+m; ``gamma`` is (M, operations).
+        Row m of ``beta`` has the weights of x, y and the steps, of which it uses the first 2+m;
+        ``gamma`` is (M, operations).
         """
         outputs: list[Tensor] = []
         for m, step in enumerate(self.steps):
-            x_and_y = (beta[m, 0] + beta[m, 1]).view(1)  # both are s
-            weights = torch.cat((x_and_y, beta[m, 2 : 2 + m]))
-            outputs.append(step(weighted_sum(weights, [s, *outputs]), gamma[m]))
-        output = self.output
-        z: Tensor
-        if output.merge is None:
-            z = output.norm(s + outputs[0])
-        else:
-            layers = output.merge.linear, output.merge.norm, output.norm
-            z = fused.cell_output(s, outputs, *layers, output.dropout.p)
+            t = weighted_sum(inner_edges(beta[m], m), [s, *outputs])
+            outputs.append(step(t, gamma[m]))
+        z: Tensor = self.output(s, outputs)
         return z
 
 
@@ -112,9 +121,12 @@ class Supernet(nn.Module):
     """All fusion networks at once, from pooled features to logits.
 
     ``channels_raw`` are the F channel counts of the pooled features. ``alpha`` (N, F+N-1, 2),
-    ``beta`` (N, M, M+1, 2) and ``gamma`` (N, M, 5) are the architecture parameters; an entry that
-    stands for an edge from a later node is never read.
+    ``beta`` (N, M, M+1, 2) and ``gamma`` (N, M, operations) are the architecture parameters; an
+    entry that stands for an edge from a later node is never read.
     """
+
+    #: Computes the same logits faster, or None for what it cannot do.
+    fast_path: FastPath | None = None
 
     def __init__(
         self,
@@ -128,48 +140,73 @@ class Supernet(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        features = len(channels_raw)
-        self.channels = channels
-        self.projections = nn.ModuleList(_Projection(c, channels) for c in channels_raw)
-        self.norm = nn.BatchNorm1d(features * channels)
-        self.dropout = Dropout(dropout)
+        self.projections = nn.ModuleList(Projection(c, channels, dropout) for c in channels_raw)
         self.cells = nn.ModuleList(
             RelaxedCell(steps, channels, length, dropout) for _ in range(cells)
         )
         self.head = Head(cells, channels, length, classes)
-        self.alpha = _logits(cells, features + cells - 1, 2)
+        self.alpha = _logits(cells, len(channels_raw) + cells - 1, 2)
         self.beta = _logits(cells, steps, steps + 1, 2)
         self.gamma = _logits(cells, steps, len(OPERATIONS))
-        self._weights: list[nn.Parameter] | None = None
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Return logits (B, K) from the pooled features, (B, L, C_raw) each."""
-        count = len(self.projections)
-        if len(features) != count:
-            raise ValueError(f"received {len(features)} features, expected {count}")
-        alpha, beta, gamma = self.probabilities()
-        device = features[0].device.type
-        lowered = torch.is_autocast_enabled(device)
-        if self.training and has_kernels(features[0], lowered=lowered):
-            return native.supernet_logits(self, features, alpha, beta, gamma, lowered=lowered)
-        weights, biases = self.projection_parameters()
-        mixed = fused.reshape_and_mix(
-            features, weights, biases, self.norm, self.dropout.p, alpha[:, :count]
-        )
-        shape = (*features[0].shape[:2], self.channels)
+    def forward(
+        self, features: Sequence[Tensor], *, weights: ArchitectureWeights | None = None
+    ) -> Tensor:
+        """Return logits (B, K) from the pooled features, (B, L, C_raw) each.
+
+        ``weights`` take the place of alpha, beta and gamma; what has weight 0 is not computed.
+        """
+        if len(features) != len(self.projections):
+            raise ValueError(f"received {len(features)} features, expected {len(self.projections)}")
+        if weights is None and self.fast_path is not None:
+            logits = self.fast_path(self, features)
+            if logits is not None:
+                return logits
+        return self.fuse(self.reshape(features, weights), weights)
+
+    def reshape(
+        self, features: Sequence[Tensor], weights: ArchitectureWeights | None = None
+    ) -> list[Tensor]:
+        """Return the features as they enter the Cells, (B, L, C) each.
+
+        A feature that has no weight in ``weights`` stays as it is.
+        """
+        rows: Iterable[Weights] = self.alpha if weights is None else weights.alpha
+        read = {number for row in rows for number in counting(row)}
+        return [
+            project(x) if number in read else x
+            for number, (project, x) in enumerate(zip(self.projections, features, strict=True))
+        ]
+
+    def fuse(self, nodes: Sequence[Tensor], weights: ArchitectureWeights | None = None) -> Tensor:
+        """Return the logits (B, K) from what ``reshape`` gives."""
+        count = len(nodes)
         outputs: list[Tensor] = []
-        for k, (cell, x) in enumerate(zip(self.cells, mixed.unbind(), strict=True)):
-            s = x.view(shape)
-            if outputs:
-                s = s + weighted_sum(alpha[k, count : count + k], outputs)
-            outputs.append(cell(s, beta[k], gamma[k]))
+        if weights is None:
+            alpha, beta, gamma = self.probabilities()
+            # The edges from features to all Cells at once.
+            mixed = weighted_sum(alpha[:, :count], nodes)
+            for k, cell in enumerate(self.cells):
+                s = mixed[k]
+                if outputs:
+                    s = s + weighted_sum(alpha[k, count : count + k], outputs)
+                outputs.append(cell(s, beta[k], gamma[k]))
+        else:
+            for k, cell in enumerate(self.cells):
+                s = weighted_sum(weights.alpha[k], [*nodes, *outputs])
+                outputs.append(cell(s, weights.beta[k], weights.gamma[k]))
         logits: Tensor = self.head(outputs)
         return logits
 
-    def projection_parameters(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the weights (C_raw, C) and the biases (C) of the projections."""
-        layers = [cast(_Projection, layer) for layer in self.projections]
-        return [layer.weight for layer in layers], [layer.bias for layer in layers]
+    def use_batch_statistics(self) -> None:
+        """Let all BatchNorms normalise by each batch's own statistics, in any mode, from now on.
+
+        The running ones are those of the mixture, and say nothing of a single network.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm1d | nn.SyncBatchNorm):
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+                module.track_running_stats = False
 
     def architecture_parameters(self) -> list[nn.Parameter]:
         """Return alpha, beta and gamma."""
@@ -177,15 +214,8 @@ class Supernet(nn.Module):
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """Return every parameter that is not an architecture parameter."""
-        # Every step asks, and walking the modules takes longer than some of its kernels.
-        if self._weights is None:
-            chosen = {id(p) for p in self.architecture_parameters()}
-            self._weights = [p for p in self.parameters() if id(p) not in chosen]
-        return list(self._weights)
-
-    def forget_weights(self) -> None:
-        """Look for the weights again: some of the parameters are others now."""
-        self._weights = None
+        chosen = {id(p) for p in self.architecture_parameters()}
+        return [p for p in self.parameters() if id(p) not in chosen]
 
     @torch.no_grad()
     def architecture_weights(self) -> ArchitectureWeights:
@@ -205,20 +235,64 @@ class Supernet(nn.Module):
         return alpha, beta, self.gamma.softmax(-1)
 
 
-def has_kernels(x: Tensor, *, lowered: bool = False) -> bool:
-    """Tell whether training on features such as ``x`` runs in ``bmnas.spaces.cells.native``.
+#: From a supernet and its pooled features to its logits, or None.
+FastPath = Callable[[Supernet, Sequence[Tensor]], Tensor | None]
 
-    Under autocast, for those that can, which are ``lowered``, if that is to bfloat16.
+
+def counting(weights: Weights) -> list[int]:
+    """Return the places of the terms that count: all but those whose weight is the number 0."""
+    if isinstance(weights, Tensor):
+        return list(range(len(weights)))
+    return [n for n, weight in enumerate(weights) if weight]
+
+
+def weighted_sum(weights: Weights, terms: Sequence[Tensor]) -> Tensor:
+    """Return the sum of ``terms``, each times its entry of ``weights``.
+
+    A matrix of weights gives a sum for each of its rows, stacked.
     """
-    device = x.device.type
-    mixed = torch.is_autocast_enabled(device)
-    if torch.compiler.is_compiling() or (mixed and not lowered):
-        return False
-    if mixed and torch.get_autocast_dtype(device) != torch.bfloat16:
-        return False
-    # Of several ranks each has a share of the batch, and its norms need to hear of the others.
-    suits = device == "cpu" and (lowered or x.dtype == torch.float32) and current() is None
-    return suits and native.kernels() is not None
+    if not isinstance(weights, Tensor):
+        counted = [w * z for w, z in zip(weights, terms, strict=True) if w]
+        return reduce(torch.add, counted)
+    if len(terms) == 1 and weights.dim() == 1:
+        only: Tensor = weights[0] * terms[0]
+        return only
+    # Autocast would round what is a sum of few terms.
+    with torch.autocast(weights.device.type, enabled=False):
+        stacked = torch.stack([term.to(weights.dtype) for term in terms])
+        total: Tensor = torch.tensordot(weights, stacked, 1)
+        return total
+
+
+def inner_edges(beta: Weights, m: int) -> Weights:
+    """Return the weights of s, which is both x and y, and of the steps before step ``m``."""
+    if isinstance(beta, Tensor):
+        return torch.cat(((beta[0] + beta[1]).view(1), beta[2 : 2 + m]))
+    return [beta[0] + beta[1], *beta[2 : 2 + m]]
+
+
+def projections(t: Tensor, layers: Sequence[LinearNorm]) -> list[Tensor]:
+    """Return BN(x W + b) of each layer, x being ``t`` (B, L, C) or t side by side with itself."""
+    if not layers:
+        return []
+    product, norms = shared_product(t, layers), [layer.norm for layer in layers]
+    parts = normalise_together(product, norms).split([n.num_features for n in norms], dim=1)
+    return [part.view(*t.shape[:2], -1) for part in parts]
+
+
+def shared_product(t: Tensor, layers: Sequence[LinearNorm]) -> Tensor:
+    """Return what the linear layers give, (R, sum of their widths), as one product."""
+    # A layer that reads t twice needs one product with the sum of the parts of its weight.
+    parts = [layer.linear.weight.unflatten(1, (-1, t.shape[-1])) for layer in layers]
+    weight = torch.cat([part.sum(1) if part.shape[1] > 1 else part[:, 0] for part in parts])
+    bias = torch.cat([layer.linear.bias for layer in layers])
+    return F.linear(t.flatten(0, 1), weight, bias)
+
+
+def _taken(weights: Weights, places: Sequence[int]) -> Weights:
+    if isinstance(weights, Tensor):
+        return torch.stack([weights[n] for n in places])
+    return [weights[n] for n in places]
 
 
 def _logits(*shape: int) -> nn.Parameter:

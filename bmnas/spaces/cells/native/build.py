@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bmnas.machine.runtime import cache_folder
 
-_SOURCES = ("common.h", "reshape.c", "mixture.c", "output.c", "edges.c")
+_SOURCES = ("common.h", "reshape.c", "mixture.c")
 _FLAGS = (
     *("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"),
     # Neither changes a result: nobody reads errno or the floating-point flags.

@@ -1,7 +1,6 @@
 /* A relaxed step: the mixture of the whole pool over one input t (BM-NAS, Eq. 4 to 8, 10).
  *
- * B batch, L length, C channels, R = B*L rows. Of each member t, out and their gradients are
- * (B, L, C); products (R, 3C) are value, gate and joint before their BatchNorm; the affine part of
+ * B batch, L length, C channels, R = B*L rows. t, out and their gradients are (B, L, C); products (R, 3C) are value, gate and joint before their BatchNorm; the affine part of
  * the attention's LayerNorm is (L, C). gamma holds the weights of zero, sum, attention, linear_glu,
  * concat_fc. Of an element's random bits the first byte decides linear_glu, the second concat_fc,
  * the third attention.
@@ -11,26 +10,61 @@
 enum { SUM = 1, ATTENTION, GLU, CONCAT, OPERATIONS };
 
 typedef struct {
-    i64 members, batch, length, channels;
+    i64 batch, length, channels;
     const float *gamma;
     Norm norm;
     const float *weight, *bias; /* LayerNorm of the attention */
     float eps;
-    uint32_t threshold, attention_threshold;
-    float factor, attention_factor;
-    uint64_t seed;
-    int threads;
+    Drop drop, attention_drop;
 } Step;
 
-static Step member_step(const Step *all, i64 m) {
-    const i64 size = all->length * all->channels;
-    Step own = *all;
-    own.gamma += m * OPERATIONS;
-    own.norm = norm_at(&all->norm, m * 3 * all->channels);
-    own.weight += m * size;
-    own.bias += m * size;
-    own.seed = member_seed(all->seed, m);
-    return own;
+/* What LayerNorm needs of ``count`` values: their mean and 1 / standard deviation. */
+static void layer_statistics(const float *restrict x, i64 count, float eps, float *mean,
+                                    float *rstd) {
+    float sum = 0.0f, square = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (i64 i = 0; i < count; i++) sum += x[i];
+    const float centre = sum / (float)count;
+#pragma omp simd reduction(+ : square)
+    for (i64 i = 0; i < count; i++) {
+        const float d = x[i] - centre;
+        square += d * d;
+    }
+    *mean = centre;
+    *rstd = 1.0f / sqrtf(square / (float)count + eps);
+}
+
+/* LayerNorm backward over one sample: adds to d_weight and d_bias, writes dx (may be g). */
+static void layer_backward(const float *g, const float *x, const float *restrict weight,
+                                  i64 count, float mean, float rstd, float *restrict d_weight,
+                                  float *restrict d_bias, float *dx) {
+    float sum = 0.0f, product = 0.0f;
+#pragma omp simd reduction(+ : sum, product)
+    for (i64 i = 0; i < count; i++) {
+        const float normal = (x[i] - mean) * rstd, weighted = g[i] * weight[i];
+        d_weight[i] += g[i] * normal;
+        d_bias[i] += g[i];
+        sum += weighted;
+        product += weighted * normal;
+    }
+    sum /= (float)count;
+    product /= (float)count;
+#pragma omp simd
+    for (i64 i = 0; i < count; i++) {
+        const float normal = (x[i] - mean) * rstd;
+        dx[i] = rstd * (g[i] * weight[i] - sum - normal * product);
+    }
+}
+
+/* Adds the partial sums (chunks, width) into the first of them, in order. */
+static void reduce_chunks(float *partial, i64 chunks, i64 width) {
+#pragma omp for
+    for (i64 first = 0; first < width; first += BLOCK) {
+        const i64 count = smaller(BLOCK, width - first);
+        for (i64 k = 1; k < chunks; k++)
+            for (i64 c = 0; c < count; c++)
+                partial[first + c] += partial[k * width + first + c];
+    }
 }
 
 /* The masked weighted sum of a sample's tokens, given its attention (L, L). */
@@ -38,14 +72,14 @@ static void attend(const Step *s, i64 b, const float *restrict t, const float *a
                    float *restrict attended) {
     for (i64 i = 0; i < s->length; i++) {
         float *restrict to = attended + i * s->channels;
-        const uint32_t own = row_seed(s->seed, b * s->length + i);
+        const uint32_t own = row_seed(s->drop.seed, b * s->length + i);
         memset(to, 0, sizeof(float) * (size_t)s->channels);
         for (i64 j = 0; j < s->length; j++) {
             const float w = attention[i * s->length + j];
             for (i64 c = 0; c < s->channels; c++) to[c] += w * t[j * s->channels + c];
         }
         for (i64 c = 0; c < s->channels; c++)
-            to[c] *= keep(random_bits(own, c), 2, s->attention_threshold, s->attention_factor);
+            to[c] *= keep(random_bits(own, c), 2, s->attention_drop.threshold, s->attention_drop.factor);
     }
 }
 
@@ -65,13 +99,31 @@ static void attention_weights(const Step *s, const float *t, float *attention) {
     }
 }
 
-static void member_forward(const Step *s, const float *t, const float *products, float *attention,
-                           float *mean, float *rstd, float *scratch, float *out) {
-    const i64 channels = s->channels, size = s->length * channels, wide = 3 * channels;
+/* scratch is (threads, L*C). */
+void mixture_forward(i64 batch, i64 length, i64 channels, const float *t, const float *products,
+                     const float *gamma, const float *norm_weight, const float *norm_bias,
+                     float *running_mean, float *running_var, float momentum, float norm_eps,
+                     const float *weight, const float *bias, float eps, i64 threshold, float factor,
+                     i64 seed, i64 attention_threshold, float attention_factor, float *norm_mean,
+                     float *norm_rstd, float *attention, float *mean, float *rstd, float *scratch,
+                     float *out, i64 threads) {
+    const i64 size = length * channels, wide = 3 * channels;
+    const Step step = {batch,
+                       length,
+                       channels,
+                       gamma,
+                       {norm_weight, norm_bias, running_mean, running_var, momentum, norm_eps,
+                        norm_mean, norm_rstd},
+                       weight,
+                       bias,
+                       eps,
+                       {(uint32_t)threshold, factor, (uint64_t)seed},
+                       {(uint32_t)attention_threshold, attention_factor, (uint64_t)seed}};
+    const Step *const s = &step;
     const Norm *norm = &s->norm;
-    const float of_sum = 2.0f * s->gamma[SUM], of_attention = s->gamma[ATTENTION];
-    const float of_glu = s->gamma[GLU], of_concat = s->gamma[CONCAT];
-#pragma omp parallel num_threads(s->threads)
+    const float of_sum = 2.0f * gamma[SUM], of_attention = gamma[ATTENTION];
+    const float of_glu = gamma[GLU], of_concat = gamma[CONCAT];
+#pragma omp parallel num_threads((int)threads)
     {
 #pragma omp for
         for (i64 first = 0; first < wide; first += BLOCK)
@@ -87,7 +139,7 @@ static void member_forward(const Step *s, const float *t, const float *products,
             layer_statistics(attended, size, s->eps, mean + b, rstd + b);
             for (i64 l = 0; l < s->length; l++) {
                 const i64 row = b * s->length + l;
-                const uint32_t own = row_seed(s->seed, row);
+                const uint32_t own = row_seed(s->drop.seed, row);
                 const float *restrict p = products + row * wide;
                 const float *restrict from = own_t + l * channels;
                 const float *restrict z = attended + l * channels;
@@ -101,8 +153,8 @@ static void member_forward(const Step *s, const float *t, const float *products,
                     const float value = normalised(norm, p, c);
                     const float gate = normalised(norm, p, channels + c);
                     const float joint = normalised(norm, p, 2 * channels + c);
-                    const float kept = keep(bits, 0, s->threshold, s->factor);
-                    const float kept_joint = keep(bits, 1, s->threshold, s->factor);
+                    const float kept = keep(bits, 0, s->drop.threshold, s->drop.factor);
+                    const float kept_joint = keep(bits, 1, s->drop.threshold, s->drop.factor);
                     to[c] = of_sum * from[c] +
                             of_attention * ((z[c] - centre) * scale * weight[c] + bias[c]) +
                             of_glu * kept * value * sigmoid(gate) +
@@ -110,18 +162,6 @@ static void member_forward(const Step *s, const float *t, const float *products,
                 }
             }
         }
-    }
-}
-
-/* scratch is (threads, L*C). */
-void mixture_forward(const Step *all, const float *t, const float *products, float *attention,
-                     float *mean, float *rstd, float *scratch, float *out) {
-    const i64 length = all->length, size = all->batch * length * all->channels;
-    for (i64 m = 0; m < all->members; m++) {
-        const Step own = member_step(all, m);
-        member_forward(&own, t + m * size, products + 3 * m * size,
-                       attention + m * all->batch * length * length, mean + m * all->batch,
-                       rstd + m * all->batch, scratch, out + m * size);
     }
 }
 
@@ -162,9 +202,9 @@ static void row_backward(const Step *s, i64 row, const float *restrict g, const 
     const i64 channels = s->channels, gates = channels, joints = 2 * channels;
     const float of_sum = 2.0f * s->gamma[SUM];
     const float of_glu = s->gamma[GLU], of_concat = s->gamma[CONCAT];
-    const uint32_t own = row_seed(s->seed, row);
-    const uint32_t threshold = s->threshold;
-    const float factor = s->factor;
+    const uint32_t own = row_seed(s->drop.seed, row);
+    const uint32_t threshold = s->drop.threshold;
+    const float factor = s->drop.factor;
     /* Behind struct pointers GCC would not vectorise this loop. */
     const float *restrict mean = norm->mean, *restrict rstd = norm->rstd;
     const float *restrict weight = norm->weight, *restrict bias = norm->bias;
@@ -201,16 +241,34 @@ static void row_backward(const Step *s, i64 row, const float *restrict g, const 
     d_gamma[CONCAT] += concat;
 }
 
-static void member_backward(const Step *s, i64 chunks, const float *g, const float *t,
-                            const float *products, const float *attention, const float *mean,
-                            const float *rstd, float *scratch, float *dt, float *dp,
-                            float *partial, double *d_gamma) {
-    const i64 length = s->length, channels = s->channels, size = length * channels;
-    const i64 wide = 3 * channels, width = 2 * size + 2 * wide, rows = s->batch * length;
+/* partial is (chunks, 2*L*C + 6*C): gradients of the LayerNorm's weight and bias, then of the
+ * BatchNorm's; the first chunk holds the sums in the end. d_gamma is (chunks, 5), still to be
+ * summed. scratch is (threads, 2*L*C + L*L). dt lacks what comes through the products. */
+void mixture_backward(i64 batch, i64 length, i64 channels, i64 chunks, const float *g,
+                      const float *t, const float *products, const float *gamma,
+                      float *norm_weight, float *norm_bias, float *norm_mean, float *norm_rstd,
+                      const float *weight, const float *bias, i64 threshold, float factor,
+                      i64 seed, i64 attention_threshold, float attention_factor,
+                      const float *attention, const float *mean, const float *rstd, float *scratch,
+                      float *dt, float *dp, float *partial, double *d_gamma, i64 threads) {
+    const i64 size = length * channels, wide = 3 * channels, width = 2 * size + 2 * wide;
+    const i64 rows = batch * length;
     const float share = 1.0f / (float)rows;
+    const Step step = {
+        batch,
+        length,
+        channels,
+        gamma,
+        {norm_weight, norm_bias, NULL, NULL, 0.0f, 0.0f, norm_mean, norm_rstd},
+        weight,
+        bias,
+        0.0f,
+        {(uint32_t)threshold, factor, (uint64_t)seed},
+        {(uint32_t)attention_threshold, attention_factor, (uint64_t)seed}};
+    const Step *const s = &step;
     const Norm *norm = &s->norm;
     float *const d_weight = partial + 2 * size, *const d_bias = d_weight + wide;
-#pragma omp parallel num_threads(s->threads)
+#pragma omp parallel num_threads((int)threads)
     {
         float *attended = scratch + thread_number() * (2 * size + length * length);
         float *dz = attended + size, *scores = dz + size;
@@ -232,13 +290,13 @@ static void member_backward(const Step *s, i64 chunks, const float *g, const flo
                 layer_backward(own_g, attended, s->weight, size, mean[b], rstd[b], layer,
                                layer + size, dz);
                 for (i64 l = 0; l < length; l++) {
-                    const uint32_t bits = row_seed(s->seed, b * length + l);
+                    const uint32_t bits = row_seed(s->drop.seed, b * length + l);
                     float *restrict to = dz + l * channels;
 #pragma omp simd
                     for (i64 c = 0; c < channels; c++)
                         to[c] *= s->gamma[ATTENTION] * keep(random_bits(bits, c), 2,
-                                                            s->attention_threshold,
-                                                            s->attention_factor);
+                                                            s->attention_drop.threshold,
+                                                            s->attention_drop.factor);
                 }
                 attention_backward(s, own_t, weights, dz, scores, dt + b * size);
             }
@@ -260,24 +318,5 @@ static void member_backward(const Step *s, i64 chunks, const float *g, const flo
                         (to[c] - d_bias[c] * share -
                          normal(norm, p, c) * d_weight[c] * share);
         }
-    }
-}
-
-/* partial is (members, chunks, 2*L*C + 6*C): gradients of the LayerNorm's weight and bias, then of
- * the BatchNorm's; the first chunk holds the sums in the end. d_gamma is (members, chunks, 5),
- * still to be summed. scratch is (threads, 2*L*C + L*L). dt lacks what comes through the products.
- */
-void mixture_backward(const Step *all, i64 chunks, const float *g, const float *t,
-                      const float *products, const float *attention, const float *mean,
-                      const float *rstd, float *scratch, float *dt, float *dp, float *partial,
-                      double *d_gamma) {
-    const i64 length = all->length, channels = all->channels, size = all->batch * length * channels;
-    const i64 width = 2 * length * channels + 6 * channels;
-    for (i64 m = 0; m < all->members; m++) {
-        const Step own = member_step(all, m);
-        member_backward(&own, chunks, g + m * size, t + m * size, products + 3 * m * size,
-                        attention + m * all->batch * length * length, mean + m * all->batch,
-                        rstd + m * all->batch, scratch, dt + m * size, dp + 3 * m * size,
-                        partial + m * chunks * width, d_gamma + m * chunks * OPERATIONS);
     }
 }
