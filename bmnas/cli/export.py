@@ -82,17 +82,17 @@ def export(
     task: Annotated[
         str | None,
         typer.Option(
-            help="Task whose test samples the network is tried with.",
+            help="Task whose test samples the model is checked on.",
             show_default="the one it was trained on",
         ),
     ] = None,
     data: Data = None,
     as_json: Json = False,
 ) -> None:
-    """Write backbones, fusion and classifier as one ONNX graph with all that serving it needs.
+    """Write backbones, fusion and classifier as one model file, with all that serving it needs.
 
-    The graph is compared with torch on real test samples in onnxruntime, and timed. When they
-    disagree nothing is written, and a bundle that is there already stays.
+    The model is run on real test samples and compared with torch, and timed. If the two disagree,
+    nothing is written and a bundle that exists already is kept.
 
     Example: bmnas export --genotype runs/digits/genotype.json
     """

@@ -22,8 +22,8 @@ def genotype(
         str,
         typer.Option(
             metavar="late|random|PATH",
-            help="What it fuses: the last features of all modalities, pairs drawn at random, or "
-            "those of a found genotype (its file or run folder, which needs no task).",
+            help="Pairs of features to fuse: the last ones of all modalities, random ones, or "
+            "those of a genotype that was found (its file or run folder; needs no --task).",
         ),
     ] = "late",
     source: TaskOptions,
@@ -40,8 +40,8 @@ def genotype(
 ) -> None:
     """Write the genotype of a known fusion module: every Cell is that module.
 
-    It is trained like a found one. With the pairs of a run the next command names its backbones.
-    The preset gives channels, length and the number of random Cells.
+    bmnas train takes it like a genotype that a search found. Channels, length and the number of
+    random Cells come from the preset; with the pairs of a run, its backbones can be used again.
 
     Example: bmnas genotype aoa --pairs late --task digits
     """

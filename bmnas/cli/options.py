@@ -82,7 +82,7 @@ CacheDtype = Annotated[
 Precision = Annotated[
     str | None,
     typer.Option(
-        help="Matrix products of Algorithm 1: float32, or bfloat16 where the processor has it.",
+        help="Number type of matrix products in Algorithm 1: float32, or bfloat16 where supported.",
         rich_help_panel=_BUDGET,
     ),
 ]

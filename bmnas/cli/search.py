@@ -86,8 +86,8 @@ def search(
 ) -> None:
     """Find which features to fuse and how: unimodal networks, feature cache, search.
 
-    Writes a run folder with genotype.json. Test data is not read. A search that was stopped, in
-    whatever way, ends with --resume exactly as it would have.
+    Writes a run folder with genotype.json. Test data is not read. A search that was stopped goes on
+    with --resume and ends exactly as it would have without the stop.
 
     Example: bmnas search --task digits --epochs 10 --run runs/short
     """

@@ -107,8 +107,9 @@ def build(
 ) -> None:
     """Train every network of a space on the feature cache, many at once, and write the table.
 
-    Isomorphic genotypes are one network. Each is trained as a candidate of a search is; test data
-    is read, to be put into the table. Stopped in whatever way, the same command goes on.
+    Isomorphic genotypes count as one network. Each is trained as a candidate of a search is, and
+    tested too, since the table holds test scores. A build that was stopped goes on when the same
+    command is run again.
 
     Example: bmnas tabular build --task digits --steps 1 --seeds 1 --out digits.npz
     """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained, and on what: by default the task, settings and seed of the search."""
+    """What is trained, and on which task; the defaults are those of the search."""
 
     genotype: Annotated[
         Path | None,
@@ -110,8 +110,8 @@ def train(
 ) -> None:
     """Train the network of a genotype, or a hand-made fusion, with its backbones; test it once.
 
-    Trains on train and validation for a fixed number of epochs; the test part is read after the
-    last one. For another seed give another folder with --run.
+    Trains on the train and validation parts for a fixed number of epochs, then reads the test part
+    once. To train with another seed, give another folder with --run.
 
     Example: bmnas train --genotype runs/digits/genotype.json
     """

@@ -50,8 +50,8 @@ def fit_fusion(
 
     The backbones are trained along with a peak learning rate of their own, or stay as they are
     when the settings of the training freeze them: then the feature cache is used. With
-    ``unimodal_logits`` every head has a loss of its own: beside frozen backbones, whose heads have
-    nothing to learn, ``fusion`` is trained as it is without.
+    ``unimodal_logits`` every head has a loss of its own; frozen backbones have nothing to learn, so
+    with them ``fusion`` is trained as if the logits were not added.
     """
     task, config, runtime = context.task, context.config.train, context.runtime
     parts: tuple[Part, ...] = ("train", "validation")

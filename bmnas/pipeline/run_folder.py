@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal
+from typing import Any, Literal, Self, overload
 
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, remove_leftovers, write_json
@@ -41,83 +41,57 @@ _TRAIN_FILES = ("network.safetensors", "train.jsonl", "train-checkpoint.pt")
 _TRAIN_METRICS = ("test", "parameters", "latency")
 
 
+class _Inside:
+    """A file or folder inside a run folder, by its name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, run: None, owner: type[Run]) -> Self: ...
+    @overload
+    def __get__(self, run: Run, owner: type[Run]) -> Path: ...
+    def __get__(self, run: Run | None, owner: type[Run]) -> Self | Path:
+        """Return the path in ``run``."""
+        return self if run is None else run.path / self._name
+
+
 @dataclass(frozen=True)
 class Run:
-    """The files of one run folder by name."""
+    """The files of one run folder."""
 
     path: Path
 
-    @property
-    def config(self) -> Path:
-        """Everything resolved: task, settings, seed, versions, hardware."""
-        return self.path / "config.json"
-
-    @property
-    def genotype(self) -> Path:
-        """The result of the search."""
-        return self.path / "genotype.json"
+    #: Task, settings, seed, versions and hardware.
+    config = _Inside("config.json")
+    #: The result of the search.
+    genotype = _Inside("genotype.json")
+    #: Each seed's genotype, where a search had several seeds.
+    genotypes = _Inside("genotypes")
+    #: A line for each epoch of the search, and where it stands.
+    history = _Inside("history.jsonl")
+    checkpoint = _Inside("checkpoint.pt")
+    #: A line for each candidate of the reranking, and where it stands.
+    rerank = _Inside("rerank.jsonl")
+    rerank_checkpoint = _Inside("rerank-checkpoint.pt")
+    #: The trained network.
+    network = _Inside("network.safetensors")
+    #: A line for each epoch of the training, and where it stands.
+    training = _Inside("train.jsonl")
+    train_checkpoint = _Inside("train-checkpoint.pt")
+    #: Scores, parameters, latency, seconds.
+    metrics = _Inside("metrics.json")
+    #: Backbones and feature cache, unless they lie elsewhere.
+    backbones = _Inside("backbones")
+    #: Some steps of the search as torch.profiler saw them; the name is TensorBoard's.
+    trace = _Inside("search.pt.trace.json")
 
     def other_genotype(self, number: int) -> Path:
         """Return the file of the result that came out second to fifth, by ``number``."""
         return self.path / _OTHERS[number - 2]
 
-    @property
-    def genotypes(self) -> Path:
-        """The folder of each seed's genotype, where a search had several."""
-        return self.path / "genotypes"
-
-    @property
-    def history(self) -> Path:
-        """A line an epoch of the search."""
-        return self.path / "history.jsonl"
-
-    @property
-    def checkpoint(self) -> Path:
-        """Where the search stands."""
-        return self.path / "checkpoint.pt"
-
-    @property
-    def rerank(self) -> Path:
-        """A line a candidate of the reranking."""
-        return self.path / "rerank.jsonl"
-
-    @property
-    def rerank_checkpoint(self) -> Path:
-        """Where the reranking stands."""
-        return self.path / "rerank-checkpoint.pt"
-
-    @property
-    def network(self) -> Path:
-        """The trained network."""
-        return self.path / "network.safetensors"
-
-    @property
-    def training(self) -> Path:
-        """A line an epoch of the training."""
-        return self.path / "train.jsonl"
-
-    @property
-    def train_checkpoint(self) -> Path:
-        """Where the training stands, while it runs."""
-        return self.path / "train-checkpoint.pt"
-
-    @property
-    def metrics(self) -> Path:
-        """Scores, parameters, latency, seconds."""
-        return self.path / "metrics.json"
-
-    @property
-    def backbones(self) -> Path:
-        """The default folder of backbones and feature cache."""
-        return self.path / "backbones"
-
-    @property
-    def trace(self) -> Path:
-        """Some steps of the search as torch.profiler saw them; the name is TensorBoard's."""
-        return self.path / "search.pt.trace.json"
-
     def begun(self) -> bool:
-        """Tell whether anything was done here: settings that could not be used do not count."""
+        """Tell whether anything was done here; a configuration alone does not count."""
         inside = [path for path in self.backbones.glob("*") if path.name != ".lock"]
         return bool(inside) or any(
             path.exists() for path in (self.checkpoint, self.genotype, self.network)

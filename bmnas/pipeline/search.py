@@ -211,7 +211,7 @@ def _write(
 
 
 def write_pictures(folder: Run, genotype: Architecture | None, progress: Progress) -> None:
-    """Draw the genotype, if any, and the curves of a run; tell it where that cannot be done."""
+    """Draw the genotype, if any, and the curves of a run; a note says why one cannot be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
         progress.note("no pictures without matplotlib: pip install matplotlib, then bmnas show")
         return

@@ -122,7 +122,7 @@ def train_fusion(
 
 
 def _made_by_hand(genotype: Architecture) -> dict[str, str]:
-    """Return how ``bmnas compare`` calls a genotype that no search found, if it says so."""
+    """Return the name of the fusion module that the genotype stands for, if no search found it."""
     name = genotype.provenance.get("fusion")
     return {"fusion": name} if isinstance(name, str) else {}
 
@@ -162,9 +162,9 @@ def _with_recorded(
     *,
     own_backbones: bool,
 ) -> Config:
-    """Return ``config`` with all settings but those of a training as ``genotype`` was found with.
+    """Return ``config``, with all but the settings of the training replaced by the search's.
 
-    Those are facts of the run: another preset changes how the network is trained, no more.
+    Those are facts of the run: another preset changes how the network is trained, and nothing else.
     """
     if config is not None and not recorded:
         return config

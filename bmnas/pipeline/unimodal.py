@@ -75,13 +75,13 @@ def unimodal_networks(
 ) -> dict[str, Unimodal]:
     """Return the backbone of every modality, from ``folder`` or trained and kept there.
 
-    Raises UserError when ``folder`` holds one of another task, of other data or settings, and for
-    a modality that no network can hold under its name.
+    Raises UserError when ``folder`` holds a backbone of another task, other data or settings, and
+    when torch does not allow a modality's name.
     """
     found = {}
     for modality in task.modalities:
         if hasattr(nn.ModuleDict, modality.name):
-            # Where the backbones of the final network lie; told now, not after the search.
+            # The final network holds its backbones in one; refused now, not after the search.
             raise UserError(
                 f"received the modality name {modality.name!r}, which torch keeps for itself, "
                 "expected another: rename the modality"
@@ -122,7 +122,7 @@ def unimodal_networks(
 
 
 def remove_stale(task: Task, config: UnimodalConfig, *, seed: int, folder: Path) -> None:
-    """Delete what ``unimodal_networks`` would refuse in ``folder``, and trainings half done."""
+    """Delete backbones that ``unimodal_networks`` would refuse, and unfinished trainings."""
     for modality in task.modalities:
         _checkpoint_path(folder, modality).unlink(missing_ok=True)
         path = folder / f"{modality.name}.safetensors"
@@ -145,8 +145,8 @@ def evaluate_unimodal(
 def new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module | None]:
     """Return a modality's backbone before its training, and what of it is to be trained.
 
-    That is all of it, its new head, whose gradients alone are asked for, or nothing where all
-    weights were given.
+    That is the whole backbone, its new head (the rest is then frozen), or None where all weights
+    were given.
     """
     backbone = build_backbone(modality, classes=task.outputs, rows=_train_rows(task, modality))
     if modality.weights is not None:
