@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json
+from bmnas.machine.schema import NotEmpty, Range, read
 from bmnas.report.style import plain
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import FORMAT, Cell, Genotype
@@ -23,6 +24,7 @@ from bmnas.spaces.registry import architecture_from_dict, load_architecture
 Table = tuple[tuple[float, ...], ...]
 
 _HISTORY_LIMIT = 256_000_000  # bytes
+_ROWS = "rows of lengths"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,22 @@ class Epoch:
     best: bool = False
     weights: Weights | None = None
     cells: tuple[Cell, ...] = ()
+
+
+_Row = Annotated[tuple[Annotated[float, Range(-1e300, 1e300)], ...], NotEmpty()]
+_Table = Annotated[tuple[_Row, ...], NotEmpty()]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What is checked of a line of history.jsonl or train.jsonl."""
+
+    epoch: Annotated[int, Range(0)]
+    best: bool = False
+    alpha: _Table | None = None
+    beta: Annotated[tuple[_Table, ...], NotEmpty()] | None = None
+    gamma: Annotated[tuple[_Table, ...], NotEmpty()] | None = None
+    cells: Any = None
 
 
 @dataclass(frozen=True)
@@ -213,69 +231,47 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield place, data
 
 
-def _epoch(data: dict[str, Any], path: Path, line: str, features: Sequence[str]) -> Epoch:
-    count, best = data.get("epoch"), data.get("best", False)
-    if type(count) is not int or count < 0:
-        raise wrong(path, f"{line}: epoch", count, "the number of the epoch")
-    if not isinstance(best, bool):
-        raise wrong(path, f"{line}: best", best, "true or false")
+def _epoch(data: dict[str, Any], path: Path, place: str, features: Sequence[str]) -> Epoch:
+    line = read(_Line, data, f"{path}: {place}", ignore_unknown=True)
     # A line may carry text, lists and nulls of its own; only its numbers are plotted.
     values = {
-        name: number(value, path, f"{line}: {name}")
+        name: number(value, path, f"{place}: {name}")
         for name, value in data.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    weights = _weights(data, path, line, len(features))
+    weights = _weights(line, path, place, len(features))
     cells: tuple[Cell, ...] = ()
-    if features and data.get("cells") is not None:
+    if features and line.cells is not None:
         whole = {"format": FORMAT, "features": list(features), "channels": 1, "length": 1}
-        cells = Genotype.from_dict({**whole, "cells": data["cells"]}, f"{path}: {line}").cells
-        steps = tuple(len(cell.steps) for cell in cells)
-        if weights is not None and steps != weights.shape()[1]:
-            raise _unlike(path, f"{line}: cells", steps, weights.shape()[1], "Cells of steps")
-    return Epoch(count, values, best, weights, cells)
+        cells = Genotype.from_dict({**whole, "cells": line.cells}, f"{path}: {place}").cells
+        steps = [len(cell.steps) for cell in cells]
+        if weights is not None:
+            _same(steps, weights.shape()[1], path, f"{place}: cells", "Cells of steps")
+    return Epoch(line.epoch, values, line.best, weights, cells)
 
 
-def _weights(data: dict[str, Any], path: Path, line: str, features: int) -> Weights | None:
-    given = [name for name in ("alpha", "beta", "gamma") if data.get(name) is not None]
+def _weights(line: _Line, path: Path, place: str, features: int) -> Weights | None:
+    tables = {name: getattr(line, name) for name in ("alpha", "beta", "gamma")}
+    given = [name for name, table in tables.items() if table is not None]
     if not given:
         return None
-    if len(given) < 3:
-        raise UserError(f"{path}: {line}: received only {', '.join(given)} of alpha, beta, gamma")
-    alpha = _numbers(data["alpha"], 2, path, f"{line}: alpha")
-    beta, gamma = (_numbers(data[name], 3, path, f"{line}: {name}") for name in ("beta", "gamma"))
-    cells, first = len(alpha), features or len(alpha[0])
-    places: list[tuple[str, Table, list[int]]] = [
-        ("alpha", alpha, [first + k for k in range(cells)])
-    ]
-    for name, tables in (("beta", beta), ("gamma", gamma)):
-        if len(tables) != cells:
-            raise UserError(
-                f"{path}: {line}: {name}: received {len(tables)} Cells, expected {cells}"
-            )
+    if line.alpha is None or line.beta is None or line.gamma is None:
+        raise UserError(f"{path}: {place}: received only {', '.join(given)} of alpha, beta, gamma")
+    cells, first = range(len(line.alpha)), features or len(line.alpha[0])
+    _same(map(len, line.alpha), [first + k for k in cells], path, f"{place}: alpha", _ROWS)
+    for name, many in (("beta", line.beta), ("gamma", line.gamma)):
+        _same([len(many)], [len(cells)], path, f"{place}: {name}", "a count of Cells")
     # An operation that was registered since stands behind those that there were.
-    pool = min(max(len(gamma[0][0]), len(PAPER)), len(OPERATIONS))
-    for k, (inner, mixed) in enumerate(zip(beta, gamma, strict=True)):
-        places.append((f"beta[{k}]", inner, [2 + m for m in range(len(inner))]))
-        places.append((f"gamma[{k}]", mixed, [pool] * len(inner)))
-    for place, table, expected in places:
-        found = [len(row) for row in table]
-        if found != expected:
-            raise _unlike(path, f"{line}: {place}", found, expected, "rows of lengths")
-    return Weights(alpha, beta, gamma)
+    pool = min(max(len(line.gamma[0][0]), len(PAPER)), len(OPERATIONS))
+    for k in cells:
+        steps = range(len(line.beta[k]))
+        _same(map(len, line.beta[k]), [2 + m for m in steps], path, f"{place}: beta[{k}]", _ROWS)
+        _same(map(len, line.gamma[k]), [pool for _ in steps], path, f"{place}: gamma[{k}]", _ROWS)
+    return Weights(line.alpha, line.beta, line.gamma)
 
 
-def _numbers(data: Any, depth: int, path: Path, place: str) -> Any:
-    """Return lists in lists of numbers, ``depth`` deep, as tuples."""
-    if depth == 0:
-        return number(data, path, place)
-    if not isinstance(data, list) or not data:
-        raise wrong(path, place, data, "a list that is not empty")
-    return tuple(_numbers(row, depth - 1, path, f"{place}[{n}]") for n, row in enumerate(data))
-
-
-def _unlike(
-    path: Path, place: str, found: Sequence[int], expected: Sequence[int], what: str
-) -> UserError:
-    shown, wanted = (plain(str(list(lengths))) for lengths in (found, expected))
-    return UserError(f"{path}: {place}: received {what} {shown}, expected {wanted}")
+def _same(found: Iterable[int], expected: Sequence[int], path: Path, place: str, what: str) -> None:
+    """Raise UserError unless both are the same numbers of ``what``."""
+    shown, wanted = (plain(str(list(counts))) for counts in (found, expected))
+    if shown != wanted:
+        raise UserError(f"{path}: {place}: received {what} {shown}, expected {wanted}")

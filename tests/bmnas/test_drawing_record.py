@@ -51,7 +51,10 @@ def test_best_epoch_is_the_last_marked_one_or_else_the_earliest_best_score(make:
         ('{"epoch": 1, "train_loss": 1' + "0" * 400 + "}", "expected a finite number"),
         (json.dumps(epoch(2, 0.9, alpha=[[0.5]])), "line 2: alpha: received rows of lengths"),
         (json.dumps(epoch(2, 0.9, alpha=[["a", 1]])), r"line 2: alpha\[0\]\[0\]: received 'a'"),
-        (json.dumps(epoch(2, 0.9, alpha=[])), "line 2: alpha: received list, expected a list that"),
+        (
+            json.dumps(epoch(2, 0.9, alpha=[])),
+            "line 2: alpha: received .., expected one that is not empty",
+        ),
         (json.dumps(epoch(2, 0.9, beta=None)), "received only alpha, gamma of alpha, beta, gamma"),
         (
             json.dumps(epoch(2, 0.9, gamma=[[[1, 2, 3, 4]] * 2])),
@@ -59,7 +62,7 @@ def test_best_epoch_is_the_last_marked_one_or_else_the_earliest_best_score(make:
         ),
         (
             json.dumps(epoch(2, 0.9, gamma=[[[1] * 5] * 2] * 2)),
-            "line 2: gamma: received 2 Cells, expected 1",
+            r"line 2: gamma: received a count of Cells \[2\], expected \[1\]",
         ),
         (json.dumps(epoch(2, 0.9, cells=[{}])), r"line 2: cells\[0\]: expected 'inputs'"),
         (
