@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -213,30 +213,19 @@ def _towards(start: Point, end: Point, step: float) -> Point:
 
 def _junctions(wires: Iterable[Wire]) -> list[tuple[Point, str]]:
     """Return the points where live wires of one source part, with the name of the source."""
-    pieces: dict[str, set[tuple[Point, Point]]] = {}
-    for wire in wires:
-        if wire.live:
-            points = [(round(x, 3), round(y, 3)) for x, y in wire.points]
-            pieces.setdefault(wire.source.name, set()).update(pairwise(points))
-    found = []
-    for name, own in pieces.items():
-        for point in sorted({point for piece in own for point in piece}):
-            ways = {_direction(point, end) for piece in own for end in piece if _on(point, piece)}
-            if len(ways - {(0, 0)}) > 2:
-                found.append((point, name))
-    return found
-
-
-def _direction(start: Point, end: Point) -> tuple[int, int]:
-    x, y = end[0] - start[0], end[1] - start[1]
-    return (x > 2e-3) - (x < -2e-3), (y > 2e-3) - (y < -2e-3)
-
-
-def _on(point: Point, piece: tuple[Point, Point]) -> bool:
-    """Tell whether ``point`` lies on ``piece``, which is level or upright."""
-    return all(
-        min(a, b) - 2e-3 <= at <= max(a, b) + 2e-3 for at, a, b in zip(point, *piece, strict=True)
-    )
+    found: dict[tuple[Point, str], None] = {}
+    for a, b in combinations((wire for wire in wires if wire.live), 2):
+        corners = list(zip(a.points, b.points, strict=False))
+        parted = [n for n, (p, q) in enumerate(corners) if _distance(p, q) > 1e-3]
+        if a.source != b.source or not parted:
+            continue
+        start, (p, q) = a.points[parted[0] - 1], corners[parted[0]]
+        # On the same way they part where the first of them turns.
+        near, far = sorted((p, q), key=lambda point: _distance(start, point))
+        along = abs(_distance(start, near) + _distance(near, far) - _distance(start, far)) < 1e-3
+        x, y = near if along else start
+        found[(round(x, 3), round(y, 3)), a.source.name] = None
+    return list(found)
 
 
 def _text(axes: Any, at: Point, text: str, size: float, colour: str, **look: Any) -> None:

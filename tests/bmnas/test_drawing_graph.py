@@ -20,6 +20,7 @@ from bmnas.spaces.cells.describe import describe_cells
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.operations import PAPER
 from bmnas.spaces.description import Description, Node, leaf_nodes
+from bmnas.spaces.registry import SPACES, describe
 
 NAMES = ("image", "audio", "text", "imu")
 
@@ -282,6 +283,18 @@ def test_a_tree_is_drawn_without_a_crossing() -> None:
                 for n in (0, 1)
             ]
             assert min(apart) <= 1e-6, (a, b)
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_every_space_is_drawn_and_told(name: str) -> None:
+    features = ("image.1", "image.2", "audio.1", "audio.2")
+    space = SPACES[name].of(features, {})
+    for seed in range(3):
+        genotype = space.sample(random.Random(seed))
+        description = describe(genotype)
+        shown = svg_texts(draw_genotype(genotype))
+        assert {node.label for node in description.nodes} <= set(shown)
+        assert genotype_text(genotype).startswith(description.summary)
 
 
 def test_a_single_node_is_drawn_and_told() -> None:
