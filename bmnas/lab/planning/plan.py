@@ -14,10 +14,11 @@ from typing import Any
 
 from bmnas.features.mapped import LIMIT
 from bmnas.features.samples import batches_per_epoch, samples_per_epoch
-from bmnas.lab.planning.synthetic import SyntheticFeatures
+from bmnas.lab.planning.synthetic import SyntheticFeatures, disk_speed
 from bmnas.lab.planning.timing import BackboneCost, SearchCost, time_backbones, time_search
 from bmnas.lab.planning.workload import Workload, features_workload, task_workload
 from bmnas.machine.cost_meter import peak_memory
+from bmnas.machine.processes import cores
 from bmnas.machine.runtime import Runtime, seed_stage
 from bmnas.pipeline.config import Config
 from bmnas.tasks import check_task
@@ -136,18 +137,23 @@ def _plan(
     started: float,
 ) -> Plan:
     earlier = peak_memory()["resident_bytes"]
-    features = SyntheticFeatures(workload, folder, runtime.device)
+    features = SyntheticFeatures(workload, runtime.device)
     cost = time_search(workload, features, runtime, folder, budget)
     peak, available = peak_memory(), available_memory()
-    # The synthetic features are mapped like the cache, and stand for a part of it.
+    # The synthetic features stand for a part of the cache.
     needed = max(earlier, peak["resident_bytes"] - features.bytes)
+    if runtime.device.type == "cpu":
+        # Seeds run in processes side by side.
+        needed *= min(workload.seeds, cores())
     device = peak.get("device_bytes")
     if device is not None and features.resident:
         device += workload.cache_bytes - features.bytes
+    row = workload.sample_bytes // len(workload.channels)
+    write, read = disk_speed(folder, workload.cache_bytes, row)
     # What finds no room in memory is read from the disk again in every pass.
-    reading = missing(workload, needed, available) * workload.sample_bytes / features.read
+    reading = missing(workload, needed, available) * workload.sample_bytes / read
     searched = search_seconds(workload, cost, reading)
-    before = backbone_seconds(workload, unimodal, backbones, features.write)
+    before = backbone_seconds(workload, unimodal, backbones, write)
     return Plan(
         workload,
         {**before, **searched, "total": sum(before.values()) + searched["search"]},
@@ -155,8 +161,8 @@ def _plan(
         available,
         device,
         shutil.disk_usage(folder).free,
-        features.write,
-        features.read,
+        write,
+        read,
         time.perf_counter() - started,
     )
 

@@ -1,4 +1,4 @@
-"""Synthetic pooled features, mapped from files as those of a feature cache are."""
+"""Stand-ins for a feature cache that is not there yet: synthetic features, bytes on its disk."""
 
 from __future__ import annotations
 
@@ -7,49 +7,37 @@ import time
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import torch
 
-from bmnas.features.dtype import file_dtype, from_file, to_file
 from bmnas.features.samples import FeatureSamples
-from bmnas.features.transfer import moved, room
+from bmnas.features.transfer import room
 from bmnas.lab.planning.workload import Workload
 from bmnas.tasks.kinds import task_kind
 
-_BYTES = 1 << 28  # more than a processor caches, and written in a moment
-_CHUNK = 64  # rows
+_BYTES = 1 << 27  # of features: more than a processor caches, and made in a moment
+_MOST = 1 << 28  # bytes on the disk
+_BLOCK = 1 << 22
 _READS = 512
 
 
 class SyntheticFeatures:
-    """Random features of a workload's shapes, ``bytes`` of them in files in ``folder``.
+    """Random features of a workload's shapes, ``bytes`` of them.
 
-    They are mapped as those of the feature cache are, and ``resident`` on ``device`` where the
-    search's would find room there. ``write`` and ``read`` are bytes a second of writing them, and
-    of reading rows in random order that are not in memory.
+    They are ``resident`` on ``device`` where the search's would find room there.
     """
 
-    def __init__(self, workload: Workload, folder: Path, device: torch.device) -> None:
+    def __init__(self, workload: Workload, device: torch.device) -> None:
         count = workload.train + workload.validation
         self._workload = workload
         self._rows = max(2, min(count, _BYTES // workload.sample_bytes))
         self.bytes = self._rows * workload.sample_bytes
-        files = {name: folder / f"{name}.bin" for name in workload.channels}
-        started = time.perf_counter()
-        for name, path in files.items():
-            self._write(path, workload.channels[name])
-        self.write = self.bytes / (time.perf_counter() - started)
-        row = workload.sample_bytes // len(files)
-        self.read = _read_speed(max(files.values(), key=lambda path: path.stat().st_size), row)
-        dtype = workload.search.cache_dtype
-        # Copy on write, as the feature cache is mapped.
-        self._arrays = {
-            name: from_file(np.memmap(path, file_dtype(dtype), "c", shape=self._shape(name)), dtype)
-            for name, path in files.items()
-        }
         self.resident = workload.cache_bytes <= room(device)
-        if self.resident:
-            self._arrays = moved(self._arrays, device, None)
+        length, dtype = workload.search.length, getattr(torch, workload.search.cache_dtype)
+        place = device if self.resident else "cpu"
+        self._arrays = {
+            name: torch.randn(self._rows, length, channels, dtype=dtype, device=place)
+            for name, channels in workload.channels.items()
+        }
 
     def samples(self, count: int) -> FeatureSamples:
         """Return ``count`` labelled samples, as many as asked for: rows come again."""
@@ -58,27 +46,27 @@ class SyntheticFeatures:
         rows = dict.fromkeys(self._workload.rows, torch.arange(count) % self._rows)
         return FeatureSamples(tuple(self._arrays), self._arrays, rows, torch.from_numpy(labels))
 
-    def _shape(self, name: str) -> tuple[int, int, int]:
-        return self._rows, self._workload.search.length, self._workload.channels[name]
 
-    def _write(self, path: Path, channels: int) -> None:
-        row = (self._workload.search.length, channels)
-        random = np.random.default_rng(0).standard_normal((_CHUNK, *row), np.float32)
-        chunk = to_file(torch.from_numpy(random), self._workload.search.cache_dtype, path.stem)
-        with path.open("wb") as file:
-            for start in range(0, self._rows, _CHUNK):
-                file.write(chunk[: self._rows - start].tobytes())
-            file.flush()
-            os.fsync(file.fileno())
+def disk_speed(folder: Path, size: int, row: int) -> tuple[float, float]:
+    """Return bytes a second of writing ``size`` bytes, and of reading rows that are not in memory.
 
-
-def _read_speed(path: Path, row: int) -> float:
-    row = min(row, path.stat().st_size)
-    rows = list(range(path.stat().st_size // row))
+    Writes 256 MiB at most, and reads rows of ``row`` bytes in random order.
+    """
+    path, size = folder / "disk.bin", min(size, _MOST)
+    block = Random(0).randbytes(min(_BLOCK, size))
+    started = time.perf_counter()
+    with path.open("wb") as file:
+        for start in range(0, size, _BLOCK):
+            file.write(block[: size - start])
+        file.flush()
+        os.fsync(file.fileno())
+    write = size / (time.perf_counter() - started)
+    row = min(row, size)
+    rows = list(range(size // row))
     Random(0).shuffle(rows)
     with path.open("rb", buffering=0) as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         started = time.perf_counter()
         total = sum(len(os.pread(file.fileno(), row, n * row)) for n in rows[:_READS])
-        return total / (time.perf_counter() - started)
+        return write, total / (time.perf_counter() - started)
