@@ -259,7 +259,7 @@ def _scores(folder: Path) -> dict[str, Any]:
 
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
-    from bmnas.report.style import measure
+    from bmnas.report.style import formatted
 
     parity, parameters = bundle.parity, bundle.parameters
     batches = ", ".join(str(batch.batch) for batch in parity.batches)
@@ -275,8 +275,8 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
         *(
             (
                 f"batch {size}",
-                f"{measure(latency.median_ms, '.3g')} ms median, "
-                f"{measure(latency.p99_ms, '.3g')} ms p99 (onnxruntime, {threads} threads)",
+                f"{formatted(latency.median_ms, '.3g')} ms median, "
+                f"{formatted(latency.p99_ms, '.3g')} ms p99 (onnxruntime, {threads} threads)",
             )
             for size, latency in bundle.latency.items()
         ),

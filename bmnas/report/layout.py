@@ -11,7 +11,7 @@ from bmnas.report.stack import Item, Point, Stack
 from bmnas.spaces.description import Description, Node
 
 #: Width in inches of a text at a size in points.
-Measure = Callable[[str, float], float]
+TextWidth = Callable[[str, float], float]
 
 _LIMIT = 300  # nodes
 _WIDEST = 11.0  # of a row of boxes, where they need not stand in one
@@ -69,7 +69,7 @@ class Drawing:
     wires: tuple[Wire, ...]
 
 
-def layout(description: Description, measure: Measure) -> Drawing:
+def layout(description: Description, text_width: TextWidth) -> Drawing:
     """Place the nodes and wires of ``description``.
 
     Raises UserError when it has more nodes than a picture can show.
@@ -81,7 +81,8 @@ def layout(description: Description, measure: Measure) -> Drawing:
         )
     runs = groupby(description.nodes, lambda node: node.group)
     parts = [
-        _Part(f"part {n}", tuple(nodes), description, measure) for n, (_, nodes) in enumerate(runs)
+        _Part(f"part {n}", tuple(nodes), description, text_width)
+        for n, (_, nodes) in enumerate(runs)
     ]
     whole = Stack([item for part in parts for item in part.items()], _WIDEST)
     nodes = {node.name: node for node in description.nodes}
@@ -109,7 +110,7 @@ class _Part:
     """Neighbours of one group, laid out in a stack; or nodes without a group, each for itself."""
 
     def __init__(
-        self, key: str, nodes: tuple[Node, ...], description: Description, measure: Measure
+        self, key: str, nodes: tuple[Node, ...], description: Description, text_width: TextWidth
     ) -> None:
         own = {node.name for node in nodes}
         reads = [source for node in nodes for source in node.reads if source not in own]
@@ -117,9 +118,9 @@ class _Part:
         self.key, self.nodes, self.title = key, nodes, nodes[0].group
         self.reads = tuple(dict.fromkeys(reads))
         self.given = {source for node in others for source in node.reads if source in own}
-        self.sizes = {node.name: _size(node, measure) for node in nodes}
+        self.sizes = {node.name: _size(node, text_width) for node in nodes}
         self.stack = Stack(list(self._inner_items())) if self.title else None
-        self.title_width = measure(shortened(self.title), 9) if self.title else 0.0
+        self.title_width = text_width(shortened(self.title), 9) if self.title else 0.0
 
     def _inner_items(self) -> Iterator[Item]:
         """Yield the nodes, and where the wires from and to others pass the edge of the panel."""
@@ -197,11 +198,11 @@ def _edge(name: str) -> str:
     return f"{name} leaves"
 
 
-def _size(node: Node, measure: Measure) -> tuple[float, float]:
+def _size(node: Node, text_width: TextWidth) -> tuple[float, float]:
     """Return width and height of the box of a node."""
     if node.kind == "input":
         return 0.2, 0.2
     if node.kind == "feature":
-        return measure(shortened(node.label), 8.5) + 0.24, 0.32
-    wide = max(measure(shortened(node.label), 9), measure(shortened(node.note, 48), 6.5))
+        return text_width(shortened(node.label), 8.5) + 0.24, 0.32
+    wide = max(text_width(shortened(node.label), 9), text_width(shortened(node.note, 48), 6.5))
     return max(wide + 0.3, 0.3 + 0.12 * len(node.reads)), 0.46

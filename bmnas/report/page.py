@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from bmnas.report.style import figure_svg, plain
+from bmnas.report.style import figure_svg, printable
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #2b3640; --paper: #ffffff; --rule: #d5dade;
@@ -37,8 +37,8 @@ Section = tuple[str, str]
 
 def page(title: str, facts: Sequence[str], sections: Sequence[Section]) -> str:
     """Return a whole page: title, a line of facts, and the sections with their headings."""
-    shown = escape(plain(title))
-    line = escape(" · ".join(plain(fact, 120) for fact in facts))
+    shown = escape(printable(title))
+    line = escape(" · ".join(printable(fact, 120) for fact in facts))
     body = "".join(f"<h2>{escape(name)}</h2>\n{content}" for name, content in sections)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

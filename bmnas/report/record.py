@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json
 from bmnas.machine.schema import NotEmpty, Range, read
-from bmnas.report.style import plain
+from bmnas.report.style import printable
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import FORMAT, Cell, Genotype
 from bmnas.spaces.cells.operations import OPERATIONS, PAPER
@@ -198,7 +198,7 @@ def number(value: Any, path: Path, place: str) -> float:
 def wrong(path: Path, place: str, received: Any, expected: str) -> UserError:
     """Return the error for a value that cannot be used."""
     kind = type(received).__name__ if isinstance(received, dict | list) else repr(received)
-    return UserError(f"{path}: {place}: received {plain(kind)}, expected {expected}")
+    return UserError(f"{path}: {place}: received {printable(kind)}, expected {expected}")
 
 
 def _document(path: Path) -> Document:
@@ -225,7 +225,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             data = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: {place}: not JSON: {plain(str(error), 120)}") from error
+            raise UserError(f"{path}: {place}: not JSON: {printable(str(error), 120)}") from error
         if not isinstance(data, dict):
             raise wrong(path, place, data, "an object")
         yield place, data
@@ -272,6 +272,6 @@ def _weights(line: _Line, path: Path, place: str, features: int) -> Weights | No
 
 def _same(found: Iterable[int], expected: Sequence[int], path: Path, place: str, what: str) -> None:
     """Raise UserError unless both are the same numbers of ``what``."""
-    shown, wanted = (plain(str(list(counts))) for counts in (found, expected))
+    shown, wanted = (printable(str(list(counts))) for counts in (found, expected))
     if shown != wanted:
         raise UserError(f"{path}: {place}: received {what} {shown}, expected {wanted}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from bmnas.machine.errors import UserError
 from bmnas.report.record import Document, RunRecord, wrong
-from bmnas.report.style import measure, plain
+from bmnas.report.style import formatted, printable
 
 #: What two runs must share, the seed aside, to be one row.
 _SETTINGS = (
@@ -122,8 +122,8 @@ def format_spread(value: Spread | None, spec: str) -> str:
     """Return mean ± standard deviation, the mean alone for one run, a dash for None."""
     if value is None:
         return DASH
-    mean = measure(value.mean, spec)
-    return mean if value.deviation is None else f"{mean} ± {measure(value.deviation, spec)}"
+    mean = formatted(value.mean, spec)
+    return mean if value.deviation is None else f"{mean} ± {formatted(value.deviation, spec)}"
 
 
 def spread_of(values: Sequence[float | None]) -> Spread | None:
@@ -150,7 +150,7 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
     if len(metrics) > 1:
         raise UserError(
             f"{runs[-1].path}: expected one metric for runs of {name}, received "
-            f"{', '.join(sorted(plain(str(metric)) for metric in metrics))}"
+            f"{', '.join(sorted(printable(str(metric)) for metric in metrics))}"
         )
     metric = metrics.pop()
     spreads = {
@@ -160,7 +160,7 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
         task,
         name,
         tuple(sorted(by_seed)),
-        metric and plain(metric),
+        metric and printable(metric),
         {key: spread for key, spread in spreads.items() if spread is not None},
     )
 
@@ -169,7 +169,7 @@ def _names(
     runs: Sequence[RunRecord], keys: Sequence[str], name_of: Callable[[RunRecord], str | None]
 ) -> list[str]:
     """Return names that differ: those of ``name_of``, with what differs where two are equal."""
-    names = [plain(name_of(run) or DASH) for run in runs]
+    names = [printable(name_of(run) or DASH) for run in runs]
     alike = {
         name: [run for run, other in zip(runs, names, strict=True) if other == name]
         for name in names
@@ -184,9 +184,9 @@ def _differences(run: RunRecord, others: Sequence[RunRecord], keys: Sequence[str
     """Return the settings of ``run`` that not all ``others`` share, or else its folder."""
     own, *flat = (dict(_leaves(_settings(other, keys))) for other in (run, *others))
     differing = [key for key, value in own.items() if any(f.get(key) != value for f in flat)]
-    label = plain(", ".join(f"{key.split('.', 1)[-1]} {own[key]}" for key in differing), 80)
+    label = printable(", ".join(f"{key.split('.', 1)[-1]} {own[key]}" for key in differing), 80)
     # Too much to name, or only something that this run lacks: the folder tells them apart.
-    return label if 0 < len(differing) <= 3 and "…" not in label else plain(str(run.path))
+    return label if 0 < len(differing) <= 3 and "…" not in label else printable(str(run.path))
 
 
 def _settings(run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:

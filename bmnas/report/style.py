@@ -178,13 +178,13 @@ def tint(colour: str, share: float) -> str:
     return "#" + "".join(f"{round(255 - share * (255 - part)):02x}" for part in parts)
 
 
-def plain(text: str, limit: int = 60) -> str:
+def printable(text: str, limit: int = 60) -> str:
     """Return ``text`` without control characters and cut to ``limit`` characters."""
     kept = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return kept if len(kept) <= limit else f"{kept[: limit - 1]}…"
 
 
-def measure(value: float, spec: str) -> str:
+def formatted(value: float, spec: str) -> str:
     """Return a number in the format ``spec``; a large one in digits, not with an exponent."""
     large = spec.endswith("g") and 999.5 <= abs(value) < 1e9
     return format(value, ",.0f" if large else spec)
@@ -192,4 +192,4 @@ def measure(value: float, spec: str) -> str:
 
 def drawable(text: str, limit: int = 60) -> str:
     """Return ``text`` so that matplotlib draws it as it is: no mathematics, not hidden."""
-    return plain(text, limit).replace("$", r"\$").lstrip("_")
+    return printable(text, limit).replace("$", r"\$").lstrip("_")

@@ -11,7 +11,7 @@ from typing import Any
 
 from bmnas.report.record import BundleRecord, Document, RunRecord, wrong
 from bmnas.report.rows import DASH, MEASURES, ComparisonRow, format_spread
-from bmnas.report.style import measure, plain
+from bmnas.report.style import formatted, printable
 
 #: What the stages in metrics.json are called in tables, in their order.
 STAGES = {
@@ -99,8 +99,8 @@ def bundle_tables(bundle: BundleRecord) -> list[TextTable]:
         ("name", _text(manifest.data.get("name"))),
         ("task", _text(manifest.section("task").get("name"))),
         ("kind", _text(manifest.section("task").get("kind"))),
-        *([("fusion", plain(fusion))] if fusion is not None else []),
-        ("classes", plain(f"{len(names)}: {', '.join(map(_text, names[:50]))}", 160)),
+        *([("fusion", printable(fusion))] if fusion is not None else []),
+        ("classes", printable(f"{len(names)}: {', '.join(map(_text, names[:50]))}", 160)),
         ("threshold", _number(manifest, ".4g", "threshold")),
     ]
     tables = [
@@ -225,13 +225,13 @@ def _parts(table: TextTable, width: int) -> list[TextTable]:
 
 def _scores(metrics: Document) -> TextTable:
     rows = [
-        (plain(name), *(_number(metrics, ".4f", "unimodal", name, key) for key in _SPLITS))
+        (printable(name), *(_number(metrics, ".4f", "unimodal", name, key) for key in _SPLITS))
         for name in metrics.section("unimodal")
     ]
     rows.append(("mean of their logits", DASH, _number(metrics, ".4f", "test", "unimodal_mean")))
     search, test = ("search", "validation"), ("test", "score")
     rows.append(("fused", *(_number(metrics, ".4f", *keys) for keys in (search, test))))
-    metric = plain(metrics.text("metric") or "score").replace("_", " ")
+    metric = printable(metrics.text("metric") or "score").replace("_", " ")
     return TextTable(f"Scores, {metric}", ("network", "validation (search)", "test"), tuple(rows))
 
 
@@ -241,8 +241,8 @@ _SPLITS = ("validation", "test")
 def _latency(metrics: Document) -> TextTable:
     rows = [
         (
-            plain(engine),
-            plain(batch.removeprefix("batch_")),
+            printable(engine),
+            printable(batch.removeprefix("batch_")),
             *(
                 _number(metrics, ".3g", "latency", engine, batch, k)
                 for k in ("median_ms", "p99_ms")
@@ -264,7 +264,7 @@ def _latency(metrics: Document) -> TextTable:
 
 def _search(metrics: Document) -> TextTable:
     rows = [
-        ("strategy", plain(metrics.text("search", "strategy") or DASH)),
+        ("strategy", printable(metrics.text("search", "strategy") or DASH)),
         ("best epoch", _number(metrics, ".0f", "search", "best_epoch")),
         ("candidate networks", _number(metrics, ",.0f", "search", "candidates")),
         ("samples seen", _number(metrics, ",.0f", "search", "samples_seen")),
@@ -323,7 +323,7 @@ def _tensors(manifest: Document, key: str) -> TextTable:
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     leaves: list[tuple[str, Any]] = []
     for key, value in data.items():
-        name = f"{prefix}{plain(key)}"
+        name = f"{prefix}{printable(key)}"
         leaves += _leaves(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
     return leaves
 
@@ -334,10 +334,10 @@ def _text(value: Any, limit: int = 80) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, dict):
-        return plain(", ".join(f"{key} {_text(item)}" for key, item in value.items()), limit)
-    return plain(str(value), limit)
+        return printable(", ".join(f"{key} {_text(item)}" for key, item in value.items()), limit)
+    return printable(str(value), limit)
 
 
 def _number(document: Document, spec: str, *keys: str) -> str:
     value = document.number(*keys)
-    return DASH if value is None else measure(value, spec)
+    return DASH if value is None else formatted(value, spec)

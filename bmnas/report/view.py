@@ -12,7 +12,7 @@ from bmnas.report.curves import history_parts
 from bmnas.report.page import Section, figure_html, page
 from bmnas.report.picture import architecture_part, draw_genotype
 from bmnas.report.record import BundleRecord, RunRecord, best_epoch, load_bundle, load_run
-from bmnas.report.style import Part, figure_of, plain
+from bmnas.report.style import Part, figure_of, printable
 from bmnas.report.tables import TextTable, bundle_tables, html_tables, run_tables
 from bmnas.report.text import genotype_text
 from bmnas.report.weights import weights_parts
@@ -142,4 +142,4 @@ def _weights(run: RunRecord) -> list[Part]:
 
 def _facts(values: Any) -> tuple[str, ...]:
     known = {key: value for key, value in values.items() if isinstance(value, str | int | float)}
-    return tuple(plain(f"{key}: {value}", 120) for key, value in known.items())
+    return tuple(printable(f"{key}: {value}", 120) for key, value in known.items())

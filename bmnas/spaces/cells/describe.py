@@ -16,7 +16,10 @@ def describe_cells(genotype: Genotype) -> Description:
     note = "LayerNorm, ReLU, flatten, linear"
     note = f"concat, {note}" if len(cells) > 1 else note
     nodes.append(Node("head", "Classifier head", note, "output", reads=cells))
-    facts = (f"C = {genotype.channels}, L = {genotype.length}", "inputs of a step: left to right")
+    facts = (
+        f"C = {genotype.channels}, L = {genotype.length}",
+        "inputs of a step from left to right, where their order counts",
+    )
     return Description(genotype.summary(), genotype.features, tuple(nodes), facts)
 
 
