@@ -25,8 +25,7 @@ import torch
 
 import bmnas
 from benchmarks.search_report import found_row, markdown, modalities, replay_row, truth
-from bmnas.features.cache import FeatureCache, open_features
-from bmnas.features.reading import Pooled
+from bmnas.features.cache import FeatureCache
 from bmnas.lab.tables import Table, canonical, load
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import hardware, versions
@@ -34,6 +33,8 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, write_json
 from bmnas.machine.progress import Bars
 from bmnas.pipeline.config import Config
+from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.one_shot import OneShot
@@ -134,24 +135,14 @@ def features(
     task: bmnas.Task, config: Config, seed: int, backbones: Path, runs: Path
 ) -> FeatureCache:
     """Return the features of train and validation: a search reads no others."""
-    networks = unimodal_networks(
-        task,
-        config.unimodal,
-        head_for(task.kind, config.train.threshold),
-        seed=seed,
-        folder=backbones,
-        runtime=_CPU,
-        progress=Bars(),
+    context = RunContext.choose(
+        Run(runs), task, config, seed, backbones=backbones, runtime=_CPU, progress=Bars()
     )
-    return open_features(
-        task,
-        {name: found.backbone for name, found in networks.items()},
-        parts=("train", "validation"),
-        reading=Pooled(config.search.length),
+    return context.features(
+        {name: found.backbone for name, found in unimodal_networks(context).items()},
+        ("train", "validation"),
+        config.search.length,
         folder=runs / "features",
-        device=_CPU.device,
-        progress=Bars(),
-        dtype=config.search.cache_dtype,
     )
 
 

@@ -17,7 +17,6 @@ from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, check_seed
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.run_folder import Run
-from bmnas.pipeline.unimodal import Unimodal, remove_stale, unimodal_networks
 from bmnas.tasks.task import Part, Task
 from bmnas.training.heads import TaskHead, head_for
 
@@ -48,8 +47,8 @@ class RunContext:
         *,
         backbones: str | Path | None,
         backbone_seed: int | None = None,
-        runtime: Runtime | None,
-        progress: Progress | None,
+        runtime: Runtime | None = None,
+        progress: Progress | None = None,
     ) -> RunContext:
         """Return the context of a run, with a default for whatever is None.
 
@@ -104,33 +103,26 @@ class RunContext:
             if not agreed(result.is_file()):
                 work()
 
-    def remove_stale_backbones(self) -> None:
-        """Delete backbones in ``kept`` that this run could not use."""
-        remove_stale(self.task, self.config.unimodal, seed=self.seed, folder=self.kept)
-
-    def unimodal_networks(self) -> dict[str, Unimodal]:
-        """Return the backbone of every modality, trained where it is not there yet."""
-        return unimodal_networks(
-            self.task,
-            self.config.unimodal,
-            self.head,
-            seed=self.backbone_seed,
-            folder=self.kept,
-            runtime=self.runtime,
-            progress=self.progress,
-        )
-
     def features(
-        self, backbones: Mapping[str, Backbone], parts: tuple[Part, ...], length: int
+        self,
+        backbones: Mapping[str, Backbone],
+        parts: tuple[Part, ...],
+        length: int,
+        *,
+        dtype: str | None = None,
+        folder: Path | None = None,
     ) -> FeatureCache:
-        """Return the features of ``parts``, pooled to ``length``, on the disk of ``kept``."""
+        """Return the features of ``parts``, pooled to ``length``, from the cache in ``folder``.
+
+        That is by default the one in ``kept``, with the number type of the settings.
+        """
         return open_features(
             self.task,
             backbones,
             parts=parts,
             reading=Pooled(length),
-            folder=self.kept / "features",
+            folder=self.kept / "features" if folder is None else folder,
             device=self.runtime.device,
             progress=self.progress,
-            dtype=self.config.search.cache_dtype,
+            dtype=self.config.search.cache_dtype if dtype is None else dtype,
         )

@@ -26,6 +26,7 @@ from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search_metrics import search_metrics
+from bmnas.pipeline.unimodal import remove_stale, unimodal_networks
 from bmnas.report import write_architecture, write_history
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells import native
@@ -106,7 +107,7 @@ def search(
     def prepare() -> None:
         if existing == "overwrite" and backbones is None:
             # Before the run's own files: killed in between, --overwrite does the rest.
-            context.remove_stale_backbones()
+            remove_stale(context)
         _prepare(folder, wanted, existing)
 
     context.work(folder.genotype, prepare, lambda: _search(context, strategy, seeds, recorder))
@@ -156,7 +157,7 @@ def _prepare(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None
 def _search(context: RunContext, strategy: str, seeds: int, recorder: StepRecorder | None) -> None:
     """Search in a folder that is ready for it, and write what was found."""
     folder, config = context.folder, context.config
-    networks = context.unimodal_networks()
+    networks = unimodal_networks(context)
     backbones = {name: found.backbone for name, found in networks.items()}
     _note_unreadable(context.task, backbones, context.progress)
     cache = context.features(backbones, ("train", "validation"), config.search.length)

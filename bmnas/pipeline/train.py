@@ -21,6 +21,7 @@ from bmnas.pipeline.training import (
     read_training,
     run_training,
 )
+from bmnas.pipeline.unimodal import remove_stale
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import load_architecture
@@ -114,7 +115,7 @@ def train_fusion(
     def prepare() -> None:
         if existing == "overwrite" and backbones is None:
             # Before the run's own files: killed in between, --overwrite does the rest.
-            context.remove_stale_backbones()
+            remove_stale(context)
         _prepare_fusion(folder, wanted, existing)
 
     context.work(folder.network, prepare, lambda: run_training(context, fusion))

@@ -26,7 +26,7 @@ from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import write_pictures
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
-from bmnas.pipeline.unimodal import Unimodal, evaluate_unimodal
+from bmnas.pipeline.unimodal import Unimodal, evaluate_unimodal, unimodal_networks
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.registry import build_fusion, takes_unimodal_logits
 from bmnas.tasks.task import Task
@@ -90,13 +90,13 @@ def misfit(feature: str, task: Task, has: Iterable[str]) -> UserError:
 def run_training(context: RunContext, architecture: Architecture) -> None:
     """Train, test and leave the network's file, which says that all is done."""
     task, runtime, head = context.task, context.runtime, context.head
-    networks = context.unimodal_networks()
+    networks = unimodal_networks(context)
     network, checkpoint = _fit(context, architecture, networks)
     # Before test and latency, which are no training.
     seconds, spent = checkpoint.seconds, checkpoint.spent.to_dict()
     test = evaluate_fusion(task, network, "test", head, runtime)
     alone = {
-        name: evaluate_unimodal(task, name, found.backbone, "test", head, runtime)
+        name: evaluate_unimodal(context, name, found.backbone, "test")
         for name, found in networks.items()
     }
     samples, settings = task.samples("test"), context.config.train

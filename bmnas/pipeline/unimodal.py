@@ -36,13 +36,11 @@ from bmnas.machine.costs import count_parameters
 from bmnas.machine.distribution.ranks import agreed, first
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import sha256_file
-from bmnas.machine.progress import Progress
-from bmnas.machine.runtime import Runtime, seed_stage
+from bmnas.machine.runtime import seed_stage
+from bmnas.pipeline.context import RunContext
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.fit import Group, Recipe, fit
-from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Evaluation, Forward, evaluate
-from bmnas.training.settings import UnimodalConfig
 
 
 @dataclass(frozen=True)
@@ -63,45 +61,27 @@ class Unimodal:
         return count_parameters(self.backbone)
 
 
-def unimodal_networks(
-    task: Task,
-    config: UnimodalConfig,
-    head: TaskHead,
-    *,
-    seed: int,
-    folder: Path,
-    runtime: Runtime,
-    progress: Progress,
-) -> dict[str, Unimodal]:
-    """Return the backbone of every modality, from ``folder`` or trained and kept there.
+def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
+    """Return the backbone of every modality, from the folder for them or trained and kept there.
 
-    Raises UserError when ``folder`` holds a backbone of another task, other data or settings, and
+    Raises UserError when that folder holds a backbone of another task, other data or settings, and
     when torch does not allow a modality's name.
     """
     found = {}
-    for modality in task.modalities:
-        if hasattr(nn.ModuleDict, modality.name):
+    for modality in context.task.modalities:
+        name, head = modality.name, context.head
+        if hasattr(nn.ModuleDict, name):
             # The final network holds its backbones in one; refused now, not after the search.
             raise UserError(
-                f"received the modality name {modality.name!r}, which torch keeps for itself, "
+                f"received the modality name {name!r}, which torch keeps for itself, "
                 "expected another: rename the modality"
             )
-        path = folder / f"{modality.name}.safetensors"
-        owner = _owner(task, modality, config, seed)
+        path, fingerprint = _path(context, modality), _fingerprint(context, modality)
         if agreed(not path.exists()):
-            checkpoint = Checkpoint(_checkpoint_path(folder, modality), owner)
-            made = _make(
-                task,
-                modality,
-                config,
-                head,
-                seed=seed,
-                checkpoint=checkpoint,
-                runtime=runtime,
-                progress=progress,
-            )
+            checkpoint = Checkpoint(_checkpoint_path(context, modality), fingerprint)
+            made = _make(context, modality, checkpoint)
             extra = {
-                "owner": owner,
+                "owner": fingerprint,
                 "validation": made.validation,
                 "threshold": head.threshold,
                 "pretrained": made.pretrained,
@@ -110,36 +90,32 @@ def unimodal_networks(
             first(functools.partial(save_backbone, path, made.backbone, extra))
             checkpoint.remove()
         # Read back even when just made, so that a resumed run goes on from the very same state.
-        kept, threshold = _read(path, modality, owner)
+        kept, threshold = _read(path, modality, fingerprint)
         if threshold != head.threshold:
             # The weights do not depend on it, so they stay; the score does.
-            again = evaluate_unimodal(
-                task, modality.name, kept.backbone, "validation", head, runtime
-            )
+            again = evaluate_unimodal(context, name, kept.backbone, "validation")
             kept = dataclasses.replace(kept, backbone=kept.backbone.cpu(), validation=again.score)
-        found[modality.name] = kept
+        found[name] = kept
     return found
 
 
-def remove_stale(task: Task, config: UnimodalConfig, *, seed: int, folder: Path) -> None:
+def remove_stale(context: RunContext) -> None:
     """Delete backbones that ``unimodal_networks`` would refuse, and unfinished trainings."""
-    for modality in task.modalities:
-        _checkpoint_path(folder, modality).unlink(missing_ok=True)
-        path = folder / f"{modality.name}.safetensors"
+    for modality in context.task.modalities:
+        _checkpoint_path(context, modality).unlink(missing_ok=True)
+        path = _path(context, modality)
         if path.exists():
             try:
-                _read(path, modality, _owner(task, modality, config, seed))
+                _read(path, modality, _fingerprint(context, modality))
             except UserError:
                 path.unlink()
 
 
-def evaluate_unimodal(
-    task: Task, name: str, backbone: Backbone, part: Part, head: TaskHead, runtime: Runtime
-) -> Evaluation:
+def evaluate_unimodal(context: RunContext, name: str, backbone: Backbone, part: Part) -> Evaluation:
     """Return how the backbone ``name`` with its own head does on a part of the task."""
+    task, device = context.task, context.runtime.device
     samples = _samples(task, task.modality(name), backbone, part)
-    backbone.to(runtime.device)
-    return evaluate(backbone, _call(backbone), samples, head, runtime.device)
+    return evaluate(backbone.to(device), _call(backbone), samples, context.head, device)
 
 
 def new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module | None]:
@@ -169,28 +145,19 @@ def feature_names(task: Task) -> list[str]:
     ]
 
 
-def _make(
-    task: Task,
-    modality: Modality,
-    config: UnimodalConfig,
-    head: TaskHead,
-    *,
-    seed: int,
-    checkpoint: Checkpoint,
-    runtime: Runtime,
-    progress: Progress,
-) -> Unimodal:
+def _make(context: RunContext, modality: Modality, checkpoint: Checkpoint) -> Unimodal:
+    task, config, device = context.task, context.config.unimodal, context.runtime.device
     started = time.perf_counter()
-    seed_stage(seed, f"backbone {modality.name}")
+    seed_stage(context.backbone_seed, f"backbone {modality.name}")
     backbone, trained = new_backbone(task, modality)
-    backbone.to(runtime.device)
+    backbone.to(device)
     if trained is not None:
         fit(
             trained,
             _call(backbone),
             [Group(list(trained.parameters()), config.max_lr)],
             _samples(task, modality, backbone, "train"),
-            head,
+            context.head,
             Recipe(
                 config.epochs,
                 config.batch_size,
@@ -198,14 +165,14 @@ def _make(
                 config.weight_decay,
                 decoupled=True,
             ),
-            device=runtime.device,
+            device=device,
             checkpoint=checkpoint,
-            progress=progress,
+            progress=context.progress,
             stage=f"backbone {modality.name}",
         )
         backbone.requires_grad_(True)
         started = time.perf_counter() - checkpoint.seconds
-    found = evaluate_unimodal(task, modality.name, backbone, "validation", head, runtime)
+    found = evaluate_unimodal(context, modality.name, backbone, "validation")
     seconds = time.perf_counter() - started
     return Unimodal(backbone.cpu(), found.score, trained is not backbone, seconds)
 
@@ -241,10 +208,10 @@ def _call(backbone: Backbone) -> Forward:
     return lambda inputs: backbone(inputs[0])
 
 
-def _read(path: Path, modality: Modality, owner: str) -> tuple[Unimodal, float | None]:
+def _read(path: Path, modality: Modality, fingerprint: str) -> tuple[Unimodal, float | None]:
     """Return the network in ``path``, and the threshold that its score was measured with."""
     backbone, extra = load_backbone(path, module=modality.backbone)
-    if extra.get("owner") != owner:
+    if extra.get("owner") != fingerprint:
         raise UserError(
             f"{path}: was trained for another task, other data, settings or seed; choose another "
             "folder with --backbones, or delete it to train it again"
@@ -257,20 +224,25 @@ def _read(path: Path, modality: Modality, owner: str) -> tuple[Unimodal, float |
     raise UserError(f"{path}: its description lacks the unimodal score; delete it and search again")
 
 
-def _checkpoint_path(folder: Path, modality: Modality) -> Path:
-    return folder / f"{modality.name}-checkpoint.pt"
+def _path(context: RunContext, modality: Modality) -> Path:
+    return context.kept / f"{modality.name}.safetensors"
 
 
-def _owner(task: Task, modality: Modality, config: UnimodalConfig, seed: int) -> str:
+def _checkpoint_path(context: RunContext, modality: Modality) -> Path:
+    return context.kept / f"{modality.name}-checkpoint.pt"
+
+
+def _fingerprint(context: RunContext, modality: Modality) -> str:
     """Return a digest of everything that a trained backbone depends on."""
+    task = context.task
     samples = task.samples("train", "validation")
     rows = modality.rows_of(samples)
     used, position = np.unique(rows, return_inverse=True)
     depends: Mapping[str, object] = {
         "kind": task.kind,
         "class_names": task.class_names,
-        "config": dataclasses.asdict(config),
-        "seed": seed,
+        "config": dataclasses.asdict(context.config.unimodal),
+        "seed": context.backbone_seed,
         "type": modality.type,
         "backbone": _identity(modality),
         "features": modality.features,

@@ -10,27 +10,25 @@ from tiny_tasks import CONFIG, changed, tiny_task
 import bmnas
 import bmnas.pipeline.search
 from bmnas.machine.errors import UserError
-from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import Runtime
+from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.unimodal import Unimodal, remove_stale, unimodal_networks
 from bmnas.tasks import Task
-from bmnas.training.heads import TaskHead, head_for, weighted_f1
+from bmnas.training.heads import weighted_f1
 
 CPU = Runtime(torch.device("cpu"), compile=False)
 
 
+def context(folder: Path, task: Task, seed: int = 0, threshold: float = 0.5) -> RunContext:
+    config = CONFIG.override("train", threshold=threshold)
+    return RunContext.choose(Run(folder), task, config, seed, backbones=folder, runtime=CPU)
+
+
 def networks(
-    folder: Path, task: Task, seed: int = 0, head: TaskHead | None = None
+    folder: Path, task: Task, seed: int = 0, threshold: float = 0.5
 ) -> dict[str, Unimodal]:
-    return unimodal_networks(
-        task,
-        CONFIG.unimodal,
-        head or head_for(task.kind),
-        seed=seed,
-        folder=folder,
-        runtime=CPU,
-        progress=Silent(),
-    )
+    return unimodal_networks(context(folder, task, seed, threshold))
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -58,7 +56,7 @@ def test_another_threshold_changes_the_score_and_not_the_backbone(tmp_path: Path
     task = tiny_task(kind="multilabel")
 
     def scores(threshold: float) -> dict[str, float]:
-        found = networks(tmp_path, task, head=head_for("multilabel", threshold))
+        found = networks(tmp_path, task, threshold=threshold)
         return {name: one.validation for name, one in found.items()}
 
     half = scores(0.5)
@@ -83,7 +81,7 @@ def test_what_would_be_refused_is_stale_and_nothing_else(tmp_path: Path, change:
         networks(tmp_path, task, seed)
     assert "\n" not in str(line.value)
     (tmp_path / "m1-checkpoint.pt").write_bytes(b"half a training of something else")
-    remove_stale(task, CONFIG.unimodal, seed=seed, folder=tmp_path)
+    remove_stale(context(tmp_path, task, seed))
     networks(tmp_path, task, seed)
     after = stamps(tmp_path)
     assert after["m0"] != before["m0"]

@@ -9,14 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bmnas.features.cache import open_features
-from bmnas.features.reading import Pooled
 from bmnas.lab.jobs.attempts import noted
 from bmnas.lab.jobs.job import BACKBONES, SEARCHED, Order
 from bmnas.machine.files import atomic_folder, atomic_path
-from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config
+from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Run, locked
 from bmnas.pipeline.search import search
 from bmnas.pipeline.train import train, train_fusion
@@ -31,7 +29,6 @@ from bmnas.spaces.fusions.genotypes import (
 )
 from bmnas.tasks import check_task, load_task
 from bmnas.tasks.task import Task
-from bmnas.training.heads import head_for
 
 #: Writes the bundle of a trained network into its run folder, and its latency into the metrics.
 Export = Callable[[Path, Task], None]
@@ -55,28 +52,20 @@ def do_order(order: Order, export: Export) -> None:
 
 def _prepare_backbones(order: Order, task: Task, config: Config) -> None:
     check_task(task)
-    folder, runtime = Path(order["backbones"]), Runtime.choose(order["device"])
+    folder = Path(order["backbones"])
+    context = RunContext.choose(
+        Run(folder.parent),
+        task,
+        config,
+        order["seed"],
+        backbones=folder,
+        runtime=Runtime.choose(order["device"]),
+    )
     with locked(folder):
-        networks = unimodal_networks(
-            task,
-            config.unimodal,
-            head_for(task.kind, config.train.threshold),
-            seed=order["seed"],
-            folder=folder,
-            runtime=runtime,
-            progress=Silent(),
-        )
+        networks = unimodal_networks(context)
+        backbones = {name: found.backbone for name, found in networks.items()}
         for length, dtype in order["caches"]:
-            open_features(
-                task,
-                {name: found.backbone for name, found in networks.items()},
-                parts=("train", "validation"),
-                reading=Pooled(length),
-                folder=folder / "features",
-                device=runtime.device,
-                progress=Silent(),
-                dtype=dtype,
-            )
+            context.features(backbones, ("train", "validation"), length, dtype=dtype)
 
 
 def _do_stages(order: Order, task: Task, config: Config, export: Export) -> None:

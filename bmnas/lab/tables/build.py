@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bmnas.features.cache import FeatureCache, open_features
-from bmnas.features.reading import Pooled
+from bmnas.features.cache import FeatureCache
 from bmnas.lab.tables.table import Table
 from bmnas.lab.tables.training import SCORES, StoredFeatures, Work, jobs_of
 from bmnas.lab.tables.workers import trained
@@ -30,7 +29,8 @@ from bmnas.machine.files import read_json, remove_leftovers, write_json
 from bmnas.machine.progress import Progress, Silent
 from bmnas.machine.runtime import Runtime, check_seed
 from bmnas.pipeline.config import Config
-from bmnas.pipeline.run_folder import locked
+from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.run_folder import Run, locked
 from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.spaces.cells.space import CellSpace
@@ -70,10 +70,12 @@ def build_table(
     check_task(task)
     check_test(task)
     progress = Silent() if progress is None else progress
-    kept = run / "backbones" if backbones is None else backbones
-    with locked(run, kept):
+    context = RunContext.choose(
+        Run(run), task, config, seed, backbones=backbones, runtime=_CPU, progress=progress
+    )
+    with locked(run, context.kept):
         remove_leftovers(run / "parts")
-        cache, unimodal = _features(task, config, seed, run, kept, progress)
+        cache, unimodal = _features(context)
         about = {
             "task": {"name": task.name, "source": _placeless(task.source)},
             "metric": head_for(task.kind).metric,
@@ -157,34 +159,15 @@ def _milliseconds(network: FusionNetwork, pooled: list[torch.Tensor]) -> float:
     return measure_latency(call, repeats=50).median_ms
 
 
-def _features(
-    task: Task,
-    config: Config,
-    seed: int,
-    run: Path,
-    kept: Path,
-    progress: Progress,
-) -> tuple[FeatureCache, dict[str, float]]:
+def _features(context: RunContext) -> tuple[FeatureCache, dict[str, float]]:
     """Return the features of all parts, and the validation score of each modality alone."""
-    networks = unimodal_networks(
-        task,
-        config.unimodal,
-        head_for(task.kind, config.train.threshold),
-        seed=seed,
-        folder=kept,
-        runtime=_CPU,
-        progress=progress,
-    )
-    cache = open_features(
-        task,
+    networks = unimodal_networks(context)
+    cache = context.features(
         {name: found.backbone for name, found in networks.items()},
-        parts=("train", "validation", "test"),
-        reading=Pooled(config.search.length),
+        ("train", "validation", "test"),
+        context.config.search.length,
         # Not beside the backbones: the cache of a search there holds no test data.
-        folder=run / "features",
-        device=_CPU.device,
-        progress=progress,
-        dtype=config.search.cache_dtype,
+        folder=context.folder.path / "features",
     )
     return cache, {name: found.validation for name, found in networks.items()}
 
