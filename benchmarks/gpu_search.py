@@ -19,8 +19,8 @@ from bmnas.features.samples import FeatureSamples
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.cost_meter import peak_memory
 from bmnas.machine.progress import Silent, Stage
-from bmnas.strategies import SearchProblem
 from bmnas.strategies.bilevel import search_bilevel
+from bmnas.strategies.problem import SearchProblem
 from bmnas.strategies.settings import SearchConfig
 from bmnas.training.heads import head_for
 

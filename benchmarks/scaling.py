@@ -37,7 +37,8 @@ from bmnas.machine.files import write_json
 from bmnas.machine.progress import Silent
 from bmnas.report.style import PALETTE
 from bmnas.spaces.cells.supernet import Supernet
-from bmnas.strategies import SearchProblem, search_bilevel
+from bmnas.strategies.bilevel import search_bilevel
+from bmnas.strategies.problem import SearchProblem
 from bmnas.strategies.settings import SearchConfig
 from bmnas.training.heads import head_for
 

@@ -39,8 +39,8 @@ from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.one_shot import OneShot
 from bmnas.spaces.cells.supernet import Supernet
-from bmnas.strategies import SearchProblem
 from bmnas.strategies.bilevel import search_bilevel
+from bmnas.strategies.problem import SearchProblem
 from bmnas.strategies.rerank import SCREENED, train_single_networks
 from bmnas.tasks import reload_task
 from bmnas.training.heads import head_for

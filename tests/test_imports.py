@@ -140,12 +140,12 @@ CLOSED = {
     "bmnas.spaces.cells.genotype": ["torch", "numpy"],
     "bmnas.spaces.cells.derive": ["torch", "numpy"],
     "bmnas.spaces.cells.operations": ["numpy", "bmnas.spaces.cells.primitives"],
-    "bmnas.spaces.mfas.settings": ["torch", "numpy"],
+    "bmnas.spaces.mfas.genotype": ["torch", "numpy"],
     "bmnas.spaces.mfas.space": ["torch", "numpy"],
-    "bmnas.spaces.trees.evolve": ["torch", "numpy"],
+    "bmnas.spaces.registry": ["torch", "numpy"],
     "bmnas.spaces.trees.fusion_tree": ["torch", "numpy"],
     "bmnas.spaces.trees.operators": ["torch", "numpy"],
-    "bmnas.spaces.trees.settings": ["torch", "numpy"],
+    "bmnas.spaces.trees.space": ["torch", "numpy"],
     "bmnas.spaces.trees.tree": ["torch", "numpy"],
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,10 +28,18 @@ class Method:
     strategy: Annotated[
         str,
         typer.Option(
-            help="bmnas (Algorithm 1), random (candidates drawn evenly), mfas or evolution (spaces "
-            "of their own; settings in the preset's section of that name)."
+            help="bmnas (Algorithm 1); random, local or regularised (regularised evolution), which "
+            "try --candidates; mfas or evolution, whose settings are in the preset's section of "
+            "that name."
         ),
     ] = "bmnas"
+    space: Annotated[
+        str | None,
+        typer.Option(
+            help="What is searched: cells, mfas, trees or fusions.",
+            show_default="the strategy's own",
+        ),
+    ] = None
     recipe: Annotated[
         str,
         typer.Option(
@@ -53,9 +60,11 @@ class Method:
         read.
         """
         from bmnas.machine.errors import UserError
+        from bmnas.strategies import check_settings
 
         given = dataclasses.asdict(settings)
-        _check_read(self.strategy, given)
+        named = [name for name, value in given.items() if value is not None]
+        check_settings(self.strategy, self.space, named)
         config = config.override("search", **given)
         if self.recipe == "default":
             return config
@@ -102,6 +111,7 @@ def search(
         run=run,
         config=method.config(config, settings),
         strategy=method.strategy,
+        space=method.space,
         seed=method.seed,
         seeds=method.seeds,
         existing=existing,
@@ -112,25 +122,6 @@ def search(
     )
     if writer():
         _print(result, task, as_json)
-
-
-def _check_read(strategy: str, given: Mapping[str, object]) -> None:
-    """Raise UserError for an option that ``strategy`` does not read."""
-    from bmnas.machine.errors import UserError
-    from bmnas.pipeline.config import Config
-
-    read = ("length", "cache_dtype") if Config().of_strategy(strategy) else tuple(given)
-    unread = [
-        f"--{name.replace('_', '-')}"
-        for name, value in given.items()
-        if value is not None and name not in read
-    ]
-    if unread:
-        raise UserError(
-            f"strategy {strategy}: received {', '.join(unread)}, which it does not read; its "
-            f"settings are in section [{strategy}] of a preset: print one with bmnas presets, "
-            "change it, and give the file to --preset"
-        )
 
 
 def _print(result: SearchResult, task: Task, as_json: bool) -> None:

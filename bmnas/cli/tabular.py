@@ -164,7 +164,9 @@ def show(
 @tabular.command()
 def replay(
     table: File,
-    strategy: Annotated[str, typer.Option(help="random, local, evolution or mfas.")] = "random",
+    strategy: Annotated[
+        str, typer.Option(help="random, local, regularised, mfas or evolution.")
+    ] = "random",
     budget: Annotated[int, typer.Option(help="Candidates that it may look up.")] = 50,
     seed: Seed = 0,
     as_json: Json = False,

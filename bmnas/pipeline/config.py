@@ -14,14 +14,10 @@ from typing import Any
 from bmnas.machine.errors import UserError
 from bmnas.machine.schema import Problem, collect, error_of, plain
 from bmnas.pipeline.presets import read_preset
-from bmnas.spaces.mfas.settings import MFASConfig
-from bmnas.spaces.trees.settings import EvolutionConfig
+from bmnas.strategies import settings_of_strategies
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.task import Task
 from bmnas.training.settings import TrainConfig, UnimodalConfig
-
-#: Strategies with settings of their own, which have a section of the strategy's name.
-_STRATEGIES: Mapping[str, type] = {"mfas": MFASConfig, "evolution": EvolutionConfig}
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     strategies: Mapping[str, Any] = field(
-        default_factory=lambda: {name: kind() for name, kind in _STRATEGIES.items()}
+        default_factory=lambda: {name: kind() for name, kind in settings_of_strategies().items()}
     )
     promise: Mapping[str, str] = field(default_factory=dict)
     preset: str | None = None
@@ -106,7 +102,8 @@ def config_for(task: Task, preset: str | None = None) -> Config:
 
 def _collect(data: Mapping[str, Any]) -> tuple[Config, list[Problem]]:
     stages = {"unimodal": UnimodalConfig, "search": SearchConfig, "train": TrainConfig}
-    sections: dict[str, Any] = {**stages, **_STRATEGIES, "promise": Mapping[str, str]}
+    strategies = settings_of_strategies()
+    sections: dict[str, Any] = {**stages, **strategies, "promise": Mapping[str, str]}
     empty = {"promise": dict}
     fields = [
         (name, kind, field(default_factory=empty.get(name, kind)))
@@ -117,7 +114,7 @@ def _collect(data: Mapping[str, Any]) -> tuple[Config, list[Problem]]:
     if problems:
         return Config(), problems
     values = {name: getattr(found, name) for name in sections}
-    own = {name: values.pop(name) for name in _STRATEGIES}
+    own = {name: values.pop(name) for name in strategies}
     return Config(**values, strategies=own), []
 
 

@@ -32,11 +32,12 @@ from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells import native
 from bmnas.spaces.cells.operations import operation_names
 from bmnas.spaces.registry import load_architecture
-from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
+from bmnas.strategies import Strategy, strategy_named
+from bmnas.strategies.problem import Outcome, SearchProblem
 from bmnas.tasks import check_task
 from bmnas.tasks.task import Task
 
-_FIXED = ("task", "strategy", "seed", "seeds", "search", "unimodal", "backbones")
+_FIXED = ("task", "strategy", "space", "seed", "seeds", "search", "unimodal", "backbones")
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,27 @@ class SearchResult:
         return float(self.metrics["search"]["validation"])
 
 
+@dataclass(frozen=True)
+class SearchMethod:
+    """How is searched: strategy, name of the space (None: the strategy's own), number of seeds."""
+
+    strategy: type[Strategy]
+    space: str | None
+    seeds: int
+
+    def record(self) -> dict[str, Any]:
+        """Return what config.json says of it."""
+        seeds = {"seeds": self.seeds} if self.seeds > 1 else {}
+        return {"strategy": self.strategy.NAME, "space": self.space, **seeds}
+
+
 def search(
     task: Task,
     *,
     run: str | Path | None = None,
     config: Config | None = None,
     strategy: str = "bmnas",
+    space: str | None = None,
     seed: int = 0,
     seeds: int = 1,
     existing: Existing = "refuse",
@@ -76,8 +92,9 @@ def search(
 ) -> SearchResult:
     """Find a genotype for ``task`` and write the run folder ``run`` (default ``runs/<task>``).
 
-    ``config`` is by default the preset that the task names. ``existing`` says what to do with a
-    folder that holds a run: refuse, resume it, or overwrite it. ``backbones`` is the folder of
+    ``config`` is by default the preset that the task names. ``strategy`` looks in ``space``, by
+    default in its own. ``existing`` says what to do with a folder that holds a run: refuse, resume
+    it, or overwrite it. ``backbones`` is the folder of
     trained backbones and feature cache, by default inside ``run``; several runs may share one.
     Overwriting keeps the backbones that suit ``task``, ``config`` and ``seed``. ``seeds`` searches,
     with ``seed`` and those after it, run at once in strategy ``bmnas``, on the same backbones; the
@@ -85,9 +102,8 @@ def search(
     a trace of some steps of strategy ``bmnas`` beside the results, which stay the same. Reads no
     test data. Raises UserError when task, settings or folder cannot be used.
     """
-    if strategy not in STRATEGIES:
-        raise UserError(f"received strategy {strategy!r}, expected one of {', '.join(STRATEGIES)}")
-    if profile and strategy != "bmnas":
+    method = SearchMethod(strategy_named(strategy), space, seeds)
+    if profile and not method.strategy.TRAINS_SUPERNET:
         raise UserError(
             f"--profile records the steps of strategy bmnas, received {strategy}: leave one out"
         )
@@ -96,13 +112,14 @@ def search(
     check_seeds(seeds, strategy)
     if profile and seeds > 1:
         raise UserError(f"--profile records one search, received --seeds {seeds}: leave one out")
+    method.strategy.check_space(space)
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     context = RunContext.choose(
         folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress
     )
     # Of several ranks the first one's steps are as good as any.
     recorder = StepRecorder(folder.trace, context.runtime.device) if profile and writer() else None
-    wanted = {"strategy": strategy, **({"seeds": seeds} if seeds > 1 else {}), **context.record()}
+    wanted = {**method.record(), **context.record()}
 
     def prepare() -> None:
         if existing == "overwrite" and backbones is None:
@@ -110,7 +127,7 @@ def search(
             remove_stale(context)
         _prepare(folder, wanted, existing)
 
-    context.work(folder.genotype, prepare, lambda: _search(context, strategy, seeds, recorder))
+    context.work(folder.genotype, prepare, lambda: _search(context, method, recorder))
     if recorder is None:
         return read_search(folder.path)
     if recorder.profile is None:
@@ -154,7 +171,7 @@ def _prepare(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None
     require_same(folder, wanted, (*_FIXED, own) if own in wanted else _FIXED)
 
 
-def _search(context: RunContext, strategy: str, seeds: int, recorder: StepRecorder | None) -> None:
+def _search(context: RunContext, method: SearchMethod, recorder: StepRecorder | None) -> None:
     """Search in a folder that is ready for it, and write what was found."""
     folder, config = context.folder, context.config
     networks = unimodal_networks(context)
@@ -162,7 +179,7 @@ def _search(context: RunContext, strategy: str, seeds: int, recorder: StepRecord
     _note_unreadable(context.task, backbones, context.progress)
     cache = context.features(backbones, ("train", "validation"), config.search.length)
     cache = cache.on(context.runtime.device)
-    fingerprint = _fingerprint(context, cache, strategy, seeds)
+    fingerprint, name = _fingerprint(context, cache, method), method.strategy.NAME
     problem = SearchProblem(
         train=cache.samples("train"),
         validation=cache.samples("validation"),
@@ -175,17 +192,17 @@ def _search(context: RunContext, strategy: str, seeds: int, recorder: StepRecord
         candidates=lambda: Checkpoint(folder.rerank_checkpoint, fingerprint, folder.rerank),
         progress=context.progress,
         recorder=recorder,
-        seeds=seeds,
-        mfas=config.strategies["mfas"],
-        evolution=config.strategies["evolution"],
+        seeds=method.seeds,
+        own=config.strategies.get(name),
+        space=method.space,
     )
-    outcome = STRATEGIES[strategy](problem)
+    outcome = method.strategy.search(problem)
     metrics = {
         "metric": context.head.metric,
-        **search_metrics(strategy, networks, cache, outcome, context.runtime.device),
+        **search_metrics(name, networks, cache, outcome, context.runtime.device),
         "peak_memory": {"search": problem.checkpoint.spent.peak_memory},
     }
-    first(lambda: _write(context, strategy, outcome, metrics))
+    first(lambda: _write(context, name, outcome, metrics))
 
 
 def _write(
@@ -236,7 +253,7 @@ def _note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Pr
                 progress.note(f"{modality.name}: {count} of {len(rows)} texts have no known word")
 
 
-def _fingerprint(context: RunContext, cache: FeatureCache, strategy: str, seeds: int) -> str:
+def _fingerprint(context: RunContext, cache: FeatureCache, method: SearchMethod) -> str:
     """Return a digest of everything that the state of this search depends on."""
     config = context.config
     labels = cache.samples("train", "validation").labels
@@ -244,14 +261,15 @@ def _fingerprint(context: RunContext, cache: FeatureCache, strategy: str, seeds:
         "features": cache.keys,
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
         "search": dataclasses.asdict(config.search),
-        "own": config.of_strategy(strategy),
-        "strategy": strategy,
+        "own": config.of_strategy(method.strategy.NAME),
+        "strategy": method.strategy.NAME,
+        "space": method.space,
         "seed": context.seed,
-        "seeds": seeds,
+        "seeds": method.seeds,
         # The scores by which a genotype is kept depend on it.
         "threshold": context.head.threshold,
     }
-    if strategy == "bmnas":
+    if method.strategy.TRAINS_SUPERNET:
         # What computes a step decides its last bits.
         depends["native"] = native.kernels() is not None
         depends["operations"] = operation_names()

@@ -13,7 +13,7 @@ from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.distribution.ranks import size
 from bmnas.pipeline.unimodal import Unimodal
 from bmnas.spaces.architecture import Architecture
-from bmnas.strategies import Outcome
+from bmnas.strategies.problem import Outcome
 
 
 def search_metrics(
@@ -42,7 +42,8 @@ def search_metrics(
 def _facts(strategy: str, outcome: Outcome[Architecture]) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "strategy": strategy,
-        "best_epoch": outcome.best_epoch,
+        **({} if outcome.best_epoch is None else {"best_epoch": outcome.best_epoch}),
+        **({} if outcome.best_candidate is None else {"best_candidate": outcome.best_candidate}),
         "validation": outcome.validation,
         "candidates": outcome.candidates,
         "samples_seen": outcome.samples_seen,

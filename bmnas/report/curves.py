@@ -83,10 +83,10 @@ def _panel(
         axes.plot(*zip(*points, strict=True), style, color=colour, label=label, marker=marker)
     alone = curves[0][1] if len(curves) == 1 else name
     axes.set_title(name if alone == name else f"{name}, {alone}", loc="left")
-    epoch_axis(axes, None if best is None else best.epoch)
+    epoch_axis(axes, None if best is None else best.epoch, epochs[0].unit)
     if best is not None and curves[-1][0] == "validation_score" in best.values:
         score = best.values["validation_score"]
-        label = f"best: epoch {best.epoch}, {score:.4f}"
+        label = f"best: {best.unit} {best.epoch}, {score:.4f}"
         axes.plot([best.epoch], [score], "*", color=PALETTE[1], markersize=11, label=label)
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(loc="best")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json
@@ -22,6 +22,9 @@ from bmnas.spaces.cells.operations import OPERATIONS, PAPER
 from bmnas.spaces.registry import architecture_from_dict, load_architecture
 
 Table = tuple[tuple[float, ...], ...]
+
+#: What a line of a history is of.
+Unit = Literal["epoch", "candidate"]
 
 _HISTORY_LIMIT = 256_000_000  # bytes
 _ROWS = "rows of lengths"
@@ -46,13 +49,17 @@ class Weights:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of history.jsonl or train.jsonl; ``values`` holds its numbers by name."""
+    """One line of history.jsonl or train.jsonl; ``values`` holds its numbers by name.
+
+    A search by short trainings has a line for each candidate: ``epoch`` is then its number.
+    """
 
     epoch: int
     values: Mapping[str, float]
     best: bool = False
     weights: Weights | None = None
     cells: tuple[Cell, ...] = ()
+    unit: Unit = "epoch"
 
 
 _Row = Annotated[tuple[Annotated[float, Range(-1e300, 1e300)], ...], NotEmpty()]
@@ -63,7 +70,8 @@ _Table = Annotated[tuple[_Row, ...], NotEmpty()]
 class _Line:
     """What is checked of a line of history.jsonl or train.jsonl."""
 
-    epoch: Annotated[int, Range(0)]
+    epoch: Annotated[int, Range(0)] | None = None
+    candidate: Annotated[int, Range(0)] | None = None
     best: bool = False
     alpha: _Table | None = None
     beta: Annotated[tuple[_Table, ...], NotEmpty()] | None = None
@@ -233,6 +241,9 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _epoch(data: dict[str, Any], path: Path, place: str, features: Sequence[str]) -> Epoch:
     line = read(_Line, data, f"{path}: {place}", ignore_unknown=True)
+    count = line.epoch if line.candidate is None else line.candidate
+    if count is None:
+        raise UserError(f"{path}: {place}: expected the key 'epoch', which is missing")
     # A line may carry text, lists and nulls of its own; only its numbers are plotted.
     values = {
         name: number(value, path, f"{place}: {name}")
@@ -247,7 +258,8 @@ def _epoch(data: dict[str, Any], path: Path, place: str, features: Sequence[str]
         steps = [len(cell.steps) for cell in cells]
         if weights is not None:
             _same(steps, weights.shape()[1], path, f"{place}: cells", "Cells of steps")
-    return Epoch(line.epoch, values, line.best, weights, cells)
+    unit: Unit = "epoch" if line.candidate is None else "candidate"
+    return Epoch(count, values, line.best, weights, cells, unit)
 
 
 def _weights(line: _Line, path: Path, place: str, features: int) -> Weights | None:

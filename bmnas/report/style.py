@@ -141,12 +141,12 @@ def write_output(path: Path, content: Any) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def epoch_axis(axes: Any, best: int | None) -> None:
-    """Make the axis one of epochs, whole numbers, with a dotted line at the best one."""
+def epoch_axis(axes: Any, best: int | None, unit: str = "epoch") -> None:
+    """Make the axis one of epochs or candidates, with a dotted line at the best one."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
-    axes.set_xlabel("epoch")
+    axes.set_xlabel(unit)
     axes.grid(axis="y")
     if best is not None:
         axes.axvline(best, color=GREY, linewidth=0.9, linestyle=":")

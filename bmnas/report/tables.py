@@ -265,7 +265,11 @@ def _latency(metrics: Document) -> TextTable:
 def _search(metrics: Document) -> TextTable:
     rows = [
         ("strategy", printable(metrics.text("search", "strategy") or DASH)),
-        ("best epoch", _number(metrics, ".0f", "search", "best_epoch")),
+        *(
+            (f"best {unit}", _number(metrics, ".0f", "search", f"best_{unit}"))
+            for unit in ("epoch", "candidate")
+            if metrics.number("search", f"best_{unit}") is not None
+        ),
         ("candidate networks", _number(metrics, ",.0f", "search", "candidates")),
         ("samples seen", _number(metrics, ",.0f", "search", "samples_seen")),
     ]

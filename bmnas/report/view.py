@@ -104,13 +104,14 @@ def bundle_view(bundle: BundleRecord) -> View:
 def run_view(run: RunRecord) -> View:
     """Return a run: its configuration in a few words, and all that its stages have written."""
     best = best_epoch(run.history)
+    unit = "epoch" if best is None else best.unit
     data = {
         "kind": "run",
         "config": dict(run.config.data),
         "genotype": None if run.genotype is None else run.genotype.to_dict(),
         "metrics": dict(run.metrics.data),
-        "epochs": len(run.history),
-        "best_epoch": None if best is None else best.epoch,
+        f"{unit}s": len(run.history),
+        f"best_{unit}": None if best is None else best.epoch,
         "bundle": None if run.bundle is None else dict(run.bundle.manifest.data),
     }
     keys = ("strategy", "fusion", "seed", "preset")

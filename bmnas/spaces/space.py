@@ -42,6 +42,12 @@ class SearchSpace(ABC, Generic[A]):
     #: Whether the unimodal networks' logits may be added to those of its networks.
     TAKES_UNIMODAL_LOGITS: ClassVar[bool] = True
 
+    #: Whether its networks read features through their mean over positions alone.
+    READS_MEANS: ClassVar[bool] = False
+
+    #: Whether there is a relaxed network of all of it, which strategy ``bmnas`` trains.
+    HAS_SUPERNET: ClassVar[bool] = False
+
     features: tuple[str, ...]
 
     @classmethod

@@ -60,7 +60,7 @@ def search_bilevel(problem: SearchProblem) -> Outcome[Genotype]:
     )
     if problem.config.rerank == 0:
         return outcome
-    return rerank(problem, outcome, supernet.architecture_weights(), supernet)
+    return rerank(problem, outcome, supernet)
 
 
 def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], Supernet]:

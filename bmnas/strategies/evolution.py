@@ -1,162 +1,218 @@
-"""Evolution of fusion trees, on all data or by divide and conquer (DC-NAS, AAAI 2024)."""
+"""Evolution, on all data or by divide and conquer (DC-NAS, Liang et al., AAAI 2024)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
 from random import Random
+from typing import Annotated, Any, TypeVar
 
-import torch
+from bmnas.machine.schema import Range
+from bmnas.strategies.strategy import Candidate, Proposals, ProposingStrategy, ShortTraining
+from bmnas.training.settings import BatchSize, Count, Probability, Rate, Size
 
-from bmnas.features.samples import FeatureSamples, samples_per_epoch
-from bmnas.machine.checkpoint import Record
-from bmnas.machine.errors import UserError
-from bmnas.machine.progress import Stage
-from bmnas.machine.runtime import seed_stage
-from bmnas.spaces.trees.evolve import evolve, judged
-from bmnas.spaces.trees.fusion_tree import FusionTree
-from bmnas.spaces.trees.network import TreeFusion
-from bmnas.spaces.trees.training import train_trees
-from bmnas.spaces.trees.tree import Tree, text
-from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
+_DRAWS = 100  # for each first member; a space of few features has few genotypes
+_TRIES = 3  # to find two parents that differ
+
+M = TypeVar("M")
+
+#: A step of the evolution that may ask for scores on its way.
+_Asking = Generator[Sequence[Candidate], Sequence[float], None]
 
 
-def search_evolution(problem: SearchProblem) -> Outcome[FusionTree]:
-    """Evolve fusion trees by their validation score, as ``problem.evolution`` says.
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """The recipe of DC-NAS (AAAI 2024), section ``[evolution]`` of a preset.
 
-    A tree is trained once on the same data, whatever the order of operands. The result is the best
-    of those that were trained on the whole train part. Raises UserError when a loss is no longer
-    finite, or there are too few train samples for the subsets.
+    ``population`` genotypes evolve for ``generations`` after the first. ``crossover`` and
+    ``mutation`` are the probabilities for two parents and for a child. A candidate has vectors of
+    ``width`` and is trained by Adam at ``max_lr``, which stays, for at most ``epochs``, until its
+    validation score has not risen for ``patience`` of them. With ``subsets`` of 1 or more the train
+    part is split into as many, with a population for each and one for all of it (divide and
+    conquer); 0 is evolution on all of it.
     """
-    settings = problem.evolution
-    # What is drawn hangs on seed and scores alone, so the records are the whole state.
-    records = problem.checkpoint.restore({})
-    with problem.progress.stage("evolution", judged(settings)) as shown:
-        trials = _Trials(problem, records, shown)
-        evolve(problem.train.names, settings, Random(problem.seed), trials.judge)
-    best = best_record(records)
-    seen = sum(trials.samples_seen(record) for record in records)
-    seconds = problem.checkpoint.spent.seconds["candidates"]
-    return Outcome(
-        genotype=trials.found(trials.trees[best["tree"]]),
-        best_epoch=best["epoch"],
-        validation=best["validation_score"],
-        candidates=len(records),
-        samples_seen=seen,
-        threshold=best.get("threshold"),
-        seconds=problem.checkpoint.seconds,
-        processor_seconds=problem.checkpoint.processor_seconds,
-        stages={"candidates": StageCost(seconds, seen)},
-    )
+
+    population: int = 28
+    generations: Count = 15
+    crossover: Probability = 0.9
+    mutation: Probability = 0.2
+    epochs: Count = 100
+    patience: Count = 10
+    batch_size: BatchSize = 64
+    max_lr: Rate = 1e-3
+    width: Size = 32
+    subsets: Annotated[int, Range(0)] = 0
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with a population too small to have two members for each subset."""
+        smallest = 2 * (self.subsets + 1)
+        if self.population < smallest:
+            wanted = f"at least {smallest}, 2 a population"
+            yield "population", f"received {self.population}, expected {wanted}"
 
 
-class _Trials:
-    """Trees and what they are worth, trained, known from before, or found in ``records``."""
+@dataclass
+class Population:
+    """Genotypes that compete on the data number ``data``, with their scores on these."""
 
-    def __init__(self, problem: SearchProblem, records: list[Record], shown: Stage) -> None:
-        self.trees: dict[str, Tree] = {}
-        self._problem = problem
-        self._records = records
-        self._shown = shown
-        self._scores: dict[tuple[str, int], float] = {}
-        # Pooling to a vector has no weights: it is done once.
-        whole = problem.train.averaged()
-        self._train = [whole, *_subsets(problem, whole)]
-        self._validation = problem.validation.averaged()
+    data: int
+    members: list[Any]
+    scores: dict[Any, float]
 
-    def judge(self, trees: Sequence[Tree], data: int, generation: int) -> list[float]:
-        """Return the validation scores of ``trees`` trained on the data number ``data``."""
-        new = [tree for tree in dict.fromkeys(trees) if (text(tree), data) not in self._scores]
-        number = len(self._scores) + 1
-        if number + len(new) - 1 > len(self._records):
-            self._train_candidates(new, data, generation)
-        for tree, record in zip(new, self._records[number - 1 :], strict=False):
-            key = (text(tree), data)
-            if (record["tree"], record["subset"]) != key:
-                raise UserError(
-                    f"candidate {record['epoch']} is {key[0]}, the checkpoint holds "
-                    f"{record['tree']}: it was written by another version; start anew with "
-                    "--overwrite"
-                )
-            self.trees[key[0]] = tree
-            self._scores[key] = record["validation_score"]
-        self._shown.advance(len(trees))
-        return [self._scores[text(tree), data] for tree in trees]
+    def fitness(self, genotype: Any) -> float:
+        """Return what ``genotype`` is worth here."""
+        return self.scores[genotype]
 
-    def found(self, tree: Tree) -> FusionTree:
-        """Return ``tree`` as what a search finds."""
-        width, length = self._problem.evolution.width, self._problem.config.length
-        return FusionTree(self._problem.train.names, width, length, tree)
-
-    def samples_seen(self, record: Record) -> int:
-        """Return how many samples the training that ``record`` describes went through."""
-        count, size = len(self._train[record["subset"]]), self._problem.evolution.batch_size
-        return int(record["epochs"]) * samples_per_epoch(count, size)
-
-    def _train_candidates(self, trees: Sequence[Tree], data: int, generation: int) -> None:
-        """Train ``trees`` together, and leave a record of each.
-
-        That depends on nothing but the problem, the trees, the data and how many were trained
-        before.
-        """
-        problem, first = self._problem, len(self._records) + 1
-        with problem.checkpoint.spent.stage("candidates"):
-            networks = [self._network(tree, first + n) for n, tree in enumerate(trees)]
-            seed_stage(problem.seed, f"candidates from {first}")
-            trained = train_trees(
-                networks,
-                self._train[data],
-                self._validation,
-                problem.head,
-                problem.evolution,
-                device=problem.runtime.device,
-                stage=f"candidates {first} to {first + len(trees) - 1}",
-                tell=lambda text: self._shown.message(f"generation {generation}, {text}"),
-            )
-        for tree, (epochs, found) in zip(trees, trained, strict=True):
-            record: Record = {
-                "epoch": len(self._records) + 1,
-                "generation": generation,
-                "subset": data,
-                "epochs": epochs,
-                "validation_loss": found.loss,
-                "validation_score": found.score,
-                "tree": text(tree),
-            }
-            record |= problem.threshold(found.logits)
-            # Scores of networks that saw other data say nothing about which tree is better.
-            rivals = [each for each in self._records if each["subset"] == 0]
-            record["best"] = data == 0 and is_best(found.score, rivals)
-            self._records.append(record)
-        problem.checkpoint.save({}, self._records)
-
-    def _network(self, tree: Tree, number: int) -> TreeFusion:
-        problem = self._problem
-        seed_stage(problem.seed, f"candidate {number}")
-        channels = problem.train.channels
-        return TreeFusion(self.found(tree), channels, classes=problem.classes, dropout=0.0)
+    def best(self, count: int) -> list[Any]:
+        """Return up to ``count`` different members, the fittest first."""
+        ranked = sorted(dict.fromkeys(self.members), key=self.fitness, reverse=True)
+        return ranked[:count]
 
 
-def _subsets(problem: SearchProblem, train: FeatureSamples) -> list[FeatureSamples]:
-    """Return the parts of ``train`` that the populations of the subsets see, see ``stratified``."""
-    count = problem.evolution.subsets
-    if count == 0:
-        return []
-    if len(train) < 2 * count:
-        raise UserError(
-            f"evolution.subsets: received {count} for {len(train)} train samples, expected at "
-            f"most {len(train) // 2}, of two samples each"
+class Evolution(ProposingStrategy):
+    """Populations breed, exchange what they found, and are selected.
+
+    With subsets there is a population for all data and one for each subset. Before every
+    generation two knowledge bases are made: the best of the population of all data, and the best
+    of the others. The parents that meet are one of the population and one of the other kind's
+    base, so that genotypes wander both ways. In the end the best of each subset is judged on all
+    data, where it may win. What has the same canonical name is judged once on the same data.
+    """
+
+    NAME = "evolution"
+    SPACE = "trees"
+    SETTINGS = EvolutionConfig
+    READS = frozenset({"cache_dtype"})
+
+    settings: EvolutionConfig
+
+    def __init__(self, space: Any, settings: EvolutionConfig, seed: int) -> None:
+        super().__init__(space, settings, seed)
+        self._known: dict[tuple[str, int], float] = {}
+
+    def propose(self) -> Proposals:
+        """Let all populations live for the generations that are set."""
+        settings = self.settings
+        sizes = shares(settings.population, settings.subsets + 1)
+        first = self._first(settings.population)
+        populations = []
+        for data, size in enumerate(sizes):
+            population = Population(data, [first.pop() for _ in range(size)], {})
+            yield from self._rate(population, population.members, 0)
+            populations.append(population)
+        whole, *parts = populations
+        for generation in range(1, settings.generations + 1):
+            from_whole = whole.best(sizes[0]) if parts else []
+            counts = shares(sizes[0], len(parts)) if parts else []
+            each = [part.best(count) for part, count in zip(parts, counts, strict=True)]
+            from_parts = [genotype for best in each for genotype in best]
+            for population in populations:
+                partners = from_parts if population is whole else from_whole
+                yield from self._breed(population, partners, generation)
+        champions = [genotype for part in parts for genotype in part.best(1)]
+        yield from self._rate(whole, champions, settings.generations)
+
+    @property
+    def expected(self) -> int:
+        """All members of all generations, those that are known already included."""
+        return self.settings.population * (1 + self.settings.generations) + self.settings.subsets
+
+    @property
+    def subsets(self) -> int:
+        """Those of the settings."""
+        return self.settings.subsets
+
+    @classmethod
+    def training(cls, settings: EvolutionConfig) -> ShortTraining:
+        """Return a training with patience, a generation at once."""
+        return ShortTraining(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            max_lr=settings.max_lr,
+            min_lr=settings.max_lr,  # it stays
+            together=settings.population,
+            best=True,
+            patience=settings.patience,
         )
-    seed_stage(problem.seed, "subsets")
-    return [train.take(rows) for rows in stratified(train.labels, count)]
+
+    def _breed(self, population: Population, partners: Sequence[Any], generation: int) -> _Asking:
+        """Make as many children as there are members, and keep as many of all.
+
+        One parent of two wins a tournament, the other is drawn from ``partners``; where there are
+        none it wins a tournament too.
+        """
+        children: list[Any] = []
+        while len(children) < len(population.members):
+            pair = self._parents(population, partners)
+            if self.draw.random() < self.settings.crossover:
+                pair = self.space.crossed(*pair, self.draw)
+            children += [
+                self.space.mutated(child, self.draw)
+                if self.draw.random() < self.settings.mutation
+                else child
+                for child in pair
+            ]
+        children = children[: len(population.members)]
+        yield from self._rate(population, children, generation)
+        population.members = survivors(population.members, children, population.fitness, self.draw)
+
+    def _parents(self, population: Population, partners: Sequence[Any]) -> tuple[Any, Any]:
+        for _ in range(_TRIES):
+            first = tournament(population.members, population.fitness, self.draw)
+            second = (
+                self.draw.choice(list(partners))
+                if partners
+                else tournament(population.members, population.fitness, self.draw)
+            )
+            if first != second:
+                break
+        return first, second
+
+    def _rate(self, population: Population, genotypes: Sequence[Any], generation: int) -> _Asking:
+        """Ask for the scores of ``genotypes`` that are not known yet."""
+        data = population.data
+        names = {genotype: (self.space.canonical(genotype), data) for genotype in genotypes}
+        new = {name: g for g, name in names.items() if name not in self._known}
+        if new:
+            note = {"generation": generation}
+            scores = yield [Candidate(genotype, data, note) for genotype in new.values()]
+            self._known.update(zip(new, scores, strict=True))
+        population.scores.update({g: self._known[name] for g, name in names.items()})
+
+    def _first(self, count: int) -> list[Any]:
+        """Return ``count`` random genotypes, different ones where there are as many."""
+        found: dict[Any, None] = {}
+        for _ in range(_DRAWS * count):
+            found[self.space.sample(self.draw)] = None
+            if len(found) == count:
+                break
+        genotypes = list(found)
+        return [genotypes[number % len(genotypes)] for number in range(count)]
 
 
-def stratified(labels: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """Return the sample numbers of ``count`` disjoint parts in which labels are equally frequent.
+def shares(total: int, parts: int) -> list[int]:
+    """Return ``total`` as a sum of ``parts`` nearly equal numbers, the larger ones first."""
+    return [total // parts + (number < total % parts) for number in range(parts)]
 
-    ``labels`` are (n,) classes or (n, K) zeros and ones, whose rows count as classes: no two parts
-    differ by more than one sample in any. Draws from torch's global generator.
+
+def tournament(population: Sequence[M], fitness: Callable[[M], float], draw: Random) -> M:
+    """Return the fitter of two members drawn from ``population``; of equals the one drawn first."""
+    return max(draw.sample(list(population), 2), key=fitness)
+
+
+def survivors(
+    parents: Sequence[M], children: Sequence[M], fitness: Callable[[M], float], draw: Random
+) -> list[M]:
+    """Return the next population, of the size of ``parents``.
+
+    For every place a child and a parent are drawn and the fitter one is taken, of equals the
+    child. The fittest of all takes the place of the least fit, the first of equals, unless it is
+    among them.
     """
-    order = torch.randperm(len(labels))
-    _, classes = torch.unique(labels[order], dim=0, return_inverse=True)
-    dealt = order[torch.argsort(classes, stable=True)]
-    return [dealt[number::count] for number in range(count)]
+    chosen = [
+        max((draw.choice(list(children)), draw.choice(list(parents))), key=fitness) for _ in parents
+    ]
+    fittest = max((*parents, *children), key=fitness)
+    if fittest not in chosen:
+        chosen[chosen.index(min(chosen, key=fitness))] = fittest
+    return chosen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -16,9 +16,10 @@ from bmnas.machine.runtime import Runtime
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.space import CellSpace
-from bmnas.spaces.mfas.settings import MFASConfig
-from bmnas.spaces.trees.settings import EvolutionConfig
+from bmnas.spaces.registry import space_named
+from bmnas.spaces.space import SearchSpace
 from bmnas.strategies.settings import SearchConfig
+from bmnas.strategies.strategy import Strategy
 from bmnas.training.heads import TaskHead
 
 #: What a strategy finds: a genotype of its own space.
@@ -32,8 +33,8 @@ class SearchProblem:
     ``checkpoint`` is where the strategy leaves its state after every epoch or candidate;
     ``candidates`` opens another, for a strategy that trains candidates after its epochs.
     ``recorder``, where there is one, profiles some of the search's steps. ``seeds`` searches are
-    wanted, of seed ``seed`` and those after it. ``mfas`` and ``evolution`` are the settings of the
-    strategies of these names.
+    wanted, of seed ``seed`` and those after it. ``own`` are the settings that the strategy has of
+    its own, if any; ``space`` names the space to look in, None for the strategy's.
     """
 
     train: FeatureSamples
@@ -48,8 +49,8 @@ class SearchProblem:
     progress: Progress
     recorder: StepRecorder | None = None
     seeds: int = 1
-    mfas: MFASConfig = field(default_factory=MFASConfig)
-    evolution: EvolutionConfig = field(default_factory=EvolutionConfig)
+    own: Any = None
+    space: str | None = None
 
     @property
     def steps(self) -> int:
@@ -60,6 +61,12 @@ class SearchProblem:
         """Return what a record says of the threshold that suits validation logits best, if any."""
         chosen = self.head.best_threshold(logits, self.validation.labels)
         return {} if chosen is None else {"threshold": chosen}
+
+    def space_for(self, strategy: type[Strategy]) -> SearchSpace[Any]:
+        """Return the space to look in, over the features and of the sizes of the settings."""
+        own = {} if self.own is None else asdict(self.own)
+        chosen = space_named(self.space or strategy.SPACE)
+        return chosen.of(self.train.names, {**asdict(self.config), **own})
 
     @property
     def cells(self) -> CellSpace:
@@ -100,18 +107,18 @@ class Member:
 class Outcome(Generic[F_co]):
     """The genotype with the best validation score, and what finding it took.
 
-    ``candidates`` counts the networks that were trained, ``samples_seen`` the samples that passed
-    forward and backward. ``threshold`` is the one that suits validation best in a multilabel
-    task, None otherwise; ``seconds`` is the time of the search alone, earlier lives included,
-    ``processor_seconds`` that of the cores in this process, and ``stages`` what of the former went
-    where; the rest is bookkeeping, such as checkpoints. Where several
-    seeds were searched, ``seed`` is the one that the genotype comes from, and ``members`` are all.
-    ``others`` are the next best genotypes with their validation scores, of a strategy that returns
-    several.
+    ``best_epoch`` is the epoch of a supernet that it was derived in, ``best_candidate`` the number
+    of the short training that it won by; either may be None. ``candidates`` counts the networks
+    that were trained, ``samples_seen`` the samples that passed forward and backward.
+    ``threshold`` is the one that suits validation best, None where the task has none. ``seconds``
+    is the time of the search alone, earlier lives included, ``processor_seconds`` that of the cores
+    in this process, and ``stages`` what of the former went where; the rest is bookkeeping, such as
+    checkpoints. Where several seeds were searched, ``seed`` is the one that the genotype comes
+    from, and ``members`` are all. ``others`` are the next best genotypes with their validation
+    scores, of a strategy that returns several.
     """
 
     genotype: F_co
-    best_epoch: int
     validation: float
     candidates: int
     samples_seen: int
@@ -119,6 +126,8 @@ class Outcome(Generic[F_co]):
     seconds: float = field(compare=False)
     processor_seconds: float = field(compare=False)
     stages: Mapping[str, StageCost] = field(compare=False)
+    best_epoch: int | None = None
+    best_candidate: int | None = None
     seed: int | None = None
     members: tuple[Member, ...] = ()
     others: tuple[tuple[F_co, float], ...] = ()

@@ -1,48 +1,59 @@
-"""Random search: candidates drawn evenly, each trained for a few epochs, the best one kept."""
+"""Searches that take one candidate after the other, until their budget is spent."""
 
 from __future__ import annotations
 
-from random import Random
+from collections import deque
 
-from bmnas.features.samples import samples_per_epoch
-from bmnas.spaces.cells.genotype import Genotype
-from bmnas.strategies.candidates import train_candidate
-from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
+from bmnas.spaces.architecture import Architecture
+from bmnas.strategies.strategy import Candidate, Proposals, ProposingStrategy
+
+_POPULATION = 20
+_SAMPLE = 5
 
 
-def search_random(problem: SearchProblem) -> Outcome[Genotype]:
-    """Train ``config.candidates`` random genotypes for ``config.candidate_epochs`` epochs each.
+class RandomSearch(ProposingStrategy):
+    """Candidates drawn evenly."""
 
-    Raises UserError when a loss is no longer finite.
-    """
-    config = problem.config
-    draw = Random(problem.seed)
-    genotypes = [problem.cells.sample(draw) for _ in range(config.candidates)]
-    # A candidate depends on nothing but its number, so the records are the whole state.
-    records = problem.checkpoint.restore({})
-    spent = problem.checkpoint.spent
-    with problem.progress.stage("random search", config.candidates) as shown:
-        shown.advance(len(records))
-        for number in range(len(records) + 1, config.candidates + 1):
-            with spent.stage("candidates"):
-                trained = train_candidate(problem, genotypes[number - 1], number)
-            record = {"epoch": number, **trained}
-            record["best"] = is_best(record["validation_score"], records)
-            records.append(record)
-            problem.checkpoint.save({}, records)
-            shown.message(f"validation {problem.head.metric} {record['validation_score']:.3f}")
-            shown.advance()
-    best = best_record(records)
-    an_epoch = samples_per_epoch(len(problem.train), config.batch_size)
-    seen = config.candidates * config.candidate_epochs * an_epoch
-    return Outcome(
-        genotype=problem.genotype(best["cells"]),
-        best_epoch=best["epoch"],
-        validation=best["validation_score"],
-        candidates=config.candidates,
-        samples_seen=seen,
-        threshold=best.get("threshold"),
-        seconds=problem.checkpoint.seconds,
-        processor_seconds=problem.checkpoint.processor_seconds,
-        stages={"candidates": StageCost(spent.seconds["candidates"], seen)},
-    )
+    NAME = "random"
+
+    def propose(self) -> Proposals:
+        """Draw without end."""
+        while True:
+            yield [Candidate(self.space.sample(self.draw))]
+
+
+class LocalSearch(ProposingStrategy):
+    """Go to the first better neighbour; where there is none, begin again somewhere else."""
+
+    NAME = "local"
+
+    def propose(self) -> Proposals:
+        """Climb without end."""
+        while True:
+            waiting, best = [self.space.sample(self.draw)], float("-inf")
+            while waiting:
+                genotype = waiting.pop()
+                (score,) = yield [Candidate(genotype)]
+                if score > best:
+                    best, waiting = score, self.space.neighbours(genotype)
+                    self.draw.shuffle(waiting)
+
+
+class RegularisedEvolution(ProposingStrategy):
+    """Mutate the best of a sample of a population whose oldest member dies (Real et al. 2019)."""
+
+    NAME = "regularised"
+
+    def propose(self) -> Proposals:
+        """Breed without end."""
+        population: deque[tuple[float, Architecture]] = deque()
+        while True:
+            if len(population) < _POPULATION:
+                child = self.space.sample(self.draw)
+            else:
+                chosen = self.draw.sample(range(_POPULATION), _SAMPLE)
+                parent = max((population[n] for n in chosen), key=lambda member: member[0])[1]
+                child = self.space.mutated(parent, self.draw)
+                population.popleft()
+            (score,) = yield [Candidate(child)]
+            population.append((score, child))

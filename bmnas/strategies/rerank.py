@@ -19,11 +19,9 @@ from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.one_shot import OneShot, SinglePath
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.cells.supernet import ArchitectureWeights, Supernet
-from bmnas.strategies.candidates import (
-    candidate_recipe,
-    train_candidate,
-)
-from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
+from bmnas.strategies.evaluator import TrainingEvaluator, recipe_of
+from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
+from bmnas.strategies.strategy import Candidate, candidate_training
 from bmnas.training.fit import Group, fit
 
 #: Networks that the supernet judges. With half as many, searches on easy-vqa saw too few that
@@ -35,7 +33,6 @@ _DRAWS = 100  # for each genotype wanted; a small search space may not have as m
 def rerank(
     problem: SearchProblem,
     derived: Outcome[Genotype],
-    weights: ArchitectureWeights,
     supernet: Supernet,
     rivals: Sequence[Genotype] = (),
 ) -> Outcome[Genotype]:
@@ -44,52 +41,42 @@ def rerank(
     The supernet's own score says little about the network that is derived from it: its weights
     rank features by how much a little more of each would help, and can single out one modality
     while the supernet goes on using all. So ``SCREENED`` networks are drawn, by turns from the
-    relaxed ``weights`` and with even choices. The ``supernet`` is trained on for
-    ``config.candidate_epochs``, as another one of them at each step, and judges them with its
-    weights, see ``one_shot``; the best are trained for as many epochs. ``rivals`` come before
+    relaxed weights of the ``supernet``, that of the best epoch, and with even choices. It is trained
+    on for ``config.candidate_epochs``, as another one of them at each step, and judges them with
+    its weights, see ``one_shot``; the best are trained for as many epochs. ``rivals`` come before
     those. No network is trained twice. The result's ``validation`` and ``threshold`` are those of
     the winner's short training, ``best_epoch`` stays.
     """
     config = problem.config
     checkpoint, wanted = problem.candidates(), _Wanted()
     parts = {"wanted": wanted}
-    records = checkpoint.restore(parts)
+    evaluator = TrainingEvaluator(
+        problem, problem.cells, candidate_training(config), checkpoint, stage="rerank", parts=parts
+    )
     spent = checkpoint.spent
     if not wanted.cells:
-        first = [derived.genotype, *rivals]
-        found = _candidates(problem, first, weights, supernet, spent)
+        found = _candidates(problem, [derived.genotype, *rivals], supernet, spent)
         wanted.cells = [genotype.to_dict()["cells"] for genotype in found]
-        checkpoint.save(parts, records)
+        checkpoint.save(parts, evaluator.records)
     genotypes = [problem.genotype(cells) for cells in wanted.cells]
-    with problem.progress.stage("reranking", len(genotypes)) as shown:
-        shown.advance(len(records))
-        for number in range(len(records) + 1, len(genotypes) + 1):
-            with spent.stage("rerank"):
-                trained = train_candidate(problem, genotypes[number - 1], number)
-            best = is_best(trained["validation_score"], records)
-            records.append({"candidate": number, **trained, "best": best})
-            checkpoint.save(parts, records)
-            shown.message(f"validation {problem.head.metric} {trained['validation_score']:.3f}")
-            shown.advance()
-    winner = best_record(records)
-    an_epoch = samples_per_epoch(len(problem.train), config.batch_size)
-    each = config.candidate_epochs * an_epoch
-    seconds = spent.seconds
-    stages = {}
-    if "single_networks" in seconds:
-        stages["single_networks"] = StageCost(seconds["single_networks"], each)
-        stages["screening"] = StageCost(seconds["screening"], 0)
-    stages["rerank"] = StageCost(seconds["rerank"], len(genotypes) * each)
+    with problem.progress.stage("reranking", len(genotypes)) as evaluator.shown:
+        evaluator.score([Candidate(genotype) for genotype in genotypes])
+    best = evaluator.outcome()
+    stages = {**derived.stages, **best.stages}
+    if "single_networks" in spent.seconds:
+        each = config.candidate_epochs * samples_per_epoch(len(problem.train), config.batch_size)
+        stages["single_networks"] = StageCost(spent.seconds["single_networks"], each)
+        stages["screening"] = StageCost(spent.seconds["screening"], 0)
+    added = sum(cost.samples for name, cost in stages.items() if name not in derived.stages)
     return dataclasses.replace(
-        derived,
-        genotype=problem.genotype(winner["cells"]),
-        validation=winner["validation_score"],
-        candidates=len(genotypes),
-        samples_seen=derived.samples_seen + sum(stage.samples for stage in stages.values()),
-        stages={**derived.stages, **stages},
-        threshold=winner.get("threshold"),
-        seconds=derived.seconds + checkpoint.seconds,
-        processor_seconds=derived.processor_seconds + checkpoint.processor_seconds,
+        best,
+        samples_seen=derived.samples_seen + added,
+        stages=stages,
+        seconds=derived.seconds + best.seconds,
+        processor_seconds=derived.processor_seconds + best.processor_seconds,
+        best_epoch=derived.best_epoch,
+        seed=derived.seed,
+        members=derived.members,
     )
 
 
@@ -131,7 +118,7 @@ def train_single_networks(
             [Group(weights, problem.config.max_lr)],
             problem.train,
             problem.head,
-            candidate_recipe(problem.config),
+            recipe_of(candidate_training(problem.config)),
             device=problem.runtime.device,
             checkpoint=None,
             progress=problem.progress,
@@ -142,7 +129,6 @@ def train_single_networks(
 def _candidates(
     problem: SearchProblem,
     first: Sequence[Genotype],
-    weights: ArchitectureWeights,
     supernet: Supernet,
     spent: Spent,
 ) -> list[Genotype]:
@@ -152,6 +138,7 @@ def _candidates(
     for genotype in first:
         chosen.setdefault(CellSpace.canonical(genotype), genotype)
     wanted = max(0, count - len(chosen))
+    weights = supernet.architecture_weights()
     drawn = _drawn(problem, set(chosen), weights, max(wanted, SCREENED)) if wanted else []
     if len(drawn) > wanted:
         with spent.stage("single_networks"):

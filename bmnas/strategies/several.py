@@ -63,7 +63,7 @@ def search_several(problem: SearchProblem) -> Outcome[Genotype]:
     if problem.config.rerank == 0:
         return outcome
     rivals = [member.genotype for member in ranked[1:]]
-    reranked = rerank(problem, outcome, supernet.architecture_weights(), supernet, rivals)
+    reranked = rerank(problem, outcome, supernet, rivals)
     found_by = next((m for m in ranked if m.genotype == reranked.genotype), first)
     return dataclasses.replace(reranked, seed=found_by.seed, best_epoch=found_by.best_epoch)
 

@@ -93,7 +93,7 @@ def test_search_alone_searches_the_embedded_task_and_is_quiet(tmp_path: Path) ->
 
 
 def test_options_go_before_the_preset_and_json_is_one_object(here: Path) -> None:
-    words = (*TINY, "--run", "a run", "--cells", "1", "--steps", "1", "--epochs", "1", "--json")
+    words = (*TINY, "--run", "a run", "--cells", "1", "--steps", "1", "--json")
     printed = bmnas_command(*words, "--strategy", "random", "--candidates", "2", "--seed", "7")
     assert (printed.status, printed.err) == (0, "")
     found = json.loads(printed.out)
@@ -124,7 +124,9 @@ def test_options_go_before_the_preset_and_json_is_one_object(here: Path) -> None
         (["--epochs", "-1"], "--epochs: received -1, expected at least 1"),
         (["--batch-size", "1"], "--batch-size: received 1, expected at least 2"),
         (["--channels", "0", "--length", "0"], "channels: received 0, expected from 1 to 65536; "),
-        (["--candidates", "0"], "candidates: received 0"),
+        (["--strategy", "random", "--candidates", "0"], "candidates: received 0"),
+        (["--candidates", "3"], "strategy bmnas: received --candidates, which it does not read"),
+        (["--space", "trees"], "received space trees, which has no supernet"),
         (["--seed", "-1"], "--seed: received -1, expected 0 or more"),
         (["--seeds", "0"], "--seeds: received 0, expected 1 or more"),
         (["--seeds", "2", "--strategy", "random"], "--seeds: received 2 with strategy random, exp"),

@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from scripted import Scripted
 
-from bmnas.spaces.trees.operators import crossover, mutated, random_tree, survivors, tournament
+from bmnas.spaces.trees.operators import crossover, mutated, random_tree
 from bmnas.spaces.trees.tree import OPERATIONS, Tree, leaves, normal, usable
 
 FEATURES = ("a.1", "a.2", "b.1", "b.2")
@@ -113,29 +113,3 @@ def test_what_is_bred_is_in_order_and_of_use() -> None:
             assert usable(child)
             assert normal(child, names) == child
             assert len(set(leaves(child))) == len(leaves(child))
-
-
-X, Y, Z, W = (("a.1", "b.1", op) for op in ("add", "mul", "max", "average"))
-SCORES = {X: 0.2, Y: 0.5, Z: 0.5, W: 0.9}
-
-
-def test_the_fitter_of_two_wins_a_tournament() -> None:
-    fitness = SCORES.__getitem__
-    assert tournament([X, Y, Z, W], fitness, Scripted([X, Y])) == Y
-    assert tournament([X, Y, Z, W], fitness, Scripted([W, Y])) == W
-    assert tournament([X, Y, Z, W], fitness, Scripted([Z, Y])) == Z
-    assert tournament([X, Y, Z, W], fitness, Scripted([Y, Z])) == Y
-
-
-def test_survivors_win_their_place_or_are_the_best_of_all() -> None:
-    fitness = SCORES.__getitem__
-    # A child and a parent for each place: Y beats X; of equals the child Z stays.
-    draw = Scripted(Y, X, Z, Y)
-    assert survivors([X, Y], [Y, Z], fitness, draw) == [Y, Z]
-    assert draw.done()
-    # W was not drawn, and takes the place of the least fit.
-    draw = Scripted(X, X, Z, Y)
-    assert survivors([X, Y], [X, Z, W], fitness, draw) == [W, Z]
-    # It is there already: nothing is replaced.
-    draw = Scripted(W, X, X, X)
-    assert survivors([X, Y], [X, W], fitness, draw) == [W, X]

@@ -8,16 +8,13 @@ import numpy as np
 import pytest
 import torch
 from tiny_problems import CHANNELS as RAW
-from tiny_problems import CPU, LENGTH, tiny_samples
+from tiny_problems import LENGTH
 from torch import Tensor
 
 from bmnas.machine.costs import count_parameters
-from bmnas.machine.progress import Silent
 from bmnas.spaces.mfas.genotype import Layer, Layers, MFASGenotype
 from bmnas.spaces.mfas.network import MFASNetwork, shares
-from bmnas.spaces.mfas.stacked import StackedNetworks
 from bmnas.spaces.registry import build_fusion
-from bmnas.training.fit import Group, Loss, Recipe, fit
 from bmnas.training.heads import head_for
 
 CLASSES = 4
@@ -149,62 +146,3 @@ def test_three_modalities() -> None:
     assert [tuple(logits.shape) for logits in output] == [(4, 3)] * 5
     fusion.loss(head_for("multiclass"), output, torch.arange(4) % 3).backward()
     assert all(p.grad is not None and p.grad.any() for p in fusion.parameters())
-
-
-@pytest.mark.parametrize("scalars", [False, True])
-def test_a_stack_computes_what_its_networks_compute(scalars: bool) -> None:
-    torch.manual_seed(0)
-    chains = (CHAIN, OTHER, CHAIN[::-1])
-    alone = [network(c, scalars=scalars, heads=False).double() for c in chains]
-    stack = StackedNetworks(alone, FEATURES).double().eval()
-    assert stack.features == FEATURES
-    x = {name: torch.from_numpy(f) for name, f in inputs(FEATURES).items()}
-    found = stack(list(x.values()))
-    for n, net in enumerate(alone):
-        expected = net([x[name] for name in net.features])
-        torch.testing.assert_close(found[:, n], expected, rtol=1e-9, atol=1e-12)
-    mean, logits = stack.train()(list(x.values()))
-    torch.testing.assert_close(logits, found)
-    torch.testing.assert_close(mean, found.mean(1))
-
-
-def test_a_stack_reads_the_features_of_its_networks() -> None:
-    one = Layer(("m0.2", "m1.1"), "relu")
-    assert StackedNetworks([network((one,), heads=False)], FEATURES).features == ("m0.2", "m1.1")
-
-
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
-def test_training_in_a_stack_is_training_alone(kind: str) -> None:
-    torch.manual_seed(0)
-    classes = 2 if kind == "multilabel" else CLASSES
-    networks = [network(c, scalars=True, heads=False, classes=classes) for c in (CHAIN, OTHER)]
-    stack = StackedNetworks(networks, FEATURES)
-    samples, held = tiny_samples(40, kind=kind), tiny_samples(24).batch(torch.arange(24)).inputs
-    x = dict(zip(FEATURES, held, strict=True))
-    head = head_for(kind)
-
-    def trained(net: MFASNetwork | StackedNetworks, loss: Loss | None = None) -> Tensor:
-        torch.manual_seed(1)
-        fit(
-            net,
-            net,
-            [Group(list(net.parameters()), 0.05)],
-            samples.select(net.features),
-            head,
-            Recipe(3, 8, 1e-6, 1e-2, first_cycle=1),
-            device=CPU.device,
-            checkpoint=None,
-            progress=Silent(),
-            stage="test",
-            loss=loss,
-        )
-        logits = net([x[name] for name in net.features])
-        assert isinstance(logits, Tensor)
-        return logits.detach()
-
-    found = trained(stack, lambda output, y: head.network_losses(output[-1], y).sum())
-    for n, net in enumerate(networks):
-        before = net([x[name] for name in net.features])
-        after = trained(net)
-        torch.testing.assert_close(found[:, n], after, rtol=1e-3, atol=1e-4)
-        assert (after - before).abs().max() > 0.1

@@ -17,12 +17,12 @@ from bmnas.pipeline.trained import load_network
 from bmnas.report import load_run
 from bmnas.report.rows import comparison_rows
 from bmnas.spaces.mfas.genotype import MFASGenotype
-from bmnas.spaces.mfas.settings import MFASConfig
+from bmnas.strategies.mfas import MFASConfig
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bmnas.spaces.mfas.surrogate.EPOCHS", 3)
+    monkeypatch.setattr("bmnas.strategies.surrogate.EPOCHS", 3)
 
 
 def search(run: Path, **options: Any) -> Any:
@@ -35,7 +35,7 @@ def search(run: Path, **options: Any) -> Any:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("searched") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bmnas.spaces.mfas.surrogate.EPOCHS", 3)
+        patch.setattr("bmnas.strategies.surrogate.EPOCHS", 3)
         search(run, task=tiny_task(kind="multilabel"))
     return run
 
@@ -49,7 +49,7 @@ def test_a_search_leaves_the_five_best_and_what_they_cost(searched: Path) -> Non
     assert 0 < metrics["search"]["threshold"] < 1
     seconds = metrics["seconds"]
     assert seconds["candidates"] > 0
-    assert seconds["surrogate"] > 0
+    assert seconds["proposals"] > 0
     names = ["genotype.json", *(f"genotype-{n}.json" for n in range(2, 6))]
     found = [MFASGenotype.load(searched / name) for name in names]
     assert len({genotype.layers for genotype in found}) == 5
@@ -132,7 +132,7 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = bmnas_command("search", *words, "--strategy", "mfas")
     assert printed.status == 0, printed.err
     assert printed.out.startswith("MFAS: ")
-    assert "surrogate" in printed.err
+    assert "proposals" in printed.err
     for command in (
         ("train", "--genotype", "run", "--freeze-backbones"),
         ("show", "run"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bmnas.spaces.mfas.surrogate import EPOCHS, ScorePool, Surrogate
+from bmnas.strategies.surrogate import EPOCHS, ScorePool, Surrogate
 
 ONE = [((0, 0, 0),), ((1, 3, 1),)]
 TWO = [((0, 0, 0), (3, 2, 1)), ((1, 3, 1), (0, 1, 0)), ((2, 2, 0), (1, 1, 1))]

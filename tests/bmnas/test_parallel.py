@@ -39,7 +39,6 @@ def test_several_ranks_compute_what_one_computes(
             apart = json.loads(printed.out)
     assert apart["fit"] < 1e-7  # logits come as float32; weights in float64 are nearer still
     assert apart["fusions"] < 1e-6  # their losses are sums in float32
-    assert apart["trees"] < 1e-6
     assert apart["search"] < 1e-5
     assert apart["told"] == 0
 

@@ -9,14 +9,16 @@ import pytest
 import torch
 from tiny_problems import tiny_problem
 
-import bmnas.strategies.candidates as module
+import bmnas.strategies.evaluator as module
 import bmnas.strategies.rerank as module_of_rerank
 from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.one_shot import OneShot, SinglePath
+from bmnas.spaces.cells.space import CellSpace
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.rerank import SCREENED
 from bmnas.training.metrics import Evaluation
+from bmnas.training.together import Trained
 
 
 def lines(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -26,32 +28,35 @@ def lines(folder: Path, name: str) -> list[dict[str, Any]]:
 def planted(best: int) -> Any:
     count = 0
 
-    def evaluate(*args: object) -> Evaluation:
+    def fit_together(*args: object, **options: object) -> list[Trained]:
         nonlocal count
         count += 1
-        return Evaluation(0.5, 0.99 if count == best else 0.3, torch.zeros(1, 2))
+        return [Trained(Evaluation(0.5, 0.99 if count == best else 0.3, torch.zeros(1, 2)))]
 
-    return evaluate
+    return fit_together
 
 
 def test_the_derived_genotype_competes_with_others_that_differ(tmp_path: Path) -> None:
     outcome = search_bilevel(tiny_problem(tmp_path, rerank=4))
     epochs, candidates = lines(tmp_path, "history.jsonl"), lines(tmp_path, "rerank.jsonl")
-    assert candidates[0]["cells"] == epochs[outcome.best_epoch - 1]["cells"]
-    assert len({json.dumps(candidate["cells"]) for candidate in candidates}) == 5
+    assert candidates[0]["genotype"]["cells"] == epochs[(outcome.best_epoch or 0) - 1]["cells"]
+    assert len({json.dumps(candidate["genotype"]["cells"]) for candidate in candidates}) == 5
     scores = [candidate["validation_score"] for candidate in candidates]
     assert outcome.validation == max(scores)
-    assert outcome.genotype.to_dict()["cells"] == candidates[scores.index(max(scores))]["cells"]
+    assert (
+        outcome.genotype.to_dict()["cells"]
+        == candidates[scores.index(max(scores))]["genotype"]["cells"]
+    )
     # Two epochs of 32 and 16 samples; one epoch of 32 of single networks and of five candidates.
     assert (outcome.candidates, outcome.samples_seen) == (5, 2 * (32 + 16) + 6 * 32)
 
 
 @pytest.mark.parametrize("best", [1, 3, 5])
 def test_a_planted_best_wins(tmp_path: Path, best: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "evaluate", planted(best))
+    monkeypatch.setattr(module, "fit_together", planted(best))
     outcome = search_bilevel(tiny_problem(tmp_path, rerank=4))
     winner = lines(tmp_path, "rerank.jsonl")[best - 1]
-    assert outcome.genotype.to_dict()["cells"] == winner["cells"]
+    assert outcome.genotype.to_dict()["cells"] == winner["genotype"]["cells"]
     assert outcome.validation == 0.99
 
 
@@ -69,7 +74,7 @@ def test_candidates_are_those_that_the_supernet_thinks_most_of(
     problem = tiny_problem(tmp_path, rerank=4)
     search_bilevel(problem)
     derived, *others = [
-        canonical(problem.genotype(candidate["cells"]))
+        canonical(problem.genotype(candidate["genotype"]["cells"]))
         for candidate in lines(tmp_path, "rerank.jsonl")
     ]
     assert len(judged) == SCREENED
@@ -78,17 +83,17 @@ def test_candidates_are_those_that_the_supernet_thinks_most_of(
 
 
 def stop_at(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the evaluation of candidate ``count`` interrupted."""
-    evaluate, calls = module.evaluate, 0
+    """Have the training of candidate ``count`` interrupted."""
+    fit_together, calls = module.fit_together, 0
 
-    def stop(*args: Any) -> Evaluation:
+    def stop(*args: Any, **options: Any) -> list[Trained]:
         nonlocal calls
         calls += 1
         if calls == count:
             raise KeyboardInterrupt
-        return evaluate(*args)
+        return fit_together(*args, **options)
 
-    monkeypatch.setattr(module, "evaluate", stop)
+    monkeypatch.setattr(module, "fit_together", stop)
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -148,35 +153,31 @@ def test_many_steps_are_drawn_in_no_time(tmp_path: Path) -> None:
 
 
 def test_a_large_seed_is_no_trouble(tmp_path: Path) -> None:
-    problem = dataclasses.replace(tiny_problem(tmp_path, rerank=1), seed=1 << 70)
+    problem = tiny_problem(tmp_path, rerank=1, seed=1 << 70)
     assert search_bilevel(problem).candidates == 2
+
+
+def test_screened_networks_are_drawn_from_the_supernet_of_the_best_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    sample_from = CellSpace.sample_from
+
+    def noted(self: CellSpace, weights: Any, draw: Any) -> Genotype:
+        drawn.append(weights)
+        return sample_from(self, weights, draw)
+
+    monkeypatch.setattr(CellSpace, "sample_from", noted)
+    outcome = search_bilevel(tiny_problem(tmp_path, rerank=1, epochs=3, arch_lr=0.1))
+    best = lines(tmp_path, "history.jsonl")[(outcome.best_epoch or 0) - 1]
+    for row, known in zip(drawn[0].alpha, best["alpha"], strict=True):
+        assert row == pytest.approx(known)
 
 
 def test_without_reranking_nothing_is_drawn(tmp_path: Path) -> None:
     outcome = search_bilevel(tiny_problem(tmp_path, rerank=0))
     assert outcome.candidates == 1
     assert not (tmp_path / "rerank.jsonl").exists()
-
-
-def test_the_threshold_is_that_of_the_winner(tmp_path: Path) -> None:
-    outcome = search_bilevel(tiny_problem(tmp_path, kind="multilabel", rerank=2))
-    candidates = lines(tmp_path, "rerank.jsonl")
-    assert outcome.threshold == [c for c in candidates if c["best"]][-1]["threshold"]
-
-
-def test_stopped_while_reranking_it_goes_on_to_the_same_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = search_bilevel(tiny_problem(tmp_path / "whole", rerank=3))
-    stop_at(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        search_bilevel(tiny_problem(tmp_path / "stopped", rerank=3))
-    assert len(lines(tmp_path / "stopped", "rerank.jsonl")) == 2
-    monkeypatch.undo()
-    again = search_bilevel(tiny_problem(tmp_path / "stopped", rerank=3))
-    assert dataclasses.replace(again, seconds=whole.seconds) == whole
-    for name in ("history.jsonl", "rerank.jsonl"):
-        assert lines(tmp_path / "stopped", name) == lines(tmp_path / "whole", name)
 
 
 def test_a_small_space_is_tried_as_far_as_it_goes(tmp_path: Path) -> None:

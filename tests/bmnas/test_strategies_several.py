@@ -13,8 +13,8 @@ import bmnas.strategies.bilevel as bilevel
 import bmnas.strategies.several as module
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.errors import UserError
-from bmnas.strategies import STRATEGIES, Outcome
-from bmnas.strategies.problem import SearchProblem
+from bmnas.strategies import STRATEGIES
+from bmnas.strategies.problem import Outcome, SearchProblem
 from bmnas.training.metrics import Evaluation
 
 
@@ -23,7 +23,7 @@ def problem(folder: Path, seeds: int = 3, **changes: Any) -> SearchProblem:
 
 
 def search(found: SearchProblem) -> Outcome:
-    return STRATEGIES["bmnas"](found)
+    return STRATEGIES["bmnas"].search(found)
 
 
 def lines(folder: Path, name: str = "history.jsonl") -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def test_short_trainings_compare_the_members_first(
 ) -> None:
     monkeypatch.setattr(bilevel, "evaluate", planted([0.1], [0.3], [0.2]))
     outcome = search(problem(tmp_path, epochs=1, rerank=4))
-    candidates = [candidate["cells"] for candidate in lines(tmp_path, "rerank.jsonl")]
+    candidates = [candidate["genotype"]["cells"] for candidate in lines(tmp_path, "rerank.jsonl")]
     derived = [outcome.members[s].genotype.to_dict()["cells"] for s in (1, 2, 0)]
     distinct = [cells for n, cells in enumerate(derived) if cells not in derived[:n]]
     assert candidates[: len(distinct)] == distinct
@@ -167,7 +167,7 @@ def test_the_short_trainings_begin_with_the_supernet_of_the_best_epoch(
     monkeypatch.setattr(
         module,
         "rerank",
-        lambda problem, found, weights, supernet, *rest: begun.append(supernet) or found,
+        lambda problem, found, supernet, *rest: begun.append(supernet) or found,
     )
     outcome = search(problem(tmp_path, 2, epochs=3, rerank=2, arch_lr=0.5))
     best = lines(tmp_path)[1]["members"][0]

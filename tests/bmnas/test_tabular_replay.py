@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from tiny_tables import made_table
 
-from bmnas.lab.tables import Problem, Table, load, replay
-from bmnas.lab.tables.replay import STRATEGIES, BudgetSpentError
+from bmnas.lab.tables import Table, load, replay
+from bmnas.lab.tables.replay import replayed_strategies
 from bmnas.machine.errors import UserError
-from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.canonical import canonical
+from bmnas.strategies.strategy import Candidate, Proposals, ProposingStrategy
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def table() -> Table:
     return made_table()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", replayed_strategies())
 def test_a_replay_depends_on_its_seed_alone(table: Table, strategy: str, tmp_path: Path) -> None:
     first = replay(table, strategy, seed=3, budget=60)
     table.save(tmp_path / "table.npz")
@@ -28,7 +29,7 @@ def test_a_replay_depends_on_its_seed_alone(table: Table, strategy: str, tmp_pat
     assert replay(table, strategy, seed=3, budget=80).asked[:60] == first.asked
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", replayed_strategies())
 def test_a_replay_ends_with_the_best_that_it_saw(table: Table, strategy: str) -> None:
     found = replay(table, strategy, seed=0, budget=40)
     for number, score in found.asked:
@@ -42,7 +43,7 @@ def test_strategies_that_look_find_more_than_chance(table: Table) -> None:
         replays = (replay(table, strategy, seed=seed, budget=100) for seed in range(10))
         return sum(table.regret(found.best) for found in replays) / 10
 
-    regrets = {strategy: mean(strategy) for strategy in STRATEGIES}
+    regrets = {strategy: mean(strategy) for strategy in replayed_strategies()}
     assert regrets["local"] < regrets["random"] / 2
     assert regrets["evolution"] < regrets["random"] / 2
 
@@ -57,47 +58,48 @@ def test_mfas_goes_from_one_step_to_two(table: Table) -> None:
 
 
 def test_local_search_climbs_and_begins_again(table: Table) -> None:
-    problem = Problem(table, 0, 400)
-    here: list[Genotype] = []
-    draw = problem.draw
-
-    def drawn() -> Genotype:
-        here.append(draw())
-        return here[-1]
-
-    problem.draw = drawn  # type: ignore[method-assign]
-    with pytest.raises(BudgetSpentError):
-        STRATEGIES["local"](problem)
-    assert 1 < len(here) < 40
+    found = replay(table, "local", seed=0, budget=400)
+    genotypes = [table.at(number).genotype for number, _ in found.asked]
+    # One that is no neighbour of anything seen before is a new beginning.
+    seen: set[str] = set()
+    begun = 0
+    for genotype in genotypes:
+        name = canonical(genotype)
+        begun += name not in seen
+        seen |= {canonical(other) for other in table.space.neighbours(genotype)} | {name}
+    assert 1 < begun < 40
 
 
-def test_a_strategy_is_a_function_that_asks_for_scores(table: Table) -> None:
-    def greedy(problem: Problem) -> None:
-        here = problem.draw()
-        scores = [problem.score(here)]
-        for other in problem.neighbours(here)[:5]:
-            scores.append(problem.score(other))
-        assert problem.random.random() < 1
-        assert scores == [score for _, score in problem.asked]
+class Stubborn(ProposingStrategy):
+    """Asks for one candidate again and again, three at a time."""
 
-    assert len(replay(table, greedy, seed=0, budget=100).asked) == 6
-    assert len(replay(table, greedy, seed=0, budget=3).asked) == 3
+    NAME = "stubborn"
 
-
-def test_trainings_of_a_candidate_are_drawn_anew(table: Table) -> None:
-    def stubborn(problem: Problem) -> None:
-        here = problem.draw()
+    def propose(self) -> Proposals:
+        here = self.space.sample(self.draw)
         while True:
-            problem.score(here)
+            yield [Candidate(here)] * 3
 
-    found = replay(table, stubborn, seed=0, budget=50)
+
+class Nothing(ProposingStrategy):
+    NAME = "nothing"
+
+    def propose(self) -> Proposals:
+        yield from ()
+
+
+def test_trainings_of_a_candidate_are_drawn_anew_until_the_budget_is_spent(table: Table) -> None:
+    found = replay(table, Stubborn, seed=0, budget=50)
+    assert len(found.asked) == 50
     assert {score for _, score in found.asked} == set(found.best.validation)
 
 
 def test_wrong_replays_are_one_clear_line(table: Table) -> None:
     with pytest.raises(UserError, match="did you mean 'random'"):
         replay(table, "randon", seed=0, budget=5)
+    with pytest.raises(UserError, match="received strategy 'bmnas', expected one of random"):
+        replay(table, "bmnas", seed=0, budget=5)
     with pytest.raises(UserError, match="budget of 0"):
         replay(table, "random", seed=0, budget=0)
     with pytest.raises(UserError, match="asked for no candidate"):
-        replay(table, lambda problem: None, seed=0, budget=5)
+        replay(table, Nothing, seed=0, budget=5)

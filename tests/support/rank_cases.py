@@ -19,10 +19,6 @@ from bmnas.machine.distribution.launch import together
 from bmnas.machine.progress import Silent
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import build_fusion
-from bmnas.spaces.trees.forest import Forest
-from bmnas.spaces.trees.fusion_tree import FusionTree
-from bmnas.spaces.trees.network import TreeFusion
-from bmnas.spaces.trees.tree import OPERATIONS
 from bmnas.strategies import STRATEGIES
 from bmnas.training.fit import Group, Recipe, fit
 from bmnas.training.heads import head_for
@@ -126,35 +122,11 @@ def fused() -> list[Tensor]:
     return found
 
 
-def grown() -> list[Tensor]:
-    """Several fusion trees as one network, whose norms have statistics in common."""
-    torch.manual_seed(0)
-    head = head_for("multiclass")
-    features = ("a.1", "b.1")
-    trees = [FusionTree(features, 4, 4, (*features, op)) for op in OPERATIONS]
-    raw = dict.fromkeys(features, 3)
-    forest = Forest([TreeFusion(t, raw, classes=3, dropout=0.0) for t in trees], features).double()
-    records = fit(
-        forest,
-        forest,
-        [Group(list(forest.parameters()), 1e-3)],
-        PooledPairs(),
-        head,
-        Recipe(3, 5, 1e-3, 0.0),
-        device=CPU.device,
-        checkpoint=None,
-        progress=Silent(),
-        stage="case",
-        loss=lambda output, labels: head.network_losses(output[-1], labels).sum(),
-    )
-    return [torch.tensor([r["train_loss"] for r in records]), *forest.state_dict().values()]
-
-
 def searched() -> list[Tensor]:
     with tempfile.TemporaryDirectory() as folder:
         # A batch of 15 does not divide by two.
         problem = tiny_problem(Path(folder), dropout=0.2, epochs=2, rerank=1, batch_size=15)
-        outcome = STRATEGIES["bmnas"](problem)
+        outcome = STRATEGIES["bmnas"].search(problem)
         lines = (Path(folder) / "history.jsonl") if ranks.writer() else None
         records = [json.loads(x) for x in lines.read_text().splitlines()] if lines else []
         numbers = [
@@ -181,7 +153,6 @@ CASES: dict[str, Callable[[], list[Tensor]]] = {
     "search": searched,
     "told": told,
     "fusions": fused,
-    "trees": grown,
 }
 
 

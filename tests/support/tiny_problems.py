@@ -15,7 +15,7 @@ from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.profiling import StepRecorder
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import Runtime
-from bmnas.strategies import SearchProblem
+from bmnas.strategies.problem import SearchProblem
 from bmnas.training.heads import head_for
 
 CPU = Runtime(torch.device("cpu"), compile=False)
@@ -42,25 +42,29 @@ def tiny_problem(
     *,
     kind: str = "multiclass",
     recorder: StepRecorder | None = None,
-    evolution: Mapping[str, Any] | None = None,
+    strategy: str = "bmnas",
+    own: Mapping[str, Any] | None = None,
+    space: str | None = None,
+    seed: int = 0,
     **changes: Any,
 ) -> SearchProblem:
     """A problem of 40 train and 24 validation samples; ``changes`` are fields of SearchConfig.
 
-    ``evolution`` are those of EvolutionConfig.
+    ``own`` changes the settings that ``strategy`` has of its own.
     """
+    settings = CONFIG.strategies.get(strategy)
     return SearchProblem(
         train=tiny_samples(40, kind=kind),
         validation=tiny_samples(24, kind=kind, seed=1),
         classes=2 if kind == "multilabel" else 4,
         head=head_for(kind),
         config=CONFIG.override("search", **changes).search,
-        seed=0,
+        seed=seed,
         runtime=CPU,
         checkpoint=Checkpoint(folder / "checkpoint.pt", "owner", folder / "history.jsonl"),
         candidates=lambda: Checkpoint(folder / "rerank.pt", "owner", folder / "rerank.jsonl"),
         progress=Silent(),
         recorder=recorder,
-        mfas=CONFIG.strategies["mfas"],
-        evolution=dataclasses.replace(CONFIG.strategies["evolution"], **(evolution or {})),
+        own=None if settings is None else dataclasses.replace(settings, **(own or {})),
+        space=space,
     )

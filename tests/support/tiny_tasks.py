@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from bmnas.pipeline.config import Config
-from bmnas.spaces.mfas.settings import MFASConfig
-from bmnas.spaces.trees.settings import EvolutionConfig
+from bmnas.strategies.evolution import EvolutionConfig
+from bmnas.strategies.mfas import MFASConfig
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks import Modality, Task
 from bmnas.training.settings import TrainConfig, UnimodalConfig

@@ -10,7 +10,7 @@ import numpy as np
 
 from bmnas.lab.bench.suite import SuiteTable
 from bmnas.lab.tables import Table, load, replay
-from bmnas.lab.tables.replay import STRATEGIES
+from bmnas.lab.tables.replay import replayed_strategies
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json
 from bmnas.report.regret import Point
@@ -44,7 +44,7 @@ def measure_regrets(wanted: SuiteTable) -> Regrets:
         table=Path(wanted.file).name,
         networks=len(table.genotypes),
         best_test=float(np.mean(table.best().test)),
-        curves={name: mean_regrets(table, name) for name in STRATEGIES},
+        curves={name: mean_regrets(table, name) for name in replayed_strategies()},
         found=found,
     )
 

@@ -26,8 +26,8 @@ from bmnas.pipeline.config import Config
 from bmnas.pipeline.unimodal import new_backbone
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.one_shot import SAMPLES
-from bmnas.strategies import STRATEGIES, Outcome, SearchProblem
-from bmnas.strategies.problem import search_steps
+from bmnas.strategies import STRATEGIES
+from bmnas.strategies.problem import Outcome, SearchProblem, search_steps
 from bmnas.tasks.task import Modality, Task
 from bmnas.training.fit import Group, Recipe, fit
 from bmnas.training.heads import head_for
@@ -160,7 +160,7 @@ def time_search(
         # In proportion to train, but a whole batch where there is one.
         wanted = max(min(size, workload.validation), train * workload.validation // workload.train)
         here = folder / f"search {time.monotonic_ns()}"
-        outcome = STRATEGIES["bmnas"](
+        outcome = STRATEGIES["bmnas"].search(
             SearchProblem(
                 train=features.samples(train),
                 validation=features.samples(wanted),

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from bmnas.lab.tables.replay import Problem, Replay, replay
+from bmnas.lab.tables.replay import Replay, TableEvaluator, replay
 from bmnas.lab.tables.table import Entry, Table, load
 from bmnas.spaces.cells.canonical import canonical
 
-__all__ = ["Entry", "Problem", "Replay", "Table", "canonical", "load", "replay"]
+__all__ = ["Entry", "Replay", "Table", "TableEvaluator", "canonical", "load", "replay"]

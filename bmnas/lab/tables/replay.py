@@ -1,113 +1,57 @@
 """Replaying searches on a table: what a strategy would train is looked up, in no time.
 
-A strategy is a function of a ``Problem``: it draws candidates, or takes neighbours of some, and
-asks for their scores until the budget is spent, which ends it. To add one is to write that
-function, and to name it in ``STRATEGIES`` if the command line shall know it.
+Every strategy of ``bmnas search`` that proposes candidates runs here as it is.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
-from bmnas.lab.tables.sequential import sequential_search
 from bmnas.lab.tables.table import Entry, Table
 from bmnas.machine.errors import UserError, close
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.cells.space import CellSpace
+from bmnas.strategies import STRATEGIES, Candidate, ProposingStrategy
+from bmnas.strategies.evaluator import BudgetSpentError, run_strategy
+from bmnas.strategies.settings import SearchConfig
 
-_POPULATION = 20
-_SAMPLE = 5
-
-
-class BudgetSpentError(Exception):
-    """A strategy asked for one more score than its budget allows; ``replay`` catches it."""
+Replayed = type[ProposingStrategy]
 
 
-class Problem:
-    """What a replayed strategy sees of a table: candidates, and their validation scores.
+class TableEvaluator:
+    """Says what a table knows of candidates, ``budget`` of them; subsets of data are not known.
 
-    ``random`` is where a strategy takes all its chances from.
+    Of an entry's trainings one is drawn, each time anew: a search trains a candidate once.
     """
 
     def __init__(self, table: Table, seed: int, budget: int) -> None:
-        self.random = Random(seed)
+        #: The entries that were asked for, in order, and the scores that were seen.
         self.asked: list[tuple[int, float]] = []
         self._table = table
         self._budget = budget
         self._noise = Random(f"{seed} training")
 
-    @property
-    def space(self) -> CellSpace:
-        """All genotypes that may be asked for."""
-        return self._table.space
+    def score(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Return the validation score of one training of each candidate.
 
-    def draw(self) -> Genotype:
-        """Return a genotype drawn as strategy ``random`` of ``bmnas search`` draws one."""
-        return self._table.space.sample(self.random)
-
-    def neighbours(self, genotype: Genotype) -> list[Genotype]:
-        """Return the genotypes that differ from ``genotype`` in one choice."""
-        return self._table.space.neighbours(genotype)
-
-    def score(self, genotype: Genotype) -> float:
-        """Return the validation score of one training of ``genotype``, one unit of the budget.
-
-        Of the entry's trainings one is drawn, each time anew: a search trains a candidate once.
         Raises BudgetSpentError when nothing is left.
         """
+        return [self._score(candidate) for candidate in candidates]
+
+    def _score(self, candidate: Candidate) -> float:
         if len(self.asked) == self._budget:
             raise BudgetSpentError
-        entry = self._table.entry(genotype)
+        if not isinstance(candidate.genotype, Genotype):
+            raise UserError(
+                f"received a genotype of format {candidate.genotype.FORMAT!r}, expected Cells: a "
+                "table holds no other networks"
+            )
+        entry = self._table.entry(candidate.genotype)
         score = entry.validation[self._noise.randrange(self._table.seeds)]
         self.asked.append((entry.number, score))
         return score
-
-
-Strategy = Callable[[Problem], None]
-
-
-def random_search(problem: Problem) -> None:
-    """Ask for drawn candidates."""
-    while True:
-        problem.score(problem.draw())
-
-
-def local_search(problem: Problem) -> None:
-    """Go to the first better neighbour; where there is none, begin again somewhere else."""
-    while True:
-        waiting, best = [problem.draw()], float("-inf")
-        while waiting:
-            genotype = waiting.pop()
-            score = problem.score(genotype)
-            if score > best:
-                best, waiting = score, problem.neighbours(genotype)
-                problem.random.shuffle(waiting)
-
-
-def regularised_evolution(problem: Problem) -> None:
-    """Mutate the best of a sample of a population whose oldest member dies (Real et al. 2019)."""
-    population: deque[tuple[float, Genotype]] = deque()
-    while True:
-        if len(population) < _POPULATION:
-            child = problem.draw()
-        else:
-            chosen = problem.random.sample(range(_POPULATION), _SAMPLE)
-            parent = max((population[n] for n in chosen), key=lambda member: member[0])[1]
-            child = problem.random.choice(problem.neighbours(parent))
-            population.popleft()
-        population.append((problem.score(child), child))
-
-
-STRATEGIES: Mapping[str, Strategy] = {
-    "random": random_search,
-    "local": local_search,
-    "evolution": regularised_evolution,
-    "mfas": sequential_search,
-}
 
 
 @dataclass(frozen=True)
@@ -123,27 +67,44 @@ class Replay:
     seconds: float
 
 
-def replay(table: Table, strategy: str | Strategy, *, seed: int, budget: int) -> Replay:
-    """Run ``strategy`` on ``table`` until it has asked for ``budget`` scores.
+def replayed_strategies() -> Mapping[str, Replayed]:
+    """Return the strategies that can be replayed: those that train no supernet."""
+    return {name: s for name, s in STRATEGIES.items() if issubclass(s, ProposingStrategy)}
 
-    It ends with the candidate whose score was best when it saw it; the first of equals. Raises
-    UserError for a strategy that has no name here, a budget below 1, or a strategy that asks for
-    nothing.
+
+def replay(
+    table: Table,
+    strategy: str | Replayed,
+    *,
+    seed: int,
+    budget: int,
+    settings: Any = None,
+) -> Replay:
+    """Run ``strategy`` on ``table`` until it ends or has asked for ``budget`` scores.
+
+    ``settings`` are those of the strategy, by default the defaults. The result is the candidate
+    whose score was best when it was seen; the first of equals. Raises UserError for a strategy that
+    cannot be replayed, a budget below 1, or a strategy that asks for nothing.
     """
-    if isinstance(strategy, str):
-        if strategy not in STRATEGIES:
-            raise UserError(
-                f"received strategy {strategy!r}, expected one of {', '.join(STRATEGIES)}"
-                f"{close(strategy, list(STRATEGIES))}"
-            )
-        strategy = STRATEGIES[strategy]
+    kind = _named(strategy) if isinstance(strategy, str) else strategy
     if budget < 1:
         raise UserError(f"received a budget of {budget}, expected 1 or more")
-    problem = Problem(table, seed, budget)
-    with contextlib.suppress(BudgetSpentError):
-        strategy(problem)
-    if not problem.asked:
+    if settings is None:
+        settings = (kind.SETTINGS or SearchConfig)()
+    evaluator = TableEvaluator(table, seed, budget)
+    run_strategy(kind(table.space, settings, seed), evaluator)
+    if not evaluator.asked:
         raise UserError("the strategy asked for no candidate's score, expected one at least")
-    best, _ = max(problem.asked, key=lambda asked: asked[1])
-    seconds = sum(table.at(number).seconds for number, _ in problem.asked)
-    return Replay(tuple(problem.asked), table.at(best), seconds)
+    best, _ = max(evaluator.asked, key=lambda asked: asked[1])
+    seconds = sum(table.at(number).seconds for number, _ in evaluator.asked)
+    return Replay(tuple(evaluator.asked), table.at(best), seconds)
+
+
+def _named(name: str) -> Replayed:
+    known = replayed_strategies()
+    if name not in known:
+        raise UserError(
+            f"received strategy {name!r}, expected one of {', '.join(known)}"
+            f"{close(name, list(known))}"
+        )
+    return known[name]

@@ -58,6 +58,7 @@ class CellSpace(SearchSpace[Genotype]):
 
     NAME: ClassVar[str] = "cells"
     GENOTYPE: ClassVar[type[Architecture]] = Genotype
+    HAS_SUPERNET: ClassVar[bool] = True
 
     features: tuple[str, ...]
     cells: int = 2

@@ -36,6 +36,7 @@ class MFASSpace(SearchSpace[MFASGenotype]):
 
     NAME: ClassVar[str] = "mfas"
     GENOTYPE: ClassVar[type[Architecture]] = MFASGenotype
+    READS_MEANS: ClassVar[bool] = True
     # Its networks have heads of the modalities already.
     TAKES_UNIMODAL_LOGITS: ClassVar[bool] = False
 

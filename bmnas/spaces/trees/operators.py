@@ -1,4 +1,4 @@
-"""What evolution does to trees: draw, cross, mutate, choose parents, choose who lives on.
+"""What evolution does to trees: draw, cross, mutate.
 
 Every function takes the generator that it draws from. Trees are in normal form, before and after,
 and read two modalities or more.
@@ -6,7 +6,7 @@ and read two modalities or more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from random import Random
 
 from bmnas.spaces.trees.tree import (
@@ -74,32 +74,6 @@ def mutated(tree: Tree, features: Sequence[str], draw: Random) -> Tree:
         if usable(child):
             return child
     return tree
-
-
-def tournament(population: Sequence[Tree], fitness: Callable[[Tree], float], draw: Random) -> Tree:
-    """Return the fitter of two members drawn from ``population``; of equals the one drawn first."""
-    return max(draw.sample(list(population), 2), key=fitness)
-
-
-def survivors(
-    parents: Sequence[Tree],
-    children: Sequence[Tree],
-    fitness: Callable[[Tree], float],
-    draw: Random,
-) -> list[Tree]:
-    """Return the next population, of the size of ``parents``.
-
-    For every place a child and a parent are drawn and the fitter one is taken, of equals the
-    child. The fittest of all takes the place of the least fit, the first of equals, unless it is
-    among them.
-    """
-    chosen = [
-        max((draw.choice(list(children)), draw.choice(list(parents))), key=fitness) for _ in parents
-    ]
-    fittest = max((*parents, *children), key=fitness)
-    if fittest not in chosen:
-        chosen[chosen.index(min(chosen, key=fitness))] = fittest
-    return chosen
 
 
 def _child(tree: Tree, end: int, scion: Tree, features: Sequence[str]) -> Tree:

@@ -38,6 +38,7 @@ class TreeSpace(SearchSpace[FusionTree]):
 
     NAME: ClassVar[str] = "trees"
     GENOTYPE: ClassVar[type[Architecture]] = FusionTree
+    READS_MEANS: ClassVar[bool] = True
 
     features: tuple[str, ...]
     width: int = 32

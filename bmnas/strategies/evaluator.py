@@ -1,0 +1,281 @@
+"""Who says what candidates are worth: short trainings. Their checkpoint, costs and outcome."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, Protocol
+
+import torch
+
+from bmnas.features.samples import FeatureSamples, samples_per_epoch
+from bmnas.machine.checkpoint import Checkpoint, Record, Stateful
+from bmnas.machine.errors import UserError
+from bmnas.machine.progress import Stage
+from bmnas.machine.runtime import seed_stage
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.registry import architecture_from_dict
+from bmnas.spaces.space import SearchSpace
+from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
+from bmnas.strategies.strategy import Candidate, ProposingStrategy, ShortTraining
+from bmnas.training.fit import Recipe
+from bmnas.training.together import Trained, fit_together
+
+_PROPOSALS = "proposals"  # the stage whose costs are those of the strategy itself
+
+
+class BudgetSpentError(Exception):
+    """A strategy asked for more scores than its budget allows; ``run_strategy`` catches it."""
+
+
+class Evaluator(Protocol):
+    """What judges candidates."""
+
+    def score(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Return the validation score of each of ``candidates``.
+
+        Raises BudgetSpentError when the budget ends among them; those before are judged.
+        """
+        ...
+
+
+def run_strategy(
+    strategy: ProposingStrategy,
+    evaluator: Evaluator,
+    proposing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> None:
+    """Judge what ``strategy`` asks for, until it asks for nothing or the budget is spent.
+
+    ``proposing`` is entered while the strategy thinks.
+    """
+    with contextlib.suppress(BudgetSpentError):
+        while True:
+            with proposing():
+                candidates = strategy.ask()
+            if not candidates:
+                break
+            scores = evaluator.score(candidates)
+            with proposing():
+                strategy.tell(scores)
+
+
+def search_by_training(kind: type[ProposingStrategy], problem: SearchProblem) -> Outcome[Any]:
+    """Search with the strategy ``kind`` by short trainings, see ``TrainingEvaluator``."""
+    settings = problem.config if problem.own is None else problem.own
+    space = problem.space_for(kind)
+    strategy = kind(space, settings, problem.seed)
+    evaluator = TrainingEvaluator(
+        problem,
+        space,
+        kind.training(settings),
+        problem.checkpoint,
+        budget=kind.budget(settings),
+        subsets=strategy.subsets,
+    )
+    with problem.progress.stage(kind.NAME, strategy.expected) as evaluator.shown:
+        run_strategy(strategy, evaluator, lambda: problem.checkpoint.spent.stage(_PROPOSALS))
+        # Some of what was expected was known before it was asked for.
+        evaluator.shown.advance(max(0, strategy.expected - len(evaluator.records)))
+    return evaluator.outcome(kind.RETURNS)
+
+
+class TrainingEvaluator:
+    """Candidates trained briefly on train and measured on validation.
+
+    A candidate's result depends on nothing but the problem, its number, those that are trained
+    with it, and the data. So the records are the whole state: a search that goes on takes from
+    them what it knows. ``parts`` are saved with the records, which need to be restored before.
+    Raises UserError when a loss is no longer finite, or there are too few samples for the subsets.
+    """
+
+    def __init__(
+        self,
+        problem: SearchProblem,
+        space: SearchSpace[Any],
+        training: ShortTraining,
+        checkpoint: Checkpoint,
+        *,
+        budget: int | None = None,
+        subsets: int = 0,
+        stage: str = "candidates",
+        parts: Mapping[str, Stateful] | None = None,
+    ) -> None:
+        self._problem, self._space, self._training = problem, space, training
+        self._checkpoint, self._parts = checkpoint, parts or {}
+        self._stage = stage
+        #: Where progress is told, if anywhere.
+        self.shown: Stage | None = None
+        self._budget = budget
+        self.records: list[Record] = checkpoint.restore(self._parts)
+        self._told = 0
+        train, validation = problem.train, problem.validation
+        if space.READS_MEANS:
+            # Pooling to a vector has no weights: it is done once.
+            train, validation = train.averaged(), validation.averaged()
+        self._data = [train, *_subsets(problem, train, subsets)]
+        self._validation = validation
+
+    def score(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Return the validation scores of ``candidates``, trained unless they were."""
+        left = len(candidates) if self._budget is None else self._budget - self._told
+        scores: list[float] = []
+        for group in self._groups(candidates[:left]):
+            if self._told == len(self.records):
+                self._train(group)
+            known = self.records[self._told : self._told + len(group)]
+            self._require_same(known, group)
+            scores += [record["validation_score"] for record in known]
+            self._told += len(known)
+            if self.shown is not None:
+                self.shown.advance(len(known))
+        if left < len(candidates):
+            raise BudgetSpentError
+        return scores
+
+    def outcome(self, returned: int = 1) -> Outcome[Any]:
+        """Return the best of those that saw all of train, and the next of ``returned``."""
+        whole = [record for record in self.records if record.get("subset", 0) == 0]
+        best = best_record(self.records)
+        # sorted() keeps the order of candidates among equals.
+        ranked = sorted(whole, key=lambda record: -record["validation_score"])
+        found: dict[Architecture, float] = {}
+        for record in ranked:
+            found.setdefault(self._genotype(record), record["validation_score"])
+        (genotype, validation), *others = list(found.items())[:returned]
+        seen = sum(self._samples_seen(record) for record in self.records)
+        spent = self._checkpoint.spent.seconds
+        stages = {self._stage: StageCost(spent.get(self._stage, 0.0), seen)}
+        if _PROPOSALS in spent:
+            stages[_PROPOSALS] = StageCost(spent[_PROPOSALS], 0)
+        return Outcome(
+            genotype=genotype,
+            validation=validation,
+            candidates=len(self.records),
+            samples_seen=seen,
+            threshold=best.get("threshold"),
+            seconds=self._checkpoint.seconds,
+            processor_seconds=self._checkpoint.processor_seconds,
+            stages=stages,
+            best_candidate=best["candidate"],
+            others=tuple(others),
+        )
+
+    def _groups(self, candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
+        """Yield those of the same data that are trained as one network."""
+        for _, same in groupby(candidates, lambda candidate: candidate.data):
+            each = list(same)
+            for start in range(0, len(each), self._training.together):
+                yield each[start : start + self._training.together]
+
+    def _train(self, group: Sequence[Candidate]) -> None:
+        """Train ``group`` together, and leave a record of each."""
+        first = len(self.records) + 1
+        with self._checkpoint.spent.stage(self._stage):
+            trained = self._fit(group, first)
+        for candidate, found in zip(group, trained, strict=True):
+            record: Record = {
+                "candidate": len(self.records) + 1,
+                **candidate.note,
+                **({"subset": candidate.data} if len(self._data) > 1 else {}),
+                "epochs": found.epochs,
+                "validation_loss": found.best.loss,
+                "validation_score": found.best.score,
+                "genotype": _plain(candidate.genotype),
+            }
+            # Scores of networks that saw other data say nothing about which one is better.
+            rivals = [other for other in self.records if other.get("subset", 0) == 0]
+            record["best"] = candidate.data == 0 and is_best(found.best.score, rivals)
+            if record["best"]:
+                record |= self._problem.threshold(found.best.logits)
+            self.records.append(record)
+        self._checkpoint.save(self._parts, self.records)
+        if self.shown is not None:
+            best = max(found.best.score for found in trained)
+            self.shown.message(f"validation {self._problem.head.metric} {best:.3f}")
+
+    def _fit(self, group: Sequence[Candidate], first: int) -> list[Trained]:
+        problem, training = self._problem, self._training
+        networks = []
+        for number, candidate in enumerate(group, start=first):
+            seed_stage(problem.seed, f"candidate {number}")
+            networks.append(
+                self._space.build_candidate(
+                    candidate.genotype,
+                    problem.train.channels,
+                    classes=problem.classes,
+                    dropout=training.dropout,
+                )
+            )
+        seed_stage(problem.seed, f"candidates from {first}")
+        last = first + len(group) - 1
+        return fit_together(
+            networks,
+            self._data[group[0].data],
+            self._validation,
+            problem.head,
+            recipe_of(training),
+            max_lr=training.max_lr,
+            device=problem.runtime.device,
+            stage=f"candidate {first}" if first == last else f"candidates {first} to {last}",
+            patience=training.patience,
+            keep="best" if training.best else "last",
+        )
+
+    def _samples_seen(self, record: Record) -> int:
+        """Return how many samples the training that ``record`` describes went through."""
+        data = self._data[record.get("subset", 0)]
+        return int(record["epochs"]) * samples_per_epoch(len(data), self._training.batch_size)
+
+    def _genotype(self, record: Record) -> Architecture:
+        final: Architecture = self._space.final(architecture_from_dict(record["genotype"]))
+        return final
+
+    def _require_same(self, known: Sequence[Record], group: Sequence[Candidate]) -> None:
+        for record, candidate in zip(known, group, strict=True):
+            if record["genotype"] != _plain(candidate.genotype):
+                raise UserError(
+                    f"candidate {record['candidate']}: the checkpoint holds another one than the "
+                    "strategy asks for here; go on where the search was begun, or start anew with "
+                    "--overwrite"
+                )
+
+
+def recipe_of(training: ShortTraining) -> Recipe:
+    """Return the recipe of a short training, its peak learning rate apart."""
+    return Recipe(
+        training.epochs,
+        training.batch_size,
+        training.min_lr,
+        training.weight_decay,
+        first_cycle=training.first_cycle,
+    )
+
+
+def stratified(labels: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """Return the sample numbers of ``count`` disjoint parts in which labels are equally frequent.
+
+    ``labels`` are (n,) classes or (n, K) zeros and ones, whose rows count as classes: no two parts
+    differ by more than one sample in any. Draws from torch's global generator.
+    """
+    order = torch.randperm(len(labels))
+    _, classes = torch.unique(labels[order], dim=0, return_inverse=True)
+    dealt = order[torch.argsort(classes, stable=True)]
+    return [dealt[number::count] for number in range(count)]
+
+
+def _subsets(problem: SearchProblem, train: FeatureSamples, count: int) -> list[FeatureSamples]:
+    """Return the disjoint parts of ``train`` that candidates may be trained on."""
+    if count == 0:
+        return []
+    if len(train) < 2 * count:
+        raise UserError(
+            f"evolution.subsets: received {count} for {len(train)} train samples, expected at "
+            f"most {len(train) // 2}, of two samples each"
+        )
+    seed_stage(problem.seed, "subsets")
+    return [train.take(rows) for rows in stratified(train.labels, count)]
+
+
+def _plain(genotype: Architecture) -> dict[str, Any]:
+    return {key: value for key, value in genotype.to_dict().items() if key != "provenance"}

@@ -1,0 +1,170 @@
+"""What a search strategy is: it proposes genotypes, and is told what they are worth.
+
+A strategy knows its space and nothing of how a candidate is judged: by a short training
+(``evaluator.TrainingEvaluator``) or from a table (``bmnas.lab.tables.TableEvaluator``). To add one
+is to subclass ``ProposingStrategy`` and to call ``bmnas.strategies.register_strategy``. Nothing
+heavy is imported before a search begins.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.registry import space_named
+from bmnas.spaces.space import SearchSpace
+from bmnas.strategies.settings import SearchConfig
+
+if TYPE_CHECKING:
+    from bmnas.strategies.problem import Outcome, SearchProblem
+
+#: What propose() is: it yields candidates and receives their scores.
+Proposals = Generator[Sequence["Candidate"], Sequence[float], None]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A genotype to be judged on the data number ``data``: 0 all of train, 1 and up a subset.
+
+    ``note`` goes into its record, such as the generation that it is of.
+    """
+
+    genotype: Architecture
+    data: int = 0
+    note: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShortTraining:
+    """How candidates are trained: Adam, one cosine cycle from ``max_lr`` to ``min_lr``.
+
+    With ``first_cycle`` there are warm restarts, see ``Recipe``. Up to ``together`` candidates are
+    trained as one network. What counts is the evaluation of the last epoch, or of the ``best``
+    one; ``patience`` ends a training whose score has not risen for so many epochs.
+    """
+
+    epochs: int
+    batch_size: int
+    max_lr: float
+    min_lr: float
+    weight_decay: float = 0.0
+    dropout: float = 0.0
+    together: int = 1
+    best: bool = False
+    patience: int | None = None
+    first_cycle: int | None = None
+
+
+class Strategy(ABC):
+    """A way to search, known by its ``NAME``.
+
+    ``SPACE`` is where it looks unless it is told to look elsewhere. ``SETTINGS`` is the dataclass
+    of settings of its own, a section of its name in a preset. ``READS`` names the settings of
+    ``[search]`` that it reads; the sizes of its space come in addition. ``TRAINS_SUPERNET`` says
+    that it needs gradients: a table cannot answer for it.
+    """
+
+    NAME: ClassVar[str]
+    SPACE: ClassVar[str] = "cells"
+    SETTINGS: ClassVar[type[Any] | None] = None
+    READS: ClassVar[frozenset[str]] = frozenset({"cache_dtype"})
+    TRAINS_SUPERNET: ClassVar[bool] = False
+
+    @classmethod
+    def check_space(cls, space: str | None) -> None:
+        """Raise UserError where it cannot look in the space called ``space``; None is its own."""
+        space_named(space or cls.SPACE)
+
+    @classmethod
+    @abstractmethod
+    def search(cls, problem: SearchProblem) -> Outcome[Any]:
+        """Search and return what was found; raises UserError when a loss is no longer finite."""
+
+
+class ProposingStrategy(Strategy):
+    """A strategy that asks for scores of candidates: ask and tell.
+
+    ``settings`` are of the class ``SETTINGS``, or those of ``[search]``. All chances come from
+    ``draw`` or from ``seed``, so that the same scores lead to the same proposals: a search that was
+    stopped repeats them.
+    """
+
+    READS: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("batch_size", "dropout", "max_lr", "min_lr", "weight_decay"),
+            *("candidates", "candidate_epochs", "cache_dtype"),
+        }
+    )
+    #: How many of the best candidates a search returns.
+    RETURNS: ClassVar[int] = 1
+
+    def __init__(self, space: SearchSpace[Any], settings: Any, seed: int) -> None:
+        self.space = space
+        self.settings = settings
+        self.seed = seed
+        self.draw = Random(seed)
+        self._proposals: Proposals | None = None
+        self._asked: list[Candidate] = []
+
+    @abstractmethod
+    def propose(self) -> Proposals:
+        """Yield candidates, at least one at a time, and receive their scores; end or never end."""
+
+    def ask(self) -> list[Candidate]:
+        """Return the candidates to be judged next; none when the search is over."""
+        if self._proposals is None:
+            self._proposals = self.propose()
+            self._asked = list(next(self._proposals, ()))
+        return self._asked
+
+    def tell(self, scores: Sequence[float]) -> None:
+        """Take the scores of what ``ask`` returned, the higher the better."""
+        if self._proposals is None:
+            raise RuntimeError("tell() before ask(): there is nothing that scores are of")
+        try:
+            self._asked = list(self._proposals.send(scores))
+        except StopIteration:
+            self._asked = []
+
+    @property
+    def expected(self) -> int:
+        """How many candidates it will ask for, at most; the budget where it has one."""
+        return self.budget(self.settings) or 0
+
+    @property
+    def subsets(self) -> int:
+        """How many disjoint subsets of train its candidates may ask for."""
+        return 0
+
+    @classmethod
+    def budget(cls, settings: Any) -> int | None:
+        """Return how many candidates may be judged; None where it ends by itself."""
+        return settings.candidates if isinstance(settings, SearchConfig) else None
+
+    @classmethod
+    def training(cls, settings: Any) -> ShortTraining:
+        """Return how its candidates are trained."""
+        return candidate_training(settings)
+
+    @classmethod
+    def search(cls, problem: SearchProblem) -> Outcome[Any]:
+        """Search by short trainings of the candidates."""
+        from bmnas.strategies.evaluator import search_by_training
+
+        return search_by_training(cls, problem)
+
+
+def candidate_training(config: SearchConfig) -> ShortTraining:
+    """Return how a candidate is trained by the settings of ``[search]``."""
+    return ShortTraining(
+        epochs=config.candidate_epochs,
+        batch_size=config.batch_size,
+        max_lr=config.max_lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        dropout=config.dropout,
+    )
