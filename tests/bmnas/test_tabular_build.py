@@ -16,11 +16,15 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tables import TABLE_CONFIG, build_tiny
 from tiny_tasks import tiny_task, write_tiny_task
 
+from bmnas.features.cache import FeatureCache
 from bmnas.lab.tables import Table, build, canonical, load
 from bmnas.lab.tables.training import Trainer, jobs_of
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import seed_stage
+from bmnas.pipeline.config import Config
+from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.run_folder import Run
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.training.fit import Group, Recipe, fit
 from bmnas.training.heads import head_for
@@ -84,10 +88,21 @@ def test_the_same_seed_gives_the_same_table(built: Path, tmp_path: Path) -> None
     require_equal(build_tiny(tmp_path), load(built / "table.npz"))
 
 
+def features_of(folder: Path, config: Config) -> FeatureCache:
+    context = RunContext.choose(
+        Run(folder), tiny_task(), config, 0, backbones=folder / "b", runtime=build._CPU
+    )
+    return build._features(context)[0]
+
+
 def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -> None:
     """Of one structure without dropout, so that a network alone draws the same batches."""
     config = TABLE_CONFIG.override("search", dropout=0.0, candidate_epochs=3)
-    cache, _ = build._features(tiny_task(), config, 0, tmp_path, tmp_path / "b", Silent())
+    cache, _ = build._features(
+        RunContext.choose(
+            Run(tmp_path), tiny_task(), config, 0, backbones=tmp_path / "b", runtime=build._CPU
+        )
+    )
     work, search = build._work(cache, config, tmp_path), config.search
     parts = work.features.samples()
     jobs = {work.genotypes[job.entries[0]].cells[0].steps[0].op: job
@@ -114,7 +129,7 @@ def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -
 
 
 def test_features_are_read_as_a_search_reads_them(tmp_path: Path) -> None:
-    cache, _ = build._features(tiny_task(), TABLE_CONFIG, 0, tmp_path, tmp_path / "b", Silent())
+    cache = features_of(tmp_path, TABLE_CONFIG)
     stored = build._work(cache, TABLE_CONFIG, tmp_path).features.samples()
     for part in cache.parts:
         samples = cache.samples(part)
