@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def export(
     genotype, weights = source.files()
     folder = weights.parent if genotype is None else genotype.parent
     require_export()
-    with _held(weights.parent):
+    with _locked(weights.parent):
         trained, samples = _load(genotype, weights, task, data)
         place = folder / "bundle" if out is None else out
         bundle = _export(trained, samples, weights.parent, place, target)
@@ -115,7 +116,7 @@ def export_run(run: Path, task: Task) -> None:
     from bmnas.pipeline.trained import load_network
 
     require_export()
-    with _held(run):
+    with _locked(run):
         trained = load_network(run / "network.safetensors", task)
         _export(trained, task, run, run / "bundle", "onnx")
 
@@ -138,124 +139,89 @@ def require_export() -> None:
 
 
 def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target: str) -> Bundle:
-    """Write the bundle, and note its latency in the run ``folder`` of the weights, if it is one."""
+    """Write the bundle; where ``folder`` is a run, take its scores and note the latency there."""
     import bmnas_export
 
     from bmnas.machine.progress import Bars
+    from bmnas.pipeline.run_folder import Run
 
+    run = Run(folder)
+    kept = ("metric", "unimodal", "search", "test")
+    scores = {name: value for name, value in run.read_metrics().items() if name in kept}
     try:
         bundle = bmnas_export.export_bundle(
-            trained, task, out, target=target, scores=_scores(folder), progress=Bars()
+            trained, task, out, target=target, scores=scores, progress=Bars()
         )
     except bmnas_export.ExportError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
-    _record(folder, bundle)
+    if run.metrics.is_file():
+        latency = bundle.manifest.latency
+        # "threads" are those of torch.
+        measured = {
+            "onnxruntime": latency["onnxruntime"],
+            "onnxruntime_threads": latency["threads"],
+        }
+        run.update_metrics({"latency": measured})
     return bundle
 
 
-def _held(folder: Path) -> AbstractContextManager[None]:
-    """Hold a run's folder from the start: told now that it is in use, not after minutes."""
+def _locked(folder: Path) -> AbstractContextManager[None]:
+    """Lock a run's folder before the work: that it is in use is told now, not after minutes."""
     from bmnas.pipeline.run_folder import Run, locked
 
     return locked(folder) if Run(folder).metrics.is_file() else nullcontext()
 
 
-def _record(folder: Path, bundle: Bundle) -> None:
-    """Note the latency in ``metrics.json`` beside the weights, for ``bmnas compare``."""
-    from bmnas.pipeline.run_folder import Run
-
-    run = Run(folder)
-    if run.metrics.is_file():
-        latency = bundle.manifest.latency
-        measured = {
-            "onnxruntime": latency["onnxruntime"],
-            # "threads" are those of torch.
-            "onnxruntime_threads": latency["threads"],
-        }
-        run.update_metrics({"latency": measured})
-
-
 def _load(
     genotype: Path | None, weights: Path, task: str | None, data: Path | None
 ) -> tuple[TrainedNetwork, Task]:
+    """Return the network in ``weights`` and its task; it must be that of the genotype's file."""
+    from bmnas.machine.errors import UserError
     from bmnas.pipeline.trained import load_network, read_description
     from bmnas.spaces.registry import load_architecture
 
     # Before the weights: where both are missing, the genotype was named.
     asked = None if genotype is None else load_architecture(genotype)
     found, info = read_description(weights)
-    if genotype is not None and asked is not None:
-        _check_genotype(found, asked, genotype, weights)
+    if genotype is not None and asked is not None and found != asked:
+        raise UserError(
+            f"{weights}: trained for another genotype than {genotype}: {_difference(found, asked)};"
+            " give the weights that belong to it with --weights, or make them with: "
+            f"{_train(genotype)}"
+        )
     samples = _load_task(info, weights, task, data)
     return load_network(weights, samples), samples
 
 
-def _check_genotype(found: Architecture, asked: Architecture, path: Path, weights: Path) -> None:
-    """Raise UserError unless ``weights`` are those of the genotype ``asked`` in ``path``."""
-    from bmnas.machine.errors import UserError
-
-    if found == asked:
-        return
+def _difference(found: Architecture, asked: Architecture) -> str:
     if found.FORMAT != asked.FORMAT:
-        what = f"it is a {found.summary()}"
-    else:
-        what = f"they differ in {_difference(found.to_dict(), asked.to_dict())}"
-    raise UserError(
-        f"{weights}: trained for another genotype than {path}: {what}; give the weights that"
-        f" belong to it with --weights, or make them with: {_train(path)}"
-    )
+        return f"it is a {found.summary()}"
+    one, other = found.to_dict(), asked.to_dict()
+    return f"they differ in {next(key for key in one if one[key] != other.get(key))}"
 
 
 def _load_task(info: TaskInfo, weights: Path, task: str | None, data: Path | None) -> Task:
     from bmnas.machine.errors import UserError
     from bmnas.tasks import load_task, reload_task
 
-    source = info.source
-    recorded = isinstance(source, dict) and isinstance(source.get("task"), str)
     if task is not None:
         return load_task(task, data)
-    if not recorded:
+    if not isinstance(info.source.get("task"), str):
         raise UserError(
             f"{weights}: does not say where the data of the task {info.name!r} is; name the task"
             " with --task (and --data)"
         )
     if data is not None:
-        return reload_task({**source, "data": str(data)})
+        return reload_task({**info.source, "data": str(data)})
     try:
-        return reload_task(source)
+        return reload_task(info.source)
     except UserError as error:
         raise UserError(f"{error} (it was trained on this; --task and --data change it)") from error
 
 
 def _train(genotype: Path) -> str:
-    import shlex
-
-    return f"bmnas train --genotype {shlex.quote(str(genotype))}"
-
-
-def _difference(found: dict[str, Any], asked: dict[str, Any]) -> str:
-    name = next(key for key in found if found[key] != asked.get(key))
-    if not isinstance(found[name], list) or not isinstance(asked.get(name), list):
-        return f"{name}: {found[name]} and {asked.get(name)}"
-    if len(found[name]) != len(asked[name]):
-        return f"{name}: {len(found[name])} and {len(asked[name])}"
-    pairs = zip(found[name], asked[name], strict=True)
-    return next(f"{name}[{k}]" for k, (left, right) in enumerate(pairs) if left != right)
-
-
-def _scores(folder: Path) -> dict[str, Any]:
-    """Return the scores of ``metrics.json`` beside the weights, nothing where there is none."""
-    from bmnas.machine.errors import UserError
-    from bmnas.machine.files import read_json
-
-    path = folder / "metrics.json"
-    if not path.exists():
-        return {}
-    metrics = read_json(path)
-    if not isinstance(metrics, dict):
-        raise UserError(f"{path}: received {type(metrics).__name__}, expected a JSON object")
-    return {key: metrics[key] for key in ("metric", "unimodal", "search", "test") if key in metrics}
+    return shlex.join(["bmnas", "train", "--genotype", str(genotype)])
 
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:

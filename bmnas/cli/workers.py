@@ -16,8 +16,9 @@ from bmnas.cli.options import Device
 from bmnas.machine.errors import UserError, one_line
 
 if TYPE_CHECKING:
+    from bmnas.lab.jobs.engine import Engine, Workers
     from bmnas.lab.jobs.folder import JobRecord
-    from bmnas.lab.jobs.job import Engine, Job, Workers
+    from bmnas.lab.jobs.job import Job
 
 _WORK = "Work"
 
@@ -29,7 +30,7 @@ class WorkOptions:
     engine: Annotated[
         Literal["local", "ray"],
         typer.Option(
-            help="local: processes of this machine; ray: Ray Tune, also on a cluster.",
+            help="local: processes of this machine; ray: Ray, also on a cluster.",
             rich_help_panel=_WORK,
         ),
     ] = "local"
@@ -44,22 +45,15 @@ class WorkOptions:
     device: Device = "auto"
 
     def choose(self) -> Engine:
-        """Return the engine; raises UserError for a device or package that is not there."""
+        """Return the engine; raises UserError for a device that is not there."""
         if self.engine == "local":
-            from bmnas.lab.jobs.local import run_local
+            from bmnas.lab.jobs.engine import run_local
             from bmnas.machine.runtime import Runtime
 
             Runtime.choose(self.device)
             return run_local
-        # Now, so that what is missing is told before anything is done.
-        import ray
-
-        try:
-            import ray.tune
-        except ImportError as error:
-            raise UserError(
-                f"ray {ray.__version__} lacks what ray.tune needs: run pip install 'bmnas[sweep]'"
-            ) from error
+        # Now, so that it is told before anything is done where Ray is missing.
+        import ray  # noqa: F401
 
         from bmnas.lab.jobs.on_ray import run_on_ray
 
@@ -86,7 +80,7 @@ class WorkOptions:
 
 def workers(count: int, retries: int, folder: Path) -> Workers:
     """Return the processes that do runs below ``folder``: Python with this module."""
-    from bmnas.lab.jobs.job import Workers
+    from bmnas.lab.jobs.engine import Workers
 
     command = (sys.executable, "-m", "bmnas.cli.workers")
     return Workers(command, count, retries, folder.resolve() / ".scratch")

@@ -14,13 +14,15 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bmnas.machine.errors import UserError, close, one_line
+from bmnas.machine.schema import received
 from bmnas.tasks.kinds import Array
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
@@ -33,6 +35,10 @@ _DAMAGE = (
 _PICKLE = "an array of Python objects, which is never loaded: save numbers or fixed-width strings"
 
 
+#: Reads a column; where its argument is true, what could be a number stays text.
+_Reader = Callable[[bool], Array]
+
+
 class Columns:
     """The columns of several files, each file opened now and each column read when asked for.
 
@@ -40,7 +46,11 @@ class Columns:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._files = [_open(path) for path in paths]
+        self._columns = [
+            (f"{path.name}:{name}", name, reader)
+            for path in paths
+            for name, reader in _open(path).items()
+        ]
         self._read: dict[tuple[str, bool], Array] = {}
 
     def get(self, name: str, *, text: bool = False) -> Array:
@@ -50,20 +60,18 @@ class Columns:
         """
         key = (name, text)
         if key not in self._read:
-            file, column = self._find(name)
-            self._read[key] = file.column(column, text=text)
+            self._read[key] = self._find(name)(text)
         return self._read[key]
 
-    def _find(self, name: str) -> tuple[_File, str]:
-        choices = [(f"{f.path.name}:{n}", f, n) for f in self._files for n in f.names]
-        found = [c for c in choices if name in (c[2], c[0])]
+    def _find(self, name: str) -> _Reader:
+        found = [column for column in self._columns if name in column[:2]]
         if len(found) == 1:
-            return found[0][1], found[0][2]
+            return found[0][2]
         if found:
-            options = " or ".join(repr(c[0]) for c in found)
+            options = " or ".join(repr(full) for full, _, _ in found)
             raise UserError(f"received array {name!r}, which several files have: write {options}")
         # Whoever made the file may have put a line break into a name.
-        names = [" ".join(c[2].split()) for c in choices]
+        names = [" ".join(known.split()) for _, known, _ in self._columns]
         raise UserError(
             f"received array {name!r}, expected one of {', '.join(names)}{close(name, names)}"
         )
@@ -82,170 +90,141 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
         raise UserError(message if str(path) in message else f"{path}: {message}") from error
 
 
-def _open(path: Path) -> _File:
+def _open(path: Path) -> Mapping[str, _Reader]:
+    """Return what reads each column of a file, by name."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    kind = _KINDS.get(path.suffix.lower())
-    if kind is None:
-        raise UserError(
-            f"{path}: received a {path.suffix or 'nameless'} file, expected {_EXPECTED}"
-        )
+    opened = _OPENED.get(path.suffix.lower())
+    if opened is None:
+        expected = f"one of {', '.join(_OPENED)}"
+        raise UserError(f"{path}: received a {path.suffix or 'nameless'} file, expected {expected}")
     try:
-        return kind(path)
+        return opened(path)
     except UserError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
-class _Npz:
-    """The members of an ``.npz`` archive."""
+def _npz(path: Path) -> Mapping[str, _Reader]:
+    # numpy takes whatever is not a zip file for a pickle; say what is wrong instead. Nor does
+    # it close a damaged one, so that it gets to see only what zipfile can read.
+    try:
+        zipfile.ZipFile(path).close()
+    except PermissionError:
+        raise
+    except _DAMAGE as error:
+        raise UserError(f"{path}: not an .npz file, or a truncated one") from error
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: partial(_member, path, name) for name in archive.files}
+    except _DAMAGE as error:
+        raise _unreadable(str(path), error) from error
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        # numpy takes whatever is not a zip file for a pickle; say what is wrong instead. Nor does
-        # it close a damaged one, so that it gets to see only what zipfile can read.
+
+def _member(path: Path, name: str, text: bool) -> Array:
+    """Return a member of an ``.npz``; what is a number in the file stays one."""
+    place = f"{path}: {name}"
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            array: Array | bytes = archive[name]
+    except _DAMAGE as error:
+        raise _unreadable(place, error) from error
+    if isinstance(array, bytes):
+        raise UserError(f"{place}: not an array: expected what numpy.savez writes")
+    return array
+
+
+def _npy(path: Path) -> Mapping[str, _Reader]:
+    # Mapped into memory and not read.
+    try:
+        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except _DAMAGE as error:
+        raise _unreadable(str(path), error) from error
+    return {path.stem: lambda text: array}
+
+
+def _jsonl(path: Path) -> Mapping[str, _Reader]:
+    rows: dict[int, dict[str, Any]] = {}
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            place = f"{path}: line {number}"
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{place}: not JSON: {one_line(error)}") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{place}: {received(row, 'an object')}")
+            rows[number] = row
+    if not rows:
+        raise UserError(f"{path}: received an empty file, expected one JSON object a line")
+    return {name: partial(_field, path, name, rows) for name in next(iter(rows.values()))}
+
+
+def _field(path: Path, name: str, rows: Mapping[int, dict[str, Any]], text: bool) -> Array:
+    """Return the field of every line: strings, numbers, or lists of numbers of one length."""
+    strings = isinstance(next(iter(rows.values()))[name], str)
+    for number, row in rows.items():
+        if name not in row:
+            raise UserError(f"{path}: line {number}: expected {name!r}, which is missing")
+        value = row[name]
+        if isinstance(value, str) != strings or not (strings or _numeric(value)):
+            expected = "a string" if strings else "a number or a list of numbers"
+            raise UserError(f"{path}: line {number}: {name}: {received(value, expected)}")
+    try:
+        array = np.asarray([row[name] for row in rows.values()])
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{path}: {name}: lists of different lengths") from error
+    if array.dtype == object:
+        raise UserError(f"{path}: {name}: received an integer of more than 64 bits")
+    return array
+
+
+def _csv(path: Path) -> Mapping[str, _Reader]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, strict=True)
+        names = next(lines, [])
+        rows = []
+        for row in lines:
+            if len(row) == len(names):
+                rows.append(row)
+            elif row:
+                raise UserError(
+                    f"{path}: line {lines.line_num}: received {len(row)} fields, "
+                    f"expected {len(names)} as in the header"
+                )
+    if not rows:
+        raise UserError(f"{path}: received no row, expected a header line and rows below it")
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: the header names a column twice: {', '.join(names)}")
+    columns = zip(names, zip(*rows, strict=True), strict=True)
+    return {name: partial(_fields, f"{path}: {name}", fields) for name, fields in columns}
+
+
+def _fields(place: str, fields: Sequence[str], text: bool) -> Array:
+    """Return int64 or float64 where every field is such a number, else strings."""
+    if text:
+        return np.array(fields, dtype=np.str_)
+    if all(_INTEGER.fullmatch(field) for field in fields):
         try:
-            zipfile.ZipFile(path).close()
-        except PermissionError:
-            raise
-        except _DAMAGE as error:
-            raise UserError(f"{path}: not an .npz file, or a truncated one") from error
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                self.names = tuple(archive.files)
-        except _DAMAGE as error:
-            raise _unreadable(str(path), error) from error
-
-    def column(self, name: str, *, text: bool) -> Array:
-        """Return a member; what is a number in the file stays one, ``text`` or not."""
-        place = f"{self.path}: {name}"
-        try:
-            with np.load(self.path, allow_pickle=False) as archive:
-                array: Array | bytes = archive[name]
-        except _DAMAGE as error:
-            raise _unreadable(place, error) from error
-        if isinstance(array, bytes):
-            raise UserError(f"{place}: not an array: expected what numpy.savez writes")
-        return array
-
-
-class _Npy:
-    """The one array of an ``.npy`` file, mapped into memory and not read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.names = (path.stem,)
-        try:
-            self._array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except _DAMAGE as error:
-            raise _unreadable(str(path), error) from error
-
-    def column(self, name: str, *, text: bool) -> Array:
-        """Return the array."""
-        return self._array
-
-
-class _Jsonl:
-    """The fields of the objects in a file of one JSON object a line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lines: list[int] = []
-        self._rows: list[dict[str, Any]] = []
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    self._lines.append(number)
-                    self._rows.append(self._parse(line, number))
-        if not self._rows:
-            raise UserError(f"{path}: received an empty file, expected one JSON object a line")
-        self.names = tuple(self._rows[0])
-
-    def _parse(self, line: str, number: int) -> dict[str, Any]:
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{self.path}: line {number}: not JSON: {one_line(error)}") from error
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{self.path}: line {number}: received {_show(value)}, expected an object"
-            )
-        return value
-
-    def column(self, name: str, *, text: bool) -> Array:
-        """Return the field of every line: strings, numbers, or lists of numbers of one length."""
-        values = []
-        for number, row in zip(self._lines, self._rows, strict=True):
-            if name not in row:
-                raise UserError(f"{self.path}: line {number}: expected {name!r}, which is missing")
-            values.append(row[name])
-        return self._array(name, values)
-
-    def _array(self, name: str, values: list[Any]) -> Array:
-        strings = isinstance(values[0], str)
-        for number, value in zip(self._lines, values, strict=True):
-            if isinstance(value, str) != strings or not (strings or _numeric(value)):
-                expected = "a string" if strings else "a number or a list of numbers"
-                place = f"{self.path}: line {number}: {name}"
-                raise UserError(f"{place}: received {_show(value)}, expected {expected}")
-        try:
-            array = np.asarray(values)
-        except (ValueError, OverflowError) as error:
-            raise UserError(f"{self.path}: {name}: lists of different lengths") from error
-        if array.dtype == object:
-            raise UserError(f"{self.path}: {name}: received an integer of more than 64 bits")
-        return array
-
-
-class _Csv:
-    """The columns of a comma-separated file with a header line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file, strict=True)
-            self.names = tuple(next(lines, ()))
-            self._rows = []
-            for row in lines:
-                if len(row) == len(self.names):
-                    self._rows.append(row)
-                elif row:
-                    raise UserError(
-                        f"{path}: line {lines.line_num}: received {len(row)} fields, "
-                        f"expected {len(self.names)} as in the header"
-                    )
-        if not self._rows:
-            raise UserError(f"{path}: received no row, expected a header line and rows below it")
-        if len(set(self.names)) < len(self.names):
-            raise UserError(f"{path}: the header names a column twice: {', '.join(self.names)}")
-
-    def column(self, name: str, *, text: bool) -> Array:
-        """Return a column: int64 or float64 where every field is such a number, else strings."""
-        position = self.names.index(name)
-        fields = [row[position] for row in self._rows]
-        if not text:
-            if all(_INTEGER.fullmatch(field) for field in fields):
-                try:
-                    return np.array([int(field) for field in fields], dtype=np.int64)
-                except (OverflowError, ValueError) as error:
-                    raise UserError(
-                        f"{self.path}: {name}: received an integer of more than 64 bits"
-                    ) from error
-            numbers = [_float(field) for field in fields]
-            if None not in numbers:
-                return np.array(numbers, dtype=np.float64)
+            return np.array([int(field) for field in fields], dtype=np.int64)
+        except (OverflowError, ValueError) as error:
+            raise UserError(f"{place}: received an integer of more than 64 bits") from error
+    try:
+        # float() takes 1_000, which is a name rather than a number.
+        return np.array([float(field.replace("_", "x")) for field in fields])
+    except ValueError:
         return np.array(fields, dtype=np.str_)
 
 
-_File = _Npz | _Npy | _Jsonl | _Csv
-_KINDS: Mapping[str, type[_File]] = {
-    ".npz": _Npz,
-    ".npy": _Npy,
-    ".jsonl": _Jsonl,
-    ".csv": _Csv,
+_OPENED: Mapping[str, Callable[[Path], Mapping[str, _Reader]]] = {
+    ".npz": _npz,
+    ".npy": _npy,
+    ".jsonl": _jsonl,
+    ".csv": _csv,
 }
-_EXPECTED = "one of " + ", ".join(_KINDS)
 
 
 def _numeric(value: Any) -> bool:
@@ -254,21 +233,9 @@ def _numeric(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _float(field: str) -> float | None:
-    try:
-        return None if "_" in field else float(field)
-    except ValueError:
-        return None
-
-
 def _unreadable(place: str, error: Exception) -> UserError:
     message = one_line(error)
     # numpy says "allow_pickle=False" for objects in an array and for a file that is no array.
     if "pickle" in message or "Python objects" in message:
         return UserError(f"{place}: received {_PICKLE}")
     return UserError(f"{place}: cannot be read, perhaps truncated: {message}")
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

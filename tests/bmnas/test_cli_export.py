@@ -140,7 +140,7 @@ def other(genotype: Genotype, change: str) -> Genotype:
 
 @pytest.mark.parametrize(
     ("change", "difference"),
-    [("length", "length: 4 and 6;"), ("cells", "cells: 1 and 2;"), ("steps", "cells[0];")],
+    [("length", "length;"), ("cells", "cells;"), ("steps", "cells;")],
 )
 def test_weights_of_another_genotype_are_refused(
     run_folder: Path, change: str, difference: str
@@ -206,7 +206,7 @@ def test_a_task_from_python_has_to_be_named_again(run_folder: Path) -> None:
 def test_metrics_that_are_no_object_are_named(run_folder: Path) -> None:
     (run_folder / "metrics.json").write_text("[1]")
     shown = message(invoke("--genotype", run_folder / "genotype.json"))
-    assert shown == f"{run_folder / 'metrics.json'}: received list, expected a JSON object"
+    assert shown == f"{run_folder / 'metrics.json'}: received list, expected an object"
 
 
 def test_networks_that_differ_end_with_status_1(

@@ -1,18 +1,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
-
-from bmnas.lab.jobs.attempts import attempts
+from workers import kill_worker
 
 SWEEP = ("sweep", "--task", "task.toml", "--preset", "tiny-preset.toml", "--run", "sweep")
 
@@ -26,24 +21,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def kill_first(path: Path) -> threading.Thread:
-    """Kill, in the background, the process of the first attempt that ``path`` tells of."""
-
-    def wait_and_kill() -> None:
-        end = time.monotonic() + 120
-        while not (found := attempts(path)) and time.monotonic() < end:
-            time.sleep(0.005)
-        os.kill(found[0]["pid"], signal.SIGKILL)
-
-    thread = threading.Thread(target=wait_and_kill)
-    thread.start()
-    return thread
-
-
 def test_a_sweep_outlives_a_killed_worker_and_a_failing_trial(here: Path) -> None:
     # One of them diverges, which is the user's to mend.
     words = (*SWEEP, "--set", "search.max_lr=1e-3,1e30", "--json")
-    killer = kill_first(here / "sweep" / ".attempts" / "max_lr-0.001.jsonl")
+    killer = kill_worker("max_lr-0.001", here / "sweep" / "max_lr-0.001" / "config.json")
     printed = bmnas_command(*words)
     killer.join()
     assert printed.status == 1
@@ -72,8 +53,10 @@ def test_a_sweep_outlives_a_killed_worker_and_a_failing_trial(here: Path) -> Non
     (here / "sweep" / bad["name"] / "genotype.json").write_bytes(
         (run / "genotype.json").read_bytes()
     )
-    again = bmnas_command(*words[:-1], "--resume")
+    again = bmnas_command(*words, "--resume")
     assert again.status == 0
+    assert [t["attempts"] for t in json.loads(again.out)["trials"]] == [2, 1]
+    again = bmnas_command(*words[:-1], "--resume")
     assert "max_lr-0.001" in again.out
     assert "Next: bmnas compare sweep/*/" in again.err
 

@@ -11,8 +11,9 @@ from typing import Any
 from bmnas.lab.bench.jobs import commands
 from bmnas.lab.bench.regret import Regrets
 from bmnas.lab.bench.suite import Suite
+from bmnas.lab.jobs.engine import Result
 from bmnas.lab.jobs.folder import job_record
-from bmnas.lab.jobs.job import Job, Result
+from bmnas.lab.jobs.job import Job
 from bmnas.lab.jobs.table import jobs_table
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import write_json, write_text

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bmnas.lab.jobs.attempts import attempts, attempts_file
-from bmnas.lab.jobs.job import Engine, Job, Result, Workers, backbones_jobs
+from bmnas.lab.jobs.engine import Engine, Result, Workers
+from bmnas.lab.jobs.job import Job, backbones_jobs
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, write_json
 from bmnas.machine.progress import Progress, Silent
@@ -40,7 +40,7 @@ def job_record(job: Job, folder: Path, result: Result) -> JobRecord:
         job.name,
         job.label,
         result.state,
-        len(attempts(attempts_file(folder, job.name))),
+        result.attempts,
         result.error,
         metrics.get("metric"),
         metrics.get("search", {}).get("validation"),
@@ -167,6 +167,8 @@ class _Many:
             )
 
     def _end(self, job: Job, result: Result) -> None:
+        before = self.earlier.get(job.name, {}).get("attempts", 0)
+        result = dataclasses.replace(result, attempts=before + result.attempts)
         self.records[job.name] = job_record(job, self.folder, result)
 
     def _save(self) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bmnas.lab.jobs.attempts import attempts_file
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.run_folder import Run
 
@@ -80,7 +79,6 @@ class Job:
             "run": str(folder / self.name),
             "backbones": str(folder / self.backbones),
             "found": found,
-            "attempts": str(attempts_file(folder, self.name)),
             "device": device,
         }
 
@@ -96,31 +94,3 @@ def backbones_jobs(jobs: Sequence[Job]) -> list[Job]:
         caches = tuple(sorted(shapes))
         made.append(dataclasses.replace(group[0], name=name, way=BACKBONES, caches=caches))
     return made
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a job ended: done; failed, so that the user must help; lost with its process."""
-
-    name: str
-    state: Literal["done", "failed", "lost"]
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Processes that do orders: ``count`` at a time, each order again ``retries`` times when lost.
-
-    ``command`` starts one; the name of its order's file is added. It ends when its standard input
-    is closed, with status 2 and one line on standard error where the user must help. ``scratch`` is
-    a folder for such files, on a cluster where all machines see it.
-    """
-
-    command: tuple[str, ...]
-    count: int
-    retries: int
-    scratch: Path
-
-
-#: Has the orders done and calls back for each that has ended.
-Engine = Callable[[Sequence[Order], Workers, Callable[[Result], None]], None]

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bmnas.lab.jobs.attempts import noted
 from bmnas.lab.jobs.job import BACKBONES, SEARCHED, Order
 from bmnas.machine.files import atomic_folder, atomic_path
 from bmnas.machine.runtime import Runtime
@@ -35,19 +34,16 @@ Export = Callable[[Path, Task], None]
 
 
 def do_order(order: Order, export: Export) -> None:
-    """Do what ``order`` says and note the attempt; raises UserError where the user must help."""
-    with noted(Path(order["attempts"])):
-        source = order["source"]
-        data = source.get("data")
-        task = load_task(
-            source["task"], None if data is None else Path(data), **(source.get("options") or {})
-        )
-        config = Config.from_dict(order["config"], order["name"])
-        config = dataclasses.replace(config, preset=order["preset"])
-        if order["way"] == BACKBONES:
-            _prepare_backbones(order, task, config)
-        else:
-            _do_stages(order, task, config, export)
+    """Do what ``order`` says; raises UserError where the user must help."""
+    source = order["source"]
+    data, options = source.get("data"), source.get("options") or {}
+    task = load_task(source["task"], None if data is None else Path(data), **options)
+    config = Config.from_dict(order["config"], order["name"])
+    config = dataclasses.replace(config, preset=order["preset"])
+    if order["way"] == BACKBONES:
+        _prepare_backbones(order, task, config)
+    else:
+        _do_stages(order, task, config, export)
 
 
 def _prepare_backbones(order: Order, task: Task, config: Config) -> None:
