@@ -33,8 +33,8 @@ Grid = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=V1,V2…",
-        help="Values to combine with all others: task, preset, strategy, seed, or a value of "
-        "a preset such as search.channels.",
+        help="Values to combine with all others: task, preset, strategy, space, seed, or a value "
+        "of a preset such as search.channels.",
         rich_help_panel=_RUNS,
     ),
 ]

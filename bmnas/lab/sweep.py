@@ -18,11 +18,16 @@ from bmnas.machine.errors import UserError, close, one_line
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import received
 from bmnas.pipeline.config import Config, load_preset
+from bmnas.spaces.registry import space_named
+from bmnas.strategies import strategy_named
 from bmnas.tasks import load_task
 from bmnas.tasks.task import Task
 
 #: Settings that are no configuration values, with their types.
-_PLAIN: Mapping[str, type] = {"task": str, "data": str, "preset": str, "strategy": str, "seed": int}
+_PLAIN: Mapping[str, type] = {
+    **dict.fromkeys(("task", "data", "preset", "strategy", "space"), str),
+    "seed": int,
+}
 _DEFAULTS: Mapping[str, Any] = {"task": "digits", "strategy": "bmnas", "seed": 0}
 _LONGEST = 100  # of a folder's name
 _MOST = 10_000  # runs: more is a slip of the pen
@@ -34,8 +39,8 @@ Settings = dict[str, Any]
 class Setup:
     """One run of a sweep: its folder's name, what is varied, and all that was set.
 
-    Keys are ``task``, ``data``, ``preset``, ``strategy``, ``seed``, and configuration values by
-    section, such as ``search.channels``.
+    Keys are ``task``, ``data``, ``preset``, ``strategy``, ``space``, ``seed``, and configuration
+    values by section, such as ``search.channels``.
     """
 
     name: str
@@ -66,6 +71,7 @@ class Setup:
             self.config(task.preset),
             self.varied,
             ("search", "train") if train else ("search",),
+            space=self.settings.get("space"),
         )
 
 
@@ -99,19 +105,17 @@ def _require_read(setups: Sequence[Setup], jobs: Sequence[Job]) -> None:
 
 def _unread(job: Job, settings: Mapping[str, Any]) -> set[str]:
     """Return the keys of ``settings`` that ``job`` does not depend on."""
-    strategy, search = job.way.removeprefix("search "), job.config.search
-    sections, own = job.config.to_dict(), job.config.of_strategy(strategy)
-    if own:
-        unread = set(sections["search"]) - {"length", "cache_dtype"}
-    elif strategy == "random":
-        unread = {"epochs", "arch_lr", "arch_weight_decay", "rerank", "precision"}
-    else:
-        unread = {"candidates", *(() if search.rerank else ("candidate_epochs",))}
-    keys = {f"search.{name}" for name in unread}
+    name, sections = job.way.removeprefix("search "), job.config.to_dict()
+    strategy = strategy_named(name)
+    # The features are as long as section [search] says, whatever becomes of them.
+    reads = {*strategy.READS, *space_named(job.space or strategy.SPACE).sizes(), "length"}
+    if strategy.TRAINS_SUPERNET and not job.config.search.rerank:
+        reads -= {"candidate_epochs"}
+    keys = {f"search.{key}" for key in sections["search"].keys() - reads}
     if "train" not in job.stages:
         # The threshold decides which genotype of a multilabel task is kept.
         keys |= {f"train.{name}" for name in sections["train"] if name != "threshold"}
-    others = sections.keys() - {"unimodal", "search", "train", strategy}
+    others = sections.keys() - {"unimodal", "search", "train", name}
     return {k for k in settings if k in keys or k.partition(".")[0] in others}
 
 

@@ -154,10 +154,11 @@ class _Many:
         if not run.config.is_file() or not run.begun():
             return
         kind, _, name = job.way.partition(" ")
-        wanted = {"task": job.task, "seed": job.seed, "strategy": name, **job.config.to_dict()}
+        own = {"strategy": name, "space": job.space}
+        wanted = {"task": job.task, "seed": job.seed, **own, **job.config.to_dict()}
         keys = ["task", "seed", "unimodal", "search"]
         if kind == "search":
-            keys += ["strategy", *([name] if name in wanted else [])]
+            keys += ["strategy", "space", *([name] if name in wanted else [])]
         if "train" in job.stages and run.network.is_file():
             keys.append("train")
         what = differing(run, wanted, tuple(keys))

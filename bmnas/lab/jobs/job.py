@@ -30,7 +30,8 @@ class Job:
     ``fusion NAME``, ``module NAME/PAIRS``, or ``backbones``, which trains the backbones and
     extracts the features that other jobs share; ``caches`` are then the lengths and types of the
     features. ``task`` holds the task's name and source. ``label`` is what the table says of the
-    job. ``after`` names the job whose genotype this one starts from.
+    job. ``after`` names the job whose genotype this one starts from. ``space`` is where a search
+    looks, None for the strategy's own.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Job:
     label: Mapping[str, Any]
     stages: tuple[Stage, ...] = ("search",)
     after: str | None = None
+    space: str | None = None
     caches: tuple[tuple[int, str], ...] = ()
 
     @property
@@ -71,6 +73,7 @@ class Job:
             "name": self.name,
             "way": self.way,
             "source": self.task["source"],
+            "space": self.space,
             "seed": self.seed,
             "preset": self.config.preset,
             "config": self.config.to_dict(),

@@ -75,7 +75,7 @@ def _do_stages(order: Order, task: Task, config: Config, export: Export) -> None
         "runtime": Runtime.choose(order["device"]),
     }
     if kind == "search":
-        search(task, strategy=name, **options)
+        search(task, strategy=name, space=order["space"], **options)
     elif kind == "module" and not run.genotype.is_file():
         found = Genotype.load(Path(order["found"]))
         _module(name, found, config, order["seed"]).save(run.genotype)
