@@ -6,6 +6,7 @@ Legend: k calls of a group, B batch, C channels, R rows, L length.
 from __future__ import annotations
 
 import warnings
+from bisect import bisect, bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,13 +68,14 @@ class Program:
                     source = number, value.index
                     self._rows[value] = Run(source) if call.shared else Run(source, row, row + 1)
         self._wanted = [self._runs(values) for values in wanted]
-        self._cuts: dict[Source, set[int]] = defaultdict(set)
+        cuts: dict[Source, set[int]] = defaultdict(set)
         last: dict[Source, int] = {}
         every = [*(inputs for _, _, inputs in self._groups), self._wanted]
         for number, inputs in enumerate(every):
             for run in (run for runs in inputs for run in runs):
-                self._cuts[run.source] |= {run.start, run.stop}
+                cuts[run.source] |= {0, run.start, run.stop}
                 last[run.source] = number
+        self._cuts = {source: sorted(each) for source, each in cuts.items()}
         self._last = [[s for s, n in last.items() if n == number] for number in range(len(every))]
 
     def __call__(
@@ -81,7 +83,7 @@ class Program:
     ) -> list[Tensor]:
         """Return the results from weights and features, with dropout masks drawn from ``seed``."""
         found: dict[Source, Any] = dict(given.items())
-        pieces: dict[Source, Mapping[int, Tensor]] = {}
+        pieces: dict[Source, Sequence[Tensor]] = {}
         for number, (first, compute, inputs) in enumerate(self._groups):
             tensors = [self._gather(runs, found, pieces) for runs in inputs]
             if first.func is dropout_mask:
@@ -99,24 +101,25 @@ class Program:
         self,
         runs: Sequence[Run],
         found: Mapping[Source, Tensor],
-        pieces: dict[Source, Mapping[int, Tensor]],
+        pieces: dict[Source, Sequence[Tensor]],
         *,
         stack: bool = False,
     ) -> Tensor:
         parts: list[Tensor] = []
-        for source, start, stop in ((run.source, run.start, run.stop) for run in runs):
-            x = found[source]
-            if stop == 0:
+        for run in runs:
+            x = found[run.source]
+            if run.stop == 0:
                 parts.append(x[None] if stack else x)
-            elif start == 0 and stop == len(x):
+            elif run.start == 0 and run.stop == len(x):
                 parts.append(x)
             else:
-                if source not in pieces:
-                    # Split once: a slice's gradient is as large as all of it.
-                    cuts = sorted(self._cuts[source] | {0, len(x)})
-                    sizes = [b - a for a, b in pairwise(cuts)]
-                    pieces[source] = dict(zip(cuts, x.split(sizes), strict=False))
-                parts += [x for cut, x in pieces[source].items() if start <= cut < stop]
+                cuts = self._cuts[run.source]
+                if run.source not in pieces:
+                    # Split once: the gradient of a slice is as large as all of it.
+                    sizes = [b - a for a, b in pairwise([*cuts, len(x)])]
+                    pieces[run.source] = x.split(sizes)
+                own = pieces[run.source]
+                parts += own[bisect(cuts, run.start) - 1 : bisect_left(cuts, run.stop)]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _runs(self, values: Sequence[Value]) -> list[Run]:

@@ -7,7 +7,7 @@ constants of the calls; what would depend on the numbers cannot be recorded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -46,6 +46,7 @@ class Weight:
 
     network: int
     name: str
+    trained: bool
     columns: tuple[int, int] | None = None
 
     def of(self, tensor: Tensor) -> Tensor:
@@ -61,7 +62,6 @@ class Value:
     index: int
     shape: torch.Size
     dtype: torch.dtype
-    requires_grad: bool
 
 
 @dataclass(eq=False)
@@ -89,7 +89,7 @@ class Call:
     def give(self, results: Sequence[Any]) -> None:
         """Take the values of ``results``."""
         self.outputs = [
-            Value(self, n, x.shape, x.dtype, x.requires_grad)
+            Value(self, n, x.shape, x.dtype)
             for n, x in enumerate(results)
             if isinstance(x, Tensor)
         ]
@@ -130,12 +130,10 @@ class Recorder(TorchFunctionMode):
         self._known, self._tensors, self._read = dict(self._given), {}, set()
         self._number, self._dropouts = number, 0
         weights: dict[str, Tensor] = {}
-        for name, x in network.named_parameters():
-            weights[name] = x.detach().to(self._device).requires_grad_(x.requires_grad)
-        for name, buffer in network.named_buffers():
-            weights[name] = buffer.to(self._device, copy=True)
-        for name, tensor in weights.items():
-            self._give(Weight(number, name), tensor)
+        for name, x in (*network.named_parameters(), *network.named_buffers()):
+            copy = not isinstance(x, nn.Parameter)  # a buffer may change
+            weights[name] = x.detach().to(self._device, copy=copy)
+            self._give(Weight(number, name, x.requires_grad), weights[name])
         with torch.enable_grad(), self:
             found = functional_call(network, weights, ([self._features[n] for n in reads],))
         return [self._value(x) for x in (found if isinstance(found, tuple) else (found,))]
@@ -147,11 +145,11 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if name_of(func) == "dropout":
             return self._dropout(*args, **kwargs)
-        if func is F.linear and (split := self._split_linear(*args, **kwargs)) is not None:
-            return split
+        if func is F.linear and len(args) > 1 and (y := self._split_linear(*args, **kwargs)) is not None:
+            return y
         tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         before = [x._version for x in tensors]
-        result = func(*args, **kwargs)
+        result = _run(func, args, kwargs)
         results = result if isinstance(result, tuple | list) else (result,)
         changed = [x for x, n in zip(tensors, before, strict=True) if x._version != n]
         if any(not x.is_floating_point() for x in changed):
@@ -244,8 +242,8 @@ class Recorder(TorchFunctionMode):
         total, stop = None, 0
         for part, width in zip(parts, widths, strict=True):
             start, stop = stop, stop + width
-            own = Weight(self._number, whole.call.given.name, (start, stop))
-            columns = own.of(weight.detach()).requires_grad_(weight.requires_grad)
+            own = replace(whole.call.given, columns=(start, stop))
+            columns = own.of(weight)
             self._give(own, columns)
             args = self._tensors[part], columns, bias
             added, bias = self.__torch_function__(F.linear, (), args), None
@@ -256,6 +254,16 @@ class Recorder(TorchFunctionMode):
         return total
 
 
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    """Return the result, of a product its shape alone: it would take most of the time."""
+    if func is F.linear and len(args) > 1:
+        x, weight = args[:2]
+        return x.new_zeros((*x.shape[:-1], len(weight)))
+    return func(*args, **kwargs)
+
+
 def _form(value: Value) -> Any:
     """Return what inputs have in common that can be stacked: those shared are the same one."""
-    return id(value) if value.call.shared else (value.shape, value.dtype, value.requires_grad)
+    given = value.call.given
+    trained = given.trained if isinstance(given, Weight) else None
+    return id(value) if value.call.shared else (value.shape, value.dtype, trained)
