@@ -114,8 +114,8 @@ def build(
     Example: bmnas tabular build --task digits --steps 1 --seeds 1 --out digits.npz
     """
     from bmnas.lab.tables.build import build_table
-    from bmnas.lab.tables.workers import cores
     from bmnas.machine.errors import UserError
+    from bmnas.machine.processes import cores
     from bmnas.machine.progress import Bars
 
     if out.exists() and not overwrite:

@@ -17,9 +17,17 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from bmnas.training.recording import ELEMENTWISE, SLOT, Call, Value, Weight, dropout_mask, name_of
+from bmnas.training.recording import (
+    ELEMENTWISE,
+    SLOT,
+    Call,
+    Value,
+    Weight,
+    dropout_mask,
+    name_of,
+    walked,
+)
 
 _RESHAPING = frozenset(["flatten", "reshape", "squeeze", "unflatten", "unsqueeze", "view"])
 
@@ -245,8 +253,7 @@ class _Mapped:
 
 def _call(call: Call, inputs: Sequence[Any], func: Callable[..., Any] | None = None) -> Any:
     left = iter(inputs)
-    leaves = [next(left) if leaf is SLOT else leaf for leaf in call.leaves]
-    args, kwargs = pytree.tree_unflatten(leaves, call.spec)
+    args, kwargs = walked(call.arguments, lambda x: next(left) if x is SLOT else x)
     return (func or call.func)(*args, **kwargs)  # type: ignore[misc]
 
 

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 _EACH = """abs add clamp clamp_max clamp_min detach div elu exp expm1 gelu hardtanh leaky_relu log
     log1p maximum minimum mul neg ones_like pow relu rsqrt rsub sigmoid sign silu softplus sqrt
@@ -32,8 +31,15 @@ _PURE = ELEMENTWISE | frozenset(_NOT_RANDOM.split())
 #: Functions that tell what a tensor holds, and those whose result has a shape that hangs on it.
 _TELLING, _COUNTING = frozenset(_TELL.split()), frozenset(_COUNT.split())
 
-#: Stands for a tensor among the arguments of a call.
-SLOT = object()
+
+class Slot:
+    """Stands for a tensor among the arguments of a call."""
+
+    def __repr__(self) -> str:
+        return "SLOT"
+
+
+SLOT = Slot()
 
 
 class ApartError(Exception):
@@ -68,15 +74,14 @@ class Value:
 class Call:
     """A call of ``func``, or something given: a weight, or a feature by its name.
 
-    ``leaves`` are the arguments, flattened as ``spec`` says, with SLOT for each of ``inputs``.
+    ``arguments`` are positional ones and those by name, with SLOT for each of ``inputs``.
     Calls of one ``kind`` can be merged. A ``shared`` result is the same for all networks.
     """
 
     kind: tuple[Any, ...]
     func: Callable[..., Any] | None = None
     inputs: tuple[Value, ...] = ()
-    leaves: tuple[Any, ...] = ()
-    spec: Any = None
+    arguments: Any = ()
     shared: bool = False
     given: Weight | str | None = None
     outputs: list[Value] = field(default_factory=list)
@@ -89,15 +94,24 @@ class Call:
     def give(self, results: Sequence[Any]) -> None:
         """Take the values of ``results``."""
         self.outputs = [
-            Value(self, n, x.shape, x.dtype)
-            for n, x in enumerate(results)
-            if isinstance(x, Tensor)
+            Value(self, n, x.shape, x.dtype) for n, x in enumerate(results) if isinstance(x, Tensor)
         ]
 
 
 def dropout_mask(shape: Sequence[int], dtype: torch.dtype, keep: float, number: int) -> Tensor:
     """Stands for the mask of a network's dropout ``number``."""
     return torch.ones(shape, dtype=dtype)
+
+
+def walked(x: Any, visit: Callable[[Any], Any]) -> Any:
+    """Return nested arguments with what ``visit`` makes of each that is no tuple, list or dict."""
+    if isinstance(x, dict):
+        return {name: walked(own, visit) for name, own in x.items()}
+    if isinstance(x, tuple):
+        return tuple([walked(own, visit) for own in x])
+    if isinstance(x, list):
+        return [walked(own, visit) for own in x]
+    return visit(x)
 
 
 def name_of(func: Any) -> str:
@@ -145,9 +159,11 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if name_of(func) == "dropout":
             return self._dropout(*args, **kwargs)
-        if func is F.linear and len(args) > 1 and (y := self._split_linear(*args, **kwargs)) is not None:
-            return y
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        split = self._split_linear(*args) if func is F.linear and not kwargs else None
+        if split is not None:
+            return split
+        tensors: list[Tensor] = []
+        walked((args, kwargs), lambda x: tensors.append(x) if isinstance(x, Tensor) else None)
         before = [x._version for x in tensors]
         result = _run(func, args, kwargs)
         results = result if isinstance(result, tuple | list) else (result,)
@@ -172,12 +188,18 @@ class Recorder(TorchFunctionMode):
     def _record(self, func: Any, args: Any, kwargs: Any, results: Sequence[Any]) -> None:
         if not torch.is_grad_enabled():
             raise ApartError("it has a backward pass of its own, or none")
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        inputs = tuple(self._value(x) for x in leaves if isinstance(x, Tensor))
-        constants = tuple(SLOT if isinstance(x, Tensor) else x for x in leaves)
+        inputs: list[Value] = []
+
+        def slot(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            inputs.append(self._value(x))
+            return SLOT
+
+        arguments = walked((args, kwargs), slot)
         shared = name_of(func) in _PURE and all(value.call.shared for value in inputs)
-        kind = (func, spec, repr(constants), *map(_form, inputs))
-        call = Call(kind, func, inputs, constants, spec, shared)
+        kind = (func, repr(arguments), *map(_form, inputs))
+        call = Call(kind, func, tuple(inputs), arguments, shared)
         if shared:
             call = self._shared.setdefault(kind, call)
         if not call.outputs:

@@ -23,7 +23,7 @@ from bmnas.training.fit import Group, Recipe, fit, require_finite_loss
 from bmnas.training.heads import TaskHead
 from bmnas.training.merging import Program
 from bmnas.training.metrics import Evaluation, Output, evaluate_several
-from bmnas.training.recording import ApartError, Recorder, Value, Weight
+from bmnas.training.recording import ApartError, Recorder, Weight
 
 
 class Together(nn.Module):
@@ -34,25 +34,26 @@ class Together(nn.Module):
     training all networks see the same dropout masks, as they see the same batches: what becomes of
     one does not depend on those beside it.
 
-    What cannot be merged is computed one by one: functions that torch cannot batch, and ``alone``
-    whole networks that ask for the value of a tensor, change their own buffers (BatchNorm apart),
-    or have a backward pass of their own.
+    What cannot be merged is computed one by one: functions that torch cannot batch, and whole
+    networks that ask for the value of a tensor, change their own buffers (BatchNorm apart), or have
+    a backward pass of their own. Networks that are so in training are ``alone``, with weights of
+    their own.
     """
 
     def __init__(self, networks: Sequence[nn.Module], pooled: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._networks: Sequence[Any] = tuple(networks)
-        self.features = tuple(dict.fromkeys(name for n in networks for name in _reads(n)))
-        self.alone = nn.ModuleDict()
+        self.features = tuple(dict.fromkeys(f for n in self._networks for f in n.features))
         self._steps, self._extra = 0, list[int]()
         self._tensors = [_tensors(network) for network in networks]
         self._places: dict[Weight, tuple[str, int]] = {}
         self._programs: dict[Any, tuple[Program, list[int]]] = {}
         inputs = [pooled[name] for name in self.features]
         self._device = inputs[0].device
-        self._record(inputs, training=False)  # for what cannot be merged there
-        self._programs[self._key(inputs)] = self._merge(self._record(inputs, training=True))
-        self.train()
+        self._apart: dict[bool, set[int]] = {True: set(), False: set()}
+        self._programs[self._key(inputs)] = self._program(inputs)
+        self.alone = nn.ModuleDict({str(number): networks[number] for number in self._apart[True]})
+        self._apart[False].update(self._apart[True])
 
     def forward(self, pooled: Sequence[Tensor]) -> Output:
         """Return logits (B, N, K) of all networks from the pooled ``features``, (B, L, C_raw) each.
@@ -61,7 +62,7 @@ class Together(nn.Module):
         """
         key = self._key(pooled)
         if key not in self._programs:
-            self._programs[key] = self._merge(self._record(pooled, self.training))
+            self._programs[key] = self._program(pooled)
         program, extra = self._programs[key]
         named = dict(zip(self.features, pooled, strict=True))
         seed = int(torch.randint(2**62, ())) if self.training else 0
@@ -69,13 +70,16 @@ class Together(nn.Module):
         found = program(cast(Mapping[str, Tensor], given), seed, self._device)
         self._steps += self.training
         self._extra = extra
-        if not self.alone and not any(extra):
+        if len(extra) == len(self._networks) and not any(extra):
             return found[0].transpose(0, 1)
         logits = [own for merged in found[: min(1, len(extra))] for own in merged]
         rest = iter(found[1:])
         more = [[next(rest)[0] for _ in range(count)] for count in extra]
-        for number in sorted(map(int, self.alone)):
-            own = self._networks[number]([named[f] for f in _reads(self._networks[number])])
+        for number in sorted(self._apart[self.training]):
+            network = self._networks[number].train(self.training)
+            if str(number) not in self.alone:
+                self.unstack()
+            own = network([named[name] for name in network.features])
             first, *others = own if isinstance(own, tuple) else (own,)
             logits.insert(number, first)
             more.insert(number, others)
@@ -108,24 +112,19 @@ class Together(nn.Module):
     def _key(self, pooled: Sequence[Tensor]) -> Any:
         return self.training, *((x.shape, x.dtype) for x in pooled)
 
-    def _record(self, pooled: Sequence[Tensor], training: bool) -> dict[int, list[Value]]:
-        """Return what the networks give, but for those that are ``alone``."""
+    def _program(self, pooled: Sequence[Tensor]) -> tuple[Program, list[int]]:
+        """Return a program of the networks, and how much each of them gives after its logits."""
         recorder = Recorder(dict(zip(self.features, pooled, strict=True)))
-        found = {}
+        results = []
         for number, network in enumerate(self._networks):
-            if str(number) in self.alone:
-                continue
-            try:
-                found[number] = recorder.record(number, network.train(training), _reads(network))
-            except ApartError:
-                if self._programs:
-                    raise  # its weights are merged already
-                self.alone[str(number)] = network
-        return found
-
-    def _merge(self, recorded: Mapping[int, list[Value]]) -> tuple[Program, list[int]]:
-        """Return a program for what was recorded, and how much each network gives after logits."""
-        results = [each for n, each in recorded.items() if str(n) not in self.alone]
+            if number not in self._apart[self.training]:
+                try:
+                    network.train(self.training)
+                    results.append(recorder.record(number, network, network.features))
+                except ApartError:
+                    if self.training and self._programs:
+                        raise  # its weights are merged already
+                    self._apart[self.training].add(number)
         rest = [[value] for each in results for value in each[1:]]
         wanted = [[each[0] for each in results], *rest] if results else []
         return Program(wanted, self._place), [len(each) - 1 for each in results]
@@ -164,7 +163,7 @@ class Trained:
 
 
 def fit_together(
-    networks: Sequence[nn.Module],
+    networks: Sequence[nn.Module] | Together,
     train: FeatureSamples,
     validation: FeatureSamples,
     head: TaskHead,
@@ -180,18 +179,18 @@ def fit_together(
 ) -> list[Trained]:
     """Train ``networks`` on the same batches and return how each does on ``validation``.
 
-    They end with the weights of the last epoch. Of each the best epoch counts, measured after every
-    epoch, or with ``keep`` the last one, the only one then measured. With ``patience`` a network
-    that has not risen for so many epochs has ended; it is computed on until all have. ``tell`` is
-    called after an epoch with its number and how many networks are still trained. Draws from
-    torch's global generator. Raises UserError when a loss is no longer finite.
+    They may be given as ``joined``, to be used further, and end with the weights of the last epoch.
+    Of each the best epoch counts, of equal ones the earliest; all are measured. With ``keep``
+    "last" the last one counts, and no other is measured. With ``patience`` a network that has not
+    risen for so many epochs has ended; it is computed on until all have. ``tell`` is called after
+    an epoch with its number and how many networks had not ended before it. Draws from torch's
+    global generator. Raises UserError when a loss is no longer finite.
     """
-    together = _together(networks, train, recipe.batch_size, device)
-    held = validation.select(together.features)
+    together = joined(networks, train, recipe.batch_size, device)
     found: list[Trained] = []
 
     def measure() -> bool:
-        each = evaluate_several(together, together, held, head, device)
+        each = evaluate_together(together, validation, head, device)
         running = [n for n in range(len(each)) if not found or found[n].waited != patience]
         for n in running:
             require_finite_loss(each[n].loss, stage, found[n].epochs + 1 if found else 1)
@@ -220,33 +219,34 @@ def fit_together(
     )
     together.unstack()
     if keep == "last":
-        each = evaluate_several(together, together, held, head, device)
+        each = evaluate_together(together, validation, head, device)
         found = [Trained(own, recipe.epochs) for own in each]
     return found
 
 
 def evaluate_together(
-    networks: Sequence[nn.Module],
+    networks: Sequence[nn.Module] | Together,
     samples: FeatureSamples,
     head: TaskHead,
     device: torch.device,
 ) -> list[Evaluation]:
     """Return ``evaluate`` of each of ``networks``, which are computed together."""
-    together = _together(networks, samples, 2, device)
-    held = samples.select(together.features)
-    return evaluate_several(together, together, held, head, device)
+    together = joined(networks, samples, 2, device)
+    return evaluate_several(together, together, samples.select(together.features), head, device)
 
 
-def _together(
-    networks: Sequence[nn.Module], samples: FeatureSamples, batch_size: int, device: torch.device
+def joined(
+    networks: Sequence[nn.Module] | Together,
+    samples: FeatureSamples,
+    batch_size: int,
+    device: torch.device,
 ) -> Together:
+    """Return ``networks`` together, for batches of ``samples``; what is so already is returned."""
+    if isinstance(networks, Together):
+        return networks
     few = samples.batch(torch.arange(min(batch_size, len(samples)))).inputs
     pooled = {name: x.to(device) for name, x in zip(samples.names, few, strict=True)}
     return Together(networks, pooled).to(device)
-
-
-def _reads(network: nn.Module) -> tuple[str, ...]:
-    return cast(tuple[str, ...], network.features)
 
 
 def _tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -299,7 +299,7 @@ def test_every_network_has_its_own_patience(
     best: list[float],
 ) -> None:
     scores = iter(zip(first, second, strict=True))
-    monkeypatch.setattr(module, "evaluate_several", lambda *_: [scored(s) for s in next(scores)])
+    monkeypatch.setattr(module, "evaluate_together", lambda *_: [scored(s) for s in next(scores)])
     told: list[tuple[int, int]] = []
     torch.manual_seed(0)
     found = fit_together(

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 
 from bmnas.features.cache import FeatureCache
 from bmnas.lab.tables.table import Table
-from bmnas.lab.tables.training import SCORES, StoredFeatures, Work, jobs_of
-from bmnas.lab.tables.workers import trained
+from bmnas.lab.tables.training import SCORES, StoredFeatures, Work, jobs_of, trained
 from bmnas.machine.costs import count_parameters, hardware, measure_latency, versions
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, remove_leftovers, write_json

@@ -6,8 +6,8 @@ Legend: G networks of a batch, L length, C_raw channels of a raw feature.
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,18 @@ from numpy.typing import NDArray
 from bmnas.features.cache import FeatureCache, entry_folder
 from bmnas.features.mapped import Pages, map_array
 from bmnas.features.samples import FeatureSamples, label_tensor
-from bmnas.lab.tables.batch import BatchedNetwork, structure
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_path
-from bmnas.machine.progress import Silent
+from bmnas.machine.processes import one_thread, worker_pool
 from bmnas.machine.runtime import seed_stage
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.columns import read_npz
 from bmnas.tasks.task import Array, Part
-from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.fit import Recipe
 from bmnas.training.heads import TaskHead
-from bmnas.training.metrics import evaluate_several, logits_of
+from bmnas.training.together import evaluate_together, fit_together, joined
 
 #: Networks in a batch, at most: with more, what a step works on no longer stays in the caches.
 GROUP = 16
@@ -44,7 +43,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Job:
-    """Networks of one structure, by their numbers in the table, to be trained with one seed."""
+    """Networks by their numbers in the table, to be trained together with one seed."""
 
     name: str
     entries: tuple[int, ...]
@@ -52,15 +51,14 @@ class Job:
 
 
 def jobs_of(genotypes: Sequence[Genotype], seeds: range) -> list[Job]:
-    """Return the batches: the networks of each structure in equal shares of at most ``GROUP``."""
-    groups: dict[object, list[int]] = defaultdict(list)
-    for number, genotype in enumerate(genotypes):
-        groups[structure(genotype)[0]].append(number)
+    """Return batches of equal size, at most ``GROUP``, of networks with the same steps if any."""
+    steps = [[cell.steps for cell in genotype.cells] for genotype in genotypes]
+    # Networks with the same steps do all of their work together.
+    alike = sorted(range(len(genotypes)), key=lambda n: repr(steps[n]))
     jobs = []
-    for entries in groups.values():
-        for share in np.array_split(entries, -(-len(entries) // GROUP)):
-            for seed in seeds:
-                jobs.append(Job(f"{share[0]:06d}-{seed}", tuple(map(int, share)), seed))
+    for share in np.array_split(alike, -(-len(alike) // GROUP)):
+        for seed in seeds:
+            jobs.append(Job(f"{share[0]:06d}-{seed}", tuple(map(int, share)), seed))
     return jobs
 
 
@@ -169,33 +167,67 @@ class Trainer:
     def train(self, job: Job) -> dict[str, NDArray[Any]]:
         """Train a batch as candidates are; return the arrays (G) of its file.
 
-        It depends on nothing but the work and the job.
+        A network's results depend on itself and the seed, beyond rounding on nothing else.
         """
         started = time.perf_counter()
-        work, config, head = self._work, self._work.config, self._work.head
-        genotypes = [work.genotypes[number] for number in job.entries]
-        seed_stage(job.seed, f"tabular {job.name}")
-        network = BatchedNetwork(genotypes, [work.network(genotype) for genotype in genotypes])
-        fit(
-            network,
-            network,
-            [Group(list(network.parameters()), config.max_lr)],
-            self._samples["train"].select(network.features),
-            head,
+        work, config = self._work, self._work.config
+        networks = []
+        for number in job.entries:
+            seed_stage(job.seed, f"tabular {number}")
+            networks.append(work.network(work.genotypes[number]))
+        seed_stage(job.seed, "tabular batches")
+        together = joined(networks, self._samples["train"], config.batch_size, _CPU)
+        validation = fit_together(
+            together,
+            self._samples["train"],
+            self._samples["validation"],
+            work.head,
             Recipe(config.candidate_epochs, config.batch_size, config.min_lr, config.weight_decay),
+            max_lr=config.max_lr,
             device=_CPU,
-            checkpoint=None,
-            progress=Silent(),
             stage=f"batch {job.name}",
-            loss=lambda output, y: head.network_losses(logits_of(output), y).sum(),
+            keep="last",
         )
-        seconds = (time.perf_counter() - started) / len(genotypes)
-        found: dict[str, NDArray[Any]] = {"seconds": np.full(len(genotypes), seconds)}
-        parts: tuple[Part, ...] = ("validation", "test")
-        for part in parts:
-            each = evaluate_several(
-                network, network, self._samples[part].select(network.features), head, _CPU
-            )
-            found[part] = np.array([own.score for own in each])
-            found[f"{part}_loss"] = np.array([own.loss for own in each])
-        return found
+        seconds = (time.perf_counter() - started) / len(networks)
+        test = evaluate_together(together, self._samples["test"], work.head, _CPU)
+        return {
+            "seconds": np.full(len(networks), seconds),
+            "validation": np.array([own.best.score for own in validation]),
+            "validation_loss": np.array([own.best.loss for own in validation]),
+            "test": np.array([own.score for own in test]),
+            "test_loss": np.array([own.loss for own in test]),
+        }
+
+
+def trained(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+    """Train ``jobs`` in ``workers`` processes of one thread and yield each when its part is there.
+
+    A single worker is this process. Raises UserError when a loss is no longer finite, and when a
+    process was killed.
+    """
+    if workers == 1:
+        with one_thread():
+            trainer = Trainer(work) if jobs else None
+            for job in jobs:
+                if trainer is not None:
+                    trainer.write_part(job)
+                yield job
+        return
+    with worker_pool(workers, _prepare, work) as pool:
+        running = {pool.submit(_train, job): job for job in jobs}
+        for future in as_completed(running):
+            future.result()
+            yield running[future]
+
+
+_trainer: Trainer | None = None  # of a worker process
+
+
+def _prepare(work: Work) -> None:
+    global _trainer
+    _trainer = Trainer(work)
+
+
+def _train(job: Job) -> None:
+    assert _trainer is not None
+    _trainer.write_part(job)
