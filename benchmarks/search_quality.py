@@ -5,7 +5,7 @@
 ``TABLE.npz`` is what ``bmnas tabular build`` wrote, ``--backbones`` the folder of the backbones
 that it used. Strategy bmnas searches with every seed on the features of those backbones, with the
 table's settings, and what it finds is looked up: by Algorithm 1 alone, and after its short
-trainings (rerank). Random search, local search and evolution are replayed with as many candidates
+trainings (rerank). Random search, local search and regularised evolution are replayed with as many candidates
 as the same seconds would have trained. Work goes on where it was stopped. Prints a Markdown table
 and writes one JSON file. Scores that decide are of validation; what is found is judged by its mean
 test score.
@@ -46,7 +46,7 @@ from bmnas.tasks import reload_task
 from bmnas.training.heads import head_for
 
 _CPU = bmnas.Runtime(torch.device("cpu"), compile=False)
-_REPLAYED = ("random", "local", "evolution")  # MFAS would be random search with so few candidates
+_REPLAYED = ("random", "local", "regularised")  # MFAS would be random search with so few candidates
 #: The stages of Algorithm 1 itself.
 _RELAXING = ("search_weights", "search_architecture", "validation")
 _SECTIONS = ("unimodal", "search")

@@ -64,7 +64,7 @@ def test_a_report_is_measured_and_goes_on_where_it_was(tmp_path: Path) -> None:
     report = search_quality.measure(*words)
     assert [found["seed"] for found in report["found"]] == [0, 1]
     assert {"bmnas", "bmnas: Algorithm 1 alone"} < set(report["rows"])
-    assert any(name.startswith("evolution, ") for name in report["rows"])
+    assert any(name.startswith("regularised, ") for name in report["rows"])
     assert len((tmp_path / "runs/0/rerank.jsonl").read_text().splitlines()) == 3
     times = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("found.json")}
     assert len(times) == 2

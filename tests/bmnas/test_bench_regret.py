@@ -80,7 +80,7 @@ def test_a_suite_names_its_tables(tmp_path: Path) -> None:
     suite = 'strategies = ["bmnas"]\n[[task]]\nname = "digits"\n[[table]]\n'
     path = tmp_path / "own.toml"
     path.write_text(suite + 'file = "t.npz"\n')
-    assert load_suite(str(path)).tables == (SuiteTable("t.npz"),)
+    assert load_suite(str(path)).table == (SuiteTable("t.npz"),)
     path.write_text(suite + 'searches = "s.json"\n')
-    with pytest.raises(UserError, match=r"\[\[table\]\] 1: received .*a text each for file"):
+    with pytest.raises(UserError, match=r"table\[0\]: expected the key 'file', which is missing"):
         load_suite(str(path))
