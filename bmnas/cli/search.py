@@ -151,7 +151,7 @@ def _print(result: SearchResult, task: Task, as_json: bool) -> None:
     if unread:
         typer.echo(f"note: the network found reads nothing of {', '.join(unread)}", err=True)
     threshold = result.metrics["search"].get("threshold")
-    if record.config.section("train").get("unimodal_logits"):
+    if record.config.train.get("unimodal_logits"):
         # It was chosen for the logits of what was found, to which others are added.
         threshold = None
     path = result.run / "genotype.json"
@@ -160,8 +160,7 @@ def _print(result: SearchResult, task: Task, as_json: bool) -> None:
 
 def _where_the_time_went(run: RunRecord) -> str:
     """Return the seconds by stage on one line, those that nothing was spent on left out."""
-    names = run.metrics.section("seconds")
-    seconds = {name: run.metrics.number("seconds", name) for name in names}
+    seconds = run.metrics.seconds
     stages = [
         f"{name.replace('_', ' ')} {spent:.1f}"
         for name, spent in seconds.items()

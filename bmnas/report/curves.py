@@ -42,7 +42,7 @@ def draw_history(
 def write_history(folder: str | Path, path: str | Path) -> None:
     """Draw the curves of the run ``folder`` to an .svg or .png file, whole or not at all."""
     run = load_run(folder)
-    metric = run.metrics.text("metric") or "score"
+    metric = run.metrics.metric or "score"
     write_figure(draw_history(run.history, run.training, metric), Path(path))
 
 

@@ -6,7 +6,6 @@ Every message names the file, the place in it, what was found and what was expec
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Annotated, Any, Literal
 
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json
-from bmnas.machine.schema import NotEmpty, Range, read
+from bmnas.machine.schema import NotEmpty, Range, read, received
+from bmnas.report.metrics import Number, RunMetrics
 from bmnas.report.style import printable
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import FORMAT, Cell, Genotype
@@ -27,6 +27,7 @@ Table = tuple[tuple[float, ...], ...]
 Unit = Literal["epoch", "candidate"]
 
 _HISTORY_LIMIT = 256_000_000  # bytes
+_LARGEST = 1e300
 _ROWS = "rows of lengths"
 
 
@@ -62,7 +63,7 @@ class Epoch:
     unit: Unit = "epoch"
 
 
-_Row = Annotated[tuple[Annotated[float, Range(-1e300, 1e300)], ...], NotEmpty()]
+_Row = Annotated[tuple[Number, ...], NotEmpty()]
 _Table = Annotated[tuple[_Row, ...], NotEmpty()]
 
 
@@ -80,43 +81,55 @@ class _Line:
 
 
 @dataclass(frozen=True)
-class Document:
-    """A JSON object of a file, from which single values are taken with a check."""
+class RunConfig:
+    """What is read of config.json: the task, how the network was found, the seed."""
 
-    path: Path
-    data: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
+    strategy: str | None = None
+    fusion: str | None = None
+    preset: str | None = None
+    seed: int | None = None
+    train: Mapping[str, Any] = field(default_factory=dict)
 
-    def section(self, *keys: str) -> Mapping[str, Any]:
-        """Return the object at ``keys``; empty when absent, UserError when no object."""
-        value: Any = self.data
-        for depth, key in enumerate(keys):
-            value = value.get(key)
-            if value is None:
-                return {}
-            if not isinstance(value, dict):
-                raise wrong(self.path, ".".join(keys[: depth + 1]), value, "an object")
-        return value  # type: ignore[no-any-return]
 
-    def number(self, *keys: str) -> float | None:
-        """Return the number at ``keys``; None when absent, UserError when no finite number."""
-        value = self.section(*keys[:-1]).get(keys[-1])
-        return None if value is None else number(value, self.path, ".".join(keys))
+@dataclass(frozen=True)
+class Tensor:
+    """An input or an output of a bundle, of which nothing but texts is made."""
 
-    def text(self, *keys: str) -> str | None:
-        """Return the string at ``keys``; None when absent, UserError when no string."""
-        value = self.section(*keys[:-1]).get(keys[-1])
-        if value is not None and not isinstance(value, str):
-            raise wrong(self.path, ".".join(keys), value, "a string")
-        return value
+    name: Any = None
+    shape: Any = None
+    dtype: Any = None
+    meaning: Any = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is read of manifest.json; ``reports`` are shown as they are."""
+
+    name: str | None = None
+    task: Mapping[str, Any] = field(default_factory=dict)
+    fusion: Mapping[str, Any] | None = None
+    class_names: tuple[Any, ...] = ()
+    threshold: float | None = None
+    inputs: tuple[Tensor, ...] = ()
+    outputs: tuple[Tensor, ...] = ()
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    latency: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder; what its stages have not written yet is empty or None."""
+    """A run folder; what its stages have not written yet is empty or None.
+
+    ``settings`` is all of config.json.
+    """
 
     path: Path
-    config: Document
-    metrics: Document
+    settings: Mapping[str, Any]
+    config: RunConfig
+    metrics: RunMetrics
     genotype: Architecture | None
     history: tuple[Epoch, ...]
     training: tuple[Epoch, ...]
@@ -125,10 +138,11 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class BundleRecord:
-    """A bundle folder: its manifest, and the genotype in it when there is one."""
+    """A bundle folder: its manifest, all that this says, and the genotype in it if there is one."""
 
     path: Path
-    manifest: Document
+    manifest: Manifest
+    data: Mapping[str, Any]
     genotype: Architecture | None
 
 
@@ -156,10 +170,13 @@ def load_run(path: str | Path) -> RunRecord:
     # The history of another space than BM-NAS's has no weights and no Cells to check.
     features = genotype.features if isinstance(genotype, Genotype) else ()
     has_bundle = (folder / "bundle" / "manifest.json").is_file()
+    config_file = folder / "config.json"
+    settings = read_json(config_file) if config_file.is_file() else {}
     return RunRecord(
         folder,
-        _document(folder / "config.json"),
-        _document(folder / "metrics.json"),
+        settings,
+        read(RunConfig, settings, str(config_file), ignore_unknown=True),
+        RunMetrics.load(folder / "metrics.json"),
         genotype,
         load_history(folder / "history.jsonl", features),
         load_history(folder / "train.jsonl"),
@@ -173,10 +190,11 @@ def load_bundle(path: str | Path) -> BundleRecord:
     file = folder / "manifest.json"
     if not file.is_file():
         raise UserError(f"{folder}: expected a bundle folder with manifest.json")
-    manifest = _document(file)
-    data = manifest.data.get("genotype")
-    genotype = None if data is None else architecture_from_dict(data, f"{file}: genotype")
-    return BundleRecord(folder, manifest, genotype)
+    data = read_json(file)
+    manifest = read(Manifest, data, str(file), ignore_unknown=True)
+    found = data.get("genotype")
+    genotype = None if found is None else architecture_from_dict(found, f"{file}: genotype")
+    return BundleRecord(folder, manifest, data, genotype)
 
 
 def load_history(path: Path, features: Sequence[str] = ()) -> tuple[Epoch, ...]:
@@ -192,30 +210,6 @@ def load_history(path: Path, features: Sequence[str] = ()) -> tuple[Epoch, ...]:
     if len(shapes) > 1:
         raise UserError(f"{path}: expected weights of one shape, received {len(shapes)} shapes")
     return history
-
-
-def number(value: Any, path: Path, place: str) -> float:
-    """Return ``value`` when it is a finite number; raises UserError otherwise."""
-    known = isinstance(value, int | float) and not isinstance(value, bool)
-    # An integer of a thousand digits is valid JSON too, and no float.
-    if known and abs(value) < 1e300 and math.isfinite(value):
-        return value  # type: ignore[no-any-return]
-    raise wrong(path, place, value, "a finite number")
-
-
-def wrong(path: Path, place: str, received: Any, expected: str) -> UserError:
-    """Return the error for a value that cannot be used."""
-    kind = type(received).__name__ if isinstance(received, dict | list) else repr(received)
-    return UserError(f"{path}: {place}: received {printable(kind)}, expected {expected}")
-
-
-def _document(path: Path) -> Document:
-    if not path.is_file():
-        return Document(path)
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise wrong(path, "top level", data, "an object")
-    return Document(path, data)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -235,7 +229,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: {place}: not JSON: {printable(str(error), 120)}") from error
         if not isinstance(data, dict):
-            raise wrong(path, place, data, "an object")
+            raise UserError(f"{path}: {place}: {received(data, 'an object')}")
         yield place, data
 
 
@@ -245,11 +239,11 @@ def _epoch(data: dict[str, Any], path: Path, place: str, features: Sequence[str]
     if count is None:
         raise UserError(f"{path}: {place}: expected the key 'epoch', which is missing")
     # A line may carry text, lists and nulls of its own; only its numbers are plotted.
-    values = {
-        name: number(value, path, f"{place}: {name}")
-        for name, value in data.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    values = {name: value for name, value in data.items() if type(value) in (int, float)}
+    for name, value in values.items():
+        # Not NaN, and no integer of a thousand digits, which is valid JSON too.
+        if not abs(value) < _LARGEST:
+            raise UserError(f"{path}: {place}: {name}: {received(value, 'a finite number')}")
     weights = _weights(line, path, place, len(features))
     cells: tuple[Cell, ...] = ()
     if features and line.cells is not None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bmnas.machine.errors import UserError
-from bmnas.report.record import Document, RunRecord, wrong
+from bmnas.report.metrics import BatchLatency, RunMetrics
+from bmnas.report.record import RunRecord
 from bmnas.report.style import formatted, printable
 
 #: What two runs must share, the seed aside, to be one row.
@@ -31,35 +32,37 @@ class Spread:
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of a comparison: its heading, the format of its numbers, its place in metrics."""
+    """A column of a comparison: its heading, the format of its numbers, where they are."""
 
     heading: str
     spec: str
-    of: Callable[[Document], float | None]
+    of: Callable[[RunMetrics], float | None]
 
 
-def _at(*keys: str) -> Callable[[Document], float | None]:
-    return lambda metrics: metrics.number(*keys)
+def _best_unimodal(metrics: RunMetrics) -> float | None:
+    scores = [network.test for network in metrics.unimodal.values() if network.test is not None]
+    return max(scores, default=None)
 
 
-def _best_unimodal(metrics: Document) -> float | None:
-    scores = [metrics.number("unimodal", name, "test") for name in metrics.section("unimodal")]
-    return max((score for score in scores if score is not None), default=None)
+def _median(batches: Mapping[str, BatchLatency]) -> float | None:
+    return batches["batch_1"].median_ms if "batch_1" in batches else None
 
 
 #: Scores are test scores, parameters counts, latencies the medians of batch 1 in milliseconds.
 MEASURES: Mapping[str, Measure] = {
-    "score": Measure("test score", ".4f", _at("test", "score")),
+    "score": Measure("test score", ".4f", lambda m: m.test_score),
     "best_unimodal": Measure("best unimodal", ".4f", _best_unimodal),
-    "fusion_parameters": Measure("fusion params", ",.0f", _at("parameters", "fusion")),
-    "classifier_parameters": Measure("classifier params", ",.0f", _at("parameters", "classifier")),
-    "torch_ms": Measure("torch ms", ".3g", _at("latency", "torch", "batch_1", "median_ms")),
-    "onnxruntime_ms": Measure(
-        "onnxruntime ms", ".3g", _at("latency", "onnxruntime", "batch_1", "median_ms")
+    "fusion_parameters": Measure("fusion params", ",.0f", lambda m: m.parameters.get("fusion")),
+    "classifier_parameters": Measure(
+        "classifier params", ",.0f", lambda m: m.parameters.get("classifier")
     ),
-    "search_seconds": Measure("search s", ".1f", _at("seconds", "search")),
-    "search_processor_seconds": Measure("search CPU s", ".1f", _at("processor_seconds", "search")),
-    "gpu_hours": Measure("GPU-hours", ".3g", _at("seconds", "gpu_hours")),
+    "torch_ms": Measure("torch ms", ".3g", lambda m: _median(m.latency.torch)),
+    "onnxruntime_ms": Measure("onnxruntime ms", ".3g", lambda m: _median(m.latency.onnxruntime)),
+    "search_seconds": Measure("search s", ".1f", lambda m: m.seconds.get("search")),
+    "search_processor_seconds": Measure(
+        "search CPU s", ".1f", lambda m: m.processor_seconds.get("search")
+    ),
+    "gpu_hours": Measure("GPU-hours", ".3g", lambda m: m.seconds.get("gpu_hours")),
 }
 
 
@@ -98,21 +101,21 @@ def comparison_rows(runs: Sequence[RunRecord]) -> list[ComparisonRow]:
     """
     groups: dict[str, dict[str, list[RunRecord]]] = {}
     for run in runs:
-        if not run.config.data:
+        if not run.settings:
             raise UserError(f"{run.path}: expected config.json, which is missing")
-        by_settings = groups.setdefault(_key(run.config.section("task")), {})
+        by_settings = groups.setdefault(_key(run.config.task), {})
         by_settings.setdefault(_key(_settings(run, _SETTINGS)), []).append(run)
     tasks = _names(
         [next(iter(group.values()))[0] for group in groups.values()],
         ("task",),
-        lambda run: run.config.text("task", "name"),
+        lambda run: str(run.config.task.get("name", DASH)),
     )
     rows = []
     for task, group in zip(tasks, groups.values(), strict=True):
         names = _names(
             [members[0] for members in group.values()],
             _SETTINGS,
-            lambda run: run.config.text("fusion") or run.config.text("strategy"),
+            lambda run: run.config.fusion or run.config.strategy,
         )
         rows += [_row(task, *row) for row in zip(names, group.values(), strict=True)]
     return rows
@@ -137,16 +140,16 @@ def spread_of(values: Sequence[float | None]) -> Spread | None:
 def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
     by_seed: dict[int, RunRecord] = {}
     for run in runs:
-        seed = run.config.data.get("seed")
-        if type(seed) is not int:
-            raise wrong(run.config.path, "seed", seed, "an integer")
+        seed = run.config.seed
+        if seed is None:
+            raise UserError(f"{run.path}/config.json: expected the key 'seed', which is missing")
         if seed in by_seed:
             raise UserError(
                 f"{run.path}: received the configuration and seed {seed} of "
                 f"{by_seed[seed].path} again; expected each once, leave one out"
             )
         by_seed[seed] = run
-    metrics = {run.metrics.text("metric") for run in runs}
+    metrics = {run.metrics.metric for run in runs}
     if len(metrics) > 1:
         raise UserError(
             f"{runs[-1].path}: expected one metric for runs of {name}, received "
@@ -191,7 +194,7 @@ def _differences(run: RunRecord, others: Sequence[RunRecord], keys: Sequence[str
 
 def _settings(run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
     # A run of one seed does not speak of their number.
-    data = {"seeds": 1, **run.config.data}
+    data = {"seeds": 1, **run.settings}
     # A strategy may have settings of its own, in a section of its name.
     own = [name for name in [data.get("strategy")] if isinstance(name, str) and name in data]
     return {key: _without_seed(data.get(key)) for key in (*keys, *own)}

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from bmnas.report.record import BundleRecord, Document, RunRecord, wrong
-from bmnas.report.rows import DASH, MEASURES, ComparisonRow, format_spread
+from bmnas.report.metrics import LatencyMetrics, MemoryPeak, RunMetrics
+from bmnas.report.record import BundleRecord, RunRecord
+from bmnas.report.rows import DASH, MEASURES, ComparisonRow, Spread, format_spread
 from bmnas.report.style import formatted, printable
 
 #: What the stages in metrics.json are called in tables, in their order.
@@ -65,19 +66,25 @@ class TextTable:
 def run_tables(run: RunRecord) -> list[TextTable]:
     """Return scores, sizes, latency and time of a run, without what no stage has measured yet."""
     metrics = run.metrics
+    parts = ("fusion", "classifier", "backbones")
+    sizes = tuple((part, _number(metrics.parameters.get(part), ",.0f")) for part in parts)
+    # Nothing was compiled: no line of zeros.
+    zero = {key for key in ("compile", "train_compile") if not metrics.seconds.get(key)}
+    times = tuple(
+        (
+            name,
+            _number(metrics.seconds.get(key), ".1f"),
+            _number(metrics.samples_per_second.get(key), ",.0f"),
+        )
+        for key, name in STAGES.items()
+        if key not in zero
+    )
     tables = [
         _scores(metrics),
-        TextTable(
-            "Parameters",
-            ("part", "count"),
-            tuple(
-                (name, _number(metrics, ",.0f", "parameters", name))
-                for name in ("fusion", "classifier", "backbones")
-            ),
-        ),
-        _latency(metrics),
+        TextTable("Parameters", ("part", "count"), sizes),
+        _latency(metrics.latency),
         _search(metrics),
-        _seconds(metrics),
+        TextTable("Time", ("stage", "seconds", "samples/s"), times),
         _memory(metrics),
     ]
     found = []
@@ -91,25 +98,21 @@ def run_tables(run: RunRecord) -> list[TextTable]:
 def bundle_tables(bundle: BundleRecord) -> list[TextTable]:
     """Return what goes in, what comes out, and what the manifest reports."""
     manifest = bundle.manifest
-    names = manifest.data.get("class_names", [])
-    if not isinstance(names, list):
-        raise wrong(manifest.path, "class_names", names, "a list")
-    fusion = manifest.text("fusion", "name")
+    names = manifest.class_names
     facts = [
-        ("name", _text(manifest.data.get("name"))),
-        ("task", _text(manifest.section("task").get("name"))),
-        ("kind", _text(manifest.section("task").get("kind"))),
-        *([("fusion", printable(fusion))] if fusion is not None else []),
+        ("name", _text(manifest.name)),
+        ("task", _text(manifest.task.get("name"))),
+        ("kind", _text(manifest.task.get("kind"))),
+        *([("fusion", _text(manifest.fusion.get("name")))] if manifest.fusion is not None else []),
         ("classes", printable(f"{len(names)}: {', '.join(map(_text, names[:50]))}", 160)),
-        ("threshold", _number(manifest, ".4g", "threshold")),
+        ("threshold", _number(manifest.threshold, ".4g")),
     ]
-    tables = [
-        TextTable("Bundle", ("property", "value"), tuple(facts), words=2),
-        _tensors(manifest, "inputs"),
-        _tensors(manifest, "outputs"),
-    ]
+    tables = [TextTable("Bundle", ("property", "value"), tuple(facts), words=2)]
+    for title, tensors in (("Inputs", manifest.inputs), ("Outputs", manifest.outputs)):
+        rows = tuple(tuple(_text(value, 160) for value in vars(t).values()) for t in tensors)
+        tables.append(TextTable(title, ("name", "shape", "dtype", "meaning"), rows, words=4))
     for key in ("scores", "parity", "latency", "versions"):
-        rows = tuple((name, _text(value)) for name, value in _leaves(manifest.section(key)))
+        rows = tuple((name, _text(value)) for name, value in _leaves(getattr(manifest, key)))
         if rows:
             tables.append(TextTable(key.capitalize(), ("property", "value"), rows))
     return tables
@@ -223,105 +226,66 @@ def _parts(table: TextTable, width: int) -> list[TextTable]:
     return [table.only([*words, *part]) for part in parts]
 
 
-def _scores(metrics: Document) -> TextTable:
+def _scores(metrics: RunMetrics) -> TextTable:
     rows = [
-        (printable(name), *(_number(metrics, ".4f", "unimodal", name, key) for key in _SPLITS))
-        for name in metrics.section("unimodal")
+        (printable(name), _number(network.validation, ".4f"), _number(network.test, ".4f"))
+        for name, network in metrics.unimodal.items()
     ]
-    rows.append(("mean of their logits", DASH, _number(metrics, ".4f", "test", "unimodal_mean")))
-    search, test = ("search", "validation"), ("test", "score")
-    rows.append(("fused", *(_number(metrics, ".4f", *keys) for keys in (search, test))))
-    metric = printable(metrics.text("metric") or "score").replace("_", " ")
+    mean = None if metrics.test is None else metrics.test.unimodal_mean
+    rows.append(("mean of their logits", DASH, _number(mean, ".4f")))
+    fused = (metrics.validation_score, metrics.test_score)
+    rows.append(("fused", _number(fused[0], ".4f"), _number(fused[1], ".4f")))
+    metric = printable(metrics.metric or "score").replace("_", " ")
     return TextTable(f"Scores, {metric}", ("network", "validation (search)", "test"), tuple(rows))
 
 
-_SPLITS = ("validation", "test")
-
-
-def _latency(metrics: Document) -> TextTable:
-    rows = [
+def _latency(latency: LatencyMetrics) -> TextTable:
+    rows = tuple(
         (
-            printable(engine),
+            engine,
             printable(batch.removeprefix("batch_")),
-            *(
-                _number(metrics, ".3g", "latency", engine, batch, k)
-                for k in ("median_ms", "p99_ms")
-            ),
+            _number(found.median_ms, ".3g"),
+            _number(found.p99_ms, ".3g"),
         )
-        for engine, batches in metrics.section("latency").items()
-        if isinstance(batches, dict)
-        for batch in batches
-    ]
-    facts = [
-        f"{engine} {threads:.0f} threads"
-        for engine, key in (("torch", "threads"), ("onnxruntime", "onnxruntime_threads"))
-        if (threads := metrics.number("latency", key)) is not None
-    ]
-    where = metrics.section("latency").get("hardware")
-    title = "; ".join(["Latency, ms", *facts, *([_text(where)] if where is not None else [])])
-    return TextTable(title, ("engine", "batch", "median", "p99"), tuple(rows), words=2)
+        for engine in ("torch", "onnxruntime")
+        for batch, found in getattr(latency, engine).items()
+    )
+    facts = ["Latency, ms"]
+    if latency.threads is not None:
+        facts.append(f"torch {latency.threads} threads")
+    if latency.onnxruntime_threads is not None:
+        facts.append(f"onnxruntime {latency.onnxruntime_threads} threads")
+    if latency.hardware is not None:
+        facts.append(printable(latency.hardware, 80))
+    return TextTable("; ".join(facts), ("engine", "batch", "median", "p99"), rows, words=2)
 
 
-def _search(metrics: Document) -> TextTable:
-    rows = [
-        ("strategy", printable(metrics.text("search", "strategy") or DASH)),
-        *(
-            (f"best {unit}", _number(metrics, ".0f", "search", f"best_{unit}"))
-            for unit in ("epoch", "candidate")
-            if metrics.number("search", f"best_{unit}") is not None
-        ),
-        ("candidate networks", _number(metrics, ",.0f", "search", "candidates")),
-        ("samples seen", _number(metrics, ",.0f", "search", "samples_seen")),
-    ]
-    if metrics.number("seconds", "gpu_hours"):
-        rows.append(("GPU-hours", _number(metrics, ".3g", "seconds", "gpu_hours")))
-    seeds = len(metrics.section("search", "seeds", "validation"))
-    if seeds:
-        mean, deviation = (
-            _number(metrics, ".4f", "search", "seeds", key) for key in ("mean", "deviation")
-        )
-        rows.append((f"supernets, {seeds} seeds", f"{mean} ± {deviation}"))
-        rows.append(("seed of the genotype", _number(metrics, ".0f", "search", "seeds", "best")))
+def _search(metrics: RunMetrics) -> TextTable:
+    search, rows = metrics.search, []
+    if search is not None:
+        rows = [
+            ("strategy", printable(search.strategy or DASH)),
+            ("best epoch", _number(search.best_epoch, ".0f")),
+            ("best candidate", _number(search.best_candidate, ".0f")),
+            ("candidate networks", _number(search.candidates, ",.0f")),
+            ("samples seen", _number(search.samples_seen, ",.0f")),
+        ]
+    rows.append(("GPU-hours", _number(metrics.seconds.get("gpu_hours") or None, ".3g")))
+    if search is not None and search.seeds is not None:
+        spread = Spread(search.seeds.mean, search.seeds.deviation)
+        count = len(search.seeds.validation)
+        rows.append((f"supernets, {count} seeds", format_spread(spread, ".4f")))
+        rows.append(("seed of the genotype", str(search.seeds.best)))
     return TextTable("Search", ("property", "value"), tuple(rows))
 
 
-def _seconds(metrics: Document) -> TextTable:
-    # Nothing was compiled: no line of zeros.
-    zero = {key for key in ("compile", "train_compile") if not metrics.number("seconds", key)}
-    rows = tuple(
-        (
-            name,
-            _number(metrics, ".1f", "seconds", key),
-            _number(metrics, ",.0f", "samples_per_second", key),
-        )
-        for key, name in STAGES.items()
-        if key not in zero
-    )
-    return TextTable("Time", ("stage", "seconds", "samples/s"), rows)
-
-
-def _memory(metrics: Document) -> TextTable:
+def _memory(metrics: RunMetrics) -> TextTable:
     rows = []
     for stage in ("search", "train"):
-        sizes = [
-            metrics.number("peak_memory", stage, kind)
-            for kind in ("resident_bytes", "device_bytes")
-        ]
-        shown = [DASH if size is None else f"{size / 2**20:,.0f}" for size in sizes]
-        rows.append((stage, *shown))
+        peak = metrics.peak_memory.get(stage, MemoryPeak())
+        sizes = (peak.resident_bytes, peak.device_bytes)
+        rows.append((stage, *(_number(size and size / 2**20, ",.0f") for size in sizes)))
     return TextTable("Peak memory, MiB", ("stage", "resident", "device"), tuple(rows))
-
-
-def _tensors(manifest: Document, key: str) -> TextTable:
-    columns = ("name", "shape", "dtype", "meaning")
-    tensors = manifest.data.get(key)
-    if not isinstance(tensors, list):
-        raise wrong(manifest.path, key, tensors, "a list")
-    for n, tensor in enumerate(tensors):
-        if not isinstance(tensor, dict):
-            raise wrong(manifest.path, f"{key}[{n}]", tensor, "an object")
-    rows = tuple(tuple(_text(tensor.get(name), 160) for name in columns) for tensor in tensors)
-    return TextTable(key.capitalize(), columns, rows, words=4)
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -342,6 +306,5 @@ def _text(value: Any, limit: int = 80) -> str:
     return printable(str(value), limit)
 
 
-def _number(document: Document, spec: str, *keys: str) -> str:
-    value = document.number(*keys)
+def _number(value: float | None, spec: str) -> str:
     return DASH if value is None else formatted(value, spec)

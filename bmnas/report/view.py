@@ -96,7 +96,7 @@ def genotype_view(genotype: Architecture, title: str) -> View:
 
 def bundle_view(bundle: BundleRecord) -> View:
     """Return a bundle: what goes in and out, reports, and the architecture."""
-    data = {"kind": "bundle", "manifest": dict(bundle.manifest.data)}
+    data = {"kind": "bundle", "manifest": dict(bundle.data)}
     tables = tuple(bundle_tables(bundle))
     return View(f"Bundle {bundle.path.name}", data, (), bundle.genotype, bundle=tables)
 
@@ -107,25 +107,25 @@ def run_view(run: RunRecord) -> View:
     unit = "epoch" if best is None else best.unit
     data = {
         "kind": "run",
-        "config": dict(run.config.data),
+        "config": dict(run.settings),
         "genotype": None if run.genotype is None else run.genotype.to_dict(),
-        "metrics": dict(run.metrics.data),
+        "metrics": run.metrics.to_dict(),
         f"{unit}s": len(run.history),
         f"best_{unit}": None if best is None else best.epoch,
-        "bundle": None if run.bundle is None else dict(run.bundle.manifest.data),
+        "bundle": None if run.bundle is None else dict(run.bundle.data),
     }
-    keys = ("strategy", "fusion", "seed", "preset")
-    known = {key: run.config.data.get(key) for key in keys}
-    metric = run.metrics.text("metric") or "score"
+    config = run.config
+    facts = {"task": config.task.get("name"), "strategy": config.strategy}
+    facts |= {"fusion": config.fusion, "seed": config.seed, "preset": config.preset}
     return View(
         f"Run {run.path.name}",
         data,
-        _facts({"task": run.config.section("task").get("name"), **known}),
+        _facts(facts),
         run.genotype,
         tuple(run_tables(run)),
         () if run.bundle is None else tuple(bundle_tables(run.bundle)),
         tuple(_weights(run)),
-        tuple(history_parts(run.history, run.training, metric)),
+        tuple(history_parts(run.history, run.training, run.metrics.metric or "score")),
     )
 
 

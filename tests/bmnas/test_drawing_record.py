@@ -15,10 +15,6 @@ from bmnas.report import (
     load_run,
 )
 from bmnas.report.record import best_epoch
-from bmnas.report.tables import (
-    run_tables,
-)
-from bmnas.report.view import bundle_view
 
 Make = Callable[..., Path]
 
@@ -40,7 +36,7 @@ def test_best_epoch_is_the_last_marked_one_or_else_the_earliest_best_score(make:
     ("line", "message"),
     [
         ("", "line 2: not JSON"),
-        ("[1]", "line 2: received list, expected an object"),
+        ("[1]", r"line 2: received \[1\], expected an object"),
         (json.dumps(epoch(2, 0.9))[:-5], "line 2: not JSON"),
         ('{"epoch": true}', "line 2: epoch: received True"),
         (json.dumps(epoch(2, 0.9, best=1)), "line 2: best: received 1, expected true or false"),
@@ -89,18 +85,20 @@ def test_malformed_history_gives_one_line_with_file_and_place(
 @pytest.mark.parametrize(
     ("metrics", "message"),
     [
-        ({"test": []}, "metrics.json: test: received list, expected an object"),
-        ({"test": {"score": "x\n"}}, "metrics.json: test.score: received 'x.n', expected a finite"),
-        ({"unimodal": {"left": 3}}, "metrics.json: unimodal.left: received 3, expected an object"),
+        ({"test": []}, r"metrics.json: test: received \[\], expected a table"),
+        (
+            {"test": {"score": "x\n"}},
+            r"metrics.json: test.score: received 'x.{1,2}n', expected a number",
+        ),
+        ({"unimodal": {"left": 3}}, "metrics.json: unimodal.left: received 3, expected a table"),
         ({"metric": 3}, "metrics.json: metric: received 3, expected a string"),
     ],
 )
 def test_malformed_metrics_name_the_place(
     make: Make, metrics: dict[str, Any], message: str
 ) -> None:
-    run = load_run(make(metrics=metrics))
     with pytest.raises(UserError, match=message):
-        run_tables(run)
+        load_run(make(metrics=metrics))
 
 
 @pytest.mark.parametrize(
@@ -108,9 +106,9 @@ def test_malformed_metrics_name_the_place(
     [
         ({"genotype": {"format": 1}}, r"manifest\.json: genotype: format: received 1, expected"),
         ({"inputs": 3}, r"manifest\.json: inputs: received 3, expected a list"),
-        ({"outputs": [3]}, r"manifest\.json: outputs\[0\]: received 3, expected an object"),
+        ({"outputs": [3]}, r"manifest\.json: outputs\[0\]: received 3, expected a table"),
         ({"class_names": "a"}, r"manifest\.json: class_names: received 'a', expected a list"),
-        ({"task": "a"}, r"manifest\.json: task: received 'a', expected an object"),
+        ({"task": "a"}, r"manifest\.json: task: received 'a', expected a table"),
     ],
 )
 def test_malformed_manifest_names_the_place(
@@ -118,4 +116,4 @@ def test_malformed_manifest_names_the_place(
 ) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps({**manifest(), **changes}))
     with pytest.raises(UserError, match=message):
-        bundle_view(load_bundle(tmp_path))
+        load_bundle(tmp_path)

@@ -40,7 +40,7 @@ def test_a_search_leaves_a_whole_run_folder(tmp_path: Path) -> None:
     assert Genotype.load(tmp_path / "run" / "genotype.json") == result.genotype
     record = load_run(tmp_path / "run")
     assert [epoch.epoch for epoch in record.history] == [1, 2]
-    assert record.metrics.number("search", "samples_seen") == 2 * (32 + 32)
+    assert record.metrics.search.samples_seen == 2 * (32 + 32)
     assert set(result.metrics["unimodal"]) == {"m0", "m1"}
 
 

@@ -18,6 +18,7 @@ from bmnas.lab.jobs.table import jobs_table
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import write_json, write_text
 from bmnas.report.comparison import draw_comparison
+from bmnas.report.metrics import UnimodalMetrics
 from bmnas.report.page import Section, figure_html, page
 from bmnas.report.record import RunRecord, load_run
 from bmnas.report.regret import draw_regret
@@ -74,13 +75,16 @@ def report_rows(runs: Sequence[Done]) -> list[ComparisonRow]:
 
 def _alone(like: ComparisonRow, runs: Sequence[RunRecord]) -> list[ComparisonRow]:
     """Return the rows of the unimodal networks, which all runs of a task and a seed share."""
-    paths: dict[str, tuple[str, ...]] = {
-        f"{name} alone": ("unimodal", name, "test") for name in runs[0].metrics.section("unimodal")
+    alone: dict[str, list[float | None]] = {
+        f"{name} alone": [run.metrics.unimodal.get(name, UnimodalMetrics()).test for run in runs]
+        for name in runs[0].metrics.unimodal
     }
-    paths["mean of unimodal logits"] = ("test", "unimodal_mean")
+    alone["mean of unimodal logits"] = [
+        None if run.metrics.test is None else run.metrics.test.unimodal_mean for run in runs
+    ]
     rows = []
-    for name, path in paths.items():
-        score = spread_of([run.metrics.number(*path) for run in runs])
+    for name, scores in alone.items():
+        score = spread_of(scores)
         kept = {key: like.measures[key] for key in ("best_unimodal",) if key in like.measures}
         rows.append(replace(like, name=name, measures=kept | ({"score": score} if score else {})))
     return rows
@@ -155,7 +159,7 @@ def _json(
             {
                 **job.label,
                 "run": job.name,
-                "score": run.metrics.number("test", "score"),
+                "score": run.metrics.test_score,
                 "commands": commands(job, wanted[job.label["task"]], folder),
             }
             for job, run in runs

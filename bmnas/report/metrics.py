@@ -1,0 +1,190 @@
+"""metrics.json: what the stages of a run measured, as written by them and read by everybody.
+
+A stage adds its part, so what has not been measured yet is None or empty, and the file leaves it
+out. Scores are fractions, in ``metric``; seconds, speeds and memory go by the names of stages
+(``docs/performance.md``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import read_json, write_json
+from bmnas.machine.schema import plain, read
+
+_LARGEST = 1e300
+
+
+class Finite:
+    """Numbers that can be computed with and drawn."""
+
+    def expected(self, value: float) -> str | None:
+        """Return what is expected instead of NaN and numbers without end."""
+        return None if math.isfinite(value) and abs(value) < _LARGEST else "a finite number"
+
+
+Number = Annotated[float, Finite()]
+
+
+@dataclass(frozen=True)
+class UnimodalMetrics:
+    """A modality's own network: scores on validation and test, number of weights."""
+
+    validation: Number | None = None
+    test: Number | None = None
+    parameters: int | None = None
+
+
+@dataclass(frozen=True)
+class SeedsMetrics:
+    """What the supernets of several seeds reached, before any short training, by seed."""
+
+    best: int
+    mean: Number
+    deviation: Number
+    validation: Mapping[str, Number] = field(default_factory=dict)
+    best_epoch: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SearchMetrics:
+    """What was found: the validation score by which it was kept, and what that took.
+
+    A strategy that trains nothing but candidates has a ``best_candidate``, others a ``best_epoch``;
+    ``threshold`` is the one that suits validation best, None for tasks without.
+    """
+
+    validation: Number
+    strategy: str | None = None
+    best_epoch: int | None = None
+    best_candidate: int | None = None
+    candidates: int | None = None
+    samples_seen: int | None = None
+    threshold: Number | None = None
+    seeds: SeedsMetrics | None = None
+
+
+@dataclass(frozen=True)
+class TestMetrics:
+    """The trained network on the test part, and the mean of the unimodal networks' logits."""
+
+    score: Number
+    loss: Number | None = None
+    samples: int | None = None
+    unimodal_mean: Number | None = None
+
+
+@dataclass(frozen=True)
+class BatchLatency:
+    """Median and 99th percentile of one run, in milliseconds."""
+
+    median_ms: Number
+    p99_ms: Number | None = None
+    repeats: int | None = None
+
+
+@dataclass(frozen=True)
+class LatencyMetrics:
+    """Latency by batch, ``batch_1`` and ``batch_64``, in torch and in onnxruntime.
+
+    ``threads`` are those of torch, which ``compiled`` says was compiled or not.
+    """
+
+    torch: Mapping[str, BatchLatency] = field(default_factory=dict)
+    onnxruntime: Mapping[str, BatchLatency] = field(default_factory=dict)
+    compiled: bool | None = None
+    threads: int | None = None
+    onnxruntime_threads: int | None = None
+    hardware: str | None = None
+
+
+@dataclass(frozen=True)
+class MemoryPeak:
+    """The most memory that a stage had, of the process and of the accelerator."""
+
+    resident_bytes: int | None = None
+    device_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class RunMetrics:
+    """The whole file. ``parameters`` are those of ``fusion``, ``classifier`` and ``backbones``."""
+
+    metric: str | None = None
+    unimodal: Mapping[str, UnimodalMetrics] = field(default_factory=dict)
+    search: SearchMetrics | None = None
+    test: TestMetrics | None = None
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    latency: LatencyMetrics = field(default_factory=LatencyMetrics)
+    seconds: Mapping[str, Number] = field(default_factory=dict)
+    processor_seconds: Mapping[str, Number] = field(default_factory=dict)
+    samples_per_second: Mapping[str, Number] = field(default_factory=dict)
+    peak_memory: Mapping[str, MemoryPeak] = field(default_factory=dict)
+
+    @property
+    def validation_score(self) -> float | None:
+        """The score by which the network that was found was kept."""
+        return None if self.search is None else self.search.validation
+
+    @property
+    def test_score(self) -> float | None:
+        """The trained network's."""
+        return None if self.test is None else self.test.score
+
+    @classmethod
+    def load(cls, path: Path) -> RunMetrics:
+        """Read the file ``path``, nothing measured where there is none; raises UserError.
+
+        Keys of later versions are passed over.
+        """
+        if not path.is_file():
+            return cls()
+        data = read_json(path)
+        if not isinstance(data, dict):
+            raise UserError(f"{path}: received {type(data).__name__}, expected an object")
+        return read(cls, data, str(path), ignore_unknown=True)
+
+    def save(self, path: Path) -> None:
+        """Write the file ``path``, whole or not at all."""
+        write_json(path, self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was measured as JSON-ready plain data, as in the file."""
+        found: dict[str, Any] = _without_nothing(plain(self))
+        return found
+
+    def scores(self) -> dict[str, Any]:
+        """Return the sections that tell how good the network is, for the manifest of a bundle."""
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name in ("metric", "unimodal", "search", "test")
+        }
+
+    def with_also(self, found: RunMetrics) -> RunMetrics:
+        """Return these with ``found`` added, which counts where both have something."""
+        merged = self.to_dict()
+        for name, value in found.to_dict().items():
+            merged[name] = {**merged.get(name, {}), **value} if isinstance(value, dict) else value
+        return read(RunMetrics, merged)
+
+    def only(self, *sections: str) -> RunMetrics:
+        """Return the given sections alone."""
+        return RunMetrics(**{name: getattr(self, name) for name in sections})
+
+    def without(self, *sections: str) -> RunMetrics:
+        """Return all but the given sections."""
+        return self.only(*(f.name for f in fields(self) if f.name not in sections))
+
+
+def _without_nothing(value: Any) -> Any:
+    """Return plain data without keys whose value is None or an empty object."""
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _without_nothing(inner) for key, inner in value.items()}
+    return {key: inner for key, inner in kept.items() if inner is not None and inner != {}}
