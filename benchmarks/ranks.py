@@ -18,10 +18,13 @@ import torch.nn.functional as F
 
 from benchmarks.cases import NTU, StepCase, supernet, synchronise
 from bmnas.machine.costs import hardware
-from bmnas.machine.distribution import ranks
-from bmnas.machine.distribution.launch import together
-from bmnas.machine.distribution.model import data_parallel
-from bmnas.machine.distribution.share import shares, weighted
+from bmnas.machine.distributed import (
+    data_parallel,
+    is_rank_zero,
+    joined,
+    split_batches,
+    world_size,
+)
 from bmnas.machine.runtime import Runtime
 from bmnas.spaces.cells.supernet import Supernet
 
@@ -39,21 +42,21 @@ def measure(case: StepCase, runtime: Runtime, repeats: int) -> dict[str, Any]:
     ]
     labels = torch.randint(case.classes, (case.batch,)).to(device)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
-    forward = data_parallel(list(network.parameters()), runtime.compiled(network))
+    forward = data_parallel(network, list(network.parameters()), runtime.compiled(network))
     times = []
-    for chosen in shares([torch.arange(case.batch)] * (_WARM_UP + repeats)):
+    for chosen in split_batches([torch.arange(case.batch)] * (_WARM_UP + repeats)):
         rows = chosen.to(device)
         inputs = [x[rows] for x in features]
         synchronise(device)
         started = time.perf_counter()
         optimizer.zero_grad()
-        weighted(F.cross_entropy(forward(inputs), labels[rows])).backward()
+        F.cross_entropy(forward(inputs), labels[rows]).backward()
         optimizer.step()
         synchronise(device)
         times.append(1e3 * (time.perf_counter() - started))
     times = times[_WARM_UP:]
     return {
-        "processes": ranks.size(),
+        "processes": world_size(),
         "median_ms": statistics.median(times),
         "least_ms": min(times),
         "hardware": hardware(device),
@@ -62,9 +65,9 @@ def measure(case: StepCase, runtime: Runtime, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure the step of NTU's shape and print what was found."""
-    with together():
+    with joined():
         found = measure(NTU, Runtime.choose("auto", compile=False), 50)
-        if ranks.writer():
+        if is_rank_zero():
             print(json.dumps(found, indent=2))
 
 

@@ -100,7 +100,6 @@ UPWARDS = {
     ("bmnas.machine.costs", "bmnas.pipeline.multimodal"),
     ("bmnas.machine.costs", "bmnas.spaces.cells.native"),
     ("bmnas.machine.costs", "bmnas.spaces.fusion"),
-    ("bmnas.machine.distribution.writing", "bmnas.pipeline.run_folder"),
 }
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
-
-from bmnas.machine.distribution.share import drawn
 
 _MASKS = 1
 _WIDEST = 0.15  # of an axis
@@ -33,8 +29,7 @@ class SpectrogramMasking(nn.Module):
 def _stretches(x: Tensor, axis: int) -> Tensor:
     """Return booleans (B, n) over the n positions of an axis, true in the masked stretches."""
     batch, count = x.shape[0], x.shape[axis]
-    rand = partial(torch.rand, device=x.device)
-    width = _WIDEST * count * drawn(rand, batch, _MASKS, 1)
-    start = (count - width) * drawn(rand, batch, _MASKS, 1)
+    width = _WIDEST * count * torch.rand(batch, _MASKS, 1, device=x.device)
+    start = (count - width) * torch.rand(batch, _MASKS, 1, device=x.device)
     position = torch.arange(count, device=x.device) + 0.5
     return ((position >= start) & (position < start + width)).any(1)

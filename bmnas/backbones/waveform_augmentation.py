@@ -5,12 +5,8 @@ Legend: B batch, T samples.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
-
-from bmnas.machine.distribution.share import drawn
 
 _FARTHEST = 0.1  # of T
 _LOUDEST = 0.7  # of the recording's own root mean square: a signal-to-noise ratio of 3 dB
@@ -32,8 +28,8 @@ class WaveformAugmentation(nn.Module):
         x = _shift(x if x.is_floating_point() else x.float())
         sounds = x != 0
         power = x.square().sum(1, keepdim=True) / sounds.sum(1, keepdim=True).clamp(min=1)
-        level = _LOUDEST * drawn(partial(torch.rand, device=x.device), len(x), 1) * power.sqrt()
-        noise = drawn(partial(torch.randn, device=x.device), *x.shape)
+        level = _LOUDEST * torch.rand(len(x), 1, device=x.device) * power.sqrt()
+        noise = torch.randn_like(x)
         return torch.where(sounds, x + level * noise, x)
 
 
@@ -41,6 +37,5 @@ def _shift(x: Tensor) -> Tensor:
     """Return every row of ``x`` (B, T) rolled by a number of samples of its own."""
     batch, count = x.shape
     farthest = int(_FARTHEST * count)
-    randint = partial(torch.randint, -farthest, farthest + 1, device=x.device)
-    shift = drawn(randint, batch, 1)
+    shift = torch.randint(-farthest, farthest + 1, (batch, 1), device=x.device)
     return x.gather(1, (torch.arange(count, device=x.device) - shift) % count)

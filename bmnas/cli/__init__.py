@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import typer
@@ -26,7 +27,6 @@ from bmnas.cli.sweep import sweep
 from bmnas.cli.tabular import tabular
 from bmnas.cli.tasks import tasks
 from bmnas.cli.train import train
-from bmnas.machine.distribution.launch import together
 from bmnas.machine.errors import UserError
 
 #: Packages that some commands need, by the extra that brings them.
@@ -72,10 +72,19 @@ def _version(
         raise typer.Exit
 
 
+def _joined() -> AbstractContextManager[None]:
+    """Join the other processes if torchrun started this one; else do not wait for torch."""
+    if "WORLD_SIZE" not in os.environ:
+        return nullcontext()
+    from bmnas.machine.distributed import joined
+
+    return joined()
+
+
 def main() -> None:
     """Run the command line and leave with its exit status."""
     try:
-        with together():
+        with _joined():
             status = app(prog_name="bmnas", standalone_mode=False)
             if status == _INTERRUPTED:
                 raise typer.Abort

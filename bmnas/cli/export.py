@@ -168,9 +168,10 @@ def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target
 
 def _locked(folder: Path) -> AbstractContextManager[None]:
     """Lock a run's folder before the work: that it is in use is told now, not after minutes."""
-    from bmnas.pipeline.run_folder import Run, locked
+    from bmnas.machine.folder_lock import lock_folders
+    from bmnas.pipeline.run_folder import Run
 
-    return locked(folder) if Run(folder).metrics.is_file() else nullcontext()
+    return lock_folders(folder) if Run(folder).metrics.is_file() else nullcontext()
 
 
 def _load(

@@ -100,7 +100,7 @@ def search(
 
     Example: bmnas search --task digits --epochs 10 --run runs/short
     """
-    from bmnas.machine.distribution.ranks import writer
+    from bmnas.machine.distributed import is_rank_zero
     from bmnas.machine.progress import Bars
     from bmnas.pipeline.search import search as run_search
 
@@ -120,7 +120,7 @@ def search(
         profile=profile,
         progress=Bars(),
     )
-    if writer():
+    if is_rank_zero():
         _print(result, task, as_json)
 
 

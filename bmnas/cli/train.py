@@ -115,7 +115,7 @@ def train(
 
     Example: bmnas train --genotype runs/digits/genotype.json
     """
-    from bmnas.machine.distribution.ranks import writer
+    from bmnas.machine.distributed import is_rank_zero
     from bmnas.machine.progress import Bars
     from bmnas.pipeline.train import train as run_train
     from bmnas.pipeline.train import train_fusion
@@ -137,7 +137,7 @@ def train(
         result = train_fusion(subject.fusion or "", task, seed=subject.seed or 0, **options)
     else:
         result = run_train(file, task, seed=subject.seed, **options)
-    if writer():
+    if is_rank_zero():
         _print(result, task, as_json)
 
 

@@ -1,43 +1,28 @@
-"""Large ``.npy`` files, written row by row, by one process or by several at once."""
+"""Large ``.npy`` files, written row by row."""
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from bmnas.machine.distribution.ranks import writer
 from bmnas.tasks.task import Array
 
 _CHECK_BYTES = 1 << 22
 
 
-def create_files(paths: Iterable[Path]) -> None:
-    """Make empty files, for several writers to open."""
-    for path in paths:
-        path.touch()
-
-
 class ArrayWriter:
-    """Writes a ``.npy`` file of a known shape and type, or the rows of it from ``start`` on.
+    """Writes a ``.npy`` file of a known shape and type.
 
     Not through a memory map: a disk that is full would end the process with SIGBUS, not with an
     exception. ``checksum`` is that of what was written.
     """
 
-    def __init__(
-        self,
-        file: BinaryIO,
-        shape: tuple[int, ...],
-        dtype: np.dtype[np.generic],
-        start: int = 0,
-    ) -> None:
+    def __init__(self, file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
         self._file = file
         self.checksum = 0
         header = io.BytesIO()
@@ -49,11 +34,7 @@ class ArrayWriter:
                 "shape": shape,
             },
         )
-        if writer():
-            self._write(header.getvalue())
-        else:
-            row = math.prod(shape[1:]) * dtype.itemsize
-            file.seek(len(header.getvalue()) + start * row)
+        self._write(header.getvalue())
 
     def append(self, rows: Array) -> None:
         """Write the next rows."""

@@ -25,16 +25,29 @@ import numpy as np
 import torch
 
 from bmnas.backbones.base import Backbone
-from bmnas.features.array_file import ArrayWriter, checksum_of, create_files
+from bmnas.features.array_file import ArrayWriter, checksum_of
 from bmnas.features.dtype import file_dtype, to_file
 from bmnas.features.mapped import MappedFile, Pages, map_array, map_arrays
 from bmnas.features.reading import Reading
 from bmnas.features.samples import FeatureSamples, RawInput, label_tensor
 from bmnas.features.transfer import moved, room
-from bmnas.machine.distribution.ranks import agreed, first, size, span, wait, writer
-from bmnas.machine.distribution.writing import shared_folder
+from bmnas.machine.distributed import (
+    barrier,
+    broadcast,
+    gather,
+    is_rank_zero,
+    on_rank_zero,
+    rank,
+    world_size,
+)
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import read_json, remove_folder, remove_leftovers, write_json
+from bmnas.machine.files import (
+    atomic_folder,
+    read_json,
+    remove_folder,
+    remove_leftovers,
+    write_json,
+)
 from bmnas.machine.progress import Progress
 from bmnas.tasks.task import Array, Modality, Part, Task
 
@@ -118,10 +131,10 @@ def open_features(
     An entry's name is a hash of the backbone's weights, of the data of its rows, of ``reading``
     and ``dtype``, so a change of any makes another entry; those of the modality, ``reading`` and
     ``dtype`` that it replaces are removed. Whoever calls this holds ``folder`` or the one above,
-    see ``runs.locked``. Raises UserError when an entry is damaged, and where a feature has numbers
+    see ``lock_folders``. Raises UserError when an entry is damaged, and where a feature has numbers
     that ``dtype`` has no room for.
     """
-    first(lambda: remove_leftovers(folder))
+    on_rank_zero(lambda: remove_leftovers(folder))
     names: list[str] = []
     files: dict[str, MappedFile] = {}
     masks: dict[str, torch.Tensor] = {}
@@ -136,10 +149,10 @@ def open_features(
         key = _key(modality, backbone, used, reading, dtype)
         keys.append(key)
         entry = entry_folder(folder, modality.name, key)
-        if agreed(not entry.exists()):
+        if broadcast(not entry.exists()):
             _extract(modality, backbone, used, reading, dtype, entry, key, device, progress)
         manifest = _read_manifest(entry, key)
-        first(functools.partial(_remove_stale, entry, modality.name, reading, dtype))
+        on_rank_zero(functools.partial(_remove_stale, entry, modality.name, reading, dtype))
         seconds += float(manifest["seconds"])
         names += [f"{modality.name}.{feature}" for feature in backbone.feature_names]
         for file, shape in manifest["shapes"].items():
@@ -214,7 +227,6 @@ def _remove_stale(entry: Path, modality: str, reading: Reading, dtype: str) -> N
                 remove_folder(other)
 
 
-@torch.inference_mode()
 def _extract(
     modality: Modality,
     backbone: Backbone,
@@ -226,6 +238,7 @@ def _extract(
     device: torch.device,
     progress: Progress,
 ) -> None:
+    """Make the folder ``entry``: of several ranks each computes its part, rank zero writes."""
     started = time.perf_counter()
     source = RawInput(Modality(modality.name, modality.type, modality.data), backbone, rows)
 
@@ -233,49 +246,44 @@ def _extract(
         return _read_features(backbone, reading, source.batch(chosen).to(device))
 
     shapes = {name: (len(rows), *x.shape[1:]) for name, x in read(torch.arange(1)).items()}
-    own = span(len(rows), _BATCH)  # whole batches, so that every rank computes what one would
-    with (
-        shared_folder(entry) as aside,
-        contextlib.ExitStack() as opened,
-        progress.stage(f"features of {modality.name}", -(-len(own) // _BATCH)) as stage,
-    ):
-        paths = {name: aside / f"{name}.npy" for name in shapes}
-        types = {name: "bool" if name.endswith(_MASK) else dtype for name in shapes}
-        first(functools.partial(create_files, paths.values()))
-        files = {
-            name: ArrayWriter(
-                opened.enter_context(path.open("r+b")),
-                shapes[name],
-                file_dtype(types[name]),
-                own.start,
-            )
-            for name, path in paths.items()
-        }
-        for start in range(own.start, own.stop, _BATCH):
-            for name, x in read(torch.arange(start, min(start + _BATCH, own.stop))).items():
-                files[name].append(to_file(x.cpu(), types[name], f"{modality.name}.{name}"))
-            stage.advance()
+    types = {name: "bool" if name.endswith(_MASK) else dtype for name in shapes}
+    with contextlib.ExitStack() as opened:
+        files: dict[str, ArrayWriter] = {}
+        if is_rank_zero():
+            aside = opened.enter_context(atomic_folder(entry))
+            for name, shape in shapes.items():
+                binary = opened.enter_context((aside / f"{name}.npy").open("wb"))
+                files[name] = ArrayWriter(binary, shape, file_dtype(types[name]))
+        batches = torch.arange(len(rows)).split(_BATCH)
+        stage = opened.enter_context(progress.stage(f"features of {modality.name}", len(batches)))
+        for start in range(0, len(batches), world_size()):
+            group = batches[start : start + world_size()]
+            own = read(group[rank()]) if rank() < len(group) else {}
+            arrays = {
+                name: to_file(x.cpu(), types[name], f"{modality.name}.{name}")
+                for name, x in own.items()
+            }
+            for found in gather(arrays):
+                for name in files.keys() & found:
+                    files[name].append(found[name])
+            stage.advance(len(group))
         for file in files.values():
             file.flush()
-        opened.close()
-        wait()
-        if not writer():
-            return
-        checksums = {name: file.checksum for name, file in files.items()}
-        if size() > 1:
-            checksums = {name: checksum_of(path) for name, path in paths.items()}
-        manifest = {
-            "format": FORMAT,
-            "key": key,
-            **reading.key,
-            "dtype": dtype,
-            "shapes": shapes,
-            "crc32": checksums,
-            "seconds": time.perf_counter() - started,
-        }
-        write_json(aside / "manifest.json", manifest)
+        if is_rank_zero():
+            manifest = {
+                "format": FORMAT,
+                "key": key,
+                **reading.key,
+                "dtype": dtype,
+                "shapes": shapes,
+                "crc32": {name: file.checksum for name, file in files.items()},
+                "seconds": time.perf_counter() - started,
+            }
+            write_json(aside / "manifest.json", manifest)
+    barrier()
 
 
+@torch.inference_mode()
 def _read_features(
     backbone: Backbone, reading: Reading, x: torch.Tensor
 ) -> dict[str, torch.Tensor]:

@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from bmnas.machine.distribution.share import current
-
 _BYTE = 256
 
 
@@ -22,21 +20,10 @@ def keep_mask(x: Tensor, p: float, training: bool) -> tuple[Tensor | None, float
 
     The mask is None where nothing is dropped. On a CPU it is cut out of 64-bit random numbers,
     eight elements from each, and compared straight into floating point, which is many times
-    faster than one draw per element; ``p`` is then rounded to a multiple of 1/256. With several
-    ranks the mask of the whole batch is drawn, and ``x`` gets its rows of it.
+    faster than one draw per element; ``p`` is then rounded to a multiple of 1/256.
     """
     if not training or p == 0.0:
         return None, 1.0
-    share = current()
-    whole = None if share is None else share.whole(x)
-    if whole is None:
-        return _draw_mask(x, p)
-    shape, rows = whole
-    mask, factor = _draw_mask(x.new_empty(1).expand(shape), p)
-    return mask[rows], factor
-
-
-def _draw_mask(x: Tensor, p: float) -> tuple[Tensor, float]:
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.empty_like(x).bernoulli_(1.0 - p), 1.0 / (1.0 - p)
     threshold, factor = drop_threshold(p)
@@ -62,7 +49,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     if has_torch_function_unary(x):
         result: Tensor = handle_torch_function(dropout, (x,), x, p, training)
         return result
-    if current() is None and (x.device.type != "cpu" or torch.compiler.is_compiling()):
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     mask, factor = keep_mask(x, p, training)
     return x if mask is None else x * mask.mul_(factor)

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from bmnas.machine.cost_meter import Spent
-from bmnas.machine.distribution.ranks import size, writer
+from bmnas.machine.distributed import is_rank_zero
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import atomic_path, write_text
 
@@ -118,9 +118,9 @@ class Checkpoint:
     def save(self, parts: Mapping[str, Stateful], records: list[Record]) -> None:
         """Write the state of ``parts`` after the epoch that the last of ``records`` describes.
 
-        Of several ranks, which are all in one state, the first writes.
+        Of several ranks, which are all in one state, rank zero writes.
         """
-        if not writer():
+        if not is_rank_zero():
             return
         content = {
             "format": FORMAT,
@@ -131,7 +131,10 @@ class Checkpoint:
             "spent": self.spent.to_dict(),
             "states": {name: part.state_dict() for name, part in parts.items()},
             "generator": torch.get_rng_state(),
-            "cuda_generator": _cuda_generators(),
+            # Of every GPU: the loop's need not be the current one.
+            "cuda_generator": (
+                torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+            ),
         }
         # Not straight to the file: torch tells of a full disk with an internal RuntimeError.
         buffer = io.BytesIO()
@@ -142,7 +145,7 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Delete the checkpoint's file: the loop's result is safe elsewhere."""
-        if writer():
+        if is_rank_zero():
             self._path.unlink(missing_ok=True)
 
     def _restore_cuda(self, states: list[torch.Tensor] | None) -> None:
@@ -186,16 +189,6 @@ class Checkpoint:
         return UserError(f"{self._path}: damaged checkpoint ({text}); start anew with --overwrite")
 
     def _write_journal(self, records: list[Record]) -> None:
-        if self._journal is not None and writer():
+        if self._journal is not None and is_rank_zero():
             lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
             write_text(self._journal, "".join(lines))
-
-
-def _cuda_generators() -> list[torch.Tensor] | None:
-    """Return the state of every GPU's generator: the loop's need not be the current one."""
-    if not torch.cuda.is_initialized():
-        return None
-    if size() == 1:
-        return torch.cuda.get_rng_state_all()
-    # The ranks draw alike, each on a GPU of its own.
-    return [torch.cuda.get_rng_state()] * torch.cuda.device_count()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.machine.cost_meter import watch_compilation
-from bmnas.machine.distribution import ranks
+from bmnas.machine.distributed import local_rank, world_size
 from bmnas.machine.errors import UserError
 
 #: Products in bfloat16, as Linux calls them: AVX-512, AMX, Arm.
@@ -44,10 +44,10 @@ class Runtime:
 
         ``auto`` takes the accelerator where there is one. Networks are compiled if ``compile`` is
         True, and with None on CUDA, by loops of ``PAYS_FROM`` steps or more. Several
-        ranks have a GPU each, and do not compile: their norms talk in the middle of a pass.
+        ranks have a GPU each, and do not compile: SyncBatchNorm talks in the middle of a pass.
         Raises UserError for a device that is not there.
         """
-        if ranks.size() > 1:
+        if world_size() > 1:
             return cls(_device_of_rank(device), _not_compiled(compile))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -148,7 +148,7 @@ def _device_of_rank(device: str) -> torch.device:
     count = torch.cuda.device_count()
     if device == "cpu" or (device == "auto" and count == 0):
         return torch.device("cpu")
-    number = ranks.local_rank()
+    number = local_rank()
     if number >= count:
         raise UserError(
             f"received process {number + 1} on this machine, expected at most {count}, as it has "

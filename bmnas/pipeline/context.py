@@ -11,8 +11,13 @@ from bmnas.backbones import Backbone
 from bmnas.features.cache import FeatureCache, open_features
 from bmnas.features.reading import Pooled
 from bmnas.machine.costs import hardware, versions
-from bmnas.machine.distribution.ranks import agreed, first, size
-from bmnas.machine.distribution.writing import lock_folders, shown_by_writer
+from bmnas.machine.distributed import (
+    broadcast,
+    on_rank_zero,
+    shown_by_rank_zero,
+    world_size,
+)
+from bmnas.machine.folder_lock import lock_folders
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, check_seed
 from bmnas.pipeline.config import Config
@@ -65,7 +70,7 @@ class RunContext:
             seed if backbone_seed is None else backbone_seed,
             Runtime.choose() if runtime is None else runtime,
             # Of several ranks one talks.
-            shown_by_writer(progress),
+            shown_by_rank_zero(progress),
         )
 
     @property
@@ -89,7 +94,7 @@ class RunContext:
             "hardware": {
                 **hardware(self.runtime.device),
                 "bfloat16": self.runtime.computes_bfloat16(),
-                "processes": size(),
+                "processes": world_size(),
             },
         }
 
@@ -99,8 +104,8 @@ class RunContext:
         Before that, one rank alone calls ``prepare``, which makes the folder ready or raises.
         """
         with lock_folders(self.folder.path, self.kept):
-            first(prepare)
-            if not agreed(result.is_file()):
+            on_rank_zero(prepare)
+            if not broadcast(result.is_file()):
                 work()
 
     def features(

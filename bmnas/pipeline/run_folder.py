@@ -1,20 +1,17 @@
-"""Run folders: what a search and a training leave behind, and who may write there."""
+"""Run folders: what a search and a training leave behind."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Self, overload
 
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import read_json, remove_leftovers, write_json
+from bmnas.machine.files import read_json, write_json
 
 #: What to do with results that are there already.
 Existing = Literal["refuse", "resume", "overwrite"]
@@ -175,52 +172,6 @@ class Run:
         bundle = self.path / "bundle"
         if (bundle / "manifest.json").is_file():
             shutil.rmtree(bundle)
-
-
-@contextlib.contextmanager
-def locked(*folders: Path) -> Iterator[None]:
-    """Hold ``folders``, made if need be, for this process; what killed writers left is removed.
-
-    The first is that of the run, given with --run; others are given with --backbones.
-    A folder that is named twice is held once. Raises UserError when another process holds one, or
-    when one cannot be written.
-    """
-    with contextlib.ExitStack() as held:
-        held_already = set()
-        for number, folder in enumerate(folders):
-            if os.path.realpath(folder) in held_already:
-                continue
-            held_already.add(os.path.realpath(folder))
-            held.enter_context(_locked(folder, "--backbones" if number else "--run"))
-            remove_leftovers(folder)
-        yield
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, option: str) -> Iterator[None]:
-    if folder.is_file():
-        raise UserError(f"{folder}: {option} names a file, expected a folder; choose another one")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written: {error.strerror}; choose another folder with {option}"
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder}: another bmnas process is at work there; wait for it, or choose "
-                "another folder"
-            ) from error
-        except OSError as error:
-            raise UserError(
-                f"{folder}: cannot be locked: {error.strerror}; choose a folder on another file "
-                f"system with {option}"
-            ) from error
-        yield
 
 
 def genotype_file(path: Path) -> Path:

@@ -16,7 +16,7 @@ from bmnas.backbones.text import TextBackbone
 from bmnas.features.cache import FeatureCache
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import versions
-from bmnas.machine.distribution.ranks import first, writer
+from bmnas.machine.distributed import is_rank_zero, on_rank_zero
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import write_json
 from bmnas.machine.profiling import Profile, StepRecorder
@@ -118,7 +118,9 @@ def search(
         folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress
     )
     # Of several ranks the first one's steps are as good as any.
-    recorder = StepRecorder(folder.trace, context.runtime.device) if profile and writer() else None
+    recorder = (
+        StepRecorder(folder.trace, context.runtime.device) if profile and is_rank_zero() else None
+    )
     wanted = {**method.record(), **context.record()}
 
     def prepare() -> None:
@@ -202,7 +204,7 @@ def _search(context: RunContext, method: SearchMethod, recorder: StepRecorder | 
         **search_metrics(name, networks, cache, outcome, context.runtime.device),
         "peak_memory": {"search": problem.checkpoint.spent.peak_memory},
     }
-    first(lambda: _write(context, name, outcome, metrics))
+    on_rank_zero(lambda: _write(context, name, outcome, metrics))
 
 
 def _write(

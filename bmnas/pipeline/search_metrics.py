@@ -10,7 +10,7 @@ import torch
 
 from bmnas.features.cache import FeatureCache
 from bmnas.machine.cost_meter import COMPILE
-from bmnas.machine.distribution.ranks import size
+from bmnas.machine.distributed import world_size
 from bmnas.pipeline.unimodal import Unimodal
 from bmnas.spaces.architecture import Architecture
 from bmnas.strategies.problem import Outcome
@@ -84,7 +84,7 @@ def _seconds(
         "other": outcome.seconds - sum(stages.values()),
         "search": outcome.seconds,
         "total": total,
-        "gpu_hours": size() * total / 3600 if device.type == "cuda" else 0.0,
+        "gpu_hours": world_size() * total / 3600 if device.type == "cuda" else 0.0,
     }
 
 

@@ -17,7 +17,7 @@ from bmnas.features.samples import label_tensor, samples_per_epoch
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.costs import parameter_counts
-from bmnas.machine.distribution.ranks import first
+from bmnas.machine.distributed import on_rank_zero
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import seed_stage
 from bmnas.pipeline.context import RunContext
@@ -124,7 +124,7 @@ def run_training(context: RunContext, architecture: Architecture) -> None:
         "samples_per_second": {"train": settings.epochs * seen / spent["seconds"]["train"]},
         "peak_memory": {"train": spent["peak_memory"]},
     }
-    first(lambda: _write(context, architecture, network, measured))
+    on_rank_zero(lambda: _write(context, architecture, network, measured))
     checkpoint.remove()
 
 

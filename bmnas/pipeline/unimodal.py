@@ -33,7 +33,7 @@ from bmnas.features.cache import rows_hash, weights_hash
 from bmnas.features.samples import RawInput, RawSamples, label_tensor
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import count_parameters
-from bmnas.machine.distribution.ranks import agreed, first
+from bmnas.machine.distributed import broadcast, on_rank_zero
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import sha256_file
 from bmnas.machine.runtime import seed_stage
@@ -77,7 +77,7 @@ def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
                 "expected another: rename the modality"
             )
         path, fingerprint = _path(context, modality), _fingerprint(context, modality)
-        if agreed(not path.exists()):
+        if broadcast(not path.exists()):
             checkpoint = Checkpoint(_checkpoint_path(context, modality), fingerprint)
             made = _make(context, modality, checkpoint)
             extra = {
@@ -87,7 +87,7 @@ def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
                 "pretrained": made.pretrained,
                 "seconds": made.seconds,
             }
-            first(functools.partial(save_backbone, path, made.backbone, extra))
+            on_rank_zero(functools.partial(save_backbone, path, made.backbone, extra))
             checkpoint.remove()
         # Read back even when just made, so that a resumed run goes on from the very same state.
         kept, threshold = _read(path, modality, fingerprint)

@@ -20,9 +20,7 @@ from bmnas.features.samples import (
 )
 from bmnas.machine.checkpoint import Record, Stateful
 from bmnas.machine.cost_meter import COMPILE
-from bmnas.machine.distribution.model import data_parallel
-from bmnas.machine.distribution.ranks import mean
-from bmnas.machine.distribution.share import shares, weighted
+from bmnas.machine.distributed import data_parallel, mean, split_batches
 from bmnas.machine.profiling import profiled_step
 from bmnas.machine.runtime import seed_stage
 from bmnas.spaces.cells.derive import derive_genotype
@@ -92,7 +90,9 @@ def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], S
         "schedule": schedule,
     }
     records = problem.checkpoint.restore(parts)
-    train_forward, validation_forward = (data_parallel(p, forward) for p in (weights, architecture))
+    train_forward, validation_forward = (
+        data_parallel(supernet, p, forward) for p in (weights, architecture)
+    )
     with problem.progress.stage(name, config.epochs) as shown, _recording(problem, records):
         shown.advance(len(records))
         for epoch in range(len(records) + 1, config.epochs + 1):
@@ -215,10 +215,10 @@ def _descend(
     device = problem.runtime.device
     step = "weights step" if samples is problem.train else "architecture step"
     total, batches = torch.zeros((), device=device), 0
-    order = shares(epoch_batches(len(samples), problem.config.batch_size))
+    order = split_batches(epoch_batches(len(samples), problem.config.batch_size))
     for batch in iterate_batches(samples, order, device):
         with profiled_step(problem.recorder, step):
-            loss = weighted(problem.head.loss(forward(*batch.arguments), batch.labels))
+            loss = problem.head.loss(forward(*batch.arguments), batch.labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -9,11 +9,9 @@ from itertools import cycle
 from random import Random
 from typing import Any
 
-import torch
-
 from bmnas.features.samples import samples_per_epoch
 from bmnas.machine.cost_meter import Spent
-from bmnas.machine.distribution.ranks import alone, mean
+from bmnas.machine.distributed import broadcast
 from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.one_shot import OneShot, SinglePath
@@ -110,20 +108,18 @@ def train_single_networks(
     seed_stage(problem.seed, "single networks")
     order = Random(f"{problem.seed} single networks").sample(list(genotypes), len(genotypes))
     networks = SinglePath(supernet, order)
-    # Each step has gradients of other weights, which the ranks' common gradients are not made for.
-    with alone():
-        fit(
-            networks,
-            networks,
-            [Group(weights, problem.config.max_lr)],
-            problem.train,
-            problem.head,
-            recipe_of(candidate_training(problem.config)),
-            device=problem.runtime.device,
-            checkpoint=None,
-            progress=problem.progress,
-            stage="single networks",
-        )
+    fit(
+        networks,
+        networks,
+        [Group(weights, problem.config.max_lr)],
+        problem.train,
+        problem.head,
+        recipe_of(candidate_training(problem.config)),
+        device=problem.runtime.device,
+        checkpoint=None,
+        progress=problem.progress,
+        stage="single networks",
+    )
 
 
 def _candidates(
@@ -162,8 +158,7 @@ def _losses(
             losses.append(one_shot.loss(genotype))
             shown.advance()
     # Of several ranks, which may round otherwise, all must train the same.
-    agreed: list[float] = mean(torch.tensor(losses, device=device)).tolist()
-    return agreed
+    return broadcast(losses)
 
 
 def _drawn(

@@ -13,7 +13,7 @@ from concurrent.futures import as_completed
 from statistics import fmean
 
 from bmnas.machine.checkpoint import Checkpoint, Record
-from bmnas.machine.distribution.ranks import size
+from bmnas.machine.distributed import world_size
 from bmnas.machine.processes import cores, worker_pool
 from bmnas.machine.progress import Silent
 from bmnas.spaces.cells.genotype import Genotype
@@ -119,7 +119,7 @@ def _each_done(searches: dict[int, SearchProblem]) -> Iterator[int]:
     """Run the searches and yield the seed of each that is done."""
     some = next(iter(searches.values()))
     workers = min(len(searches), cores()) if some.runtime.device.type == "cpu" else 1
-    if size() > 1 or workers == 1:
+    if world_size() > 1 or workers == 1:
         for seed, search in searches.items():
             _relax(search, seed)
             yield seed

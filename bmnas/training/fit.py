@@ -16,10 +16,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmResta
 
 from bmnas.features.samples import Samples, batches_per_epoch, epoch_batches, iterate_batches
 from bmnas.machine.checkpoint import Checkpoint, Record, Stateful
-from bmnas.machine.distribution.model import data_parallel
-from bmnas.machine.distribution.norms import synchronised
-from bmnas.machine.distribution.ranks import gathered, mean
-from bmnas.machine.distribution.share import shares, weighted
+from bmnas.machine.distributed import (
+    broadcast_buffers,
+    data_parallel,
+    gather_rows,
+    mean,
+    split_batches,
+)
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Progress
 from bmnas.training.heads import TaskHead
@@ -88,8 +91,9 @@ def fit(
     parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     records = [] if checkpoint is None else checkpoint.restore(parts)
     minimised = loss or (lambda output, labels: head.loss(logits_of(output), labels))
-    forward = data_parallel([p for group in groups for p in group.parameters], forward)
-    with synchronised(network), progress.stage(stage, recipe.epochs) as shown:
+    parameters = [p for group in groups for p in group.parameters]
+    forward = data_parallel(network, parameters, forward)
+    with progress.stage(stage, recipe.epochs) as shown:
         shown.advance(len(records))
         for epoch in range(len(records) + 1, recipe.epochs + 1):
             rate = schedule.get_last_lr()[0]
@@ -113,6 +117,7 @@ def fit(
             shown.advance()
             if until is not None and until():
                 break
+    broadcast_buffers(network)
     network.eval()
     return records
 
@@ -137,9 +142,9 @@ def _epoch(
 ) -> tuple[float, Tensor, Tensor]:
     """Make a step for each of ``batches``; return the mean loss, all logits and all labels."""
     total, all_logits, all_labels = torch.zeros((), device=device), [], []
-    for batch in iterate_batches(samples, shares(batches), device):
+    for batch in iterate_batches(samples, split_batches(batches), device):
         output = forward(*batch.arguments)
-        loss = weighted(minimised(output, batch.labels))
+        loss = minimised(output, batch.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -149,7 +154,7 @@ def _epoch(
         all_labels.append(batch.labels)
     # The device synchronises here, once an epoch.
     mean_loss = float(mean(total)) / len(all_labels)
-    logits, labels = (gathered(torch.cat(every)).cpu() for every in (all_logits, all_labels))
+    logits, labels = (gather_rows(torch.cat(every)) for every in (all_logits, all_labels))
     return mean_loss, logits, labels
 
 

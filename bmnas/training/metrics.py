@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.features.samples import Samples, iterate_batches
-from bmnas.machine.distribution.ranks import gathered, size, span
+from bmnas.machine.distributed import broadcast_buffers, gather_rows, rank, world_size
 from bmnas.training.heads import TaskHead
 
 _BATCH = 256
@@ -69,16 +69,17 @@ def predict(
     network: nn.Module, forward: Forward, samples: Samples, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return the logits that ``forward`` gives for all ``samples``, and labels, on the CPU."""
+    broadcast_buffers(network)
     network.eval()
     logits, labels = [], []
-    split = len(samples) >= size()  # fewer are not worth it, and somebody would have none
-    own = span(len(samples)) if split else range(len(samples))
-    batches = torch.arange(own.start, own.stop).split(_BATCH)
-    for batch in iterate_batches(samples, batches, device):
+    split = len(samples) >= world_size()  # else somebody would have none
+    chosen = torch.arange(len(samples))
+    own = chosen.tensor_split(world_size())[rank()] if split else chosen
+    for batch in iterate_batches(samples, own.split(_BATCH), device):
         logits.append(logits_of(forward(*batch.arguments)).float())
         labels.append(batch.labels)
     # The device synchronises here, once for all samples.
     all_logits, all_labels = torch.cat(logits).cpu(), torch.cat(labels).cpu()
     if split:
-        all_logits, all_labels = gathered(all_logits), gathered(all_labels)
+        all_logits, all_labels = gather_rows(all_logits), gather_rows(all_labels)
     return all_logits, all_labels

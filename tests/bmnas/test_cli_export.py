@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from bmnas.cli import main
 from bmnas.cli.export import export
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.run_folder import locked
+from bmnas.machine.folder_lock import lock_folders
 from bmnas.spaces.cells.genotype import Genotype, Step
 from bmnas.tasks import load_task
 
@@ -183,7 +183,7 @@ def test_data_alone_is_joined_to_the_recorded_task(run_folder: Path, no_export: 
 
 
 def test_a_run_at_work_is_told_before_the_export(run_folder: Path, no_export: list[Any]) -> None:
-    with locked(run_folder):
+    with lock_folders(run_folder):
         shown = message(invoke("--genotype", run_folder / "genotype.json"))
     assert shown.startswith(f"{run_folder}: another bmnas process is at work there")
     assert no_export == []

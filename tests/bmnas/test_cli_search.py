@@ -200,9 +200,9 @@ def test_a_run_of_another_task_seed_or_preset_is_refused(here: Path) -> None:
 
 
 def test_a_folder_in_use_is_one_line(here: Path) -> None:
-    from bmnas.pipeline.run_folder import locked
+    from bmnas.machine.folder_lock import lock_folders
 
-    with locked(here / "run"):
+    with lock_folders(here / "run"):
         message = one_line_error(bmnas_command(*TINY, "--run", "run"))
     assert message.startswith("run: another bmnas process is at work there; wait for it")
     assert [p.name for p in (here / "run").iterdir()] == [".lock"]

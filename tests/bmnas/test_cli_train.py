@@ -15,7 +15,7 @@ from tiny_tasks import write_tiny_task
 
 import bmnas
 import bmnas.pipeline.training
-from bmnas.pipeline.run_folder import locked
+from bmnas.machine.folder_lock import lock_folders
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.mfas.genotype import Layer, MFASGenotype
 
@@ -204,6 +204,6 @@ def test_a_training_is_refused_resumed_or_overwritten(here: Path) -> None:
 
 
 def test_a_folder_in_use_is_one_line(here: Path) -> None:
-    with locked(here / "runs" / "tiny"):
+    with lock_folders(here / "runs" / "tiny"):
         message = one_line_error(bmnas_command("train", "--genotype", GENOTYPE))
     assert message.startswith("runs/tiny: another bmnas process is at work there")

@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.run_folder import Run, locked, require_same
+from bmnas.machine.folder_lock import lock_folders
+from bmnas.pipeline.run_folder import Run, require_same
 
 HOLD = """
 import sys
 from pathlib import Path
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.run_folder import locked
+from bmnas.machine.folder_lock import lock_folders
 try:
-    with locked(Path(sys.argv[1])):
+    with lock_folders(Path(sys.argv[1])):
         print("held", flush=True)
         sys.stdin.read()
 except UserError as error:
@@ -48,14 +49,14 @@ def test_a_second_process_gets_one_line_until_the_first_is_gone(tmp_path: Path) 
             "another folder\n"
         )
         first.kill()
-    with locked(tmp_path / "run"):
+    with lock_folders(tmp_path / "run"):
         pass
 
 
 def test_a_held_folder_is_left_alone(tmp_path: Path) -> None:
-    with locked(tmp_path):
+    with lock_folders(tmp_path):
         (tmp_path / ".a.json.aaaaaaaa.part").write_text("being written")
-        with pytest.raises(UserError, match="another bmnas process"), locked(tmp_path):
+        with pytest.raises(UserError, match="another bmnas process"), lock_folders(tmp_path):
             pass
         assert (tmp_path / ".a.json.aaaaaaaa.part").exists()
 
@@ -63,36 +64,36 @@ def test_a_held_folder_is_left_alone(tmp_path: Path) -> None:
 def test_leftovers_of_a_killed_process_are_cleared(tmp_path: Path) -> None:
     (tmp_path / ".a.json.aaaaaaaa.part").write_text("half")
     (tmp_path / ".bundle.aaaaaaaa.old" / "bundle").mkdir(parents=True)
-    with locked(tmp_path):
+    with lock_folders(tmp_path):
         assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "bundle"]
 
 
 def test_a_folder_named_twice_is_held_once(tmp_path: Path) -> None:
-    with locked(tmp_path / "run", tmp_path / "x" / ".." / "run", tmp_path / "shared"):
+    with lock_folders(tmp_path / "run", tmp_path / "x" / ".." / "run", tmp_path / "shared"):
         assert {p.name for p in tmp_path.iterdir()} >= {"run", "shared"}
         with pytest.raises(UserError, match="shared: another bmnas process"):
-            locked(tmp_path / "shared").__enter__()
+            lock_folders(tmp_path / "shared").__enter__()
 
 
 def test_one_folder_in_use_gives_back_the_others(tmp_path: Path) -> None:
     with (
-        locked(tmp_path / "b"),
+        lock_folders(tmp_path / "b"),
         pytest.raises(UserError, match="b: another"),
-        locked(tmp_path / "a", tmp_path / "b"),
+        lock_folders(tmp_path / "a", tmp_path / "b"),
     ):
         pass
-    with locked(tmp_path / "a"):
+    with lock_folders(tmp_path / "a"):
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError) as line, locked(tmp_path / "file" / "run"):
+    with pytest.raises(UserError) as line, lock_folders(tmp_path / "file" / "run"):
         pass
     assert str(line.value).startswith(f"{tmp_path / 'file' / 'run'}: cannot be written: ")
     assert str(line.value).endswith("; choose another folder with --run")
     for option, folders in (("--run", ("file", "run")), ("--backbones", ("run", "file"))):
-        with pytest.raises(UserError) as line, locked(*(tmp_path / name for name in folders)):
+        with pytest.raises(UserError) as line, lock_folders(*(tmp_path / name for name in folders)):
             pass
         assert str(line.value).startswith(f"{tmp_path / 'file'}: {option} names a file, expected")
 
@@ -100,7 +101,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
 def test_a_folder_without_permission_is_one_line(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="cannot be written: Permission denied"), locked(tmp_path):
+    with (
+        pytest.raises(UserError, match="cannot be written: Permission denied"),
+        lock_folders(tmp_path),
+    ):
         pass
 
 
@@ -111,7 +115,10 @@ def test_a_file_system_without_locks_is_told(
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(UserError, match="cannot be locked: No locks available"), locked(tmp_path):
+    with (
+        pytest.raises(UserError, match="cannot be locked: No locks available"),
+        lock_folders(tmp_path),
+    ):
         pass
 
 

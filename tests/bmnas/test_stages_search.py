@@ -217,9 +217,9 @@ def test_texts_without_a_known_word_are_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    from bmnas.pipeline.run_folder import locked
+    from bmnas.machine.folder_lock import lock_folders
 
-    with locked(tmp_path / "run"), pytest.raises(UserError, match="another bmnas process"):
+    with lock_folders(tmp_path / "run"), pytest.raises(UserError, match="another bmnas process"):
         search(tmp_path / "run")
 
 

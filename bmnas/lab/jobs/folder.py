@@ -12,8 +12,9 @@ from bmnas.lab.jobs.engine import Engine, Result, Workers
 from bmnas.lab.jobs.job import Job, backbones_jobs
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, write_json
+from bmnas.machine.folder_lock import lock_folders
 from bmnas.machine.progress import Progress, Silent
-from bmnas.pipeline.run_folder import Run, differing, locked
+from bmnas.pipeline.run_folder import Run, differing
 
 FORMAT = "bmnas.sweep/2"
 
@@ -72,7 +73,7 @@ def run_jobs(
         if number < least:
             raise UserError(f"{name}: received {number}, expected {least} or more")
     many = _Many(jobs, folder, option)
-    with locked(folder):
+    with lock_folders(folder):
         many.open(resume)
         many.run(engine, workers, device, progress or Silent())
     return list(many.records.values())

@@ -11,10 +11,11 @@ from typing import Any
 
 from bmnas.lab.jobs.job import BACKBONES, SEARCHED, Order
 from bmnas.machine.files import atomic_folder, atomic_path
+from bmnas.machine.folder_lock import lock_folders
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext
-from bmnas.pipeline.run_folder import Run, locked
+from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.search import search
 from bmnas.pipeline.train import train, train_fusion
 from bmnas.pipeline.unimodal import unimodal_networks
@@ -57,7 +58,7 @@ def _prepare_backbones(order: Order, task: Task, config: Config) -> None:
         backbones=folder,
         runtime=Runtime.choose(order["device"]),
     )
-    with locked(folder):
+    with lock_folders(folder):
         networks = unimodal_networks(context)
         backbones = {name: found.backbone for name, found in networks.items()}
         for length, dtype in order["caches"]:

@@ -25,11 +25,12 @@ from bmnas.lab.tables.training import SCORES, StoredFeatures, Work, jobs_of, tra
 from bmnas.machine.costs import count_parameters, hardware, measure_latency, versions
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, remove_leftovers, write_json
+from bmnas.machine.folder_lock import lock_folders
 from bmnas.machine.progress import Progress, Silent
 from bmnas.machine.runtime import Runtime, check_seed
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext
-from bmnas.pipeline.run_folder import Run, locked
+from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.spaces.cells.space import CellSpace
@@ -72,7 +73,7 @@ def build_table(
     context = RunContext.choose(
         Run(run), task, config, seed, backbones=backbones, runtime=_CPU, progress=progress
     )
-    with locked(run, context.kept):
+    with lock_folders(run, context.kept):
         remove_leftovers(run / "parts")
         cache, unimodal = _features(context)
         about = {

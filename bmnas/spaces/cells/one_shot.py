@@ -71,6 +71,9 @@ class SinglePath(nn.Module):
     It trains the supernet for ``OneShot``, and has it lose its running statistics likewise.
     """
 
+    #: Each step has gradients of other weights: for ``data_parallel``.
+    single_path = True
+
     def __init__(self, supernet: Supernet, genotypes: Sequence[Genotype]) -> None:
         super().__init__()
         supernet.use_batch_statistics()

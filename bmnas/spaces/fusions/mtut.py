@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bmnas.features.layers import Dropout, LinearNorm
-from bmnas.machine.distribution import ranks
-from bmnas.machine.distribution.share import weighted
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.features import last_features
 from bmnas.training.heads import TaskHead
@@ -47,14 +45,12 @@ def aligned_loss(head: TaskHead, output: Output, labels: Tensor) -> Tensor:
     _, *rest = output
     half = len(rest) // 2
     losses = [head.loss(logits, labels) for logits in rest[:half]]
-    # Of the whole batch: several ranks must agree on who is better.
-    known = [ranks.mean(weighted(loss.detach())) for loss in losses]
     total = torch.stack(losses).sum()
     for m, own in enumerate(rest[half:]):
         for n, other in enumerate(rest[half:]):
             if n != m:
                 apart = (own - other.detach()).square().sum((1, 2)).mean()
-                total = total + WEIGHT * focal_weight(known[m], known[n]) * apart
+                total = total + WEIGHT * focal_weight(losses[m], losses[n]) * apart
     return total
 
 
