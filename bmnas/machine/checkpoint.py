@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 
 from bmnas.machine.cost_meter import Spent
-from bmnas.machine.distributed import is_rank_zero
+from bmnas.machine.distributed import barrier, is_rank_zero
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import atomic_path, write_text
 
@@ -93,6 +93,8 @@ class Checkpoint:
         Returns no records where there is no checkpoint. Raises UserError when the file is
         damaged or belongs to another loop.
         """
+        # Of several ranks, all read what rank zero wrote last.
+        barrier()
         if not self._path.is_file():
             return []
         content = self._read()
