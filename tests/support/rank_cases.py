@@ -92,7 +92,7 @@ def searched(seeds: int) -> list[Tensor]:
     with tempfile.TemporaryDirectory() as own:
         folder = Path(broadcast(own))
         problem = tiny_problem(folder, dropout=0.2, epochs=2, rerank=1, batch_size=15)
-        outcome = STRATEGIES["bmnas"](replace(problem, seeds=seeds))
+        outcome = STRATEGIES["bmnas"].search(replace(problem, seeds=seeds))
         chosen = torch.tensor(list(json.dumps(outcome.genotype.to_dict()).encode()))
         barrier()
         return [torch.tensor(outcome.validation), chosen]
