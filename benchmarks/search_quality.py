@@ -7,8 +7,8 @@ that it used. Strategy bmnas searches with every seed on the features of those b
 table's settings, and what it finds is looked up: by Algorithm 1 alone, and after its short
 trainings (rerank). Random search, local search and regularised evolution are replayed with as many
 candidates as the same seconds would have trained. Work goes on where it was stopped. Prints a
-Markdown table and writes one JSON file. Scores that decide are of validation; what is found is judged by its mean
-test score.
+Markdown table and writes one JSON file. Scores that decide are of validation; what is found is
+judged by its mean test score.
 """
 
 from __future__ import annotations
