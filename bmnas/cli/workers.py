@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -98,6 +99,8 @@ def _main() -> None:
     from bmnas.lab.jobs.work import do_order
     from bmnas.machine.files import read_json
 
+    # Ctrl-C ends it without a word.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         do_order(read_json(Path(sys.argv[1])), export_run)

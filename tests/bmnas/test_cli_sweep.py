@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +63,20 @@ def test_a_sweep_outlives_a_killed_worker_and_a_failing_trial(here: Path) -> Non
     again = bmnas_command(*words[:-1], "--resume")
     assert "max_lr-0.001" in again.out
     assert "Next: bmnas compare sweep/*/" in again.err
+
+
+def test_ctrl_c_ends_a_sweep_at_once(here: Path) -> None:
+    command = [sys.executable, "-m", "bmnas", *SWEEP, "--set", "seed=0", "--set"]
+    command.append("search.epochs=100000")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    begun, end = here / "sweep" / "seed-0_epochs-100000" / "history.jsonl", time.monotonic() + 120
+    while not begun.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+    # As a terminal does: to all processes.
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == "error: stopped; search and train go on with --resume\n"
 
 
 def test_a_worker_that_is_always_lost_is_given_up(

@@ -64,8 +64,8 @@ class Suite:
     """
 
     task: Annotated[tuple[SuiteTask, ...], NotEmpty()]
-    strategies: tuple[Annotated[str, OneOf(lambda: STRATEGIES)], ...]
-    fusions: tuple[Annotated[str, OneOf(lambda: FUSIONS)], ...] = ()
+    strategies: tuple[Annotated[str, OneOf(STRATEGIES)], ...]
+    fusions: tuple[Annotated[str, OneOf(FUSIONS)], ...] = ()
     modules: tuple[Annotated[str, OneOf((*FUSION_MODULES, SEARCHED))], ...] = ()
     pairs: tuple[Annotated[str, OneOf(PAIRS)], ...] = ()
     table: tuple[SuiteTable, ...] = ()

@@ -83,7 +83,7 @@ def run_orders(
         for future in as_completed([pool.submit(one, order) for order in orders]):
             told(future.result())
     finally:
-        # After Ctrl-C, which reaches the processes too, no new ones are started.
+        # After Ctrl-C no new ones are started.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -108,6 +108,9 @@ def run_process(order: Order, workers: Workers, environment: Mapping[str, str]) 
         return Result(name, "done")
     if status == 2:
         return Result(name, "failed", said)
+    if status == -signal.SIGINT:
+        # Ctrl-C reaches a process together with this one, or a little earlier.
+        raise KeyboardInterrupt
     if status < 0:
         return Result(name, "lost", f"killed by {signal.Signals(-status).name}")
     return Result(name, "lost", f"ended with status {status}" + (f": {said}" if said else ""))
