@@ -18,7 +18,7 @@ def describe_cells(genotype: Genotype) -> Description:
     nodes.append(Node("head", "Classifier head", note, "output", reads=cells))
     facts = (
         f"C = {genotype.channels}, L = {genotype.length}",
-        "inputs of a step from left to right, where their order counts",
+        "inputs of a step: left to right where order counts",
     )
     return Description(genotype.summary(), genotype.features, tuple(nodes), facts)
 
