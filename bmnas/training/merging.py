@@ -48,13 +48,6 @@ class Run:
     stop: int = 0
 
 
-@dataclass(frozen=True)
-class Stacked:
-    """k tensors along a first axis, as an argument of a merged call."""
-
-    data: Tensor
-
-
 class Program:
     """Groups of calls in an order in which they can be made, and where their inputs lie.
 
@@ -70,6 +63,9 @@ class Program:
             calls.sort(key=lambda call: [self._order(value) for value in call.inputs])
             columns = zip(*(call.inputs for call in calls), strict=True)
             inputs = [self._runs(c[:1] if c[0].call.shared else c) for c in columns]
+            if calls[0].func is F.batch_norm and calls[0].arguments[1]["training"]:
+                # What is updated must be the statistics themselves.
+                assert all(len(runs) == 1 for runs in inputs[1:3])
             self._groups.append((calls[0], way(calls[0], len(calls)), inputs))
             for row, call in enumerate(calls):
                 for value in call.outputs:
@@ -204,9 +200,7 @@ def way(call: Call, count: int) -> Way:
     if call.shared:
         return lambda tensors: _call(call, tensors)
     if rule is not None and len(many) in inputs and all(many[1:]):
-        return lambda tensors: _call(
-            call, [Stacked(x) if m else x for m, x in zip(many, tensors, strict=True)], rule
-        )
+        return lambda tensors: _call(call, tensors, partial(rule, many[0]))
     if name_of(call.func) in _RESHAPING and many == [True]:
         shape = count, *call.outputs[0].shape
         return lambda tensors: tensors[0].reshape(shape)
@@ -265,58 +259,27 @@ def _draw(
     return mask.div_(keep) if keep else mask
 
 
-def _linear(x: Tensor | Stacked, weight: Stacked, bias: Stacked | None = None) -> Tensor:
-    count, width, _ = weight.data.shape
-    if isinstance(x, Tensor):  # one product for all
-        shift = None if bias is None else bias.data.flatten()
-        y = F.linear(x, weight.data.flatten(0, 1), shift)
-        return cast(Tensor, y.unflatten(-1, (count, width))).movedim(-2, 0)
-    rows, factor = x.data.flatten(1, -2), weight.data.mT
-    y = torch.bmm(rows, factor) if bias is None else torch.baddbmm(bias.data[:, None], rows, factor)
-    return y.view(*x.data.shape[:-1], width)
+def _linear(many: bool, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if not many:  # one product for all
+        y = F.linear(x, weight.flatten(0, 1), None if bias is None else bias.flatten())
+        return cast(Tensor, y.unflatten(-1, weight.shape[:2])).movedim(-2, 0)
+    rows, factor = x.flatten(1, -2), weight.mT
+    y = torch.bmm(rows, factor) if bias is None else torch.baddbmm(bias[:, None], rows, factor)
+    return y.view(*x.shape[:-1], -1)
 
 
-def _batch_norm(
-    x: Tensor | Stacked,
-    mean: Stacked,
-    variance: Stacked,
-    weight: Stacked,
-    bias: Stacked,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """Normalise k times C channels; where x is shared, its statistics are taken once."""
-    each = [own.data for own in (mean, variance, weight, bias)]
-    if isinstance(x, Stacked):
-        columns = x.data.movedim(0, 1).flatten(1, 2)
-        m, v, w, b = (own.flatten() for own in each)
-        y = F.batch_norm(columns, m, v, w, b, training, momentum, eps)
-        return cast(Tensor, y.unflatten(1, (len(x.data), -1))).movedim(1, 0)
-    rest = [1] * (x.dim() - 2)
-    m, v, w, b = (own.view(len(own), 1, -1, *rest) for own in each)
-    if not training:
-        scale = w * (v + eps).rsqrt()
-        return torch.addcmul(b - m * scale, x, scale)
-    now = torch.zeros_like(each[0][0]), torch.zeros_like(each[1][0])
-    normal = F.batch_norm(x, *now, training=True, momentum=1.0, eps=eps)
-    for running, seen in zip(each, now, strict=False):
-        running.lerp_(seen.expand_as(running), momentum)
-    return torch.addcmul(b, normal, w)
-
-
-def _layer_norm(
-    x: Tensor | Stacked, shape: Sequence[int], weight: Stacked, bias: Stacked, eps: float
-) -> Tensor:
-    data, axes = (x, x.dim()) if isinstance(x, Tensor) else (x.data, x.data.dim() - 1)
-    normal = F.layer_norm(data, shape, eps=eps)
-    sizes = len(weight.data), *[1] * (axes - len(shape)), *shape
-    return torch.addcmul(bias.data.view(sizes), normal, weight.data.view(sizes))
+def _batch_norm(many: bool, x: Tensor, *statistics: Tensor, **settings: Any) -> Tensor:
+    """Normalise k times C channels as one batch."""
+    mean, variance = (each.flatten() for each in statistics)
+    count = len(statistics[0])
+    affine = {name: settings.pop(name).flatten() for name in ("weight", "bias")}
+    each = x if many else x.expand(count, *x.shape)
+    y = F.batch_norm(each.movedim(0, 1).flatten(1, 2), mean, variance, **affine, **settings)
+    return cast(Tensor, y.unflatten(1, (count, -1))).movedim(1, 0)
 
 
 #: Functions that vmap is slow at, and how many inputs they have where a rule fits.
 _RULES: dict[Any, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
     F.linear: (_linear, (2, 3)),
     F.batch_norm: (_batch_norm, (5,)),
-    F.layer_norm: (_layer_norm, (3,)),
 }

@@ -170,6 +170,9 @@ class Recorder(TorchFunctionMode):
         changed = [x for x, n in zip(tensors, before, strict=True) if x._version != n]
         if any(not x.is_floating_point() for x in changed):
             return result  # how many batches a BatchNorm has seen
+        again = any(self._known[id(x)][0] in self._read for x in changed)
+        if changed and (again or func is not F.batch_norm):
+            raise ApartError("it changes a tensor that others may read")
         if not any(isinstance(x, Tensor) for x in results):
             if name_of(func) in _TELLING:
                 raise ApartError("it asks for the value of a tensor")
@@ -177,11 +180,6 @@ class Recorder(TorchFunctionMode):
         by_truth = name_of(func) == "getitem" and any(x.dtype == torch.bool for x in tensors)
         if by_truth or name_of(func) in _COUNTING:
             raise ApartError("it may choose by the value of a tensor")
-        if func is F.batch_norm:
-            if any(self._known[id(x)][0] in self._read for x in changed):
-                raise ApartError("it updates the statistics of a BatchNorm twice")
-        elif changed:
-            func, kwargs = self._without_change(func, kwargs, result, changed)
         self._record(func, args, kwargs, results)
         return result
 
@@ -220,21 +218,6 @@ class Recorder(TorchFunctionMode):
         call = Call((), given=what, shared=isinstance(what, str))
         call.give([x])
         self._known[id(x)] = call.outputs[0], x
-
-    def _without_change(
-        self, func: Any, kwargs: Any, result: Any, changed: Sequence[Tensor]
-    ) -> tuple[Any, Any]:
-        """Return the function, and its keywords, that does not change its argument as ``func``."""
-        name, twin = func.__name__, None
-        if kwargs.get("inplace"):
-            twin, kwargs = func, {**kwargs, "inplace": False}
-        elif name.endswith("_"):
-            twin = getattr(Tensor, name[:-1], None)
-        own = len(changed) == 1 and changed[0] is result and result._base is None
-        viewed = any(x._base is changed[0] for _, x in self._known.values())
-        if twin is None or not own or viewed or self._value(changed[0]).call.given is not None:
-            raise ApartError(f"{name} changes a tensor that others may read")
-        return twin, kwargs
 
     def _dropout(
         self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
