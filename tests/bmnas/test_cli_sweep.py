@@ -62,6 +62,10 @@ def test_a_sweep_outlives_a_killed_worker_and_a_failing_trial(here: Path) -> Non
     assert [t["attempts"] for t in json.loads(again.out)["trials"]] == [2, 1]
     again = bmnas_command(*words[:-1], "--resume")
     assert "max_lr-0.001" in again.out
+    (here / "sweep" / "sweep.json").write_text('{"format": "bmnas.sweep/1"}')
+    message = one_line_error(bmnas_command(*words, "--resume"))
+    assert "sweep.json: " in message
+    assert "received 'bmnas.sweep/1', expected" in message
     assert "Next: bmnas compare sweep/*/" in again.err
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bmnas.lab.jobs.engine import Engine, Result, Workers
 from bmnas.lab.jobs.job import Job, backbones_jobs
@@ -14,9 +14,8 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, write_json
 from bmnas.machine.folder_lock import lock_folders
 from bmnas.machine.progress import Progress, Silent
+from bmnas.machine.schema import plain, read
 from bmnas.pipeline.run_folder import Run, differing
-
-FORMAT = "bmnas.sweep/2"
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,14 @@ class JobRecord:
     validation: float | None = None
     test: float | None = None
     seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    """The content of ``sweep.json``."""
+
+    trials: tuple[JobRecord, ...]
+    format: Literal["bmnas.sweep/2"] = "bmnas.sweep/2"
 
 
 def job_record(job: Job, folder: Path, result: Result) -> JobRecord:
@@ -85,21 +92,19 @@ class _Many:
     folder: Path
     option: str
     records: dict[str, JobRecord] = field(default_factory=dict)
-    earlier: dict[str, Any] = field(default_factory=dict)
+    earlier: dict[str, JobRecord] = field(default_factory=dict)
 
     def open(self, resume: bool) -> None:
         """Take the folder; what is finished there stays."""
         path = self.folder / "sweep.json"
         if path.is_file():
-            found = read_json(path)
-            if not isinstance(found, dict) or found.get("format") != FORMAT:
-                raise UserError(f"{path}: received an unknown format, expected {FORMAT!r}")
+            found = read(_File, read_json(path), str(path))
             if not resume:
                 raise UserError(
                     f"{self.folder}: holds a sweep already; go on with --resume, or choose another "
                     f"folder with {self.option}"
                 )
-            self.earlier = {record["name"]: record for record in found["trials"]}
+            self.earlier = {record.name: record for record in found.trials}
         for job in self.jobs:
             self._check(job)
         self.records = {job.name: JobRecord(job.name, job.label) for job in self.jobs}
@@ -169,11 +174,10 @@ class _Many:
             )
 
     def _end(self, job: Job, result: Result) -> None:
-        before = self.earlier.get(job.name, {}).get("attempts", 0)
+        before = self.earlier[job.name].attempts if job.name in self.earlier else 0
         result = dataclasses.replace(result, attempts=before + result.attempts)
         self.records[job.name] = job_record(job, self.folder, result)
 
     def _save(self) -> None:
-        now = {name: dataclasses.asdict(record) for name, record in self.records.items()}
-        trials = list({**self.earlier, **now}.values())
-        write_json(self.folder / "sweep.json", {"format": FORMAT, "trials": trials})
+        trials = {**self.earlier, **self.records}.values()
+        write_json(self.folder / "sweep.json", plain(_File(tuple(trials))))
