@@ -248,7 +248,7 @@ class Setting:
     def _problem(self, seed: int) -> SearchProblem:
         folder, task = self.runs / str(seed), self.cache.task
         folder.mkdir(parents=True, exist_ok=True)
-        owner = f"search-quality {seed} {self.cache.keys} {self.config.search}"
+        settings = f"search-quality {seed} {self.cache.keys} {self.config.search}"
         return SearchProblem(
             train=self.cache.samples("train"),
             validation=self.cache.samples("validation"),
@@ -257,8 +257,8 @@ class Setting:
             config=self.config.search,
             seed=seed,
             runtime=_CPU,
-            checkpoint=Checkpoint(folder / "checkpoint.pt", owner, folder / "history.jsonl"),
-            candidates=lambda: Checkpoint(folder / "rerank.pt", owner, folder / "rerank.jsonl"),
+            checkpoint=Checkpoint(folder / "checkpoint.pt", settings, folder / "history.jsonl"),
+            candidates=lambda: Checkpoint(folder / "rerank.pt", settings, folder / "rerank.jsonl"),
             progress=Bars(),
         )
 

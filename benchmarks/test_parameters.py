@@ -9,7 +9,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import bmnas
 from benchmarks.cases import WAYS, Finished
-from bmnas.machine.costs import parameter_counts
+from bmnas.pipeline.multimodal import parameter_counts
 
 
 @pytest.mark.benchmark(group="parameters")

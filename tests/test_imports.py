@@ -96,11 +96,7 @@ ROOMS = (
 )
 
 #: Imports that still run upwards.
-UPWARDS = {
-    ("bmnas.machine.costs", "bmnas.pipeline.multimodal"),
-    ("bmnas.machine.costs", "bmnas.spaces.cells.native"),
-    ("bmnas.machine.costs", "bmnas.spaces.fusion"),
-}
+UPWARDS: set[tuple[str, str]] = set()
 
 
 def floor_of(module: str) -> int | None:

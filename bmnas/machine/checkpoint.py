@@ -17,12 +17,12 @@ from typing import Any, Protocol
 
 import torch
 
-from bmnas.machine.cost_meter import Spent
+from bmnas.machine.cost_meter import CostMeter
 from bmnas.machine.distributed import barrier, is_rank_zero
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import atomic_path, write_text
 
-FORMAT = "bmnas.checkpoint/3"
+FORMAT = "bmnas.checkpoint/4"
 
 Record = dict[str, Any]
 
@@ -42,22 +42,23 @@ class Stateful(Protocol):
 class Checkpoint:
     """The checkpoint of one loop, and the journal of its records as JSON lines.
 
-    ``owner`` is a digest of everything that the loop depends on: settings, seed, data. A
-    checkpoint of another owner is refused, not continued. ``spent`` counts what the loop costs; it
-    lies in the checkpoint and never in the journal, which is equal bit for bit from run to run.
+    ``fingerprint`` is a digest of everything that the loop depends on: settings, seed, data. A
+    checkpoint of another fingerprint is refused, not continued. ``meter`` counts what the loop
+    costs; it lies in the checkpoint and never in the journal, which is equal bit for bit from run
+    to run.
     """
 
-    def __init__(self, path: Path, owner: str, journal: Path | None = None) -> None:
+    def __init__(self, path: Path, fingerprint: str, journal: Path | None = None) -> None:
         self._path = path
-        self._owner = owner
+        self._fingerprint = fingerprint
         self._journal = journal
-        self.spent = Spent()
+        self.meter = CostMeter()
         self._earlier = self._earlier_processor = 0.0
         self._started, self._started_processor = time.perf_counter(), time.process_time()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let another process have it: there it counts that one's time."""
-        return Checkpoint, (self._path, self._owner, self._journal)
+        return Checkpoint, (self._path, self._fingerprint, self._journal)
 
     @property
     def seconds(self) -> float:
@@ -75,7 +76,7 @@ class Checkpoint:
     def of_part(self, name: str) -> Checkpoint:
         """Return the checkpoint, without a journal, of a part of this loop that runs by itself."""
         path = self._path.with_name(f"{self._path.stem}.{name}{self._path.suffix}")
-        return Checkpoint(path, f"{self._owner} {name}")
+        return Checkpoint(path, f"{self._fingerprint} {name}")
 
     def add_parts(self, parts: Iterable[Checkpoint]) -> None:
         """Count what ``parts`` cost, which ran in this one's time: each a share of its seconds."""
@@ -83,9 +84,9 @@ class Checkpoint:
         scale = min(1.0, self.seconds / max(sum(part._earlier for part in found), 1e-9))
         for part in found:
             self._earlier_processor += part._earlier_processor
-            cost = part.spent.to_dict()
+            cost = part.meter.to_dict()
             seconds = {name: scale * value for name, value in cost["seconds"].items()}
-            self.spent.go_on({**cost, "seconds": seconds})
+            self.meter.resume({**cost, "seconds": seconds})
 
     def restore(self, parts: Mapping[str, Stateful]) -> list[Record]:
         """Bring ``parts`` and the generators to the last saved epoch; return its records.
@@ -98,7 +99,7 @@ class Checkpoint:
         if not self._path.is_file():
             return []
         content = self._read()
-        if content["owner"] != self._owner:
+        if content["fingerprint"] != self._fingerprint:
             raise UserError(
                 f"{self._path}: belongs to other settings, backbones or data than those given "
                 "now; delete it, start anew with --overwrite, or choose another folder with --run"
@@ -111,7 +112,7 @@ class Checkpoint:
             records: list[Record] = json.loads(content["records"])
             self._earlier = float(content["seconds"])
             self._earlier_processor = float(content["processor_seconds"])
-            self.spent.go_on(content["spent"])
+            self.meter.resume(content["costs"])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise self._damaged(error) from error
         self._write_journal(records)
@@ -126,11 +127,11 @@ class Checkpoint:
             return
         content = {
             "format": FORMAT,
-            "owner": self._owner,
+            "fingerprint": self._fingerprint,
             "records": json.dumps(records, allow_nan=False),
             "seconds": self.seconds,
             "processor_seconds": self.processor_seconds,
-            "spent": self.spent.to_dict(),
+            "costs": self.meter.to_dict(),
             "states": {name: part.state_dict() for name, part in parts.items()},
             "generator": torch.get_rng_state(),
             # Of every GPU: the loop's need not be the current one.

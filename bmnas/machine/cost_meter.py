@@ -20,7 +20,7 @@ import torch
 COMPILE = "compile"
 
 
-class Spent:
+class CostMeter:
     """Seconds by stage and peak memory, which go on counting where a checkpoint left them."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Spent:
         """Return what a checkpoint keeps."""
         return {"seconds": self.seconds, "peak_memory": self.peak_memory}
 
-    def go_on(self, earlier: Mapping[str, Any]) -> None:
+    def resume(self, earlier: Mapping[str, Any]) -> None:
         """Add what ``to_dict`` returned in an earlier life.
 
         Raises LookupError, TypeError, ValueError or AttributeError for anything else.

@@ -15,10 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from bmnas.pipeline.multimodal import MultimodalNetwork
-from bmnas.spaces.cells import native
-from bmnas.spaces.fusion import Fusion
-
 
 @dataclass(frozen=True)
 class Latency:
@@ -60,30 +56,12 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def parameter_counts(network: MultimodalNetwork) -> dict[str, int]:
-    """Return the weights of fusion network, classifier and backbones, each apart.
-
-    ``fusion`` is the paper's model size: reshape layers, Cells and the head's LayerNorm.
-    """
-    fusion: Fusion = network.fusion
-    classifier = count_parameters(fusion.classifier)
-    return {
-        "fusion": count_parameters(fusion) - classifier,
-        "classifier": classifier,
-        "backbones": count_parameters(network.backbones),
-    }
-
-
 def hardware(device: torch.device | None = None) -> dict[str, Any]:
-    """Return processor, cores, threads, kernels and accelerator of this machine.
-
-    ``kernels`` says whether the supernet's own kernels for a CPU run, and if not, why.
-    """
+    """Return processor, cores, threads and accelerator of this machine."""
     found = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "kernels": native.describe(),
     }
     if device is not None and device.type == "cuda":
         found["accelerator"] = torch.cuda.get_device_name(device)

@@ -69,14 +69,14 @@ class Runtime:
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         return not _BFLOAT16.isdisjoint(_processor_flags())
 
-    def lowered(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def autocast(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return ``forward`` with its matrix products in bfloat16, and its result in float32."""
 
-        def lower(*inputs: Any) -> Tensor:
+        def call(*inputs: Any) -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16):
                 return forward(*inputs).float()
 
-        return lower
+        return call
 
     def compiles(self, steps: float) -> bool:
         """Tell whether a loop of ``steps`` steps runs compiled."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bmnas.backbones.base import Backbone
 from bmnas.features.reshape import Pool
+from bmnas.machine.costs import count_parameters
 from bmnas.spaces.fusion import Fusion
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Output, logits_of
@@ -87,3 +88,16 @@ class MultimodalNetwork(nn.Module):
         every = [logits_of(output), *unimodal]
         total = torch.stack(every).sum(0)
         return (total, *every) if self.training else total
+
+
+def parameter_counts(network: MultimodalNetwork) -> dict[str, int]:
+    """Return the weights of fusion network, classifier and backbones, each apart.
+
+    ``fusion`` is the paper's model size: reshape layers, Cells and the head's LayerNorm.
+    """
+    classifier = count_parameters(network.fusion.classifier)
+    return {
+        "fusion": count_parameters(network.fusion) - classifier,
+        "classifier": classifier,
+        "backbones": count_parameters(network.backbones),
+    }

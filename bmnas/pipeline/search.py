@@ -202,7 +202,7 @@ def _search(context: RunContext, method: SearchMethod, recorder: StepRecorder | 
     metrics = {
         "metric": context.head.metric,
         **search_metrics(name, networks, cache, outcome, context.runtime.device),
-        "peak_memory": {"search": problem.checkpoint.spent.peak_memory},
+        "peak_memory": {"search": problem.checkpoint.meter.peak_memory},
     }
     on_rank_zero(lambda: _write(context, name, outcome, metrics))
 

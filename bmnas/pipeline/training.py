@@ -16,13 +16,12 @@ from bmnas.features.cache import weights_hash
 from bmnas.features.samples import label_tensor, samples_per_epoch
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.cost_meter import COMPILE
-from bmnas.machine.costs import parameter_counts
 from bmnas.machine.distributed import on_rank_zero
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import seed_stage
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.joint import channels_of, evaluate_fusion, fit_fusion, torch_latency
-from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.multimodal import MultimodalNetwork, parameter_counts
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import write_pictures
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
@@ -93,7 +92,7 @@ def run_training(context: RunContext, architecture: Architecture) -> None:
     networks = unimodal_networks(context)
     network, checkpoint = _fit(context, architecture, networks)
     # Before test and latency, which are no training.
-    seconds, spent = checkpoint.seconds, checkpoint.spent.to_dict()
+    seconds, costs = checkpoint.seconds, checkpoint.meter.to_dict()
     test = evaluate_fusion(task, network, "test", head, runtime)
     alone = {
         name: evaluate_unimodal(context, name, found.backbone, "test")
@@ -120,9 +119,9 @@ def run_training(context: RunContext, architecture: Architecture) -> None:
             "unimodal_mean": head.score(mean, label_tensor(task, samples)),
         },
         "parameters": parameter_counts(network),
-        "seconds": {"train": seconds, "train_compile": spent["seconds"][COMPILE]},
-        "samples_per_second": {"train": settings.epochs * seen / spent["seconds"]["train"]},
-        "peak_memory": {"train": spent["peak_memory"]},
+        "seconds": {"train": seconds, "train_compile": costs["seconds"][COMPILE]},
+        "samples_per_second": {"train": settings.epochs * seen / costs["seconds"]["train"]},
+        "peak_memory": {"train": costs["peak_memory"]},
     }
     on_rank_zero(lambda: _write(context, architecture, network, measured))
     checkpoint.remove()
@@ -170,7 +169,7 @@ def _fit(
     fusion = build_fusion(
         architecture, channels, classes=context.task.outputs, dropout=settings.dropout
     )
-    with checkpoint.spent.stage("train"):
+    with checkpoint.meter.stage("train"):
         adds = settings.unimodal_logits and takes_unimodal_logits(architecture)
         network = fit_fusion(context, backbones, fusion, checkpoint, unimodal_logits=adds)
     return network, checkpoint

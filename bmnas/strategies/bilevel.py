@@ -66,7 +66,7 @@ def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], S
 
     Errors call the search by ``name``.
     """
-    config, spent = problem.config, problem.checkpoint.spent
+    config, meter = problem.config, problem.checkpoint.meter
     supernet = initial_supernet(problem).to(problem.runtime.device)
     forward = _forward(problem, supernet)
     weights, architecture = supernet.weight_parameters(), supernet.architecture_parameters()
@@ -99,12 +99,12 @@ def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], S
             record: Record = {"epoch": epoch, "learning_rate": schedule.get_last_lr()[0]}
             supernet.train()
             _require_gradients(weights, architecture)
-            with spent.stage("search_weights"):
+            with meter.stage("search_weights"):
                 loss = _descend(problem, problem.train, train_forward, on_weights, schedule)
             _require_gradients(architecture, weights)
-            with spent.stage("search_architecture"):
+            with meter.stage("search_architecture"):
                 other = _descend(problem, problem.validation, validation_forward, on_architecture)
-            with spent.stage("validation"):
+            with meter.stage("validation"):
                 place = problem.head, problem.runtime.device
                 found = evaluate(supernet, forward, problem.validation, *place)
             if problem.recorder is not None:
@@ -146,7 +146,7 @@ class _Best:
 
 def stage_costs(problem: SearchProblem) -> dict[str, StageCost]:
     """Return what the epochs have cost by stage, compilation apart; each seed's samples count."""
-    config, seconds = problem.config, problem.checkpoint.spent.seconds
+    config, seconds = problem.config, problem.checkpoint.meter.seconds
     samples = {
         COMPILE: 0,
         "search_weights": samples_per_epoch(len(problem.train), config.batch_size),
@@ -175,7 +175,7 @@ def _forward(problem: SearchProblem, supernet: Supernet) -> Forward:
     if problem.config.precision != "bfloat16":
         return forward
     if problem.runtime.computes_bfloat16():
-        return problem.runtime.lowered(forward)
+        return problem.runtime.autocast(forward)
     problem.progress.note("this processor has no products in bfloat16: going on in float32")
     return forward
 

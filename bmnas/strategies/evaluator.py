@@ -74,7 +74,7 @@ def search_by_training(kind: type[ProposingStrategy], problem: SearchProblem) ->
         subsets=strategy.subsets,
     )
     with problem.progress.stage(kind.NAME, strategy.expected) as evaluator.shown:
-        run_strategy(strategy, evaluator, lambda: problem.checkpoint.spent.stage(_PROPOSALS))
+        run_strategy(strategy, evaluator, lambda: problem.checkpoint.meter.stage(_PROPOSALS))
         # Some of what was expected was known before it was asked for.
         evaluator.shown.advance(max(0, strategy.expected - len(evaluator.records)))
     return evaluator.outcome(kind.RETURNS)
@@ -144,10 +144,10 @@ class TrainingEvaluator:
             found.setdefault(self._genotype(record), record["validation_score"])
         (genotype, validation), *others = list(found.items())[:returned]
         seen = sum(self._samples_seen(record) for record in self.records)
-        spent = self._checkpoint.spent.seconds
-        stages = {self._stage: StageCost(spent.get(self._stage, 0.0), seen)}
-        if _PROPOSALS in spent:
-            stages[_PROPOSALS] = StageCost(spent[_PROPOSALS], 0)
+        seconds = self._checkpoint.meter.seconds
+        stages = {self._stage: StageCost(seconds.get(self._stage, 0.0), seen)}
+        if _PROPOSALS in seconds:
+            stages[_PROPOSALS] = StageCost(seconds[_PROPOSALS], 0)
         return Outcome(
             genotype=genotype,
             validation=validation,
@@ -171,7 +171,7 @@ class TrainingEvaluator:
     def _train(self, group: Sequence[Candidate]) -> None:
         """Train ``group`` together, and leave a record of each."""
         first = len(self.records) + 1
-        with self._checkpoint.spent.stage(self._stage):
+        with self._checkpoint.meter.stage(self._stage):
             trained = self._fit(group, first)
         for candidate, found in zip(group, trained, strict=True):
             record: Record = {

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from bmnas.features.samples import samples_per_epoch
-from bmnas.machine.cost_meter import Spent
+from bmnas.machine.cost_meter import CostMeter
 from bmnas.machine.distributed import broadcast
 from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.spaces.cells.genotype import Genotype
@@ -51,9 +51,9 @@ def rerank(
     evaluator = TrainingEvaluator(
         problem, problem.cells, candidate_training(config), checkpoint, stage="rerank", parts=parts
     )
-    spent = checkpoint.spent
+    meter = checkpoint.meter
     if not wanted.cells:
-        found = _candidates(problem, [derived.genotype, *rivals], supernet, spent)
+        found = _candidates(problem, [derived.genotype, *rivals], supernet, meter)
         wanted.cells = [genotype.to_dict()["cells"] for genotype in found]
         checkpoint.save(parts, evaluator.records)
     genotypes = [problem.genotype(cells) for cells in wanted.cells]
@@ -61,10 +61,10 @@ def rerank(
         evaluator.score([Candidate(genotype) for genotype in genotypes])
     best = evaluator.outcome()
     stages = {**derived.stages, **best.stages}
-    if "single_networks" in spent.seconds:
+    if "single_networks" in meter.seconds:
         each = config.candidate_epochs * samples_per_epoch(len(problem.train), config.batch_size)
-        stages["single_networks"] = StageCost(spent.seconds["single_networks"], each)
-        stages["screening"] = StageCost(spent.seconds["screening"], 0)
+        stages["single_networks"] = StageCost(meter.seconds["single_networks"], each)
+        stages["screening"] = StageCost(meter.seconds["screening"], 0)
     added = sum(cost.samples for name, cost in stages.items() if name not in derived.stages)
     return dataclasses.replace(
         best,
@@ -126,7 +126,7 @@ def _candidates(
     problem: SearchProblem,
     first: Sequence[Genotype],
     supernet: Supernet,
-    spent: Spent,
+    meter: CostMeter,
 ) -> list[Genotype]:
     """Return ``config.rerank`` + 1 genotypes: ``first``, then the best of ``SCREENED``."""
     count = problem.config.rerank + 1
@@ -137,9 +137,9 @@ def _candidates(
     weights = supernet.architecture_weights()
     drawn = _drawn(problem, set(chosen), weights, max(wanted, SCREENED)) if wanted else []
     if len(drawn) > wanted:
-        with spent.stage("single_networks"):
+        with meter.stage("single_networks"):
             train_single_networks(problem, drawn, supernet)
-        with spent.stage("screening"):
+        with meter.stage("screening"):
             losses = _losses(problem, drawn, supernet)
         # sorted() keeps the order of draws among equals.
         drawn = [drawn[n] for n in sorted(range(len(drawn)), key=losses.__getitem__)]

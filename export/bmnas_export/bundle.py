@@ -17,11 +17,11 @@ from bmnas_serve.errors import InferenceError, ServeError
 from bmnas_serve.manifest import InputSpec, Manifest, TaskSpec, TensorSpec
 from bmnas_serve.session import Session
 
-from bmnas.machine.costs import Latency, parameter_counts, versions
+from bmnas.machine.costs import Latency, versions
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_folder, sha256_file, write_json
 from bmnas.machine.progress import Progress, Silent, Stage
-from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.multimodal import MultimodalNetwork, parameter_counts
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Task
 from bmnas_export.errors import ExportError

@@ -97,18 +97,18 @@ def test_seconds_go_on_counting(tmp_path: Path) -> None:
 
 def test_what_a_loop_has_spent_goes_on_counting(tmp_path: Path) -> None:
     first = Checkpoint(tmp_path / "c.pt", "me")
-    with first.spent.stage("train"):
+    with first.meter.stage("train"):
         first.save({}, [])
     content = torch.load(tmp_path / "c.pt", weights_only=True)
-    assert content["spent"]["seconds"]["train"] > 0
-    content["spent"] = {"seconds": {"train": 1000.0}, "peak_memory": {"resident_bytes": 1 << 60}}
+    assert content["costs"]["seconds"]["train"] > 0
+    content["costs"] = {"seconds": {"train": 1000.0}, "peak_memory": {"resident_bytes": 1 << 60}}
     torch.save(content, tmp_path / "c.pt")
     again = Checkpoint(tmp_path / "c.pt", "me")
     again.restore({})
-    with again.spent.stage("train"):
+    with again.meter.stage("train"):
         pass
-    assert 1000 < again.spent.seconds["train"] < 1100
-    assert again.spent.peak_memory["resident_bytes"] == 1 << 60
+    assert 1000 < again.meter.seconds["train"] < 1100
+    assert again.meter.peak_memory["resident_bytes"] == 1 << 60
 
 
 def test_a_finished_loop_leaves_no_checkpoint(tmp_path: Path) -> None:
@@ -219,10 +219,10 @@ def test_a_flipped_bit_of_a_weight_is_noticed(tmp_path: Path) -> None:
         {"records": "[{"},
         {"records": None},
         {"seconds": "soon"},
-        {"spent": None},
-        {"spent": {"seconds": [], "peak_memory": {}}},
-        {"spent": {"seconds": {"train": "long"}, "peak_memory": {}}},
-        {"spent": {"seconds": {}, "peak_memory": {"resident_bytes": "much"}}},
+        {"costs": None},
+        {"costs": {"seconds": [], "peak_memory": {}}},
+        {"costs": {"seconds": {"train": "long"}, "peak_memory": {}}},
+        {"costs": {"seconds": {}, "peak_memory": {"resident_bytes": "much"}}},
     ],
 )
 def test_other_content_is_one_line(tmp_path: Path, changes: dict[str, Any]) -> None:

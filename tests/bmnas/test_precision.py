@@ -24,9 +24,9 @@ from bmnas.strategies.bilevel import search_bilevel
 SIZES = {"cells": 2, "steps": 2, "channels": 32, "length": 4, "classes": 5, "dropout": 0.0}
 
 
-def gradients(supernet: Supernet, features: list[Tensor], lowered: bool) -> tuple[Tensor, Tensor]:
+def gradients(supernet: Supernet, features: list[Tensor], mixed: bool) -> tuple[Tensor, Tensor]:
     """Return logits, and all gradients as one vector."""
-    forward = CPU.lowered(supernet) if lowered else supernet
+    forward = CPU.autocast(supernet) if mixed else supernet
     logits = forward(features)
     assert logits.dtype == features[0].dtype
     F.cross_entropy(logits, torch.arange(len(logits)) % 5).backward()
@@ -49,13 +49,13 @@ def test_products_in_bfloat16_change_little() -> None:
     features = [torch.randn(16, 4, channels) for channels in (24, 40, 16)]
     wide = [x.double() for x in features]
 
-    expected, slopes = gradients(exact, wide, lowered=False)
-    for supernet, lowered, bound in ((full, False, 1e-4), (low, True, 0.06)):
-        logits, found = gradients(supernet, features, lowered)
+    expected, slopes = gradients(exact, wide, mixed=False)
+    for supernet, mixed, bound in ((full, False, 1e-4), (low, True, 0.06)):
+        logits, found = gradients(supernet, features, mixed)
         assert (logits.double() - expected).norm() < bound * expected.norm()
         assert (found.double() - slopes).norm() < 5 * bound * slopes.norm()
     # It is bfloat16 indeed.
-    assert not torch.equal(full(features), CPU.lowered(low)(features))
+    assert not torch.equal(full(features), CPU.autocast(low)(features))
 
 
 def test_a_search_in_bfloat16_repeats_itself(
@@ -102,7 +102,7 @@ def test_the_option_is_recorded_and_checked(
     monkeypatch.chdir(tmp_path)
     words = ("search", "--task", "task.toml", "--preset", "tiny-preset.toml", "--run", "run")
     wrong = one_line_error(bmnas_command(*words, "--precision", "float8"))
-    assert "--precision: received float8, expected one of float32, bfloat16" in wrong
+    assert "--precision: received 'float8', expected one of float32, bfloat16" in wrong
     assert bmnas_command(*words, "--precision", "bfloat16").status == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["search"]["precision"] == "bfloat16"

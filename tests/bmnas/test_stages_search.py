@@ -280,8 +280,8 @@ def test_the_seconds_before_a_stop_count(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     content = torch.load(run.checkpoint, weights_only=True)
     content["seconds"] += 1100
-    content["spent"]["seconds"]["search_weights"] += 1000
-    content["spent"]["seconds"]["validation"] += 100
+    content["costs"]["seconds"]["search_weights"] += 1000
+    content["costs"]["seconds"]["validation"] += 100
     torch.save(content, run.checkpoint)
     seconds = search(run.path, existing="resume").metrics["seconds"]
     assert 1000 < seconds["search_weights"] < 1050

@@ -181,12 +181,12 @@ def _claim(run: Path, about: Mapping[str, Any], cache: FeatureCache) -> None:
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
     }
     text = json.dumps(depends, sort_keys=True)
-    owner = hashlib.sha256(text.encode()).hexdigest()
+    fingerprint = hashlib.sha256(text.encode()).hexdigest()
     path = run / "tabular.json"
     if not path.exists():
-        write_json(path, {"owner": owner, "about": about})
+        write_json(path, {"fingerprint": fingerprint, "about": about})
     found = read_json(path)
-    if not isinstance(found, dict) or found.get("owner") != owner:
+    if not isinstance(found, dict) or found.get("fingerprint") != fingerprint:
         raise UserError(
             f"{run}: holds parts of a table of other settings, backbones or data; choose another "
             "folder with --run, or delete this one"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bmnas.machine.cost_meter import Spent, peak_memory, watch_compilation
+from bmnas.machine.cost_meter import CostMeter, peak_memory, watch_compilation
 from bmnas.machine.runtime import Runtime
 
 
@@ -23,37 +23,37 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
 
 def test_seconds_go_to_their_stage(clock: Iterator[int]) -> None:
-    spent = Spent()
+    meter = CostMeter()
     for name in ("weights", "validation", "weights"):
-        with spent.stage(name):
+        with meter.stage(name):
             pass
-    assert spent.seconds == {"compile": 0.0, "weights": 2.0, "validation": 1.0}
+    assert meter.seconds == {"compile": 0.0, "weights": 2.0, "validation": 1.0}
 
 
 def test_a_stage_that_runs_counts_so_far(clock: Iterator[int]) -> None:
-    spent = Spent()
-    with spent.stage("train"):
-        assert spent.seconds == {"compile": 0.0, "train": 1.0}
-        assert spent.to_dict()["seconds"]["train"] == 2.0
-    assert spent.seconds["train"] == 3.0
+    meter = CostMeter()
+    with meter.stage("train"):
+        assert meter.seconds == {"compile": 0.0, "train": 1.0}
+        assert meter.to_dict()["seconds"]["train"] == 2.0
+    assert meter.seconds["train"] == 3.0
 
 
 def test_stages_do_not_nest() -> None:
-    spent = Spent()
+    meter = CostMeter()
     with (
-        spent.stage("a"),
+        meter.stage("a"),
         pytest.raises(RuntimeError, match="stage b begins inside stage a"),
-        spent.stage("b"),
+        meter.stage("b"),
     ):
         pass
-    assert set(spent.seconds) == {"compile", "a"}
+    assert set(meter.seconds) == {"compile", "a"}
 
 
 def test_a_stage_that_fails_counts(clock: Iterator[int]) -> None:
-    spent = Spent()
-    with pytest.raises(KeyError), spent.stage("train"):
+    meter = CostMeter()
+    with pytest.raises(KeyError), meter.stage("train"):
         raise KeyError
-    assert spent.seconds["train"] == 1.0
+    assert meter.seconds["train"] == 1.0
 
 
 def test_compilation_counts_apart(clock: Iterator[int]) -> None:
@@ -61,22 +61,22 @@ def test_compilation_counts_apart(clock: Iterator[int]) -> None:
 
     for _ in range(2):  # a second time changes nothing
         watch_compilation()
-    spent = Spent()
-    with spent.stage("weights"):
+    meter = CostMeter()
+    with meter.stage("weights"):
         # As torch does it, the later compilation of a backward pass included.
         for trigger in (CallbackTrigger.DYNAMO, CallbackTrigger.LAZY_BACKWARD):
             with callback_handler.install_callbacks(trigger, "0/0"):
                 pass
-    assert spent.seconds == {"compile": 2.0, "weights": 3.0}
+    assert meter.seconds == {"compile": 2.0, "weights": 3.0}
 
 
 def test_torch_tells_of_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda network: real(network, backend="eager"))
     forward = Runtime(torch.device("cpu"), compile=True).compiled(nn.Linear(2, 2))
-    first, second = Spent(), Spent()
-    for spent in (first, second):
-        with spent.stage("weights"):
+    first, second = CostMeter(), CostMeter()
+    for meter in (first, second):
+        with meter.stage("weights"):
             forward(torch.zeros(3, 2))
     assert first.seconds["compile"] > 0
     assert first.seconds["weights"] > 0
@@ -84,15 +84,15 @@ def test_torch_tells_of_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_another_life_is_added() -> None:
-    spent = Spent()
-    with spent.stage("weights"):
+    meter = CostMeter()
+    with meter.stage("weights"):
         pass
     now = peak_memory()["resident_bytes"]
-    spent.go_on({"seconds": {"weights": 100.0, "rerank": 7.0}, "peak_memory": {"device_bytes": 5}})
-    spent.go_on({"seconds": {"weights": 10.0}, "peak_memory": {"resident_bytes": 1 << 60}})
-    assert 110 < spent.seconds["weights"] < 111
-    assert spent.seconds["rerank"] == 7.0
-    assert spent.peak_memory == {"device_bytes": 5, "resident_bytes": 1 << 60}
+    meter.resume({"seconds": {"weights": 100.0, "rerank": 7.0}, "peak_memory": {"device_bytes": 5}})
+    meter.resume({"seconds": {"weights": 10.0}, "peak_memory": {"resident_bytes": 1 << 60}})
+    assert 110 < meter.seconds["weights"] < 111
+    assert meter.seconds["rerank"] == 7.0
+    assert meter.peak_memory == {"device_bytes": 5, "resident_bytes": 1 << 60}
     assert now < 1 << 60
 
 
