@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Self, cast
 
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, write_text
-from bmnas.spaces.plain_data import GenotypeError
+from bmnas.machine.schema import plain
+from bmnas.spaces.plain_data import GenotypeError, parsed
 
 _LIMIT = 1_000_000  # bytes; a genotype of ten Cells takes about two thousand
 
@@ -22,7 +23,7 @@ _LIMIT = 1_000_000  # bytes; a genotype of ten Cells takes about two thousand
 class Architecture(ABC):
     """An architecture over ``features``, those pooled to ``length`` positions, as plain data.
 
-    A subclass is a frozen dataclass that checks itself. ``provenance`` says where it comes from
+    A subclass is a frozen dataclass whose annotations and ``__post_init__`` check it. ``provenance`` says where it comes from
     and does not count when two are compared.
     """
 
@@ -44,14 +45,17 @@ class Architecture(ABC):
     def summary(self) -> str:
         """Return its size in a line of text."""
 
-    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready plain data in the format of the file."""
+        """Return it as JSON-ready plain data in the format of the file: its fields by name."""
+        return {"format": self.FORMAT, **plain(self)}
 
     @classmethod
-    @abstractmethod
     def parse(cls, data: Any) -> Self:
-        """Build it from plain data; raises GenotypeError that names the place in it."""
+        """Build it from what ``to_dict`` gives; raises GenotypeError that names the place in it.
+
+        A subclass whose file holds something else than its fields overrides both.
+        """
+        return parsed(cls, data, cls.FORMAT)
 
     @classmethod
     def from_dict(cls, data: Any, source: str = "genotype") -> Self:

@@ -6,6 +6,7 @@ Legend: B batch, L length, C_raw channels of a raw feature, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -19,10 +20,14 @@ class Fusion(nn.Module):
     features: tuple[str, ...]
     length: int
 
+    #: The attribute that is the classifier.
+    CLASSIFIER: ClassVar[str] = "output"
+
     @property
     def classifier(self) -> nn.Module:
-        """The last layer, which gives the logits and is counted apart."""
-        raise TypeError(f"{type(self).__name__} does not name its classifier")
+        """The last layer or layers, which give the logits and are counted apart."""
+        found: nn.Module = getattr(self, self.CLASSIFIER)
+        return found
 
     @property
     def has_own_loss(self) -> bool:

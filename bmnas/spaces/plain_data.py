@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from bmnas.machine.errors import UserError
+from bmnas.machine.schema import collect, error_of
+
+T = TypeVar("T")
 
 _FEATURE = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_.-]+")
 
@@ -38,42 +41,26 @@ def check_features(features: Sequence[str]) -> None:
         raise wrong("features", list(features), "names that differ")
 
 
-def strings(data: Any, place: str) -> list[str]:
-    """Return ``data`` if it is a list of texts; raises GenotypeError."""
-    names = list_of(data, place)
-    for number, name in enumerate(names):
-        if not isinstance(name, str):
-            raise wrong(f"{place}[{number}]", name, "a name")
-    return names
+def parsed(kind: type[T], data: Any, file_format: str) -> T:
+    """Return the plain ``data`` of a file as the dataclass ``kind``, see ``bmnas.machine.schema``.
 
-
-def list_of(data: Any, place: str) -> list[Any]:
-    """Return ``data`` if it is a list; raises GenotypeError."""
-    if not isinstance(data, list):
-        raise wrong(place, data, "a list")
-    return data
-
-
-def object_of(
-    data: Any, place: str, required: Sequence[str], optional: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Return ``data`` if it is an object with just these keys; raises GenotypeError."""
+    Raises GenotypeError, which tells every problem with its place in the file.
+    """
     if not isinstance(data, dict):
-        raise wrong(place, data, "an object")
-    missing = [key for key in required if key not in data]
-    if missing:
-        raise GenotypeError(f"{_at(place)}expected {missing[0]!r}, which is missing")
-    unknown = [key for key in data if key not in (*required, *optional)]
-    if unknown:
-        raise wrong(place, unknown[0], f"only {', '.join((*required, *optional))}")
-    return data
+        raise wrong("", data, "an object")
+    if "format" not in data:
+        raise GenotypeError("expected the key 'format', which is missing")
+    if data["format"] != file_format:
+        raise wrong("format", data["format"], repr(file_format))
+    value, problems = collect(kind, {k: v for k, v in data.items() if k != "format"})
+    if problems:
+        raise GenotypeError(str(error_of(problems)))
+    _check_finite(data.get("provenance", {}))
+    return value
 
 
-def provenance_of(data: Any) -> dict[str, Any]:
-    """Return ``data`` if it is an object of finite numbers; raises GenotypeError."""
-    if not isinstance(data, dict):
-        raise wrong("provenance", data, "an object")
-    stack: list[Any] = [data]
+def _check_finite(provenance: Any) -> None:
+    stack: list[Any] = [provenance]
     while stack:
         value = stack.pop()
         if isinstance(value, dict):
@@ -83,7 +70,6 @@ def provenance_of(data: Any) -> dict[str, Any]:
         elif isinstance(value, float) and not math.isfinite(value):
             # JSON has no NaN, but 1e999 is valid JSON and reads as infinity.
             raise wrong("provenance", value, "finite numbers")
-    return data
 
 
 def wrong(place: str, received: Any, expected: str) -> GenotypeError:

@@ -16,7 +16,7 @@ from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.central_difference import TemporalDifference
-from bmnas.spaces.fusions.features import levels
+from bmnas.spaces.fusions.features import Sizes, levels
 from bmnas.spaces.fusions.mtut import correlation, focal_weight
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.fusions.table import FUSIONS, CentralNet, MTUTFusion
@@ -290,7 +290,7 @@ def test_only_the_worse_modality_is_moved() -> None:
     own, other = torch.tensor(1.5), torch.tensor(1.0)
     assert focal_weight(own, other).item() == pytest.approx(np.e - 1)
     assert focal_weight(other, own).item() == 0
-    fusion = MTUTFusion({"a.1": 1, "b.1": 1}, channels=1, length=1, classes=2, dropout=0.0)
+    fusion = MTUTFusion({"a.1": 1, "b.1": 1}, Sizes(1, 1, 2, 0.0))
     good, bad = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
     first, second = (torch.rand(1, 2, 2, requires_grad=True) for _ in range(2))
     output = (good, good, bad, first, second)

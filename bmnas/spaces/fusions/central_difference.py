@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bmnas.features.layers import Dropout, batch_norm
 from bmnas.features.reshape import Projection
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions.features import levels
+from bmnas.spaces.fusions.features import Sizes, levels
 
 THETA = 0.6
 _KERNEL = 3
@@ -72,32 +72,19 @@ class CentralDifferenceFusion(Fusion):
     Raises UserError for fewer than two modalities.
     """
 
-    def __init__(
-        self,
-        channels_raw: Mapping[str, int],
-        *,
-        channels: int,
-        length: int,
-        classes: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
         super().__init__()
-        self.levels = levels(list(channels_raw))
-        self.features = tuple(channels_raw)
-        self.length = length
+        self.levels = levels(list(raw))
+        self.features = tuple(raw)
+        self.length = sizes.length
         self.projections = nn.ModuleList(
-            Projection(channels_raw[name], channels, dropout) for name in self.features
+            Projection(raw[name], sizes.channels, sizes.dropout) for name in self.features
         )
         self.connections = nn.ModuleList(
-            LateralConnection(len(names) + (depth > 0), channels, dropout)
+            LateralConnection(len(names) + (depth > 0), sizes.channels, sizes.dropout)
             for depth, names in enumerate(self.levels)
         )
-        self.output = nn.Linear(length * channels, classes)
-
-    @property
-    def classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.output
+        self.output = nn.Linear(sizes.length * sizes.channels, sizes.classes)
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bmnas.features.layers import Dropout, LinearNorm
 from bmnas.features.reshape import Projection
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions.features import levels
+from bmnas.spaces.fusions.features import Sizes, levels
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Output
 
@@ -52,35 +52,25 @@ class CentralNet(Fusion):
     one. Raises UserError for fewer than two modalities.
     """
 
-    def __init__(
-        self,
-        channels_raw: Mapping[str, int],
-        *,
-        channels: int,
-        length: int,
-        classes: int,
-        dropout: float,
-    ) -> None:
+    CLASSIFIER = "classifiers"
+
+    def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
         super().__init__()
-        self.levels = levels(list(channels_raw))
-        self.features = tuple(channels_raw)
-        self.length = length
+        self.levels = levels(list(raw))
+        self.features = tuple(raw)
+        self.length = sizes.length
         self.projections = nn.ModuleList(
-            Projection(channels_raw[name], channels, dropout) for name in self.features
+            Projection(raw[name], sizes.channels, sizes.dropout) for name in self.features
         )
         self.layers = nn.ModuleList(
-            CentralLayer(len(names) + (depth > 0), channels, dropout)
+            CentralLayer(len(names) + (depth > 0), sizes.channels, sizes.dropout)
             for depth, names in enumerate(self.levels)
         )
         # The central one first, then those of the modalities.
         self.classifiers = nn.ModuleList(
-            nn.Linear(length * channels, classes) for _ in range(1 + len(self.levels[-1]))
+            nn.Linear(sizes.length * sizes.channels, sizes.classes)
+            for _ in range(1 + len(self.levels[-1]))
         )
-
-    @property
-    def classifier(self) -> nn.Module:
-        """The linear layers of the central network and of the modalities."""
-        return self.classifiers
 
     def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
         """Return the loss of the central network plus those of the modalities."""

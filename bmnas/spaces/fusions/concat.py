@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bmnas.features.layers import Dropout, LinearNorm
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions.features import last_features
+from bmnas.spaces.fusions.features import Sizes, last_features
 
 
 class ConcatFusion(Fusion):
@@ -23,27 +23,14 @@ class ConcatFusion(Fusion):
     Raises UserError for fewer than two modalities.
     """
 
-    def __init__(
-        self,
-        channels_raw: Mapping[str, int],
-        *,
-        channels: int,
-        length: int,
-        classes: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
         super().__init__()
-        self.features = last_features(channels_raw)
-        self.length = length
-        width = length * sum(channels_raw[name] for name in self.features)
-        self.hidden = LinearNorm(width, channels)
-        self.dropout = Dropout(dropout)
-        self.output = nn.Linear(channels, classes)
-
-    @property
-    def classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.output
+        self.features = last_features(raw)
+        self.length = sizes.length
+        width = sizes.length * sum(raw[name] for name in self.features)
+        self.hidden = LinearNorm(width, sizes.channels)
+        self.dropout = Dropout(sizes.dropout)
+        self.output = nn.Linear(sizes.channels, sizes.classes)
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each."""

@@ -1,11 +1,21 @@
-"""Which features of which modality a hand-made fusion reads."""
+"""What hand-made fusions are built from: sizes, and which features of which modality."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from bmnas.machine.errors import UserError
 from bmnas.spaces.plain_data import by_modality
+
+
+class Sizes(NamedTuple):
+    """Channels C, length L, classes K and the dropout probability; some fusions need only some."""
+
+    channels: int
+    length: int
+    classes: int
+    dropout: float
 
 
 def several_modalities(names: Iterable[str]) -> dict[str, list[str]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bmnas.features.layers import Dropout
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions.features import last_features
+from bmnas.spaces.fusions.features import Sizes, last_features
 
 
 class GatedUnit(nn.Module):
@@ -61,36 +61,25 @@ class GMUFusion(Fusion):
     networks. Raises UserError for fewer than two modalities.
     """
 
-    def __init__(
-        self,
-        channels_raw: Mapping[str, int],
-        *,
-        channels: int,
-        length: int,
-        classes: int,
-        dropout: float,
-    ) -> None:
+    def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
         super().__init__()
-        self.features = last_features(channels_raw)
-        self.length = length
-        widths = [length * channels_raw[name] for name in self.features]
+        self.features = last_features(raw)
+        self.length = sizes.length
+        widths = [sizes.length * raw[name] for name in self.features]
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in widths)
-        self.values = nn.ModuleList(nn.Linear(width, channels, bias=False) for width in widths)
-        self.unit = GatedUnit(len(widths), channels)
-        self.decide = nn.Sequential(
-            nn.BatchNorm1d(channels),
-            Maxout(channels),
-            nn.BatchNorm1d(channels),
-            Maxout(channels),
-            nn.BatchNorm1d(channels),
-            Dropout(dropout),
+        self.values = nn.ModuleList(
+            nn.Linear(width, sizes.channels, bias=False) for width in widths
         )
-        self.output = nn.Linear(channels, classes)
-
-    @property
-    def classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.output
+        self.unit = GatedUnit(len(widths), sizes.channels)
+        self.decide = nn.Sequential(
+            nn.BatchNorm1d(sizes.channels),
+            Maxout(sizes.channels),
+            nn.BatchNorm1d(sizes.channels),
+            Maxout(sizes.channels),
+            nn.BatchNorm1d(sizes.channels),
+            Dropout(sizes.dropout),
+        )
+        self.output = nn.Linear(sizes.channels, sizes.classes)
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each."""

@@ -11,28 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.fusions.features import Sizes
 
 
 class LateFusion(Fusion):
     """The mean of the logits of one linear classifier a modality, each on its last feature.
 
     The two-stream network of the papers (Simonyan and Zisserman, NeurIPS 2014).
-    ``channels_raw`` maps all features to C_raw, each modality's in their order.
+    ``raw`` maps all features to C_raw, each modality's in their order.
     """
 
-    def __init__(self, channels_raw: Mapping[str, int], *, length: int, classes: int) -> None:
-        super().__init__()
-        last = {name.partition(".")[0]: name for name in channels_raw}
-        self.features = tuple(last.values())
-        self.length = length
-        self.classifiers = nn.ModuleList(
-            nn.Linear(length * channels_raw[name], classes) for name in self.features
-        )
+    CLASSIFIER = "classifiers"
 
-    @property
-    def classifier(self) -> nn.Module:
-        """All there is: the linear layers."""
-        return self.classifiers
+    def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
+        super().__init__()
+        last = {name.partition(".")[0]: name for name in raw}
+        self.features = tuple(last.values())
+        self.length = sizes.length
+        self.classifiers = nn.ModuleList(
+            nn.Linear(sizes.length * raw[name], sizes.classes) for name in self.features
+        )
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each."""
@@ -53,8 +51,8 @@ class WeightedLateFusion(LateFusion):
     The weights start equal, as in the mean.
     """
 
-    def __init__(self, channels_raw: Mapping[str, int], *, length: int, classes: int) -> None:
-        super().__init__(channels_raw, length=length, classes=classes)
+    def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
+        super().__init__(raw, sizes)
         self.weights = nn.Parameter(torch.zeros(len(self.features)))
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:

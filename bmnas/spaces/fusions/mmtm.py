@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions.features import last_features
+from bmnas.spaces.fusions.features import Sizes, last_features
 
 RATIO = 4
 
@@ -48,18 +48,17 @@ class MMTMFusion(Fusion):
     window. Raises UserError for fewer than two modalities.
     """
 
-    def __init__(self, channels_raw: Mapping[str, int], *, length: int, classes: int) -> None:
-        super().__init__()
-        self.features = last_features(channels_raw)
-        self.length = length
-        widths = [channels_raw[name] for name in self.features]
-        self.transfer = TransferModule(widths)
-        self.classifiers = nn.ModuleList(nn.Linear(length * width, classes) for width in widths)
+    CLASSIFIER = "classifiers"
 
-    @property
-    def classifier(self) -> nn.Module:
-        """The linear layers of the modalities."""
-        return self.classifiers
+    def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
+        super().__init__()
+        self.features = last_features(raw)
+        self.length = sizes.length
+        widths = [raw[name] for name in self.features]
+        self.transfer = TransferModule(widths)
+        self.classifiers = nn.ModuleList(
+            nn.Linear(sizes.length * width, sizes.classes) for width in widths
+        )
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each."""

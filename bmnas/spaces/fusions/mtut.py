@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bmnas.features.layers import Dropout, LinearNorm
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions.features import last_features
+from bmnas.spaces.fusions.features import Sizes, last_features
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Output
 
@@ -67,30 +67,19 @@ class MTUTFusion(Fusion):
     backbones the alignment reaches W_m alone. Raises UserError for fewer than two modalities.
     """
 
-    def __init__(
-        self,
-        channels_raw: Mapping[str, int],
-        *,
-        channels: int,
-        length: int,
-        classes: int,
-        dropout: float,
-    ) -> None:
-        super().__init__()
-        self.features = last_features(channels_raw)
-        self.length = length
-        self.projections = nn.ModuleList(
-            LinearNorm(channels_raw[name], channels) for name in self.features
-        )
-        self.dropout = Dropout(dropout)
-        self.classifiers = nn.ModuleList(
-            nn.Linear(length * channels, classes) for _ in self.features
-        )
+    CLASSIFIER = "classifiers"
 
-    @property
-    def classifier(self) -> nn.Module:
-        """The linear layers of the modalities."""
-        return self.classifiers
+    def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
+        super().__init__()
+        self.features = last_features(raw)
+        self.length = sizes.length
+        self.projections = nn.ModuleList(
+            LinearNorm(raw[name], sizes.channels) for name in self.features
+        )
+        self.dropout = Dropout(sizes.dropout)
+        self.classifiers = nn.ModuleList(
+            nn.Linear(sizes.length * sizes.channels, sizes.classes) for _ in self.features
+        )
 
     def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
         """Return the losses of the modalities and their alignment, see ``aligned_loss``."""

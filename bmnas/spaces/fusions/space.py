@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from bmnas.machine.errors import UserError, close
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.description import Description, Node
-from bmnas.spaces.plain_data import GenotypeError, object_of, provenance_of, wrong
+from bmnas.spaces.plain_data import GenotypeError, parsed
 from bmnas.spaces.space import Encoded, SearchSpace
+from bmnas.training.settings import Size
 
 if TYPE_CHECKING:
     from bmnas.spaces.fusion import Fusion
-
-_LARGEST = 65536  # as in a genotype
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,9 @@ class NamedFusion(Architecture):
     SEARCHED: ClassVar[bool] = False
 
     name: str
-    channels: int
-    length: int
-    features: tuple[str, ...] = field(default=(), init=False)
+    channels: Size
+    length: Size
+    features: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -44,10 +43,6 @@ class NamedFusion(Architecture):
             raise GenotypeError(
                 f"received fusion {self.name!r}, expected one of {', '.join(known)}{hint}"
             )
-        for key in ("channels", "length"):
-            value = getattr(self, key)
-            if type(value) is not int or not 1 <= value <= _LARGEST:
-                raise wrong(f"fusion {self.name}: {key}", value, f"an integer from 1 to {_LARGEST}")
 
     def live_features(self) -> tuple[str, ...]:
         """Return nothing: which features it reads is told by those that there are."""
@@ -57,25 +52,12 @@ class NamedFusion(Architecture):
         """Return its name and its sizes."""
         return f"fusion {self.name}, C = {self.channels} channels, L = {self.length} positions"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready plain data in the format of the file."""
-        return {
-            "format": self.FORMAT,
-            "name": self.name,
-            "channels": self.channels,
-            "length": self.length,
-            "provenance": dict(self.provenance),
-        }
-
     @classmethod
     def parse(cls, data: Any) -> NamedFusion:
-        """Build it from plain data, with or without its format and provenance."""
-        required, optional = ("name", "channels", "length"), ("format", "provenance")
-        top = object_of(data, "", required, optional)
-        if top.get("format", cls.FORMAT) != cls.FORMAT:
-            raise wrong("format", top["format"], repr(cls.FORMAT))
-        provenance = provenance_of(top.get("provenance", {}))
-        return cls(**{key: top[key] for key in required}, provenance=provenance)
+        """Build it from plain data; files of earlier versions have neither format nor features."""
+        if isinstance(data, dict) and "format" not in data:
+            data = {"format": cls.FORMAT, **data}
+        return parsed(cls, data, cls.FORMAT)
 
 
 @dataclass(frozen=True)
@@ -96,11 +78,12 @@ class FusionSpace(SearchSpace[NamedFusion]):
         cls, genotype: NamedFusion, channels_raw: Mapping[str, int], *, classes: int, dropout: float
     ) -> Fusion:
         """Return the fusion's network; raises UserError where it cannot have these features."""
+        from bmnas.spaces.fusions.features import Sizes
         from bmnas.spaces.fusions.table import FUSIONS
 
-        shape = (genotype.channels, genotype.length)
+        sizes = Sizes(genotype.channels, genotype.length, classes, dropout)
         try:
-            return FUSIONS[genotype.name](channels_raw, *shape, classes, dropout)
+            return FUSIONS[genotype.name](channels_raw, sizes)
         except UserError as error:
             raise UserError(f"fusion {genotype.name}: {error}") from error
 

@@ -8,26 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal
 
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.plain_data import (
-    by_modality,
-    check_features,
-    list_of,
-    object_of,
-    provenance_of,
-    strings,
-    wrong,
-)
+from bmnas.spaces.plain_data import by_modality, check_features, wrong
+from bmnas.training.settings import Size
 
 #: In the order of their numbers in the authors' program, which the surrogate reads.
-ACTIVATIONS = ("relu", "sigmoid")
+ACTIVATIONS: tuple[Literal["relu", "sigmoid"], ...] = ("relu", "sigmoid")
 
 #: Layers of an architecture at most: more would be a file made to overflow something.
 DEEPEST = 200
 
-_LARGEST = 65536
 
 
 @dataclass(frozen=True)
@@ -35,11 +27,7 @@ class Layer:
     """A fusion layer: one feature of each modality, in their order, and the activation."""
 
     inputs: tuple[str, ...]
-    activation: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the layer as in the file."""
-        return {"inputs": list(self.inputs), "activation": self.activation}
+    activation: Literal["relu", "sigmoid"]
 
 
 Layers = tuple[Layer, ...]
@@ -58,8 +46,8 @@ class MFASGenotype(Architecture):
     FORMAT: ClassVar[str] = "bmnas.mfas/1"
 
     features: tuple[str, ...]
-    length: int
-    inner_size: int
+    length: Size
+    inner_size: Size
     layers: Layers
     scalars: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
@@ -83,23 +71,6 @@ class MFASGenotype(Architecture):
         layers = f"{count} fusion layer{'s' if count > 1 else ''} of {self.inner_size} units"
         return f"MFAS: {layers}, and a linear head on the last feature of each modality"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready plain data in the format of the file."""
-        return {
-            "format": self.FORMAT,
-            "features": list(self.features),
-            "length": self.length,
-            "inner_size": self.inner_size,
-            "scalars": self.scalars,
-            "layers": [layer.to_dict() for layer in self.layers],
-            "provenance": dict(self.provenance),
-        }
-
-    @classmethod
-    def parse(cls, data: Any) -> Self:
-        """Build it from plain data; raises GenotypeError that names the place in it."""
-        return cls(**_values(data))
-
 
 def layer_choices(features: Sequence[str]) -> list[Layer]:
     """Return every possible layer: the activation changes fastest, the first modality slowest.
@@ -110,42 +81,7 @@ def layer_choices(features: Sequence[str]) -> list[Layer]:
     return [Layer(inputs, activation) for inputs, activation in pairs]
 
 
-def layers_from(data: Any, place: str = "layers") -> Layers:
-    """Return the layers of a file's plain data; raises GenotypeError."""
-    rows = list_of(data, place)
-    return tuple(_layer(row, f"{place}[{n}]") for n, row in enumerate(rows))
-
-
-def _layer(data: Any, place: str) -> Layer:
-    row = object_of(data, place, required=("inputs", "activation"))
-    inputs = strings(row["inputs"], f"{place}.inputs")
-    if row["activation"] not in ACTIVATIONS:
-        raise wrong(f"{place}.activation", row["activation"], f"one of {', '.join(ACTIVATIONS)}")
-    return Layer(tuple(inputs), row["activation"])
-
-
-def _values(data: Any) -> dict[str, Any]:
-    required = ("format", "features", "length", "inner_size", "scalars", "layers")
-    top = object_of(data, "", required, optional=("provenance",))
-    if top["format"] != MFASGenotype.FORMAT:
-        raise wrong("format", top["format"], repr(MFASGenotype.FORMAT))
-    return {
-        "features": tuple(strings(top["features"], "features")),
-        "length": top["length"],
-        "inner_size": top["inner_size"],
-        "scalars": top["scalars"],
-        "layers": layers_from(top["layers"]),
-        "provenance": provenance_of(top.get("provenance", {})),
-    }
-
-
 def _check(genotype: MFASGenotype) -> None:
-    for name in ("length", "inner_size"):
-        value = getattr(genotype, name)
-        if type(value) is not int or not 1 <= value <= _LARGEST:
-            raise wrong(name, value, f"an integer from 1 to {_LARGEST}")
-    if not isinstance(genotype.scalars, bool):
-        raise wrong("scalars", genotype.scalars, "true or false")
     check_features(genotype.features)
     groups = by_modality(genotype.features)
     if len(groups) < 2:

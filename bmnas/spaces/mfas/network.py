@@ -74,6 +74,8 @@ class MFASNetwork(Fusion):
     ``heads``, as a candidate is in the search, only the fusion layers decide.
     """
 
+    CLASSIFIER = "classifiers"
+
     def __init__(
         self,
         genotype: MFASGenotype,
@@ -103,11 +105,6 @@ class MFASNetwork(Fusion):
         # That of the fusion layers first, then those of the modalities.
         widths = (genotype.inner_size, *(channels_raw[name] for name in self.heads))
         self.classifiers = nn.ModuleList(nn.Linear(width, classes) for width in widths)
-
-    @property
-    def classifier(self) -> nn.Module:
-        """The linear layers of all heads."""
-        return self.classifiers
 
     @property
     def has_own_loss(self) -> bool:

@@ -73,11 +73,6 @@ class TreeFusion(Fusion):
         self.norm = nn.BatchNorm1d(width)
         self.output = nn.Linear(width, classes)
 
-    @property
-    def classifier(self) -> nn.Module:
-        """The last linear layer."""
-        return self.output
-
     def leaf(self, name: str) -> Leaf:
         """Return the leaf of the feature ``name``."""
         return cast(Leaf, self.leaves[self.features.index(name)])
