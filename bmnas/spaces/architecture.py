@@ -23,8 +23,8 @@ _LIMIT = 1_000_000  # bytes; a genotype of ten Cells takes about two thousand
 class Architecture(ABC):
     """An architecture over ``features``, those pooled to ``length`` positions, as plain data.
 
-    A subclass is a frozen dataclass whose annotations and ``__post_init__`` check it. ``provenance`` says where it comes from
-    and does not count when two are compared.
+    A subclass is a frozen dataclass whose annotations and ``__post_init__`` check it.
+    ``provenance`` says where it comes from and does not count when two are compared.
     """
 
     #: What the file says under "format".

@@ -169,7 +169,7 @@ def test_it_is_shown_as_text() -> None:
     ("changes", "message"),
     [
         ({"format": "bmnas.tree/2"}, "format: received 'bmnas.tree/2', expected "),
-        ({"width": 0}, "width: received 0, expected an integer from 1 to 65536"),
+        ({"width": 0}, "width: received 0, expected from 1 to 65536"),
         ({"width": True}, "width: received True, expected an integer"),
         ({"length": "8"}, "length: received '8', expected an integer"),
         ({"features": ["a.1"]}, "features: received ['a.1'], expected at least two"),
@@ -177,12 +177,15 @@ def test_it_is_shown_as_text() -> None:
         ({"features": ["add", "a.1"]}, "features[0]: received 'add', expected a name such as"),
         ({"nodes": []}, "nodes: received [], expected at least one node"),
         ({"nodes": {}}, "nodes: received {}, expected a list"),
-        ({"nodes": [3]}, "nodes[0]: received 3, expected an object"),
-        ({"nodes": [{"op": "add"}]}, "nodes[0]: expected 'inputs', which is missing"),
+        ({"nodes": [3]}, "nodes[0]: received 3, expected a table"),
+        ({"nodes": [{"op": "add"}]}, "nodes[0]: expected the key 'inputs', which is missing"),
         ({"nodes": [node("sub", "a.1", "b.1")]}, "nodes[0].op: received 'sub', expected one of"),
-        ({"nodes": [node(["add"], "a.1", "b.1")]}, "nodes[0].op: received ['add'], expected one"),
+        (
+            {"nodes": [node(["add"], "a.1", "b.1")]},
+            "nodes[0].op: received ['add'], expected a string",
+        ),
         ({"nodes": [node("add", "a.1")]}, "nodes[0].inputs: received ['a.1'], expected two names"),
-        ({"nodes": [node("add", "a.1", 3)]}, "nodes[0].inputs[1]: received 3, expected a name"),
+        ({"nodes": [node("add", "a.1", 3)]}, "nodes[0].inputs[1]: received 3, expected a string"),
         (
             {"nodes": [node("add", "a.1", "c.1")]},
             "nodes[0].inputs: received 'c.1', expected a feature or an earlier node that nothing",
@@ -202,7 +205,7 @@ def test_it_is_shown_as_text() -> None:
             "nodes: received ['a.1', 'a.2'], expected features of two modalities or more",
         ),
         ({"provenance": {"best_val": float("inf")}}, "provenance: received inf, expected finite"),
-        ({"extra": 1}, "received 'extra', expected only format, features"),
+        ({"extra": 1}, "received key 'extra', expected only features"),
     ],
 )
 def test_a_malformed_file_is_refused_in_one_line(

@@ -318,13 +318,16 @@ def test_one_modality_is_nothing_to_fuse(name: str) -> None:
     ("data", "match"),
     [
         ({"name": "gmv", "channels": 4, "length": 2}, "received fusion 'gmv'.*mean 'gmu'"),
-        ({"name": ["gmu"], "channels": 4, "length": 2}, r"received fusion \['gmu'\]"),
+        (
+            {"name": ["gmu"], "channels": 4, "length": 2},
+            r"name: received \['gmu'\], expected a str",
+        ),
         ({"name": "gmu", "channels": 0, "length": 2}, "channels: received 0, expected"),
         ({"name": "gmu", "channels": 4, "length": 2.0}, r"length: received 2\.0, expected"),
-        ({"name": "gmu", "channels": 4}, "expected 'length', which is missing"),
+        ({"name": "gmu", "channels": 4}, "expected the key 'length', which is missing"),
         (
             {"name": "gmu", "channels": 4, "length": 2, "x": 1},
-            "received 'x', expected only name, channels",
+            "received key 'x', expected only name, channels",
         ),
         ("gmu", "received 'gmu', expected an object"),
     ],

@@ -23,7 +23,7 @@ from bmnas.machine.errors import UserError
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.description import Description, Node, feature_nodes
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.plain_data import object_of, strings, wrong
+from bmnas.spaces.plain_data import wrong
 from bmnas.spaces.registry import SPACES, register_space
 from bmnas.spaces.space import Encoded, SearchSpace
 
@@ -49,31 +49,14 @@ class Chosen(Architecture):
     def summary(self) -> str:
         return f"sum of {len(self.chosen)} features"
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "format": self.FORMAT,
-            "features": list(self.features),
-            "length": self.length,
-            "chosen": list(self.chosen),
-            "provenance": dict(self.provenance),
-        }
-
-    @classmethod
-    def parse(cls, data: Any) -> Chosen:
-        top = object_of(data, "", ("format", "features", "length", "chosen"), ("provenance",))
-        features, chosen = (tuple(strings(top[key], key)) for key in ("features", "chosen"))
-        return cls(features, top["length"], chosen, top.get("provenance", {}))
-
 
 class WeightedSum(Fusion):
+    CLASSIFIER = "layers"
+
     def __init__(self, genotype: Chosen, raw: Mapping[str, int], classes: int) -> None:
         super().__init__()
         self.features, self.length = genotype.chosen, genotype.length
         self.layers = nn.ModuleList(nn.Linear(raw[name], classes) for name in self.features)
-
-    @property
-    def classifier(self) -> nn.Module:
-        return self.layers
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         each = [layer(x.mean(1)) for layer, x in zip(self.layers, pooled, strict=True)]

@@ -12,15 +12,8 @@ from typing import Any, ClassVar
 
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.operations import OPERATIONS
-from bmnas.spaces.plain_data import (
-    GenotypeError,
-    check_features,
-    list_of,
-    object_of,
-    provenance_of,
-    strings,
-    wrong,
-)
+from bmnas.spaces.plain_data import GenotypeError, check_features, wrong
+from bmnas.training.settings import Size
 
 __all__ = [
     "FORMAT",
@@ -68,8 +61,8 @@ class Genotype(Architecture):
     FORMAT: ClassVar[str] = FORMAT
 
     features: tuple[str, ...]
-    channels: int
-    length: int
+    channels: Size
+    length: Size
     cells: tuple[Cell, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
@@ -90,34 +83,8 @@ class Genotype(Architecture):
         cells = "1 Cell" if len(self.cells) == 1 else f"{len(self.cells)} Cells"
         return f"{cells}, C = {self.channels} channels, L = {self.length} positions"
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the genotype as JSON-ready plain data in the format of the file."""
-        return {
-            "format": FORMAT,
-            "features": list(self.features),
-            "channels": self.channels,
-            "length": self.length,
-            "cells": [
-                {
-                    "inputs": list(cell.inputs),
-                    "steps": [{"op": s.op, "inputs": list(s.inputs)} for s in cell.steps],
-                }
-                for cell in self.cells
-            ],
-            "provenance": dict(self.provenance),
-        }
-
-    @classmethod
-    def parse(cls, data: Any) -> Genotype:
-        """Build it from plain data; raises GenotypeError that names the place in it."""
-        return _genotype(data)
-
 
 def _check(genotype: Genotype) -> None:
-    for name in ("channels", "length"):
-        value = getattr(genotype, name)
-        if type(value) is not int or not 1 <= value <= 65536:
-            raise wrong(name, value, "an integer from 1 to 65536")
     check_features(genotype.features)
     if not genotype.cells:
         raise wrong("cells", [], "at least one Cell")
@@ -151,41 +118,3 @@ def _check_pair(inputs: Sequence[str], nodes: set[str], place: str, expected: st
     for name in inputs:
         if name not in nodes:
             raise wrong(place, name, f"{expected}: {', '.join(sorted(nodes))}")
-
-
-def _genotype(data: Any) -> Genotype:
-    required = ("format", "features", "channels", "length", "cells")
-    top = object_of(data, "", required, optional=("provenance",))
-    if top["format"] != FORMAT:
-        raise wrong("format", top["format"], repr(FORMAT))
-    cells = list_of(top["cells"], "cells")
-    return Genotype(
-        features=tuple(strings(top["features"], "features")),
-        channels=top["channels"],
-        length=top["length"],
-        cells=tuple(_cell(cell, f"cells[{k}]") for k, cell in enumerate(cells)),
-        provenance=provenance_of(top.get("provenance", {})),
-    )
-
-
-def _cell(data: Any, place: str) -> Cell:
-    cell = object_of(data, place, required=("inputs", "steps"))
-    steps = list_of(cell["steps"], f"{place}.steps")
-    return Cell(
-        _pair(cell["inputs"], f"{place}.inputs"),
-        tuple(_step(step, f"{place}.steps[{m}]") for m, step in enumerate(steps)),
-    )
-
-
-def _step(data: Any, place: str) -> Step:
-    step = object_of(data, place, required=("op", "inputs"))
-    if not isinstance(step["op"], str):
-        raise wrong(f"{place}.op", step["op"], f"one of {', '.join(OPERATIONS)}")
-    return Step(step["op"], _pair(step["inputs"], f"{place}.inputs"))
-
-
-def _pair(data: Any, place: str) -> tuple[str, str]:
-    names = strings(data, place)
-    if len(names) != 2:
-        raise wrong(place, data, "two names")
-    return names[0], names[1]

@@ -21,7 +21,6 @@ ACTIVATIONS: tuple[Literal["relu", "sigmoid"], ...] = ("relu", "sigmoid")
 DEEPEST = 200
 
 
-
 @dataclass(frozen=True)
 class Layer:
     """A fusion layer: one feature of each modality, in their order, and the activation."""

@@ -7,17 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from bmnas.machine.schema import OneOf, plain
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.plain_data import (
-    check_features,
-    list_of,
-    object_of,
-    provenance_of,
-    strings,
-    wrong,
-)
+from bmnas.spaces.plain_data import check_features, parsed, wrong
 from bmnas.spaces.trees.tree import (
     DEEPEST,
     OPERATIONS,
@@ -28,8 +22,26 @@ from bmnas.spaces.trees.tree import (
     modalities,
     to_nodes,
 )
+from bmnas.training.settings import Size
 
-_LARGEST = 65536  # as in a genotype
+
+@dataclass(frozen=True)
+class NodeEntry:
+    """An inner node in the file; its inputs are features or earlier nodes, ``node1``, …."""
+
+    op: Annotated[str, OneOf(OPERATIONS)]
+    inputs: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class TreeFile:
+    """What the file holds besides its format."""
+
+    features: tuple[str, ...]
+    width: Size
+    length: Size
+    nodes: tuple[NodeEntry, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,10 +61,6 @@ class FusionTree(Architecture):
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("width", "length"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= _LARGEST:
-                raise wrong(name, value, f"an integer from 1 to {_LARGEST}")
         check_features(self.features)
         _check_tokens(self.tokens, self.features)
 
@@ -67,25 +75,18 @@ class FusionTree(Architecture):
         return f"tree of {count} features, vectors of {self.width}, L = {self.length} positions"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-ready plain data in the format of the file."""
-        return {
-            "format": self.FORMAT,
-            "features": list(self.features),
-            "width": self.width,
-            "length": self.length,
-            "nodes": plain_nodes(self.tokens),
-            "provenance": dict(self.provenance),
-        }
+        """Return it as JSON-ready plain data: the file has inner nodes, the root last."""
+        entries = tuple(NodeEntry(op, inputs) for op, inputs in to_nodes(self.tokens))
+        file = TreeFile(self.features, self.width, self.length, entries, self.provenance)
+        return {"format": self.FORMAT, **plain(file)}
 
     @classmethod
     def parse(cls, data: Any) -> FusionTree:
         """Build it from plain data; raises GenotypeError that names the place in it."""
-        return _fusion_tree(data)
-
-
-def plain_nodes(tree: Tree) -> list[dict[str, Any]]:
-    """Return the inner nodes of ``tree`` as the file has them, the root last."""
-    return [{"op": op, "inputs": list(inputs)} for op, inputs in to_nodes(tree)]
+        file = parsed(TreeFile, data, cls.FORMAT)
+        check_features(file.features)
+        tokens = _tokens(file.nodes, file.features)
+        return cls(file.features, file.width, file.length, tokens, file.provenance)
 
 
 def _check_tokens(tokens: Tree, features: tuple[str, ...]) -> None:
@@ -107,45 +108,22 @@ def _check_tokens(tokens: Tree, features: tuple[str, ...]) -> None:
         raise wrong("nodes", f"{depth(tokens)} levels", f"at most {DEEPEST}")
 
 
-def _fusion_tree(data: Any) -> FusionTree:
-    required = ("format", "features", "width", "length", "nodes")
-    top = object_of(data, "", required, optional=("provenance",))
-    if top["format"] != FusionTree.FORMAT:
-        raise wrong("format", top["format"], repr(FusionTree.FORMAT))
-    features = tuple(strings(top["features"], "features"))
-    check_features(features)
-    return FusionTree(
-        features=features,
-        width=top["width"],
-        length=top["length"],
-        tokens=_tokens(list_of(top["nodes"], "nodes"), features),
-        provenance=provenance_of(top.get("provenance", {})),
-    )
-
-
-def _tokens(nodes: list[Any], features: tuple[str, ...]) -> Tree:
+def _tokens(nodes: tuple[NodeEntry, ...], features: tuple[str, ...]) -> Tree:
     """Return the tree of ``nodes``, each of which but the last is read once by a later one."""
     if not nodes:
         raise wrong("nodes", [], "at least one node")
     free = dict.fromkeys(features)
-    found: list[tuple[str, tuple[str, str]]] = []
-    for n, data in enumerate(nodes):
-        place = f"nodes[{n}]"
-        node = object_of(data, place, required=("op", "inputs"))
-        # A list: what a file says may be anything.
-        if node["op"] not in list(OPERATIONS):
-            raise wrong(f"{place}.op", node["op"], f"one of {', '.join(OPERATIONS)}")
-        inputs = strings(node["inputs"], f"{place}.inputs")
-        if len(inputs) != 2:
-            raise wrong(f"{place}.inputs", inputs, "two names")
-        for name in inputs:
+    for n, node in enumerate(nodes):
+        place = f"nodes[{n}].inputs"
+        if len(node.inputs) != 2:
+            raise wrong(place, list(node.inputs), "two names")
+        for name in node.inputs:
             if name not in free:
                 expected = f"a feature or an earlier node that nothing reads yet: {', '.join(free)}"
-                raise wrong(f"{place}.inputs", name, expected)
+                raise wrong(place, name, expected)
             del free[name]
-        found.append((node["op"], (inputs[0], inputs[1])))
         free[f"node{n + 1}"] = None
     unread = [name for name in free if name not in features][:-1]
     if unread:
         raise wrong("nodes", f"{unread[0]}, which nothing reads", "one root, the last node")
-    return from_nodes(found)
+    return from_nodes([(node.op, node.inputs) for node in nodes])
