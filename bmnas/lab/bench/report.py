@@ -12,7 +12,7 @@ from bmnas.lab.bench.jobs import commands
 from bmnas.lab.bench.regret import Regrets
 from bmnas.lab.bench.suite import Suite
 from bmnas.lab.jobs.engine import Result
-from bmnas.lab.jobs.folder import job_record
+from bmnas.lab.jobs.folder import read_records, record_of
 from bmnas.lab.jobs.job import Job
 from bmnas.lab.jobs.table import jobs_table
 from bmnas.machine.costs import hardware, versions
@@ -44,7 +44,9 @@ def write_report(
     rows = report_rows(runs)
     facts = _facts(suite, jobs, command)
     tables = [*comparison_tables(rows), *map(_regret_table, regrets)]
-    trace = jobs_table([job_record(j, folder, Result(j.name, "done")) for j in jobs], "Runs")
+    records = read_records(folder)
+    done = (record_of(job, folder, Result(job.name, "done"), records) for job in jobs)
+    trace = jobs_table(list(done), "Runs")
     files = [folder / f"report.{suffix}" for suffix in ("html", "md", "json")]
     write_text(files[0], _html(suite, rows, regrets, tables, trace, facts))
     write_text(files[1], "\n".join([f"# {suite.name}", "", *facts, "", markdown([*tables, trace])]))

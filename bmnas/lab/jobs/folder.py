@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from bmnas.machine.folder_lock import lock_folders
 from bmnas.machine.progress import Progress, Silent
 from bmnas.machine.schema import plain, read
 from bmnas.pipeline.run_folder import Run, differing
+
+_NAME = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,25 @@ class _File:
     format: Literal["bmnas.sweep/2"] = "bmnas.sweep/2"
 
 
-def job_record(job: Job, folder: Path, result: Result) -> JobRecord:
-    """Return how ``job`` stands below ``folder`` after ``result``."""
+def read_records(folder: Path) -> dict[str, JobRecord]:
+    """Return how the jobs of earlier calls stand, by name; raises UserError for a damaged file."""
+    path = folder / _NAME
+    if not path.is_file():
+        return {}
+    return {record.name: record for record in read(_File, read_json(path), str(path)).trials}
+
+
+def record_of(
+    job: Job, folder: Path, result: Result, earlier: Mapping[str, JobRecord]
+) -> JobRecord:
+    """Return how ``job`` stands below ``folder`` after ``earlier`` calls and ``result``."""
     metrics = Run(folder / job.name).read_metrics() if result.state == "done" else {}
+    before = earlier[job.name].attempts if job.name in earlier else 0
     return JobRecord(
         job.name,
         job.label,
         result.state,
-        result.attempts,
+        before + result.attempts,
         result.error,
         metrics.get("metric"),
         metrics.get("search", {}).get("validation"),
@@ -96,15 +108,12 @@ class _Many:
 
     def open(self, resume: bool) -> None:
         """Take the folder; what is finished there stays."""
-        path = self.folder / "sweep.json"
-        if path.is_file():
-            found = read(_File, read_json(path), str(path))
-            if not resume:
-                raise UserError(
-                    f"{self.folder}: holds a sweep already; go on with --resume, or choose another "
-                    f"folder with {self.option}"
-                )
-            self.earlier = {record.name: record for record in found.trials}
+        self.earlier = read_records(self.folder)
+        if self.earlier and not resume:
+            raise UserError(
+                f"{self.folder}: holds a sweep already; go on with --resume, or choose another "
+                f"folder with {self.option}"
+            )
         for job in self.jobs:
             self._check(job)
         self.records = {job.name: JobRecord(job.name, job.label) for job in self.jobs}
@@ -174,10 +183,8 @@ class _Many:
             )
 
     def _end(self, job: Job, result: Result) -> None:
-        before = self.earlier[job.name].attempts if job.name in self.earlier else 0
-        result = dataclasses.replace(result, attempts=before + result.attempts)
-        self.records[job.name] = job_record(job, self.folder, result)
+        self.records[job.name] = record_of(job, self.folder, result, self.earlier)
 
     def _save(self) -> None:
         trials = {**self.earlier, **self.records}.values()
-        write_json(self.folder / "sweep.json", plain(_File(tuple(trials))))
+        write_json(self.folder / _NAME, plain(_File(tuple(trials))))
