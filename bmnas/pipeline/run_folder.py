@@ -118,8 +118,8 @@ class Run:
         """
         if not self.config.is_file():
             raise UserError(
-                f"{asking}: lies in no run folder that says which task it is for; name the task "
-                "with --task (and --data)"
+                f"{asking}: is not in a run folder, which would say what its task is; name the "
+                "task with --task (and --data)"
             )
         return dict(self.read_config()["task"]["source"])
 

@@ -115,9 +115,9 @@ def read_description(path: Path) -> tuple[Architecture, TaskInfo]:
 def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
     """Read a network's file and build the network, in evaluation mode on the CPU.
 
-    ``task`` is needed where a backbone is a user's own module, which it then names: a file's word
-    imports no code. Raises UserError, one line naming the file, when it is missing, damaged or of
-    another format.
+    ``task`` is needed where a backbone is a user's own module: the task names it, since a file must
+    not choose which code is imported. Raises UserError, one line naming the file, when it is
+    missing, damaged or of another format.
     """
     description, tensors = _read(path, tensors=True)
     architecture, info = description.architecture(path), description.task

@@ -1,4 +1,4 @@
-"""Named arrays from ``.npz``, ``.npy``, ``.jsonl`` and ``.csv`` files, none of them unpickled.
+"""Named arrays from ``.npz``, ``.npy``, ``.jsonl`` and ``.csv`` files; nothing is unpickled.
 
 A column is a name and an array. Its name is the member of an ``.npz``, the stem of a ``.npy``,
 the field of a ``.jsonl`` or the header of a ``.csv``; where two files have one of the same

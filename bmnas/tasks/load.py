@@ -1,4 +1,4 @@
-"""From what a person names, a task: a registered name, a ``task.toml``, ``module:attribute``."""
+"""Load a task by its registered name, its ``task.toml``, or as ``module:attribute``."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def reload_task(source: Mapping[str, Any]) -> Task:
         raise UserError(f"received a recorded task {name!r}, expected a name and options")
     if not reloadable(source):
         raise UserError(
-            f"the task was recorded as {name}: modules are not imported on a file's word, name it "
+            f"the task was recorded as {name}: a recorded module is never imported; name it "
             f"with --task {name}"
         )
     return load_task(name, None if data is None else Path(data), **(options or {}))
 
 
 def reloadable(source: Mapping[str, Any]) -> bool:
-    """Tell whether ``reload_task`` loads a task by this ``source``, or wants it named again."""
+    """Tell whether ``reload_task`` can load ``source``; if not, the user must name the task."""
     name = str(source.get("task", ""))
     return name in REGISTERED or name.endswith(".toml")
 

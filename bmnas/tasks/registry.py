@@ -41,7 +41,7 @@ class RegisteredTask:
     def folder(self, data: Path | None) -> Path | None:
         """Return the absolute folder of the data; None when the task carries its own.
 
-        Raises UserError when it is not found, or when ``data`` is given to no purpose.
+        Raises UserError when it is not found, or when ``data`` is given to a task that needs none.
         """
         if not self.files:
             if data is not None:
@@ -61,7 +61,7 @@ class RegisteredTask:
     def check_options(self, options: Mapping[str, Any]) -> dict[str, str]:
         """Return every option with its value, the default where none is given.
 
-        Raises UserError for an option or a value that there is not.
+        Raises UserError for an unknown option or value.
         """
         for name, value in options.items():
             if value in self.options.get(name, ()):

@@ -130,7 +130,7 @@ def test_another_preset_changes_the_training_alone(here: Path) -> None:
         (["--genotype", "runs"], "runs/genotype.json: no such file; make it with: bmnas search"),
         (["--genotype", "empty.json"], "empty.json: not a JSON file: Expecting value"),
         (["--genotype", "task.toml"], "task.toml: not a JSON file"),
-        (["--genotype", "alone.json"], "lies in no run folder that says which task it is for"),
+        (["--genotype", "alone.json"], "is not in a run folder, which would say what its task is"),
         (["--genotype", GENOTYPE, "--epochs", "0"], "--epochs: received 0, expected at least 1"),
         (["--genotype", GENOTYPE, "--batch-size", "1"], "--batch-size: received 1, expected at"),
         (["--genotype", GENOTYPE, "--threshold", "1"], "threshold: received 1.0, expected betwe"),
