@@ -88,7 +88,7 @@ class LinearNorm(nn.Module):
 def batch_norm(x: Tensor, norm: nn.BatchNorm1d) -> Tensor:
     """Apply ``norm`` over the last axis of ``x`` (..., C)."""
     # As a matrix of rows the kernel of torch is ten times faster than on (B, C, L).
-    y: Tensor = norm(x.reshape(-1, x.shape[-1]))
+    y: Tensor = norm(x.reshape(-1, x.shape[-1]).to(norm.weight.dtype))
     return y.view(x.shape)
 
 

@@ -82,6 +82,18 @@ def test_it_equals_the_readable_form(cells: int, steps: int) -> None:
             assert relative(other, one) < 1e-5, name
 
 
+def test_under_autocast_products_are_rounded_and_nothing_else() -> None:
+    exact, (features, labels) = supernet(), batch()
+    low = speed_up(copy.deepcopy(exact))
+    expected = exact(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = low(features).float()
+    # bfloat16 has three digits; the classifier's product is rounded too.
+    assert 1e-5 < relative(found, expected.double()) < 0.1
+    F.cross_entropy(found, labels).backward()
+    assert all(p.grad is not None and p.grad.dtype == p.dtype for p in low.parameters())
+
+
 def test_only_what_is_wanted_gets_gradients() -> None:
     network, (features, labels) = speed_up(supernet()), batch()
     for parameter in network.weight_parameters():
@@ -95,8 +107,6 @@ def test_it_leaves_alone_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> N
     network, (features, _) = supernet(), batch()
     assert logits(copy.deepcopy(network).eval(), features) is None
     assert logits(copy.deepcopy(network).double(), [x.double() for x in features]) is None
-    with torch.autocast("cpu", torch.bfloat16):
-        assert logits(network, features) is None
     monkeypatch.setitem(OPERATIONS, "again", Operation("again", "Again", "{0}", Sum))
     assert speed_up(supernet()).fast_path is None
     network.use_batch_statistics()

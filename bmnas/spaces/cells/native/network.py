@@ -44,7 +44,8 @@ def logits(supernet: Supernet, features: Sequence[Tensor]) -> Tensor | None:
     alpha, beta, gamma = supernet.probabilities()
     count, shape = len(features), features[0].shape[:2]
     layers = zip(projections, features, strict=True)
-    products = [layer.project.linear(x.flatten(0, 1)) for layer, x in layers]
+    # Under autocast the products are rounded; everything else is float32 with or without.
+    products = [layer.project.linear(x.flatten(0, 1)).float() for layer, x in layers]
     drop = Drop.of(projections[0].dropout.p)
     edges = alpha[:, :count]
     mixed = _apply(ReshapeAndMix, Norm.of(norms), drop, edges, *_affine(norms), *products)
@@ -59,7 +60,7 @@ def logits(supernet: Supernet, features: Sequence[Tensor]) -> Tensor | None:
 
 
 def _fits(features: Sequence[Tensor]) -> bool:
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    if torch.compiler.is_compiling():
         return False
     return all(x.device.type == "cpu" and x.dtype == torch.float32 for x in features)
 
@@ -82,7 +83,7 @@ def _mixture(step: RelaxedStep, t: Tensor, gamma: Tensor) -> Tensor:
     drops = Drop.of(glu.dropout.p), Drop.of(attention.dropout.p)
     state = StepState(Norm.of(norms), attention.norm.eps, *drops)
     affine = *_affine(norms), attention.norm.weight, attention.norm.bias
-    return _apply(Mixture, state, t, shared_product(t, layers), gamma, *affine)
+    return _apply(Mixture, state, t, shared_product(t, layers).float(), gamma, *affine)
 
 
 def _affine(norms: Sequence[nn.BatchNorm1d]) -> tuple[Tensor, Tensor]:
