@@ -104,9 +104,13 @@ def _require_read(setups: Sequence[Setup], jobs: Sequence[Job]) -> None:
 
 
 def _unread(job: Job, settings: Mapping[str, Any]) -> set[str]:
-    """Return the keys of ``settings`` that ``job`` does not depend on."""
+    """Return the keys of ``settings`` that ``job`` does not depend on.
+
+    Raises UserError for a strategy or space that is not there.
+    """
     name, sections = job.way.removeprefix("search "), job.config.to_dict()
     strategy = strategy_named(name)
+    strategy.check_space(job.space)
     # The features are as long as section [search] says, whatever becomes of them.
     reads = {*strategy.READS, *space_named(job.space or strategy.SPACE).sizes(), "length"}
     if strategy.TRAINS_SUPERNET and not job.config.search.rerank:

@@ -18,7 +18,7 @@ from tiny_tasks import tiny_task, write_tiny_task
 
 from bmnas.features.cache import FeatureCache
 from bmnas.lab.tables import Table, build, canonical, load
-from bmnas.lab.tables.training import Trainer, jobs_of
+from bmnas.lab.tables.training import Trainer, network_groups
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import seed_stage
@@ -106,17 +106,17 @@ def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -
     work, search = build._work(cache, config, tmp_path), config.search
     parts = work.features.samples()
     own, cpu = head_for("multiclass"), torch.device("cpu")
-    jobs = jobs_of(work.genotypes, range(1))
-    assert sorted(n for job in jobs for n in job.entries) == list(range(len(work.genotypes)))
-    for job in jobs[::3]:
-        found = Trainer(work).train(job)
-        for place in (0, len(job.entries) - 1):
-            genotype = work.genotypes[job.entries[place]]
+    groups = network_groups(work.genotypes, range(1))
+    assert sorted(n for group in groups for n in group.entries) == list(range(len(work.genotypes)))
+    for group in groups[::3]:
+        found = Trainer(work).train(group)
+        for place in (0, len(group.entries) - 1):
+            genotype = work.genotypes[group.entries[place]]
             if any(step.op == "attention" for step in genotype.cells[0].steps):
                 continue
-            seed_stage(job.seed, f"tabular {job.entries[place]}")
+            seed_stage(group.seed, f"tabular {group.entries[place]}")
             network = work.network(genotype)
-            seed_stage(job.seed, "tabular batches")
+            seed_stage(group.seed, "tabular batches")
             fit(
                 network, network, [Group(list(network.parameters()), search.max_lr)],
                 parts["train"].select(network.features), own,
@@ -149,11 +149,11 @@ def test_a_build_goes_on_where_it_was_stopped(
     train, trained = Trainer.train, []
 
     def stop_at(count: int) -> None:
-        def stopped(self: Any, job: Any) -> Any:
+        def stopped(self: Any, group: Any) -> Any:
             if len(trained) == count:
                 raise KeyboardInterrupt
-            trained.append(job.name)
-            return train(self, job)
+            trained.append(group.name)
+            return train(self, group)
 
         monkeypatch.setattr(Trainer, "train", stopped)
 

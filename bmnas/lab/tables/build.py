@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bmnas.features.cache import FeatureCache
 from bmnas.lab.tables.table import Table
-from bmnas.lab.tables.training import SCORES, StoredFeatures, Work, jobs_of, trained
+from bmnas.lab.tables.training import SCORES, StoredFeatures, Work, network_groups, trained
 from bmnas.machine.costs import count_parameters, hardware, measure_latency, versions
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, remove_leftovers, write_json
@@ -122,17 +122,17 @@ def _work(cache: FeatureCache, config: Config, run: Path) -> Work:
 
 def _scores(work: Work, seeds: range, workers: int, progress: Progress) -> dict[str, NDArray[Any]]:
     """Train what is not trained yet; return scores, losses and seconds of all networks."""
-    jobs = jobs_of(work.genotypes, seeds)
-    left = [job for job in jobs if not work.part(job).exists()]
-    with progress.stage("networks", sum(len(job.entries) for job in jobs)) as shown:
-        shown.advance(sum(len(job.entries) for job in jobs if job not in left))
-        for job in trained(work, left, workers):
-            shown.advance(len(job.entries))
+    groups = network_groups(work.genotypes, seeds)
+    left = [group for group in groups if not work.part(group).exists()]
+    with progress.stage("networks", sum(len(group.entries) for group in groups)) as shown:
+        shown.advance(sum(len(group.entries) for group in groups if group not in left))
+        for group in trained(work, left, workers):
+            shown.advance(len(group.entries))
     shape = len(work.genotypes), len(seeds)
     arrays = {name: np.empty(shape) for name in (*SCORES, "seconds")}
-    for job in jobs:
-        for name, values in work.read_part(job).items():
-            arrays[name][list(job.entries), seeds.index(job.seed)] = values
+    for group in groups:
+        for name, values in work.read_part(group).items():
+            arrays[name][list(group.entries), seeds.index(group.seed)] = values
     arrays["seconds"] = arrays["seconds"].mean(axis=1)
     return arrays
 

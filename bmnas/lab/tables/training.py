@@ -42,7 +42,7 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Job:
+class NetworkGroup:
     """Networks by their numbers in the table, to be trained together with one seed."""
 
     name: str
@@ -50,16 +50,16 @@ class Job:
     seed: int
 
 
-def jobs_of(genotypes: Sequence[Genotype], seeds: range) -> list[Job]:
-    """Return batches of equal size, at most ``GROUP``, of networks with the same steps if any."""
+def network_groups(genotypes: Sequence[Genotype], seeds: range) -> list[NetworkGroup]:
+    """Return groups of equal size, at most ``GROUP``, of networks with the same steps if any."""
     steps = [[cell.steps for cell in genotype.cells] for genotype in genotypes]
     # Networks with the same steps do all of their work together.
     alike = sorted(range(len(genotypes)), key=lambda n: repr(steps[n]))
-    jobs = []
+    groups = []
     for share in np.array_split(alike, -(-len(alike) // GROUP)):
         for seed in seeds:
-            jobs.append(Job(f"{share[0]:06d}-{seed}", tuple(map(int, share)), seed))
-    return jobs
+            groups.append(NetworkGroup(f"{share[0]:06d}-{seed}", tuple(map(int, share)), seed))
+    return groups
 
 
 @dataclass(frozen=True)
@@ -131,13 +131,13 @@ class Work:
         dropout = self.config.dropout
         return FusionNetwork(genotype, channels, classes=self.classes, dropout=dropout)
 
-    def part(self, job: Job) -> Path:
+    def part(self, group: NetworkGroup) -> Path:
         """Return the file of a batch's results."""
-        return self.parts / f"{job.name}.npz"
+        return self.parts / f"{group.name}.npz"
 
-    def read_part(self, job: Job) -> Mapping[str, NDArray[Any]]:
+    def read_part(self, group: NetworkGroup) -> Mapping[str, NDArray[Any]]:
         """Return the arrays (G) of a batch's file; raises UserError when it is damaged."""
-        path, count = self.part(job), len(job.entries)
+        path, count = self.part(group), len(group.entries)
         try:
             found = read_npz(path, (*SCORES, "seconds"))
         except UserError as error:
@@ -155,16 +155,16 @@ class Trainer:
         self._work = work
         self._samples = work.features.samples()
 
-    def write_part(self, job: Job) -> None:
+    def write_part(self, group: NetworkGroup) -> None:
         """Train a batch and write its file, whole or not at all.
 
         Raises UserError when a loss is no longer finite.
         """
-        found = self.train(job)
-        with atomic_path(self._work.part(job)) as aside, aside.open("wb") as file:
+        found = self.train(group)
+        with atomic_path(self._work.part(group)) as aside, aside.open("wb") as file:
             np.savez(file, **found)  # type: ignore[arg-type]
 
-    def train(self, job: Job) -> dict[str, NDArray[Any]]:
+    def train(self, group: NetworkGroup) -> dict[str, NDArray[Any]]:
         """Train a batch as candidates are; return the arrays (G) of its file.
 
         A network's results depend on itself and the seed, beyond rounding on nothing else.
@@ -172,10 +172,10 @@ class Trainer:
         started = time.perf_counter()
         work, config = self._work, self._work.config
         networks = []
-        for number in job.entries:
-            seed_stage(job.seed, f"tabular {number}")
+        for number in group.entries:
+            seed_stage(group.seed, f"tabular {number}")
             networks.append(work.network(work.genotypes[number]))
-        seed_stage(job.seed, "tabular batches")
+        seed_stage(group.seed, "tabular batches")
         together = joined(networks, self._samples["train"], config.batch_size, _CPU)
         validation = fit_together(
             together,
@@ -185,7 +185,7 @@ class Trainer:
             Recipe(config.candidate_epochs, config.batch_size, config.min_lr, config.weight_decay),
             max_lr=config.max_lr,
             device=_CPU,
-            stage=f"batch {job.name}",
+            stage=f"batch {group.name}",
             keep="last",
         )
         seconds = (time.perf_counter() - started) / len(networks)
@@ -199,22 +199,22 @@ class Trainer:
         }
 
 
-def trained(work: Work, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
-    """Train ``jobs`` in ``workers`` processes of one thread and yield each when its part is there.
+def trained(work: Work, groups: Sequence[NetworkGroup], workers: int) -> Iterator[NetworkGroup]:
+    """Train ``groups`` in ``workers`` processes of one thread; yield each when its part is there.
 
     A single worker is this process. Raises UserError when a loss is no longer finite, and when a
     process was killed.
     """
     if workers == 1:
         with one_thread():
-            trainer = Trainer(work) if jobs else None
-            for job in jobs:
+            trainer = Trainer(work) if groups else None
+            for group in groups:
                 if trainer is not None:
-                    trainer.write_part(job)
-                yield job
+                    trainer.write_part(group)
+                yield group
         return
     with worker_pool(workers, _prepare, work) as pool:
-        running = {pool.submit(_train, job): job for job in jobs}
+        running = {pool.submit(_train, group): group for group in groups}
         for future in as_completed(running):
             future.result()
             yield running[future]
@@ -228,6 +228,6 @@ def _prepare(work: Work) -> None:
     _trainer = Trainer(work)
 
 
-def _train(job: Job) -> None:
+def _train(group: NetworkGroup) -> None:
     assert _trainer is not None
-    _trainer.write_part(job)
+    _trainer.write_part(group)
