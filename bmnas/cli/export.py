@@ -144,10 +144,10 @@ def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target
 
     from bmnas.machine.progress import Bars
     from bmnas.pipeline.run_folder import Run
+    from bmnas.report.metrics import BatchLatency, LatencyMetrics, RunMetrics
 
     run = Run(folder)
-    kept = ("metric", "unimodal", "search", "test")
-    scores = {name: value for name, value in run.read_metrics().items() if name in kept}
+    scores = run.read_metrics().scores()
     try:
         bundle = bmnas_export.export_bundle(
             trained, task, out, target=target, scores=scores, progress=Bars()
@@ -157,12 +157,11 @@ def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target
         raise typer.Exit(1) from error
     if run.metrics.is_file():
         latency = bundle.manifest.latency
-        # "threads" are those of torch.
-        measured = {
-            "onnxruntime": latency["onnxruntime"],
-            "onnxruntime_threads": latency["threads"],
-        }
-        run.update_metrics({"latency": measured})
+        measured = LatencyMetrics(
+            onnxruntime={n: BatchLatency(**found) for n, found in latency["onnxruntime"].items()},
+            onnxruntime_threads=latency["threads"],
+        )
+        run.update_metrics(RunMetrics(latency=measured))
     return bundle
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from bmnas.machine.costs import hardware, measure_latency
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.report.metrics import BatchLatency, LatencyMetrics
 from bmnas.spaces.fusion import Fusion
 from bmnas.tasks.task import Array, Part, Task
 from bmnas.training.fit import Group, Recipe, fit
@@ -105,13 +105,13 @@ def forward_of(network: MultimodalNetwork, runtime: Runtime, steps: int) -> Forw
     return lambda inputs: call(*inputs)
 
 
-def torch_latency(task: Task, network: MultimodalNetwork, runtime: Runtime) -> dict[str, Any]:
-    """Return the latency of ``network`` on test samples at batch 1 and 64, as in metrics.json."""
+def torch_latency(task: Task, network: MultimodalNetwork, runtime: Runtime) -> LatencyMetrics:
+    """Return the latency of ``network`` on test samples at batch 1 and 64."""
     network.to(runtime.device).eval()
     # Some hundred calls: compiled where that was asked for.
     forward = forward_of(network, runtime, steps=0)
     test = task.samples("test")
-    found: dict[str, Any] = {}
+    found = {}
     for batch in _LATENCY_BATCHES:
         # A small test part is repeated to fill the batch.
         filled = _raw_samples(task, network, np.resize(test, batch)).batch(torch.arange(batch))
@@ -123,15 +123,12 @@ def torch_latency(task: Task, network: MultimodalNetwork, runtime: Runtime) -> d
             if runtime.device.type == "cuda":
                 torch.cuda.synchronize(runtime.device)
 
-        found[f"batch_{batch}"] = measure_latency(call).to_dict()
+        found[f"batch_{batch}"] = BatchLatency(**measure_latency(call).to_dict())
     machine = hardware(runtime.device)
     name = machine.get("accelerator", machine["processor"])
-    return {
-        "torch": found,
-        "compiled": runtime.compiles(0),
-        "threads": machine["threads"],
-        "hardware": name,
-    }
+    return LatencyMetrics(
+        torch=found, compiled=runtime.compiles(0), threads=machine["threads"], hardware=name
+    )
 
 
 def _steps(samples: Samples, config: TrainConfig) -> int:

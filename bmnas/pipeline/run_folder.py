@@ -11,7 +11,8 @@ from types import UnionType
 from typing import Any, Literal, Self, overload
 
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import read_json, write_json
+from bmnas.machine.files import read_json
+from bmnas.report.metrics import RunMetrics
 
 #: What to do with results that are there already.
 Existing = Literal["refuse", "resume", "overwrite"]
@@ -123,26 +124,13 @@ class Run:
             )
         return dict(self.read_config()["task"]["source"])
 
-    def read_metrics(self) -> dict[str, Any]:
-        """Return the metrics so far, none where there is no file."""
-        if not self.metrics.is_file():
-            return {}
-        metrics = read_json(self.metrics)
-        if not isinstance(metrics, dict):
-            raise UserError(
-                f"{self.metrics}: received {type(metrics).__name__}, expected an object"
-            )
-        return metrics
+    def read_metrics(self) -> RunMetrics:
+        """Return what was measured so far, nothing where there is no file."""
+        return RunMetrics.load(self.metrics)
 
-    def update_metrics(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge ``found`` into the metrics, section by section, and write them."""
-        metrics = self.read_metrics()
-        for name, value in found.items():
-            old = metrics.get(name)
-            both = isinstance(old, dict) and isinstance(value, Mapping)
-            metrics[name] = {**old, **value} if both and isinstance(old, dict) else value
-        write_json(self.metrics, metrics)
-        return metrics
+    def update_metrics(self, found: RunMetrics) -> None:
+        """Add ``found`` to what was measured so far."""
+        self.read_metrics().with_also(found).save(self.metrics)
 
     def remove_search(self) -> None:
         """Delete what a search wrote, and what was trained and exported from it."""
@@ -161,9 +149,9 @@ class Run:
     def remove_training(self) -> None:
         """Delete what a training wrote and measured, and the bundle that was exported from it."""
         metrics = self.read_metrics()
-        kept = {name: value for name, value in metrics.items() if name not in _TRAIN_METRICS}
+        kept = metrics.without(*_TRAIN_METRICS)
         if kept != metrics:
-            write_json(self.metrics, kept)
+            kept.save(self.metrics)
         self._remove_trained()
 
     def _remove_trained(self) -> None:

@@ -28,6 +28,7 @@ from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search_metrics import search_metrics
 from bmnas.pipeline.unimodal import remove_stale, unimodal_networks
 from bmnas.report import write_architecture, write_history
+from bmnas.report.metrics import RunMetrics
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells import native
 from bmnas.spaces.cells.operations import operation_names
@@ -141,9 +142,9 @@ def read_search(run: str | Path) -> SearchResult:
     """Return the result that a finished search left in ``run``; raises UserError without one."""
     folder = Run(Path(run))
     metrics = folder.read_metrics()
-    if "search" not in metrics:
+    if metrics.search is None:
         raise UserError(f"{folder.path}: holds no finished search; go on with --resume")
-    return SearchResult(folder.path, load_architecture(folder.genotype), metrics)
+    return SearchResult(folder.path, load_architecture(folder.genotype), metrics.to_dict())
 
 
 def check_seeds(seeds: int, strategy: str) -> None:
@@ -199,16 +200,13 @@ def _search(context: RunContext, method: SearchMethod, recorder: StepRecorder | 
         space=method.space,
     )
     outcome = method.strategy.search(problem)
-    metrics = {
-        "metric": context.head.metric,
-        **search_metrics(name, networks, cache, outcome, context.runtime.device),
-        "peak_memory": {"search": problem.checkpoint.meter.peak_memory},
-    }
+    memory = problem.checkpoint.meter.peak_memory
+    metrics = search_metrics(context, name, networks, cache, outcome, memory)
     on_rank_zero(lambda: _write(context, name, outcome, metrics))
 
 
 def _write(
-    context: RunContext, strategy: str, outcome: Outcome[Architecture], metrics: Mapping[str, Any]
+    context: RunContext, strategy: str, outcome: Outcome[Architecture], metrics: RunMetrics
 ) -> None:
     """Write metrics, pictures and every genotype of a search; its own genotype is the last."""
     folder = context.folder

@@ -4,67 +4,71 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from bmnas.features.cache import FeatureCache
 from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.distributed import world_size
+from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.unimodal import Unimodal
+from bmnas.report.metrics import (
+    MemoryPeak,
+    RunMetrics,
+    SearchMetrics,
+    SeedsMetrics,
+    UnimodalMetrics,
+)
 from bmnas.spaces.architecture import Architecture
 from bmnas.strategies.problem import Outcome
 
 
 def search_metrics(
+    context: RunContext,
     strategy: str,
     networks: Mapping[str, Unimodal],
     cache: FeatureCache,
     outcome: Outcome[Architecture],
-    device: torch.device,
-) -> dict[str, Any]:
-    """Return the sections that a search adds, from ``unimodal`` to ``samples_per_second``.
+    memory: Mapping[str, int],
+) -> RunMetrics:
+    """Return what a search adds; ``memory`` is its peak, in bytes.
 
     Backbones and features that were there already count what making them took.
     """
-    return {
-        "unimodal": {
-            name: {"validation": found.validation, "parameters": found.parameters}
+    return RunMetrics(
+        metric=context.head.metric,
+        unimodal={
+            name: UnimodalMetrics(found.validation, parameters=found.parameters)
             for name, found in networks.items()
         },
-        "search": _facts(strategy, outcome),
-        "seconds": _seconds(networks, cache, outcome, device),
-        "processor_seconds": {"search": outcome.processor_seconds},
-        "samples_per_second": _speeds(cache, outcome),
-    }
+        search=SearchMetrics(
+            validation=outcome.validation,
+            strategy=strategy,
+            best_epoch=outcome.best_epoch,
+            best_candidate=outcome.best_candidate,
+            candidates=outcome.candidates,
+            samples_seen=outcome.samples_seen,
+            threshold=outcome.threshold,
+            seeds=_over_seeds(outcome) if outcome.members else None,
+        ),
+        seconds=_seconds(networks, cache, outcome, context.runtime.device),
+        processor_seconds={"search": outcome.processor_seconds},
+        samples_per_second=_speeds(cache, outcome),
+        peak_memory={"search": MemoryPeak(**memory)},
+    )
 
 
-def _facts(strategy: str, outcome: Outcome[Architecture]) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "strategy": strategy,
-        **({} if outcome.best_epoch is None else {"best_epoch": outcome.best_epoch}),
-        **({} if outcome.best_candidate is None else {"best_candidate": outcome.best_candidate}),
-        "validation": outcome.validation,
-        "candidates": outcome.candidates,
-        "samples_seen": outcome.samples_seen,
-    }
-    if outcome.threshold is not None:
-        facts["threshold"] = outcome.threshold
-    if outcome.members:
-        facts["seeds"] = _over_seeds(outcome)
-    return facts
-
-
-def _over_seeds(outcome: Outcome[Architecture]) -> dict[str, Any]:
+def _over_seeds(outcome: Outcome[Architecture]) -> SeedsMetrics:
     """Return what the members of a search of several seeds reached, before any short training."""
+    assert outcome.seed is not None
     scores = [member.validation for member in outcome.members]
-    return {
-        "best": outcome.seed,
-        "mean": statistics.fmean(scores),
-        "deviation": statistics.stdev(scores),
-        "validation": {str(member.seed): member.validation for member in outcome.members},
-        "best_epoch": {str(member.seed): member.best_epoch for member in outcome.members},
-    }
+    return SeedsMetrics(
+        best=outcome.seed,
+        mean=statistics.fmean(scores),
+        deviation=statistics.stdev(scores),
+        validation={str(member.seed): member.validation for member in outcome.members},
+        best_epoch={str(member.seed): member.best_epoch for member in outcome.members},
+    )
 
 
 def _seconds(

@@ -215,8 +215,7 @@ def _prepare(
     write_json(folder.config, wanted)
     if not folder.genotype.is_file():
         # The cost of the search belongs to every network that comes out of it.
-        inherited = origin.read_metrics()
-        folder.update_metrics({key: inherited[key] for key in _INHERITED if key in inherited})
+        folder.update_metrics(origin.read_metrics().only(*_INHERITED))
         # Last: killed in between, the next attempt comes here again.
         genotype.save(folder.genotype)
 

@@ -26,6 +26,7 @@ from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import write_pictures
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
 from bmnas.pipeline.unimodal import Unimodal, evaluate_unimodal, unimodal_networks
+from bmnas.report.metrics import MemoryPeak, RunMetrics, TestMetrics, UnimodalMetrics
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.registry import build_fusion, takes_unimodal_logits
 from bmnas.tasks.task import Task
@@ -54,9 +55,9 @@ class TrainResult:
 def read_training(folder: Run, architecture: Architecture) -> TrainResult:
     """Return what a finished training left in ``folder``; raises UserError without one."""
     metrics = folder.read_metrics()
-    if "test" not in metrics:
+    if metrics.test is None:
         raise UserError(f"{folder.path}: holds no finished training; start anew with --overwrite")
-    return TrainResult(folder.path, folder.network, architecture, metrics)
+    return TrainResult(folder.path, folder.network, architecture, metrics.to_dict())
 
 
 def begin_training(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> bool:
@@ -101,28 +102,24 @@ def run_training(context: RunContext, architecture: Architecture) -> None:
     samples, settings = task.samples("test"), context.config.train
     seen = samples_per_epoch(len(task.samples("train", "validation")), settings.batch_size)
     mean = torch.stack([evaluation.logits for evaluation in alone.values()]).mean(0)
-    measured = {
-        "metric": head.metric,
-        "unimodal": {
-            name: {
-                "validation": found.validation,
-                "test": alone[name].score,
-                "parameters": found.parameters,
-            }
+    measured = RunMetrics(
+        metric=head.metric,
+        unimodal={
+            name: UnimodalMetrics(found.validation, alone[name].score, found.parameters)
             for name, found in networks.items()
         },
-        "test": {
-            "score": test.score,
-            "loss": test.loss,
-            "samples": len(samples),
-            # What fusion costs nothing: the mean of the unimodal networks' logits.
-            "unimodal_mean": head.score(mean, label_tensor(task, samples)),
-        },
-        "parameters": parameter_counts(network),
-        "seconds": {"train": seconds, "train_compile": costs["seconds"][COMPILE]},
-        "samples_per_second": {"train": settings.epochs * seen / costs["seconds"]["train"]},
-        "peak_memory": {"train": costs["peak_memory"]},
-    }
+        test=TestMetrics(
+            score=test.score,
+            loss=test.loss,
+            samples=len(samples),
+            # A fusion that needs no training: the mean of the unimodal networks' logits.
+            unimodal_mean=head.score(mean, label_tensor(task, samples)),
+        ),
+        parameters=parameter_counts(network),
+        seconds={"train": seconds, "train_compile": costs["seconds"][COMPILE]},
+        samples_per_second={"train": settings.epochs * seen / costs["seconds"]["train"]},
+        peak_memory={"train": MemoryPeak(**costs["peak_memory"])},
+    )
     on_rank_zero(lambda: _write(context, architecture, network, measured))
     checkpoint.remove()
 
@@ -131,12 +128,12 @@ def _write(
     context: RunContext,
     architecture: Architecture,
     network: MultimodalNetwork,
-    measured: Mapping[str, Any],
+    measured: RunMetrics,
 ) -> None:
     """Write metrics and pictures, then the network, with which the training is finished."""
     task, folder = context.task, context.folder
     latency = torch_latency(task, network, context.runtime)
-    folder.update_metrics({**measured, "latency": latency})
+    folder.update_metrics(dataclasses.replace(measured, latency=latency))
     write_pictures(folder, architecture if architecture.SEARCHED else None, context.progress)
     threshold = context.head.threshold
     info = TaskInfo(task.name, task.kind, task.class_names, threshold, task.source)

@@ -73,14 +73,14 @@ def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(here: Path) ->
     report = json.loads((here / "out" / "report.json").read_text())
     assert [run["run"] for run in report["runs"]] == [f"task/0/{way}" for way in WAYS]
     for run in report["runs"]:
-        metrics = Run(here / "out" / run["run"]).read_metrics()
+        metrics = Run(here / "out" / run["run"]).read_metrics().to_dict()
         assert run["score"] == metrics["test"]["score"]
         assert metrics["latency"]["onnxruntime"]["batch_1"]["median_ms"] > 0
     scores = [row["score"]["mean"] for row in report["rows"]]
     assert scores == sorted(scores, reverse=True)
     command = report["runs"][1]["commands"][0].replace("out/task/0/fusion-two_stream", "again")
     assert bmnas_command(*command.split()[1:]).status == 0
-    assert Run(here / "again").read_metrics()["test"]["score"] == report["runs"][1]["score"]
+    assert Run(here / "again").read_metrics().test_score == report["runs"][1]["score"]
     page = (here / "out" / "report.html").read_text()
     for shown in (page, (here / "out" / "report.md").read_text()):
         assert "task/0/fusion-two_stream" in shown

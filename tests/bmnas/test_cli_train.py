@@ -16,6 +16,7 @@ from tiny_tasks import write_tiny_task
 import bmnas
 import bmnas.pipeline.training
 from bmnas.machine.folder_lock import lock_folders
+from bmnas.report.metrics import LatencyMetrics
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.mfas.genotype import Layer, MFASGenotype
 
@@ -33,7 +34,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that folder, the current directory; latency and pictures take too long here."""
-    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: {})
+    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: LatencyMetrics())
     monkeypatch.setattr(bmnas.pipeline.training, "write_pictures", lambda *args: None)
     folder = tmp_path / "here"
     shutil.copytree(searched, folder)

@@ -14,6 +14,7 @@ import bmnas.pipeline.training
 from bmnas.lab.sweep import read_sweep
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config
+from bmnas.report.metrics import LatencyMetrics
 from bmnas.spaces.trees.fusion_tree import FusionTree
 from bmnas.strategies.evolution import EvolutionConfig
 
@@ -25,7 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with task.toml and tiny-preset.toml; pictures take too long here."""
     monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
     monkeypatch.setattr(bmnas.pipeline.training, "write_pictures", lambda *args: None)
-    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: {})
+    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: LatencyMetrics())
     write_tiny_task(tmp_path, modalities=3)
     write_tiny_preset(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
 import fcntl
 import json
@@ -14,6 +15,7 @@ import pytest
 from bmnas.machine.errors import UserError
 from bmnas.machine.folder_lock import lock_folders
 from bmnas.pipeline.run_folder import Run, require_same
+from bmnas.report import metrics
 
 HOLD = """
 import sys
@@ -124,11 +126,13 @@ def test_a_file_system_without_locks_is_told(
 
 def test_metrics_are_merged_by_section(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    assert run.read_metrics() == {}
-    run.update_metrics({"seconds": {"search": 1.0, "total": 1.0}, "metric": "accuracy"})
-    merged = run.update_metrics({"seconds": {"train": 2.0, "total": 3.0}, "metric": {"a": 1}})
-    assert merged == {"seconds": {"search": 1.0, "train": 2.0, "total": 3.0}, "metric": {"a": 1}}
-    assert run.read_metrics() == merged
+    assert run.read_metrics() == metrics.RunMetrics()
+    run.update_metrics(metrics.RunMetrics(seconds={"search": 1.0, "total": 1.0}, metric="accuracy"))
+    run.update_metrics(metrics.RunMetrics(seconds={"train": 2.0, "total": 3.0}))
+    assert json.loads(run.metrics.read_text()) == {
+        "metric": "accuracy",
+        "seconds": {"search": 1.0, "train": 2.0, "total": 3.0},
+    }
     run.metrics.write_text("[]")
     with pytest.raises(UserError, match=r"metrics\.json: received list, expected an object"):
         run.read_metrics()
@@ -199,6 +203,7 @@ def test_settings_alone_are_no_run_that_was_begun(tmp_path: Path) -> None:
 
 def test_what_a_removed_training_measured_goes_with_it(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.update_metrics({"search": {"validation": 0.9}, "test": {"score": 0.8}, "latency": {}})
+    searched = metrics.RunMetrics(search=metrics.SearchMetrics(validation=0.9))
+    run.update_metrics(dataclasses.replace(searched, test=metrics.TestMetrics(score=0.8)))
     run.remove_training()
-    assert run.read_metrics() == {"search": {"validation": 0.9}}
+    assert run.read_metrics() == searched

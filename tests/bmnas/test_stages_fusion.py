@@ -15,6 +15,7 @@ import bmnas
 import bmnas.pipeline.training
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime
+from bmnas.report.metrics import LatencyMetrics
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype, random_pairs, searched_pairs
@@ -25,7 +26,7 @@ CPU = Runtime(torch.device("cpu"), compile=False)
 
 @pytest.fixture(autouse=True)
 def _no_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: {})
+    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: LatencyMetrics())
     monkeypatch.setattr(bmnas.pipeline.training, "write_pictures", lambda *args: None)
 
 

@@ -164,7 +164,7 @@ def test_a_training_adds_them_and_its_file_keeps_them(freeze: bool, tmp_path: Pa
     equal = all(torch.equal(fusion[name], alone[name]) for name in alone)
     assert equal is freeze
 
-    metrics = Run(result.run).read_metrics()
+    metrics = Run(result.run).read_metrics().to_dict()
     score = evaluate(
         network,
         lambda given: network(*given),

@@ -15,6 +15,7 @@ from bmnas.machine.folder_lock import lock_folders
 from bmnas.machine.progress import Progress, Silent
 from bmnas.machine.schema import plain, read
 from bmnas.pipeline.run_folder import Run, differing
+from bmnas.report.metrics import RunMetrics
 
 _NAME = "sweep.json"
 
@@ -54,7 +55,8 @@ def record_of(
     job: Job, folder: Path, result: Result, earlier: Mapping[str, JobRecord]
 ) -> JobRecord:
     """Return how ``job`` stands below ``folder`` after ``earlier`` calls and ``result``."""
-    metrics = Run(folder / job.name).read_metrics() if result.state == "done" else {}
+    done = result.state == "done"
+    metrics = Run(folder / job.name).read_metrics() if done else RunMetrics()
     before = earlier[job.name].attempts if job.name in earlier else 0
     return JobRecord(
         job.name,
@@ -62,10 +64,10 @@ def record_of(
         result.state,
         before + result.attempts,
         result.error,
-        metrics.get("metric"),
-        metrics.get("search", {}).get("validation"),
-        metrics.get("test", {}).get("score"),
-        metrics.get("seconds", {}).get("search"),
+        metrics.metric,
+        metrics.validation_score,
+        metrics.test_score,
+        metrics.seconds.get("search"),
     )
 
 

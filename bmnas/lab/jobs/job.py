@@ -60,7 +60,7 @@ class Job:
         if self.stages[-1] == "train":
             return self.trained(folder)
         # The latency in onnxruntime is noted last.
-        return "onnxruntime" in run.read_metrics().get("latency", {})
+        return bool(run.read_metrics().latency.onnxruntime)
 
     def trained(self, folder: Path) -> bool:
         """Tell whether the run folder below ``folder`` has a trained network."""
