@@ -60,7 +60,7 @@ def test_best_epoch_is_the_last_marked_one_or_else_the_earliest_best_score(make:
             json.dumps(epoch(2, 0.9, gamma=[[[1] * 5] * 2] * 2)),
             r"line 2: gamma: received a count of Cells \[2\], expected \[1\]",
         ),
-        (json.dumps(epoch(2, 0.9, cells=[{}])), r"line 2: cells\[0\]: expected 'inputs'"),
+        (json.dumps(epoch(2, 0.9, cells=[{}])), r"line 2: cells\[0\]: expected the key 'inputs'"),
         (
             json.dumps(epoch(2, 0.9, beta=[[[1, 2]]], gamma=[[[1] * 5]])),
             r"line 2: cells: received Cells of steps \[2\], expected \[1\]",
