@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.features.samples import FeatureSamples
+from bmnas.machine.distributed import broadcast_buffers
 from bmnas.machine.progress import Progress, Silent
 from bmnas.training.fit import Group, Recipe, fit, require_finite_loss
 from bmnas.training.heads import TaskHead
@@ -190,6 +191,7 @@ def fit_together(
     found: list[Trained] = []
 
     def measure() -> bool:
+        broadcast_buffers(together)
         each = evaluate_together(together, validation, head, device)
         running = [n for n in range(len(each)) if not found or found[n].waited != patience]
         for n in running:
