@@ -98,7 +98,11 @@ def test_json_is_one_object(folder: Path, bundle: Path) -> None:
         ("run", "a.jpg", r"received suffix '\.jpg', expected one of \.svg, \.png, \.html"),
         ("nothing", "a.svg", "nothing: does not exist; expected a genotype"),
         (".", "a.svg", "expected a run folder with one of config.json"),
-        ("run/history.jsonl", "a.svg", r"history\.jsonl: expected 'format', which is missing"),
+        (
+            "run/history.jsonl",
+            "a.svg",
+            r"history\.jsonl: expected the key 'format'",
+        ),
         ("run", "run/genotype.json/a.svg", "cannot be written"),
     ],
 )
