@@ -26,7 +26,7 @@ from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import write_pictures
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
 from bmnas.pipeline.unimodal import Unimodal, evaluate_unimodal, unimodal_networks
-from bmnas.report.metrics import MemoryPeak, RunMetrics, TestMetrics, UnimodalMetrics
+from bmnas.report.metrics import MemoryPeak, RunMetrics, TrainedMetrics, UnimodalMetrics
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.registry import build_fusion, takes_unimodal_logits
 from bmnas.tasks.task import Task
@@ -108,7 +108,7 @@ def run_training(context: RunContext, architecture: Architecture) -> None:
             name: UnimodalMetrics(found.validation, alone[name].score, found.parameters)
             for name, found in networks.items()
         },
-        test=TestMetrics(
+        test=TrainedMetrics(
             score=test.score,
             loss=test.loss,
             samples=len(samples),

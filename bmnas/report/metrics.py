@@ -70,7 +70,7 @@ class SearchMetrics:
 
 
 @dataclass(frozen=True)
-class TestMetrics:
+class TrainedMetrics:
     """The trained network on the test part, and the mean of the unimodal networks' logits."""
 
     score: Number
@@ -118,7 +118,7 @@ class RunMetrics:
     metric: str | None = None
     unimodal: Mapping[str, UnimodalMetrics] = field(default_factory=dict)
     search: SearchMetrics | None = None
-    test: TestMetrics | None = None
+    test: TrainedMetrics | None = None
     parameters: Mapping[str, int] = field(default_factory=dict)
     latency: LatencyMetrics = field(default_factory=LatencyMetrics)
     seconds: Mapping[str, Number] = field(default_factory=dict)

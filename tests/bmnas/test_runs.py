@@ -204,6 +204,6 @@ def test_settings_alone_are_no_run_that_was_begun(tmp_path: Path) -> None:
 def test_what_a_removed_training_measured_goes_with_it(tmp_path: Path) -> None:
     run = Run(tmp_path)
     searched = metrics.RunMetrics(search=metrics.SearchMetrics(validation=0.9))
-    run.update_metrics(dataclasses.replace(searched, test=metrics.TestMetrics(score=0.8)))
+    run.update_metrics(dataclasses.replace(searched, test=metrics.TrainedMetrics(score=0.8)))
     run.remove_training()
     assert run.read_metrics() == searched

@@ -22,6 +22,36 @@ def test_multilabel_manifest_has_a_threshold():
     assert parse(manifest.to_dict()).threshold == 0.35
 
 
+def test_another_kind_states_its_decision_and_may_have_other_logits():
+    task = TaskSpec("icons", "grades", "argmax")
+    two = TensorSpec("logits", (-1, 2), "float32")
+    plain = classifier_manifest()
+    manifest = classifier_manifest(task=task, outputs=(two, *plain.outputs[1:]))
+    written = manifest.to_dict()
+    assert written["task"] == {"name": "icons", "kind": "grades", "decision": "argmax"}
+    assert parse(written) == manifest
+    # Servers of earlier versions read the kinds that they know.
+    assert plain.to_dict()["task"].keys() == {"name", "kind"}
+    assert plain.task.decision == "argmax"
+
+
+@pytest.mark.parametrize(
+    ("kind", "decision", "message"),
+    [
+        (
+            "grades",
+            "",
+            r"task\.kind: received \"grades\", expected one of multiclass, multilabel, or",
+        ),
+        ("grades", "most", r"task\.decision: received \"most\", expected one of argmax, threshold"),
+        ("multiclass", "threshold", r"task\.decision: received \"threshold\", expected argmax"),
+    ],
+)
+def test_a_decision_that_is_not_known_is_told(kind, decision, message):
+    with pytest.raises(BundleError, match=message):
+        TaskSpec("icons", kind, decision)
+
+
 def test_load_reads_a_bundle(tmp_path):
     folder = save_bundle(tmp_path / "b")
     manifest = load(folder)
