@@ -112,3 +112,12 @@ def test_the_help_of_a_command_ends_with_an_example_that_parses(path: tuple[str,
 def test_every_command_is_in_the_documents(path: tuple[str, ...]) -> None:
     pages = "\n".join(page.read_text("utf-8") for page in PAGES)
     assert re.search(rf"\b{' '.join(path)}\b", pages), f"no page mentions {' '.join(path)}"
+
+
+def test_the_map_names_files_that_are_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    named = set(re.findall(r"`([\w./]+(?:\.py|/))`", page)) - {"bmnas/"}
+    assert len(named) > 30
+    places = (ROOT / "bmnas", ROOT, ROOT / "export", ROOT / "serve")
+    for name in named:
+        assert any((place / name).exists() for place in places), name
