@@ -9,6 +9,7 @@ import typer
 
 from bmnas.cli.options import Json, TaskOptions, grouped
 from bmnas.cli.output import next_command, print_json
+from bmnas.spaces.cells.known import FUSION_MODULES
 
 if TYPE_CHECKING:
     from bmnas.spaces.cells.genotype import Genotype
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 @grouped
 def genotype(
     *,
-    module: Annotated[str, typer.Argument(help="sum, concat_fc, mha2 or aoa.", show_default=False)],
+    module: Annotated[
+        str, typer.Argument(help=f"One of {', '.join(FUSION_MODULES)}.", show_default=False)
+    ],
     pairs: Annotated[
         str,
         typer.Option(

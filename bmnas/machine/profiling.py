@@ -19,7 +19,7 @@ _SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Operation:
+class TimedOperation:
     """An operation in the recorded steps: ``milliseconds`` in itself, what it calls left out.
 
     They are the device's on an accelerator, the processor's elsewhere. ``share`` is the fraction
@@ -38,7 +38,7 @@ class Profile:
 
     trace: Path
     steps: int
-    operations: tuple[Operation, ...]
+    operations: tuple[TimedOperation, ...]
 
 
 class StepRecorder:
@@ -107,12 +107,12 @@ class StepRecorder:
         # The steps that follow cost nothing.
         self._profiler, self._recorded = None, recorded
 
-    def _operations(self, recorded: profile) -> tuple[Operation, ...]:
+    def _operations(self, recorded: profile) -> tuple[TimedOperation, ...]:
         found = [event for event in recorded.key_averages() if not event.is_user_annotation]
         total = sum(map(self._milliseconds, found)) or 1.0
         found.sort(key=self._milliseconds, reverse=True)
         return tuple(
-            Operation(event.key, event.count, milliseconds, milliseconds / total)
+            TimedOperation(event.key, event.count, milliseconds, milliseconds / total)
             for event in found[:_SHOWN]
             if (milliseconds := self._milliseconds(event)) > 0
         )

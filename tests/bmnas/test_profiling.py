@@ -116,7 +116,7 @@ def test_the_command_prints_operations_and_where_the_trace_is(
     assert "Operations of 4 steps, time in themselves" in printed.out
     assert f"Trace: runs/tiny/{TRACE}" in printed.err
     again = bmnas_command(*words, "--resume")
-    assert "note: no epoch of the search was left to run, so there is nothing to prof" in again.err
+    assert "note: no epoch of the search was left, so there is nothing to prof" in again.err
     assert "Operations" not in again.out
     found = json.loads(bmnas_command(*words, "--overwrite", "--json").out)
     assert found["profile"]["trace"] == f"runs/tiny/{TRACE}"
