@@ -45,7 +45,7 @@ class Source:
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Its weights.",
+            help="File with the weights of the network.",
             show_default="network.safetensors in the run folder",
         ),
     ] = None

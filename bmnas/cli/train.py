@@ -40,7 +40,9 @@ class Subject:
     ] = None
     task: Annotated[
         str | None,
-        typer.Option(help="The task.", show_default="that of the search; digits for a fusion"),
+        typer.Option(
+            help="Task to train on.", show_default="that of the search; digits for a fusion"
+        ),
     ] = None
     data: Data = None
     preset: Annotated[
