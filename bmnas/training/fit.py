@@ -81,12 +81,7 @@ def fit(
     training early; what it remembers is not in the checkpoint. Raises UserError when the loss is
     no longer finite.
     """
-    optimizer = torch.optim.Adam(
-        [{"params": list(group.parameters), "lr": group.max_lr} for group in groups],
-        weight_decay=recipe.weight_decay,
-        decoupled_weight_decay=recipe.decoupled,
-        fused=True,
-    )
+    optimizer = _optimizer(groups, recipe)
     schedule = _schedule(optimizer, recipe, batches_per_epoch(len(samples), recipe.batch_size))
     parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     records = [] if checkpoint is None else checkpoint.restore(parts)
@@ -120,6 +115,15 @@ def fit(
     broadcast_buffers(network)
     network.eval()
     return records
+
+
+def _optimizer(groups: Sequence[Group], recipe: Recipe) -> torch.optim.Optimizer:
+    return torch.optim.Adam(
+        [{"params": list(group.parameters), "lr": group.max_lr} for group in groups],
+        weight_decay=recipe.weight_decay,
+        decoupled_weight_decay=recipe.decoupled,
+        fused=True,
+    )
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, batches: int) -> LRScheduler:
