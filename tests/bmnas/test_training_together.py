@@ -18,6 +18,8 @@ from bmnas.machine.errors import UserError
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.fusions.features import Sizes
+from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.spaces.mfas.genotype import Layer, MFASGenotype
 from bmnas.spaces.mfas.network import MFASNetwork
 from bmnas.spaces.trees.fusion_tree import FusionTree
@@ -25,7 +27,7 @@ from bmnas.spaces.trees.network import TreeFusion
 from bmnas.spaces.trees.operators import random_tree
 from bmnas.training.fit import Recipe
 from bmnas.training.heads import TaskHead, head_for
-from bmnas.training.metrics import Evaluation, Output, evaluate
+from bmnas.training.metrics import Evaluation, Output, evaluate, logits_of
 from bmnas.training.together import Together, Trained, evaluate_together, fit_together
 
 CLASSES = 4
@@ -117,6 +119,12 @@ class Own(Fusion):
         return logits
 
 
+def fusions() -> list[Fusion]:
+    """Two of every hand-made fusion; some have losses of their own."""
+    sizes = Sizes(channels=8, length=LENGTH, classes=CLASSES, dropout=0.0)
+    return [build(CHANNELS, sizes) for build in FUSIONS.values() for _ in range(2)]
+
+
 def own(count: int, dropout: float = 0.0) -> list[Fusion]:
     return [Own() for _ in range(count)]
 
@@ -157,11 +165,12 @@ def read(network: Fusion, x: dict[str, Tensor]) -> list[Tensor]:
         lambda: chains(6),
         lambda: chains(6, scalars=True),
         lambda: trees(12),
+        fusions,
         lambda: own(3),
         lambda: [Own(twist="value"), Own(twist="value")],
         mixed,
     ],
-    ids=["cells", "mfas", "mfas-scalars", "trees", "own", "alone", "mixed"],
+    ids=["cells", "mfas", "mfas-scalars", "trees", "fusions", "own", "alone", "mixed"],
 )
 def test_together_computes_what_each_computes(networks: Any) -> None:
     """Logits, gradients and statistics, to the rounding of double precision."""
@@ -170,13 +179,14 @@ def test_together_computes_what_each_computes(networks: Any) -> None:
     together = Together(copy.deepcopy(made), x)
     head = head_for("multiclass")
     for _ in range(2):
-        logits = together([x[name] for name in together.features])
-        assert logits.shape == (8, len(made), CLASSES)
-        loss = together.loss(head, logits, labels)
+        output = together([x[name] for name in together.features])
+        assert logits_of(output).shape == (8, len(made), CLASSES)
+        loss = together.loss(head, output, labels)
         alone = [network.train()(read(network, x)) for network in made]
-        for n, expected in enumerate(alone):
-            torch.testing.assert_close(logits[:, n], expected, rtol=1e-7, atol=1e-9)
-        total = torch.stack([head.loss(each, labels) for each in alone]).sum()
+        for n, expected in enumerate(map(logits_of, alone)):
+            torch.testing.assert_close(logits_of(output)[:, n], expected, rtol=1e-7, atol=1e-9)
+        losses = [n.loss(head, own, labels) for n, own in zip(made, alone, strict=True)]
+        total = torch.stack(losses).sum()
         torch.testing.assert_close(loss, total)
         # A step by hand, so that gradients are seen in the weights.
         for tensors, of in (
