@@ -84,6 +84,18 @@ def _joined() -> AbstractContextManager[None]:
 def main() -> None:
     """Run the command line and leave with its exit status."""
     try:
+        _run()
+    except SystemExit as end:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        # DistributedDataParallel keeps threads of gloo, which may abort a process that ends slowly.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+
+
+def _run() -> None:
+    try:
         with _joined():
             status = app(prog_name="bmnas", standalone_mode=False)
             if status == _INTERRUPTED:

@@ -1,8 +1,7 @@
 """Several processes at one run, started by torchrun: torch.distributed for the loops of bmnas.
 
-Every process (a rank) trains on its part of each batch, and DistributedDataParallel averages the
-gradients. Rank zero decides, writes files and talks; the others hear of it by broadcast. With one
-process every function here is free.
+Every process (a rank) trains on its part of each batch. Rank zero decides, writes files and talks;
+the others hear of it by broadcast. With one process every function here is free.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from bmnas.machine.errors import UserError
-from bmnas.machine.progress import Progress, Silent
 
 T = TypeVar("T")
 Forward = Callable[..., Any]
@@ -28,9 +26,7 @@ Forward = Callable[..., Any]
 #: The others wait while rank zero writes or evaluates; a process that ended is noticed at once.
 _TIMEOUT = datetime.timedelta(days=1)
 _FAILED = "bmnas/failed"
-#: What a barrier sends. Of a tensor that lives no longer than the call, a thread of gloo may drop
-#: the last reference, for which it needs the interpreter, which may be ending.
-_NOTHING = torch.zeros(1)
+_LOST = "another process of this run was lost; go on with --resume"
 
 
 def world_size() -> int:
@@ -43,11 +39,6 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def local_rank() -> int:
-    """Return the number of this process among those of its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def is_rank_zero() -> bool:
     """Tell whether this process is the one that decides, writes files and talks."""
     return rank() == 0
@@ -57,7 +48,7 @@ def barrier() -> None:
     """Wait until every process has come here."""
     if world_size() > 1:
         # Not dist.barrier(), which goes through a GPU where there is one.
-        dist.all_reduce(_NOTHING)
+        dist.all_reduce(torch.zeros(1))
 
 
 def on_rank_zero(work: Callable[[], Any]) -> None:
@@ -71,8 +62,7 @@ def broadcast(value: T) -> T:
     """Return rank zero's ``value`` to every process."""
     if world_size() == 1:
         return value
-    values = [value]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values := [value], src=0)
     return values[0]
 
 
@@ -100,8 +90,7 @@ def gather_rows(rows: Tensor) -> Tensor:
 def mean(value: Tensor) -> Tensor:
     """Return the mean of ``value`` over the processes."""
     if world_size() > 1:
-        value = value.clone()
-        dist.all_reduce(value)
+        dist.all_reduce(value := value.clone())
         value /= world_size()
     return value
 
@@ -109,17 +98,15 @@ def mean(value: Tensor) -> Tensor:
 def split_batches(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """Yield this process's part of each of ``batches``, sample numbers of equal count.
 
-    Rank zero's batches count. All parts are equally large, so up to ``world_size() - 1`` samples of
-    a batch are left out. The other ranks go on with random numbers of their own, which follow from
-    those of rank zero: a run that is resumed draws them again. Raises UserError where a part has
-    fewer than the two samples that BatchNorm needs.
+    Rank zero's batches count. Parts are equally large; what is left over is left out. The other
+    ranks go on with random numbers of their own, which follow from those of rank zero, so that a
+    run that is resumed draws them again. Raises UserError for a part of fewer than two samples.
     """
     size, own = world_size(), rank()
     if size == 1:
         yield from batches
         return
-    seed = int(torch.randint(2**62, ()))
-    chosen, seed = broadcast((torch.stack(list(batches)), seed))
+    chosen, seed = broadcast((torch.stack(list(batches)), int(torch.randint(2**62, ()))))
     if own > 0:
         torch.manual_seed(seed + own)
     part = chosen.shape[1] // size
@@ -139,9 +126,8 @@ def data_parallel(
 
     ``parameters``, which must want gradients now, start everywhere as they are at rank zero; other
     ones are not touched, so one network may have several optimisers. On CUDA the BatchNorms of
-    ``network``, which ``forward`` runs, become SyncBatchNorms; on a CPU, where torch has none, each
-    process normalises by the statistics of its own part. A network of which every step reads other
-    parameters says so by an attribute ``single_path``. With one process ``forward`` comes back.
+    ``network``, which ``forward`` runs, become SyncBatchNorms; on a CPU each process normalises its
+    own part. ``network.single_path`` says that every step reads other parameters.
     """
     if world_size() == 1:
         return forward
@@ -167,26 +153,21 @@ class _Step(nn.Module):
         return self._forward[0](*arguments)
 
 
-def shown_by_rank_zero(progress: Progress | None) -> Progress:
-    """Return ``progress`` to rank zero, and to the others one that shows nothing."""
-    return progress if progress is not None and is_rank_zero() else Silent()
-
-
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Run a command on all processes that torchrun started; elsewhere do nothing.
 
-    The first process to fail raises its error, which says once what went wrong. The others leave
-    silently with its exit status: 2 for a UserError, 1 for anything else. Where a process was
-    killed, the first to notice raises ConnectionError.
+    The first process to fail raises its error; the others leave silently with its exit status, 2
+    for a UserError, else 1. Where one was killed, the first to notice raises ConnectionError.
     """
     if "MASTER_ADDR" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return
     store, number, size = next(iter(rendezvous("env://")))
     cuda = torch.cuda.is_available()
-    if cuda and local_rank() < torch.cuda.device_count():
-        torch.cuda.set_device(local_rank())
+    gpu = int(os.environ["LOCAL_RANK"])
+    if cuda and gpu < torch.cuda.device_count():
+        torch.cuda.set_device(gpu)
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=size, timeout=_TIMEOUT)
     try:
@@ -200,17 +181,13 @@ def joined() -> Iterator[None]:
         if int(failed[0]) != number:
             raise SystemExit(int(failed[1])) from None
         if _is_connection_lost(error):
-            raise ConnectionError(
-                "another process of this run was lost; go on with --resume"
-            ) from error
+            raise ConnectionError(_LOST) from error
         raise
     dist.destroy_process_group()
 
 
 def _status(error: BaseException) -> int:
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    # format_message: a wrong option, in the terms of typer and click.
+    # format_message: a wrong option, in the terms of typer.
     wrong = isinstance(error, UserError | ModuleNotFoundError) or hasattr(error, "format_message")
     return 2 if wrong else 1
 

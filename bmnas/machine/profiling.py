@@ -6,8 +6,8 @@ import contextlib
 import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
@@ -108,20 +108,19 @@ class StepRecorder:
         self._profiler, self._recorded = None, recorded
 
     def _operations(self, recorded: profile) -> tuple[TimedOperation, ...]:
-        found = [event for event in recorded.key_averages() if not event.is_user_annotation]
-        total = sum(map(self._milliseconds, found)) or 1.0
-        found.sort(key=self._milliseconds, reverse=True)
+        clock = "self_device_time_total" if self._on_device else "self_cpu_time_total"
+        found = [
+            (float(getattr(event, clock)) / 1e3, event)
+            for event in recorded.key_averages()
+            if not event.is_user_annotation
+        ]
+        total = sum(milliseconds for milliseconds, _ in found) or 1.0
+        found.sort(key=itemgetter(0), reverse=True)
         return tuple(
             TimedOperation(event.key, event.count, milliseconds, milliseconds / total)
-            for event in found[:_SHOWN]
-            if (milliseconds := self._milliseconds(event)) > 0
+            for milliseconds, event in found[:_SHOWN]
+            if milliseconds > 0
         )
-
-    def _milliseconds(self, event: Any) -> float:
-        microseconds = (
-            event.self_device_time_total if self._on_device else event.self_cpu_time_total
-        )
-        return float(microseconds) / 1e3
 
 
 def profiled_step(

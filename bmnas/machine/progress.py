@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import rich.progress
 
 
-class Stage(Protocol):
-    """One stretch of work with a known number of units."""
+class Stage:
+    """One stretch of work with a known number of units, which shows nothing of it."""
 
     def advance(self, units: int = 1) -> None:
         """Say that ``units`` of the work are done."""
-        ...
 
     def message(self, text: str) -> None:
         """Show ``text`` (a loss, a score) beside the bar."""
-        ...
 
 
 class Progress(Protocol):
@@ -32,24 +33,27 @@ class Progress(Protocol):
         ...
 
 
-class _SilentStage:
-    def advance(self, units: int = 1) -> None:
-        pass
-
-    def message(self, text: str) -> None:
-        pass
-
-
 class Silent:
     """Shows nothing; the default of the Python functions."""
 
     @contextlib.contextmanager
     def stage(self, name: str, units: int) -> Iterator[Stage]:
         """Run a stage without showing it."""
-        yield _SilentStage()
+        yield Stage()
 
     def note(self, text: str) -> None:
         """Keep it."""
+
+
+class _Bar(Stage):
+    def __init__(self, bars: rich.progress.Progress, number: rich.progress.TaskID) -> None:
+        self._bars, self._number = bars, number
+
+    def advance(self, units: int = 1) -> None:
+        self._bars.advance(self._number, units)
+
+    def message(self, text: str) -> None:
+        self._bars.update(self._number, message=text)
 
 
 class Bars:
@@ -58,39 +62,23 @@ class Bars:
     @contextlib.contextmanager
     def stage(self, name: str, units: int) -> Iterator[Stage]:
         """Run a stage with a bar that stays when the stage is over."""
+        from rich import progress as rich
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as RichProgress
 
         console = Console(stderr=True)
         if not console.is_terminal:
-            yield _SilentStage()
+            yield Stage()
             return
         columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[message]}"),
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(bar_width=24),
+            rich.MofNCompleteColumn(),
+            rich.TimeElapsedColumn(),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[message]}"),
         )
-        with RichProgress(*columns, console=console) as bars:
-            number = bars.add_task(name, total=units, message="")
-
-            class Bar:
-                def advance(self, units: int = 1) -> None:
-                    bars.advance(number, units)
-
-                def message(self, text: str) -> None:
-                    bars.update(number, message=text)
-
-            yield Bar()
+        with rich.Progress(*columns, console=console) as bars:
+            yield _Bar(bars, bars.add_task(name, total=units, message=""))
 
     def note(self, text: str) -> None:
         """Print ``text`` on standard error, terminal or not."""

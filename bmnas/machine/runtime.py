@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.machine.cost_meter import watch_compilation
-from bmnas.machine.distributed import local_rank, world_size
+from bmnas.machine.distributed import world_size
 from bmnas.machine.errors import UserError
 
 #: Products in bfloat16, as Linux calls them: AVX-512, AMX, Arm.
@@ -48,7 +48,11 @@ class Runtime:
         Raises UserError for a device that is not there.
         """
         if world_size() > 1:
-            return cls(_device_of_rank(device), _not_compiled(compile))
+            if compile:
+                raise UserError(
+                    "received --compile with several processes, expected no such option"
+                )
+            return cls(_device_of_rank(device), compile=False)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -86,11 +90,9 @@ class Runtime:
         """Return a callable that runs ``network`` in a loop of ``steps``, compiled if that pays.
 
         In torch.compile's default mode, which launches kernels one by one. CUDA graphs, its mode
-        ``reduce-overhead``, would replay them at once, but every result then lies in memory that
-        the next call overwrites, where ``fit`` and ``evaluate`` keep logits until an epoch ends,
-        and no machine has shown yet that the graphs of both passes of a search follow the weights,
-        which two optimisers change in place: ``benchmarks.gpu`` compares and times them. Shapes are
-        static as long as they stay the same, as all batches of a pass do.
+        ``reduce-overhead``, would put every result into memory that the next call overwrites, where
+        ``fit`` and ``evaluate`` keep logits until an epoch ends. Shapes are static as long as they
+        stay the same, as all batches of a pass do.
         """
         if not self.compiles(steps):
             return network
@@ -148,19 +150,13 @@ def _device_of_rank(device: str) -> torch.device:
     count = torch.cuda.device_count()
     if device == "cpu" or (device == "auto" and count == 0):
         return torch.device("cpu")
-    number = local_rank()
+    number = int(os.environ["LOCAL_RANK"])
     if number >= count:
         raise UserError(
             f"received process {number + 1} on this machine, expected at most {count}, as it has "
             f"{count} GPUs: lower --nproc-per-node, or give --device cpu"
         )
     return torch.device("cuda", number)
-
-
-def _not_compiled(wanted: bool | None) -> bool:
-    if wanted:
-        raise UserError("received --compile with several processes, expected no such option")
-    return False
 
 
 def _no_device(device: str) -> UserError:

@@ -194,7 +194,7 @@ def test_devices_of_several_ranks(
 ) -> None:
     monkeypatch.setattr(runtime, "world_size", lambda: 2)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(UserError, match=message):
         Runtime.choose(device, compiled)
     assert Runtime.choose("auto") == Runtime(torch.device("cpu"), compile=False)

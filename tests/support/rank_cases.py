@@ -6,6 +6,7 @@ Printed by rank zero as JSON: of each case the largest difference between the ra
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,7 +130,8 @@ def main() -> None:
             one, two = gather(case())
             apart[name] = max(float((a - b).abs().max()) for a, b in zip(one, two, strict=True))
         if is_rank_zero():
-            print(json.dumps(apart))
+            print(json.dumps(apart), flush=True)
+    os._exit(0)  # as the command line does: gloo's threads may abort a process that ends slowly
 
 
 if __name__ == "__main__":
