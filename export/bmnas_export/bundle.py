@@ -192,8 +192,8 @@ def _metadata(trained: TrainedNetwork) -> dict[str, str]:
 
 def _plain(trained: TrainedNetwork) -> dict[str, Any]:
     """Return the architecture without its provenance, which may name folders of a machine."""
-    # A hand-made fusion has no format in a manifest: its name says enough.
-    left_out = ("provenance",) if trained.genotype else ("provenance", "format")
+    # Of a hand-made fusion a manifest has name and sizes: it takes whatever features there are.
+    left_out = ("provenance",) if trained.genotype else ("provenance", "format", "features")
     return {k: v for k, v in trained.architecture.to_dict().items() if k not in left_out}
 
 
