@@ -192,6 +192,6 @@ class Checkpoint:
         return UserError(f"{self._path}: damaged checkpoint ({text}); start anew with --overwrite")
 
     def _write_journal(self, records: list[Record]) -> None:
-        if records and self._journal is not None and is_rank_zero():
+        if self._journal is not None and is_rank_zero():
             lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
             write_text(self._journal, "".join(lines))
