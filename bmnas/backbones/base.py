@@ -7,12 +7,14 @@ torch expect; fusion turns them into (B, L, C_raw).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from bmnas.backbones.rows import cast_rows
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 FORMAT = "bmnas.backbone/1"
@@ -43,17 +45,28 @@ class Backbone(nn.Module):
     Feature f is the output of stage f, (B, C_raw, *rest); ``feature_names`` are "1", "2", …
     and ``feature_channels`` their C_raw. Subclasses fill the attributes in ``__init__``, whose
     keywords are ``config``, plain JSON data, and describe their input in ``input_spec``.
-    ``family`` is the name in the table of backbones, ``types`` the modalities that it reads.
+    ``family`` is the name in the table of backbones, ``types`` the modalities that it reads;
+    ``shape`` and ``dtype`` are those of one row as the network takes it.
     """
 
     family: ClassVar[str]
     types: ClassVar[tuple[ModalityType, ...]]
     config: dict[str, Any]
+    shape: tuple[int, ...]
+    dtype: str
     feature_names: tuple[str, ...]
     feature_channels: tuple[int, ...]
     stem: nn.Module
     stages: nn.ModuleList
     head: nn.Module | None
+
+    def set_stages(
+        self, stem: nn.Module, stages: Iterable[nn.Module], channels: Sequence[int], head: nn.Module
+    ) -> None:
+        """Set stem, stages and head; ``channels`` are C_raw of each stage."""
+        self.stem, self.stages, self.head = stem, nn.ModuleList(stages), head
+        self.feature_names = tuple(str(number) for number in range(1, len(channels) + 1))
+        self.feature_channels = tuple(channels)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the feature of every stage that is kept, the earliest first.
@@ -114,7 +127,7 @@ class Backbone(nn.Module):
 
         Raises UserError when the rows have another shape than those the backbone was built for.
         """
-        raise TypeError(f"{type(self).__name__} does not encode its input")
+        return cast_rows(rows, self.shape, self.dtype)
 
     def weights_module(self) -> nn.Module:
         """Return the module whose ``state_dict`` a file of pretrained weights holds."""

@@ -8,13 +8,14 @@ a hundred and sixty both end as a small map.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bmnas.backbones.base import Backbone, PooledHead
-from bmnas.backbones.rows import require_finite, sample_rows
+from bmnas.backbones.rows import check_rows, require_finite, sample_rows
 from bmnas.tasks.task import Array, Modality
 
 _CONV: dict[int, Callable[..., nn.Module]] = {
@@ -143,16 +144,40 @@ class Downsampling:
             self.later.append(strides)
 
 
-class ConvBackbone(Backbone):
-    """A backbone of residual stages; families fill it in with ``build``."""
+class FittedBackbone(Backbone):
+    """A backbone whose stem standardises its input by the train rows.
+
+    Subclasses take ``shape``, and what ``facts`` returns, as keywords.
+    """
 
     stem: Stem
 
-    def fit(self, modality: Modality, rows: Array) -> None:
-        """Fit the standardisation to a sample of the train ``rows``; UserError if not finite."""
-        sample = self.encode(sample_rows(rows))
+    @classmethod
+    def facts(cls, modality: Modality, rows: Array, dtype: str) -> dict[str, Any]:
+        """Return what else than the shape is taken from ``rows``, which enter as ``dtype``."""
+        return {}
+
+    @classmethod
+    def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
+        """Build for K ``classes`` from the train ``rows`` (n, *axes) of ``modality``.
+
+        Raises UserError when the rows are none, of the wrong shape or not finite.
+        """
+        facts = cls.facts(modality, rows, check_rows(modality, rows))
+        made: Any = cls  # each family has its own keywords
+        backbone: Self = made(classes=classes, shape=list(rows.shape[1:]), **facts)
+        sample = backbone.encode(sample_rows(rows))
         require_finite(modality, sample)
-        self.stem.eval().fit(sample)
+        backbone.eval().fit(sample)
+        return backbone
+
+    def fit(self, sample: Array) -> None:
+        """Fit the standardisation to encoded train rows ``sample`` (n, *shape)."""
+        self.stem.fit(sample)
+
+
+class ConvBackbone(FittedBackbone):
+    """A backbone of residual stages; families fill it in with ``build``."""
 
     def build(
         self,
@@ -170,28 +195,19 @@ class ConvBackbone(Backbone):
         ``channels`` are those of the prepared input, ``widths`` the first layer's and each
         stage's.
         """
-        axes = len(down.first)
+        first = tuple(down.first)
+        kernel = tuple(2 * stride + 1 for stride in first)
+        conv, norm = _CONV[len(first)], _NORM[len(first)]
         entry = nn.Sequential(
-            _CONV[axes](
-                channels,
-                widths[0],
-                tuple(2 * stride + 1 for stride in down.first),
-                tuple(down.first),
-                tuple(down.first),
-                bias=False,
-            ),
-            _NORM[axes](widths[0]),
-            nn.ReLU(),
+            conv(channels, widths[0], kernel, first, first, bias=False), norm(widths[0]), nn.ReLU()
         )
-        self.stem = Stem(prepare, standardise, entry)
-        self.stages = nn.ModuleList(
+        stages = [
             ResidualStage(width_in, width, stride)
             for width_in, width, stride in zip(widths[:-1], widths[1:], down.later, strict=True)
-        )
-        self.feature_names = tuple(str(number) for number in range(1, len(widths)))
-        self.feature_channels = tuple(widths[1:])
-        self.head = PooledHead(widths[-1], classes, dropout)
-        if axes == 2:
+        ]
+        head = PooledHead(widths[-1], classes, dropout)
+        self.set_stages(Stem(prepare, standardise, entry), stages, widths[1:], head)
+        if len(first) == 2:
             # A third to a half of a training step's time on CPUs; the maps follow the weights.
             for parameter in self.parameters():
                 if parameter.dim() == 4:

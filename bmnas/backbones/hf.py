@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from bmnas.backbones.base import InputSpec, PooledHead
 from bmnas.backbones.pixels import Pixels
 from bmnas.backbones.reader import Reader
+from bmnas.backbones.rows import check_rows
 from bmnas.backbones.tap import TappedBackbone
-from bmnas.backbones.text import texts_of
-from bmnas.backbones.word_conv import MaskedHead
+from bmnas.backbones.words import MaskedHead
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import read_json
 from bmnas.tasks.task import Array, Modality, ModalityType
@@ -238,7 +238,7 @@ class _Tokenizer:
 def _text_reader(
     modality: Modality, rows: Array, model: Mapping[str, Any], path: Path
 ) -> dict[str, Any]:
-    texts = texts_of(modality, rows)
+    check_rows(modality, rows)
     if model.get("pad_token_id") is None:
         raise UserError(f"{path.parent}: its config.json has no pad_token_id, expected a number")
     # Some models count positions from two on.
@@ -247,7 +247,7 @@ def _text_reader(
     if not isinstance(content, dict):
         raise UserError(f"{path}: received a {type(content).__name__}, expected an object")
     tokenizer = _Tokenizer(content, max(1, min(_LONGEST, positions)))
-    length = max(1, *tokenizer.lengths(texts), 1)
+    length = max(1, *tokenizer.lengths(list(map(str, rows))), 1)
     return {"type": "text", "shape": [length], "dtype": "int64", "tokenizer": content}
 
 

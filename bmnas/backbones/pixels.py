@@ -1,26 +1,21 @@
-"""What images and clips share: raw pixels in, channels-first floats inside.
+"""Images and clips: small residual networks on raw pixels (He et al., 2016).
 
-Legend: B batch, T time, H height, W width, C channels, K classes.
+Legend: B batch, T time, H height, W width, C channels, K classes; positions are H, W or T, H, W.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from bmnas.backbones.base import InputSpec
 from bmnas.backbones.conv import ConvBackbone, Downsampling, Standardise
-from bmnas.backbones.rows import (
-    cast_rows,
-    network_dtype,
-    require_colour,
-    require_rows,
-    sample_rows,
-    value_range,
-)
-from bmnas.tasks.task import Array, Modality
+from bmnas.backbones.rows import has_colour, sample_rows
+from bmnas.tasks.task import Array, Modality, ModalityType
 
 
 class Pixels(nn.Module):
@@ -41,14 +36,14 @@ class Pixels(nn.Module):
         return torch.movedim(x, -1, 1) if self.colour else x.unsqueeze(1)
 
 
-class PixelBackbone(ConvBackbone):
+class PixelBackbone(ConvBackbone, ABC):
     """A residual network for rows of pixels (*positions) or (*positions, 3), uint8 or float32.
 
-    ``shape`` is that of one row, ``value_range`` what the train rows span. Subclasses say how
-    many axes of positions there are, ``axes``, and which ``plan`` of widths suits their sizes.
+    ``shape`` is that of one row, ``value_range`` what the train rows span. Subclasses name the
+    axes of positions, ``layout``, and ``plan`` widths that suit their sizes.
     """
 
-    axes: ClassVar[int]
+    layout: ClassVar[str]
 
     def __init__(
         self,
@@ -60,8 +55,7 @@ class PixelBackbone(ConvBackbone):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        self.shape = tuple(shape)
-        self.dtype = dtype
+        self.shape, self.dtype = tuple(shape), dtype
         self.config = {
             "classes": classes,
             "shape": list(shape),
@@ -69,50 +63,79 @@ class PixelBackbone(ConvBackbone):
             "value_range": list(value_range),
             "dropout": dropout,
         }
-        widths, limits = self.plan(self.shape[: self.axes])
-        colour = len(self.shape) > self.axes
-        channels = 3 if colour else 1
+        self.colour = has_colour(self.types[0], self.shape)
+        sizes = self.shape[: len(self.layout)]
+        widths, limits = self.plan(sizes)
+        channels = 3 if self.colour else 1
         self.build(
-            Pixels(colour=colour, dtype=dtype),
-            Standardise(channels, self.axes + 2),
-            Downsampling(self.shape[: self.axes], limits, len(widths) - 1),
+            Pixels(colour=self.colour, dtype=dtype),
+            Standardise(channels, len(sizes) + 2),
+            Downsampling(sizes, limits, len(widths) - 1),
             channels=channels,
             widths=widths,
             classes=classes,
             dropout=dropout,
         )
 
+    @abstractmethod
     def plan(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the widths, first layer and stages, and the axes' limits for ``sizes``."""
-        raise TypeError(f"{type(self).__name__} has no plan")
+        """Return widths, the first layer's and the stages', and what stages see of ``sizes``."""
+
+    @abstractmethod
+    def meaning(self) -> str:
+        """Return what one row is, for the person who writes a client."""
 
     @classmethod
-    def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
-        """Build for K ``classes`` from train ``rows`` (n, *positions) or (n, *positions, 3).
+    def facts(cls, modality: Modality, rows: Array, dtype: str) -> dict[str, Any]:
+        """Return dtype and range of the values."""
+        sample = sample_rows(rows)
+        span = [float(sample.min()), float(sample.max())]
+        return {"dtype": dtype, "value_range": [0.0, 255.0] if dtype == "uint8" else span}
 
-        Raises UserError when the rows are none, of the wrong shape or not finite.
-        """
-        require_rows(modality, rows, (cls.axes, cls.axes + 1))
-        require_colour(modality, rows, cls.axes + 1)
-        dtype = network_dtype(modality, rows, "uint8")
-        span = [0.0, 255.0] if dtype == "uint8" else value_range(sample_rows(rows))
-        backbone = cls(classes=classes, shape=rows.shape[1:], dtype=dtype, value_range=span)
-        backbone.fit(modality, rows)
-        return backbone
-
-    def encode(self, rows: Array) -> Array:
-        """Return ``rows`` (n, *shape) as uint8 or float32, otherwise unchanged.
-
-        Raises UserError when the rows have another shape than those the backbone was built for.
-        """
-        return cast_rows(rows, self.shape, self.dtype)
-
-    def pixels_note(self, positions: str) -> dict[str, Any]:
-        """Return the preprocessing note; ``positions`` names the axes of positions."""
-        colour = len(self.shape) > self.axes
-        return {
-            "layout": positions + ("C" if colour else ""),
-            "colours": "RGB" if colour else "grey",
+    def input_spec(self) -> InputSpec:
+        """Return what the network expects: raw pixels."""
+        note = {
+            "layout": self.layout + ("C" if self.colour else ""),
+            "colours": "RGB" if self.colour else "grey",
             "value_range": self.config["value_range"],
             "scaling": "none: the network scales and standardises its input",
         }
+        return InputSpec(self.shape, self.dtype, self.meaning(), note)
+
+
+class ImageBackbone(PixelBackbone):
+    """A residual network for images (B, H, W) or (B, H, W, 3), uint8 or float32.
+
+    Features are maps (B, C_raw, H', W'), three of them, four from 96 pixels on.
+    """
+
+    family: ClassVar[str] = "cnn"
+    types: ClassVar[tuple[ModalityType, ...]] = ("image",)
+    layout: ClassVar[str] = "HW"
+
+    def plan(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the widths, and at most 48 pixels on a side; large images get a fourth stage."""
+        return (16, 32, 64, 96, 128) if max(sizes) >= 96 else (16, 32, 64, 96), (48, 48)
+
+    def meaning(self) -> str:
+        """Return what one row is."""
+        return "one image, rows from the top, raw pixel values"
+
+
+class ClipBackbone(PixelBackbone):
+    """A residual network for clips (B, T, H, W) or (B, T, H, W, 3), uint8 or float32.
+
+    Features are three clips (B, C_raw, T', H', W').
+    """
+
+    family: ClassVar[str] = "cnn3d"
+    types: ClassVar[tuple[ModalityType, ...]] = ("clip",)
+    layout: ClassVar[str] = "THW"
+
+    def plan(self, sizes: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the widths, and at most 16 frames of 28 times 28 pixels."""
+        return (16, 32, 64, 96), (16, 28, 28)
+
+    def meaning(self) -> str:
+        """Return what one row is."""
+        return f"one clip of {self.shape[0]} frames in order of time, raw pixel values"

@@ -9,28 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bmnas.backbones.base import InputSpec
 from bmnas.backbones.pixels import Pixels
-from bmnas.backbones.rows import (
-    cast_rows,
-    network_dtype,
-    require_colour,
-    require_finite,
-    require_rows,
-    sample_rows,
-)
-from bmnas.backbones.text import texts_of
+from bmnas.backbones.rows import cast_rows, check_rows, has_colour, require_finite, sample_rows
 from bmnas.backbones.vocabulary import Vocabulary
-from bmnas.machine.errors import UserError
-from bmnas.tasks.task import Array, Modality
-
-_RANKS = {"image": (2, 3), "clip": (3, 4), "waveform": (1,), "sequence": (2,), "vector": (1,)}
-_KEPT = {"image": "uint8", "clip": "uint8", "waveform": "int16"}
-_POSITIONS = {"image": 2, "clip": 3}
+from bmnas.tasks.task import Array, Modality, ModalityType
 
 
 class Scale(nn.Module):
@@ -56,7 +42,7 @@ class Reader:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = dict(config)
-        self.type = str(config["type"])
+        self.type: ModalityType = config["type"]
         self.dtype = str(config["dtype"])
         self.shape = tuple(config["shape"])
         self.vocabulary: Vocabulary | None = None
@@ -69,24 +55,16 @@ class Reader:
 
         Raises UserError when the rows are none, of the wrong shape or not finite.
         """
-        config: dict[str, Any] = {"type": modality.type, "dtype": "int64"}
+        dtype = check_rows(modality, rows)
+        config: dict[str, Any] = {
+            "type": modality.type,
+            "dtype": dtype,
+            "shape": list(rows.shape[1:]),
+        }
         if modality.type == "text":
-            vocabulary = Vocabulary.from_texts(texts_of(modality, rows))
-            return cls({**config, "shape": [vocabulary.length], "words": vocabulary.words})
-        if modality.type == "tokens":
-            require_rows(modality, rows, (1,))
-            if rows.dtype.kind not in "iu":
-                raise UserError(
-                    f"modality {modality.name}: received an array of {rows.dtype}, expected "
-                    "integers for type 'tokens'"
-                )
-            return cls({**config, "shape": list(rows.shape[1:])})
-        require_rows(modality, rows, _RANKS[modality.type])
-        if modality.type in _POSITIONS:
-            require_colour(modality, rows, _POSITIONS[modality.type] + 1)
-        config["dtype"] = network_dtype(modality, rows, _KEPT.get(modality.type, "float32"))
-        config["shape"] = list(rows.shape[1:])
-        if modality.sample_rate is not None:
+            vocabulary = Vocabulary.from_texts(rows)
+            config.update(shape=[vocabulary.length], words=vocabulary.words)
+        elif modality.sample_rate is not None:
             config["sample_rate"] = modality.sample_rate
         reader = cls(config)
         require_finite(modality, reader.encode(sample_rows(rows)))
@@ -96,16 +74,14 @@ class Reader:
         """Return the module that turns the raw input into the network's tensor."""
         if self.dtype == "int64":
             return nn.Identity()
-        if self.type in _POSITIONS:
-            return Pixels(colour=len(self.shape) > _POSITIONS[self.type], dtype=self.dtype)
+        if self.type in ("image", "clip"):
+            return Pixels(colour=has_colour(self.type, self.shape), dtype=self.dtype)
         return Scale(self.dtype)
 
     def encode(self, rows: Array) -> Array:
         """Return the raw input (n, *shape); raises UserError for rows of another shape."""
         if self.vocabulary is not None:
-            return self.vocabulary.encode([str(text) for text in rows])
-        if self.type == "tokens" and np.asarray(rows).dtype.kind in "iu":
-            rows = np.asarray(rows).astype(np.int64)
+            return self.vocabulary.encode(rows)
         return cast_rows(rows, self.shape, self.dtype)
 
     def input_spec(self) -> InputSpec:

@@ -8,15 +8,12 @@ from typing import Any, cast
 from torch import nn
 
 from bmnas.backbones.base import FORMAT, Backbone
-from bmnas.backbones.clip import ClipBackbone
 from bmnas.backbones.hf import HFBackbone
-from bmnas.backbones.image import ImageBackbone
+from bmnas.backbones.measurements import SequenceBackbone, VectorBackbone
 from bmnas.backbones.module import ModuleBackbone, made_module, module_from_target
-from bmnas.backbones.sequence import SequenceBackbone
-from bmnas.backbones.text import TextBackbone
-from bmnas.backbones.tokens import TokenBackbone
-from bmnas.backbones.vector import VectorBackbone
+from bmnas.backbones.pixels import ClipBackbone, ImageBackbone
 from bmnas.backbones.waveform import WaveformBackbone
+from bmnas.backbones.words import TextBackbone, TokenBackbone
 from bmnas.machine.errors import UserError, one_line
 from bmnas.tasks.task import Array, Modality, ModalityType
 

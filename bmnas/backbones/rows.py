@@ -1,42 +1,76 @@
-"""Rows of numbers on their way into a network: checked, cast, sampled.
+"""Rows of a modality on their way into a network: checked, cast, sampled.
 
 Legend: n rows, axes the shape of one row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks.task import ROW_AXES, Array, Modality
+from bmnas.tasks.task import ROW_AXES, Array, Modality, ModalityType
 
 _SAMPLED_NUMBERS = 2_000_000
 _SAMPLED_ROWS = (16, 4096)
 
 
-def require_rows(modality: Modality, rows: Array, ranks: Sequence[int]) -> None:
-    """Raise UserError unless ``rows`` (n, *axes) has n > 0 and one of ``ranks`` axes, none empty.
+class RowForm(NamedTuple):
+    """What rows of one type are: numbers of axes, numpy's kinds of numbers, in words.
 
-    Three axes of colour are checked by the families that know of colour.
+    Of two numbers of axes the larger one is with colour. A network takes rows of dtype ``kept``
+    as they are, and others as float32.
     """
+
+    ranks: tuple[int, ...]
+    kept: str = "float32"
+    kinds: str = "buif"
+    words: str = "numbers"
+
+
+ROW_FORMS: dict[ModalityType, RowForm] = {
+    "image": RowForm((2, 3), "uint8"),
+    "clip": RowForm((3, 4), "uint8"),
+    "waveform": RowForm((1,), "int16"),
+    "sequence": RowForm((2,)),
+    "vector": RowForm((1,)),
+    "text": RowForm((0,), "int64", "UT", "strings"),
+    "tokens": RowForm((1,), "int64", "iu", "integers"),
+}
+
+
+def check_rows(modality: Modality, rows: Array) -> str:
+    """Return the dtype in which a network takes the train ``rows`` (n, *axes) of ``modality``.
+
+    Raises UserError when they are none, of the wrong shape or not of the modality's kind.
+    """
+    form, where = ROW_FORMS[modality.type], f"modality {modality.name}"
+    axes = rows.shape[1:]
     if len(rows) == 0:
-        raise UserError(f"modality {modality.name}: received no rows to train on, expected one")
-    if rows.ndim - 1 not in ranks or 0 in rows.shape:
+        raise UserError(f"{where}: received no rows to train on, expected one")
+    if len(axes) not in form.ranks or 0 in axes:
         raise UserError(
-            f"modality {modality.name}: received rows of shape {rows.shape[1:]}, "
-            f"expected {ROW_AXES[modality.type]} for type {modality.type!r}"
+            f"{where}: received rows of shape {axes}, expected {ROW_AXES[modality.type]} for type "
+            f"{modality.type!r}"
         )
+    if rows.dtype.kind not in form.kinds:
+        raise UserError(
+            f"{where}: received an array of {rows.dtype}, expected {form.words} for type "
+            f"{modality.type!r}"
+        )
+    if has_colour(modality.type, axes) and axes[-1] != 3:
+        raise UserError(
+            f"{where}: received {axes[-1]} values on the last axis of {axes}, expected 3 colours "
+            "or no colour axis"
+        )
+    return form.kept if form.kept == "int64" or rows.dtype == np.dtype(form.kept) else "float32"
 
 
-def require_colour(modality: Modality, rows: Array, rank: int) -> None:
-    """Raise UserError unless rows with ``rank`` axes, the last one being colour, have 3 colours."""
-    if rows.ndim - 1 == rank and rows.shape[-1] != 3:
-        raise UserError(
-            f"modality {modality.name}: received {rows.shape[-1]} values on the last axis of "
-            f"{rows.shape[1:]}, expected 3 colours or no colour axis"
-        )
+def has_colour(type_: ModalityType, axes: tuple[int, ...]) -> bool:
+    """Tell whether the last of a row's ``axes`` is colour."""
+    ranks = ROW_FORMS[type_].ranks
+    return len(ranks) == 2 and len(axes) == ranks[1]
 
 
 def require_finite(modality: Modality, rows: Array) -> None:
@@ -48,16 +82,6 @@ def require_finite(modality: Modality, rows: Array) -> None:
         )
 
 
-def network_dtype(modality: Modality, rows: Array, kept: str = "float32") -> str:
-    """Return ``kept`` if the rows have that dtype, else float32; strings raise UserError."""
-    if rows.dtype.kind not in "buif":
-        raise UserError(
-            f"modality {modality.name}: received an array of {rows.dtype}, expected numbers for "
-            f"type {modality.type!r}"
-        )
-    return kept if rows.dtype == np.dtype(kept) else "float32"
-
-
 def cast_rows(rows: Array, shape: tuple[int, ...], dtype: str) -> Array:
     """Return ``rows`` (n, *shape) as a contiguous array of ``dtype``.
 
@@ -66,7 +90,8 @@ def cast_rows(rows: Array, shape: tuple[int, ...], dtype: str) -> Array:
     rows = np.asarray(rows)
     if rows.shape[1:] != shape or rows.ndim == 0:
         raise UserError(f"received rows of shape {rows.shape[1:]}, expected {shape}")
-    if dtype != "float32" and rows.dtype != np.dtype(dtype):
+    of_dtype = rows.dtype.kind in "iu" if dtype == "int64" else rows.dtype == np.dtype(dtype)
+    if dtype != "float32" and not of_dtype:
         raise UserError(f"received rows of dtype {rows.dtype}, expected {dtype}")
     # A double beyond float32 becomes infinity, which the caller's check of the data reports.
     with np.errstate(over="ignore"):
@@ -83,8 +108,3 @@ def sampled_positions(count: int, size: int) -> Array:
     low, high = _SAMPLED_ROWS
     wanted = min(count, high, max(low, _SAMPLED_NUMBERS // max(1, size)))
     return np.linspace(0, count - 1, wanted).astype(np.int64)
-
-
-def value_range(rows: Array) -> list[float]:
-    """Return the smallest and the largest value of ``rows``."""
-    return [float(rows.min()), float(rows.max())]

@@ -44,7 +44,7 @@ class Vocabulary:
 
     @classmethod
     def from_texts(
-        cls, texts: Iterable[str], *, limit: int = 20_000, longest: int = 128
+        cls, texts: Iterable[object], *, limit: int = 20_000, longest: int = 128
     ) -> Vocabulary:
         """Collect the ``limit`` most frequent words.
 
@@ -53,18 +53,18 @@ class Vocabulary:
         counts: Counter[str] = Counter()
         length = 1
         for text in texts:
-            words = words_of(text)
+            words = words_of(str(text))
             counts.update(words)
             length = max(length, len(words))
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         known = [word for word, _ in ranked[:limit]]
         return cls([*SPECIAL, *known], min(length, longest))
 
-    def encode(self, texts: Sequence[str]) -> Array:
+    def encode(self, texts: Sequence[object] | Array) -> Array:
         """Return int64 (n, length): word numbers, unknown words 1, filled up with 0."""
         rows = np.full((len(texts), self.length), PAD, dtype=np.int64)
         for row, text in zip(rows, texts, strict=True):
-            numbers = [self.ids.get(word, UNKNOWN) for word in words_of(text)[: self.length]]
+            numbers = [self.ids.get(word, UNKNOWN) for word in words_of(str(text))[: self.length]]
             row[: len(numbers)] = numbers
         return rows
 
@@ -84,8 +84,3 @@ class Vocabulary:
             "length": self.length,
             "vocabulary": self.words,
         }
-
-
-def texts_without_known_word(vocabulary: Vocabulary, texts: Sequence[str]) -> int:
-    """Count the texts in which no word at all is known: the network sees nothing of them."""
-    return int((vocabulary.encode(texts) <= UNKNOWN).all(axis=1).sum())

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Self, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
+from bmnas.backbones.augmentation import SpectrogramMasking, WaveformAugmentation
 from bmnas.backbones.base import InputSpec
 from bmnas.backbones.conv import ConvBackbone, Downsampling, Standardise
 from bmnas.backbones.logmel import LogMel, LogMelSettings, log_mel_settings
-from bmnas.backbones.masking import SpectrogramMasking
-from bmnas.backbones.rows import cast_rows, network_dtype, require_finite, require_rows, sample_rows
-from bmnas.backbones.waveform_augmentation import WaveformAugmentation
 from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Array, Modality, ModalityType
 
@@ -79,37 +77,19 @@ class WaveformBackbone(ConvBackbone):
         )
 
     @classmethod
-    def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
-        """Build for K ``classes`` from train waveforms ``rows`` (n, T).
-
-        Raises UserError when the rows are none, of the wrong shape or not finite, or when the
-        modality has no sample rate.
-        """
-        require_rows(modality, rows, (1,))
+    def facts(cls, modality: Modality, rows: Array, dtype: str) -> dict[str, Any]:
+        """Return dtype and sample rate; raises UserError when the modality has no sample rate."""
         if modality.sample_rate is None or modality.sample_rate <= 0:
             raise UserError(
                 f"modality {modality.name}: received sample_rate {modality.sample_rate}, expected "
                 "the waveform's samples a second: add sample_rate = 16000, or whatever it is"
             )
-        dtype = network_dtype(modality, rows, "int16")
-        rate = int(modality.sample_rate)
-        backbone = cls(classes=classes, shape=rows.shape[1:], dtype=dtype, sample_rate=rate)
-        backbone.fit(modality, rows)
-        return backbone
+        return {"dtype": dtype, "sample_rate": int(modality.sample_rate)}
 
-    def fit(self, modality: Modality, rows: Array) -> None:
-        """Fit loudness, then the standardisation, to a sample of the train ``rows``."""
-        sample = self.encode(sample_rows(rows))
-        require_finite(modality, sample)
+    def fit(self, sample: Array) -> None:
+        """Fit loudness, then the standardisation, to encoded train rows."""
         cast(Spectrogram, self.stem.prepare).log_mel.fit(sample)
-        super().fit(modality, rows)
-
-    def encode(self, rows: Array) -> Array:
-        """Return waveforms ``rows`` (n, T) as int16 or float32, otherwise unchanged.
-
-        Raises UserError when the rows have another shape than those the backbone was built for.
-        """
-        return cast_rows(rows, self.shape, self.dtype)
+        super().fit(sample)
 
     def input_spec(self) -> InputSpec:
         """Return what the network expects: the raw waveform, of fixed length."""

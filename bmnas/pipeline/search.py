@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bmnas.backbones import Backbone
-from bmnas.backbones.text import TextBackbone
+from bmnas.backbones.words import TextBackbone
 from bmnas.features.cache import FeatureCache
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import versions

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bmnas.backbones.masking import SpectrogramMasking
+from bmnas.backbones.augmentation import SpectrogramMasking
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bmnas.backbones.waveform_augmentation import WaveformAugmentation
+from bmnas.backbones.augmentation import WaveformAugmentation
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from tiny_features import LENGTH, made, opened
 from tiny_tasks import changed, tiny_task
 
 from bmnas.backbones import Backbone
-from bmnas.backbones.sequence import SequenceBackbone
+from bmnas.backbones.measurements import SequenceBackbone
 from bmnas.features.cache import rows_hash, weights_hash
 from bmnas.features.reshape import Pool
 from bmnas.machine.errors import UserError
@@ -284,7 +284,7 @@ import os, resource, signal, sys
 from pathlib import Path
 import torch
 from test_features import made, opened, tiny_task
-from bmnas.backbones.sequence import SequenceBackbone
+from bmnas.backbones.measurements import SequenceBackbone
 
 task = tiny_task(samples=900)
 backbones = made(task)

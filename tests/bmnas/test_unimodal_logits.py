@@ -16,7 +16,7 @@ from torch import nn
 import bmnas
 from bmnas.backbones import Backbone, build_backbone
 from bmnas.backbones.base import PooledHead
-from bmnas.backbones.word_conv import MaskedHead
+from bmnas.backbones.words import MaskedHead
 from bmnas.machine.costs import count_parameters
 from bmnas.pipeline.joint import raw_samples
 from bmnas.pipeline.multimodal import MultimodalNetwork

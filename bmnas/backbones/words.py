@@ -1,0 +1,232 @@
+"""Texts and tokens: an embedding, then convolutions that do not see the padding.
+
+Legend: B batch, T positions, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bmnas.backbones.base import Backbone, InputSpec
+from bmnas.backbones.rows import check_rows
+from bmnas.backbones.vocabulary import PAD, UNKNOWN, Vocabulary
+from bmnas.machine.errors import UserError
+from bmnas.tasks.task import Array, Modality, ModalityType
+
+_EMBEDDING = 64
+_WIDTH = 96
+_KERNELS = (1, 3, 5)  # a word by itself, with its neighbours, in its phrase
+_HIDDEN_WORDS = 0.05
+_MOST_TOKENS = 1_000_000
+
+
+class MaskedConvStage(nn.Module):
+    """Convolution, LayerNorm over channels, ReLU, dropout, shortcut; zero where it is padded."""
+
+    def __init__(self, channels_in: int, channels: int, kernel: int, dropout: float) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(channels_in, channels, kernel, padding=kernel // 2)
+        self.norm = nn.LayerNorm(channels)
+        self.dropout = nn.Dropout(dropout)
+        self.residual = channels_in == channels
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return (B, C, T), not negative, from ``x`` (B, C_in, T) and ``mask`` (B, 1, T)."""
+        y = self.norm(self.convolution(x).transpose(1, 2)).relu().transpose(1, 2)
+        y = self.dropout(y)
+        out: Tensor = (x + y if self.residual else y) * mask
+        return out
+
+
+class MaskedHead(nn.Module):
+    """Average and maximum over the positions that are not padding, then a linear layer."""
+
+    def __init__(self, channels: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(2 * channels, classes)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return logits (B, K) from ``x`` (B, C, T), zero at padding, and ``mask`` (B, 1, T)."""
+        mean = x.sum(-1) / mask.sum(-1).clamp(min=1)
+        logits: Tensor = self.linear(self.dropout(torch.cat([mean, x.amax(-1)], dim=1)))
+        return logits
+
+
+class WordConvBackbone(Backbone):
+    """Rows of integers (B, T), int64, through an embedding and three convolutional stages.
+
+    ``entries`` is the size of the embedding; integers outside it count as ``unknown``; ``pad``
+    marks positions without content, None means that there are none. In training one position
+    in twenty is shown as unknown, so that an unknown word later finds a trained embedding.
+    Features are three sequences (B, C_raw, T), zero where the row is padded.
+    """
+
+    dtype = "int64"
+
+    def build(
+        self, *, entries: int, unknown: int, pad: int | None, classes: int, dropout: float
+    ) -> None:
+        """Set up embedding, stages and head."""
+        self.entries = entries
+        self.unknown = unknown
+        self.pad = pad
+        stem = nn.Embedding(entries, _EMBEDDING, padding_idx=pad)
+        # Unit variance, the default, would drown the gradient of rare words.
+        with torch.no_grad():
+            stem.weight.mul_(0.2)
+        widths = (_EMBEDDING, *[_WIDTH] * len(_KERNELS))
+        stages = [
+            MaskedConvStage(width_in, width, kernel, dropout)
+            for width_in, width, kernel in zip(widths[:-1], widths[1:], _KERNELS, strict=True)
+        ]
+        self.set_stages(stem, stages, widths[1:], MaskedHead(_WIDTH, classes, dropout))
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return the features (B, C_raw, T) of integers ``x`` (B, T)."""
+        known = (x >= 0) & (x < self.entries)
+        ids = torch.where(known, x, self.unknown)
+        mask = self.content(x)
+        if self.training:
+            hidden = torch.rand(ids.shape, device=ids.device) < _HIDDEN_WORDS
+            # Padding is masked anyway: hiding it changes nothing.
+            ids = torch.where(hidden, self.unknown, ids)
+        y = self.stem(ids).transpose(1, 2) * mask
+        outputs = []
+        for stage in self.stages:
+            y = stage(y, mask)
+            outputs.append(y)
+        return outputs
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        """Return which integers of ``x`` (B, T) are content and not padding."""
+        return None if self.pad is None else x != self.pad
+
+    def content(self, x: Tensor) -> Tensor:
+        """Return ``mask`` as zeros and ones (B, 1, T)."""
+        mask = self.mask(x)
+        content = torch.ones_like(x) if mask is None else mask
+        return content.to(cast(nn.Embedding, self.stem).weight.dtype).unsqueeze(1)
+
+    def classify(self, feature: Tensor, x: Tensor) -> Tensor:
+        """Return the head's logits (B, K) from the last feature and integers ``x`` (B, T)."""
+        assert self.head is not None
+        logits: Tensor = self.head(feature, self.content(x))
+        return logits
+
+
+class TextBackbone(WordConvBackbone):
+    """A convolutional network for texts, given as word numbers (B, T), int64.
+
+    ``words`` is the vocabulary, ``length`` is T. Features are three sequences (B, C_raw, T).
+    """
+
+    family: ClassVar[str] = "text_conv"
+    types: ClassVar[tuple[ModalityType, ...]] = ("text",)
+
+    def __init__(
+        self, *, classes: int, words: Sequence[str], length: int, dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        self.vocabulary = Vocabulary(words, length)
+        self.shape = (length,)
+        self.config = {
+            "classes": classes,
+            "words": list(words),
+            "length": length,
+            "dropout": dropout,
+        }
+        self.build(entries=len(words), unknown=UNKNOWN, pad=PAD, classes=classes, dropout=dropout)
+
+    @classmethod
+    def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
+        """Build for K ``classes`` and the vocabulary of the train texts ``rows`` (n,).
+
+        Raises UserError when there are no texts, or no word in any of them.
+        """
+        check_rows(modality, rows)
+        vocabulary = Vocabulary.from_texts(rows)
+        if len(vocabulary.words) <= UNKNOWN + 1:
+            raise UserError(
+                f"modality {modality.name}: no known word: received {len(rows)} train texts "
+                "without a letter or digit, expected words"
+            )
+        return cls(classes=classes, words=vocabulary.words, length=vocabulary.length)
+
+    def encode(self, rows: Array) -> Array:
+        """Return word numbers int64 (n, T) for texts ``rows`` (n,)."""
+        return self.vocabulary.encode(rows)
+
+    def unreadable(self, rows: Array) -> int:
+        """Count the texts in ``rows`` (n,) that have no known word at all."""
+        return int((self.encode(rows) <= UNKNOWN).all(axis=1).sum())
+
+    def input_spec(self) -> InputSpec:
+        """Return what the network expects: word numbers by the rule in ``preprocessing``."""
+        meaning = f"one text as the numbers of its first {self.vocabulary.length} words"
+        return InputSpec(self.shape, self.dtype, meaning, self.vocabulary.rule())
+
+
+class TokenBackbone(WordConvBackbone):
+    """A convolutional network for token numbers (B, T), int64.
+
+    ``tokens`` is one more than the largest number of the train rows; larger and negative ones
+    count as unknown. ``padded`` says that 0 is padding. Features are three sequences
+    (B, C_raw, T).
+    """
+
+    family: ClassVar[str] = "token_conv"
+    types: ClassVar[tuple[ModalityType, ...]] = ("tokens",)
+
+    def __init__(
+        self, *, classes: int, tokens: int, length: int, padded: bool, dropout: float = 0.2
+    ) -> None:
+        super().__init__()
+        self.shape = (length,)
+        self.config = {
+            "classes": classes,
+            "tokens": tokens,
+            "length": length,
+            "padded": padded,
+            "dropout": dropout,
+        }
+        self.build(
+            entries=tokens + 1,
+            unknown=tokens,
+            pad=0 if padded else None,
+            classes=classes,
+            dropout=dropout,
+        )
+
+    @classmethod
+    def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
+        """Build for K ``classes`` from train tokens ``rows`` (n, T).
+
+        0 is taken for padding where nothing but 0 ever follows it. Raises UserError when the
+        rows are none, of the wrong shape, not integers, negative or a million and more.
+        """
+        check_rows(modality, rows)
+        lowest, highest = int(rows.min()), int(rows.max())
+        if lowest < 0 or highest >= _MOST_TOKENS:
+            raise UserError(
+                f"modality {modality.name}: received tokens from {lowest} to {highest}, "
+                f"expected 0 to {_MOST_TOKENS - 1}"
+            )
+        padded = not bool(np.any((rows[:, :-1] == 0) & (rows[:, 1:] != 0)))
+        return cls(classes=classes, tokens=highest + 1, length=rows.shape[1], padded=padded)
+
+    def input_spec(self) -> InputSpec:
+        """Return what the network expects: token numbers of the data's own vocabulary."""
+        note = {
+            "tokens": self.entries - 1,
+            "unknown": "numbers outside [0, tokens) count as unknown",
+            "pad": self.pad,
+            "length": self.shape[0],
+        }
+        meaning = f"one row of {self.shape[0]} token numbers, filled up at the end"
+        return InputSpec(self.shape, self.dtype, meaning, note)
