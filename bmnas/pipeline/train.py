@@ -96,7 +96,7 @@ def train_fusion(
 ) -> TrainResult:
     """Train the hand-made fusion ``name`` on train and validation, and test it once.
 
-    ``name`` is one of ``bmnas.spaces.fusions.FUSIONS``. Its channels C and length L are those that
+    ``name`` is in ``spaces.fusions.table.FUSIONS``. Its channels C and length L are those that
     ``config`` (default: the preset that the task names) gives to a search; it is trained as a
     found network is. ``run`` is by default ``runs/<task>-<name>``; ``backbones`` is the folder of
     trained backbones and feature cache, by default inside ``run``. Raises UserError when
