@@ -68,7 +68,7 @@ def main() -> None:
     with joined():
         found = measure(NTU, Runtime.choose("auto", compile=False), 50)
         if is_rank_zero():
-            print(json.dumps(found, indent=2))
+            print(json.dumps(found, indent=2), flush=True)
 
 
 if __name__ == "__main__":
