@@ -150,25 +150,26 @@ def _describe(
             f"task {info.name}: received a modality called {taken[0]!r}, which is the name of an"
             " output of the exported network: rename the modality"
         )
+    manifest = Manifest(
+        name=re.sub(r"[^A-Za-z0-9_.-]+", "-", info.name).lstrip("_.-") or "model",
+        task=TaskSpec(info.name, info.kind, info.head.decision),
+        inputs=tuple(_input(network, name) for name in network.modalities),
+        outputs=outputs,
+        class_names=info.class_names,
+        files={bundle.MODEL_FILE: "0" * 64},
+        threshold=info.threshold,
+        genotype=trained.genotype.to_dict() if trained.genotype else None,
+        fusion=None if trained.genotype else _plain(trained),
+        scores=scores,
+        versions={
+            **versions(),
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+            "onnxscript": onnxscript.__version__,
+        },
+    )
     try:
-        return Manifest(
-            name=re.sub(r"[^A-Za-z0-9_.-]+", "-", info.name).lstrip("_.-") or "model",
-            task=TaskSpec(info.name, info.kind, info.head.decision),
-            inputs=tuple(_input(network, name) for name in network.modalities),
-            outputs=outputs,
-            class_names=info.class_names,
-            files={bundle.MODEL_FILE: "0" * 64},
-            threshold=info.threshold,
-            genotype=trained.genotype.to_dict() if trained.genotype else None,
-            fusion=None if trained.genotype else _plain(trained),
-            scores=scores,
-            versions={
-                **versions(),
-                "onnx": onnx.__version__,
-                "onnxruntime": onnxruntime.__version__,
-                "onnxscript": onnxscript.__version__,
-            },
-        )
+        return bundle.parse(manifest.to_dict())
     except ServeError as error:
         raise UserError(f"this network cannot be described for serving: {error}") from error
 

@@ -18,5 +18,5 @@ def example(session: Session, inputs: SampleInputs) -> tuple[dict[str, Any], dic
     """Return request and response of the first test sample, bodies of the inference protocol."""
     arrays = {name: tensor.numpy() for name, tensor in inputs.batch(1).items()}
     request = {"inputs": [encode_tensor(name, array) for name, array in arrays.items()]}
-    asked = InferRequest(id=None, inputs=(), outputs=None)
+    asked = InferRequest(id=None, inputs=arrays, outputs=None)
     return request, encode_response(session.name, MODEL_VERSION, asked, session.run(arrays))

@@ -17,11 +17,10 @@ from starlette.routing import Route
 
 from bmnas_serve import index_page, metadata
 from bmnas_serve.codec import JSON_ONLY, InferRequest, decode_request, encode_response
-from bmnas_serve.errors import InferenceError, RequestError, shorten
+from bmnas_serve.errors import FormatError, InferenceError, RequestError, shorten
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.predictor import Predictor
 from bmnas_serve.session import Session
-from bmnas_serve.validate import check_request
 
 MAX_BATCH = 1024
 MAX_BODY_BYTES = 32 * 2**20
@@ -59,6 +58,7 @@ def create_app(
         routes=endpoints.routes(),
         exception_handlers={
             RequestError: _on_request_error,
+            FormatError: _on_format_error,
             InferenceError: _on_inference_error,
             HTTPException: _on_http_exception,
             Exception: _on_defect,
@@ -132,25 +132,24 @@ class _Endpoints:
         return JsonResponse(metadata.example_request(self._session))
 
     async def infer(self, request: Request) -> Response:
-        """Decode, validate, predict, encode: the four steps stay apart."""
+        """Decode, predict, encode: the three steps stay apart."""
         with self._lifecycle.request():
             self._check_model(request)
             _check_headers(request)
             received = await _read_body(request, self._max_body_bytes)
             if len(received) <= _SMALL_BYTES:
-                asked, inputs = self._decode(received)
+                asked = self._decode(received)
             else:
-                asked, inputs = await run_in_threadpool(self._decode, received)
+                asked = await run_in_threadpool(self._decode, received)
             predictor: Predictor = request.app.state.predictor
-            outputs = await predictor.predict(inputs)
+            outputs = await predictor.predict(asked.inputs)
             if sum(array.size for array in outputs.values()) <= _SMALL_NUMBERS:
                 return self._answer(asked, outputs)
             return await run_in_threadpool(self._answer, asked, outputs)
 
-    def _decode(self, received: bytes) -> tuple[InferRequest, dict[str, NDArray[Any]]]:
-        asked = decode_request(received, [spec.name for spec in self._session.inputs])
+    def _decode(self, received: bytes) -> InferRequest:
         session = self._session
-        return asked, check_request(asked, session.inputs, session.outputs, self._max_batch)
+        return decode_request(received, session.inputs, session.outputs, self._max_batch)
 
     def _answer(self, asked: InferRequest, outputs: dict[str, NDArray[Any]]) -> Response:
         body = encode_response(self._session.name, metadata.MODEL_VERSION, asked, outputs)
@@ -227,6 +226,10 @@ async def _on_request_error(request: Request, error: Exception) -> Response:
     # After 413 the body has not been read to its end: the connection cannot be used again.
     headers = {"connection": "close"} if error.status == 413 else None
     return _error(error.status, error.message, headers)
+
+
+async def _on_format_error(request: Request, error: Exception) -> Response:
+    return _error(400, str(error))
 
 
 async def _on_inference_error(request: Request, error: Exception) -> Response:

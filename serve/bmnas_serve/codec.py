@@ -1,6 +1,7 @@
-"""Bodies of the Open Inference Protocol v2 from and to numpy arrays: JSON tensors, pure functions.
+"""Bodies of the Open Inference Protocol v2 from and to numpy arrays: pure functions.
 
-A decoded request is well formed in itself; whether it fits the model is ``validate``'s question.
+A request that does not fit the model must never reach the session: there it could spoil the
+requests that are run together with it.
 """
 
 from __future__ import annotations
@@ -14,69 +15,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bmnas_serve.datatypes import BY_NUMPY, BY_PROTOCOL, Datatype
-from bmnas_serve.errors import RequestError, shorten
-from bmnas_serve.strict_json import parse_json
-
-MAX_RANK = 16
+from bmnas_serve.checks import each, items, nonempty, nullable, parse_json, table, text, wrong
+from bmnas_serve.datatypes import BY_NUMPY, Datatype
+from bmnas_serve.errors import FormatError, shorten
+from bmnas_serve.manifest import TensorSpec
 
 #: What to do instead of sending binary tensors; the clients of the protocol name it so.
 JSON_ONLY = "only JSON tensors are accepted: set binary_data=False on inputs and outputs"
 
 
 @dataclass(frozen=True)
-class InputTensor:
-    """One input of a request: its name, the datatype that it declares, its array."""
-
-    name: str
-    datatype: Datatype
-    array: NDArray[Any]
-
-
-@dataclass(frozen=True)
 class InferRequest:
-    """A request for inference; ``outputs`` None asks for all of them."""
+    """A request: arrays by name in the model's order; ``outputs`` None asks for all of them."""
 
     id: str | None
-    inputs: tuple[InputTensor, ...]
+    inputs: Mapping[str, NDArray[Any]]
     outputs: tuple[str, ...] | None
 
 
-def decode_request(body: bytes, known: Sequence[str] | None = None) -> InferRequest:
-    """Read the body of an infer request; inputs are ``known``, where that is given, by name.
+def decode_request(
+    body: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], max_batch: int
+) -> InferRequest:
+    """Read the body of an infer request to a model with these ``inputs`` and ``outputs``.
 
-    A name that is not is told before anything is said of the data.
     The request-level parameter ``binary_data_output`` is a wish that clients express unasked;
     it is answered in JSON, as the protocol allows.
-    Raises RequestError (400) that names the place, what was received and what was expected.
+    Raises FormatError when the body is not of the protocol, when an input is missing, unknown or
+    given twice, when a datatype or a shape differs from the model's, when the batch is larger than
+    ``max_batch`` or not the same over the inputs, and for an output that the model has not.
     """
     try:
         data = parse_json(body)
     except ValueError as error:
-        raise _bad(f"the body is not JSON: {error}") from error
-    request = _object(data, "the body", ("inputs",), ("id", "parameters", "outputs"))
-    _parameters(request, "the body")
-    identity = request.get("id")
-    if identity is not None and not isinstance(identity, str):
-        raise _wrong("id", identity, "a string")
-    inputs = _list(request["inputs"], "inputs")
-    if known is not None:
-        check_known("input", _given_names(inputs), known)
+        raise FormatError(f"the body is not JSON: {error}") from error
+    optional = {"id": nullable(text), "parameters": _parameters, "outputs": nullable(each(_output))}
+    request = table(data, "", {"inputs": each(_input)}, optional)
+    given = _check_inputs(request["inputs"], inputs, max_batch)
     # An empty list asks for as much as none.
-    outputs = _list(request.get("outputs") or [], "outputs")
-    return InferRequest(
-        id=identity,
-        inputs=tuple(_input(item, f"inputs[{i}]") for i, item in enumerate(inputs)),
-        outputs=_outputs(outputs) or None,
-    )
-
-
-def check_known(role: str, received: Sequence[str], known: Sequence[str]) -> None:
-    """Raise RequestError (400) for a name that the model has not."""
-    for name in received:
-        if name not in known:
-            names = ", ".join(map(shorten, known))
-            raise _bad(f"{role}s: received {shorten(name)}, expected the model's {role}s {names}")
+    wanted = request.get("outputs") or None
+    _check_names("output", wanted or (), outputs)
+    arrays = {spec.name: _array(given[spec.name], spec) for spec in inputs}
+    return InferRequest(request.get("id"), arrays, wanted)
 
 
 def encode_response(
@@ -106,43 +85,99 @@ def encode_tensor(name: str, array: NDArray[Any]) -> dict[str, Any]:
     }
 
 
-def _input(item: Any, place: str) -> InputTensor:
-    _parameters(item, place)
-    tensor = _object(item, place, ("name", "shape", "datatype", "data"), ("parameters",))
-    name = _name(tensor["name"], place)
-    place = f"input {shorten(name)}"
-    shape = _shape(tensor["shape"], f"{place}: shape")
-    declared = tensor["datatype"]
-    if not isinstance(declared, str) or declared not in BY_PROTOCOL:
-        raise _wrong(f"{place}: datatype", declared, f"one of {', '.join(BY_PROTOCOL)}")
-    datatype = BY_PROTOCOL[declared]
-    elements = _flatten(tensor["data"], shape, f"{place}: data")
-    return InputTensor(name, datatype, _array(elements, datatype, f"{place}: data").reshape(shape))
+def _input(item: Any, place: str) -> dict[str, Any]:
+    required = {"name": nonempty, "shape": items, "datatype": text, "data": items}
+    return table(item, place, required, {"parameters": _parameters})
 
 
-def _given_names(items: list[Any]) -> list[str]:
-    """Return the names in a list of tensors, those left out that are no names at all."""
-    names = [item.get("name") for item in items if isinstance(item, dict)]
-    return [name for name in names if isinstance(name, str) and name]
+def _output(item: Any, place: str) -> str:
+    output = table(item, place, {"name": nonempty}, {"parameters": _parameters})
+    return str(output["name"])
 
 
-def _outputs(items: list[Any]) -> tuple[str, ...]:
-    names = []
-    for i, item in enumerate(items):
-        _parameters(item, f"outputs[{i}]")
-        output = _object(item, f"outputs[{i}]", ("name",), ("parameters",))
-        names.append(_name(output["name"], f"outputs[{i}]"))
-    return tuple(names)
+def _parameters(value: Any, place: str) -> None:
+    """Refuse the parameters whose neglect would change the answer; others are let pass."""
+    if value is None:
+        return
+    if not isinstance(value, dict):
+        raise wrong(place, value, "a JSON object")
+    if "binary_data_size" in value or value.get("binary_data"):
+        raise FormatError(f"{place}: received binary data, {JSON_ONLY}")
+    for unsupported in ("shared_memory_region", "classification"):
+        if unsupported in value:
+            raise FormatError(f"{place}: {unsupported!r} is not supported; leave it out")
 
 
-def _flatten(data: Any, shape: tuple[int, ...], place: str) -> list[Any]:
-    """Return the elements of ``data``, a list that is flat or nested like ``shape``."""
-    elements = _list(data, place)
+def _check_inputs(
+    tensors: Sequence[dict[str, Any]], inputs: Sequence[TensorSpec], max_batch: int
+) -> dict[str, dict[str, Any]]:
+    """Return the tensors by name when they fit the model, as far as their data is not looked at."""
+    received = [tensor["name"] for tensor in tensors]
+    given = dict(zip(received, tensors, strict=True))
+    _check_names("input", received, inputs)
+    missing = [spec.name for spec in inputs if spec.name not in given]
+    if missing:
+        needs = "but the model also needs" if received else "but the model needs"
+        raise FormatError(f"inputs: received {_names(received)}, {needs} {_names(missing)}")
+    for spec in inputs:
+        _check_tensor(given[spec.name], spec)
+    sizes = {s.name: given[s.name]["shape"][0] for s in inputs if s.shape[:1] == (-1,)}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{shorten(size)} in {shorten(name)}" for name, size in sizes.items())
+        raise FormatError(f"inputs: the batch is {found}, expected one size for all")
+    largest = max(sizes.values(), default=0)
+    if largest > max_batch:
+        raise FormatError(
+            f"inputs: received a batch of {shorten(largest)}, expected at most {max_batch:,}: send"
+            " several requests"
+        )
+    return given
+
+
+def _check_names(role: str, received: Sequence[str], specs: Sequence[TensorSpec]) -> None:
+    known = [spec.name for spec in specs]
+    for name in received:
+        if name not in known:
+            expected = f"the model's {role}s {_names(known)}"
+            raise wrong(f"{role}s", name, expected)
+        if received.count(name) > 1:
+            raise FormatError(f"{role}s: {shorten(name)} stands twice, expected once")
+
+
+def _check_tensor(tensor: Mapping[str, Any], spec: TensorSpec) -> None:
+    place, expected = f"input {shorten(spec.name)}", BY_NUMPY[spec.dtype].protocol
+    if tensor["datatype"] != expected:
+        raise wrong(f"{place}: datatype", tensor["datatype"], expected)
+    shape = tensor["shape"]
+    if len(shape) != len(spec.shape) or not all(map(_fits, shape, spec.shape)):
+        raise FormatError(
+            f"{place}: received the shape {shorten(shape)}, expected {list(spec.shape)}, where -1"
+            " is any length from 1"
+        )
+
+
+def _fits(axis: Any, wanted: int) -> bool:
+    return type(axis) is int and (axis >= 1 if wanted == -1 else axis == wanted)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(map(shorten, names)) or "none"
+
+
+def _array(tensor: Mapping[str, Any], spec: TensorSpec) -> NDArray[Any]:
+    """Return the data of a checked tensor; numpy alone would take null for NaN, true for 1."""
+    shape, place = tuple(tensor["shape"]), f"input {shorten(spec.name)}: data"
+    elements = _flatten(tensor["data"], shape, place)
+    return _flat_array(elements, BY_NUMPY[spec.dtype], place).reshape(shape)
+
+
+def _flatten(elements: list[Any], shape: tuple[int, ...], place: str) -> list[Any]:
+    """Return the elements of a list that is flat or nested like ``shape``."""
     if len(shape) > 1 and elements and isinstance(elements[0], list):
         return _flatten_nested(elements, shape, place)
     count = math.prod(shape)
     if len(elements) != count:
-        raise _bad(
+        raise FormatError(
             f"{place}: received {_count(len(elements), 'element')}, expected {count:,} for the"
             f" shape {list(shape)}"
         )
@@ -155,7 +190,7 @@ def _flatten_nested(data: list[Any], shape: tuple[int, ...], place: str) -> list
         for row in rows:
             if not isinstance(row, list) or len(row) != length:
                 found = _count(len(row), "item") if isinstance(row, list) else shorten(row)
-                raise _bad(
+                raise FormatError(
                     f"{place}: received {found} on axis {axis}, expected a list of {length:,}"
                     f" for the shape {list(shape)}"
                 )
@@ -167,8 +202,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _array(elements: list[Any], datatype: Datatype, place: str) -> NDArray[Any]:
-    """Return the elements as a flat array; numpy alone would take null for NaN, true for 1."""
+def _flat_array(elements: list[Any], datatype: Datatype, place: str) -> NDArray[Any]:
     dtype = datatype.dtype
     if dtype.kind == "b":
         _check_types(elements, {bool}, place, "true or false")
@@ -202,69 +236,10 @@ def _floats(elements: list[Any], datatype: Datatype, place: str) -> NDArray[Any]
 def _check_types(elements: list[Any], allowed: set[type], place: str, expected: str) -> None:
     if not set(map(type, elements)) <= allowed:
         position = next(i for i, value in enumerate(elements) if type(value) not in allowed)
-        raise _wrong(f"{place}: element {position}", elements[position], expected)
+        raise wrong(f"{place}: element {position}", elements[position], expected)
 
 
-def _shape(value: Any, place: str) -> tuple[int, ...]:
-    axes = _list(value, place)
-    if len(axes) > MAX_RANK:
-        raise _bad(f"{place}: received {len(axes)} axes, expected at most {MAX_RANK}")
-    for axis in axes:
-        if type(axis) is not int or axis < 1:
-            raise _wrong(place, axes, "integers from 1")
-    return tuple(axes)
-
-
-def _name(value: Any, place: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise _wrong(f"{place}.name", value, "a string that is not empty")
-    return value
-
-
-def _parameters(item: Any, place: str) -> None:
-    """Refuse the parameters whose neglect would change the answer; others are let pass."""
-    if not isinstance(item, dict):
-        raise _wrong(place, item, "a JSON object")
-    parameters = item.get("parameters")
-    if parameters is None:
-        return
-    if not isinstance(parameters, dict):
-        raise _wrong(f"{place}: parameters", parameters, "a JSON object")
-    if "binary_data_size" in parameters or parameters.get("binary_data"):
-        raise _bad(f"{place}: received binary data, {JSON_ONLY}")
-    for name in ("shared_memory_region", "classification"):
-        if name in parameters:
-            raise _bad(f"{place}: the parameter {name!r} is not supported; leave it out")
-
-
-def _object(
-    data: Any, place: str, required: tuple[str, ...], optional: tuple[str, ...]
-) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise _wrong(place, data, "a JSON object")
-    missing = [key for key in required if key not in data]
-    if missing:
-        raise _bad(f"{place}: lacks {', '.join(map(repr, missing))}")
-    unknown = [key for key in data if key not in required and key not in optional]
-    if unknown:
-        known = ", ".join((*required, *optional))
-        raise _bad(f"{place}: has the unknown field {shorten(unknown[0])}, expected {known}")
-    return data
-
-
-def _list(data: Any, place: str) -> list[Any]:
-    if not isinstance(data, list):
-        raise _wrong(place, data, "a list")
-    return data
-
-
-def _out_of_range(place: str, value: Any, datatype: Datatype, span: str) -> RequestError:
-    return _bad(f"{place}: received {shorten(value)}, out of range for {datatype.protocol}: {span}")
-
-
-def _wrong(place: str, received: Any, expected: str) -> RequestError:
-    return _bad(f"{place}: received {shorten(received)}, expected {expected}")
-
-
-def _bad(message: str) -> RequestError:
-    return RequestError(400, message)
+def _out_of_range(place: str, value: Any, datatype: Datatype, span: str) -> FormatError:
+    return FormatError(
+        f"{place}: received {shorten(value)}, out of range for {datatype.protocol}: {span}"
+    )

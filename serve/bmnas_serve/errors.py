@@ -14,6 +14,10 @@ class BundleError(ServeError):
     """A bundle, its manifest or a model file cannot be used."""
 
 
+class FormatError(ServeError):
+    """Data from outside breaks its format: the message names the place; answered with 400."""
+
+
 class RuntimeConflictError(ServeError):
     """Two builds of onnxruntime are installed over each other."""
 

@@ -1,22 +1,32 @@
 """The format of a bundle: ``manifest.json`` beside ``model.onnx``.
 
 The exporter builds a ``Manifest`` and writes ``to_dict()``; the server reads it with ``load``.
-Both go through the same checks, so what cannot be served cannot be written.
+Both go through ``parse``, so what cannot be served cannot be written.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
+from bmnas_serve.checks import (
+    Check,
+    each,
+    nonempty,
+    nullable,
+    one_of,
+    parse_json,
+    plain_object,
+    table,
+    text,
+    wrong,
+)
 from bmnas_serve.datatypes import BY_NUMPY
-from bmnas_serve.errors import BundleError, shorten
-from bmnas_serve.strict_json import parse_json
+from bmnas_serve.errors import BundleError, FormatError
 
 FORMAT = "bmnas.bundle/1"
 MANIFEST_FILE = "manifest.json"
@@ -31,9 +41,6 @@ _LIMIT = 64_000_000  # bytes; a manifest of a thousand classes takes about a hun
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_FREE = ("scores", "parity", "latency", "versions")
-_REQUIRED = ("format", "name", "task", "inputs", "outputs", "class_names", "files")
-_OPTIONAL = ("threshold", "genotype", "fusion", *_FREE)
 
 
 @dataclass(frozen=True)
@@ -49,22 +56,9 @@ class TensorSpec:
     dtype: str
     meaning: str = ""
 
-    def __post_init__(self) -> None:
-        _text(self.name, "name", empty=False)
-        _text(self.meaning, f"{self.name}: meaning")
-        if not isinstance(self.shape, tuple) or not all(_is_axis(axis) for axis in self.shape):
-            raise _wrong(f"{self.name}: shape", self.shape, "integers from 1, or -1 for any length")
-        if not isinstance(self.dtype, str) or self.dtype not in BY_NUMPY:
-            raise _wrong(f"{self.name}: dtype", self.dtype, f"one of {', '.join(BY_NUMPY)}")
-
     def to_dict(self) -> dict[str, Any]:
         """Return the tensor as JSON-ready plain data."""
-        return {
-            "name": self.name,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "meaning": self.meaning,
-        }
+        return {**asdict(self), "shape": list(self.shape)}
 
 
 @dataclass(frozen=True)
@@ -72,14 +66,6 @@ class InputSpec(TensorSpec):
     """An input; ``preprocessing`` says how raw data becomes the tensor, as a JSON object."""
 
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _free(self.preprocessing, f"{self.name}: preprocessing")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the input as JSON-ready plain data."""
-        return {**super().to_dict(), "preprocessing": dict(self.preprocessing)}
 
 
 @dataclass(frozen=True)
@@ -94,17 +80,7 @@ class TaskSpec:
     decision: str = ""
 
     def __post_init__(self) -> None:
-        _text(self.name, "task.name", empty=False)
-        _text(self.kind, "task.kind", empty=False)
-        if not self.decision and self.kind not in KINDS:
-            raise _wrong(
-                "task.kind", self.kind, f"one of {', '.join(KINDS)}, or a task.decision beside it"
-            )
-        decision = self.decision or KINDS[self.kind]
-        if decision not in DECISIONS or KINDS.get(self.kind, decision) != decision:
-            known = KINDS.get(self.kind)
-            raise _wrong("task.decision", decision, known or f"one of {', '.join(DECISIONS)}")
-        object.__setattr__(self, "decision", decision)
+        object.__setattr__(self, "decision", self.decision or KINDS.get(self.kind, ""))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the task as JSON-ready plain data."""
@@ -120,8 +96,7 @@ class Manifest:
     ``threshold`` is the probability from which a label is given: a number where the task's
     decision is ``threshold``, else None. ``files`` maps each file of the bundle to its SHA-256.
     ``genotype``, ``fusion`` (instead of it: a hand-made fusion, by name), ``scores``, ``parity``,
-    ``latency`` and ``versions`` are JSON objects of free form. Raises BundleError when a value
-    breaks the format.
+    ``latency`` and ``versions`` are JSON objects of free form.
     """
 
     name: str
@@ -138,21 +113,6 @@ class Manifest:
     latency: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
-            raise _wrong("name", self.name, "letters, digits, '_', '-' and '.'")
-        _check_tensors(self.inputs, "inputs")
-        _check_tensors(self.outputs, "outputs")
-        _check_classes(self.class_names, self.outputs, self.task)
-        _check_threshold(self.threshold, self.task)
-        _check_files(self.files)
-        if self.genotype is not None:
-            _free(self.genotype, "genotype")
-        if self.fusion is not None:
-            _free(self.fusion, "fusion")
-        for name in _FREE:
-            _free(getattr(self, name), name)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON-ready plain data in the format of the file."""
         return {
@@ -166,7 +126,10 @@ class Manifest:
             "genotype": None if self.genotype is None else dict(self.genotype),
             # Left out where there is none: servers of earlier versions do not know the field.
             **({} if self.fusion is None else {"fusion": dict(self.fusion)}),
-            **{name: dict(getattr(self, name)) for name in _FREE},
+            "scores": dict(self.scores),
+            "parity": dict(self.parity),
+            "latency": dict(self.latency),
+            "versions": dict(self.versions),
             "files": dict(self.files),
         }
 
@@ -193,33 +156,120 @@ def load(folder: Path) -> Manifest:
     return parse(data, str(path))
 
 
+def _is_axis(value: Any) -> bool:
+    return type(value) is int and (value == -1 or value >= 1)
+
+
+def _shape(value: Any, place: str) -> tuple[int, ...]:
+    axes = tuple(value) if isinstance(value, list) and all(map(_is_axis, value)) else ()
+    if not axes or axes[0] != -1 or -1 in axes[1:]:
+        raise wrong(place, value, "the batch axis -1 first and fixed lengths after it")
+    return axes
+
+
+_TENSOR: dict[str, Check] = {"name": nonempty, "shape": _shape, "dtype": one_of(BY_NUMPY)}
+
+
+def _input(data: Any, place: str) -> InputSpec:
+    optional = {"meaning": text, "preprocessing": plain_object}
+    return InputSpec(**table(data, place, _TENSOR, optional))
+
+
+def _output(data: Any, place: str) -> TensorSpec:
+    return TensorSpec(**table(data, place, _TENSOR, {"meaning": text}))
+
+
+def _task(data: Any, place: str) -> TaskSpec:
+    task = TaskSpec(
+        **table(data, place, {"name": nonempty, "kind": nonempty}, {"decision": one_of(DECISIONS)})
+    )
+    if not task.decision:
+        expected = f"one of {', '.join(KINDS)}, or a task.decision beside it"
+        raise wrong(f"{place}.kind", task.kind, expected)
+    if KINDS.get(task.kind, task.decision) != task.decision:
+        raise wrong(f"{place}.decision", task.decision, KINDS[task.kind])
+    return task
+
+
+def _matching(pattern: re.Pattern[str], expected: str) -> Check:
+    def check(value: Any, place: str) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise wrong(place, value, expected)
+        return value
+
+    return check
+
+
+def _files(data: Any, place: str) -> Mapping[str, str]:
+    if not isinstance(data, dict) or MODEL_FILE not in data:
+        raise wrong(place, data, f"an object of sha256 digests with {MODEL_FILE!r} in it")
+    # A plain name only: a manifest must not make the server read outside its folder.
+    plain = _matching(_FILE_NAME, "the plain name of a file in the bundle")
+    digest = _matching(_SHA256, "a sha256 of 64 hexadecimal digits")
+    return {plain(key, place): digest(found, f"{place}.{key}") for key, found in data.items()}
+
+
+def _format(value: Any, place: str) -> Any:
+    if value != FORMAT:
+        raise wrong(place, value, f"{FORMAT!r}: export again with this version")
+    return value
+
+
+_REQUIRED: dict[str, Check] = {
+    "format": _format,
+    "name": _matching(_NAME, "letters, digits, '_', '-' and '.'"),
+    "task": _task,
+    "inputs": each(_input),
+    "outputs": each(_output),
+    "class_names": each(nonempty),
+    "files": _files,
+}
+_OPTIONAL: dict[str, Check] = {
+    "threshold": lambda value, place: value,  # it depends on the task
+    "genotype": nullable(plain_object),
+    "fusion": nullable(plain_object),
+    **dict.fromkeys(("scores", "parity", "latency", "versions"), plain_object),
+}
+
+
 def parse(data: Any, source: str = "manifest") -> Manifest:
     """Build a manifest from plain data; ``source`` is named in messages.
 
     Raises BundleError on anything that is not exactly the documented format.
     """
     try:
-        top = _object(data, "the manifest", _REQUIRED, _OPTIONAL)
-        if top["format"] != FORMAT:
-            raise _wrong("format", top["format"], f"{FORMAT!r}: export again with this version")
-        task = _object(top["task"], "task", ("name", "kind"), ("decision",))
-        return Manifest(
-            name=top["name"],
-            task=TaskSpec(**task),
-            inputs=tuple(
-                InputSpec(**_tensor(item, f"inputs[{i}]", ("preprocessing",)))
-                for i, item in enumerate(_list(top["inputs"], "inputs"))
-            ),
-            outputs=tuple(
-                TensorSpec(**_tensor(item, f"outputs[{i}]"))
-                for i, item in enumerate(_list(top["outputs"], "outputs"))
-            ),
-            class_names=tuple(_list(top["class_names"], "class_names")),
-            files=top["files"],
-            **{key: top[key] for key in _OPTIONAL if key in top},
-        )
-    except BundleError as error:
+        members = table(data, "", _REQUIRED, _OPTIONAL)
+        del members["format"]
+        manifest = Manifest(**members)
+        _check_names(manifest)
+        _check_threshold(manifest.threshold, manifest.task)
+    except FormatError as error:
         raise BundleError(f"{source}: {error}") from error
+    return manifest
+
+
+def _check_names(manifest: Manifest) -> None:
+    for place, tensors in (("inputs", manifest.inputs), ("outputs", manifest.outputs)):
+        names = [tensor.name for tensor in tensors]
+        if not names or len(set(names)) < len(names):
+            raise wrong(place, names, "at least one tensor, and names that differ")
+    classes, task = manifest.class_names, manifest.task
+    if not classes or len(set(classes)) < len(classes):
+        raise wrong("class_names", list(classes), "at least one name, and names that differ")
+    # A kind that states its decision may have logits of another number.
+    by_class = ("logits", "probabilities") if task.kind in KINDS else ("probabilities",)
+    for i, tensor in enumerate(manifest.outputs if task.decision != "none" else ()):
+        if tensor.name in by_class and tensor.shape != (-1, len(classes)):
+            expected = f"{[-1, len(classes)]}, one column for each of the class_names"
+            raise wrong(f"outputs[{i}].shape", list(tensor.shape), expected)
+
+
+def _check_threshold(threshold: Any, task: TaskSpec) -> None:
+    if task.decision != "threshold":
+        if threshold is not None:
+            raise wrong("threshold", threshold, f"null, as the task is {task.kind}")
+    elif type(threshold) not in (int, float) or not 0 <= threshold <= 1:
+        raise wrong("threshold", threshold, f"a number from 0 to 1, as the task is {task.kind}")
 
 
 def verify_files(manifest: Manifest, folder: Path) -> None:
@@ -241,107 +291,3 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
                 f"{path}: damaged or changed after export: its sha256 is {received}, expected"
                 f" {expected}: export again"
             )
-
-
-def _check_tensors(tensors: tuple[TensorSpec, ...], place: str) -> None:
-    if not tensors:
-        raise BundleError(f"{place}: received none, expected at least one tensor")
-    names = [tensor.name for tensor in tensors]
-    if len(set(names)) < len(names):
-        raise _wrong(place, names, "names that differ")
-    for tensor in tensors:
-        if not tensor.shape or tensor.shape[0] != -1 or -1 in tensor.shape[1:]:
-            raise _wrong(
-                f"{place}: {tensor.name}: shape",
-                list(tensor.shape),
-                "the batch axis -1 first and fixed lengths after it",
-            )
-
-
-def _check_classes(
-    class_names: tuple[str, ...], outputs: tuple[TensorSpec, ...], task: TaskSpec
-) -> None:
-    for position, name in enumerate(class_names):
-        _text(name, f"class_names[{position}]", empty=False)
-    if not class_names or len(set(class_names)) < len(class_names):
-        raise _wrong("class_names", list(class_names), "at least one name, and names that differ")
-    # A kind that states its decision may have logits of another number.
-    by_class = ("logits", "probabilities") if task.kind in KINDS else ("probabilities",)
-    for tensor in outputs if task.decision != "none" else ():
-        if tensor.name in by_class and tensor.shape != (-1, len(class_names)):
-            raise _wrong(
-                f"outputs: {tensor.name}: shape",
-                list(tensor.shape),
-                f"{[-1, len(class_names)]}, one column for each of the class_names",
-            )
-
-
-def _check_threshold(threshold: float | None, task: TaskSpec) -> None:
-    if task.decision != "threshold":
-        if threshold is not None:
-            raise _wrong("threshold", threshold, f"null, as the task is {task.kind}")
-    elif not _is_number(threshold) or not 0 <= threshold <= 1:
-        raise _wrong("threshold", threshold, f"a number from 0 to 1, as the task is {task.kind}")
-
-
-def _check_files(files: Mapping[str, str]) -> None:
-    if not isinstance(files, Mapping) or MODEL_FILE not in files:
-        raise _wrong("files", files, f"an object of sha256 digests with {MODEL_FILE!r} in it")
-    for name, digest in files.items():
-        # A plain name only: a manifest must not make the server read outside its folder.
-        if not isinstance(name, str) or not _FILE_NAME.fullmatch(name):
-            raise _wrong("files", name, "the plain name of a file in the bundle")
-        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
-            raise _wrong(f"files.{name}", digest, "a sha256 of 64 hexadecimal digits")
-
-
-def _tensor(data: Any, place: str, optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    tensor = _object(data, place, ("name", "shape", "dtype"), ("meaning", *optional))
-    return {**tensor, "shape": tuple(_list(tensor["shape"], f"{place}.shape"))}
-
-
-def _object(
-    data: Any, place: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    if not isinstance(data, dict):
-        raise _wrong(place, data, "a JSON object")
-    missing = [key for key in required if key not in data]
-    if missing:
-        raise BundleError(f"{place}: lacks {', '.join(map(repr, missing))}")
-    unknown = [key for key in data if key not in required and key not in optional]
-    if unknown:
-        known = ", ".join((*required, *optional))
-        raise BundleError(f"{place}: has the unknown field {shorten(unknown[0])}, expected {known}")
-    return data
-
-
-def _list(data: Any, place: str) -> list[Any]:
-    if not isinstance(data, list):
-        raise _wrong(place, data, "a list")
-    return data
-
-
-def _free(value: Any, place: str) -> None:
-    if not isinstance(value, Mapping):
-        raise _wrong(place, value, "a JSON object")
-    try:
-        json.dumps(dict(value), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BundleError(f"{place}: not plain JSON data: {error}") from error
-
-
-def _text(value: Any, place: str, *, empty: bool = True) -> None:
-    if not isinstance(value, str) or not (value or empty):
-        raise _wrong(place, value, "a string" if empty else "a string that is not empty")
-
-
-def _is_axis(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and (value == -1 or value >= 1)
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _wrong(place: str, received: Any, expected: str) -> BundleError:
-    return BundleError(f"{place}: received {shorten(received)}, expected {expected}")

@@ -34,26 +34,24 @@ def model_metadata(session: Session) -> dict[str, Any]:
         "inputs": [_tensor_metadata(tensor) for tensor in session.inputs],
         "outputs": [_tensor_metadata(tensor) for tensor in session.outputs],
     }
-    if session.manifest is not None:
+    if (manifest := session.manifest) is not None:
         metadata["parameters"] = {
-            "task": session.manifest.task.name,
-            "kind": session.manifest.task.kind,
-            "decision": session.manifest.task.decision,
-            "class_names": list(session.manifest.class_names),
-            "threshold": session.manifest.threshold,
+            "task": manifest.task.name,
+            "kind": manifest.task.kind,
+            "decision": manifest.task.decision,
+            "class_names": list(manifest.class_names),
+            "threshold": manifest.threshold,
         }
     return metadata
 
 
 def example_request(session: Session) -> dict[str, Any]:
     """Return a request of zeros that the model accepts: one sample, every input."""
+    shapes = {spec.name: [max(axis, 1) for axis in spec.shape] for spec in session.inputs}
     return {
         "inputs": [
-            encode_tensor(
-                tensor.name,
-                np.zeros([max(axis, 1) for axis in tensor.shape], BY_NUMPY[tensor.dtype].dtype),
-            )
-            for tensor in session.inputs
+            encode_tensor(spec.name, np.zeros(shapes[spec.name], spec.dtype))
+            for spec in session.inputs
         ]
     }
 
@@ -64,11 +62,9 @@ def _tensor_metadata(tensor: TensorSpec) -> dict[str, Any]:
         "datatype": BY_NUMPY[tensor.dtype].protocol,
         "shape": list(tensor.shape),
     }
-    parameters: dict[str, Any] = {}
-    if tensor.meaning:
-        parameters["meaning"] = tensor.meaning
-    if isinstance(tensor, InputSpec) and tensor.preprocessing:
-        parameters["preprocessing"] = dict(tensor.preprocessing)
+    about: dict[str, Any] = {"meaning": tensor.meaning}
+    about |= {"preprocessing": dict(tensor.preprocessing)} if isinstance(tensor, InputSpec) else {}
+    parameters = {key: value for key, value in about.items() if value}
     return {**metadata, "parameters": parameters} if parameters else metadata
 
 

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 from bmnas_serve.codec import InferRequest, decode_request, encode_response, encode_tensor
 from bmnas_serve.datatypes import BY_PROTOCOL, DATATYPES
-from bmnas_serve.errors import RequestError
+from bmnas_serve.errors import FormatError
+from bmnas_serve.manifest import TensorSpec
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
+OUTPUTS = (TensorSpec("a", (-1, 1), "float32"), TensorSpec("b", (-1, 1), "float32"))
 
 
 def body(data: Any, shape: Any, datatype: Any = "FP32", **fields: Any) -> bytes:
@@ -18,17 +21,23 @@ def body(data: Any, shape: Any, datatype: Any = "FP32", **fields: Any) -> bytes:
     return json.dumps({"inputs": [tensor], **fields}).encode()
 
 
-def decode(*args: Any, **fields: Any) -> np.ndarray:
-    return decode_request(body(*args, **fields)).inputs[0].array
+def read(content: bytes, rank: int = 1, datatype: str = "FP32") -> InferRequest:
+    """Decode a request to a model of one input, whose axes may have any length."""
+    spec = TensorSpec("x", (-1,) * rank, BY_PROTOCOL[datatype].numpy)
+    return decode_request(content, (spec,), OUTPUTS, 1 << 20)
 
 
-def refusal(content: bytes) -> str:
-    with pytest.raises(RequestError) as caught:
-        decode_request(content)
-    assert caught.value.status == 400
-    assert "\n" not in caught.value.message
-    assert len(caught.value.message) < 400
-    return caught.value.message
+def decode(data: Any, shape: Any, datatype: str = "FP32", **fields: Any) -> np.ndarray:
+    rank = len(shape) if isinstance(shape, list) else 1
+    return read(body(data, shape, datatype, **fields), rank, datatype).inputs["x"]
+
+
+def refusal(content: bytes, rank: int = 1, datatype: str = "FP32") -> str:
+    with pytest.raises(FormatError) as caught:
+        read(content, rank, datatype)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+    return str(caught.value)
 
 
 arrays = st.sampled_from([datatype.dtype for datatype in DATATYPES]).flatmap(
@@ -46,11 +55,9 @@ def test_arrays_survive_encoding_and_decoding(array, nested):
     if nested:
         tensor["data"] = array.tolist()
     content = json.dumps({"inputs": [tensor]}, allow_nan=False).encode()
-    received = decode_request(content).inputs[0]
-    assert received.name == "x"
-    assert received.datatype is BY_PROTOCOL[tensor["datatype"]]
-    assert received.array.dtype == array.dtype
-    np.testing.assert_array_equal(received.array, array, strict=True)
+    received = read(content, array.ndim, tensor["datatype"]).inputs["x"]
+    assert received.dtype == array.dtype
+    np.testing.assert_array_equal(received, array, strict=True)
 
 
 json_values = st.recursive(
@@ -71,8 +78,8 @@ json_values = st.recursive(
 @given(st.binary(max_size=40) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_decoded_or_refused(content):
     try:
-        request = decode_request(content)
-    except RequestError:
+        request = read(content)
+    except FormatError:
         return
     assert isinstance(request, InferRequest)
 
@@ -81,14 +88,14 @@ def test_any_body_is_decoded_or_refused(content):
 def test_any_tensor_is_decoded_or_refused(data, shape, datatype):
     try:
         array = decode(data, shape, datatype)
-    except RequestError:
+    except FormatError:
         return
     assert list(array.shape) == shape
     assert np.isfinite(array).all()
 
 
 def test_request_of_the_protocol():
-    request = decode_request(
+    request = read(
         json.dumps(
             {
                 "id": "42",
@@ -104,16 +111,18 @@ def test_request_of_the_protocol():
                 ],
                 "outputs": [{"name": "b", "parameters": {"binary_data": False}}, {"name": "a"}],
             }
-        ).encode()
+        ).encode(),
+        2,
+        "INT8",
     )
     assert request.id == "42"
     assert request.outputs == ("b", "a")
-    np.testing.assert_array_equal(request.inputs[0].array, np.array([[1, 2], [3, -4]], np.int8))
+    np.testing.assert_array_equal(request.inputs["x"], np.array([[1, 2], [3, -4]], np.int8))
 
 
 @pytest.mark.parametrize("outputs", [None, []])
 def test_optional_fields_may_be_null(outputs):
-    request = decode_request(body([1], [1], id=None, parameters=None, outputs=outputs))
+    request = read(body([1], [1], id=None, parameters=None, outputs=outputs))
     assert request.id is None
     assert request.outputs is None
 
@@ -122,7 +131,7 @@ def test_null_is_not_taken_for_nan():
     # The trap: numpy makes NaN of it without a word.
     assert np.isnan(np.asarray([None], dtype=object).astype("f4")).all()
     assert "data: element 1: received null, expected numbers of FP32" in refusal(
-        body([1.0, None], [1, 2])
+        body([1.0, None], [1, 2]), 2
     )
 
 
@@ -147,7 +156,7 @@ def test_null_is_not_taken_for_nan():
     ],
 )
 def test_elements_that_the_datatype_cannot_hold(data, datatype, message):
-    assert message in refusal(body(data, [1, 2], datatype))
+    assert message in refusal(body(data, [1, 2], datatype), 2, datatype)
 
 
 def test_decimal_beyond_every_float_is_out_of_range():
@@ -172,21 +181,23 @@ def test_largest_float_survives_its_shortest_spelling():
         ([[1], [2]], [2], "element 0: received [1]"),
         (1.5, [1], "data: received 1.5, expected a list"),
         ([1], 1, "shape: received 1, expected a list"),
-        ([1], [1.0], "shape: received [1.0], expected integers from 1"),
-        ([1], [True], "shape: received [true], expected integers from 1"),
-        ([], [0], "shape: received [0], expected integers from 1"),
-        ([1], [-1], "shape: received [-1]"),
-        ([1], [1] * 17, "received 17 axes, expected at most 16"),
-        ([1], [10**30, 10**30], "received 1 element, expected"),
+        ([1], [1.0], "received the shape [1.0], expected [-1], where -1 is any length from 1"),
+        ([1], [True], "received the shape [true], expected [-1]"),
+        ([], [0], "received the shape [0], expected [-1]"),
+        ([1], [-1], "received the shape [-1]"),
+        ([1], [1, 10**30], "received 1 element, expected"),
     ],
 )
 def test_data_and_shape_must_agree(data, shape, message):
-    assert message in refusal(body(data, shape))
+    rank = len(shape) if isinstance(shape, list) else 1
+    assert message in refusal(body(data, shape), rank)
 
 
-@pytest.mark.parametrize("datatype", ["BYTES", "BF16", "fp32", None, 3, ["FP32"]])
-def test_unknown_datatypes(datatype):
-    assert "expected one of BOOL, UINT8" in refusal(body([1], [1], datatype))
+@pytest.mark.parametrize("datatype", ["BYTES", "FP16", "fp32"])
+def test_another_datatype_than_the_models(datatype):
+    message = refusal(body([1], [1], datatype))
+    assert message == f'input "x": datatype: received "{datatype}", expected FP32'
+    assert "expected a string" in refusal(body([1], [1], 3))
 
 
 @pytest.mark.parametrize(
@@ -200,8 +211,8 @@ def test_unknown_datatypes(datatype):
         (b'{"inputs": [NaN]}', "NaN stands where a finite number is expected"),
         (b'{"inputs": [], "inputs": []}', "the key 'inputs' stands twice"),
         (b'{"inputs": [' + b"9" * 5000 + b"]}", "the body is not JSON"),
-        (b"[]", "the body: received [], expected a JSON object"),
-        (b"{}", "the body: lacks 'inputs'"),
+        (b"[]", "the document: received [], expected a JSON object"),
+        (b"{}", "the document: lacks 'inputs'"),
         (b'{"inputs": {}}', "inputs: received {}, expected a list"),
         (b'{"inputs": [3]}', "inputs[0]: received 3, expected a JSON object"),
         (b'{"inputs": [{}]}', "inputs[0]: lacks 'name', 'shape', 'datatype', 'data'"),
@@ -210,7 +221,7 @@ def test_unknown_datatypes(datatype):
         (b'{"inputs": [], "outputs": [""]}', 'outputs[0]: received "", expected a JSON object'),
         (b'{"inputs": [], "outputs": [{"name": ""}]}', "outputs[0].name"),
         (b'{"inputs": [], "outputs": "logits"}', "outputs: received"),
-        (b'{"inputs": [], "parameters": 1}', "the body: parameters: received 1"),
+        (b'{"inputs": [], "parameters": 1}', "parameters: received 1"),
     ],
 )
 def test_malformed_bodies(content, message):
@@ -240,14 +251,14 @@ def test_parameters_that_would_change_the_answer_are_refused(parameter):
 
 def test_response_keeps_the_order_asked_for():
     outputs = {"a": np.array([[1.5]], np.float32), "b": np.array([True])}
-    request = InferRequest("7", (), ("b",))
+    request = InferRequest("7", {}, ("b",))
     assert encode_response("m", "1", request, outputs) == {
         "model_name": "m",
         "model_version": "1",
         "id": "7",
         "outputs": [{"name": "b", "datatype": "BOOL", "shape": [1], "data": [True]}],
     }
-    everything = encode_response("m", "1", InferRequest(None, (), None), outputs)
+    everything = encode_response("m", "1", InferRequest(None, {}, None), outputs)
     assert "id" not in everything
     assert [output["name"] for output in everything["outputs"]] == ["a", "b"]
 
@@ -255,10 +266,3 @@ def test_response_keeps_the_order_asked_for():
 def test_response_data_is_row_major():
     columns = np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3))
     assert encode_tensor("x", columns)["data"] == [0, 1, 2, 3, 4, 5]
-
-
-def test_an_unknown_input_is_told_before_its_elements_are_counted():
-    with pytest.raises(RequestError) as caught:
-        decode_request(body([1], [2]), ["left", "right"])
-    expected = """inputs: received "x", expected the model's inputs "left", "right\""""
-    assert caught.value.message == expected

@@ -27,13 +27,12 @@ from bmnas_serve.predictor import Predictor
 from bmnas_serve.codec import decode_request, encode_response
 from bmnas_serve.metadata import example_request
 from bmnas_serve.session import Session
-from bmnas_serve.validate import check_request
 
 session = Session.open(Path(sys.argv[1]))
-request = decode_request(json.dumps(example_request(session)).encode())
+body = json.dumps(example_request(session)).encode()
+request = decode_request(body, session.inputs, session.outputs, 8)
 with Predictor(session) as predictor:
-    arrays = check_request(request, session.inputs, session.outputs, 8)
-    outputs = asyncio.run(predictor.predict(arrays))
+    outputs = asyncio.run(predictor.predict(request.inputs))
 print(len(encode_response("pets", "1", request, outputs)["outputs"]))
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & {"torch", "bmnas", "bmnas_export", "onnx"}, loaded
