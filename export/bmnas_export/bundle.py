@@ -13,8 +13,10 @@ import onnx
 import onnxruntime
 import onnxscript
 from bmnas_serve import manifest as bundle
+from bmnas_serve.codec import InferRequest, encode_response, encode_tensor
 from bmnas_serve.errors import InferenceError, ServeError
 from bmnas_serve.manifest import InputSpec, Manifest, TaskSpec, TensorSpec
+from bmnas_serve.metadata import MODEL_VERSION
 from bmnas_serve.session import Session
 
 from bmnas.machine.costs import Latency, versions
@@ -25,7 +27,6 @@ from bmnas.pipeline.multimodal import MultimodalNetwork, parameter_counts
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Task
 from bmnas_export.errors import ExportError
-from bmnas_export.example import REQUEST_FILE, RESPONSE_FILE, example
 from bmnas_export.latency import latency_report, measure_session
 from bmnas_export.parity import ParityReport, measure_parity
 from bmnas_export.prepare import prepare, reference_network
@@ -90,49 +91,41 @@ def export_bundle(
         _next(stage, "graph")
         prepared = prepare(reference, trained.task.head)
         try:
-            with atomic_folder(place) as aside:
+            with atomic_folder(place) as folder:
                 metadata = _metadata(trained)
-                files = write(aside, prepared, manifest.inputs, manifest.outputs, metadata)
+                files = write(folder, prepared, manifest.inputs, manifest.outputs, metadata)
                 _next(stage, "check")
-                _write_manifest(aside, manifest, files)
-                session = Session.open(aside)
-                return _complete(aside, out, files, session, trained, reference, inputs, stage)
+                _write_manifest(folder, manifest, files)
+                session = Session.open(folder)
+                _next(stage, "parity")
+                parity = measure_parity(reference, session, inputs, trained.task)
+                _next(stage, "latency")
+                latency = measure_session(session, inputs)
+                _next(stage, "write")
+                files = (*files, *_write_example(folder, session, inputs))
+                report = latency_report(latency, session)
+                manifest = replace(manifest, parity=parity.to_dict(), latency=report)
+                manifest = _write_manifest(folder, manifest, files)
+                bundle.verify_files(bundle.load(folder), folder)
+                sizes = {p: (folder / p).stat().st_size for p in (*files, bundle.MANIFEST_FILE)}
+                stage.advance()
         except OSError as error:
             raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
         except (ServeError, InferenceError) as error:
             raise ExportError(str(error)) from error
-
-
-def _complete(
-    folder: Path,
-    out: Path,
-    files: tuple[str, ...],
-    session: Session,
-    trained: TrainedNetwork,
-    reference: MultimodalNetwork,
-    inputs: SampleInputs,
-    stage: Stage,
-) -> Bundle:
-    """Measure the open model of the bundle in ``folder``, and write the rest of the bundle."""
-    assert session.manifest is not None
-    _next(stage, "parity")
-    parity = measure_parity(reference, session, inputs, trained.task)
-    _next(stage, "latency")
-    latency = measure_session(session, inputs)
-    _next(stage, "write")
-    request, response = example(session, inputs)
-    # On one line each: an image is thousands of numbers.
-    (folder / REQUEST_FILE).write_text(json.dumps(request, allow_nan=False) + "\n", "utf-8")
-    (folder / RESPONSE_FILE).write_text(json.dumps(response, allow_nan=False) + "\n", "utf-8")
-    manifest = replace(
-        session.manifest, parity=parity.to_dict(), latency=latency_report(latency, session)
-    )
-    files = (*files, REQUEST_FILE, RESPONSE_FILE)
-    manifest = _write_manifest(folder, manifest, files)
-    bundle.verify_files(bundle.load(folder), folder)
-    sizes = {name: (folder / name).stat().st_size for name in (*files, bundle.MANIFEST_FILE)}
-    stage.advance()
     return Bundle(out, manifest, parity, latency, parameter_counts(reference), sizes)
+
+
+def _write_example(folder: Path, session: Session, inputs: SampleInputs) -> tuple[str, ...]:
+    """Write a request that can be sent as it is, the first test sample, and the answer to it."""
+    arrays = {name: tensor.numpy() for name, tensor in inputs.batch(1).items()}
+    request = {"inputs": [encode_tensor(name, array) for name, array in arrays.items()]}
+    asked = InferRequest(id=None, inputs=arrays, outputs=None)
+    response = encode_response(session.name, MODEL_VERSION, asked, session.run(arrays))
+    for name, body in (("example.json", request), ("example.expected.json", response)):
+        # On one line: an image is thousands of numbers.
+        (folder / name).write_text(json.dumps(body, allow_nan=False) + "\n", "utf-8")
+    return "example.json", "example.expected.json"
 
 
 def _describe(

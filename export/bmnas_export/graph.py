@@ -125,45 +125,32 @@ def _clean(
 ) -> None:
     """Give inputs and outputs their names, and drop what tells of the exporting machine."""
     graph = model.graph
-    for values, specs in ((graph.inputs, inputs), (graph.outputs, outputs)):
-        _check_shapes(values, specs)
-    public = {spec.name for spec in (*inputs, *outputs)}
-    ends = {*graph.inputs, *graph.outputs}
+    ends = {
+        **_named(graph.inputs, inputs),
+        **_named(graph.outputs, outputs),
+    }
+    public = {spec.name for spec in ends.values()}
+    nodes = list(ir.traversal.RecursiveGraphIterator(graph))
+    produced = [value for node in nodes for value in node.outputs]
     # Nodes carry stack traces with paths, values the shapes with names drawn by torch.
-    for value in _inner_values(graph):
-        if value in ends:
-            continue
-        value.metadata_props.clear()
-        value.doc_string = None
-        while value.name in public:
+    for value in (*graph.initializers.values(), *produced):
+        while value not in ends and value.name in public:
             value.name = f"{value.name}_"
-    for node in ir.traversal.RecursiveGraphIterator(graph):
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            if value not in ends:
-                value.shape = value.type = None
-    for values, specs in ((graph.inputs, inputs), (graph.outputs, outputs)):
-        for value, spec in zip(values, specs, strict=True):
-            value.name = spec.name
-            value.shape = ir.Shape([BATCH, *spec.shape[1:]])
-            value.metadata_props.clear()
-            value.doc_string = None
+    for value in produced:
+        if value not in ends:
+            value.shape = value.type = None
+    for value, spec in ends.items():
+        value.name, value.shape = spec.name, ir.Shape([BATCH, *spec.shape[1:]])
+    for part in (*ends, *graph.initializers.values(), *produced, *nodes, graph, model):
+        part.metadata_props.clear()
+        part.doc_string = None
     graph.name = "bmnas"
-    graph.doc_string = model.doc_string = None
-    graph.metadata_props.clear()
-    model.metadata_props.clear()
     model.metadata_props.update(metadata)
     model.producer_name, model.producer_version = "bmnas", metadata.get("bmnas.version", "")
 
 
-def _inner_values(graph: ir.Graph) -> list[Any]:
-    produced = [v for node in ir.traversal.RecursiveGraphIterator(graph) for v in node.outputs]
-    return [*graph.initializers.values(), *produced]
-
-
-def _check_shapes(values: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
-    """Raise ExportError unless the values have a free first axis and the other lengths of specs."""
+def _named(values: Sequence[Any], specs: Sequence[TensorSpec]) -> dict[Any, TensorSpec]:
+    """Return what each value is; ExportError unless the first axis is free and the others fit."""
     if len(values) != len(specs):
         raise ExportError(
             f"the graph has {len(values)} tensors where {len(specs)} are expected:"
@@ -177,6 +164,7 @@ def _check_shapes(values: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
                 f"{spec.name}: the graph has {dtype} {list(shape)}, expected {spec.dtype}"
                 f" {list(spec.shape)}, where -1 is any length"
             )
+    return dict(zip(values, specs, strict=True))
 
 
 @contextlib.contextmanager

@@ -18,12 +18,13 @@ def checked_target(out: Path) -> Path:
     """
     try:
         target = out.resolve()
-        if not target.exists():
-            _check_parents(out, target)
-            return target
-        if not target.is_dir():
-            raise UserError(f"{out}: is a file, expected a folder that is new or holds a bundle")
-        found = sorted(target.iterdir())
+        nearest = next(place for place in (target, *target.parents) if place.exists())
+        if not nearest.is_dir():
+            place = "" if nearest == target else f"cannot be made: {nearest} "
+            raise UserError(
+                f"{out}: {place}is a file, expected a folder that is new or holds a bundle"
+            )
+        found = sorted(target.iterdir()) if nearest == target else []
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{out}: cannot be used: {reason}") from error
@@ -39,26 +40,19 @@ def checked_target(out: Path) -> Path:
     return target
 
 
-def _check_parents(out: Path, target: Path) -> None:
-    nearest = next(parent for parent in target.parents if parent.exists())
-    if not nearest.is_dir():
-        raise UserError(f"{out}: cannot be made: {nearest} is a file, expected a folder")
-
-
 def _own_files(out: Path, target: Path) -> set[str]:
-    refusal = UserError(
+    refusal = (
         f"{out}: is a folder that holds no bundle, and nothing there is deleted: choose another"
         " folder with --out"
     )
-    if not (target / bundle.MANIFEST_FILE).is_file():
-        raise refusal
+    path = target / bundle.MANIFEST_FILE
     try:
-        manifest = read_json(target / bundle.MANIFEST_FILE)
+        manifest = read_json(path) if path.is_file() else None
     except UserError as error:
         raise UserError(f"{refusal} ({error})") from error
     # An older format is a bundle too, a stranger's manifest.json is not.
     family = bundle.FORMAT.partition("/")[0]
     if not isinstance(manifest, dict) or not str(manifest.get("format")).startswith(f"{family}/"):
-        raise refusal
+        raise UserError(refusal)
     files = manifest.get("files")
     return {bundle.MANIFEST_FILE, *(files if isinstance(files, dict) else ())}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from bmnas_serve.manifest import MODEL_FILE, TensorSpec
 from torch import nn
@@ -12,23 +11,13 @@ from torch import nn
 from bmnas.machine.errors import UserError, close
 from bmnas_export.graph import export_graph
 
-
-class Target(Protocol):
-    """Writes a network as one file or several."""
-
-    def __call__(
-        self,
-        folder: Path,
-        network: nn.Module,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        metadata: Mapping[str, str],
-    ) -> tuple[str, ...]:
-        """Write ``network``, from ``inputs`` to ``outputs``, to ``folder``; return the file names.
-
-        Raises ExportError when the target cannot hold the network.
-        """
-        ...
+#: Writes a network, from the inputs to the outputs that are described, to a folder, with metadata
+#: where there is room for it, and returns the names of the files. Raises ExportError when the
+#: target cannot hold the network.
+Target = Callable[
+    [Path, nn.Module, Sequence[TensorSpec], Sequence[TensorSpec], Mapping[str, str]],
+    tuple[str, ...],
+]
 
 
 def write_onnx(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -29,6 +29,16 @@ MAX_BODY_BYTES = 32 * 2**20
 #: Larger ones go to a thread, so that the event loop goes on between their objects.
 _SMALL_BYTES = 4096
 _SMALL_NUMBERS = 512
+
+
+#: What is answered in JSON; ``Exception`` is a defect, which the server's log tells in full.
+_ERRORS: tuple[type[Exception], ...] = (
+    RequestError,
+    FormatError,
+    InferenceError,
+    HTTPException,
+    Exception,
+)
 
 
 class JsonResponse(Response):
@@ -56,13 +66,7 @@ def create_app(
     endpoints = _Endpoints(session, lifecycle or Lifecycle(), max_batch, max_body_bytes)
     return Starlette(
         routes=endpoints.routes(),
-        exception_handlers={
-            RequestError: _on_request_error,
-            FormatError: _on_format_error,
-            InferenceError: _on_inference_error,
-            HTTPException: _on_http_exception,
-            Exception: _on_defect,
-        },
+        exception_handlers=dict.fromkeys(_ERRORS, _on_error),
         lifespan=endpoints.lifespan,
     )
 
@@ -217,34 +221,24 @@ async def _read_body(request: Request, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
+    headers: Mapping[str, str] = {}
+    match error:
+        case RequestError():
+            status, message = error.status, error.message
+            # After 413 the body has not been read to its end: the connection cannot go on.
+            headers = {"connection": "close"} if status == 413 else {}
+        case FormatError():
+            status, message = 400, str(error)
+        case InferenceError():
+            status, message = 500, str(error)
+        case HTTPException():
+            status, headers = error.status_code, error.headers or {}
+            known = {
+                404: f"there is nothing at {shorten(request.url.path)}",
+                405: f"{request.method} is not allowed at {shorten(request.url.path)}",
+            }.get(status)
+            message = f"{known}; GET / lists the endpoints" if known else error.detail
+        case _:
+            status, message = 500, "a defect of the server; its log has the details"
     return JsonResponse({"error": message}, status_code=status, headers=headers)
-
-
-async def _on_request_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    # After 413 the body has not been read to its end: the connection cannot be used again.
-    headers = {"connection": "close"} if error.status == 413 else None
-    return _error(error.status, error.message, headers)
-
-
-async def _on_format_error(request: Request, error: Exception) -> Response:
-    return _error(400, str(error))
-
-
-async def _on_inference_error(request: Request, error: Exception) -> Response:
-    return _error(500, str(error))
-
-
-async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    path = shorten(request.url.path)
-    message = {
-        404: f"there is nothing at {path}; GET / lists the endpoints",
-        405: f"{request.method} is not allowed at {path}; GET / lists the endpoints",
-    }.get(error.status_code, error.detail)
-    return _error(error.status_code, message, dict(error.headers or {}))
-
-
-async def _on_defect(request: Request, error: Exception) -> Response:
-    return _error(500, "a defect of the server; its log has the details")
