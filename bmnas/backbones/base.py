@@ -44,7 +44,8 @@ class Backbone(nn.Module):
 
     Feature f is the output of stage f, (B, C_raw, *rest); ``feature_names`` are "1", "2", …
     and ``feature_channels`` their C_raw. Subclasses fill the attributes in ``__init__``, whose
-    keywords are ``config``, plain JSON data, and describe their input in ``input_spec``.
+    keywords they hand on as ``config``, plain JSON data, and describe their input in
+    ``input_spec``.
     ``family`` is the name in the table of backbones, ``types`` the modalities that it reads;
     ``shape`` and ``dtype`` are those of one row as the network takes it.
     """
@@ -59,6 +60,10 @@ class Backbone(nn.Module):
     stem: nn.Module
     stages: nn.ModuleList
     head: nn.Module | None
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config = config
 
     def set_stages(
         self, stem: nn.Module, stages: Iterable[nn.Module], channels: Sequence[int], head: nn.Module

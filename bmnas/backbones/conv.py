@@ -122,26 +122,24 @@ class ResidualStage(nn.Module):
         return out
 
 
-class Downsampling:
-    """Strides for an input of ``sizes``: of the first layer, and of each of ``stages`` stages.
+def strides_for(
+    sizes: Sequence[int], limits: Sequence[int], stages: int
+) -> tuple[tuple[int, ...], list[list[int]]]:
+    """Return strides for an input of ``sizes``: of the first layer, and of each of the stages.
 
     The first layer brings every axis under its limit in ``limits`` by a power of two; a stage
     halves the axes that have at least six positions.
     """
-
-    def __init__(self, sizes: Sequence[int], limits: Sequence[int], stages: int) -> None:
-        self.first: list[int] = []
-        for size, limit in zip(sizes, limits, strict=True):
-            stride = 1
-            while -(-size // stride) > limit:
-                stride *= 2
-            self.first.append(stride)
-        left = [-(-size // stride) for size, stride in zip(sizes, self.first, strict=True)]
-        self.later: list[list[int]] = []
-        for _ in range(stages):
-            strides = [2 if size >= _SMALLEST_HALVED else 1 for size in left]
-            left = [-(-size // stride) for size, stride in zip(left, strides, strict=True)]
-            self.later.append(strides)
+    first = [1] * len(sizes)
+    for axis, (size, limit) in enumerate(zip(sizes, limits, strict=True)):
+        while -(-size // first[axis]) > limit:
+            first[axis] *= 2
+    later: list[list[int]] = []
+    left = [-(-size // stride) for size, stride in zip(sizes, first, strict=True)]
+    for _ in range(stages):
+        later.append([2 if size >= _SMALLEST_HALVED else 1 for size in left])
+        left = [-(-size // stride) for size, stride in zip(left, later[-1], strict=True)]
+    return tuple(first), later
 
 
 class FittedBackbone(Backbone):
@@ -177,25 +175,27 @@ class FittedBackbone(Backbone):
 
 
 class ConvBackbone(FittedBackbone):
-    """A backbone of residual stages; families fill it in with ``build``."""
+    """A backbone of residual stages; families fill it in with ``build``.
+
+    ``classes`` and ``dropout`` of the head are among their keywords.
+    """
 
     def build(
         self,
         prepare: nn.Module,
         standardise: Standardise,
-        down: Downsampling,
         *,
         channels: int,
+        sizes: Sequence[int],
+        limits: Sequence[int],
         widths: Sequence[int],
-        classes: int,
-        dropout: float,
     ) -> None:
         """Set up stem, stages and head.
 
-        ``channels`` are those of the prepared input, ``widths`` the first layer's and each
-        stage's.
+        ``channels`` and ``sizes`` are those of the prepared input, ``limits`` what the stages see
+        of each size at most, ``widths`` the first layer's and each stage's.
         """
-        first = tuple(down.first)
+        first, later = strides_for(sizes, limits, len(widths) - 1)
         kernel = tuple(2 * stride + 1 for stride in first)
         conv, norm = _CONV[len(first)], _NORM[len(first)]
         entry = nn.Sequential(
@@ -203,9 +203,9 @@ class ConvBackbone(FittedBackbone):
         )
         stages = [
             ResidualStage(width_in, width, stride)
-            for width_in, width, stride in zip(widths[:-1], widths[1:], down.later, strict=True)
+            for width_in, width, stride in zip(widths[:-1], widths[1:], later, strict=True)
         ]
-        head = PooledHead(widths[-1], classes, dropout)
+        head = PooledHead(widths[-1], self.config["classes"], self.config["dropout"])
         self.set_stages(Stem(prepare, standardise, entry), stages, widths[1:], head)
         if len(first) == 2:
             # A third to a half of a training step's time on CPUs; the maps follow the weights.

@@ -24,7 +24,7 @@ from bmnas.backbones.pixels import Pixels
 from bmnas.backbones.reader import Reader
 from bmnas.backbones.rows import check_rows
 from bmnas.backbones.tap import TappedBackbone
-from bmnas.backbones.words import MaskedHead
+from bmnas.backbones.words import MaskedHead, PaddedBackbone
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import read_json
 from bmnas.tasks.task import Array, Modality, ModalityType
@@ -34,7 +34,7 @@ _LONGEST = 128  # tokens
 _NOT_PORTABLE = ("_name_or_path", "auto_map", "transformers_version")
 
 
-class HFBackbone(TappedBackbone):
+class HFBackbone(TappedBackbone, PaddedBackbone):
     """A transformer of transformers: BERT-like for texts, ViT-like for images.
 
     ``model`` is its configuration, ``reader`` how the modality is read (a ``Reader``'s for
@@ -57,15 +57,14 @@ class HFBackbone(TappedBackbone):
         pixels: Mapping[str, Any] | None = None,
         network: nn.Module | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            classes=classes,
+            model=dict(model),
+            reader=dict(reader),
+            pixels=None if pixels is None else dict(pixels),
+        )
         network = _empty_model(model) if network is None else network
         layers = _layers(network, model)
-        self.config = {
-            "classes": classes,
-            "model": dict(model),
-            "reader": dict(reader),
-            "pixels": None if pixels is None else dict(pixels),
-        }
         self.shape = tuple(reader["shape"])
         self.dtype = str(reader["dtype"])
         self.tokenizer = _Tokenizer(reader["tokenizer"], self.shape[0]) if pixels is None else None
@@ -122,19 +121,11 @@ class HFBackbone(TappedBackbone):
         """Return hidden states (B, T, C) as (B, C, T), or as a map without special tokens."""
         hidden = output.transpose(1, 2)
         if self.pad is not None:
-            return hidden * self.content(x).to(hidden.dtype)
+            return hidden * self.content(x, hidden.dtype)
         height, width = self.grid()
         # Class token and registers stand in front of the patches.
         patches = hidden[:, :, hidden.shape[2] - height * width :]
         return patches.reshape(*patches.shape[:2], height, width)
-
-    def mask(self, x: Tensor) -> Tensor | None:
-        """Return which tokens of ``x`` (B, T) are no padding."""
-        return None if self.pad is None else x != self.pad
-
-    def content(self, x: Tensor) -> Tensor:
-        """Return 1 at the tokens of ``x`` (B, T) and 0 at padding, (B, 1, T)."""
-        return torch.ne(x, self.pad or 0).to(torch.float32).unsqueeze(1)
 
     def grid(self) -> tuple[int, int]:
         """Return how many patches an image has, down and across."""
@@ -142,13 +133,6 @@ class HFBackbone(TappedBackbone):
         down, across = patch if isinstance(patch, list | tuple) else (patch, patch)
         height, width = self.config["pixels"]["size"]
         return height // down, width // across
-
-    def classify(self, feature: Tensor, x: Tensor) -> Tensor:
-        """Return the head's logits (B, K) from the last feature and the raw input ``x``."""
-        if not isinstance(self.head, MaskedHead):
-            return super().classify(feature, x)
-        logits: Tensor = self.head(feature, self.content(x))
-        return logits
 
     def example(self) -> Tensor:
         """Return two raw inputs (2, *shape): zeros, or a token that is not padding."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.backbones.base import InputSpec, PooledHead
-from bmnas.backbones.conv import ConvBackbone, Downsampling, FittedBackbone, Standardise, Stem
+from bmnas.backbones.conv import ConvBackbone, FittedBackbone, Standardise, Stem
 from bmnas.tasks.task import ModalityType
 
 _WIDTHS = (64, 64, 96, 128)
@@ -46,18 +46,16 @@ class SequenceBackbone(ConvBackbone):
     dtype = "float32"
 
     def __init__(self, *, classes: int, shape: Sequence[int], dropout: float = 0.1) -> None:
-        super().__init__()
+        super().__init__(classes=classes, shape=list(shape), dropout=dropout)
         self.shape = tuple(shape)
-        self.config = {"classes": classes, "shape": list(shape), "dropout": dropout}
         time, columns = self.shape
         self.build(
             Floats(transposed=True),
             Standardise(columns, 3),
-            Downsampling((time,), (_LIMIT,), len(_WIDTHS) - 1),
             channels=columns,
+            sizes=(time,),
+            limits=(_LIMIT,),
             widths=_WIDTHS,
-            classes=classes,
-            dropout=dropout,
         )
 
     def input_spec(self) -> InputSpec:
@@ -94,9 +92,8 @@ class VectorBackbone(FittedBackbone):
     dtype = "float32"
 
     def __init__(self, *, classes: int, shape: Sequence[int], dropout: float = 0.2) -> None:
-        super().__init__()
+        super().__init__(classes=classes, shape=list(shape), dropout=dropout)
         self.shape = tuple(shape)
-        self.config = {"classes": classes, "shape": list(shape), "dropout": dropout}
         (columns,) = self.shape
         entry = nn.Sequential(nn.Linear(columns, _WIDTH), nn.ReLU())
         stem = Stem(Floats(), Standardise(columns, 2), entry)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bmnas.backbones.base import InputSpec, PooledHead
 from bmnas.backbones.reader import Reader
 from bmnas.backbones.tap import TappedBackbone, first_tensor, inference_mode_of
-from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.errors import UserError, close, one_line
 from bmnas.tasks.task import MODALITY_TYPES, Array, Modality, ModalityType
 
 _LAST = "channels_last"
@@ -194,8 +194,7 @@ def module_from_target(target: str, classes: int) -> nn.Module:
             raise
         raise UserError(f"{target}: no module {module!r} in {folder} or installed") from error
     if not hasattr(loaded, attribute):
-        near = difflib.get_close_matches(attribute, dir(loaded), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = close(attribute, dir(loaded))
         raise UserError(f"{target}: {module} has no attribute {attribute!r}{hint}")
     return made_module(target, getattr(loaded, attribute), classes)
 

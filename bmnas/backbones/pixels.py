@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.backbones.base import InputSpec
-from bmnas.backbones.conv import ConvBackbone, Downsampling, Standardise
+from bmnas.backbones.conv import ConvBackbone, Standardise
 from bmnas.backbones.rows import has_colour, sample_rows
 from bmnas.tasks.task import Array, Modality, ModalityType
 
@@ -54,15 +54,9 @@ class PixelBackbone(ConvBackbone, ABC):
         value_range: Sequence[float],
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
+        what = {"shape": list(shape), "dtype": dtype, "value_range": list(value_range)}
+        super().__init__(classes=classes, **what, dropout=dropout)
         self.shape, self.dtype = tuple(shape), dtype
-        self.config = {
-            "classes": classes,
-            "shape": list(shape),
-            "dtype": dtype,
-            "value_range": list(value_range),
-            "dropout": dropout,
-        }
         self.colour = has_colour(self.types[0], self.shape)
         sizes = self.shape[: len(self.layout)]
         widths, limits = self.plan(sizes)
@@ -70,11 +64,10 @@ class PixelBackbone(ConvBackbone, ABC):
         self.build(
             Pixels(colour=self.colour, dtype=dtype),
             Standardise(channels, len(sizes) + 2),
-            Downsampling(sizes, limits, len(widths) - 1),
             channels=channels,
+            sizes=sizes,
+            limits=limits,
             widths=widths,
-            classes=classes,
-            dropout=dropout,
         )
 
     @abstractmethod

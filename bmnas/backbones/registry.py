@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, cast
 
 from torch import nn
@@ -14,7 +13,7 @@ from bmnas.backbones.module import ModuleBackbone, made_module, module_from_targ
 from bmnas.backbones.pixels import ClipBackbone, ImageBackbone
 from bmnas.backbones.waveform import WaveformBackbone
 from bmnas.backbones.words import TextBackbone, TokenBackbone
-from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.errors import UserError, close, one_line
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 #: Families that are built from rows alone; their names are what ``Modality.backbone`` may say.
@@ -134,9 +133,7 @@ def _user_module(wanted: object, classes: int) -> nn.Module:
 
 
 def _unknown(name: object) -> str:
-    near = difflib.get_close_matches(str(name), BACKBONES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     return (
         f"received backbone {name!r}, expected {', '.join(BACKBONES)}, hf:<folder> or "
-        f"module:Class{hint}"
+        f"module:Class{close(str(name), list(BACKBONES))}"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ class Recorder:
         self.stops = False
         self.recorded: list[tuple[int, object]] = []
 
-    def record(self, number: int, output: object) -> None:
-        """Note the output of tap ``number``; leave the pass when all are there."""
+    def record(self, number: int, module: nn.Module, inputs: object, output: object) -> None:
+        """Note the output of tap ``number``, as its hook; leave the pass when all are there."""
         if number < self.count:
             self.recorded.append((number, output))
             if self.stops and len(self.recorded) == self.count:
@@ -69,16 +70,6 @@ def _kept_module_stack() -> Iterator[None]:
             stack.popitem()
 
 
-class _Hook:
-    # An object, not a closure: a deep copy of the module must copy the recorder with it.
-    def __init__(self, recorder: Recorder, number: int) -> None:
-        self.recorder = recorder
-        self.number = number
-
-    def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
-        self.recorder.record(self.number, output)
-
-
 def first_tensor(output: object) -> Tensor | None:
     """Return ``output`` if it is a tensor, else the first tensor of a tuple, list or mapping."""
     if isinstance(output, dict):
@@ -103,7 +94,8 @@ class TappedBackbone(Backbone):
         self.network = network
         self.recorder = Recorder(len(modules))
         for number, module in enumerate(modules):
-            module.register_forward_hook(_Hook(self.recorder, number))
+            # Not a closure: a deep copy of the module must copy the recorder with it.
+            module.register_forward_hook(partial(self.recorder.record, number))
 
     def run(self, x: Tensor) -> object:
         """Call the network on the raw input ``x`` (B, *shape) and return what it returns."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bmnas.backbones.augmentation import SpectrogramMasking, WaveformAugmentation
 from bmnas.backbones.base import InputSpec
-from bmnas.backbones.conv import ConvBackbone, Downsampling, Standardise
+from bmnas.backbones.conv import ConvBackbone, Standardise
 from bmnas.backbones.logmel import LogMel, LogMelSettings, log_mel_settings
 from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Array, Modality, ModalityType
@@ -52,28 +52,18 @@ class WaveformBackbone(ConvBackbone):
         sample_rate: int,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.shape = tuple(shape)
-        self.dtype = dtype
-        self.sample_rate = sample_rate
-        self.config = {
-            "classes": classes,
-            "shape": list(shape),
-            "dtype": dtype,
-            "sample_rate": sample_rate,
-            "dropout": dropout,
-        }
+        what = {"shape": list(shape), "dtype": dtype, "sample_rate": sample_rate}
+        super().__init__(classes=classes, **what, dropout=dropout)
+        self.shape, self.dtype, self.sample_rate = tuple(shape), dtype, sample_rate
         settings = log_mel_settings(sample_rate)
         prepare = Spectrogram(self.shape[0], sample_rate, settings)
-        sizes = (prepare.log_mel.frames, settings.mels)
         self.build(
             prepare,
             Standardise(settings.mels, 4, axis=3),
-            Downsampling(sizes, _LIMITS, len(_WIDTHS) - 1),
             channels=1,
+            sizes=(prepare.log_mel.frames, settings.mels),
+            limits=_LIMITS,
             widths=_WIDTHS,
-            classes=classes,
-            dropout=dropout,
         )
 
     @classmethod

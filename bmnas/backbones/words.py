@@ -58,7 +58,30 @@ class MaskedHead(nn.Module):
         return logits
 
 
-class WordConvBackbone(Backbone):
+class PaddedBackbone(Backbone):
+    """A backbone for integers (B, T); those equal to ``pad`` are none, None for no padding."""
+
+    pad: int | None
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        """Return which integers of ``x`` (B, T) are content and not padding."""
+        return None if self.pad is None else x != self.pad
+
+    def content(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return ``mask`` as zeros and ones (B, 1, T)."""
+        mask = self.mask(x)
+        content = torch.ones_like(x) if mask is None else mask
+        return content.to(dtype).unsqueeze(1)
+
+    def classify(self, feature: Tensor, x: Tensor) -> Tensor:
+        """Return the head's logits (B, K) from the last feature and integers ``x`` (B, T)."""
+        if not isinstance(self.head, MaskedHead):
+            return super().classify(feature, x)
+        logits: Tensor = self.head(feature, self.content(x, self.head.linear.weight.dtype))
+        return logits
+
+
+class WordConvBackbone(PaddedBackbone):
     """Rows of integers (B, T), int64, through an embedding and three convolutional stages.
 
     ``entries`` is the size of the embedding; integers outside it count as ``unknown``; ``pad``
@@ -69,13 +92,10 @@ class WordConvBackbone(Backbone):
 
     dtype = "int64"
 
-    def build(
-        self, *, entries: int, unknown: int, pad: int | None, classes: int, dropout: float
-    ) -> None:
+    def build(self, *, entries: int, unknown: int, pad: int | None) -> None:
         """Set up embedding, stages and head."""
-        self.entries = entries
-        self.unknown = unknown
-        self.pad = pad
+        self.entries, self.unknown, self.pad = entries, unknown, pad
+        dropout = self.config["dropout"]
         stem = nn.Embedding(entries, _EMBEDDING, padding_idx=pad)
         # Unit variance, the default, would drown the gradient of rare words.
         with torch.no_grad():
@@ -85,13 +105,15 @@ class WordConvBackbone(Backbone):
             MaskedConvStage(width_in, width, kernel, dropout)
             for width_in, width, kernel in zip(widths[:-1], widths[1:], _KERNELS, strict=True)
         ]
-        self.set_stages(stem, stages, widths[1:], MaskedHead(_WIDTH, classes, dropout))
+        self.set_stages(
+            stem, stages, widths[1:], MaskedHead(_WIDTH, self.config["classes"], dropout)
+        )
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the features (B, C_raw, T) of integers ``x`` (B, T)."""
         known = (x >= 0) & (x < self.entries)
         ids = torch.where(known, x, self.unknown)
-        mask = self.content(x)
+        mask = self.content(x, cast(nn.Embedding, self.stem).weight.dtype)
         if self.training:
             hidden = torch.rand(ids.shape, device=ids.device) < _HIDDEN_WORDS
             # Padding is masked anyway: hiding it changes nothing.
@@ -102,22 +124,6 @@ class WordConvBackbone(Backbone):
             y = stage(y, mask)
             outputs.append(y)
         return outputs
-
-    def mask(self, x: Tensor) -> Tensor | None:
-        """Return which integers of ``x`` (B, T) are content and not padding."""
-        return None if self.pad is None else x != self.pad
-
-    def content(self, x: Tensor) -> Tensor:
-        """Return ``mask`` as zeros and ones (B, 1, T)."""
-        mask = self.mask(x)
-        content = torch.ones_like(x) if mask is None else mask
-        return content.to(cast(nn.Embedding, self.stem).weight.dtype).unsqueeze(1)
-
-    def classify(self, feature: Tensor, x: Tensor) -> Tensor:
-        """Return the head's logits (B, K) from the last feature and integers ``x`` (B, T)."""
-        assert self.head is not None
-        logits: Tensor = self.head(feature, self.content(x))
-        return logits
 
 
 class TextBackbone(WordConvBackbone):
@@ -132,16 +138,10 @@ class TextBackbone(WordConvBackbone):
     def __init__(
         self, *, classes: int, words: Sequence[str], length: int, dropout: float = 0.2
     ) -> None:
-        super().__init__()
+        super().__init__(classes=classes, words=list(words), length=length, dropout=dropout)
         self.vocabulary = Vocabulary(words, length)
         self.shape = (length,)
-        self.config = {
-            "classes": classes,
-            "words": list(words),
-            "length": length,
-            "dropout": dropout,
-        }
-        self.build(entries=len(words), unknown=UNKNOWN, pad=PAD, classes=classes, dropout=dropout)
+        self.build(entries=len(words), unknown=UNKNOWN, pad=PAD)
 
     @classmethod
     def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
@@ -186,22 +186,10 @@ class TokenBackbone(WordConvBackbone):
     def __init__(
         self, *, classes: int, tokens: int, length: int, padded: bool, dropout: float = 0.2
     ) -> None:
-        super().__init__()
+        what = {"tokens": tokens, "length": length, "padded": padded}
+        super().__init__(classes=classes, **what, dropout=dropout)
         self.shape = (length,)
-        self.config = {
-            "classes": classes,
-            "tokens": tokens,
-            "length": length,
-            "padded": padded,
-            "dropout": dropout,
-        }
-        self.build(
-            entries=tokens + 1,
-            unknown=tokens,
-            pad=0 if padded else None,
-            classes=classes,
-            dropout=dropout,
-        )
+        self.build(entries=tokens + 1, unknown=tokens, pad=0 if padded else None)
 
     @classmethod
     def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
