@@ -52,22 +52,32 @@ class ModuleBackbone(TappedBackbone):
         self.reader = Reader(reader)
         self.prepare = self.reader.prepare()
         self.network = copy.deepcopy(network)
-        ordered, own = self._in_order(features)
-        paths = [feature.partition(":")[0] for feature in ordered]
+        handles = self.tap(self.network, [_tapped(self.network, path) for path in features])
+        recorded, output = self._first_pass()
+        for handle in handles:
+            handle.remove()
+        # Truncating keeps the first features: they must be the ones that run first.
+        ordered = [features[number] for number, _ in recorded]
+        for feature in features:
+            if ordered.count(feature) != 1:
+                raise UserError(
+                    f"feature {feature!r}: its module is called {ordered.count(feature)} times in "
+                    "a forward pass, expected once: name a module that is called once"
+                )
+        self.tap(self.network, [_tapped(self.network, path) for path in ordered])
         self.last = [feature.endswith(f":{_LAST}") for feature in ordered]
-        self.tap(self.network, [_find(self.network, path) for path in paths])
-        self.feature_names = tuple(paths)
+        self.feature_names = tuple(feature.partition(":")[0] for feature in ordered)
         self.config = {
             "classes": classes,
             "features": ordered,
             "reader": self.reader.config,
             "target": target,
         }
-        with torch.no_grad(), inference_mode_of(self):
-            outputs = self.features(self.example())
-        for path, output in zip(paths, outputs, strict=True):
-            _require_feature(path, output)
-        self.feature_channels = tuple(output.shape[1] for output in outputs)
+        made = self.arranged([(i, found) for i, (_, found) in enumerate(recorded)], self.example())
+        for path, feature_output in zip(self.feature_names, made, strict=True):
+            _require_feature(path, feature_output)
+        self.feature_channels = tuple(found.shape[1] for found in made)
+        own = first_tensor(output)
         if own is not None and own.shape == (2, classes) and own.is_floating_point():
             self.head = nn.Identity()
         else:
@@ -139,22 +149,11 @@ class ModuleBackbone(TappedBackbone):
         """Return what the network expects: the modality's rows as they are stored."""
         return self.reader.input_spec()
 
-    def _in_order(self, features: Sequence[str]) -> tuple[list[str], Tensor | None]:
-        # Truncating keeps the first features: they must be the ones that run first.
-        calls: list[str] = []
-        handles = []
-        for feature in features:
-            path, _, note = feature.partition(":")
-            if note not in ("", _LAST):
-                raise UserError(f"received feature {feature!r}, expected {path} or {path}:{_LAST}")
-            handles.append(
-                _find(self.network, path).register_forward_hook(
-                    lambda *_, feature=feature: calls.append(feature)
-                )
-            )
+    def _first_pass(self) -> tuple[list[tuple[int, object]], object]:
+        """Return what the taps record of two inputs of zeros, and what the network returns."""
         try:
             with torch.no_grad(), inference_mode_of(self):
-                output = self.run(self.example())
+                return self.recorder.run(lambda: self.run(self.example()), stops=False)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             shape = tuple(self.prepare(self.example()).shape)
             name = type(self.network).__name__
@@ -162,16 +161,6 @@ class ModuleBackbone(TappedBackbone):
             raise UserError(
                 f"{name} cannot take a batch of {self.reader.type}s of shape {shape}: {reason}"
             ) from error
-        finally:
-            for handle in handles:
-                handle.remove()
-        for feature in features:
-            if calls.count(feature) != 1:
-                raise UserError(
-                    f"feature {feature!r}: its module is called {calls.count(feature)} times in "
-                    "a forward pass, expected once: name a module that is called once"
-                )
-        return calls, first_tensor(output)
 
 
 def module_from_target(target: str, classes: int) -> nn.Module:
@@ -220,7 +209,11 @@ def made_module(name: str, factory: Any, classes: int) -> nn.Module:
     return made
 
 
-def _find(network: nn.Module, path: str) -> nn.Module:
+def _tapped(network: nn.Module, feature: str) -> nn.Module:
+    """Return the module of ``network`` that ``feature`` names."""
+    path, _, note = feature.partition(":")
+    if note not in ("", _LAST):
+        raise UserError(f"received feature {feature!r}, expected {path} or {path}:{_LAST}")
     paths = _paths(network)
     if path not in paths:
         near = difflib.get_close_matches(path, paths, n=4, cutoff=0.4) or paths

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.utils.hooks import RemovableHandle
 
 from bmnas.backbones.base import Backbone
 
@@ -89,13 +90,14 @@ class TappedBackbone(Backbone):
     network: nn.Module
     recorder: Recorder
 
-    def tap(self, network: nn.Module, modules: Sequence[nn.Module]) -> None:
+    def tap(self, network: nn.Module, modules: Sequence[nn.Module]) -> list[RemovableHandle]:
         """Record the outputs of ``modules``, parts of ``network`` in the order they run in."""
-        self.network = network
-        self.recorder = Recorder(len(modules))
-        for number, module in enumerate(modules):
-            # Not a closure: a deep copy of the module must copy the recorder with it.
+        self.network, self.recorder = network, Recorder(len(modules))
+        # Not a closure: a deep copy of the module must copy the recorder with it.
+        return [
             module.register_forward_hook(partial(self.recorder.record, number))
+            for number, module in enumerate(modules)
+        ]
 
     def run(self, x: Tensor) -> object:
         """Call the network on the raw input ``x`` (B, *shape) and return what it returns."""
@@ -145,15 +147,11 @@ class TappedBackbone(Backbone):
 
     def _called_modules(self) -> set[nn.Module]:
         called: set[nn.Module] = set()
-        handles = [
-            module.register_forward_pre_hook(lambda module, _: called.add(module))
-            for module in self.network.modules()
-        ]
-        try:
+        with contextlib.ExitStack() as stack:
+            for module in self.network.modules():
+                handle = module.register_forward_pre_hook(lambda module, _: called.add(module))
+                stack.callback(handle.remove)
             self._dry_run()
-        finally:
-            for handle in handles:
-                handle.remove()
         return called
 
     def _modules_with_gradient(self) -> set[nn.Module]:
@@ -164,20 +162,15 @@ class TappedBackbone(Backbone):
                 parameter.requires_grad_(True)
             with torch.enable_grad():
                 total = sum((f.float().sum() for f in self._dry_run()), torch.zeros(()))
-                gradients = (
-                    torch.autograd.grad(total, parameters, allow_unused=True)
-                    if total.requires_grad
-                    else [None] * len(parameters)
-                )
+                if not total.requires_grad:
+                    return set()
+                gradients = torch.autograd.grad(total, parameters, allow_unused=True)
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(False)
         used = {id(p) for p, g in zip(parameters, gradients, strict=True) if g is not None}
-        return {
-            module
-            for module in self.network.modules()
-            if any(id(p) in used for p in module.parameters(recurse=False))
-        }
+        own = {m: m.parameters(recurse=False) for m in self.network.modules()}
+        return {module for module, found in own.items() if any(id(p) in used for p in found)}
 
     def _dry_run(self) -> list[Tensor]:
         with inference_mode_of(self):
