@@ -5,7 +5,6 @@ Nothing is unpickled but tensors: ``.pt`` files are read with ``weights_only=Tru
 
 from __future__ import annotations
 
-import json
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -13,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from bmnas.backbones.base import FORMAT, Backbone
 from bmnas.backbones.registry import backbone_from_spec
 from bmnas.machine.errors import UserError, one_line
-from bmnas.machine.files import atomic_path
+from bmnas.machine.tensor_file import read_described, read_tensors, write_tensors
 
-_KEY = "bmnas"  # one key alone: the order of several differs from file to file
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIX = "module."  # left by nn.DataParallel
 _SHOWN = 3
@@ -34,15 +30,7 @@ def save_backbone(path: Path, backbone: Backbone, extra: Mapping[str, Any]) -> N
     The file is whole or not at all, and equal for equal content.
     """
     description = {"format": FORMAT, "spec": backbone.spec(), "extra": dict(extra)}
-    text = json.dumps(description, sort_keys=True, allow_nan=False)
-    # Shared tensors, of tied weights, are written once for each of their names.
-    tensors = {
-        name: tensor.detach().cpu().contiguous().clone()
-        for name, tensor in backbone.state_dict().items()
-    }
-    with atomic_path(path) as aside:
-        # Not save_file(), which tells of a full disk with an exception of its own.
-        aside.write_bytes(save(tensors, {_KEY: text}))
+    write_tensors(path, backbone.state_dict(), description)
 
 
 def load_backbone(path: Path, module: object = None) -> tuple[Backbone, dict[str, Any]]:
@@ -52,14 +40,9 @@ def load_backbone(path: Path, module: object = None) -> tuple[Backbone, dict[str
     ``backbone_from_spec``. Raises UserError, naming the file, when it is missing, damaged, or
     of another format, or when its tensors are not those of its description.
     """
-    metadata, tensors = _read_safetensors(path)
-    try:
-        description = json.loads(metadata.get(_KEY, "null"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: its description is not JSON: {error}") from error
-    found = description.get("format") if isinstance(description, dict) else None
-    if found != FORMAT or not isinstance(description.get("extra"), dict):
-        raise UserError(f"{path}: received format {found!r}, expected {FORMAT!r}")
+    description, tensors = read_described(path, FORMAT)
+    if not isinstance(description.get("extra"), dict):
+        raise UserError(f"{path}: its description has no extra, expected an object")
     try:
         backbone = backbone_from_spec(description.get("spec"), module=module)
     except UserError as error:
@@ -77,24 +60,12 @@ def load_weights(backbone: Backbone, path: Path) -> None:
     names or shapes differ from the backbone's.
     """
     if path.suffix == ".safetensors":
-        _, state = _read_safetensors(path)
+        state = read_tensors(path)
     else:
         state = _state_dict_of(_read_torch(path), path)
     if state and all(name.startswith(_PREFIX) for name in state):
         state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
     _load_state(backbone.weights_module(), state, path)
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        reason = one_line(error)
-        raise UserError(f"{path}: not a whole safetensors file: {reason}") from error
 
 
 def _read_torch(path: Path) -> object:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from bmnas.backbones import Backbone, backbone_from_spec
 from bmnas.machine.errors import UserError, one_line
-from bmnas.machine.files import atomic_path
 from bmnas.machine.schema import Range, plain, read
+from bmnas.machine.tensor_file import read_described, write_tensors
 from bmnas.pipeline.joint import channels_of
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.spaces.architecture import Architecture
@@ -26,7 +23,6 @@ from bmnas.tasks.task import Task
 from bmnas.training.heads import TaskHead, head_for
 
 FORMAT = "bmnas.network/1"
-_KEY = "bmnas"
 
 
 @dataclass(frozen=True)
@@ -75,10 +71,7 @@ class TrainedNetwork:
             self.architecture.to_dict(),
         )
         content = {k: v for k, v in plain(description).items() if v is not None}
-        tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-        with atomic_path(path) as aside:
-            # Not save_file(), which tells of a full disk with an exception of its own.
-            aside.write_bytes(save(tensors, {_KEY: json.dumps(content, allow_nan=False)}))
+        write_tensors(path, network.state_dict(), content)
 
 
 @dataclass(frozen=True)
@@ -147,23 +140,7 @@ def _outputs(info: TaskInfo, path: Path) -> int:
 def _read(path: Path, *, tensors: bool) -> tuple[Description, dict[str, Tensor]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; `bmnas train` writes it")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            names = file.keys() if tensors else ()
-            found = {name: file.get_tensor(name) for name in names}
-    except SafetensorError as error:
-        raise UserError(f"{path}: damaged, not a safetensors file: {error}") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    if _KEY not in metadata:
-        raise UserError(f"{path}: received plain weights, expected a network from `bmnas train`")
-    try:
-        description = json.loads(metadata[_KEY])
-    except (ValueError, RecursionError) as error:
-        raise _misfit(path, error) from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise UserError(f"{path}: received an unknown format, expected {FORMAT!r}: train again")
+    description, found = read_described(path, FORMAT, tensors=tensors)
     return read(Description, description, str(path)), found
 
 
