@@ -156,7 +156,7 @@ def test_a_file_that_holds_no_network_is_one_line(run_folder: Path) -> None:
     weights = run_folder / "network.safetensors"
     weights.write_bytes(b"\x80\x04 pickled, perhaps")
     shown = message(invoke("--genotype", run_folder / "genotype.json", "--weights", weights))
-    assert shown.startswith(f"{weights}: damaged, not a safetensors file")
+    assert shown.startswith(f"{weights}: damaged, not a whole safetensors file")
 
 
 def test_data_that_has_moved_is_found_with_task(run_folder: Path, no_export: list[Any]) -> None:
