@@ -142,7 +142,7 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         """Return token numbers int64 (n, T), or pixels (n, *shape) as they are."""
         if self.tokenizer is None:
             return Reader(self.config["reader"]).encode(rows)
-        return self.tokenizer.encode([str(text) for text in rows], int(self.pad or 0))
+        return self.tokenizer.encode(rows, int(self.pad or 0))
 
     def weights_module(self) -> nn.Module:
         """Return the transformer, without its pooler."""
@@ -209,14 +209,15 @@ class _Tokenizer:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(length)
 
-    def lengths(self, texts: Sequence[str]) -> list[int]:
-        return [len(found.ids) for found in self.tokenizer.encode_batch(texts)]
+    def numbers(self, rows: Array) -> list[list[int]]:
+        """Return the token numbers of each text in ``rows`` (n,), as many as it has."""
+        return [found.ids for found in self.tokenizer.encode_batch([str(text) for text in rows])]
 
-    def encode(self, texts: Sequence[str], pad: int) -> Array:
-        rows = np.full((len(texts), self.length), pad, dtype=np.int64)
-        for row, found in zip(rows, self.tokenizer.encode_batch(texts), strict=True):
-            row[: len(found.ids)] = found.ids
-        return rows
+    def encode(self, rows: Array, pad: int) -> Array:
+        encoded = np.full((len(rows), self.length), pad, dtype=np.int64)
+        for row, ids in zip(encoded, self.numbers(rows), strict=True):
+            row[: len(ids)] = ids
+        return encoded
 
 
 def _text_reader(
@@ -231,7 +232,7 @@ def _text_reader(
     if not isinstance(content, dict):
         raise UserError(f"{path}: received a {type(content).__name__}, expected an object")
     tokenizer = _Tokenizer(content, max(1, min(_LONGEST, positions)))
-    length = max(1, *tokenizer.lengths(list(map(str, rows))), 1)
+    length = max(1, *map(len, tokenizer.numbers(rows)))
     return {"type": "text", "shape": [length], "dtype": "int64", "tokenizer": content}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
 
 from torch import nn
 
@@ -14,6 +16,7 @@ from bmnas.backbones.pixels import ClipBackbone, ImageBackbone
 from bmnas.backbones.waveform import WaveformBackbone
 from bmnas.backbones.words import TextBackbone, TokenBackbone
 from bmnas.machine.errors import UserError, close, one_line
+from bmnas.machine.schema import OneOf, Range, read
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 #: Families that are built from rows alone; their names are what ``Modality.backbone`` may say.
@@ -61,7 +64,11 @@ def build_backbone(modality: Modality, *, classes: int, rows: Array) -> Backbone
     if isinstance(wanted, str) and ":" not in wanted:
         family = BACKBONES.get(wanted)
         if family is None:
-            raise UserError(f"modality {modality.name}: {_unknown(wanted)}")
+            raise UserError(
+                f"modality {modality.name}: received backbone {wanted!r}, expected "
+                f"{', '.join(BACKBONES)}, hf:<folder> or module:Class"
+                f"{close(wanted, list(BACKBONES))}"
+            )
         if modality.type not in family.types:
             raise UserError(
                 f"modality {modality.name}: received backbone {wanted!r}, which reads "
@@ -83,35 +90,39 @@ def backbone_from_spec(spec: Any, module: object = None) -> Backbone:
     names as its ``backbone``, ``"module:Class"``, the class or an object like the one described;
     other families do not look at it. Raises UserError when the description is malformed.
     """
-    keys = {"format", "name", "config", "stages", "head"}
-    if not isinstance(spec, dict) or set(spec) != keys or spec["format"] != FORMAT:
-        raise UserError(f"received no description of a backbone, expected format {FORMAT!r}")
-    name, config = spec["name"], spec["config"]
-    families = {**BACKBONES, HFBackbone.family: HFBackbone, ModuleBackbone.family: ModuleBackbone}
-    if not isinstance(name, str) or name not in families:
-        raise UserError(_unknown(name))
+    description = read(_Description, spec, "the description of a backbone")
+    name, config = description.name, dict(description.config)
     try:
-        config = dict(config)
         if name == ModuleBackbone.family:
             config["network"] = _described_module(config, module)
-        backbone: Backbone = cast(Any, families[name])(**config)
+        backbone: Backbone = cast(Any, _families()[name])(**config)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         reason = one_line(error, 200)
         raise UserError(f"the description of a backbone {name!r} is malformed: {reason}") from error
-    stages, head = spec["stages"], spec["head"]
-    if type(stages) is not int or not 1 <= stages <= len(backbone.feature_names):
+    stages, head, most = description.stages, description.head, len(backbone.feature_names)
+    if stages > most or (head and stages < most):
         raise UserError(
-            f"the description of a backbone {name!r} keeps {stages!r} stages, "
-            f"expected 1 to {len(backbone.feature_names)}"
-        )
-    if type(head) is not bool or (head and stages < len(backbone.feature_names)):
-        raise UserError(
-            f"the description of a backbone {name!r} has head {head!r} after {stages} stages, "
-            "expected true for all stages, else false"
+            f"the description of a backbone {name!r} keeps {stages} stages and head {head}, "
+            f"expected 1 to {most} stages, and a head only after all"
         )
     if not head:
         backbone.truncate(stages)
     return backbone
+
+
+def _families() -> dict[str, type[Backbone]]:
+    return {**BACKBONES, HFBackbone.family: HFBackbone, ModuleBackbone.family: ModuleBackbone}
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What ``Backbone.spec`` writes."""
+
+    format: Annotated[str, OneOf([FORMAT])]
+    name: Annotated[str, OneOf(_families)]
+    config: Mapping[str, Any]
+    stages: Annotated[int, Range(1)]
+    head: bool
 
 
 def _described_module(config: dict[str, Any], module: object) -> nn.Module:
@@ -130,10 +141,3 @@ def _user_module(wanted: object, classes: int) -> nn.Module:
     if isinstance(wanted, str):
         return module_from_target(wanted, classes)
     return made_module(getattr(wanted, "__name__", str(wanted)), wanted, classes)
-
-
-def _unknown(name: object) -> str:
-    return (
-        f"received backbone {name!r}, expected {', '.join(BACKBONES)}, hf:<folder> or "
-        f"module:Class{close(str(name), list(BACKBONES))}"
-    )

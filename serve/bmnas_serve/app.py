@@ -118,8 +118,7 @@ class _Endpoints:
         return JsonResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        ready = self._lifecycle.ready
-        return JsonResponse({"ready": ready}, status_code=200 if ready else 503)
+        return self._readiness({})
 
     async def model(self, request: Request) -> Response:
         self._check_model(request)
@@ -127,9 +126,11 @@ class _Endpoints:
 
     async def model_ready(self, request: Request) -> Response:
         self._check_model(request)
+        return self._readiness({"name": self._session.name})
+
+    def _readiness(self, body: dict[str, Any]) -> Response:
         ready = self._lifecycle.ready
-        body = {"name": self._session.name, "ready": ready}
-        return JsonResponse(body, status_code=200 if ready else 503)
+        return JsonResponse({**body, "ready": ready}, status_code=200 if ready else 503)
 
     async def example(self, request: Request) -> Response:
         self._check_model(request)

@@ -18,14 +18,6 @@ class FormatError(ServeError):
     """Data from outside breaks its format: the message names the place; answered with 400."""
 
 
-class RuntimeConflictError(ServeError):
-    """Two builds of onnxruntime are installed over each other."""
-
-
-class ListenError(ServeError):
-    """The address to listen at cannot be had."""
-
-
 class RequestError(Exception):
     """A client's request cannot be answered; ``status`` is the HTTP status (4xx)."""
 

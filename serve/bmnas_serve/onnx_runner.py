@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bmnas_serve.datatypes import BY_NUMPY, BY_ONNX
-from bmnas_serve.errors import BundleError, InferenceError, RuntimeConflictError, one_line
+from bmnas_serve.errors import BundleError, InferenceError, ServeError, one_line
 from bmnas_serve.manifest import TensorSpec
 from bmnas_serve.runner import Description, Runner
 
@@ -20,13 +20,12 @@ CPU = "CPUExecutionProvider"
 
 
 def check_one_runtime() -> None:
-    """Raise RuntimeConflictError when both builds of onnxruntime are installed.
+    """Raise ServeError when both builds of onnxruntime are installed.
 
     They install files of the same names over each other, and what then runs is chance.
     """
-    builds = ("onnxruntime", "onnxruntime-gpu")
-    if all(_is_installed(build) for build in builds):
-        raise RuntimeConflictError(
+    if _is_installed("onnxruntime") and _is_installed("onnxruntime-gpu"):
+        raise ServeError(
             "both onnxruntime and onnxruntime-gpu are installed and overwrite each other; run:"
             " pip uninstall -y onnxruntime onnxruntime-gpu, then install the one that is wanted"
         )

@@ -16,7 +16,7 @@ from types import FrameType
 import uvicorn
 
 from bmnas_serve.app import MAX_BATCH, MAX_BODY_BYTES, create_app
-from bmnas_serve.errors import ListenError, one_line
+from bmnas_serve.errors import ServeError, one_line
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.onnx_runner import CPU
 from bmnas_serve.session import Session
@@ -45,8 +45,7 @@ def serve(
     Port 0 takes any free port; the address is printed to standard error when the server is
     ready. After a signal, readiness turns 503 while liveness stays 200, requests in flight are
     finished for at most ``drain_seconds``, and a second signal stops at once.
-    Raises BundleError when the model cannot be opened, ListenError when the address cannot be
-    had.
+    Raises ServeError when the address cannot be had, BundleError when the model cannot be opened.
     """
     with _bind(host, port) as listener:
         session = Session.open(model, intra_op_threads=intra_op_threads, providers=providers)
@@ -137,11 +136,11 @@ def _is_no_cancellation(record: logging.LogRecord) -> bool:
 def _bind(host: str, port: int) -> socket.socket:
     """Return a socket bound to the address; taken before the model is read, as it fails fast."""
     if not 0 <= port <= 65535:
-        raise ListenError(f"cannot listen at port {port}: expected 0 to 65535")
+        raise ServeError(f"cannot listen at port {port}: expected 0 to 65535")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
-        raise ListenError(
+        raise ServeError(
             f"cannot listen at {host}: {one_line(error)}; 127.0.0.1 is this machine alone,"
             " 0.0.0.0 all its addresses"
         ) from error
@@ -153,7 +152,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise ListenError(
+        raise ServeError(
             f"cannot listen at {host} port {port}: {error.strerror}; choose another with --port,"
             " 0 takes any free one"
         ) from error

@@ -92,16 +92,16 @@ def _check_agreement(
     found: Sequence[TensorSpec], expected: Sequence[TensorSpec], role: str, model: Path
 ) -> None:
     """Raise BundleError unless the model has exactly the tensors of the manifest."""
-    has = {tensor.name: (tensor.shape, tensor.dtype) for tensor in found}
-    listed = {tensor.name: (tensor.shape, tensor.dtype) for tensor in expected}
+    has = {tensor.name: (tensor.dtype, list(tensor.shape)) for tensor in found}
+    listed = {tensor.name: (tensor.dtype, list(tensor.shape)) for tensor in expected}
     if has.keys() != listed.keys():
         raise BundleError(
             f"{model}: the model has the {role}s {', '.join(has)}, the manifest lists"
             f" {', '.join(listed)}: export again"
         )
-    for name, (shape, dtype) in listed.items():
-        if has[name] != (shape, dtype):
+    for name, (dtype, shape) in listed.items():
+        if has[name] != (dtype, shape):
             raise BundleError(
-                f"{model}: {role} {name!r} is {has[name][1]} {list(has[name][0])}, the"
-                f" manifest says {dtype} {list(shape)}: export again"
+                f"{model}: {role} {name!r} is {has[name][0]} {has[name][1]}, the manifest says"
+                f" {dtype} {shape}: export again"
             )

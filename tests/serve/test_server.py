@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from bmnas_serve.codec import encode_tensor
-from bmnas_serve.errors import ListenError
+from bmnas_serve.errors import ServeError
 from bmnas_serve.server import serve
 from tiny_bundles import sample, save_bundle
 
@@ -217,9 +217,7 @@ def test_stop_has_a_limit(start):
 def test_port_in_use_is_one_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(
-            ListenError, match=f"cannot listen at 127.0.0.1 port {port}: "
-        ) as caught:
+        with pytest.raises(ServeError, match=f"cannot listen at 127.0.0.1 port {port}: ") as caught:
             serve(tmp_path, port=port)
     assert "--port" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -229,6 +227,6 @@ def test_port_in_use_is_one_line(tmp_path):
     ("host", "port"), [("not a host", 0), ("x" * 300, 0), ("203.0.113.7", 0), ("127.0.0.1", 99999)]
 )
 def test_bad_addresses_are_one_line(tmp_path, host, port):
-    with pytest.raises(ListenError, match="cannot listen at") as caught:
+    with pytest.raises(ServeError, match="cannot listen at") as caught:
         serve(tmp_path, host=host, port=port)
     assert "\n" not in str(caught.value)

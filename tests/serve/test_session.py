@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import onnxruntime as ort
 import pytest
-from bmnas_serve.errors import BundleError, InferenceError, RuntimeConflictError
+from bmnas_serve.errors import BundleError, InferenceError, ServeError
 from bmnas_serve.manifest import InputSpec, TensorSpec
 from bmnas_serve.onnx_runner import CPU, check_one_runtime
 from bmnas_serve.session import Session
@@ -149,7 +149,7 @@ def test_strings_are_not_served(tmp_path):
 
 def test_two_builds_of_onnxruntime_are_an_error(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: object())
-    with pytest.raises(RuntimeConflictError, match="both onnxruntime and onnxruntime-gpu"):
+    with pytest.raises(ServeError, match="both onnxruntime and onnxruntime-gpu"):
         check_one_runtime()
 
 
