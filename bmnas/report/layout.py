@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 
 from bmnas.machine.errors import UserError
 from bmnas.report.stack import Item, Point, Stack
@@ -46,7 +46,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Wire:
-    """A connection between two nodes, made of level and upright pieces."""
+    """A connection between two nodes; between two points it bends from upright to upright."""
 
     source: Node
     target: Node
@@ -139,12 +139,13 @@ class _Part:
         x, middle = self.stack.x, self.stack.width / 2
         exits = {name: x[_edge(name)] - middle for name in sorted(self.given)}
         entries = {source: x[source] - middle for source in self.reads}
-        return [Item(self.key, width, self.stack.height + _TITLE, self.reads, exits, entries)]
+        height = self.stack.height + _TITLE + (0 if self.given else _PAD)
+        return [Item(self.key, width, height, self.reads, exits, entries)]
 
     def corner(self, whole: Stack) -> Point:
         """Return where the stack of the group has its lower left corner."""
         assert self.stack is not None
-        y = whole.bottom[self.key] + (0 if self.reads else _TITLE)
+        y = whole.y(self.key) + (0 if self.reads else _TITLE)
         return whole.x[self.key] - self.stack.width / 2, y
 
     def boxes(self, whole: Stack) -> Iterator[tuple[Node, Box]]:
@@ -154,13 +155,13 @@ class _Part:
         )
         for node in self.nodes:
             width, height = self.sizes[node.name]
-            x, y = left + stack.x[node.name] - width / 2, bottom + stack.bottom[node.name]
+            x, y = left + stack.x[node.name] - width / 2, bottom + stack.y(node.name)
             yield node, Box(x, y, width, height)
 
     def panel(self, whole: Stack) -> Panel:
         """Return the frame."""
         item = whole.items[self.key]
-        left, bottom = whole.x[self.key] - item.width / 2, whole.bottom[self.key]
+        left, bottom = whole.x[self.key] - item.width / 2, whole.y(self.key)
         box = Box(left, bottom, item.width, item.height)
         return Panel(self.title, self.nodes, box, title_below=not self.reads)
 
@@ -173,7 +174,7 @@ class _Part:
 
 
 def _path(source: str, target: str, home: Mapping[str, _Part], whole: Stack) -> tuple[Point, ...]:
-    """Return the corners of a wire, through the panels that it leaves and enters."""
+    """Return the points of a wire, through the panels that it leaves and enters."""
     start, end = home[source], home[target]
     if start is end and start.stack is not None:
         points = start.inner_wire(source, target, whole)
@@ -181,13 +182,7 @@ def _path(source: str, target: str, home: Mapping[str, _Part], whole: Stack) -> 
         points = start.inner_wire(source, _edge(source), whole)
         points += whole.wire(source, target if end.stack is None else end.key)
         points += end.inner_wire(source, target, whole)
-    kept = points[:1]
-    for here, after in pairwise([*points[1:], (float("inf"), float("inf"))]):
-        level = abs(kept[-1][1] - here[1]) < 1e-6 and abs(here[1] - after[1]) < 1e-6
-        upright = abs(kept[-1][0] - here[0]) < 1e-3 and abs(here[0] - after[0]) < 1e-3
-        if not level and not upright:
-            kept.append(here)
-    return tuple(kept)
+    return tuple(points)
 
 
 def _item(node: Node, size: tuple[float, float]) -> Item:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from bmnas.spaces.description import Description, Node, modality_of
 from bmnas.spaces.registry import describe
 
 _MARGIN = 0.15
-_CORNER = 0.07  # radius in inches of a wire's turns
 _ABOVE = 0.42  # room for the logits
 _LINE = 0.15  # of the caption
 
@@ -101,8 +100,6 @@ def _paint(axes: Any, description: Description, drawing: Drawing) -> None:
         _draw_panel(axes, panel, colours)
     for wire in sorted(drawing.wires, key=lambda wire: wire.live):
         _draw_wire(axes, wire, colours[wire.source.name])
-    for (x, y), name in _junctions(drawing.wires):
-        axes.plot([x], [y], "o", color=colours[name], markersize=3.2, zorder=4)
     for node, box in drawing.boxes:
         _draw_node(axes, node, (box.x, box.y, box.width, box.height), colours[node.name])
     x, y = drawing.boxes[-1][1].centre[0], drawing.boxes[-1][1].y + drawing.boxes[-1][1].height
@@ -184,48 +181,25 @@ def _draw_wire(axes: Any, wire: Wire, colour: str) -> None:
     axes.add_patch(_arrow(wire.points, colour if wire.live else PALE, **look))
 
 
-def _arrow(points: Iterable[Point], colour: str, **look: Any) -> Any:
-    """Return an arrow along ``points`` with rounded turns."""
+def _arrow(points: Sequence[Point], colour: str, **look: Any) -> Any:
+    """Return an arrow through ``points``, upright in each of them."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Outline
 
-    first, *inner = points
-    vertices, codes = [first], [Outline.MOVETO]
-    for before, corner, after in zip([first, *inner], inner, inner[1:], strict=False):
-        radius = min(_CORNER, _distance(before, corner) / 2, _distance(corner, after) / 2)
-        vertices += [_towards(corner, before, radius), corner, _towards(corner, after, radius)]
-        codes += [Outline.LINETO, Outline.CURVE3, Outline.CURVE3]
-    path = Outline([*vertices, inner[-1]], [*codes, Outline.LINETO])
+    vertices: list[Point] = [points[0]]
+    for (x, y), (right, top) in pairwise(points):
+        middle = (y + top) / 2
+        vertices += [(x, middle), (right, middle), (right, top)]
+    codes = [Outline.MOVETO, *[Outline.CURVE4] * (len(vertices) - 1)]
     style = "-|>,head_length=3.4,head_width=1.7"
     return FancyArrowPatch(
-        path=path, arrowstyle=style, mutation_scale=1, color=colour, linewidth=1.3, **look
+        path=Outline(vertices, codes),
+        arrowstyle=style,
+        mutation_scale=1,
+        color=colour,
+        linewidth=1.3,
+        **look,
     )
-
-
-def _distance(a: Point, b: Point) -> float:
-    return abs(a[0] - b[0]) + abs(a[1] - b[1])
-
-
-def _towards(start: Point, end: Point, step: float) -> Point:
-    share = step / max(_distance(start, end), 1e-9)
-    return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
-
-
-def _junctions(wires: Iterable[Wire]) -> list[tuple[Point, str]]:
-    """Return the points where live wires of one source part, with the name of the source."""
-    found: dict[tuple[Point, str], None] = {}
-    for a, b in combinations((wire for wire in wires if wire.live), 2):
-        corners = list(zip(a.points, b.points, strict=False))
-        parted = [n for n, (p, q) in enumerate(corners) if _distance(p, q) > 1e-3]
-        if a.source != b.source or not parted:
-            continue
-        start, (p, q) = a.points[parted[0] - 1], corners[parted[0]]
-        # On the same way they part where the first of them turns.
-        near, far = sorted((p, q), key=lambda point: _distance(start, point))
-        along = abs(_distance(start, near) + _distance(near, far) - _distance(start, far)) < 1e-3
-        x, y = near if along else start
-        found[(round(x, 3), round(y, 3)), a.source.name] = None
-    return list(found)
 
 
 def _text(axes: Any, at: Point, text: str, size: float, colour: str, **look: Any) -> None:

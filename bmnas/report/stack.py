@@ -1,7 +1,7 @@
 """Boxes in rows and the wires between them: each box stands above all that it reads.
 
-Wires run level in tracks between two rows, and straight up in lanes past a row. The order in the
-rows is that with few crossings; a linear program then makes the wires as straight as they can be.
+A wire bends between two rows and runs straight up in a lane past a row, so it meets no box. The
+order in the rows is that with few crossings; a linear program then makes the wires straight.
 Lengths in inches, y upwards.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import cycle, islice, pairwise
 from typing import NamedTuple
 
@@ -17,13 +16,8 @@ import numpy as np
 
 Point = tuple[float, float]
 
-_TRACK = 0.14  # between two level wires
-_CLEAR = 0.17  # from a row to the nearest track
-_STRAIGHT = 0.3  # between two rows without tracks
 _EDGE = 0.1  # from the last row to the edge of its panel
 _EFFORT = 1500  # orders that are tried at most
-_SAME = 1e-3
-_NEARLY = 0.2  # a wire that is to be straight rather than run level so little
 
 
 @dataclass(frozen=True)
@@ -73,23 +67,25 @@ class Stack:
         self.order = self._fewest_crossings(self._first_order())
         self.entries = self._entries(self.order)
         self.x = self._places()
-        tracks = [self._tracks(row) for row in range(self.count - 1)]
-        self.bottom, self.level = self._heights(tracks)
+        self.bottom, self.top = self._heights()
         self.width = max(self.x[name] + item.width / 2 for name, item in self.items.items())
-        self.height = max(y + self.items[name].height for name, y in self.bottom.items())
+        self.height = self.top[-1]
+
+    def y(self, name: str) -> float:
+        """Return where the item ``name`` begins."""
+        return self.bottom[self.row[name]]
 
     def wire(self, net: str, target: str) -> list[Point]:
-        """Return the points of the wire from what gives ``net`` to the item ``target``."""
+        """Return points of the wire from what gives ``net`` to ``target``; it bends between two."""
         source = self.source[net]
         x = self._exit(source, net)
-        points = [(x, self.bottom[source] + self.items[source].height)]
+        points = [(x, self.y(source) + self.items[source].height)]
         for row in range(self.row[source], self.row[target]):
             upper = target if row + 1 == self.row[target] else _lane(net)
-            end = self._entry(upper, net)
-            if abs(end - x) > _SAME:
-                points += [(x, self.level[row, net]), (end, self.level[row, net])]
-            x = end
-        return [*points, (x, self.bottom[target])]
+            points.append((x, self.top[row]))
+            x = self._entry(upper, net)
+            points.append((x, self.bottom[row + 1]))
+        return points
 
     def _rows(self, limit: float) -> dict[str, int]:
         rows: dict[str, int] = {}
@@ -221,72 +217,28 @@ class Stack:
         matrix = np.zeros((len(rows), size))
         for n, terms in enumerate(rows):
             matrix[n, list(terms)] = list(terms.values())
-        solve = partial(linprog, A_ub=matrix, b_ub=bounds, bounds=[(low, None) for low in least])
-        found = solve(cost)
-        # A second time, now to make straight what is nearly so.
-        bent = found.x[len(at) : len(at) + len(links)]
-        cost[len(at) : len(at) + len(links)] *= np.where(bent < _NEARLY, 10.0, 1.0)
-        found = solve(cost)
+        found = linprog(cost, A_ub=matrix, b_ub=bounds, bounds=[(low, None) for low in least])
         return {name: round(float(found.x[n]), 4) for name, n in at.items()}
 
     def _in_row(self, row: int) -> list[str]:
         passing = {link.upper for link in self.links if link.row + 1 == row}
         return [name for name in self.order if self.row.get(name) == row or name in passing]
 
-    def _tracks(self, row: int) -> dict[str, int]:
-        """Return the track above ``row`` of each net that does not run straight up, from 0."""
-        lows: dict[str, float] = {}
-        ups: dict[str, list[float]] = {}
-        for link in self.links:
-            if link.row == row:
-                lows[link.net] = self._exit(link.lower, link.net)
-                ups.setdefault(link.net, []).append(self._entry(link.upper, link.net))
-        span = {net: (min(low, *ups[net]), max(low, *ups[net])) for net, low in lows.items()}
-        nets = [net for net, (left, right) in span.items() if right - left > _SAME]
-
-        def cost(below: str, above: str) -> int:
-            """Count crossings with ``below`` in the lower track; wires on each other weigh most."""
-            (left, right), (start, end) = span[below], span[above]
-            on = sum(abs(up - lows[above]) < 0.06 for up in ups[below])
-            across = sum(start < up < end for up in ups[below]) + (left < lows[above] < right)
-            return 100 * on + across
-
-        order: list[str] = []
-        for net in sorted(nets, key=lambda n: span[n][1] - span[n][0]):
-            costs = [
-                sum(cost(other, net) for other in order[:n])
-                + sum(cost(net, other) for other in order[n:])
-                for n in range(len(order) + 1)
-            ]
-            order.insert(costs.index(min(costs)), net)
-        tracks: dict[str, int] = {}
-        for net in order:
-            left, right = span[net]
-            near = [
-                track
-                for other, track in tracks.items()
-                if span[other][0] < right + 0.1 and left < span[other][1] + 0.1
-            ]
-            tracks[net] = 1 + max(near, default=-1)
-        return tracks
-
-    def _heights(
-        self, tracks: Sequence[Mapping[str, int]]
-    ) -> tuple[dict[str, float], dict[tuple[int, str], float]]:
-        """Return where each item begins, and the height of each net's track above a row."""
-        bottom: dict[str, float] = {}
-        level: dict[tuple[int, str], float] = {}
-        y = 0.0
+    def _heights(self) -> tuple[list[float], list[float]]:
+        """Return where each row begins and ends; wide bends get more room."""
+        bottom, top = [0.0], []
         for row in range(self.count):
-            members = [self.items[name] for name, own in self.row.items() if own == row]
-            bottom |= {item.name: y for item in members}
-            y += max(item.height for item in members)
-            if row < len(tracks):
-                level |= {(row, net): y + _CLEAR + n * _TRACK for net, n in tracks[row].items()}
-                used = 1 + max(tracks[row].values(), default=-1)
-                edge = all(self.items[name].top for name, own in self.row.items() if own == row + 1)
-                y += 2 * _CLEAR + (used - 1) * _TRACK if used else _EDGE if edge else _STRAIGHT
-        return bottom, level
+            members = [item for name, item in self.items.items() if self.row.get(name) == row]
+            top.append(bottom[row] + max(item.height for item in members))
+            bends = [
+                abs(self._exit(link.lower, link.net) - self._entry(link.upper, link.net))
+                for link in self.links
+                if link.row == row
+            ]
+            last = all(self.items[name].top for name, own in self.row.items() if own == row + 1)
+            gap = _EDGE if last else 0.3 + min(0.12 * max(bends, default=0.0), 0.6)
+            bottom.append(top[row] + gap)
+        return bottom, top
 
     def _exit(self, name: str, net: str) -> float:
         return self.x[name] + self.items[name].exits[net]

@@ -28,6 +28,7 @@ NAMES = ("image", "audio", "text", "imu")
 def crosses_box(wire: Wire, box: Box) -> bool:
     """Whether a wire runs through the inside of a box; touching the edge is allowed."""
     return any(
+        # A bend stays between the two points.
         max(ax, bx) > box.x + 1e-6
         and min(ax, bx) < box.x + box.width - 1e-6
         and max(ay, by) > box.y + 1e-6
@@ -119,8 +120,6 @@ def test_everything_lies_on_the_picture_and_every_edge_is_drawn(genotype: Genoty
         assert -1e-3 < box.y < box.y + box.height < drawing.height + 1e-3
     for wire in drawing.wires:
         assert all(0 <= x <= drawing.width and 0 <= y <= drawing.height for x, y in wire.points)
-        pieces = pairwise(wire.points)
-        assert all(min(abs(a[0] - b[0]), abs(a[1] - b[1])) < 2e-3 for a, b in pieces)
     edges = {(source, node.name) for node in description.nodes for source in node.reads}
     assert {(wire.source.name, wire.target.name) for wire in drawing.wires} == edges
     assert [node for node, _ in drawing.boxes] == list(description.nodes)
@@ -278,11 +277,8 @@ def test_a_tree_is_drawn_without_a_crossing() -> None:
         wires = layout(tree(), text_width).wires
     for a, b in combinations(wires, 2):
         for (p, q), (r, s) in product(pairwise(a.points), pairwise(b.points)):
-            apart = [
-                min(max(p[n], q[n]), max(r[n], s[n])) - max(min(p[n], q[n]), min(r[n], s[n]))
-                for n in (0, 1)
-            ]
-            assert min(apart) <= 1e-6, (a, b)
+            if max(p[1], r[1]) < min(q[1], s[1]) - 1e-6:
+                assert (p[0] - r[0]) * (q[0] - s[0]) >= -1e-6, (a, b)
 
 
 @pytest.mark.parametrize("name", SPACES)
