@@ -18,7 +18,7 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="Also write this .svg, .png, .html, .md or .csv file."),
+        typer.Option(help="Also write this .svg, .png, .html or .md file."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -35,7 +35,7 @@ def compare(
     from bmnas.report.tables import comparison_tables, print_tables
 
     if out is not None:
-        check_suffix(out, (".svg", ".png", ".html", ".md", ".csv"))
+        check_suffix(out, (".svg", ".png", ".html", ".md"))
     rows = comparison_rows([load_run(path) for path in runs])
     if out is not None:
         write_output(out, _drawn(rows, out.suffix))
@@ -50,10 +50,8 @@ def compare(
 def _drawn(rows: list[ComparisonRow], suffix: str) -> Any:
     """Return the rows in the form of a file with that suffix: a text or a Figure."""
     from bmnas.report.comparison import comparison_page, draw_comparison
-    from bmnas.report.tables import comparison_csv, comparison_tables, markdown
+    from bmnas.report.tables import comparison_tables, markdown
 
-    if suffix == ".csv":
-        return comparison_csv(rows)
     if suffix == ".md":
         return markdown(comparison_tables(rows))
     return comparison_page(rows) if suffix == ".html" else draw_comparison(rows)

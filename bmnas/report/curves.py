@@ -10,19 +10,21 @@ from bmnas.machine.errors import UserError
 from bmnas.report.record import Epoch, best_epoch, load_run
 from bmnas.report.style import PALETTE, Part, epoch_axis, figure_of, write_figure
 
-#: Curves of a panel: name in the file, name for readers, colour, line style.
+#: A curve: attribute of an epoch, name for readers, colour, line style.
 Curve = tuple[str, str, str, str]
 
-_LOSSES: tuple[Curve, ...] = (
-    ("train_loss", "train", PALETTE[0], "-"),
-    ("architecture_loss", "architecture step", PALETTE[2], "--"),
-    ("validation_loss", "validation", PALETTE[1], "-"),
-)
-_SCORES: tuple[Curve, ...] = (
-    ("train_score", "train", PALETTE[0], "-"),
-    ("validation_score", "validation", PALETTE[1], "-"),
-)
-_RATES: tuple[Curve, ...] = (("learning_rate", "learning rate", PALETTE[3], "-"),)
+_PANELS: dict[str, tuple[Curve, ...]] = {
+    "loss": (
+        ("train_loss", "train", PALETTE[0], "-"),
+        ("architecture_loss", "architecture step", PALETTE[2], "--"),
+        ("validation_loss", "validation", PALETTE[1], "-"),
+    ),
+    "score": (
+        ("train_score", "train", PALETTE[0], "-"),
+        ("validation_score", "validation", PALETTE[1], "-"),
+    ),
+    "learning rate": (("learning_rate", "learning rate", PALETTE[3], "-"),),
+}
 
 
 def draw_history(
@@ -53,40 +55,35 @@ def history_parts(search: Sequence[Epoch], training: Sequence[Epoch], metric: st
 
 
 def _row(title: str, epochs: Sequence[Epoch], metric: str) -> Part | None:
-    present = {name for epoch in epochs for name in epoch.values}
-    panels = [
-        (name, [curve for curve in curves if curve[0] in present])
-        for name, curves in (
-            ("loss", _LOSSES),
-            (metric.replace("_", " "), _SCORES),
-            ("learning rate", _RATES),
-        )
-    ]
-    panels = [(name, curves) for name, curves in panels if curves]
+    panels: dict[str, list[Curve]] = {}
+    for name, curves in _PANELS.items():
+        for curve in curves:
+            if any(getattr(epoch, curve[0]) is not None for epoch in epochs):
+                heading = metric.replace("_", " ") if name == "score" else name
+                panels.setdefault(heading, []).append(curve)
 
     def paint(onto: Any) -> None:
         onto.suptitle(title, fontsize=10, fontweight="bold")
-        best = best_epoch(epochs)
         grid = onto.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (name, curves) in zip(grid, panels, strict=True):
-            _panel(axes, name, curves, epochs, best)
+        for axes, (name, curves) in zip(grid, panels.items(), strict=True):
+            _panel(axes, name, curves, epochs)
 
     return Part(10.0, 2.7, paint) if panels else None
 
 
-def _panel(
-    axes: Any, name: str, curves: Sequence[Curve], epochs: Sequence[Epoch], best: Epoch | None
-) -> None:
+def _panel(axes: Any, name: str, curves: Sequence[Curve], epochs: Sequence[Epoch]) -> None:
     for key, label, colour, style in curves:
-        points = [(e.epoch, e.values[key]) for e in epochs if key in e.values]
-        marker = "o" if len(points) == 1 else None
-        axes.plot(*zip(*points, strict=True), style, color=colour, label=label, marker=marker)
+        known = [epoch for epoch in epochs if getattr(epoch, key) is not None]
+        values = [getattr(epoch, key) for epoch in known]
+        look = {"color": colour, "label": label, "marker": "o" if len(known) == 1 else None}
+        axes.plot([epoch.number for epoch in known], values, style, **look)
     alone = curves[0][1] if len(curves) == 1 else name
     axes.set_title(name if alone == name else f"{name}, {alone}", loc="left")
-    epoch_axis(axes, None if best is None else best.epoch, epochs[0].unit)
-    if best is not None and curves[-1][0] == "validation_score" in best.values:
-        score = best.values["validation_score"]
-        label = f"best: {best.unit} {best.epoch}, {score:.4f}"
-        axes.plot([best.epoch], [score], "*", color=PALETTE[1], markersize=11, label=label)
+    best = best_epoch(epochs)
+    epoch_axis(axes, None if best is None else best.number, epochs[0].unit)
+    if best is not None and curves[-1][0] == "validation_score":
+        label = f"best: {best.unit} {best.number}, {best.validation_score:.4f}"
+        star = {"color": PALETTE[1], "markersize": 11, "label": label}
+        axes.plot([best.number], [best.validation_score], "*", **star)
     if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(loc="best")

@@ -1,9 +1,7 @@
-"""What a run, a bundle or a comparison measured, as tables for terminal, Markdown, HTML, CSV."""
+"""What a run, a bundle or a comparison measured, as tables for terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -109,8 +107,9 @@ def bundle_tables(bundle: BundleRecord) -> list[TextTable]:
     ]
     tables = [TextTable("Bundle", ("property", "value"), tuple(facts), words=2)]
     for title, tensors in (("Inputs", manifest.inputs), ("Outputs", manifest.outputs)):
-        rows = tuple(tuple(_text(value, 160) for value in vars(t).values()) for t in tensors)
-        tables.append(TextTable(title, ("name", "shape", "dtype", "meaning"), rows, words=4))
+        columns = ("name", "shape", "dtype", "meaning")
+        rows = tuple(tuple(_text(t.get(key), 160) for key in columns) for t in tensors)
+        tables.append(TextTable(title, columns, rows, words=4))
     for key in ("scores", "parity", "latency", "versions"):
         rows = tuple((name, _text(value)) for name, value in _leaves(getattr(manifest, key)))
         if rows:
@@ -136,22 +135,6 @@ def comparison_tables(rows: Sequence[ComparisonRow]) -> list[TextTable]:
         title = f"{task}, {', '.join(metrics)}" if metrics else task
         tables.append(TextTable(title, columns, tuple(lines), words=2).measured())
     return tables
-
-
-def comparison_csv(rows: Sequence[ComparisonRow]) -> str:
-    """Return the rows as CSV with full precision; mean and deviation are columns of their own."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    heads = [head for key in MEASURES for head in (key, f"{key}_deviation")]
-    writer.writerow(["task", "name", "seeds", "metric", *heads])
-    for row in rows:
-        spreads = [row.measures.get(key) for key in MEASURES]
-        cells = [c for s in spreads for c in ((s.mean, s.deviation) if s else (None, None))]
-        seeds = " ".join(map(str, row.seeds))
-        # A spreadsheet would run a name that begins like a formula.
-        words = [f"'{w}" if w[:1] in "=+-@" else w for w in (row.task, row.name, seeds)]
-        writer.writerow([*words, row.metric, *cells])
-    return buffer.getvalue()
 
 
 def markdown(tables: Sequence[TextTable]) -> str:

@@ -17,7 +17,6 @@ from bmnas.report.tables import TextTable, bundle_tables, html_tables, run_table
 from bmnas.report.text import genotype_text
 from bmnas.report.weights import weights_parts
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.registry import describe, load_architecture
 
 
@@ -105,18 +104,20 @@ def run_view(run: RunRecord) -> View:
     """Return a run: its configuration in a few words, and all that its stages have written."""
     best = best_epoch(run.history)
     unit = "epoch" if best is None else best.unit
+    genotype = {} if run.genotype is None else run.genotype.to_dict()
     data = {
         "kind": "run",
         "config": dict(run.settings),
-        "genotype": None if run.genotype is None else run.genotype.to_dict(),
+        "genotype": genotype or None,
         "metrics": run.metrics.to_dict(),
         f"{unit}s": len(run.history),
-        f"best_{unit}": None if best is None else best.epoch,
+        f"best_{unit}": None if best is None else best.number,
         "bundle": None if run.bundle is None else dict(run.bundle.data),
     }
     config = run.config
     facts = {"task": config.task.get("name"), "strategy": config.strategy}
     facts |= {"fusion": config.fusion, "seed": config.seed, "preset": config.preset}
+    features = () if run.genotype is None else run.genotype.features
     return View(
         f"Run {run.path.name}",
         data,
@@ -124,21 +125,9 @@ def run_view(run: RunRecord) -> View:
         run.genotype,
         tuple(run_tables(run)),
         () if run.bundle is None else tuple(bundle_tables(run.bundle)),
-        tuple(_weights(run)),
+        tuple(weights_parts(run.history, features, genotype.get("cells"))),
         tuple(history_parts(run.history, run.training, run.metrics.metric or "score")),
     )
-
-
-def _weights(run: RunRecord) -> list[Part]:
-    """Return the drawings of the weights; none for a strategy that has no weights."""
-    weights = next((epoch.weights for epoch in run.history if epoch.weights is not None), None)
-    if weights is None:
-        return []
-    if isinstance(run.genotype, Genotype):
-        return weights_parts(run.history, run.genotype.features, run.genotype.cells)
-    # No genotype yet, so no names: the features are numbered.
-    names = [f"feature.{f + 1}" for f in range(len(weights.alpha[0]))]
-    return weights_parts(run.history, names)
 
 
 def _facts(values: Any) -> tuple[str, ...]:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Callable
@@ -21,7 +19,6 @@ from bmnas.report.comparison import pareto_front
 from bmnas.report.rows import Spread, format_spread
 from bmnas.report.tables import (
     TextTable,
-    comparison_csv,
     comparison_tables,
     print_tables,
 )
@@ -57,10 +54,6 @@ def test_rows_join_seeds_and_keep_other_differences_apart(make: Make) -> None:
     assert rows[0].measures["best_unimodal"].mean == pytest.approx(0.88)
     assert rows[0].measures["torch_ms"].mean == 1.5
     assert len(comparison_tables(rows)) == 3
-    lines = list(csv.DictReader(io.StringIO(comparison_csv(rows))))
-    assert float(lines[0]["score"]) == rows[0].score.mean
-    assert lines[1]["score_deviation"] == ""
-    assert lines[0]["seeds"] == "1 3"
 
 
 def test_a_measure_that_one_seed_lacks_is_a_dash(make: Make) -> None:
