@@ -7,7 +7,6 @@ Fourier transform is a convolution with cosines and sines: it runs in every runt
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,22 +17,6 @@ from bmnas.tasks.task import Array
 
 _WINDOW = 0.025  # seconds, the usual frame of speech recognition; rounded up to a power of two
 _FLOOR = 1e-6  # 60 dB under the mean power of the train rows
-
-
-@dataclass(frozen=True)
-class LogMelSettings:
-    """Samples a frame, samples between frames, and number of mel bands."""
-
-    n_fft: int
-    hop: int
-    mels: int
-
-
-def log_mel_settings(sample_rate: int) -> LogMelSettings:
-    """Choose frames of 25 ms or a little longer, half overlapping, for a rate in hertz."""
-    n_fft = max(64, 2 ** math.ceil(math.log2(_WINDOW * sample_rate)))
-    mels = 40 if sample_rate < 16000 else 64
-    return LogMelSettings(n_fft, n_fft // 2, min(mels, n_fft // 4))
 
 
 def mel_filters(sample_rate: int, n_fft: int, mels: int) -> Array:
@@ -61,26 +44,29 @@ class LogMel(nn.Module):
     log(power + 1e-6), where white noise with the mean power of the train rows has power 1 in
     every band: ``fit`` measures that power, so that the loudness of the recordings does not
     matter. Frames start at 0, hop, 2 hop, …; the last one is filled up with zeros. The window
-    is a periodic Hann window.
+    is a periodic Hann window. A frame has ``n_fft`` samples, 25 ms or a little longer, and half of
+    it overlaps with the next one, ``hop`` samples later; M is ``mels``.
     """
 
     kernels: Tensor
     filters: Tensor
     gain: Tensor
 
-    def __init__(self, samples: int, sample_rate: int, settings: LogMelSettings) -> None:
+    def __init__(self, samples: int, sample_rate: int) -> None:
         super().__init__()
-        self.hop = settings.hop
-        self.frames = 1 + max(0, -(-(samples - settings.n_fft) // settings.hop))
-        self.padding = (self.frames - 1) * settings.hop + settings.n_fft - samples
-        time = np.arange(settings.n_fft)
-        window = 0.5 - 0.5 * np.cos(2 * np.pi * time / settings.n_fft)
-        turns = np.outer(np.arange(settings.n_fft // 2 + 1), time) % settings.n_fft
-        angles = 2 * np.pi * turns / settings.n_fft
+        self.n_fft = max(64, 2 ** math.ceil(math.log2(_WINDOW * sample_rate)))
+        self.hop = self.n_fft // 2
+        self.mels = min(40 if sample_rate < 16000 else 64, self.n_fft // 4)
+        self.frames = 1 + max(0, -(-(samples - self.n_fft) // self.hop))
+        self.padding = (self.frames - 1) * self.hop + self.n_fft - samples
+        time = np.arange(self.n_fft)
+        window = 0.5 - 0.5 * np.cos(2 * np.pi * time / self.n_fft)
+        turns = np.outer(np.arange(self.n_fft // 2 + 1), time) % self.n_fft
+        angles = 2 * np.pi * turns / self.n_fft
         waves = np.concatenate([np.cos(angles), -np.sin(angles)]) * window
         kernels = (waves / np.sqrt((window**2).sum()))[:, None]
-        filters = mel_filters(sample_rate, settings.n_fft, settings.mels)
-        # Fixed by the settings: no file of weights needs them.
+        filters = mel_filters(sample_rate, self.n_fft, self.mels)
+        # Fixed by the sample rate: no file of weights needs them.
         self.register_buffer("kernels", torch.from_numpy(kernels).float(), persistent=False)
         self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
         self.register_buffer("gain", torch.ones(()))

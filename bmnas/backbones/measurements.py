@@ -22,15 +22,17 @@ _STAGES = 3
 
 
 class Floats(nn.Module):
-    """Numbers of any type to float32; with ``transposed``, (B, T, D) to (B, D, T)."""
+    """Numbers of any type to float32, times ``scale``; ``transposed``: (B, T, D) to (B, D, T)."""
 
-    def __init__(self, *, transposed: bool = False) -> None:
+    def __init__(self, *, scale: float = 1.0, transposed: bool = False) -> None:
         super().__init__()
+        self.scale = scale
         self.transposed = transposed
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` as float32."""
         x = x.to(torch.float32)
+        x = x if self.scale == 1 else x * self.scale
         return x.transpose(1, 2) if self.transposed else x
 
 

@@ -9,26 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bmnas.backbones.base import InputSpec
+from bmnas.backbones.measurements import Floats
 from bmnas.backbones.pixels import Pixels
 from bmnas.backbones.rows import cast_rows, check_rows, has_colour, require_finite, sample_rows
 from bmnas.backbones.vocabulary import Vocabulary
 from bmnas.tasks.task import Array, Modality, ModalityType
-
-
-class Scale(nn.Module):
-    """Numbers of any type to float32; int16 is divided by 32768."""
-
-    def __init__(self, dtype: str) -> None:
-        super().__init__()
-        self.scale = 1 / 32768 if dtype == "int16" else 1.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` as float32."""
-        return x.to(torch.float32) * self.scale
 
 
 class Reader:
@@ -76,7 +64,7 @@ class Reader:
             return nn.Identity()
         if self.type in ("image", "clip"):
             return Pixels(colour=has_colour(self.type, self.shape), dtype=self.dtype)
-        return Scale(self.dtype)
+        return Floats(scale=1 / 32768 if self.dtype == "int16" else 1.0)
 
     def encode(self, rows: Array) -> Array:
         """Return the raw input (n, *shape); raises UserError for rows of another shape."""

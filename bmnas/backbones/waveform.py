@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bmnas.backbones.augmentation import SpectrogramMasking, WaveformAugmentation
 from bmnas.backbones.base import InputSpec
 from bmnas.backbones.conv import ConvBackbone, Standardise
-from bmnas.backbones.logmel import LogMel, LogMelSettings, log_mel_settings
+from bmnas.backbones.logmel import LogMel
 from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Array, Modality, ModalityType
 
@@ -21,10 +21,10 @@ _LIMITS = (80, 32)  # frames and mel bands that the stages see at most
 class Spectrogram(nn.Module):
     """Waveforms (B, T) to log-mel maps (B, 1, frames, M), in training augmented and masked."""
 
-    def __init__(self, samples: int, sample_rate: int, settings: LogMelSettings) -> None:
+    def __init__(self, samples: int, sample_rate: int) -> None:
         super().__init__()
         self.augmentation = WaveformAugmentation()
-        self.log_mel = LogMel(samples, sample_rate, settings)
+        self.log_mel = LogMel(samples, sample_rate)
         self.masking = SpectrogramMasking()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,13 +55,13 @@ class WaveformBackbone(ConvBackbone):
         what = {"shape": list(shape), "dtype": dtype, "sample_rate": sample_rate}
         super().__init__(classes=classes, **what, dropout=dropout)
         self.shape, self.dtype, self.sample_rate = tuple(shape), dtype, sample_rate
-        settings = log_mel_settings(sample_rate)
-        prepare = Spectrogram(self.shape[0], sample_rate, settings)
+        prepare = Spectrogram(self.shape[0], sample_rate)
+        frames, mels = prepare.log_mel.frames, prepare.log_mel.mels
         self.build(
             prepare,
-            Standardise(settings.mels, 4, axis=3),
+            Standardise(mels, 4, axis=3),
             channels=1,
-            sizes=(prepare.log_mel.frames, settings.mels),
+            sizes=(frames, mels),
             limits=_LIMITS,
             widths=_WIDTHS,
         )
