@@ -7,7 +7,7 @@ received and what was expected.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bmnas_serve.errors import FormatError, shorten
@@ -75,9 +75,9 @@ def table(
     return members
 
 
-def items(data: Any, place: str) -> list[Any]:
-    """Accept a list."""
-    if not isinstance(data, list):
+def items(data: Any, place: str) -> Sequence[Any]:
+    """Accept a list, or the tuple that stands for one before it is written."""
+    if not isinstance(data, list | tuple):
         raise wrong(place, data, "a list")
     return data
 

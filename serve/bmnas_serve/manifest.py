@@ -56,10 +56,6 @@ class TensorSpec:
     dtype: str
     meaning: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the tensor as JSON-ready plain data."""
-        return {**asdict(self), "shape": list(self.shape)}
-
 
 @dataclass(frozen=True)
 class InputSpec(TensorSpec):
@@ -81,12 +77,6 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decision", self.decision or KINDS.get(self.kind, ""))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the task as JSON-ready plain data."""
-        # Left out where it is known: servers of earlier versions do not know the field.
-        stated = {} if self.kind in KINDS else {"decision": self.decision}
-        return {"name": self.name, "kind": self.kind, **stated}
 
 
 @dataclass(frozen=True)
@@ -115,23 +105,13 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON-ready plain data in the format of the file."""
-        return {
-            "format": FORMAT,
-            "name": self.name,
-            "task": self.task.to_dict(),
-            "inputs": [tensor.to_dict() for tensor in self.inputs],
-            "outputs": [tensor.to_dict() for tensor in self.outputs],
-            "class_names": list(self.class_names),
-            "threshold": self.threshold,
-            "genotype": None if self.genotype is None else dict(self.genotype),
-            # Left out where there is none: servers of earlier versions do not know the field.
-            **({} if self.fusion is None else {"fusion": dict(self.fusion)}),
-            "scores": dict(self.scores),
-            "parity": dict(self.parity),
-            "latency": dict(self.latency),
-            "versions": dict(self.versions),
-            "files": dict(self.files),
-        }
+        data = {"format": FORMAT, **asdict(self)}
+        # Left out where they say nothing new: servers of earlier versions do not know them.
+        if self.fusion is None:
+            del data["fusion"]
+        if self.task.kind in KINDS:
+            del data["task"]["decision"]
+        return data
 
 
 def load(folder: Path) -> Manifest:
@@ -161,7 +141,7 @@ def _is_axis(value: Any) -> bool:
 
 
 def _shape(value: Any, place: str) -> tuple[int, ...]:
-    axes = tuple(value) if isinstance(value, list) and all(map(_is_axis, value)) else ()
+    axes = tuple(value) if isinstance(value, list | tuple) and all(map(_is_axis, value)) else ()
     if not axes or axes[0] != -1 or -1 in axes[1:]:
         raise wrong(place, value, "the batch axis -1 first and fixed lengths after it")
     return axes
