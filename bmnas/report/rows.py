@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bmnas.machine.errors import UserError
 from bmnas.report.metrics import BatchLatency, RunMetrics
 from bmnas.report.record import RunRecord
 from bmnas.report.style import formatted, printable
-
-#: What two runs must share, the seed aside, to be one row.
-_SETTINGS = (
-    *("strategy", "fusion", "preset", "search", "train", "unimodal", "seeds"),
-    *("hardware", "versions"),
-)
 
 DASH = "–"
 
@@ -62,7 +55,8 @@ MEASURES: Mapping[str, Measure] = {
     "search_processor_seconds": Measure(
         "search CPU s", ".1f", lambda m: m.processor_seconds.get("search")
     ),
-    "gpu_hours": Measure("GPU-hours", ".3g", lambda m: m.seconds.get("gpu_hours")),
+    # Nought where there was no GPU.
+    "gpu_hours": Measure("GPU-hours", ".3g", lambda m: m.seconds.get("gpu_hours") or None),
 }
 
 
@@ -83,14 +77,8 @@ class ComparisonRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON-ready plain data."""
-        measures = {key: self.measures.get(key) for key in MEASURES}
-        return {
-            "task": self.task,
-            "name": self.name,
-            "seeds": list(self.seeds),
-            "metric": self.metric,
-            **{key: None if value is None else vars(value) for key, value in measures.items()},
-        }
+        data = asdict(self)
+        return {**dict.fromkeys(MEASURES), **data.pop("measures"), **data}
 
 
 def comparison_rows(runs: Sequence[RunRecord]) -> list[ComparisonRow]:
@@ -99,26 +87,18 @@ def comparison_rows(runs: Sequence[RunRecord]) -> list[ComparisonRow]:
     Raises UserError when a run has no config.json or when two runs are equal in
     configuration and seed: counted twice they would feign a small deviation.
     """
-    groups: dict[str, dict[str, list[RunRecord]]] = {}
+    tasks: dict[str, list[RunRecord]] = {}
     for run in runs:
         if not run.settings:
             raise UserError(f"{run.path}: expected config.json, which is missing")
-        by_settings = groups.setdefault(_key(run.config.task), {})
-        by_settings.setdefault(_key(_settings(run, _SETTINGS)), []).append(run)
-    tasks = _names(
-        [next(iter(group.values()))[0] for group in groups.values()],
-        ("task",),
-        lambda run: str(run.config.task.get("name", DASH)),
-    )
-    rows = []
-    for task, group in zip(tasks, groups.values(), strict=True):
-        names = _names(
-            [members[0] for members in group.values()],
-            _SETTINGS,
-            lambda run: run.config.fusion or run.config.strategy,
-        )
-        rows += [_row(task, *row) for row in zip(names, group.values(), strict=True)]
-    return rows
+        tasks.setdefault(str(_flat(run.config.task)), []).append(run)
+    firsts = [members[0] for members in tasks.values()]
+    names = _names([run.config.task.get("name") for run in firsts], [_task(run) for run in firsts])
+    return [
+        row
+        for task, members in zip(names, tasks.values(), strict=True)
+        for row in _rows(task, members)
+    ]
 
 
 def format_spread(value: Spread | None, spec: str) -> str:
@@ -137,6 +117,17 @@ def spread_of(values: Sequence[float | None]) -> Spread | None:
     return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
 
 
+def _rows(task: str, runs: Sequence[RunRecord]) -> list[ComparisonRow]:
+    """Return the rows of a task; runs that share all settings but the seed are one."""
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(str(_how(run)), []).append(run)
+    firsts = [members[0] for members in groups.values()]
+    ways = [run.config.fusion or run.config.strategy for run in firsts]
+    names = _names(ways, [_how(run) for run in firsts])
+    return [_row(task, *row) for row in zip(names, groups.values(), strict=True)]
+
+
 def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
     by_seed: dict[int, RunRecord] = {}
     for run in runs:
@@ -149,68 +140,48 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
                 f"{by_seed[seed].path} again; expected each once, leave one out"
             )
         by_seed[seed] = run
-    metrics = {run.metrics.metric for run in runs}
+    metrics = {printable(run.metrics.metric) if run.metrics.metric else None for run in runs}
     if len(metrics) > 1:
+        found = ", ".join(sorted(map(str, metrics)))
         raise UserError(
-            f"{runs[-1].path}: expected one metric for runs of {name}, received "
-            f"{', '.join(sorted(printable(str(metric)) for metric in metrics))}"
+            f"{runs[-1].path}: expected one metric for runs of {name}, received {found}"
         )
-    metric = metrics.pop()
-    spreads = {
-        key: spread_of([column.of(run.metrics) for run in runs]) for key, column in MEASURES.items()
-    }
-    return ComparisonRow(
-        task,
-        name,
-        tuple(sorted(by_seed)),
-        metric and printable(metric),
-        {key: spread for key, spread in spreads.items() if spread is not None},
-    )
+    spreads = {key: spread_of([m.of(run.metrics) for run in runs]) for key, m in MEASURES.items()}
+    known = {key: spread for key, spread in spreads.items() if spread is not None}
+    return ComparisonRow(task, name, tuple(sorted(by_seed)), metrics.pop(), known)
 
 
-def _names(
-    runs: Sequence[RunRecord], keys: Sequence[str], name_of: Callable[[RunRecord], str | None]
-) -> list[str]:
-    """Return names that differ: those of ``name_of``, with what differs where two are equal."""
-    names = [printable(name_of(run) or DASH) for run in runs]
-    alike = {
-        name: [run for run, other in zip(runs, names, strict=True) if other == name]
-        for name in names
-    }
-    return [
-        name if len(alike[name]) == 1 else f"{name} ({_differences(run, alike[name], keys)})"
-        for name, run in zip(names, runs, strict=True)
-    ]
+def _names(names: Sequence[Any], settings: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return ``names``, those that are equal with the ``settings`` in which they differ."""
+    shown = []
+    for name, own in zip(names, settings, strict=True):
+        alike = [other for n, other in zip(names, settings, strict=True) if n == name]
+        parts = [
+            f"{key.partition('.')[2] or key} {own.get(key, DASH)}"
+            for key in dict.fromkeys(key for other in alike for key in other)
+            if len({other.get(key) for other in alike}) > 1
+        ]
+        text = printable(str(name or DASH))
+        shown.append(f"{text} ({printable(', '.join(parts), 120)})" if parts else text)
+    return shown
 
 
-def _differences(run: RunRecord, others: Sequence[RunRecord], keys: Sequence[str]) -> str:
-    """Return the settings of ``run`` that not all ``others`` share, or else its folder."""
-    own, *flat = (dict(_leaves(_settings(other, keys))) for other in (run, *others))
-    differing = [key for key, value in own.items() if any(f.get(key) != value for f in flat)]
-    label = printable(", ".join(f"{key.split('.', 1)[-1]} {own[key]}" for key in differing), 80)
-    # Too much to name, or only something that this run lacks: the folder tells them apart.
-    return label if 0 < len(differing) <= 3 and "…" not in label else printable(str(run.path))
+def _task(run: RunRecord) -> dict[str, str]:
+    return _flat({"task": run.config.task})
 
 
-def _settings(run: RunRecord, keys: Sequence[str]) -> dict[str, Any]:
-    # A run of one seed does not speak of their number.
-    data = {"seeds": 1, **run.settings}
-    # A strategy may have settings of its own, in a section of its name.
-    own = [name for name in [data.get("strategy")] if isinstance(name, str) and name in data]
-    return {key: _without_seed(data.get(key)) for key in (*keys, *own)}
+def _how(run: RunRecord) -> dict[str, str]:
+    """Return all settings but the task and the seeds; a run of one search does not count them."""
+    kept = {k: v for k, v in run.settings.items() if k not in ("task", "seed", "backbones")}
+    flat = _flat({"seeds": 1, **kept})
+    return {key: value for key, value in sorted(flat.items()) if not key.endswith(".seed")}
 
 
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in data.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)
-
-
-def _without_seed(value: Any) -> Any:
-    return {k: v for k, v in value.items() if k != "seed"} if isinstance(value, dict) else value
-
-
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _flat(value: Any, place: str = "") -> dict[str, str]:
+    """Return the values inside nested tables by their place, such as ``search.cells``."""
+    if not isinstance(value, Mapping):
+        return {place: str(value)}
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{place}.{key}" if place else str(key))
+    return flat

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from bmnas.report.metrics import LatencyMetrics, MemoryPeak, RunMetrics
+from bmnas.report.metrics import LatencyMetrics, RunMetrics
 from bmnas.report.record import BundleRecord, RunRecord
 from bmnas.report.rows import DASH, MEASURES, ComparisonRow, Spread, format_spread
 from bmnas.report.style import formatted, printable
@@ -31,7 +31,7 @@ STAGES = {
     "train_compile": "train: compile",
     "train": "train",
 }
-_WIDTH = 200  # at least, of a table that goes to a file or a pipe
+_WIDTH = 10_000  # of a table that goes to a file or a pipe: nothing wraps
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,12 @@ class TextTable:
         rows = tuple(tuple(row[n] for n in kept) for row in self.rows)
         return replace(self, columns=tuple(self.columns[n] for n in kept), rows=rows)
 
-    def measured(self) -> TextTable:
-        """Return the table without the columns of numbers that hold mere dashes."""
+    def measured(self, *, all_rows: bool = False) -> TextTable:
+        """Return the table without columns of numbers, or rows, that hold mere dashes."""
+        rows = tuple(row for row in self.rows if all_rows or set(row[self.words :]) != {DASH})
         columns = range(len(self.columns))
-        filled = [n for n in columns if any(row[n] != DASH for row in self.rows)]
-        return self.only([n for n in columns if n < self.words or n in filled])
+        kept = [n for n in columns if n < self.words or any(row[n] != DASH for row in rows)]
+        return replace(self, rows=rows).only(kept)
 
     def width(self, column: int) -> int:
         """Return how wide a column is drawn in a terminal, with what parts it from the next."""
@@ -65,32 +66,19 @@ def run_tables(run: RunRecord) -> list[TextTable]:
     """Return scores, sizes, latency and time of a run, without what no stage has measured yet."""
     metrics = run.metrics
     parts = ("fusion", "classifier", "backbones")
-    sizes = tuple((part, _number(metrics.parameters.get(part), ",.0f")) for part in parts)
-    # Nothing was compiled: no line of zeros.
-    zero = {key for key in ("compile", "train_compile") if not metrics.seconds.get(key)}
-    times = tuple(
-        (
-            name,
-            _number(metrics.seconds.get(key), ".1f"),
-            _number(metrics.samples_per_second.get(key), ",.0f"),
-        )
-        for key, name in STAGES.items()
-        if key not in zero
-    )
     tables = [
         _scores(metrics),
-        TextTable("Parameters", ("part", "count"), sizes),
+        TextTable(
+            "Parameters",
+            ("part", "count"),
+            tuple((part, _number(metrics.parameters.get(part), ",.0f")) for part in parts),
+        ),
         _latency(metrics.latency),
         _search(metrics),
-        TextTable("Time", ("stage", "seconds", "samples/s"), times),
+        _times(metrics),
         _memory(metrics),
     ]
-    found = []
-    for table in tables:
-        rows = tuple(row for row in table.rows if set(row[table.words :]) != {DASH})
-        if rows:
-            found.append(replace(table, rows=rows).measured())
-    return found
+    return [table.measured() for table in tables if table.measured().rows]
 
 
 def bundle_tables(bundle: BundleRecord) -> list[TextTable]:
@@ -124,16 +112,16 @@ def comparison_tables(rows: Sequence[ComparisonRow]) -> list[TextTable]:
     for task in dict.fromkeys(row.task for row in rows):
         members = [row for row in rows if row.task == task]
         metrics = dict.fromkeys(row.metric.replace("_", " ") for row in members if row.metric)
-        lines = []
-        for row in members:
-            spreads = {key: row.measures.get(key) for key in MEASURES}
-            hours = spreads["gpu_hours"]
-            if hours is not None and hours.mean == 0:  # there was no GPU
-                spreads["gpu_hours"] = None
-            cells = [format_spread(spreads[key], MEASURES[key].spec) for key in MEASURES]
-            lines.append((row.name, ", ".join(map(str, row.seeds)), *cells))
+        lines = [
+            (
+                row.name,
+                ", ".join(map(str, row.seeds)),
+                *(format_spread(row.measures.get(key), m.spec) for key, m in MEASURES.items()),
+            )
+            for row in members
+        ]
         title = f"{task}, {', '.join(metrics)}" if metrics else task
-        tables.append(TextTable(title, columns, tuple(lines), words=2).measured())
+        tables.append(TextTable(title, columns, tuple(lines), words=2).measured(all_rows=True))
     return tables
 
 
@@ -175,23 +163,20 @@ def print_tables(tables: Sequence[TextTable]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    widths = [sum(map(table.width, range(len(table.columns)))) + 40 for table in tables]
     # Names in the tables come from files: they are text, never markup or emoji codes.
     console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console.width = max(_WIDTH, *widths) if widths else _WIDTH
-    for table in tables:
-        for number, part in enumerate(_parts(table, console.width)):
-            title = None if number else part.title
-            drawn = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-            for n, column in enumerate(part.columns):
-                # Where words must make room, numbers stay on one line.
-                short = n >= part.words and part.width(n) <= console.width // 2
-                side: Any = "left" if n < part.words else "right"
-                drawn.add_column(column, justify=side, overflow="fold", no_wrap=short)
-            for row in part.rows:
-                drawn.add_row(*row)
-            console.print(drawn)
+        console.width = _WIDTH
+    for part in (part for table in tables for part in _parts(table, console.width)):
+        drawn = Table(title=part.title, box=box.SIMPLE_HEAD, title_justify="left")
+        for n, column in enumerate(part.columns):
+            # Where words must make room, numbers stay on one line.
+            short = n >= part.words and part.width(n) <= console.width // 2
+            side: Any = "left" if n < part.words else "right"
+            drawn.add_column(column, justify=side, overflow="fold", no_wrap=short)
+        for row in part.rows:
+            drawn.add_row(*row)
+        console.print(drawn)
 
 
 def _parts(table: TextTable, width: int) -> list[TextTable]:
@@ -233,14 +218,10 @@ def _latency(latency: LatencyMetrics) -> TextTable:
         for engine in ("torch", "onnxruntime")
         for batch, found in getattr(latency, engine).items()
     )
-    facts = ["Latency, ms"]
-    if latency.threads is not None:
-        facts.append(f"torch {latency.threads} threads")
-    if latency.onnxruntime_threads is not None:
-        facts.append(f"onnxruntime {latency.onnxruntime_threads} threads")
-    if latency.hardware is not None:
-        facts.append(printable(latency.hardware, 80))
-    return TextTable("; ".join(facts), ("engine", "batch", "median", "p99"), rows, words=2)
+    threads = {"torch": latency.threads, "onnxruntime": latency.onnxruntime_threads}
+    facts = ["Latency, ms", *(f"{name} {n} threads" for name, n in threads.items() if n)]
+    title = "; ".join([*facts, *([printable(latency.hardware, 80)] if latency.hardware else [])])
+    return TextTable(title, ("engine", "batch", "median", "p99"), rows, words=2)
 
 
 def _search(metrics: RunMetrics) -> TextTable:
@@ -255,20 +236,31 @@ def _search(metrics: RunMetrics) -> TextTable:
         ]
     rows.append(("GPU-hours", _number(metrics.seconds.get("gpu_hours") or None, ".3g")))
     if search is not None and search.seeds is not None:
-        spread = Spread(search.seeds.mean, search.seeds.deviation)
-        count = len(search.seeds.validation)
-        rows.append((f"supernets, {count} seeds", format_spread(spread, ".4f")))
-        rows.append(("seed of the genotype", str(search.seeds.best)))
+        seeds = search.seeds
+        spread = format_spread(Spread(seeds.mean, seeds.deviation), ".4f")
+        rows += [(f"supernets, {len(seeds.validation)} seeds", spread)]
+        rows += [("seed of the genotype", str(seeds.best))]
     return TextTable("Search", ("property", "value"), tuple(rows))
 
 
+def _times(metrics: RunMetrics) -> TextTable:
+    # Nothing was compiled: no line of zeros.
+    seconds = {k: v for k, v in metrics.seconds.items() if v or not k.endswith("compile")}
+    speeds = metrics.samples_per_second
+    rows = tuple(
+        (name, _number(seconds.get(key), ".1f"), _number(speeds.get(key), ",.0f"))
+        for key, name in STAGES.items()
+    )
+    return TextTable("Time", ("stage", "seconds", "samples/s"), rows)
+
+
 def _memory(metrics: RunMetrics) -> TextTable:
-    rows = []
-    for stage in ("search", "train"):
-        peak = metrics.peak_memory.get(stage, MemoryPeak())
-        sizes = (peak.resident_bytes, peak.device_bytes)
-        rows.append((stage, *(_number(size and size / 2**20, ",.0f") for size in sizes)))
-    return TextTable("Peak memory, MiB", ("stage", "resident", "device"), tuple(rows))
+    rows = tuple(
+        (stage, *(_number(n and n / 2**20, ",.0f") for n in (p.resident_bytes, p.device_bytes)))
+        for stage in ("search", "train")
+        if (p := metrics.peak_memory.get(stage)) is not None
+    )
+    return TextTable("Peak memory, MiB", ("stage", "resident", "device"), rows)
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

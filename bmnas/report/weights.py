@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,10 +28,17 @@ _WIDTH = 10.0
 _PANEL_COLUMNS = 4
 _ROW = 0.27  # height of a row of a heat map
 
-#: Numbers of Cells and of steps in them, for each step.
-Places = Sequence[tuple[int, int]]
-#: Title of a panel, and its lines: values by epoch, how they are drawn.
-Panel = tuple[str, list[tuple[list[float], dict[str, Any]]]]
+
+@dataclass(frozen=True)
+class _Table:
+    """One kind of weights: ``rows_of`` an epoch, of which ``chosen`` places were derived."""
+
+    title: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    colours: Sequence[str]
+    chosen: Sequence[tuple[int, int]]
+    rows_of: Callable[[Epoch], Sequence[Sequence[float]]]
 
 
 def draw_weights(history: Sequence[Epoch], features: Sequence[str] = (), kept: Any = None) -> Any:
@@ -57,151 +66,131 @@ def weights_parts(
     if not epochs:
         return []
     best = best_epoch(epochs) or epochs[-1]
-    alpha, beta = best.alpha or (), best.beta or ()
-    names = features or [f"feature.{f + 1}" for f in range(len(alpha[0]))]
-    nodes = [*names, *(f"cell{k + 1}" for k in range(len(alpha) - 1))]
     framed = "what was derived"
     if kept and best.cells and kept != plain(best.cells):
         # Only reranking keeps other Cells than those derived in the best epoch.
         framed = "what Algorithm 1 derived; reranking chose another genotype"
     title = f"Architecture weights of epoch {best.number}, the best; frames: {framed}"
-    slanted = 0.05 * min(max(map(len, nodes)), 24) if sum(map(len, nodes)) > 90 else 0
-    steps = [(k, m) for k, table in enumerate(beta) for m in range(len(table))]
+    alpha, beta, gamma = _alpha(best, features), _beta(best), _gamma(best)
+    heights = 0.95 + _ROW * len(alpha.rows) + _slant(alpha), 1.0 + _ROW * len(beta.rows)
     parts = [
-        Part(
-            _WIDTH,
-            0.95 + _ROW * len(alpha) + slanted,
-            lambda onto: _paint_alpha(onto, best, nodes, 40 if slanted else 0, title),
-        ),
-        Part(_WIDTH, 1.0 + _ROW * len(steps), lambda onto: _paint_cells(onto, best, steps)),
+        Part(_WIDTH, heights[0], lambda onto: _heat_maps(onto, best, [alpha], title)),
+        Part(_WIDTH, heights[1], lambda onto: _heat_maps(onto, best, [beta, gamma], None)),
     ]
-    if len(epochs) == 1:
-        return parts
-    return [
-        *parts,
-        _lines(_alpha_panels(epochs, best, nodes), epochs, best, shared=False),
-        _lines(_gamma_panels(epochs, steps), epochs, best, shared=True),
-    ]
+    return parts if len(epochs) == 1 else [*parts, *(_lines(epochs, t) for t in (alpha, gamma))]
 
 
-def _paint_alpha(onto: Any, best: Epoch, nodes: Sequence[str], slant: int, title: str) -> None:
-    onto.suptitle(title, fontsize=10, fontweight="bold")
-    axes = onto.subplots()
-    rows = {f"Cell {k + 1}": row for k, row in enumerate(best.alpha or ())}
-    chosen = [(k, nodes.index(name)) for k, cell in enumerate(best.cells) for name in cell.inputs]
-    _heat_map(axes, "alpha: weight of Identity, node to Cell", rows, chosen)
-    look = {"rotation": slant, "ha": "right", "rotation_mode": "anchor"} if slant else {}
-    axes.set_xticks(range(len(nodes)), [printable(name, 24) for name in nodes], **look)
+def _alpha(best: Epoch, features: Sequence[str]) -> _Table:
+    rows = best.alpha or ()
+    names = features or [f"feature.{f + 1}" for f in range(len(rows[0]))]
+    nodes = [*names, *(f"cell{k + 1}" for k in range(len(rows) - 1))]
+    modalities = modality_colours(names)
+    return _Table(
+        "alpha: weight of Identity, node to Cell",
+        [f"Cell {k + 1}" for k in range(len(rows))],
+        nodes,
+        [modalities.get(modality_of(name), INK) for name in nodes],
+        [(k, nodes.index(name)) for k, cell in enumerate(best.cells) for name in cell.inputs],
+        lambda epoch: epoch.alpha or (),
+    )
 
 
-def _paint_cells(onto: Any, best: Epoch, places: Places) -> None:
-    beta, gamma = best.beta or (), best.gamma or ()
-    inputs = ["x", "y", *(f"step{m + 1}" for m in range(max(map(len, beta)) - 1))]
-    labels = [op.label for op in OPERATIONS.values()][: len(gamma[0][0])]
-    left, right = onto.subplots(1, 2, sharey=True, width_ratios=[len(inputs), 0.5 + len(labels)])
-    names = [f"Cell {k + 1}, step {m + 1}" for k, m in places]
+def _beta(best: Epoch) -> _Table:
+    nodes = ["x", "y", *(f"step{m + 1}" for m in range(max(map(len, best.beta or ())) - 1))]
     steps = [step for cell in best.cells for step in cell.steps]
-    read = [(n, inputs.index(name)) for n, step in enumerate(steps) for name in step.inputs]
-    rows = dict(zip(names, (beta[k][m] for k, m in places), strict=True))
-    _heat_map(left, "beta: weight of Identity, node to step", rows, read)
-    left.set_xticks(range(len(inputs)), [name.replace("step", "step ") for name in inputs])
-    chosen = [(n, list(OPERATIONS).index(step.op)) for n, step in enumerate(steps)]
-    rows = dict(zip(names, (gamma[k][m] for k, m in places), strict=True))
-    _heat_map(right, "gamma: weight of each operation", rows, chosen)
-    right.set_xticks(range(len(labels)), labels)
-    right.tick_params(labelleft=False)
+    return _Table(
+        "beta: weight of Identity, node to step",
+        [
+            f"Cell {k + 1}, step {m + 1}"
+            for k, t in enumerate(best.beta or ())
+            for m in range(len(t))
+        ],
+        nodes,
+        [INK] * len(nodes),
+        [(n, nodes.index(name)) for n, step in enumerate(steps) for name in step.inputs],
+        lambda epoch: list(chain(*(epoch.beta or ()))),
+    )
 
 
-def _heat_map(
-    axes: Any, title: str, rows: Mapping[str, Sequence[float]], frames: Sequence[tuple[int, int]]
-) -> None:
-    """Draw rows of numbers as coloured fields with the numbers in them; rows may be short."""
+def _gamma(best: Epoch) -> _Table:
+    pool = list(OPERATIONS.values())[: len((best.gamma or ())[0][0])]
+    steps = [step for cell in best.cells for step in cell.steps]
+    return _Table(
+        "gamma: weight of each operation",
+        _beta(best).rows,
+        [operation.label for operation in pool],
+        [colours()[operation.name] for operation in pool],
+        [(n, list(OPERATIONS).index(step.op)) for n, step in enumerate(steps)],
+        lambda epoch: list(chain(*(epoch.gamma or ()))),
+    )
+
+
+def _slant(table: _Table) -> float:
+    """Return the height of names that stand slanted, 0 where they are short enough."""
+    lengths = [len(name) for name in table.columns]
+    return 0.05 * min(max(lengths), 24) if sum(lengths) > 90 else 0.0
+
+
+def _heat_maps(onto: Any, best: Epoch, tables: Sequence[_Table], title: str | None) -> None:
+    """Draw weights as coloured fields with the numbers in them; a row may be short."""
     from matplotlib.patches import Rectangle
 
-    table = np.full((len(rows), max(map(len, rows.values()))), np.nan)
-    for i, row in enumerate(rows.values()):
-        table[i, : len(row)] = row
-    low, high = np.nanmin(table), np.nanmax(table)
-    # A narrow range is not stretched to the full scale: equal weights should look equal.
-    middle, half = (low + high) / 2, max((high - low) / 2, 0.02)
-    axes.imshow(table, cmap="Blues", vmin=middle - half, vmax=middle + 1.6 * half, aspect="auto")
-    for (i, j), value in np.ndenumerate(table):
-        if not np.isnan(value):
-            ink = "#ffffff" if value - middle > 0.43 * half else INK
-            axes.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=7, color=ink)
-    look: dict[str, Any] = {"fill": False, "edgecolor": PALETTE[1], "linewidth": 1.8, "zorder": 4}
-    for i, j in frames:
-        axes.add_patch(Rectangle((j - 0.47, i - 0.44), 0.94, 0.88, **look))
-    axes.set_yticks(range(len(rows)), list(rows))
-    axes.set_title(title, loc="left")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-
-
-def _alpha_panels(epochs: Sequence[Epoch], best: Epoch, nodes: Sequence[str]) -> list[Panel]:
-    """Return a panel a Cell, with a line a node; the two that were derived have names."""
-    modalities = modality_colours(nodes[: len(best.alpha[0])] if best.alpha else ())
-    panels = []
-    for k, row in enumerate(best.alpha or ()):
-        taken: Sequence[str] = best.cells[k].inputs if best.cells else ()
-        lines = []
-        for i, name in enumerate(nodes[: len(row)]):
-            look = {
-                "color": modalities.get(modality_of(name), INK),
-                "linewidth": 0.8,
-                "alpha": 0.45,
-            }
-            if name in taken:
-                look |= {"linewidth": 1.9, "alpha": 1, "label": printable(name, 24)}
-                look["linestyle"] = "--" if name == taken[1] else "-"
-            lines.append(([e.alpha[k][i] for e in epochs if e.alpha], look))
-        panels.append((f"alpha, Cell {k + 1}", lines))
-    return panels
-
-
-def _gamma_panels(epochs: Sequence[Epoch], places: Places) -> list[Panel]:
-    """Return a panel a step, with a line an operation."""
-    tables = [epoch.gamma for epoch in epochs if epoch.gamma]
-    known = list(OPERATIONS.values())[: len(tables[0][0][0])]
-    looks = [
-        {
-            "color": colours()[operation.name],
-            "label": operation.label,
-            "linestyle": "--" if operation.is_zero else "-",
+    onto.suptitle(title, fontsize=10, fontweight="bold")
+    widths = [max(3, len(table.columns)) for table in tables]
+    panels = onto.subplots(1, len(tables), squeeze=False, sharey=True, width_ratios=widths)[0]
+    for axes, table in zip(panels, tables, strict=True):
+        fields = np.full((len(table.rows), len(table.columns)), np.nan)
+        for i, row in enumerate(table.rows_of(best)):
+            fields[i, : len(row)] = row
+        low, high = np.nanmin(fields), np.nanmax(fields)
+        # A narrow range is not stretched to the full scale: equal weights should look equal.
+        middle, half = (low + high) / 2, max((high - low) / 2, 0.02)
+        scale = {"vmin": middle - half, "vmax": middle + 1.6 * half}
+        axes.imshow(fields, cmap="Blues", aspect="auto", **scale)
+        for (i, j), value in np.ndenumerate(fields):
+            if not np.isnan(value):
+                ink = "#ffffff" if value - middle > 0.43 * half else INK
+                axes.text(j, i, f"{value:.3f}", ha="center", va="center", size=7, color=ink)
+        look: dict[str, Any] = {
+            "fill": False,
+            "edgecolor": PALETTE[1],
+            "linewidth": 1.8,
+            "zorder": 4,
         }
-        for operation in known
-    ]
-    return [
-        (
-            f"gamma, Cell {k + 1}, step {m + 1}",
-            [([table[k][m][p] for table in tables], look) for p, look in enumerate(looks)],
+        for i, j in table.chosen:
+            axes.add_patch(Rectangle((j - 0.47, i - 0.44), 0.94, 0.88, **look))
+        slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if _slant(table) else {}
+        axes.set_xticks(
+            range(len(table.columns)), [printable(n, 24) for n in table.columns], **slant
         )
-        for k, m in places
-    ]
+        axes.set_yticks(range(len(table.rows)), table.rows)
+        axes.set_title(table.title, loc="left")
+        axes.tick_params(length=0, labelleft=axes is panels[0])
+        axes.spines[:].set_visible(False)
 
 
-def _lines(panels: Sequence[Panel], epochs: Sequence[Epoch], best: Epoch, *, shared: bool) -> Part:
-    """Return panels in rows; ``shared`` is one legend below them for all."""
-    columns = min(len(panels), _PANEL_COLUMNS)
-    rows = -(-len(panels) // columns)
-    numbers = [epoch.number for epoch in epochs]
+def _lines(epochs: Sequence[Epoch], table: _Table) -> Part:
+    """Return a panel a row of the table, with a line a column; what was chosen is bold."""
+    columns = min(len(table.rows), _PANEL_COLUMNS)
+    lines = -(-len(table.rows) // columns)
+    best = best_epoch(epochs)
 
     def paint(onto: Any) -> None:
-        grid = onto.subplots(rows, columns, squeeze=False, sharex=True)
-        for axes, (title, lines) in zip(grid.flat, panels, strict=False):
-            for values, look in lines:
-                axes.plot(numbers, values, **look)
-            axes.set_title(title, loc="left")
-            epoch_axis(axes, best.number)
+        grid = onto.subplots(lines, columns, squeeze=False, sharex=True)
+        for i, (axes, row) in enumerate(zip(grid.flat, table.rows, strict=False)):
+            for j in range(len(table.rows_of(epochs[-1])[i])):
+                values = [table.rows_of(epoch)[i][j] for epoch in epochs]
+                bold = (i, j) in table.chosen
+                look = {"color": table.colours[j], "linewidth": 2.2 if bold else 1}
+                look |= {"label": printable(table.columns[j], 24), "alpha": 1 if bold else 0.6}
+                axes.plot([epoch.number for epoch in epochs], values, **look)
+            axes.set_title(f"{table.title.partition(':')[0]}, {row}", loc="left")
+            epoch_axis(axes, None if best is None else best.number)
             axes.margins(x=0.02)
             axes.tick_params(labelbottom=True)
-            if not shared and axes.get_legend_handles_labels()[1]:
-                axes.legend(loc="best", handlelength=1.6)
-        for axes in grid.flat[len(panels) :]:
+        for axes in grid.flat[len(table.rows) :]:
             axes.set_axis_off()
-        if shared:
-            onto.legend(
-                *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=8
-            )
+        handles, names = grid.flat[len(table.rows) - 1].get_legend_handles_labels()
+        onto.legend(handles, names, loc="outside lower center", ncols=8)
 
-    return Part(_WIDTH, 0.7 + 1.65 * rows, paint)
+    return Part(_WIDTH, 0.55 + 0.2 * -(-len(table.columns) // 8) + 1.6 * lines, paint)
