@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 from bmnas.machine.errors import UserError
 from bmnas.report.page import figure_html, page
 from bmnas.report.rows import ComparisonRow
-from bmnas.report.style import GREY, INK, PALETTE, Part, drawable, figure_of, short_ticks
+from bmnas.report.style import GREY, INK, PALETTE, Part, figure_of, printable, short_ticks
 from bmnas.report.tables import comparison_tables, html_tables
 
 _MARKERS = "osD^vP*X"
@@ -56,7 +57,11 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def _part(task: str, rows: Sequence[ComparisonRow]) -> Part:
-    names = [drawable(f"{row.name}, seed{_seeds(row)}", 100) for row in rows]
+    names = [printable(f"{row.name}, seed{_seeds(row)}", 100) for row in rows]
+    looks: list[dict[str, Any]] = [
+        {"color": colour, "marker": marker, "markersize": 7, "linestyle": "none"}
+        for _, colour, marker in zip(rows, cycle(PALETTE), cycle(_MARKERS), strict=False)
+    ]
     columns = max(1, min(len(rows) + 1, 120 // (max(map(len, names)) + 8)))
     onnx = any("onnxruntime_ms" in row.measures for row in rows)
     torch = any("torch_ms" in row.measures for row in rows)
@@ -64,23 +69,24 @@ def _part(task: str, rows: Sequence[ComparisonRow]) -> Part:
     del costs["torch_ms" if onnx or not torch else "onnxruntime_ms"]
 
     def paint(onto: Any) -> None:
-        onto.suptitle(drawable(task, 100), fontsize=10, fontweight="bold")
+        from matplotlib.lines import Line2D
+
+        onto.suptitle(printable(task, 100), fontsize=10, fontweight="bold")
         panels = onto.subplots(1, len(costs), sharey=True)
+        handles = [Line2D([], [], **look) for look in looks]
+        labels = list(names)
+        unimodal = [s.mean for row in rows if (s := row.measures.get("best_unimodal"))]
+        if unimodal:
+            lines = [axes.axhline(max(unimodal), color=GREY, lw=1, ls="--") for axes in panels]
+            handles.append(lines[0])
+            labels.append("best unimodal")
         for axes, (key, label) in zip(panels, costs.items(), strict=True):
-            _panel(axes, rows, key, names)
+            _panel(axes, rows, key, looks)
             axes.set_xlabel(label)
             axes.grid()
         metric = next((row.metric for row in rows if row.metric), "score")
-        panels[0].set_ylabel(drawable(f"test {metric.replace('_', ' ')}"))
-        # A row may be missing in one panel and not in another. Its marker, without error bars.
-        legend: dict[str, Any] = {}
-        for axes in panels:
-            handles, labels = axes.get_legend_handles_labels()
-            markers = [getattr(handle, "lines", [handle])[0] for handle in handles]
-            legend.update(zip(labels, markers, strict=True))
-        shown = [name for name in (*names, "best unimodal") if name in legend]
-        handles = [legend[name] for name in shown]
-        onto.legend(handles, shown, loc="outside lower center", ncols=columns)
+        panels[0].set_ylabel(f"test {metric.replace('_', ' ')}")
+        onto.legend(handles, labels, loc="outside lower center", ncols=columns)
 
     return Part(10.5, 3.4 + 0.2 * -(-len(rows) // columns), paint)
 
@@ -89,35 +95,24 @@ def _seeds(row: ComparisonRow) -> str:
     return f"{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))}"
 
 
-def _panel(axes: Any, rows: Sequence[ComparisonRow], key: str, names: Sequence[str]) -> None:
+def _panel(
+    axes: Any, rows: Sequence[ComparisonRow], key: str, looks: Sequence[dict[str, Any]]
+) -> None:
     points = []
-    for n, row in enumerate(rows):
+    for row, look in zip(rows, looks, strict=True):
         cost = row.measures.get(key)
-        if cost is None or row.score is None:
-            continue
-        points.append((cost.mean, row.score.mean))
-        look: dict[str, Any] = {"color": PALETTE[n % len(PALETTE)], "label": names[n]}
-        look |= {"marker": _MARKERS[n % len(_MARKERS)], "markersize": 7, "linestyle": "none"}
-        errors = {"xerr": cost.deviation, "yerr": row.score.deviation}
-        axes.errorbar(*points[-1], **errors, capsize=3, elinewidth=1, zorder=4, **look)
-    unimodal = [
-        row.measures["best_unimodal"].mean for row in rows if "best_unimodal" in row.measures
-    ]
-    if unimodal:
-        look = {"color": GREY, "linewidth": 1, "linestyle": "--", "label": "best unimodal"}
-        axes.axhline(max(unimodal), **look)
+        if cost is not None and row.score is not None:
+            points.append((cost.mean, row.score.mean))
+            errors = {"xerr": cost.deviation, "yerr": row.score.deviation}
+            axes.errorbar(*points[-1], **errors, capsize=3, elinewidth=1, zorder=4, **look)
     if not points:
         axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", color=GREY)
         axes.set_xticks([])
         return
     costs = [cost for cost, _ in points]
     log = 0 < 5 * min(costs) < max(costs)
-    if log:
-        axes.set_xscale("log")
-        axes.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
-    else:
-        room = 0.15 * (max(costs) - min(costs)) or 0.5 * abs(max(costs)) or 1.0
-        axes.set_xlim(max(0.0, min(costs) - room), max(costs) + room)
+    axes.set_xscale("log" if log else "linear")
+    axes.margins(x=0.15)
     short_ticks(axes.xaxis, log=log)
     front = pareto_front(points)
     if len(front) > 1:

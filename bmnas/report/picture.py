@@ -16,11 +16,11 @@ from bmnas.report.style import (
     PALE,
     PANEL,
     Part,
-    drawable,
     drawing_style,
     figure_of,
     figure_svg,
     modality_colours,
+    printable,
     tint,
     write_figure,
 )
@@ -204,4 +204,4 @@ def _arrow(points: Sequence[Point], colour: str, **look: Any) -> Any:
 
 def _text(axes: Any, at: Point, text: str, size: float, colour: str, **look: Any) -> None:
     options = {"ha": "center", "va": "center_baseline", "zorder": 6, **look}
-    axes.text(*at, drawable(text, 240), fontsize=size, color=colour, **options)
+    axes.text(*at, printable(text, 240), fontsize=size, color=colour, **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bmnas.report.style import PALETTE, Part, drawable, figure_of, short_ticks
+from bmnas.report.style import PALETTE, Part, figure_of, printable, short_ticks
 
 #: What a search found: candidates that its seconds would train, mean regret.
 Point = tuple[float, float]
@@ -25,13 +25,13 @@ def draw_regret(
 def _paint(
     onto: Any, title: str, curves: Mapping[str, Sequence[float]], found: Mapping[str, Point]
 ) -> None:
-    onto.suptitle(drawable(title, 100), fontsize=10, fontweight="bold")
+    onto.suptitle(printable(title, 100), fontsize=10, fontweight="bold")
     axes = onto.subplots()
     for n, (name, curve) in enumerate(curves.items()):
         axes.plot(range(1, len(curve) + 1), curve, color=PALETTE[n % len(PALETTE)], label=name)
     for n, (name, point) in enumerate(found.items(), start=len(curves)):
         style = {"color": PALETTE[n % len(PALETTE)], "marker": "oD"[n % 2], "linestyle": "none"}
-        axes.plot(*point, **style, markersize=8, label=drawable(name), zorder=4)
+        axes.plot(*point, **style, markersize=8, label=printable(name), zorder=4)
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):

@@ -111,28 +111,15 @@ class Stack:
         return list(links)
 
     def _first_order(self) -> list[str]:
-        """Return items and lanes, each between those that it reads; a tree then has no crossing."""
-        order: dict[str, None] = {}
-        seen: set[str] = set()
-
-        def visit(item: Item) -> None:
-            if item.name in seen:
-                return
-            seen.add(item.name)
-            half = len(item.reads) // 2
-            for net in item.reads[:half]:
-                visit(self.items[self.source[net]])
-            order[item.name] = None
-            lanes = map(_lane, item.exits)
-            order.update(dict.fromkeys(lane for lane in lanes if lane in self.items))
-            for net in item.reads[half:]:
-                visit(self.items[self.source[net]])
-
-        read = {self.source[net] for item in self.items.values() for net in item.reads}
-        for name in self.row:
-            if name not in read:
-                visit(self.items[name])
-        return list(order)
+        """Return items and lanes, each in the middle of what it reads."""
+        place: dict[str, float] = {}
+        for n, item in enumerate(self.items.values()):
+            if item.name in self.row:
+                below = [place[self.source[net]] for net in item.reads]
+                place[item.name] = sum(below) / len(below) if below else n
+        lanes = {_lane(net): place[name] for net, name in self.source.items()}
+        place |= {lane: at for lane, at in lanes.items() if lane in self.items}
+        return sorted(place, key=place.__getitem__)
 
     def _fewest_crossings(self, order: list[str]) -> list[str]:
         """Return ``order`` with single names moved as long as that takes crossings away."""

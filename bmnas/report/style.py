@@ -42,7 +42,8 @@ _SETTINGS = {
     "ytick.color": INK,
     "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5,
-    # Text stays text, and the same drawing gives the same bytes.
+    # Text stays text, a dollar too, and the same drawing gives the same bytes.
+    "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "bmnas",
 }
@@ -153,16 +154,11 @@ def epoch_axis(axes: Any, best: int | None, unit: str = "epoch") -> None:
 
 
 def short_ticks(axis: Any, *, log: bool) -> None:
-    """Write numbers such as 0.5, 20 and 50k, at 1, 2 and 5 of each power where ``log``."""
+    """Write numbers such as 0.5, 20 and 50,000, at 1, 2 and 5 of each power where ``log``."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    def short(value: float, _: int) -> str:
-        sizes = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
-        size, suffix = next((s for s in sizes if abs(value) >= s[0]), (1, ""))
-        return f"{value / size:.6g}{suffix}"
-
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12) if log else MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(short))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: formatted(value, ".6g")))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -188,8 +184,3 @@ def formatted(value: float, spec: str) -> str:
     """Return a number in the format ``spec``; a large one in digits, not with an exponent."""
     large = spec.endswith("g") and 999.5 <= abs(value) < 1e9
     return format(value, ",.0f" if large else spec)
-
-
-def drawable(text: str, limit: int = 60) -> str:
-    """Return ``text`` so that matplotlib draws it as it is: no mathematics, not hidden."""
-    return printable(text, limit).replace("$", r"\$").lstrip("_")

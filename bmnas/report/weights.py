@@ -176,21 +176,28 @@ def _lines(epochs: Sequence[Epoch], table: _Table) -> Part:
     best = best_epoch(epochs)
 
     def paint(onto: Any) -> None:
+        from matplotlib.lines import Line2D
+
         grid = onto.subplots(lines, columns, squeeze=False, sharex=True)
         for i, (axes, row) in enumerate(zip(grid.flat, table.rows, strict=False)):
             for j in range(len(table.rows_of(epochs[-1])[i])):
                 values = [table.rows_of(epoch)[i][j] for epoch in epochs]
                 bold = (i, j) in table.chosen
                 look = {"color": table.colours[j], "linewidth": 2.2 if bold else 1}
-                look |= {"label": printable(table.columns[j], 24), "alpha": 1 if bold else 0.6}
+                look |= {"alpha": 1 if bold else 0.6}
+                look |= {"label": printable(table.columns[j], 24)} if bold else {}
                 axes.plot([epoch.number for epoch in epochs], values, **look)
             axes.set_title(f"{table.title.partition(':')[0]}, {row}", loc="left")
             epoch_axis(axes, None if best is None else best.number)
             axes.margins(x=0.02)
+            if any(chosen == i for chosen, _ in table.chosen):
+                axes.legend(loc="best")
             axes.tick_params(labelbottom=True)
         for axes in grid.flat[len(table.rows) :]:
             axes.set_axis_off()
-        handles, names = grid.flat[len(table.rows) - 1].get_legend_handles_labels()
-        onto.legend(handles, names, loc="outside lower center", ncols=8)
+        if len(set(table.colours)) == len(table.columns):
+            handles = [Line2D([], [], color=colour) for colour in table.colours]
+            names = [printable(name, 24) for name in table.columns]
+            onto.legend(handles, names, loc="outside lower center", ncols=8)
 
     return Part(_WIDTH, 0.55 + 0.2 * -(-len(table.columns) // 8) + 1.6 * lines, paint)

@@ -57,7 +57,7 @@ def test_further_operations_have_labels_and_colours_of_their_own(
     figure = draw_weights(load_run(make("after", history=lines)).history, GENOTYPE.features)
     shown = texts(figure)
     assert {"Sum", "More 0", f"More {more - 1}"} <= set(shown)
-    lines = [line for line in figure.subfigs[3].axes[0].get_lines() if "_" not in line.get_label()]
+    lines = figure.subfigs[3].legends[0].get_lines()
     assert len({line.get_color() for line in lines}) == 5 + more
     # A run from before knows nothing of them.
     assert "More 0" not in texts(draw_weights(before.history, GENOTYPE.features))
