@@ -8,7 +8,7 @@ torch expect; fusion turns them into (B, L, C_raw).
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import torch
@@ -33,10 +33,6 @@ class InputSpec:
     dtype: str
     meaning: str
     preprocessing: dict[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the specification as JSON-ready plain data."""
-        return {**asdict(self), "shape": list(self.shape)}
 
 
 class Backbone(nn.Module):

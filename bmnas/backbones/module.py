@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bmnas.backbones.base import InputSpec, PooledHead
 from bmnas.backbones.reader import Reader
 from bmnas.backbones.tap import TappedBackbone, first_tensor, inference_mode_of
-from bmnas.machine.errors import UserError, close, one_line
+from bmnas.machine.errors import UserError, close, few, one_line
 from bmnas.tasks.task import MODALITY_TYPES, Array, Modality, ModalityType
 
 _LAST = "channels_last"
@@ -101,7 +101,7 @@ class ModuleBackbone(TappedBackbone):
         if not modality.features:
             raise UserError(
                 f"modality {modality.name}: received no features, expected module paths of "
-                f"{type(network).__name__} to tap: features = {_some(_paths(network))}"
+                f"{type(network).__name__} to tap: features = {few(_paths(network))}"
             )
         try:
             return cls(
@@ -219,17 +219,13 @@ def _tapped(network: nn.Module, feature: str) -> nn.Module:
         near = difflib.get_close_matches(path, paths, n=4, cutoff=0.4) or paths
         raise UserError(
             f"received feature {path!r}, expected a module path of {type(network).__name__} "
-            f"such as {_some(near)}"
+            f"such as {few(near)}"
         )
     return network.get_submodule(path)
 
 
 def _paths(network: nn.Module) -> list[str]:
     return [path for path, _ in network.named_modules() if path]
-
-
-def _some(paths: Sequence[str]) -> str:
-    return ", ".join(paths[:4]) + (", …" if len(paths) > 4 else "")
 
 
 def _require_feature(path: str, output: Tensor) -> None:

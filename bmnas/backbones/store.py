@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from bmnas.backbones.base import FORMAT, Backbone
 from bmnas.backbones.registry import backbone_from_spec
-from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.errors import UserError, few, one_line
 from bmnas.machine.tensor_file import read_described, read_tensors, write_tensors
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIX = "module."  # left by nn.DataParallel
-_SHOWN = 3
 
 
 def save_backbone(path: Path, backbone: Backbone, extra: Mapping[str, Any]) -> None:
@@ -93,7 +92,7 @@ def _state_dict_of(content: object, path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         found = (
-            f"the keys {_some([str(key) for key in content])}"
+            f"the keys {few(content)}"
             if isinstance(content, dict)
             else f"a {type(content).__name__}"
         )
@@ -114,14 +113,10 @@ def _load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
         if name in state and state[name].shape != tensor.shape
     ]
     wrong = {"missing": missing, "unexpected": unexpected, "of another shape": misshaped}
-    found = [f"{len(names)} {what} ({_some(names)})" for what, names in wrong.items() if names]
+    found = [f"{len(names)} {what} ({few(names)})" for what, names in wrong.items() if names]
     if found:
         raise UserError(
             f"{path}: received weights that do not fit this backbone's {len(own)} tensors: "
             + "; ".join(found)
         )
     module.load_state_dict(state)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

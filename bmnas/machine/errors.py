@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -17,6 +17,12 @@ class UserError(Exception):
 def one_line(error: object, limit: int | None = None) -> str:
     """Return the message of ``error`` on one line, of at most ``limit`` characters."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def few(names: Iterable[object], count: int = 4) -> str:
+    """Return the first ``count`` of ``names``, with ``…`` where there are more."""
+    found = [str(name) for name in names]
+    return ", ".join(found[:count]) + (", …" if len(found) > count else "")
 
 
 def close(name: str, names: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from bmnas.machine.errors import UserError, close
+from bmnas.machine.errors import UserError, close, few
 
 Array = npt.NDArray[Any]
 
@@ -141,10 +141,9 @@ class Multiclass(TaskKind):
         unknown = np.flatnonzero((coded == UNKNOWN_LABEL) & seen)
         if len(unknown):
             row = int(unknown[0])
-            listed = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
             raise UserError(
                 f"{place}: row {row}: received {str(labels[row])!r}, expected a class name: "
-                f"{listed}"
+                f"{few(names, 8)}"
             )
         return coded, names
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bmnas.features.samples import RawInput
-from bmnas.machine.errors import UserError
+from bmnas.machine.errors import UserError, few
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.pipeline.trained import TaskInfo
 from bmnas.tasks import check_task, check_test
@@ -54,13 +54,12 @@ class SampleInputs:
 
 def _check_fit(task: Task, info: TaskInfo) -> None:
     received = (task.kind, tuple(task.class_names))
-    if received != (info.kind, info.class_names):
-        raise UserError(
-            f"task {task.name}: received {_words(*received)}, but the network was trained on"
-            f" {info.name}: {_words(info.kind, info.class_names)}; give its task with --task"
+    wanted = (info.kind, info.class_names)
+    if received != wanted:
+        found, trained = (
+            f"{kind} with {len(n)} classes ({few(n)})" for kind, n in (received, wanted)
         )
-
-
-def _words(kind: str, names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
-    return f"{kind} with {len(names)} classes ({shown})"
+        raise UserError(
+            f"task {task.name}: received {found}, but the network was trained on {info.name}:"
+            f" {trained}; give its task with --task"
+        )

@@ -47,7 +47,7 @@ def test_the_input_specification_is_that_of_the_encoded_rows(kind: str) -> None:
     assert spec.shape == tuple(x.shape[1:])
     assert str(x.dtype) == f"torch.{spec.dtype}"
     assert spec.meaning
-    assert json.loads(json.dumps(spec.to_dict(), allow_nan=False))["preprocessing"]
+    assert json.loads(json.dumps(spec.preprocessing, allow_nan=False))
 
 
 @pytest.mark.parametrize("kind", ONE_OF_EACH)

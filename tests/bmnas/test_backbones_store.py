@@ -135,7 +135,7 @@ def test_weights_that_do_not_fit_show_counts_and_first_names(tmp_path: Path) -> 
 
 def test_long_lists_of_names_are_cut(tmp_path: Path) -> None:
     torch.save({f"x{n}": torch.zeros(1) for n in range(50)}, tmp_path / "w.pt")
-    with pytest.raises(UserError, match=r"50 unexpected \(x0, x1, x2, …\)"):
+    with pytest.raises(UserError, match=r"50 unexpected \(x0, x1, x2, x3, …\)"):
         load_weights(built(), tmp_path / "w.pt")
 
 
