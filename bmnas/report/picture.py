@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bmnas.report.layout import Drawing, Panel, Wire, layout, shortened
+from bmnas.report.layout import Box, Drawing, Panel, layout, shortened
 from bmnas.report.stack import Point
 from bmnas.report.style import (
     GREY,
@@ -99,11 +99,11 @@ def _paint(axes: Any, description: Description, drawing: Drawing) -> None:
     for panel in drawing.panels:
         _draw_panel(axes, panel, colours)
     for wire in sorted(drawing.wires, key=lambda wire: wire.live):
-        _draw_wire(axes, wire, colours[wire.source.name])
+        _draw_wire(axes, wire.points, colours[wire.source.name], wire.live)
     for node, box in drawing.boxes:
-        _draw_node(axes, node, (box.x, box.y, box.width, box.height), colours[node.name])
+        _draw_node(axes, node, box, colours[node.name])
     x, y = drawing.boxes[-1][1].centre[0], drawing.boxes[-1][1].y + drawing.boxes[-1][1].height
-    axes.add_patch(_arrow([(x, y), (x, y + 0.26)], INK))
+    _draw_wire(axes, [(x, y), (x, y + 0.26)], INK, live=True)
     _text(axes, (x + 0.08, y + 0.18), "logits", 8, INK, ha="left")
 
 
@@ -126,8 +126,7 @@ def _draw_panel(axes: Any, panel: Panel, colours: Mapping[str, str]) -> None:
     own = {colours[node.name] for node in panel.nodes if node.kind == "feature"}
     colour = own.pop() if len(own) == 1 else None
     fill, edge = (tint(colour, 0.06), tint(colour, 0.3)) if colour else (PANEL, PALE)
-    place = box.x, box.y, box.width, box.height
-    _shape(axes, place, "round,pad=0,rounding_size=0.1", fill, edge, zorder=1)
+    _shape(axes, box, "round,pad=0,rounding_size=0.1", fill, edge, zorder=1)
     title = shortened(panel.title)
     if panel.title_below:
         _text(axes, (box.centre[0], box.y + 0.14), title, 9, colour or INK, weight="bold")
@@ -136,10 +135,8 @@ def _draw_panel(axes: Any, panel: Panel, colours: Mapping[str, str]) -> None:
         _text(axes, at, title, 9, INK, weight="bold", ha="left")
 
 
-def _draw_node(
-    axes: Any, node: Node, place: tuple[float, float, float, float], colour: str
-) -> None:
-    x, y = place[0] + place[2] / 2, place[1] + place[3] / 2
+def _draw_node(axes: Any, node: Node, box: Box, colour: str) -> None:
+    x, y = box.centre
     look: dict[str, Any] = {"linestyle": "solid", "zorder": 5}
     fill, edge, ink = "#ffffff", colour, INK
     if not node.live:
@@ -150,7 +147,7 @@ def _draw_node(
     elif node.kind == "input":
         fill, ink = colour, "#ffffff"
     style = "circle,pad=0" if node.kind == "input" else "round,pad=0,rounding_size=0.07"
-    _shape(axes, place, style, fill, edge, **look)
+    _shape(axes, box, style, fill, edge, **look)
     label, note = shortened(node.label), shortened(node.note, 48)
     if node.kind == "input":
         _text(axes, (x, y + 0.005), label, 7.5, ink, style="italic", weight="bold")
@@ -162,27 +159,15 @@ def _draw_node(
         _text(axes, (x, y - 0.11), note, 6.5, ink)
 
 
-def _shape(
-    axes: Any,
-    place: tuple[float, float, float, float],
-    style: str,
-    fill: str,
-    edge: str,
-    **look: Any,
-) -> None:
+def _shape(axes: Any, box: Box, style: str, fill: str, edge: str, **look: Any) -> None:
     from matplotlib.patches import FancyBboxPatch
 
     look = {"facecolor": fill, "edgecolor": edge, "linewidth": 0.9, **look}
-    axes.add_patch(FancyBboxPatch(place[:2], *place[2:], style, **look))
+    axes.add_patch(FancyBboxPatch((box.x, box.y), box.width, box.height, style, **look))
 
 
-def _draw_wire(axes: Any, wire: Wire, colour: str) -> None:
-    look = {"zorder": 3} if wire.live else {"zorder": 2, "linestyle": (0, (3, 2))}
-    axes.add_patch(_arrow(wire.points, colour if wire.live else PALE, **look))
-
-
-def _arrow(points: Sequence[Point], colour: str, **look: Any) -> Any:
-    """Return an arrow through ``points``, upright in each of them."""
+def _draw_wire(axes: Any, points: Sequence[Point], colour: str, live: bool) -> None:
+    """Draw an arrow through ``points``, upright in each of them."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path as Outline
 
@@ -191,15 +176,13 @@ def _arrow(points: Sequence[Point], colour: str, **look: Any) -> Any:
         middle = (y + top) / 2
         vertices += [(x, middle), (right, middle), (right, top)]
     codes = [Outline.MOVETO, *[Outline.CURVE4] * (len(vertices) - 1)]
+    look: dict[str, Any] = {"color": colour, "zorder": 3}
+    if not live:
+        look = {"color": PALE, "zorder": 2, "linestyle": (0, (3, 2))}
     style = "-|>,head_length=3.4,head_width=1.7"
-    return FancyArrowPatch(
-        path=Outline(vertices, codes),
-        arrowstyle=style,
-        mutation_scale=1,
-        color=colour,
-        linewidth=1.3,
-        **look,
-    )
+    path = Outline(vertices, codes)
+    arrow = FancyArrowPatch(path=path, arrowstyle=style, mutation_scale=1, linewidth=1.3, **look)
+    axes.add_patch(arrow)
 
 
 def _text(axes: Any, at: Point, text: str, size: float, colour: str, **look: Any) -> None:

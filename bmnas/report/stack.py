@@ -175,37 +175,29 @@ class Stack:
         """
         from scipy.optimize import linprog
 
-        at = {name: n for n, name in enumerate(self.order)}
         links = [link for link in self.links if link.lower != link.upper]
-        into = {link.upper: len(at) + len(links) + n for n, link in enumerate(links)}
-        size = len(at) + 2 * len(links)
-        # A bend at the end of a lane is seen most.
+        pairs = [pair for row in range(self.count) for pair in pairwise(self._in_row(row))]
+        one = dict(zip(self.order, np.eye(len(self.order)), strict=True))
+        n, m = len(one), len(links)
+        between = np.array([one[k.lower] - one[k.upper] for k in links]).reshape(m, n)
+        into = np.array([one[link.upper] for link in links]).reshape(m, n)
+        apart = np.array([one[a] - one[b] for a, b in pairs]).reshape(-1, n)
+        shift = [self.items[k.lower].exits[k.net] - self.entries[k.upper][k.net] for k in links]
+        # Variables: where items are, how far links run level, the most of this into each item.
+        across, level, most = np.zeros((m, n)), np.eye(m), np.zeros((len(pairs), n + m))
+        above = np.block([[between, -level, across], [-between, -level, across]])
+        matrix = np.vstack([above, np.hstack([across, level, -into]), np.hstack([apart, most])])
+        bounds = [*np.negative(shift), *shift, *[0.0] * m, *(-self._apart(a, b) for a, b in pairs)]
+        # A bend at the end of a lane is seen most; no row is wider than it needs to be.
         bends = [1.0 if {link.lower, link.upper} <= self.row.keys() else 3.0 for link in links]
-        cost = np.array([1e-4] * len(at) + bends + [0.1] * len(links))
-        rows: list[dict[int, float]] = []  # sums of variables that are at most those in bounds
-        bounds: list[float] = []
-        for n, link in enumerate(links, start=len(at)):
-            shift = self.items[link.lower].exits[link.net] - self.entries[link.upper][link.net]
-            for sign in (1, -1):
-                rows.append({at[link.lower]: sign, at[link.upper]: -sign, n: -1})
-                bounds.append(-sign * shift)
-            rows.append({n: 1, into[link.upper]: -1})
-            bounds.append(0.0)
-        for row in range(self.count):
-            names = self._in_row(row)
-            rows += [{at[a]: 1, at[b]: -1} for a, b in pairwise(names)]
-            bounds += [-self._apart(a, b) for a, b in pairwise(names)]
-            # No row is wider than it needs to be.
-            cost[at[names[0]]] -= 0.01
-            cost[at[names[-1]]] += 0.01
-        least = [self.items[name].width / 2 for name in self.order] + [0.0] * (2 * len(links))
-        if not rows:
-            return dict(zip(self.order, least, strict=False))
-        matrix = np.zeros((len(rows), size))
-        for n, terms in enumerate(rows):
-            matrix[n, list(terms)] = list(terms.values())
-        found = linprog(cost, A_ub=matrix, b_ub=bounds, bounds=[(low, None) for low in least])
-        return {name: round(float(found.x[n]), 4) for name, n in at.items()}
+        ends = np.full(n, 1e-4)
+        for names in map(self._in_row, range(self.count)):
+            ends += 0.01 * (one[names[-1]] - one[names[0]])
+        least = [self.items[name].width / 2 for name in self.order] + [0.0] * (m + n)
+        found = linprog(
+            [*ends, *bends, *[0.1] * n], matrix, bounds, bounds=[(low, None) for low in least]
+        )
+        return {name: round(float(x), 4) for name, x in zip(self.order, found.x, strict=False)}
 
     def _in_row(self, row: int) -> list[str]:
         passing = {link.upper for link in self.links if link.row + 1 == row}

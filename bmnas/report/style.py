@@ -61,21 +61,18 @@ class Part:
     paint: Callable[[Any], None]
 
 
-def require_matplotlib() -> None:
-    """Raise UserError when matplotlib, which the extra ``search`` installs, is missing."""
+@contextlib.contextmanager
+def drawing_style() -> Iterator[None]:
+    """Set matplotlib to these settings alone, whatever the user's matplotlibrc says.
+
+    Raises UserError when matplotlib, which the extra ``search`` installs, is missing.
+    """
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib.style
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         raise UserError("drawing needs matplotlib: pip install 'bmnas[search]'") from error
-
-
-@contextlib.contextmanager
-def drawing_style() -> Iterator[None]:
-    """Set matplotlib to these settings alone, whatever the user's matplotlibrc says."""
-    require_matplotlib()
-    import matplotlib.style
 
     with matplotlib.style.context(["default", _SETTINGS]):
         yield
@@ -83,10 +80,9 @@ def drawing_style() -> Iterator[None]:
 
 def figure_of(*parts: Part) -> Any:
     """Return a matplotlib Figure with the ``parts`` under each other, at their own heights."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     with drawing_style():
+        from matplotlib.figure import Figure
+
         size = (max(part.width for part in parts), sum(part.height for part in parts))
         figure = Figure(figsize=size, layout="constrained")
         engine: Any = figure.get_layout_engine()
@@ -154,11 +150,15 @@ def epoch_axis(axes: Any, best: int | None, unit: str = "epoch") -> None:
 
 
 def short_ticks(axis: Any, *, log: bool) -> None:
-    """Write numbers such as 0.5, 20 and 50,000, at 1, 2 and 5 of each power where ``log``."""
+    """Write numbers such as 0.5, 20 and 50k, at 1, 2 and 5 of each power where ``log``."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+    def short(value: float, _: int) -> str:
+        size, suffix = (1e6, "M") if abs(value) >= 1e6 else (1e3, "k")
+        return f"{value / size:.6g}{suffix}" if abs(value) >= 1e3 else f"{value:.6g}"
+
     axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12) if log else MaxNLocator(5))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: formatted(value, ".6g")))
+    axis.set_major_formatter(FuncFormatter(short))
     axis.set_minor_formatter(NullFormatter())
 
 
