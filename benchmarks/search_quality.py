@@ -24,9 +24,17 @@ import numpy as np
 import torch
 
 import bmnas
-from benchmarks.search_report import found_row, markdown, modalities, replay_row, truth
+from benchmarks.search_report import (
+    found_row,
+    kendall_tau,
+    markdown,
+    modalities,
+    replay_row,
+    truth,
+)
 from bmnas.features.cache import FeatureCache
 from bmnas.lab.tables import Table, canonical, load
+from bmnas.lab.tables.table import Measured
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.errors import UserError
@@ -238,10 +246,11 @@ class Setting:
         scores = [-one_shot.loss(genotype) for genotype in self.table.genotypes]
         several = [n for n, g in enumerate(self.table.genotypes) if modalities(g) > 1]
         taus = {}
-        for part in ("validation", "test"):
-            tau = self.table.kendall_tau
-            taus[part] = tau(scores, range(len(scores)), part)
-            of_several = tau([scores[n] for n in several], several, part)
+        parts: tuple[Measured, ...] = ("validation", "test")
+        for part in parts:
+            true = self.table.scores(part)
+            taus[part] = kendall_tau(scores, true)
+            of_several = kendall_tau(np.array(scores)[several], true[several])
             taus[f"{part}_of_several_modalities"] = of_several
         return taus
 

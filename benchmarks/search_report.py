@@ -76,21 +76,22 @@ def truth(table: Table) -> dict[str, Any]:
     found = {
         "networks": len(table),
         "best_test": float(table.scores().max()),
-        "tau_validation_test": _tau(table.scores("validation"), table.scores()),
-        "tau_validation_test_of_the_top_tenth": _tau(
+        "tau_validation_test": kendall_tau(table.scores("validation"), table.scores()),
+        "tau_validation_test_of_the_top_tenth": kendall_tau(
             table.scores("validation")[top], table.scores()[top]
         ),
         "best_of_validation": judged(table, [best]),
         "best_of_validation_with_one_seed": judged(table, one_seed),
     }
     if pairs:
-        taus = [_tau(validation[:, i], validation[:, j]) for i, j in pairs]
+        taus = [kendall_tau(validation[:, i], validation[:, j]) for i, j in pairs]
         found["tau_between_seeds"] = float(np.mean(taus))
         found["deviation_between_seeds"] = float(test.std(axis=1, ddof=1).mean())
     return found
 
 
-def _tau(one: Any, other: Any) -> float:
+def kendall_tau(one: Any, other: Any) -> float:
+    """Return Kendall's tau-b of two rankings: 1 is the same order, -1 the opposite, 0 none."""
     return float(kendalltau(one, other).statistic)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from bmnas.report.tables import TextTable
 
 _NO_TASK = "Without a task"
+_LARGEST = 65536  # as many channels as a genotype's file may have
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,31 @@ class PlannedData:
 
     def require_one(self) -> None:
         """Raise UserError unless there is either a task or a number of samples."""
-        for name in ("samples", "features", "validation"):
-            if getattr(self, name) is None:
-                continue
-            if self.task is not None or self.data is not None:
-                raise UserError(
-                    f"received a task and --{name}, which a task says itself: leave one out"
-                )
-            if self.samples is None:
-                raise UserError(
-                    f"received --{name} without --samples, expected how many there will be"
-                )
+        given = [n for n in ("samples", "features", "validation") if getattr(self, n) is not None]
+        if given and (self.task is not None or self.data is not None):
+            raise UserError(
+                f"received a task and --{given[0]}, which a task says itself: leave one out"
+            )
+        if given and self.samples is None:
+            raise UserError(
+                f"received --{given[0]} without --samples, expected how many there will be"
+            )
+
+    def channels(self, config: Config) -> list[int]:
+        """Return the channels of the features, by default those that the preset is for."""
+        text = config.promise.get("features") if self.features is None else self.features
+        if text is None:
+            raise UserError(
+                f"preset {config.preset} is for no features in particular: give the channels of "
+                "yours with --features 512,1024,…, or a task with --task"
+            )
+        words = [word.strip() for word in text.split(",")]
+        if len(words) < 2 or not all(w.isdecimal() and 1 <= int(w) <= _LARGEST for w in words):
+            raise UserError(
+                f"--features: received {text!r}, expected the channels of two features or more, "
+                f"each from 1 to {_LARGEST}, as 512,1024,…"
+            )
+        return [int(word) for word in words]
 
 
 @grouped
@@ -74,7 +90,7 @@ def plan(
     given: PlannedData,
     run: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="Future run folder; its disk is the one that is timed."),
+        typer.Option(metavar="DIR", help="Future run folder; the cache lies on its disk."),
     ] = Path("runs"),
     preset: Preset = None,
     settings: SupernetSettings,
@@ -87,15 +103,19 @@ def plan(
 
     Part of an epoch is run. With --samples no data are needed; with a task its backbones and
     their features are timed too. Estimates hold within a factor of two for a machine that is as
-    busy as now; several seeds are counted one after another.
+    busy as now, and has the memory to read the cache from the disk once; several seeds are counted
+    one after another.
 
     Example: bmnas plan --preset ntu-1 --samples 40000
     """
-    from bmnas.lab.planning import plan_features, plan_task
-    from bmnas.lab.planning.workload import feature_channels
+    import torch
+
+    from bmnas.lab.planning import Workload, plan_features, plan_task
+    from bmnas.machine.costs import hardware
     from bmnas.machine.runtime import Runtime
     from bmnas.pipeline.config import load_preset
     from bmnas.pipeline.search import check_seeds
+    from bmnas.report.tables import print_tables
     from bmnas.tasks import load_task
 
     given.require_one()
@@ -109,80 +129,47 @@ def plan(
     else:
         assert given.samples is not None
         share = 0.2 if given.validation is None else given.validation
-        sizes = feature_channels(given.features, config)
-        found = plan_features(sizes, given.samples, share, config, runtime, run, seeds=seeds)
-    _print(found, config, runtime.device.type, as_json)
-
-
-def _print(plan: Plan, config: Config, device: str, as_json: bool) -> None:
-    import torch
-
-    from bmnas.machine.costs import hardware
-    from bmnas.report.tables import print_tables
-
-    machine = hardware(torch.device(device))
+        work = Workload.of_features(given.channels(config), given.samples, share, config.search)
+        found = plan_features(replace(work, seeds=seeds), runtime, run)
     if as_json:
-        print_json({"preset": config.preset, **plan.to_dict(), "hardware": machine})
+        machine = hardware(torch.device(runtime.device.type))
+        print_json({"preset": config.preset, **found.to_dict(), "hardware": machine})
         return
-    print_tables(_tables(plan))
-    for note in _notes(plan):
-        typer.echo(f"note: {note}", err=True)
-    threads = f"{machine['processor']}, {machine['threads']} threads"
-    typer.echo(
-        f"Measured in {plan.calibration:.0f} s on {machine.get('accelerator', threads)}", err=True
-    )
+    print_tables(_tables(found))
+    if task is None:
+        typer.echo("note: without a task there are no backbones and features to time", err=True)
+    if found.free < found.workload.cache_bytes:
+        typer.echo(
+            "note: the feature cache finds no room on the disk: give --run a folder on another",
+            err=True,
+        )
 
 
 def _tables(plan: Plan) -> list[TextTable]:
     from bmnas.report.tables import STAGES, TextTable
 
     work = plan.workload
-    time = tuple(
-        (name, f"{plan.seconds[key]:,.1f}", _hours(plan.seconds[key]))
-        for key, name in STAGES.items()
-        if plan.seconds.get(key)
-    )
     sizes = [
         ("samples, train", f"{work.train:,}"),
         ("samples, validation", f"{work.validation:,}"),
         ("features", f"{len(work.channels)}"),
         ("feature cache on disk", _size(work.cache_bytes)),
-        ("memory, without the cache", _size(plan.needed)),
-        ("memory, with what is mapped of it", _size(plan.resident)),
-        ("memory that is free", _size(plan.available)),
         ("disk that is free", _size(plan.free)),
-        ("disk, writing, a second", _size(plan.write)),
-        ("disk, reading rows, a second", _size(plan.read)),
+        ("memory, without the cache", _size(plan.memory)),
+        ("memory, to read the cache once", _size(plan.memory + work.cache_bytes)),
     ]
     if plan.device is not None:
-        sizes.insert(6, ("memory of the device", _size(plan.device)))
+        sizes.append(("memory of the device", _size(plan.device)))
+    time = tuple(
+        (name, f"{plan.seconds[key]:,.1f}", str(timedelta(seconds=round(plan.seconds[key]))))
+        for key, name in STAGES.items()
+        if plan.seconds.get(key)
+    )
     return [
         TextTable("Size", ("what", "estimate"), tuple(sizes)),
         TextTable("Time", ("stage", "seconds", "h:min:s"), time),
     ]
 
 
-def _notes(plan: Plan) -> list[str]:
-    notes = []
-    if "backbones" not in plan.seconds:
-        notes.append(
-            "without a task there are no backbones to time: extraction is the writing of the cache "
-            "alone"
-        )
-    if plan.free < plan.workload.cache_bytes:
-        notes.append("the feature cache finds no room on the disk: give --run a folder on another")
-    if plan.missing:
-        notes.append(
-            f"{plan.missing:.0%} of the feature cache finds no room in memory and is read "
-            "from the disk in every pass"
-        )
-    return notes
-
-
 def _size(count: float) -> str:
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
-
-
-def _hours(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

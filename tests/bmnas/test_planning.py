@@ -15,23 +15,31 @@ from torch import nn
 
 import bmnas
 import bmnas.pipeline.search
-from bmnas.features.mapped import LIMIT
-from bmnas.lab.planning import plan, plan_features, plan_task
-from bmnas.lab.planning.plan import available_memory, backbone_seconds, missing, search_seconds
-from bmnas.lab.planning.synthetic import SyntheticFeatures, disk_speed
-from bmnas.lab.planning.timing import BackboneCost, SearchCost, grown
-from bmnas.lab.planning.workload import feature_channels, features_workload, task_workload
+from bmnas.cli.plan import PlannedData
+from bmnas.lab import planning
+from bmnas.lab.planning import (
+    BackboneCost,
+    Plan,
+    SearchCost,
+    SyntheticFeatures,
+    Workload,
+    backbone_seconds,
+    grown,
+    plan_features,
+    plan_task,
+    search_seconds,
+)
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config, load_preset
 from bmnas.pipeline.presets import preset_names
 
 CONFIG_3 = CONFIG.override("search", epochs=3, rerank=1)
-WORK = features_workload((8, 4), samples=100, validation=0.4, config=CONFIG_3.search)
+WORK = Workload.of_features((8, 4), samples=100, validation=0.4, search=CONFIG_3.search)
 
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_BUDGET", 0.05)
+    monkeypatch.setattr(planning, "_BUDGET", 0.05)
 
 
 @pytest.mark.parametrize(("most", "asked"), [(1000, [2, 2, 100]), (5, [2, 2, 5]), (1, [1, 1])])
@@ -56,15 +64,20 @@ def test_features_that_are_not_there_yet() -> None:
     assert (WORK.train, WORK.validation, dict(WORK.rows)) == (60, 40, {"m": 100})
     assert dict(WORK.channels) == {"m.1": 8, "m.2": 4}
     # L = 4 positions, 12 channels, 4 bytes.
-    assert WORK.sample_bytes == 4 * 12 * 4
+    assert WORK.bytes_of({"m": 1}) == 4 * 12 * 4
     assert WORK.cache_bytes == 100 * 4 * 12 * 4
     for samples, share, message in [
-        (5, 0.2, "--samples: received 5, of which 1 for validation; expected at least 2"),
-        (100, 1.0, "--validation: received 1.0, expected between 0 and 1"),
-        (-10, 0.2, "--samples: received -10"),
+        (5, 0.2, "received 5 samples, of which 1 for validation; expected at least 2"),
+        (100, 1.0, "--validation: received 100 samples, of which 100 for validation"),
+        (100, -1.0, "--validation: received 100 samples, of which -100 for validation"),
+        (-10, 0.2, "--samples, --validation: received -10"),
     ]:
         with pytest.raises(UserError, match=message):
-            features_workload((8, 4), samples, share, CONFIG.search)
+            Workload.of_features((8, 4), samples, share, CONFIG.search)
+
+
+def feature_channels(text: str | None, config: Config) -> list[int]:
+    return PlannedData(features=text).channels(config)
 
 
 def test_the_presets_of_the_paper_say_their_features() -> None:
@@ -98,7 +111,7 @@ COST = SearchCost(
 def test_the_stages_of_a_search_by_hand() -> None:
     # Three epochs of 48 train and 32 validation samples in batches of 16, all 40 to validate;
     # two short trainings of one epoch.
-    found = search_seconds(WORK, COST, reading=0.0)
+    found = search_seconds(WORK, COST)
     assert found == {
         "compile": 7.0,
         "search_weights": 3 * 48 * 1.0,
@@ -110,48 +123,22 @@ def test_the_stages_of_a_search_by_hand() -> None:
         "other": 30.0,
         "search": 7 + 144 + 192 + 360 + 12 + 48 + 4 + 30,
     }
-    several = search_seconds(replace(WORK, seeds=4), COST, reading=0.0)
+    several = search_seconds(replace(WORK, seeds=4), COST)
     for stage in ("search_weights", "search_architecture", "validation", "other"):
         assert several[stage] == 4 * found[stage]
     # Three rivals for one place: there is nothing to judge.
     assert not {"screening", "single_networks"} & set(several)
     assert several["rerank"] == found["rerank"]
     alone = replace(WORK, search=replace(WORK.search, rerank=0))
-    assert not {"rerank", "screening", "single_networks"} & set(search_seconds(alone, COST, 0.0))
-
-
-def test_what_finds_no_room_is_read_from_the_disk_in_every_pass() -> None:
-    assert missing(WORK, 1000, 1000 + WORK.cache_bytes) == 0
-    assert missing(WORK, 1000, 1000 + WORK.cache_bytes // 4) == 0.75
-    assert missing(WORK, 1000, 0) == 1
-    found = search_seconds(WORK, COST, reading=3.0)
-    assert found["search_weights"] == 3 * 48 * (1.0 + 3.0)
-    assert found["validation"] == 3 * 40 * (3.0 + 3.0)
+    assert not {"rerank", "screening", "single_networks"} & set(search_seconds(alone, COST))
 
 
 def test_backbones_and_extraction_by_hand() -> None:
     costs = {"m": BackboneCost(nn.Identity(), step=2.0, row=0.5)}  # type: ignore[arg-type]
     config = replace(CONFIG.unimodal, epochs=4)
     # Four epochs of three batches, scored on 40; a hundred rows.
-    write = WORK.cache_bytes / 5
-    found = backbone_seconds(WORK, config, costs, write)
-    assert found == {"backbones": 4 * 3 * 2.0 + 40 * 0.5, "extraction": 50.0 + 5.0}
-    assert backbone_seconds(WORK, config, {}, write) == {"extraction": 5.0}
-
-
-def test_memory_is_that_of_the_container_where_there_is_a_limit(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 900 kB\nMemAvailable:    800 kB\n")
-    assert available_memory(meminfo, tmp_path / "none") == 800 * 1024
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("300000\n")
-    assert available_memory(meminfo, tmp_path) == 800 * 1024
-    (tmp_path / "memory.max").write_text("500000\n")
-    assert available_memory(meminfo, tmp_path) == 200_000
-    (tmp_path / "memory.stat").write_text("anon 7\nfile 100000\n")
-    assert available_memory(meminfo, tmp_path) == 300_000
-    assert available_memory(tmp_path / "none", tmp_path / "none") > 1 << 26
-    assert available_memory() > 1 << 26
+    found = backbone_seconds(WORK, config, costs)
+    assert found == {"backbones": 4 * 3 * 2.0 + 40 * 0.5, "extraction": 50.0}
 
 
 def test_synthetic_features_are_as_many_as_asked_for() -> None:
@@ -167,17 +154,11 @@ def test_synthetic_features_are_as_many_as_asked_for() -> None:
     assert features.bytes == WORK.cache_bytes
 
 
-def test_a_disk_is_timed(tmp_path: Path) -> None:
-    positive(disk_speed(tmp_path, size=5000, row=64))
-    assert (tmp_path / "disk.bin").stat().st_size == 5000
-    positive(disk_speed(tmp_path, size=5, row=64))
-
-
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_planned_as_half_the_cache(dtype: str) -> None:
     work = replace(WORK, search=replace(WORK.search, cache_dtype=dtype))
     assert work.cache_bytes == WORK.cache_bytes // 2
-    assert work.sample_bytes == WORK.sample_bytes // 2
+    assert work.bytes_of({"m": 1}) == WORK.bytes_of({"m": 1}) // 2
     features = SyntheticFeatures(work, CPU.device)
     assert features.bytes == work.cache_bytes
     inputs = features.samples(10).batch(torch.arange(10)).inputs
@@ -210,32 +191,33 @@ def test_a_plan_has_the_stages_of_the_run(
     )
     data = found.to_dict()
     assert json.loads(json.dumps(data)) == data
-    assert data["memory"]["fits"]
-    assert found.resident == found.needed + found.workload.cache_bytes
-    huge = replace(found.workload, rows=dict.fromkeys(found.workload.rows, 10**9))
-    assert replace(found, workload=huge).resident == found.needed + LIMIT
+
+
+def plan_of_100(config: Config, near: Path, validation: float = 0.4, seeds: int = 1) -> Plan:
+    work = Workload.of_features((8, 4), 100, validation, config.search)
+    return plan_features(replace(work, seeds=seeds), CPU, near)
 
 
 def test_a_plan_without_a_task(tmp_path: Path) -> None:
-    found = plan_features((8, 4), 100, 0.4, CONFIG_3, CPU, tmp_path)
+    found = plan_of_100(CONFIG_3, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert "backbones" not in found.seconds
-    assert found.seconds["extraction"] == pytest.approx(WORK.cache_bytes / found.write)
-    positive([found.needed, found.available, found.calibration])
+    assert not {"backbones", "extraction"} & set(found.seconds)
+    assert found.seconds["total"] == found.seconds["search"]
+    positive([found.memory, found.free])
 
 
 def test_seeds_side_by_side_need_as_much_memory_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "cores", lambda: 3)
-    one, four = (plan_features((8, 4), 100, 0.4, CONFIG_3, CPU, tmp_path, seeds=s) for s in (1, 4))
+    monkeypatch.setattr(planning, "cores", lambda: 3)
+    one, four = (plan_of_100(CONFIG_3, tmp_path, seeds=s) for s in (1, 4))
     # Three at a time; the peak of this process does not shrink.
-    assert four.needed >= 3 * one.needed - 3 * WORK.cache_bytes
+    assert four.memory >= 3 * one.memory - 3 * WORK.cache_bytes
 
 
 def test_parts_smaller_than_a_batch(tmp_path: Path) -> None:
     config: Config = CONFIG_3.override("search", batch_size=64)
-    found = plan_features((8, 4), 100, 0.1, config, CPU, tmp_path)
+    found = plan_of_100(config, tmp_path, validation=0.1)
     positive(value for name, value in found.seconds.items() if name != "compile")
 
 
@@ -257,6 +239,6 @@ def test_rows_that_samples_share_count_once() -> None:
     backbones: Any = {name: nn.Module() for name in ("m0", "m1")}
     for backbone in backbones.values():
         backbone.feature_names, backbone.feature_channels = ("1",), (3,)
-    work = task_workload(task, backbones, CONFIG.search)
+    work = Workload.of_task(task, backbones, CONFIG.search)
     used = task.samples("train", "validation")
     assert dict(work.rows) == {"m0": len(set(index[used].tolist())), "m1": 64}

@@ -16,13 +16,11 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tables import TABLE_CONFIG, build_tiny
 from tiny_tasks import tiny_task, write_tiny_task
 
-from bmnas.features.cache import FeatureCache
 from bmnas.lab.tables import Table, build, canonical, load
-from bmnas.lab.tables.training import Trainer, network_groups
+from bmnas.lab.tables.build import Work, network_groups
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import seed_stage
-from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Run
 from bmnas.spaces.cells.network import FusionNetwork
@@ -88,13 +86,6 @@ def test_the_same_seed_gives_the_same_table(built: Path, tmp_path: Path) -> None
     require_equal(build_tiny(tmp_path), load(built / "table.npz"))
 
 
-def features_of(folder: Path, config: Config) -> FeatureCache:
-    context = RunContext.choose(
-        Run(folder), tiny_task(), config, 0, backbones=folder / "b", runtime=build._CPU
-    )
-    return build._features(context)[0]
-
-
 def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -> None:
     """Without dropout, and so without attention: a network alone draws masks in another way."""
     config = TABLE_CONFIG.override("search", dropout=0.0, candidate_epochs=3)
@@ -103,13 +94,13 @@ def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -
             Run(tmp_path), tiny_task(), config, 0, backbones=tmp_path / "b", runtime=build._CPU
         )
     )
-    work, search = build._work(cache, config, tmp_path), config.search
-    parts = work.features.samples()
+    work, search = Work.of(cache, config, tmp_path), config.search
+    parts = work.samples
     own, cpu = head_for("multiclass"), torch.device("cpu")
     groups = network_groups(work.genotypes, range(1))
     assert sorted(n for group in groups for n in group.entries) == list(range(len(work.genotypes)))
     for group in groups[::3]:
-        found = Trainer(work).train(group)
+        found = work.train(group)
         for place in (0, len(group.entries) - 1):
             genotype = work.genotypes[group.entries[place]]
             if any(step.op == "attention" for step in genotype.cells[0].steps):
@@ -131,22 +122,10 @@ def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -
                 assert found[part][place] == pytest.approx(alone.score, abs=1 / len(samples))
 
 
-def test_features_are_read_as_a_search_reads_them(tmp_path: Path) -> None:
-    cache = features_of(tmp_path, TABLE_CONFIG)
-    stored = build._work(cache, TABLE_CONFIG, tmp_path).features.samples()
-    for part in cache.parts:
-        samples = cache.samples(part)
-        assert stored[part].names == samples.names
-        chosen = torch.arange(len(samples))
-        mine, its = stored[part].batch(chosen), samples.batch(chosen)
-        assert torch.equal(mine.labels, its.labels)
-        assert all(torch.equal(x, y) for x, y in zip(mine.inputs, its.inputs, strict=True))
-
-
 def test_a_build_goes_on_where_it_was_stopped(
     built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, trained = Trainer.train, []
+    train, trained = Work.train, []
 
     def stop_at(count: int) -> None:
         def stopped(self: Any, group: Any) -> Any:
@@ -155,7 +134,7 @@ def test_a_build_goes_on_where_it_was_stopped(
             trained.append(group.name)
             return train(self, group)
 
-        monkeypatch.setattr(Trainer, "train", stopped)
+        monkeypatch.setattr(Work, "train", stopped)
 
     for count in (3, 4, 9):
         stop_at(count)

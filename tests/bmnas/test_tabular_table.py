@@ -82,7 +82,7 @@ def small() -> Table:
     return Table(table.about, table.genotypes[:4], arrays)
 
 
-def test_percentile_regret_and_tau_by_hand() -> None:
+def test_percentile_and_regret_by_hand() -> None:
     table = small()
     entries = list(table)
     assert [table.percentile(entry) for entry in entries] == [25, 75, 75, 100]
@@ -90,9 +90,6 @@ def test_percentile_regret_and_tau_by_hand() -> None:
     assert [table.regret(entry) for entry in entries] == pytest.approx([0.4, 0.2, 0.2, 0])
     assert table.best().number == 3
     assert table.best("validation").number == 0
-    # Of six pairs one is tied in truth; of the others all agree: 5 / sqrt(6 * 5).
-    assert table.kendall_tau([1, 2, 3, 4], range(4)) == pytest.approx(5 / 30**0.5)
-    assert table.kendall_tau([3, 1], [0, 3]) == -1
 
 
 def written(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
@@ -123,7 +120,7 @@ def more_cells(arrays: dict[str, Any]) -> None:
         (put("seconds", np.zeros(4, dtype=np.float32)), "seconds: received float32"),
         (put("seconds", np.full(4, np.nan)), "seconds: received a number that is not finite"),
         (put("about", np.array("{")), "about: not JSON"),
-        (put("about", np.array("[]")), "about: expected 'task'"),
+        (put("about", np.array("[]")), "about: received \\[\\], expected"),
         (put("cells", np.array([1, 2, 3, 4])), "cells: expected texts"),
         (put("cells", np.array(["[]"] * 4)), r"cells\[0\]: cells: received \[\], expected"),
         (lambda a: a.update(cells=a["cells"][[0, 1, 1, 2]]), "received a network twice"),
@@ -159,5 +156,5 @@ def test_the_shape_in_about_is_checked(tmp_path: Path) -> None:
     table = small()
     table.about["search"]["cells"] = 0
     table.save(tmp_path / "table.npz")
-    with pytest.raises(UserError, match=r"search\.cells: received 0, expected 1 or more"):
+    with pytest.raises(UserError, match=r"search\.cells: received 0, expected at least 1"):
         load(tmp_path / "table.npz")

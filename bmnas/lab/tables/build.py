@@ -1,17 +1,22 @@
 """Building a table: every network of a space trained for a short fixed budget.
 
-The networks of a structure are trained together (``batch``), each as a candidate of a search is
+The networks of a structure are trained together, each as a candidate of a search is
 (``strategies.candidates``): the same epochs, batch size, learning rates and dropout, from cached
-features of frozen backbones. A batch's results are a file of their own (``training``), so that a
-build that was stopped, in whatever way, goes on where it was.
+features of frozen backbones. A group's results are a file of their own, so that a build that was
+stopped, in whatever way, goes on where it was.
+
+Legend: G networks of a group.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +25,32 @@ import torch
 from numpy.typing import NDArray
 
 from bmnas.features.cache import FeatureCache
-from bmnas.lab.tables.table import Table
-from bmnas.lab.tables.training import SCORES, StoredFeatures, Work, network_groups, trained
+from bmnas.features.samples import FeatureSamples
+from bmnas.lab.tables.table import BY_SEED, Table
 from bmnas.machine.costs import count_parameters, hardware, measure_latency, versions
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import read_json, remove_leftovers, write_json
+from bmnas.machine.files import atomic_path, read_json, remove_leftovers, write_json
 from bmnas.machine.folder_lock import lock_folders
+from bmnas.machine.processes import one_thread, worker_pool
 from bmnas.machine.progress import Progress, Silent
-from bmnas.machine.runtime import Runtime, check_seed
+from bmnas.machine.runtime import Runtime, check_seed, seed_stage
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.unimodal import unimodal_networks
+from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.spaces.cells.space import CellSpace
+from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks import check_task, check_test
-from bmnas.tasks.task import Task
-from bmnas.training.heads import head_for
+from bmnas.tasks.columns import read_npz
+from bmnas.tasks.task import Part, Task
+from bmnas.training.fit import Recipe
+from bmnas.training.heads import TaskHead, head_for
+from bmnas.training.together import evaluate_together, fit_together, joined
+
+#: Networks in a group, at most: with more, what a step works on no longer stays in the caches.
+GROUP = 16
 
 _CPU = Runtime(torch.device("cpu"), compile=False)
 
@@ -87,7 +101,7 @@ def build_table(
             **config.to_dict(),
             "unimodal_validation": unimodal,
         }
-        work = _work(cache, config, run)
+        work = Work.of(cache, config, run)
         _claim(run, about, cache)
         arrays = _scores(work, range(seed, seed + seeds), workers, progress)
         arrays.update(_costs(work, progress))
@@ -107,19 +121,6 @@ def _placeless(source: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _work(cache: FeatureCache, config: Config, run: Path) -> Work:
-    search, task = config.search, cache.task
-    space = CellSpace.of(cache.names, asdict(search))
-    return Work(
-        genotypes=tuple(space.distinct().values()),
-        features=StoredFeatures.of(cache, run / "features", search.cache_dtype),
-        head=head_for(task.kind, config.train.threshold),
-        config=search,
-        classes=task.outputs,
-        parts=run / "parts",
-    )
-
-
 def _scores(work: Work, seeds: range, workers: int, progress: Progress) -> dict[str, NDArray[Any]]:
     """Train what is not trained yet; return scores, losses and seconds of all networks."""
     groups = network_groups(work.genotypes, seeds)
@@ -129,7 +130,7 @@ def _scores(work: Work, seeds: range, workers: int, progress: Progress) -> dict[
         for group in trained(work, left, workers):
             shown.advance(len(group.entries))
     shape = len(work.genotypes), len(seeds)
-    arrays = {name: np.empty(shape) for name in (*SCORES, "seconds")}
+    arrays = {name: np.empty(shape) for name in (*BY_SEED, "seconds")}
     for group in groups:
         for name, values in work.read_part(group).items():
             arrays[name][list(group.entries), seeds.index(group.seed)] = values
@@ -139,24 +140,17 @@ def _scores(work: Work, seeds: range, workers: int, progress: Progress) -> dict[
 
 def _costs(work: Work, progress: Progress) -> dict[str, NDArray[Any]]:
     """Return parameters and milliseconds of every network."""
-    samples = work.features.samples()["validation"]
+    samples = work.samples["validation"]
     parameters, latency = [], []
     with progress.stage("latency", len(work.genotypes)) as shown:
         for genotype in work.genotypes:
             network = work.network(genotype).eval()
             parameters.append(count_parameters(network) - count_parameters(network.classifier))
             pooled = samples.select(network.features).batch(torch.arange(1)).inputs
-            latency.append(_milliseconds(network, pooled))
+            call = torch.inference_mode()(functools.partial(network, pooled))
+            latency.append(measure_latency(call, repeats=50).median_ms)
             shown.advance()
     return {"parameters": np.array(parameters, dtype=np.int64), "latency_ms": np.array(latency)}
-
-
-def _milliseconds(network: FusionNetwork, pooled: list[torch.Tensor]) -> float:
-    def call() -> None:
-        with torch.inference_mode():
-            network(pooled)
-
-    return measure_latency(call, repeats=50).median_ms
 
 
 def _features(context: RunContext) -> tuple[FeatureCache, dict[str, float]]:
@@ -191,3 +185,145 @@ def _claim(run: Path, about: Mapping[str, Any], cache: FeatureCache) -> None:
             f"{run}: holds parts of a table of other settings, backbones or data; choose another "
             "folder with --run, or delete this one"
         )
+
+
+@dataclass(frozen=True)
+class NetworkGroup:
+    """Networks by their numbers in the table, to be trained together with one seed."""
+
+    name: str
+    entries: tuple[int, ...]
+    seed: int
+
+
+def network_groups(genotypes: Sequence[Genotype], seeds: range) -> list[NetworkGroup]:
+    """Return groups of equal size, at most ``GROUP``, of networks with the same steps if any."""
+    steps = [[cell.steps for cell in genotype.cells] for genotype in genotypes]
+    # Networks with the same steps do all of their work together.
+    alike = sorted(range(len(genotypes)), key=lambda n: repr(steps[n]))
+    return [
+        NetworkGroup(f"{share[0]:06d}-{seed}", tuple(map(int, share)), seed)
+        for share in np.array_split(alike, -(-len(alike) // GROUP))
+        for seed in seeds
+    ]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What training needs; another process that is sent it maps the features by itself."""
+
+    genotypes: Sequence[Genotype]
+    samples: Mapping[Part, FeatureSamples]
+    head: TaskHead
+    config: SearchConfig
+    classes: int
+    parts: Path
+
+    @classmethod
+    def of(cls, cache: FeatureCache, config: Config, run: Path) -> Work:
+        """Return the work of a table in the folder ``run`` on the features of ``cache``."""
+        task = cache.task
+        return cls(
+            genotypes=tuple(CellSpace.of(cache.names, asdict(config.search)).distinct().values()),
+            samples={part: cache.samples(part) for part in cache.parts},
+            head=head_for(task.kind, config.train.threshold),
+            config=config.search,
+            classes=task.outputs,
+            parts=run / "parts",
+        )
+
+    def network(self, genotype: Genotype) -> FusionNetwork:
+        """Return the fusion network of ``genotype`` with fresh weights."""
+        channels, dropout = self.samples["train"].channels, self.config.dropout
+        return FusionNetwork(genotype, channels, classes=self.classes, dropout=dropout)
+
+    def part(self, group: NetworkGroup) -> Path:
+        """Return the file of a group's results."""
+        return self.parts / f"{group.name}.npz"
+
+    def read_part(self, group: NetworkGroup) -> Mapping[str, NDArray[Any]]:
+        """Return the arrays (G) of a group's file; raises UserError when it is damaged."""
+        path, count = self.part(group), len(group.entries)
+        try:
+            found = read_npz(path, (*BY_SEED, "seconds"))
+        except UserError as error:
+            advice = "delete this file, its networks will be trained again"
+            raise UserError(f"{error}; {advice}") from error
+        if any(array.shape != (count,) for array in found.values()):
+            raise UserError(f"{path}: expected {count} networks; delete this file")
+        return found
+
+    def write_part(self, group: NetworkGroup) -> None:
+        """Train a group and write its file, whole or not at all.
+
+        Raises UserError when a loss is no longer finite.
+        """
+        found = self.train(group)
+        with atomic_path(self.part(group)) as aside, aside.open("wb") as file:
+            np.savez(file, **found)  # type: ignore[arg-type]
+
+    def train(self, group: NetworkGroup) -> dict[str, NDArray[Any]]:
+        """Train a group as candidates are; return the arrays (G) of its file.
+
+        A network's results depend on itself and the seed, beyond rounding on nothing else.
+        """
+        started = time.perf_counter()
+        config, device = self.config, _CPU.device
+        networks = []
+        for number in group.entries:
+            seed_stage(group.seed, f"tabular {number}")
+            networks.append(self.network(self.genotypes[number]))
+        seed_stage(group.seed, "tabular batches")
+        together = joined(networks, self.samples["train"], config.batch_size, device)
+        validation = fit_together(
+            together,
+            self.samples["train"],
+            self.samples["validation"],
+            self.head,
+            Recipe(config.candidate_epochs, config.batch_size, config.min_lr, config.weight_decay),
+            max_lr=config.max_lr,
+            device=device,
+            stage=f"group {group.name}",
+            keep="last",
+        )
+        seconds = (time.perf_counter() - started) / len(networks)
+        test = evaluate_together(together, self.samples["test"], self.head, device)
+        return {
+            "seconds": np.full(len(networks), seconds),
+            "validation": np.array([own.best.score for own in validation]),
+            "validation_loss": np.array([own.best.loss for own in validation]),
+            "test": np.array([own.score for own in test]),
+            "test_loss": np.array([own.loss for own in test]),
+        }
+
+
+def trained(work: Work, groups: Sequence[NetworkGroup], workers: int) -> Iterator[NetworkGroup]:
+    """Train ``groups`` in ``workers`` processes of one thread; yield each when its part is there.
+
+    A single worker is this process. Raises UserError when a loss is no longer finite, and when a
+    process was killed.
+    """
+    if workers == 1:
+        with one_thread():
+            for group in groups:
+                work.write_part(group)
+                yield group
+        return
+    with worker_pool(workers, _prepare, work) as pool:
+        running = {pool.submit(_write_part, group): group for group in groups}
+        for future in as_completed(running):
+            future.result()
+            yield running[future]
+
+
+_work: Work | None = None  # of a worker process
+
+
+def _prepare(work: Work) -> None:
+    global _work
+    _work = work
+
+
+def _write_part(group: NetworkGroup) -> None:
+    assert _work is not None
+    _work.write_part(group)

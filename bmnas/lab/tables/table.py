@@ -17,30 +17,50 @@ Legend: E entries, S seeds of training. The arrays of the file, format ``bmnas.t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import atomic_path
+from bmnas.machine.schema import Range, read
 from bmnas.spaces.cells.canonical import canonical
-from bmnas.spaces.cells.genotype import FORMAT as GENOTYPE_FORMAT
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.tasks.columns import read_npz
 
 FORMAT = "bmnas.tabular/1"
 
+_Size = Annotated[int, Range(1)]
 Measured = Literal["validation", "test"]
 
-_SHAPE = ("cells", "steps", "channels", "length")
-_BY_SEED = ("validation", "test", "validation_loss", "test_loss")
+#: Arrays with a number for each seed of each entry.
+BY_SEED = ("validation", "test", "validation_loss", "test_loss")
 _BY_ENTRY = {"parameters": np.int64, "latency_ms": np.float64, "seconds": np.float64}
+
+
+@dataclass(frozen=True)
+class _Space:
+    cells: _Size
+    steps: _Size
+    channels: _Size
+    length: _Size
+
+
+@dataclass(frozen=True)
+class _About:
+    """What is needed of ``about``; the rest is for people."""
+
+    task: Mapping[str, Any]
+    metric: str
+    features: tuple[str, ...]
+    search: _Space
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -146,18 +166,6 @@ class Table:
         scores = self.scores(part)
         return float(100 * np.mean(scores <= scores[entry.number]))
 
-    def kendall_tau(
-        self, ranking: Sequence[float], entries: Sequence[int], part: Measured = "test"
-    ) -> float:
-        """Return Kendall's tau-b of ``ranking``, a number for each of ``entries``, and the truth.
-
-        1 is the same order, -1 the opposite, 0 none.
-        """
-        from scipy.stats import kendalltau
-
-        truth = self.scores(part)[list(entries)]
-        return float(kendalltau(np.asarray(ranking), truth).statistic)
-
     def save(self, path: Path) -> None:
         """Write the table's file, whole or not at all."""
         cells = [json.dumps(genotype.to_dict()["cells"]) for genotype in self.genotypes]
@@ -178,7 +186,7 @@ class Table:
 def load(path: str | Path) -> Table:
     """Read a table's file; raises UserError, naming it, when it is missing, damaged or no table."""
     path = Path(path)
-    arrays = read_npz(path, ("format", "about", "cells", *_BY_SEED, *_BY_ENTRY))
+    arrays = read_npz(path, ("format", "about", "cells", *BY_SEED, *_BY_ENTRY))
     try:
         return _table(arrays)
     except UserError as error:
@@ -192,10 +200,11 @@ def _table(arrays: dict[str, NDArray[Any]]) -> Table:
     if text["cells"].ndim != 1 or text["cells"].dtype.kind != "U":
         raise UserError("cells: expected texts of shape (E,)")
     _check_arrays(arrays, len(text["cells"]))
-    about = _about(_json(str(text["about"]), "about"))
+    about = _json(str(text["about"]), "about")
+    read(_About, about, "about", ignore_unknown=True)
+    space = CellSpace.of(about["features"], about["search"])
     genotypes = tuple(
-        _genotype(_json(str(cells), f"cells[{n}]"), about, f"cells[{n}]")
-        for n, cells in enumerate(text["cells"])
+        _genotype(str(cells), space, f"cells[{n}]") for n, cells in enumerate(text["cells"])
     )
     table = Table(about, genotypes, arrays)
     if len(table._numbers) < len(table):
@@ -206,7 +215,7 @@ def _table(arrays: dict[str, NDArray[Any]]) -> Table:
 def _check_arrays(arrays: Mapping[str, NDArray[Any]], entries: int) -> None:
     seeds = arrays["test"].shape[-1] if arrays["test"].ndim == 2 else 1
     expected = {
-        **dict.fromkeys(_BY_SEED, (np.float64, (entries, seeds))),
+        **dict.fromkeys(BY_SEED, (np.float64, (entries, seeds))),
         **{name: (kind, (entries,)) for name, kind in _BY_ENTRY.items()},
     }
     for name, (kind, shape) in expected.items():
@@ -227,29 +236,8 @@ def _json(text: str, place: str) -> Any:
         raise UserError(f"{place}: not JSON: {one_line(error, 120)}") from error
 
 
-def _about(about: Any) -> dict[str, Any]:
-    wanted = {"task": dict, "metric": str, "features": list, "search": dict, "seed": int}
-    for name, kind in wanted.items():
-        if not isinstance(about, dict) or not isinstance(about.get(name), kind):
-            raise UserError(f"about: expected {name!r}, as `bmnas tabular build` writes it")
-    for name in _SHAPE:
-        value = about["search"].get(name)
-        if type(value) is not int or value < 1:
-            raise UserError(f"about: search.{name}: received {value!r}, expected 1 or more")
-    return dict(about)
-
-
-def _genotype(cells: Any, about: Mapping[str, Any], place: str) -> Genotype:
-    search = about["search"]
-    data = {
-        "format": GENOTYPE_FORMAT,
-        "features": about["features"],
-        "channels": search["channels"],
-        "length": search["length"],
-        "cells": cells,
-    }
-    genotype = Genotype.from_dict(data, place)
-    shape = [search["steps"]] * search["cells"]
-    if [len(cell.steps) for cell in genotype.cells] != shape:
-        raise UserError(f"{place}: expected {len(shape)} Cells of {search['steps']} steps")
+def _genotype(cells: str, space: CellSpace, place: str) -> Genotype:
+    genotype = space.genotype(_json(cells, place), place)
+    if [len(cell.steps) for cell in genotype.cells] != [space.steps] * space.cells:
+        raise UserError(f"{place}: expected {space.cells} Cells of {space.steps} steps")
     return genotype

@@ -107,8 +107,8 @@ class CellSpace(SearchSpace[Genotype]):
         )
         return speed_up(supernet)
 
-    def genotype(self, cells: object) -> Genotype:
-        """Return the genotype with ``cells`` as in its file; raises GenotypeError."""
+    def genotype(self, cells: object, source: str = "genotype") -> Genotype:
+        """Return the genotype with ``cells`` as in the file ``source``; raises GenotypeError."""
         return Genotype.from_dict(
             {
                 "format": Genotype.FORMAT,
@@ -116,7 +116,8 @@ class CellSpace(SearchSpace[Genotype]):
                 "channels": self.channels,
                 "length": self.length,
                 "cells": cells,
-            }
+            },
+            source,
         )
 
     def sample(self, draw: Random) -> Genotype:
