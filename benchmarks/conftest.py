@@ -9,7 +9,7 @@ import pytest
 import bmnas
 from benchmarks.cases import TASK, WAYS, Finished
 from bmnas.cli.workers import workers
-from bmnas.lab.bench.jobs import task_jobs
+from bmnas.lab.bench.suite import task_jobs
 from bmnas.lab.jobs.engine import run_local
 from bmnas.lab.jobs.folder import run_jobs
 from bmnas.machine.costs import hardware, versions

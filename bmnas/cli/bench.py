@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from bmnas.cli.options import Json, grouped
 from bmnas.cli.output import print_json
 from bmnas.cli.workers import WorkOptions
-
-if TYPE_CHECKING:
-    from bmnas.lab.bench.suite import Suite
-    from bmnas.lab.jobs.job import Job
-    from bmnas.report.rows import ComparisonRow
 
 SuiteName = Annotated[str, typer.Argument(help="A suite's name, or the path of a .toml file.")]
 Quick = Annotated[bool, typer.Option("--quick", help="The suite's quick form.", show_default=False)]
@@ -57,59 +52,33 @@ def bench(
     import shlex
     import sys
 
-    from bmnas.lab.bench.jobs import suite_jobs
-    from bmnas.lab.bench.regret import measure_regrets
+    from bmnas.cli.export import require_export
     from bmnas.lab.bench.report import write_report
-    from bmnas.lab.bench.suite import load_suite
+    from bmnas.lab.bench.suite import load_suite, suite_jobs
     from bmnas.machine.errors import UserError
+    from bmnas.report.tables import comparison_tables, print_tables
 
-    chosen = load_suite(_quick(suite) if quick else suite)
+    chosen = load_suite(suite, quick=quick)
     if seeds is not None:
         chosen = dataclasses.replace(chosen, seeds=seeds)
     folder = Path("runs") / "bench" / chosen.name if out is None else out
     jobs = suite_jobs(chosen)
-    failed = False if report_only else _run(chosen, jobs, folder, work)
+    failed = False
+    if not report_only:
+        # Before the first search, not after it.
+        require_export()
+        records = work.run(jobs, folder, option="--out", resume=True)
+        failed = any(record.state != "done" for record in records)
     done = [job for job in jobs if job.trained(folder)]
     if not done:
         raise UserError(f"{folder}: no run of the suite {chosen.name} is done yet")
     command = shlex.join(["bmnas", *sys.argv[1:]])
-    regrets = [measure_regrets(table) for table in chosen.table]
-    rows, files = write_report(chosen, done, regrets, folder, command)
-    _print(rows, files, as_json)
-    if failed:
-        raise typer.Exit(1)
-
-
-def _run(suite: Suite, jobs: list[Job], folder: Path, work: WorkOptions) -> bool:
-    """Do the runs and tell whether one of them could not be done."""
-    from bmnas.cli.export import require_export
-    from bmnas.lab.bench.regret import read_table
-
-    # Before the first search, not after it.
-    require_export()
-    for table in suite.table:
-        read_table(table)
-    records = work.run(jobs, folder, option="--out", resume=True)
-    return any(record.state != "done" for record in records)
-
-
-def _print(rows: list[ComparisonRow], files: list[Path], as_json: bool) -> None:
-    from bmnas.report.tables import comparison_tables, print_tables
-
+    rows, files = write_report(chosen, done, folder, command)
     written = [str(file) for file in files]
     if as_json:
         print_json({"rows": [row.to_dict() for row in rows], "out": written})
-        return
-    print_tables(comparison_tables(rows))
-    typer.echo(f"wrote {', '.join(written)}", err=True)
-
-
-def _quick(suite: str) -> str:
-    from bmnas.lab.bench.suite import suite_names
-    from bmnas.machine.errors import UserError
-
-    name = f"{suite}-quick"
-    if name not in suite_names():
-        have = [n.removesuffix("-quick") for n in suite_names() if n.endswith("-quick")]
-        raise UserError(f"--quick: received suite {suite!r}, expected {', '.join(have)}")
-    return name
+    else:
+        print_tables(comparison_tables(rows))
+        typer.echo(f"wrote {', '.join(written)}", err=True)
+    if failed:
+        raise typer.Exit(1)

@@ -92,8 +92,10 @@ def _print(folder: Path, records: list[JobRecord], as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder), "trials": [vars(record) for record in records]})
         return
-    from bmnas.lab.jobs.table import best_first, jobs_table
+    from bmnas.lab.jobs.folder import jobs_table
     from bmnas.report.tables import print_tables
 
-    print_tables([jobs_table(best_first(records), "Sweep")])
+    # The best validation score first, runs without one last.
+    records.sort(key=lambda r: 1.0 if r.validation is None else -r.validation)
+    print_tables([jobs_table(records, "Sweep")])
     typer.echo(f"Next: bmnas compare {folder}/*/", err=True)

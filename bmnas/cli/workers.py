@@ -96,7 +96,7 @@ def _end_with_parent() -> None:
 
 def _main() -> None:
     from bmnas.cli.export import export_run
-    from bmnas.lab.jobs.work import do_order
+    from bmnas.lab.jobs.job import do_order
     from bmnas.machine.files import read_json
 
     # Ctrl-C ends it without a word.

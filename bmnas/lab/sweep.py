@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ _LONGEST = 100  # of a folder's name
 _MOST = 10_000  # runs: more is a slip of the pen
 
 Settings = dict[str, Any]
+_Named = tuple[str | None, Settings]  # a run's own name, and what it varies
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,12 @@ class Setup:
 
 def sweep_jobs(setups: Sequence[Setup], *, train: bool) -> list[Job]:
     """Return the jobs of a sweep; raises UserError for a task or settings that cannot be used."""
-    tasks: dict[tuple[str, str | None], Task] = {}
-    jobs: list[Job] = []
+    load = functools.cache(load_task)
+    jobs = []
     for setup in setups:
-        name, data = setup.settings["task"], setup.settings.get("data")
-        if (name, data) not in tasks:
-            tasks[name, data] = load_task(name, None if data is None else Path(data))
-        jobs.append(setup.job(tasks[name, data], train))
+        data = setup.settings.get("data")
+        task = load(setup.settings["task"], None if data is None else Path(data))
+        jobs.append(setup.job(task, train))
     _require_read(setups, jobs)
     return jobs
 
@@ -129,20 +130,24 @@ def read_sweep(path: Path | None, given: Mapping[str, Any], grid: Sequence[str])
     ``grid`` holds texts ``KEY=VALUE,VALUE…``, each another axis of the grid; values are as in TOML,
     and words need no quotes. Raises UserError for what cannot be understood.
     """
-    base, axes, listed = ({}, {}, []) if path is None else _read(path)
+    base, axes, runs = ({}, {}, []) if path is None else _read(path)
     base |= {key: value for key, value in given.items() if value is not None}
-    axes |= dict(map(_axis, grid))
-    count = (math.prod(map(len, axes.values())) if axes or not listed else 0) + len(listed)
+    for text in grid:
+        axes |= _axis(text)
+    count = (math.prod(map(len, axes.values())) if axes or not runs else 0) + len(runs)
     if count > _MOST:
         raise UserError(f"received a sweep of {count:,} runs, expected at most {_MOST:,}")
-    found = list(_combinations(axes, listed))
+    if axes or not runs:
+        chosen = itertools.product(*axes.values())
+        runs = [(None, dict(zip(axes, values, strict=True))) for values in chosen] + runs
+    names = _names(runs)
     return [
         Setup(name, varied, {**_DEFAULTS, **base, **varied})
-        for name, (varied, _) in zip(_names(found), found, strict=True)
+        for name, (_, varied) in zip(names, runs, strict=True)
     ]
 
 
-def _read(path: Path) -> tuple[Settings, dict[str, list[Any]], list[Settings]]:
+def _read(path: Path) -> tuple[Settings, dict[str, list[Any]], list[_Named]]:
     """Return the settings of all runs, the axes of the grid, and the runs that are listed."""
     content = read_toml(path)
     grid, listed = content.pop("grid", {}), content.pop("trial", [])
@@ -150,61 +155,48 @@ def _read(path: Path) -> tuple[Settings, dict[str, list[Any]], list[Settings]]:
         raise UserError(f"{path}: grid: {received(grid, 'a table [grid]')}")
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
         raise UserError(f"{path}: trial: {received(listed, 'tables [[trial]]')}")
-    axes = _flat(grid, f"{path}: [grid]")
-    for key, values in axes.items():
-        if not isinstance(values, list) or not values:
-            raise UserError(f"{path}: [grid] {key}: {received(values, 'a list of values')}")
-        _check(key, values, f"{path}: [grid]")
     runs = []
     for number, entry in enumerate(listed, start=1):
         place = f"{path}: [[trial]] {number}"
         name = entry.pop("name", None)
         if name is not None and (not isinstance(name, str) or _slug(name) != name):
             raise UserError(f"{place}: name: {received(name, 'the name of a folder')}")
-        flat = _flat(entry, place)
-        for key, value in flat.items():
-            _check(key, [value], place)
-        runs.append(flat if name is None else {**flat, "name": name})
-    base = _flat(content, str(path))
-    for key, value in base.items():
-        _check(key, [value], str(path))
-    return base, axes, runs
+        runs.append((name, _settings(entry, place)))
+    return _settings(content, str(path)), _settings(grid, f"{path}: [grid]", lists=True), runs
 
 
-def _flat(table: Mapping[str, Any], place: str) -> Settings:
-    """Return the settings with those of a section as ``section.name``; unknown ones are refused."""
+def _settings(table: Mapping[str, Any], place: str, *, lists: bool = False) -> Settings:
+    """Return the settings with those of a section as ``section.name``, with ``lists`` of values.
+
+    Raises UserError for an unknown one, and for a value of another type.
+    """
     sections = Config().to_dict()
     flat: Settings = {}
     for key, value in table.items():
-        if key in sections and isinstance(value, Mapping):
-            flat.update({f"{key}.{name}": inner for name, inner in value.items()})
-        else:
-            flat[key] = value
+        inner = value if key in sections and isinstance(value, Mapping) else None
+        flat |= {key: value} if inner is None else {f"{key}.{n}": v for n, v in inner.items()}
     known = [*_PLAIN, *(f"{name}.{key}" for name, table in sections.items() for key in table)]
-    for key in flat:
+    for key, value in flat.items():
         if key not in known:
             raise UserError(
                 f"{place}: received {key!r}, expected {', '.join(_PLAIN)}, or a value of a preset "
                 f"such as search.channels{close(key, known)}"
             )
+        if lists and (not isinstance(value, list) or not value):
+            raise UserError(f"{place} {key}: {received(value, 'a list of values')}")
+        for one in value if lists else [value]:
+            if key in _PLAIN and type(one) is not _PLAIN[key]:
+                raise UserError(f"{place} {key}: {received(one, _PLAIN[key].__name__)}")
     return flat
 
 
-def _check(key: str, values: Sequence[object], place: str) -> None:
-    wanted = _PLAIN.get(key)
-    for value in values:
-        if wanted is not None and type(value) is not wanted:
-            raise UserError(f"{place} {key}: {received(value, wanted.__name__)}")
-
-
-def _axis(text: str) -> tuple[str, list[Any]]:
-    """Return the key and the values of ``KEY=VALUE,VALUE``."""
+def _axis(text: str) -> dict[str, list[Any]]:
+    """Return the key with the values of ``KEY=VALUE,VALUE``."""
     key, equals, rest = (part.strip() for part in text.partition("="))
     if not equals or not rest:
         raise UserError(f"--set: received {text!r}, expected KEY=VALUE,VALUE…")
     values = [_value(word.strip(), text) for word in rest.split(",")]
-    _check(key, values, "--set")
-    return next(iter(_flat({key: values}, "--set"))), values
+    return _settings({key: values}, "--set", lists=True)
 
 
 def _value(word: str, text: str) -> Any:
@@ -216,29 +208,17 @@ def _value(word: str, text: str) -> Any:
         raise UserError(f"--set: {text}: received {word!r}: {one_line(error, 80)}") from error
 
 
-def _combinations(
-    axes: Mapping[str, Sequence[Any]], listed: Sequence[Settings]
-) -> Iterator[tuple[Settings, str | None]]:
-    """Yield what each run varies, and the name that it was given."""
-    if axes or not listed:
-        for chosen in itertools.product(*axes.values()):
-            yield dict(zip(axes, chosen, strict=True)), None
-    for entry in listed:
-        yield {key: value for key, value in entry.items() if key != "name"}, entry.get("name")
-
-
-def _names(found: Sequence[tuple[Settings, str | None]]) -> list[str]:
+def _names(runs: Sequence[_Named]) -> list[str]:
     """Return a folder name for each run, from what it varies where it was given none."""
-    keys = list(dict.fromkeys(key for varied, _ in found for key in varied))
+    keys = list(dict.fromkeys(key for _, varied in runs for key in varied))
     last = [key.rpartition(".")[2] for key in keys]
     short = {k: end if last.count(end) == 1 else k for k, end in zip(keys, last, strict=True)}
     names = []
-    for number, (varied, given) in enumerate(found, start=1):
+    for number, (given, varied) in enumerate(runs, start=1):
         words = [f"{short[key]}-{_text(value)}" for key, value in varied.items()]
         name = given or _slug("_".join(words)) or "trial"
         names.append(name if len(name) <= _LONGEST else f"{number}-{name[:_LONGEST]}")
-    for name in names:
-        if names.count(name) > 1:
+        if names[-1] in names[:-1]:
             raise UserError(
                 f"received two trials called {name}, expected different ones: vary something, or "
                 "give each [[trial]] a name"

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
-from tiny_tables import made_table
 from tiny_tasks import write_tiny_task
 
-from bmnas.lab.bench import regret
 from bmnas.lab.bench.suite import load_suite, suite_names
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.run_folder import Run
@@ -30,8 +28,6 @@ fusions = ["two_stream"]
 [[task]]
 name = "task.toml"
 preset = "tiny-preset.toml"
-[[table]]
-file = "table.npz"
 """
 WAYS = ("search-bmnas", "fusion-two_stream")
 
@@ -41,9 +37,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_tiny_task(tmp_path)
     write_tiny_preset(tmp_path)
     (tmp_path / "small.toml").write_text(SUITE)
-    made_table(steps=1).save(tmp_path / "table.npz")
-    monkeypatch.setattr(regret, "BUDGET", 20)
-    monkeypatch.setattr(regret, "SEEDS", 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return tmp_path
@@ -85,18 +78,9 @@ def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(here: Path) ->
     for shown in (page, (here / "out" / "report.md").read_text()):
         assert "task/0/fusion-two_stream" in shown
         assert "mean of unimodal logits" in shown
-        assert "Regret on table.npz" in shown
         assert "trained on train and validation and tested once." in shown
-    assert len(report["regrets"][0]["curves"]["random"]) == 20
     assert "<svg" in page
     assert "src=" not in page
-
-
-def test_a_table_that_is_not_there_is_told_before_the_first_run(here: Path) -> None:
-    (here / "table.npz").unlink()
-    printed = bmnas_command("bench", "small.toml", "--out", "out")
-    assert "table.npz" in one_line_error(printed)
-    assert not (here / "out").exists()
 
 
 def test_a_device_that_is_not_there_is_told_before_the_first_run(here: Path) -> None:

@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bmnas.lab.bench.jobs import commands
-from bmnas.lab.bench.regret import Regrets
-from bmnas.lab.bench.suite import Suite
+from bmnas.lab.bench.suite import Suite, commands
 from bmnas.lab.jobs.engine import Result
-from bmnas.lab.jobs.folder import read_records, record_of
+from bmnas.lab.jobs.folder import jobs_table, read_records, record_of
 from bmnas.lab.jobs.job import Job
-from bmnas.lab.jobs.table import jobs_table
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import write_json, write_text
 from bmnas.report.comparison import draw_comparison
 from bmnas.report.metrics import UnimodalMetrics
 from bmnas.report.page import Section, figure_html, page
 from bmnas.report.record import RunRecord, load_run
-from bmnas.report.regret import draw_regret
 from bmnas.report.rows import ComparisonRow, comparison_rows, spread_of
 from bmnas.report.tables import TextTable, comparison_tables, html_tables, markdown
-
-_BUDGETS = (8, 25, 100, 200)  # candidates in the table of regrets
-
 
 #: A job that is done, and what its run folder says.
 Done = tuple[Job, RunRecord]
 
 
 def write_report(
-    suite: Suite, jobs: Sequence[Job], regrets: Sequence[Regrets], folder: Path, command: str
+    suite: Suite, jobs: Sequence[Job], folder: Path, command: str
 ) -> tuple[list[ComparisonRow], list[Path]]:
     """Write report.html, report.md and report.json for the ``jobs`` that are done.
 
@@ -43,14 +36,14 @@ def write_report(
     runs = [(job, load_run(folder / job.name)) for job in jobs]
     rows = report_rows(runs)
     facts = _facts(suite, jobs, command)
-    tables = [*comparison_tables(rows), *map(_regret_table, regrets)]
+    tables = comparison_tables(rows)
     records = read_records(folder)
     done = (record_of(job, folder, Result(job.name, "done"), records) for job in jobs)
     trace = jobs_table(list(done), "Runs")
     files = [folder / f"report.{suffix}" for suffix in ("html", "md", "json")]
-    write_text(files[0], _html(suite, rows, regrets, tables, trace, facts))
+    write_text(files[0], _html(suite, rows, tables, trace, facts))
     write_text(files[1], "\n".join([f"# {suite.name}", "", *facts, "", markdown([*tables, trace])]))
-    write_json(files[2], _json(suite, runs, rows, regrets, folder, command))
+    write_json(files[2], _json(suite, runs, rows, folder, command))
     return rows, files
 
 
@@ -92,21 +85,6 @@ def _alone(like: ComparisonRow, runs: Sequence[RunRecord]) -> list[ComparisonRow
     return rows
 
 
-def _regret_table(regrets: Regrets) -> TextTable:
-    """Return mean regrets at some budgets, and of what was found."""
-    rows = [
-        (name, str(count), f"{curve[count - 1]:.2f}")
-        for name, curve in regrets.curves.items()
-        for count in _BUDGETS
-        if count <= len(curve)
-    ]
-    found = regrets.found.items()
-    rows += [(name, f"{cost:g}", f"{regret:.2f}") for name, (cost, regret) in found]
-    best = f"{regrets.networks:,} networks, the best {regrets.best_test:.4f}"
-    title = f"Regret on {regrets.table}: {best}"
-    return TextTable(title, ("search", "candidates", "mean regret, points"), tuple(rows))
-
-
 def _facts(suite: Suite, jobs: Sequence[Job], command: str) -> list[str]:
     machine = hardware()
     seeds = len({job.seed for job in jobs})
@@ -123,7 +101,6 @@ def _facts(suite: Suite, jobs: Sequence[Job], command: str) -> list[str]:
 def _html(
     suite: Suite,
     rows: Sequence[ComparisonRow],
-    regrets: Sequence[Regrets],
     tables: Sequence[TextTable],
     trace: TextTable,
     facts: Iterable[str],
@@ -133,9 +110,6 @@ def _html(
         drawn = [row for row in rows if row.task == task and "fusion_parameters" in row.measures]
         figure = figure_html(draw_comparison(drawn), f"p{number}")
         sections.append((f"Score and cost, {task}", figure))
-    for number, one in enumerate(regrets):
-        figure = figure_html(draw_regret(one.table, one.curves, one.found), f"r{number}")
-        sections.append((f"Regret on {one.table}", figure))
     sections.append(("Where each number comes from", html_tables([trace])))
     return page(f"Suite {suite.name}", [fact.replace("`", "") for fact in facts], sections)
 
@@ -144,7 +118,6 @@ def _json(
     suite: Suite,
     runs: Sequence[Done],
     rows: Sequence[ComparisonRow],
-    regrets: Sequence[Regrets],
     folder: Path,
     command: str,
 ) -> dict[str, Any]:
@@ -156,7 +129,6 @@ def _json(
         "hardware": hardware(),
         "versions": versions(),
         "rows": [row.to_dict() for row in rows],
-        "regrets": [asdict(one) for one in regrets],
         "runs": [
             {
                 **job.label,

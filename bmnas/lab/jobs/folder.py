@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from bmnas.machine.progress import Progress, Silent
 from bmnas.machine.schema import plain, read
 from bmnas.pipeline.run_folder import Run, differing
 from bmnas.report.metrics import RunMetrics
+from bmnas.report.rows import DASH
+from bmnas.report.tables import TextTable
 
 _NAME = "sweep.json"
 
@@ -69,6 +72,26 @@ def record_of(
         metrics.test_score,
         metrics.seconds.get("search"),
     )
+
+
+def jobs_table(records: Sequence[JobRecord], title: str) -> TextTable:
+    """Return a table with a row for each of ``records``: what was varied, scores and cost."""
+    keys = list(dict.fromkeys(key for record in records for key in record.settings))
+    metrics = dict.fromkeys(r.metric.replace("_", " ") for r in records if r.metric)
+    heads = ("run", *keys, "state", "validation", "test", "search s", "attempts")
+    rows = []
+    for record in records:
+        varied = [record.settings.get(key, DASH) for key in keys]
+        numbers = (record.validation, ".4f"), (record.test, ".4f"), (record.seconds, ".1f")
+        row = (
+            record.name,
+            *(value if isinstance(value, str) else json.dumps(value) for value in varied),
+            record.state,
+            *(DASH if value is None else format(value, spec) for value, spec in numbers),
+            str(record.attempts),
+        )
+        rows.append(row)
+    return TextTable(", ".join([title, *metrics]), heads, tuple(rows), words=2 + len(keys))
 
 
 def run_jobs(
