@@ -19,7 +19,7 @@ from bmnas.lab.tables import Table, load, replay
 from bmnas.lab.tables.replay import replayed_strategies
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json
-from bmnas.report.style import PALETTE, Part, printable, figure_of, short_ticks, write_figure
+from bmnas.report.style import PALETTE, Part, figure_of, printable, short_ticks, write_figure
 
 BUDGET = 200
 SEEDS = 10

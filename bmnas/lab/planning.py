@@ -187,8 +187,7 @@ def _plan(
     earlier = peak_memory()["resident_bytes"]
     features = SyntheticFeatures(workload, runtime.device)
     searched = search_seconds(workload, time_search(workload, features, runtime, folder, budget))
-    total = sum(before.values()) + searched["search"]
-    seconds = {**before, **searched, "total": total}
+    seconds = {**before, **searched, "total": sum(before.values()) + searched["search"]}
     peak = peak_memory()
     # The synthetic features stand for a part of the cache.
     memory = max(earlier, peak["resident_bytes"] - features.bytes)
