@@ -56,6 +56,18 @@ def test_rows_join_seeds_and_keep_other_differences_apart(make: Make) -> None:
     assert len(comparison_tables(rows)) == 3
 
 
+def test_the_same_strategy_on_two_spaces_is_two_rows(make: Make) -> None:
+    folders = [make(space, strategy="random", space=space) for space in ("cells", "trees")]
+    rows = comparison_rows([load_run(folder) for folder in folders])
+    assert [row.name for row in rows] == ["random (space cells)", "random (space trees)"]
+
+
+def test_a_run_without_measures_stays_in_the_table(make: Make) -> None:
+    folders = [make("a"), make("b", metrics={}, strategy="unfinished")]
+    (table,) = comparison_tables(comparison_rows([load_run(folder) for folder in folders]))
+    assert [row[0] for row in table.rows] == ["bmnas", "unfinished"]
+
+
 def test_a_measure_that_one_seed_lacks_is_a_dash(make: Make) -> None:
     missing = {key: value for key, value in METRICS.items() if key != "latency"}
     folders = [make("a", seed=0), make("b", seed=1, metrics=missing)]
