@@ -3,66 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from bmnas.cli.options import Data, Json, grouped
+from bmnas.cli.options import Data, Json, Preset, grouped
 from bmnas.cli.output import print_json
 from bmnas.cli.workers import WorkOptions
-
-if TYPE_CHECKING:
-    from bmnas.lab.jobs.folder import JobRecord
-
-_RUNS = "Runs"
-
-File = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="FILE", help="What to try, a .toml file; see docs/scaling.md.", show_default=False
-    ),
-]
-Folder = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR", help="Folder of the sweep.", show_default="runs/<file>, runs/<task>-sweep"
-    ),
-]
-Grid = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=V1,V2…",
-        help="Values to combine with all others: task, preset, strategy, space, seed, or a value "
-        "of a preset such as search.channels.",
-        rich_help_panel=_RUNS,
-    ),
-]
-SweptTask = Annotated[
-    str | None, typer.Option(help="As for search.", show_default="digits", rich_help_panel=_RUNS)
-]
-SweptPreset = Annotated[
-    str | None,
-    typer.Option(help="As for search.", show_default="the task's", rich_help_panel=_RUNS),
-]
-Train = Annotated[
-    bool, typer.Option("--train", help="Train and test what is found.", rich_help_panel=_RUNS)
-]
-ResumeSweep = Annotated[bool, typer.Option("--resume", help="Go on with the runs not done.")]
 
 
 @grouped
 def sweep(
     *,
-    file: File = None,
-    run: Folder = None,
-    grid: Grid = None,
-    task: SweptTask = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE",
+            help="What to try, a .toml file; see docs/scaling.md.",
+            show_default=False,
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the sweep.",
+            show_default="runs/<file>, runs/<task>-sweep",
+        ),
+    ] = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=V1,V2…",
+            help="Values to combine with all others: task, preset, strategy, space, seed, or a "
+            "value of a preset such as search.channels.",
+        ),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="As for search.", show_default="digits")] = None,
     data: Data = None,
-    preset: SweptPreset = None,
-    train: Train = False,
+    preset: Preset = None,
+    train: Annotated[bool, typer.Option("--train", help="Train and test what is found.")] = False,
     work: WorkOptions,
-    resume: ResumeSweep = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the runs not done.")] = False,
     as_json: Json = False,
 ) -> None:
     """Search with every combination of some settings, each in a run folder of its own.
@@ -75,7 +58,9 @@ def sweep(
 
     Example: bmnas sweep --task digits --set seed=0,1 --set search.channels=16,32 --workers 2
     """
+    from bmnas.lab.jobs.folder import jobs_table
     from bmnas.lab.sweep import read_sweep, sweep_jobs
+    from bmnas.report.tables import print_tables
 
     given = {"task": task, "data": None if data is None else str(data), "preset": preset}
     setups = read_sweep(file, given, grid or [])
@@ -83,19 +68,12 @@ def sweep(
     folder = Path("runs") / name if run is None else run
     jobs = sweep_jobs(setups, train=train)
     records = work.run(jobs, folder, option="--run", resume=resume)
-    _print(folder, records, as_json)
-    if any(record.state != "done" for record in records):
-        raise typer.Exit(1)
-
-
-def _print(folder: Path, records: list[JobRecord], as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder), "trials": [vars(record) for record in records]})
-        return
-    from bmnas.lab.jobs.folder import jobs_table
-    from bmnas.report.tables import print_tables
-
-    # The best validation score first, runs without one last.
-    records.sort(key=lambda r: 1.0 if r.validation is None else -r.validation)
-    print_tables([jobs_table(records, "Sweep")])
-    typer.echo(f"Next: bmnas compare {folder}/*/", err=True)
+    else:
+        # The best validation score first, runs without one last.
+        best = sorted(records, key=lambda r: 1.0 if r.validation is None else -r.validation)
+        print_tables([jobs_table(best, "Sweep")])
+        typer.echo(f"Next: bmnas compare {folder}/*/", err=True)
+    if any(record.state != "done" for record in records):
+        raise typer.Exit(1)

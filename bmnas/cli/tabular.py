@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 tabular = typer.Typer(no_args_is_help=True)
 
-_SPACE = "The space"
-_BUDGET = "Budget"
-
 File = Annotated[
     Path, typer.Argument(help="A table that bmnas tabular build wrote.", show_default=False)
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from bmnas.report.metrics import UnimodalMetrics
 from bmnas.report.page import Section, figure_html, page
 from bmnas.report.record import RunRecord, load_run
 from bmnas.report.rows import ComparisonRow, comparison_rows, spread_of
-from bmnas.report.tables import TextTable, comparison_tables, html_tables, markdown
+from bmnas.report.tables import comparison_tables, html_tables, markdown
 
 #: A job that is done, and what its run folder says.
 Done = tuple[Job, RunRecord]
@@ -34,17 +34,51 @@ def write_report(
     a whole.
     """
     runs = [(job, load_run(folder / job.name)) for job in jobs]
-    rows = report_rows(runs)
-    facts = _facts(suite, jobs, command)
-    tables = comparison_tables(rows)
-    records = read_records(folder)
-    done = (record_of(job, folder, Result(job.name, "done"), records) for job in jobs)
-    trace = jobs_table(list(done), "Runs")
+    rows, records = report_rows(runs), read_records(folder)
+    done = [record_of(job, folder, Result(job.name, "done"), records) for job in jobs]
+    tables, trace = comparison_tables(rows), jobs_table(done, "Runs")
+    machine, software = hardware(), versions()
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    seeds = len({job.seed for job in jobs})
+    facts = [
+        f"Command: `{command}`.",
+        f"{date}, {machine['processor']}, {machine['threads']} threads, torch {software['torch']}.",
+        f"{len(jobs)} runs of {seeds} seed{'s' * (seeds > 1)}; ± is the sample standard deviation.",
+        # A fact of its own: the page shortens long ones.
+        "Each network is trained on train and validation and tested once.",
+    ]
+    sections = [
+        ("Tables", html_tables(tables)),
+        *_figures(rows),
+        ("Where each number comes from", html_tables([trace])),
+    ]
+    plain = [fact.replace("`", "") for fact in facts]
     files = [folder / f"report.{suffix}" for suffix in ("html", "md", "json")]
-    write_text(files[0], _html(suite, rows, tables, trace, facts))
+    write_text(files[0], page(f"Suite {suite.name}", plain, sections))
     write_text(files[1], "\n".join([f"# {suite.name}", "", *facts, "", markdown([*tables, trace])]))
-    write_json(files[2], _json(suite, runs, rows, folder, command))
+    content = {
+        "suite": suite.name,
+        "command": command,
+        "date": date,
+        "hardware": machine,
+        "versions": software,
+        "rows": [row.to_dict() for row in rows],
+        "runs": [_traced(suite, job, run, folder) for job, run in runs],
+    }
+    write_json(files[2], content)
     return rows, files
+
+
+def _figures(rows: Sequence[ComparisonRow]) -> Iterator[Section]:
+    for number, task in enumerate(dict.fromkeys(row.task for row in rows)):
+        drawn = [row for row in rows if row.task == task and "fusion_parameters" in row.measures]
+        yield f"Score and cost, {task}", figure_html(draw_comparison(drawn), f"p{number}")
+
+
+def _traced(suite: Suite, job: Job, run: RunRecord, folder: Path) -> dict[str, Any]:
+    task = next(task for task in suite.task if task.name == job.label["task"])
+    made = {"score": run.metrics.test_score, "commands": commands(job, task, folder)}
+    return {**job.label, "run": job.name, **made}
 
 
 def report_rows(runs: Sequence[Done]) -> list[ComparisonRow]:
@@ -83,59 +117,3 @@ def _alone(like: ComparisonRow, runs: Sequence[RunRecord]) -> list[ComparisonRow
         kept = {key: like.measures[key] for key in ("best_unimodal",) if key in like.measures}
         rows.append(replace(like, name=name, measures=kept | ({"score": score} if score else {})))
     return rows
-
-
-def _facts(suite: Suite, jobs: Sequence[Job], command: str) -> list[str]:
-    machine = hardware()
-    seeds = len({job.seed for job in jobs})
-    return [
-        f"Command: `{command}`.",
-        f"{datetime.datetime.now(datetime.UTC).date().isoformat()}, {machine['processor']}, "
-        f"{machine['threads']} threads, torch {versions()['torch']}.",
-        f"{len(jobs)} runs of {seeds} seed{'s' * (seeds > 1)}; ± is the sample standard deviation.",
-        # A fact of its own: the page shortens long ones.
-        "Each network is trained on train and validation and tested once.",
-    ]
-
-
-def _html(
-    suite: Suite,
-    rows: Sequence[ComparisonRow],
-    tables: Sequence[TextTable],
-    trace: TextTable,
-    facts: Iterable[str],
-) -> str:
-    sections: list[Section] = [("Tables", html_tables(list(tables)))]
-    for number, task in enumerate(dict.fromkeys(row.task for row in rows)):
-        drawn = [row for row in rows if row.task == task and "fusion_parameters" in row.measures]
-        figure = figure_html(draw_comparison(drawn), f"p{number}")
-        sections.append((f"Score and cost, {task}", figure))
-    sections.append(("Where each number comes from", html_tables([trace])))
-    return page(f"Suite {suite.name}", [fact.replace("`", "") for fact in facts], sections)
-
-
-def _json(
-    suite: Suite,
-    runs: Sequence[Done],
-    rows: Sequence[ComparisonRow],
-    folder: Path,
-    command: str,
-) -> dict[str, Any]:
-    wanted = {task.name: task for task in suite.task}
-    return {
-        "suite": suite.name,
-        "command": command,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "hardware": hardware(),
-        "versions": versions(),
-        "rows": [row.to_dict() for row in rows],
-        "runs": [
-            {
-                **job.label,
-                "run": job.name,
-                "score": run.metrics.test_score,
-                "commands": commands(job, wanted[job.label["task"]], folder),
-            }
-            for job, run in runs
-        ],
-    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,100 +116,99 @@ def run_jobs(
     for name, number, least in (("--workers", workers.count, 1), ("--retries", workers.retries, 0)):
         if number < least:
             raise UserError(f"{name}: received {number}, expected {least} or more")
-    many = _Many(jobs, folder, option)
     with lock_folders(folder):
-        many.open(resume)
-        many.run(engine, workers, device, progress or Silent())
+        earlier = read_records(folder)
+        if earlier and not resume:
+            raise UserError(
+                f"{folder}: holds a sweep already; go on with --resume, or choose another folder "
+                f"with {option}"
+            )
+        for job in jobs:
+            _require_same(job, folder, option)
+        many = _Many(jobs, folder, earlier, progress or Silent())
+        many.run(engine, workers, device)
     return list(many.records.values())
 
 
-@dataclass
-class _Many:
-    jobs: Sequence[Job]
-    folder: Path
-    option: str
-    records: dict[str, JobRecord] = field(default_factory=dict)
-    earlier: dict[str, JobRecord] = field(default_factory=dict)
+def _require_same(job: Job, folder: Path, option: str) -> None:
+    """Raise UserError where the run of a job was made with other settings."""
+    run = Run(folder / job.name)
+    if not run.config.is_file() or not run.begun():
+        return
+    kind, _, name = job.way.partition(" ")
+    own = {"strategy": name, "space": job.space}
+    wanted = {"task": job.task, "seed": job.seed, **own, **job.config.to_dict()}
+    keys = ["task", "seed", "unimodal", "search"]
+    if kind == "search":
+        keys += ["strategy", "space", *([name] if name in wanted else [])]
+    if "train" in job.stages and run.network.is_file():
+        keys.append("train")
+    what = differing(run, wanted, tuple(keys))
+    if what is not None:
+        raise UserError(f"{run.path}: holds a run with {what}; choose another folder with {option}")
 
-    def open(self, resume: bool) -> None:
-        """Take the folder; what is finished there stays."""
-        self.earlier = read_records(self.folder)
-        if self.earlier and not resume:
-            raise UserError(
-                f"{self.folder}: holds a sweep already; go on with --resume, or choose another "
-                f"folder with {self.option}"
-            )
-        for job in self.jobs:
-            self._check(job)
-        self.records = {job.name: JobRecord(job.name, job.label) for job in self.jobs}
-        for job in self.jobs:
-            if job.finished(self.folder):
-                self._end(job, Result(job.name, "done"))
+
+class _Many:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        folder: Path,
+        earlier: Mapping[str, JobRecord],
+        progress: Progress,
+    ) -> None:
+        self.records = {job.name: JobRecord(job.name, job.label) for job in jobs}
+        self._jobs = {job.name: job for job in jobs}
+        self._folder = folder
+        self._earlier = earlier
+        self._progress = progress
+        self._ended: dict[str, Result] = {}
+        for job in jobs:
+            # What is finished there stays.
+            if job.finished(folder):
+                self._end(Result(job.name, "done"))
         self._save()
 
-    def run(self, engine: Engine, workers: Workers, device: str, progress: Progress) -> None:
+    def run(self, engine: Engine, workers: Workers, device: str) -> None:
         """Do what is not finished, each job once those that it needs are done."""
-        ended = {
-            name: Result(name, "done") for name, r in self.records.items() if r.state == "done"
-        }
-        waiting = [job for job in self.jobs if job.name not in ended]
+        waiting = [job for job in self._jobs.values() if job.name not in self._ended]
         shared = backbones_jobs(waiting)
-        needs: dict[str, list[str]] = {job.name: [] for job in shared}
-        for job in waiting:
-            needs[job.name] = [job.backbones, *([] if job.after is None else [job.after])]
+        needs = {
+            **{job.name: [] for job in shared},
+            **{job.name: [n for n in (job.backbones, job.after) if n] for job in waiting},
+        }
         waiting = [*shared, *waiting]
-        by_name = {job.name: job for job in waiting}
-        if not waiting:
-            return
-        with progress.stage("runs", len(waiting)) as shown:
+        with self._progress.stage("runs", len(waiting)) as shown:
 
             def told(result: Result) -> None:
-                ended[result.name] = result
                 if result.error is not None:
-                    progress.note(f"{result.name}: {result.state}: {result.error}")
-                if result.name in self.records:
-                    self._end(by_name[result.name], result)
-                    self._save()
+                    self._progress.note(f"{result.name}: {result.state}: {result.error}")
+                self._end(result)
+                self._save()
                 shown.advance()
 
             while waiting:
-                ready = [job for job in waiting if ended.keys() >= set(needs[job.name])]
+                ready = [job for job in waiting if self._ended.keys() >= set(needs[job.name])]
                 assert ready, "a job waits for one that is not among them"
                 waiting = [job for job in waiting if job not in ready]
                 orders = []
                 for job in ready:
-                    spoilt = [ended[n] for n in needs[job.name] if ended[n].state != "done"]
-                    if spoilt:
-                        what = "backbones" if spoilt[0].name == job.backbones else spoilt[0].name
-                        error = f"its {what}: {spoilt[0].error}"
-                        told(Result(job.name, spoilt[0].state, error))
+                    ended = [self._ended[name] for name in needs[job.name]]
+                    spoilt = next((result for result in ended if result.state != "done"), None)
+                    if spoilt is None:
+                        orders.append(job.order(self._folder.resolve(), device))
                     else:
-                        orders.append(job.order(self.folder.resolve(), device))
+                        what = "backbones" if spoilt.name == job.backbones else spoilt.name
+                        error = f"its {what}: {spoilt.error}"
+                        told(Result(job.name, spoilt.state, error))
                 if orders:
                     engine(orders, workers, told)
 
-    def _check(self, job: Job) -> None:
-        """Raise UserError where the run of a job was made with other settings."""
-        run = Run(self.folder / job.name)
-        if not run.config.is_file() or not run.begun():
-            return
-        kind, _, name = job.way.partition(" ")
-        own = {"strategy": name, "space": job.space}
-        wanted = {"task": job.task, "seed": job.seed, **own, **job.config.to_dict()}
-        keys = ["task", "seed", "unimodal", "search"]
-        if kind == "search":
-            keys += ["strategy", "space", *([name] if name in wanted else [])]
-        if "train" in job.stages and run.network.is_file():
-            keys.append("train")
-        what = differing(run, wanted, tuple(keys))
-        if what is not None:
-            raise UserError(
-                f"{run.path}: holds a run with {what}; choose another folder with {self.option}"
-            )
-
-    def _end(self, job: Job, result: Result) -> None:
-        self.records[job.name] = record_of(job, self.folder, result, self.earlier)
+    def _end(self, result: Result) -> None:
+        self._ended[result.name] = result
+        if result.name in self._jobs:
+            job = self._jobs[result.name]
+            self.records[job.name] = record_of(job, self._folder, result, self._earlier)
 
     def _save(self) -> None:
-        trials = {**self.earlier, **self.records}.values()
-        write_json(self.folder / _NAME, plain(_File(tuple(trials))))
+        trials = {**self._earlier, **self.records}.values()
+        write_json(self._folder / _NAME, plain(_File(tuple(trials))))

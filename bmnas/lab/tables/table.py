@@ -125,22 +125,14 @@ class Table:
 
         Raises UserError for one of other features, channels or length, or outside the space.
         """
-        for name in ("channels", "length"):
-            received, has = getattr(genotype, name), self.about["search"][name]
-            if received != has:
-                raise UserError(f"received a genotype of {name} {received}, the table has {has}")
-        unknown = [name for name in genotype.live_features() if name not in self.features]
-        if unknown:
-            has = ", ".join(self.features)
-            raise UserError(f"received a genotype that reads {unknown[0]}, the table has {has}")
-        search, most = self.about["search"], max(len(c.live_steps()) for c in genotype.cells)
-        # Of many Cells or steps there are too many orders to find the name.
-        small = len(genotype.cells) == search["cells"] and most <= search["steps"]
-        name = canonical(genotype) if small else f"{len(genotype.cells)} Cells, {most} steps in one"
-        if name not in self._numbers:
+        name, space = CellSpace.canonical(genotype), self.space
+        known = (genotype.channels, genotype.length) == (space.channels, space.length)
+        if not known or name not in self._numbers:
             raise UserError(
-                f"received {name}, expected a network of the table: {search['cells']} Cells of "
-                f"{search['steps']} steps, the inputs of each Cell in the order of the features"
+                f"received {name[:80]} of channels {genotype.channels} and length "
+                f"{genotype.length}, expected a network of the table: {space.cells} Cells of "
+                f"{space.steps} steps on {', '.join(space.features)}, the inputs of each Cell in "
+                f"this order, of channels {space.channels} and length {space.length}"
             )
         return self.at(self._numbers[name])
 
