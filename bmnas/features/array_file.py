@@ -26,14 +26,9 @@ class ArrayWriter:
         self._file = file
         self.checksum = 0
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header,
-            {
-                "descr": np.lib.format.dtype_to_descr(dtype),
-                "fortran_order": False,
-                "shape": shape,
-            },
-        )
+        descr = np.lib.format.dtype_to_descr(dtype)
+        form = {"descr": descr, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, form)
         self._write(header.getvalue())
 
     def append(self, rows: Array) -> None:

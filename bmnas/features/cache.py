@@ -55,6 +55,7 @@ FORMAT = "bmnas.features/2"
 _BATCH = 256
 _HASH_ROWS = 4096
 _MASK = ".mask"  # ends the name of a mask's file
+_AGAIN = "delete its folder, it will be made again"
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def open_features(
         rows[modality.name] = used
         key = _key(modality, backbone, used, reading, dtype)
         keys.append(key)
-        entry = entry_folder(folder, modality.name, key)
+        entry = folder / f"{modality.name}-{key[:16]}"
         if broadcast(not entry.exists()):
             _extract(modality, backbone, used, reading, dtype, entry, key, device, progress)
         manifest = _read_manifest(entry, key)
@@ -164,11 +165,6 @@ def open_features(
                 files[name] = MappedFile(path, tuple(shape), dtype)
     arrays, pages = map_arrays(files)
     return FeatureCache(task, parts, tuple(names), arrays, masks, rows, seconds, tuple(keys), pages)
-
-
-def entry_folder(folder: Path, modality: str, key: str) -> Path:
-    """Return where the cache in ``folder`` keeps a modality's features, ``<feature>.npy`` each."""
-    return folder / f"{modality}-{key[:16]}"
 
 
 def cache_bytes(rows: int, length: int, channels: int, dtype: str) -> int:
@@ -301,24 +297,21 @@ def _require_checksum(path: Path, expected: object) -> None:
     try:
         checksum = checksum_of(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read: {error.strerror}; delete its folder, it will be made again"
-        ) from error
+        raise UserError(f"{path}: cannot be read: {error.strerror}; {_AGAIN}") from error
     if checksum != expected:
         raise UserError(
             f"{path}: damaged feature cache: received checksum {checksum:08x}, expected that of "
-            "its manifest; delete its folder, it will be made again"
+            f"its manifest; {_AGAIN}"
         )
 
 
 def _read_manifest(entry: Path, key: str) -> dict[str, Any]:
     manifest = read_json(entry / "manifest.json")
+    types = {"crc32": dict, "shapes": dict, "seconds": float}
     if (
         not isinstance(manifest, dict)
         or manifest.get("key") != key
-        or not isinstance(manifest.get("crc32"), dict)
-        or not isinstance(manifest.get("shapes"), dict)
-        or not isinstance(manifest.get("seconds"), float)
+        or not all(isinstance(manifest.get(name), type_) for name, type_ in types.items())
     ):
         raise UserError(
             f"{entry}: damaged feature cache; delete this folder, it will be made again"

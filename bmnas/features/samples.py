@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bmnas.backbones.base import Backbone
 from bmnas.features.mapped import MappedFile, Pages, map_arrays
-from bmnas.features.transfer import CudaLane, Lane, Mark
+from bmnas.features.transfer import Lane, Mark
 from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Array, Modality, Task
@@ -84,7 +84,7 @@ def iterate_batches(
     if device.type == "cpu":
         yield from map(samples.batch, batches)
     else:
-        yield from prefetch_batches(CudaLane(device), samples, batches)
+        yield from prefetch_batches(Lane(device), samples, batches)
 
 
 def prefetch_batches(lane: Lane, samples: Samples, batches: Iterable[Tensor]) -> Iterator[Batch]:

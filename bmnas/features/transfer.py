@@ -29,36 +29,20 @@ class Mark(Protocol):
         ...
 
 
-class Lane(Protocol):
-    """A way to a device on which copies run beside the computation."""
-
-    def empty(self, size: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return memory on the CPU that ``send`` copies from at full speed."""
-        ...
-
-    def send(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return copies of CPU tensors on the device, to be used by work that is queued later."""
-        ...
-
-    def mark(self) -> Mark:
-        """Return the end of the work that is queued now."""
-        ...
-
-
-class CudaLane:
-    """The lane to a CUDA device: page-locked memory and a stream of its own."""
+class Lane:
+    """A way to a CUDA device, on which copies run beside the computation: a stream of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._copies = torch.cuda.Stream(device)
 
     def empty(self, size: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return page-locked memory."""
+        """Return page-locked memory, which ``send`` copies from at full speed."""
         # From torch's cache of such memory, which gives none away again before it was copied.
         return torch.empty(tuple(size), dtype=dtype, pin_memory=True)
 
     def send(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Copy on the own stream, which the current stream then waits for."""
+        """Return copies of CPU tensors on the device, to be used by work that is queued later."""
         locked = [x if x.is_pinned() else x.pin_memory() for x in tensors]
         current = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._copies):
@@ -70,7 +54,7 @@ class CudaLane:
         return sent
 
     def mark(self) -> Mark:
-        """Return an event at the end of the current stream."""
+        """Return the end of the work that is queued now."""
         event: Mark = torch.cuda.current_stream(self._device).record_event()
         return event
 

@@ -59,7 +59,7 @@ def count_parameters(module: nn.Module) -> int:
 def hardware(device: torch.device | None = None) -> dict[str, Any]:
     """Return processor, cores, threads and accelerator of this machine."""
     found = {
-        "processor": _processor(),
+        "processor": cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
@@ -80,10 +80,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _processor() -> str:
+def cpuinfo(*names: str) -> str:
+    """Return what Linux says of the processor under the first of ``names``; nothing elsewhere."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            name, _, value = line.partition(":")
+            if name.strip() in names:
+                return value.strip()
+    return ""

@@ -47,7 +47,7 @@ def is_rank_zero() -> bool:
 def barrier() -> None:
     """Wait until every process has come here."""
     if world_size() > 1:
-        # Not dist.barrier(), which goes through a GPU where there is one.
+        # Of a CPU tensor, so by gloo: dist.barrier() takes nccl where there is a GPU.
         dist.all_reduce(torch.zeros(1))
 
 
@@ -125,9 +125,9 @@ def data_parallel(
     """Return ``forward`` such that backward averages the gradients of ``parameters`` over ranks.
 
     ``parameters``, which must want gradients now, start everywhere as they are at rank zero; other
-    ones are not touched, so one network may have several optimisers. On CUDA the BatchNorms of
-    ``network``, which ``forward`` runs, become SyncBatchNorms; on a CPU each process normalises its
-    own part. ``network.single_path`` says that every step reads other parameters.
+    ones are not touched, so one network may have several optimisers. On CUDA (not run on two GPUs
+    yet) the BatchNorms of ``network``, which ``forward`` runs, become SyncBatchNorms; on a CPU each
+    process normalises its own part. ``network.single_path``: every step reads other parameters.
     """
     if world_size() == 1:
         return forward
@@ -176,7 +176,8 @@ def joined() -> Iterator[None]:
     except BaseException as error:
         failed = store.compare_set(_FAILED, "", f"{number} {_status(error)}").decode().split()
         if not cuda:
-            # The others notice that the connection is closed; of nccl's, torchrun ends them.
+            # The others notice that the connection is closed. With nccl, which was not tried,
+            # closing may wait for them; there torchrun ends them.
             dist.destroy_process_group()
         if int(failed[0]) != number:
             raise SystemExit(int(failed[1])) from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 import os
@@ -15,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.machine.cost_meter import watch_compilation
+from bmnas.machine.costs import cpuinfo
 from bmnas.machine.distributed import world_size
 from bmnas.machine.errors import UserError
 
 #: Products in bfloat16, as Linux calls them: AVX-512, AMX, Arm.
 _BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
-
-
 #: Shorter loops are compiled on request alone: at 10 ms a step, what compiling takes cold.
 PAYS_FROM = 5000
 
@@ -71,7 +69,7 @@ class Runtime:
         """Tell whether the device multiplies matrices in bfloat16, and not by way of float32."""
         if self.device.type == "cuda":
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        return not _BFLOAT16.isdisjoint(_processor_flags())
+        return not _BFLOAT16.isdisjoint(cpuinfo("flags", "Features").split())
 
     def autocast(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return ``forward`` with its matrix products in bfloat16, and its result in float32."""
@@ -100,22 +98,6 @@ class Runtime:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
         compiled: Callable[..., Any] = torch.compile(network)
         return compiled
-
-
-@functools.cache
-def _processor_flags() -> frozenset[str]:
-    """Return what Linux says that the processor can do; nothing elsewhere."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return frozenset()
-    lines = [line.partition(":") for line in text.splitlines()]
-    return frozenset(
-        word
-        for name, _, flags in lines
-        if name.strip() in ("flags", "Features")
-        for word in flags.split()
-    )
 
 
 def cache_folder() -> Path:

@@ -94,21 +94,16 @@ def fit(
             rate = schedule.get_last_lr()[0]
             network.train()
             batches = epoch_batches(len(samples), recipe.batch_size)
-            on_train, logits, labels = _epoch(
+            found, logits, labels = _epoch(
                 forward, samples, batches, minimised, optimizer, schedule, device
             )
-            score = _score(head, logits, labels)
-            records.append(
-                {
-                    "epoch": epoch,
-                    "learning_rate": rate,
-                    "train_loss": require_finite_loss(on_train, stage, epoch),
-                    "train_score": score,
-                }
-            )
+            record: Record = {"epoch": epoch, "learning_rate": rate}
+            record["train_loss"] = require_finite_loss(found, stage, epoch)
+            record["train_score"] = score = _score(head, logits, labels)
+            records.append(record)
             if checkpoint is not None:
                 checkpoint.save(parts, records)
-            shown.message(f"loss {on_train:.3f}  {head.metric} {score:.3f}")
+            shown.message(f"loss {found:.3f}  {head.metric} {score:.3f}")
             shown.advance()
             if until is not None and until():
                 break

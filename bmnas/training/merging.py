@@ -6,12 +6,10 @@ Legend: k calls of a group, B batch, C channels, R rows, L length.
 from __future__ import annotations
 
 import warnings
-from bisect import bisect, bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -40,12 +38,14 @@ Place = Callable[[Sequence[Weight]], Sequence[tuple[str, int]]]
 
 
 @dataclass(frozen=True)
-class Run:
-    """Rows from ``start`` to ``stop`` of a source, or all of a shared one, which has no rows."""
+class Rows:
+    """The rows that make one stacked tensor: each of a source, or all of a shared one (None).
 
-    source: Source
-    start: int = 0
-    stop: int = 0
+    ``together`` says that they are neighbours in one source.
+    """
+
+    places: Sequence[tuple[Source, int | None]]
+    together: bool
 
 
 class Program:
@@ -56,30 +56,25 @@ class Program:
 
     def __init__(self, wanted: Sequence[Sequence[Value]], place: Place) -> None:
         self._place = place
-        self._rows: dict[Value, Run] = {}
-        self._groups: list[tuple[Call, Way, list[list[Run]]]] = []
+        self._found: dict[Value, tuple[Source, int | None]] = {}
+        self._groups: list[tuple[Call, Way, list[Rows]]] = []
         for number, calls in enumerate(schedule([value for each in wanted for value in each])):
             # In the order of what they read, so that it need not be put in order.
             calls.sort(key=lambda call: [self._order(value) for value in call.inputs])
             columns = zip(*(call.inputs for call in calls), strict=True)
-            inputs = [self._runs(c[:1] if c[0].call.shared else c) for c in columns]
+            inputs = [self._rows(c[:1] if c[0].call.shared else c) for c in columns]
             if calls[0].func is F.batch_norm and calls[0].arguments[1]["training"]:
                 # What is updated must be the statistics themselves.
-                assert all(len(runs) == 1 for runs in inputs[1:3])
+                assert all(rows.together for rows in inputs[1:3])
             self._groups.append((calls[0], way(calls[0], len(calls)), inputs))
             for row, call in enumerate(calls):
                 for value in call.outputs:
-                    source = number, value.index
-                    self._rows[value] = Run(source) if call.shared else Run(source, row, row + 1)
-        self._wanted = [self._runs(values) for values in wanted]
-        cuts: dict[Source, set[int]] = defaultdict(set)
+                    self._found[value] = (number, value.index), None if call.shared else row
+        self._wanted = [self._rows(values) for values in wanted]
         last: dict[Source, int] = {}
         every = [*(inputs for _, _, inputs in self._groups), self._wanted]
         for number, inputs in enumerate(every):
-            for run in (run for runs in inputs for run in runs):
-                cuts[run.source] |= {0, run.start, run.stop}
-                last[run.source] = number
-        self._cuts = {source: sorted(each) for source, each in cuts.items()}
+            last.update({source: number for rows in inputs for source, _ in rows.places})
         self._last = [[s for s, n in last.items() if n == number] for number in range(len(every))]
 
     def __call__(
@@ -89,7 +84,7 @@ class Program:
         found: dict[Source, Any] = dict(given.items())
         pieces: dict[Source, Sequence[Tensor]] = {}
         for number, (first, compute, inputs) in enumerate(self._groups):
-            tensors = [self._gather(runs, found, pieces) for runs in inputs]
+            tensors = [self._gather(rows, found, pieces) for rows in inputs]
             if first.func is dropout_mask:
                 results: Any = _call(first, (), partial(_draw, seed, device))
             else:
@@ -99,58 +94,50 @@ class Program:
             for source in self._last[number]:  # memory that nobody needs any more
                 del found[source]
                 pieces.pop(source, None)
-        return [self._gather(runs, found, pieces, stack=True) for runs in self._wanted]
+        return [self._gather(rows, found, pieces, stack=True) for rows in self._wanted]
 
     def _gather(
         self,
-        runs: Sequence[Run],
+        rows: Rows,
         found: Mapping[Source, Tensor],
         pieces: dict[Source, Sequence[Tensor]],
         *,
         stack: bool = False,
     ) -> Tensor:
-        parts: list[Tensor] = []
-        for run in runs:
-            x = found[run.source]
-            if run.stop == 0:
-                parts.append(x[None] if stack else x)
-            elif run.start == 0 and run.stop == len(x):
-                parts.append(x)
-            else:
-                cuts = self._cuts[run.source]
-                if run.source not in pieces:
-                    # Split once: the gradient of a slice is as large as all of it.
-                    sizes = [b - a for a, b in pairwise([*cuts, len(x)])]
-                    pieces[run.source] = x.split(sizes)
-                own = pieces[run.source]
-                parts += own[bisect(cuts, run.start) - 1 : bisect_left(cuts, run.stop)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        source, first = rows.places[0]
+        x, count = found[source], len(rows.places)
+        if first is None and not stack:
+            return x
+        if rows.together and first is not None:
+            if count == len(x):
+                return x
+            if not x.requires_grad:  # the gradient of a slice is as large as all of it
+                return x[first : first + count]
+        parts = []
+        for source, row in rows.places:
+            if row is not None and source not in pieces:
+                pieces[source] = found[source].unbind()
+            parts.append(found[source] if row is None else pieces[source][row])
+        return torch.stack(parts)
 
-    def _runs(self, values: Sequence[Value]) -> list[Run]:
-        """Return where ``values`` lie, neighbours as one run."""
+    def _rows(self, values: Sequence[Value]) -> Rows:
+        """Return where ``values`` lie."""
         weights = [v.call.given for v in values if isinstance(v.call.given, Weight)]
-        places = iter(self._place(weights) if weights else ())
-        runs: list[Run] = []
+        of_weights = iter(self._place(weights) if weights else ())
+        places: list[tuple[Source, int | None]] = []
         for value in values:
             given = value.call.given
             if given is None:
-                run = self._rows[value]
-            elif isinstance(given, str):
-                run = Run(given)
+                places.append(self._found[value])
             else:
-                name, row = next(places)
-                run = Run(name, row, row + 1)
-            if runs and run.stop and (runs[-1].source, runs[-1].stop) == (run.source, run.start):
-                runs[-1] = Run(run.source, runs[-1].start, run.stop)
-            else:
-                runs.append(run)
-        return runs
+                places.append((given, None) if isinstance(given, str) else next(of_weights))
+        source, first = places[0]
+        together = first is not None and places == [(source, first + n) for n in range(len(places))]
+        return Rows(places, together)
 
     def _order(self, value: Value) -> tuple[int, int, int]:
-        run = self._rows.get(value)
-        return (
-            (-1, 0, 0) if run is None or isinstance(run.source, str) else (*run.source, run.start)
-        )
+        source, row = self._found.get(value, ("", None))
+        return (-1, 0, 0) if isinstance(source, str) else (*source, row or 0)
 
 
 def schedule(results: Sequence[Value]) -> list[list[Call]]:

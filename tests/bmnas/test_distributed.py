@@ -79,6 +79,22 @@ def test_two_ranks_leave_what_one_leaves(searched: Path, monkeypatch: pytest.Mon
     assert [list(found["search"]) for found in keys] == [list(keys[0]["search"])] * 2
 
 
+def test_two_ranks_search_as_well_as_one(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(searched)
+    words = (*SEARCH, "--epochs", "10", *SHARED)
+    assert bmnas_command(*words, "--run", "one-long").status == 0
+    printed = run_ranks(searched, "-m", "bmnas", *words, "--run", "two-long")
+    assert [p.status for p in printed] == [0, 0], printed
+    one, two = (records(searched / run) for run in ("one-long", "two-long"))
+    best = [max(r["validation_score"] for r in found) for found in (one, two)]
+    # Chance is a quarter. Of 133 samples a few may differ: other masks, BatchNorm of other parts.
+    assert best[0] > 0.85
+    assert best[1] == pytest.approx(best[0], abs=0.06)
+    # The curves end alike.
+    for name in ("train_loss", "architecture_loss"):
+        assert two[-1][name] == pytest.approx(one[-1][name], rel=0.25, abs=0.02)
+
+
 def test_two_ranks_extract_what_one_extracts(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

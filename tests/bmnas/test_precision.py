@@ -61,9 +61,7 @@ def test_products_in_bfloat16_change_little() -> None:
 def test_a_search_in_bfloat16_repeats_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        bmnas.machine.runtime, "_processor_flags", lambda: frozenset(["avx512_bf16"])
-    )
+    monkeypatch.setattr(bmnas.machine.runtime, "cpuinfo", lambda *names: "avx512_bf16")
     histories = []
     for name, precision in (("a", "bfloat16"), ("b", "bfloat16"), ("c", "float32")):
         (tmp_path / name).mkdir()
@@ -82,7 +80,7 @@ def test_a_processor_without_bfloat16_goes_on_in_float32_and_says_so(
         def note(self, text: str) -> None:
             self.notes.append(text)
 
-    monkeypatch.setattr(bmnas.machine.runtime, "_processor_flags", lambda: frozenset(["avx2"]))
+    monkeypatch.setattr(bmnas.machine.runtime, "cpuinfo", lambda *names: "avx2")
     notes = Notes()
     histories = []
     for precision in ("bfloat16", "float32"):

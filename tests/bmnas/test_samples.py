@@ -23,7 +23,7 @@ from bmnas.features.samples import (
     prefetch_batches,
     samples_per_epoch,
 )
-from bmnas.features.transfer import Mark, moved
+from bmnas.features.transfer import Lane, Mark, moved
 from bmnas.machine.errors import UserError
 from bmnas.tasks import Modality
 from bmnas.tasks.task import Array
@@ -202,7 +202,7 @@ def test_labels_follow_the_parts_in_their_order() -> None:
     assert label_tensor(task, task.samples("validation", "train")).tolist() == [1, 0, 0, 3]
 
 
-class Recorder:
+class Recorder(Lane):
     """A lane to nowhere that writes down what is done, in order."""
 
     def __init__(self) -> None:

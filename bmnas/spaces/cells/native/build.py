@@ -13,6 +13,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
+from bmnas.machine.costs import cpuinfo
 from bmnas.machine.runtime import cache_folder
 
 _SOURCES = ("common.h", "reshape.c", "mixture.c")
@@ -81,9 +82,7 @@ def _run(*command: str) -> str:
 
 def _processor() -> str:
     """Return what ``-march=native`` depends on."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith(("flags", "Features")):
-                return line
+    flags = cpuinfo("flags", "Features")
+    if flags:
+        return flags
     return f"{platform.machine()} {platform.processor()} {platform.node()}"
