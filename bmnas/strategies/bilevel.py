@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +61,7 @@ def search_bilevel(problem: SearchProblem) -> Outcome[Genotype]:
 
 
 def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], Supernet]:
-    """Run Algorithm 1; return a record of every epoch, and the supernet of the best one.
+    """Run Algorithm 1; return a record of every epoch, and the supernet.
 
     Errors call the search by ``name``.
     """
@@ -81,10 +80,8 @@ def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], S
     )
     steps = config.epochs * batches_per_epoch(len(problem.train), config.batch_size)
     schedule = CosineAnnealingLR(on_weights, T_max=steps, eta_min=config.min_lr)
-    best = _Best()
     parts: dict[str, Stateful] = {
         "supernet": supernet,
-        "best": best,
         "weights": on_weights,
         "architecture": on_architecture,
         "schedule": schedule,
@@ -119,29 +116,11 @@ def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], S
             }
             if record["best"]:
                 record |= problem.threshold(found.logits)
-                best.keep(supernet)
             records.append(record)
             problem.checkpoint.save(parts, records)
             shown.message(f"loss {loss:.3f}  validation {problem.head.metric} {found.score:.3f}")
             shown.advance()
-    supernet.load_state_dict(best.state)
     return records, supernet
-
-
-class _Best:
-    """The supernet as it was after its best epoch: what comes next goes on from there."""
-
-    def __init__(self) -> None:
-        self.state: dict[str, Any] = {}
-
-    def keep(self, supernet: Supernet) -> None:
-        self.state = {name: x.detach().clone() for name, x in supernet.state_dict().items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.state
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        self.state = state_dict
 
 
 def stage_costs(problem: SearchProblem) -> dict[str, StageCost]:

@@ -39,7 +39,7 @@ def rerank(
     The supernet's own score says little about the network that is derived from it: its weights
     rank features by how much a little more of each would help, and can single out one modality
     while the supernet goes on using all. So ``SCREENED`` networks are drawn, by turns from the
-    relaxed weights of the ``supernet``, that of the best epoch, and with even choices. It is
+    relaxed weights of the ``supernet``, as Algorithm 1 leaves it, and with even choices. It is
     trained on for ``config.candidate_epochs``, as another one of them at each step, and judges
     them with its weights, see ``one_shot``; the best are trained for as many epochs. ``rivals``
     come before those. No network is trained twice. The result's ``validation`` and ``threshold``

@@ -92,7 +92,7 @@ def _no_candidates() -> Checkpoint:
 def _search_all(
     problem: SearchProblem, searches: dict[int, SearchProblem], supernet: Supernet
 ) -> list[Record]:
-    """Return the records of all epochs, and bring ``supernet`` to the best member's best epoch."""
+    """Return the records of all epochs, and make ``supernet`` the best member's."""
     checkpoint = problem.checkpoint
     checkpoint.save({"supernet": supernet}, [])  # from now on there is something to resume
     with problem.progress.stage(f"search of {len(searches)} seeds", len(searches)) as shown:

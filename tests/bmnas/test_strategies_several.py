@@ -159,7 +159,7 @@ def test_a_stopped_search_goes_on_to_the_same_end(
     assert texts[0] == texts[1]
 
 
-def test_the_short_trainings_begin_with_the_supernet_of_the_best_epoch(
+def test_the_short_trainings_begin_with_the_best_members_supernet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bilevel, "evaluate", planted([0.1, 0.9, 0.2], [0.3, 0.2, 0.4]))
@@ -170,10 +170,10 @@ def test_the_short_trainings_begin_with_the_supernet_of_the_best_epoch(
         lambda problem, found, supernet, *rest: begun.append(supernet) or found,
     )
     outcome = search(problem(tmp_path, 2, epochs=3, rerank=2, arch_lr=0.5))
-    best = lines(tmp_path)[1]["members"][0]
+    last = lines(tmp_path)[2]["members"][0]
     assert outcome.best_epoch == 2
     (supernet,) = begun
-    assert asdict(supernet.architecture_weights())["alpha"] == best["alpha"]
+    assert asdict(supernet.architecture_weights())["alpha"] == last["alpha"]
 
 
 def test_a_multilabel_search_keeps_the_threshold_of_the_best_member(tmp_path: Path) -> None:
