@@ -79,16 +79,20 @@ class RunContext:
         """Loss and score of the task."""
         return head_for(self.task.kind, self.config.train.threshold)
 
+    @property
+    def shares_backbones(self) -> bool:
+        """Whether trained backbones and feature cache lie outside the run's folder."""
+        return self.kept.resolve() != self.folder.backbones.resolve()
+
     def record(self) -> dict[str, Any]:
         """Return what config.json says of any run: task, seed, settings, versions, hardware."""
-        elsewhere = self.kept.resolve() != self.folder.backbones.resolve()
         return {
             "task": {"name": self.task.name, "source": self.task.source},
             "seed": self.seed,
             "preset": self.config.preset,
             **self.config.to_dict(),
             "backbones": {
-                "folder": str(self.kept.resolve()) if elsewhere else None,
+                "folder": str(self.kept.resolve()) if self.shares_backbones else None,
                 "seed": self.backbone_seed,
             },
             "versions": versions(),

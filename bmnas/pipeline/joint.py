@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 
 from bmnas.backbones import Backbone
@@ -20,7 +19,7 @@ from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.report.metrics import BatchLatency, LatencyMetrics
 from bmnas.spaces.fusion import Fusion
-from bmnas.tasks.task import Array, Part, Task
+from bmnas.tasks.task import Part, Task
 from bmnas.training.fit import Group, Recipe, fit
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Evaluation, Forward, evaluate
@@ -87,7 +86,12 @@ def fit_fusion(
 
 def raw_samples(task: Task, network: MultimodalNetwork, *parts: Part) -> RawSamples:
     """Return the samples of ``parts`` as raw inputs of the modalities that ``network`` reads."""
-    return _raw_samples(task, network, task.samples(*parts))
+    samples = task.samples(*parts)
+    inputs = [
+        RawInput(task.modality(name), network.backbone(name), samples)
+        for name in network.modalities
+    ]
+    return RawSamples(inputs, label_tensor(task, samples))
 
 
 def evaluate_fusion(
@@ -110,11 +114,11 @@ def torch_latency(task: Task, network: MultimodalNetwork, runtime: Runtime) -> L
     network.to(runtime.device).eval()
     # Some hundred calls: compiled where that was asked for.
     forward = forward_of(network, runtime, steps=0)
-    test = task.samples("test")
+    test = raw_samples(task, network, "test")
     found = {}
     for batch in _LATENCY_BATCHES:
         # A small test part is repeated to fill the batch.
-        filled = _raw_samples(task, network, np.resize(test, batch)).batch(torch.arange(batch))
+        filled = test.batch(torch.arange(batch) % len(test))
         on_device = [x.to(runtime.device) for x in filled.inputs]
 
         def call(on_device: list[torch.Tensor] = on_device) -> None:
@@ -133,11 +137,3 @@ def torch_latency(task: Task, network: MultimodalNetwork, runtime: Runtime) -> L
 
 def _steps(samples: Samples, config: TrainConfig) -> int:
     return config.epochs * batches_per_epoch(len(samples), config.batch_size)
-
-
-def _raw_samples(task: Task, network: MultimodalNetwork, samples: Array) -> RawSamples:
-    inputs = [
-        RawInput(task.modality(name), network.backbone(name), samples)
-        for name in network.modalities
-    ]
-    return RawSamples(inputs, label_tensor(task, samples))

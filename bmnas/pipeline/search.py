@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from bmnas.backbones import Backbone
 from bmnas.backbones.words import TextBackbone
 from bmnas.features.cache import FeatureCache
 from bmnas.machine.checkpoint import Checkpoint
+from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.costs import versions
-from bmnas.machine.distributed import is_rank_zero, on_rank_zero
+from bmnas.machine.distributed import is_rank_zero, on_rank_zero, world_size
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import write_json
 from bmnas.machine.profiling import Profile, StepRecorder
@@ -25,10 +27,15 @@ from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Existing, Run, require_same
-from bmnas.pipeline.search_metrics import search_metrics
-from bmnas.pipeline.unimodal import remove_stale, unimodal_networks
+from bmnas.pipeline.unimodal import Unimodal, remove_stale, unimodal_networks
 from bmnas.report import write_architecture, write_history
-from bmnas.report.metrics import RunMetrics
+from bmnas.report.metrics import (
+    MemoryPeak,
+    RunMetrics,
+    SearchMetrics,
+    SeedsMetrics,
+    UnimodalMetrics,
+)
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells import native
 from bmnas.spaces.cells.operations import operation_names
@@ -123,14 +130,11 @@ def search(
         StepRecorder(folder.trace, context.runtime.device) if profile and is_rank_zero() else None
     )
     wanted = {**method.record(), **context.record()}
-
-    def prepare() -> None:
-        if existing == "overwrite" and backbones is None:
-            # Before the run's own files: killed in between, --overwrite does the rest.
-            remove_stale(context)
-        _prepare(folder, wanted, existing)
-
-    context.work(folder.genotype, prepare, lambda: _search(context, method, recorder))
+    context.work(
+        folder.genotype,
+        lambda: _prepare(context, wanted, existing),
+        lambda: _search(context, method, recorder),
+    )
     if recorder is None:
         return read_search(folder.path)
     if recorder.profile is None:
@@ -158,8 +162,11 @@ def check_seeds(seeds: int, strategy: str) -> None:
         )
 
 
-def _prepare(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None:
+def _prepare(context: RunContext, wanted: Mapping[str, Any], existing: Existing) -> None:
+    folder = context.folder
     if existing == "overwrite":
+        # Before the run's own files: killed in between, --overwrite does the rest.
+        remove_stale(context)
         folder.remove_search()
     if not folder.config.exists() or not folder.begun():
         write_json(folder.config, wanted)
@@ -201,8 +208,87 @@ def _search(context: RunContext, method: SearchMethod, recorder: StepRecorder | 
     )
     outcome = method.strategy.search(problem)
     memory = problem.checkpoint.meter.peak_memory
-    metrics = search_metrics(context, name, networks, cache, outcome, memory)
+    metrics = _metrics(context, name, networks, cache, outcome, memory)
     on_rank_zero(lambda: _write(context, name, outcome, metrics))
+
+
+def _metrics(
+    context: RunContext,
+    strategy: str,
+    networks: Mapping[str, Unimodal],
+    cache: FeatureCache,
+    outcome: Outcome[Architecture],
+    memory: Mapping[str, int],
+) -> RunMetrics:
+    """Return what a search adds; ``memory`` is its peak, in bytes.
+
+    Backbones and features that were there already count what making them took.
+    """
+    return RunMetrics(
+        metric=context.head.metric,
+        unimodal={
+            name: UnimodalMetrics(found.validation, parameters=found.parameters)
+            for name, found in networks.items()
+        },
+        search=SearchMetrics(
+            validation=outcome.validation,
+            strategy=strategy,
+            best_epoch=outcome.best_epoch,
+            best_candidate=outcome.best_candidate,
+            candidates=outcome.candidates,
+            samples_seen=outcome.samples_seen,
+            threshold=outcome.threshold,
+            seeds=_over_seeds(outcome) if outcome.members else None,
+        ),
+        seconds=_seconds(context, networks, cache, outcome),
+        processor_seconds={"search": outcome.processor_seconds},
+        samples_per_second=_speeds(cache, outcome),
+        peak_memory={"search": MemoryPeak(**memory)},
+    )
+
+
+def _over_seeds(outcome: Outcome[Architecture]) -> SeedsMetrics:
+    """Return what the members of a search of several seeds reached, before any short training."""
+    assert outcome.seed is not None
+    scores = [member.validation for member in outcome.members]
+    return SeedsMetrics(
+        best=outcome.seed,
+        mean=statistics.fmean(scores),
+        deviation=statistics.stdev(scores),
+        validation={str(member.seed): member.validation for member in outcome.members},
+        best_epoch={str(member.seed): member.best_epoch for member in outcome.members},
+    )
+
+
+def _seconds(
+    context: RunContext,
+    networks: Mapping[str, Unimodal],
+    cache: FeatureCache,
+    outcome: Outcome[Architecture],
+) -> dict[str, float]:
+    """Return seconds by stage; those from ``compile`` to ``other`` make up ``search``."""
+    trained = sum(found.seconds for found in networks.values())
+    total = trained + cache.seconds + outcome.seconds
+    stages = {COMPILE: 0.0, **{name: cost.seconds for name, cost in outcome.stages.items()}}
+    return {
+        "backbones": trained,
+        "extraction": cache.seconds,
+        **stages,
+        "other": outcome.seconds - sum(stages.values()),
+        "search": outcome.seconds,
+        "total": total,
+        "gpu_hours": world_size() * total / 3600 if context.runtime.device.type == "cuda" else 0.0,
+    }
+
+
+def _speeds(cache: FeatureCache, outcome: Outcome[Architecture]) -> dict[str, float]:
+    counts = {name: (cost.samples, cost.seconds) for name, cost in outcome.stages.items()}
+    counts["extraction"] = (len(cache.task.samples(*cache.parts)), cache.seconds)
+    return {
+        name: samples / seconds
+        for name, (samples, seconds) in counts.items()
+        if samples and seconds
+    }
 
 
 def _write(

@@ -111,14 +111,11 @@ def train_fusion(
         folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress
     )
     wanted = {"strategy": "none", "fusion": name, **context.record()}
-
-    def prepare() -> None:
-        if existing == "overwrite" and backbones is None:
-            # Before the run's own files: killed in between, --overwrite does the rest.
-            remove_stale(context)
-        _prepare_fusion(folder, wanted, existing)
-
-    context.work(folder.network, prepare, lambda: run_training(context, fusion))
+    context.work(
+        folder.network,
+        lambda: _prepare_fusion(context, wanted, existing),
+        lambda: run_training(context, fusion),
+    )
     return read_training(folder, fusion)
 
 
@@ -220,8 +217,12 @@ def _prepare(
         genotype.save(folder.genotype)
 
 
-def _prepare_fusion(folder: Run, wanted: Mapping[str, Any], existing: Existing) -> None:
-    """Make ``folder`` ready to be trained in; raises UserError when it holds something else."""
+def _prepare_fusion(context: RunContext, wanted: Mapping[str, Any], existing: Existing) -> None:
+    """Make the folder ready to be trained in; raises UserError when it holds something else."""
+    folder = context.folder
+    if existing == "overwrite":
+        # Before the run's own files: killed in between, --overwrite does the rest.
+        remove_stale(context)
     for file in (folder.genotype, folder.checkpoint):
         if file.is_file():
             raise UserError(

@@ -115,26 +115,23 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
     description, tensors = _read(path, tensors=True)
     architecture, info = description.architecture(path), description.task
     try:
-        backbones = _backbones(description.backbones, task, path)
+        backbones = _backbones(description.backbones, task)
         fusion = build_fusion(
             architecture,
             channels_of(backbones),
-            classes=_outputs(info, path),
+            classes=task_kind(info.kind).outputs(len(info.class_names)),
             dropout=description.dropout,
         )
         adds = description.unimodal_logits
         network = MultimodalNetwork(backbones, fusion, unimodal_logits=adds)
         network.load_state_dict(tensors)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise _misfit(path, error) from error
-    return TrainedNetwork(network.eval(), architecture, info, description.dropout)
-
-
-def _outputs(info: TaskInfo, path: Path) -> int:
-    try:
-        return task_kind(info.kind).outputs(len(info.class_names))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: its description does not fit its weights: {one_line(error, 200)}"
+        ) from error
+    return TrainedNetwork(network.eval(), architecture, info, description.dropout)
 
 
 def _read(path: Path, *, tensors: bool) -> tuple[Description, dict[str, Tensor]]:
@@ -144,16 +141,12 @@ def _read(path: Path, *, tensors: bool) -> tuple[Description, dict[str, Tensor]]
     return read(Description, description, str(path)), found
 
 
-def _backbones(specs: Mapping[str, Any], task: Task | None, path: Path) -> dict[str, Backbone]:
+def _backbones(specs: Mapping[str, Any], task: Task | None) -> dict[str, Backbone]:
     backbones = {}
     for name, spec in specs.items():
         module = None if task is None else task.modality(name).backbone
         try:
             backbones[name] = backbone_from_spec(spec, module)
         except UserError as error:
-            raise UserError(f"{path}: modality {name}: {error}") from error
+            raise UserError(f"modality {name}: {error}") from error
     return backbones
-
-
-def _misfit(path: Path, error: BaseException) -> UserError:
-    return UserError(f"{path}: its description does not fit its weights: {one_line(error, 200)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,9 +55,9 @@ def build_av_digits(
     pairs = all_pairs(images["train_labels"], images["test_labels"], recordings)
     report("principal components of the images")
     pca = image_pca(images["train_images"])
-    contents = {
+    contents: dict[str, dict[str, Any]] = {
         "mnist.npz": images,
-        "fsdd.npz": _fsdd_arrays(recordings),
+        "fsdd.npz": {**vars(recordings), "sample_rate": np.int32(SAMPLE_RATE)},
         "mnist_pca.npz": pca,
         "pairs.npz": pairs,
     }
@@ -85,7 +86,7 @@ def all_pairs(
     counts = counts or PairsPerDigit()
     generator = np.random.RandomState(SEED)
     take, speaker = recordings.take, recordings.speaker
-    names = recordings.speakers
+    names = recordings.speaker_names
     validation, test = names.index(_VALIDATION_SPEAKER), names.index(_TEST_SPEAKER)
     splits = {
         "take": {"train": take >= 10, "val": (take >= 5) & (take < 10), "test": take < 5},
@@ -153,8 +154,14 @@ def _draw_pairs(
 ) -> dict[str, Array]:
     train = [generator.permutation(np.flatnonzero(train_labels == d)) for d in range(10)]
     test = [generator.permutation(np.flatnonzero(test_labels == d)) for d in range(10)]
-    _check_images(train, counts.train + counts.val, "train")
-    _check_images(test, counts.test, "test")
+    needed = {"train": (train, counts.train + counts.val), "test": (test, counts.test)}
+    for part, (digits, least) in needed.items():
+        for digit, numbers in enumerate(digits):
+            if len(numbers) < least:
+                raise UserError(
+                    f"received {len(numbers)} {part} images of {digit}, expected at least {least}: "
+                    "use the complete MNIST"
+                )
     images = {
         "train": [p[: counts.train] for p in train],
         "val": [p[::-1][: counts.val] for p in train],
@@ -177,28 +184,7 @@ def _draw_pairs(
     return drawn
 
 
-def _check_images(images: list[Array], needed: int, part: str) -> None:
-    for digit, numbers in enumerate(images):
-        if len(numbers) < needed:
-            raise UserError(
-                f"received {len(numbers)} {part} images of {digit}, expected at least {needed}: "
-                "use the complete MNIST"
-            )
-
-
-def _fsdd_arrays(recordings: Recordings) -> dict[str, Array]:
-    return {
-        "audio": recordings.audio,
-        "offsets": recordings.offsets,
-        "label": recordings.label,
-        "speaker": recordings.speaker,
-        "take": recordings.take,
-        "speaker_names": np.array(recordings.speakers),
-        "sample_rate": np.array(SAMPLE_RATE, dtype=np.int32),
-    }
-
-
-def _write_npz(path: Path, arrays: Mapping[str, Array]) -> None:
+def _write_npz(path: Path, arrays: Mapping[str, Any]) -> None:
     # Through a file object: given a path, numpy would add ".npz" to the temporary name.
     try:
         with atomic_path(path) as aside, aside.open("wb") as file:

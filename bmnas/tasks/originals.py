@@ -28,7 +28,7 @@ class Recordings:
     """FSDD as arrays, in the order (digit, speaker, take).
 
     ``audio`` int16 holds all clips end to end, ``offsets`` (clips + 1,) int64 where each
-    begins; ``label``, ``speaker`` (a row of ``speakers``) and ``take`` are (clips,) uint8.
+    begins; ``label``, ``speaker`` (a row of ``speaker_names``) and ``take`` are (clips,) uint8.
     """
 
     audio: Array
@@ -36,7 +36,7 @@ class Recordings:
     label: Array
     speaker: Array
     take: Array
-    speakers: tuple[str, ...]
+    speaker_names: tuple[str, ...]
 
 
 def read_idx(path: Path) -> Array:
@@ -130,14 +130,14 @@ def read_fsdd(folder: Path, speakers: tuple[str, ...] = SPEAKERS, takes: int = T
             f"the first is {name}: expected all of the Free Spoken Digit Dataset"
         )
     clips = [read_wav(found[d, speakers[s], t]) for d, s, t in keys]
-    columns = np.array(keys, dtype=np.uint8)
+    label, speaker, take = np.array(keys, dtype=np.uint8).T.copy()
     return Recordings(
         audio=np.concatenate(clips),
         offsets=np.cumsum([0, *(len(clip) for clip in clips)], dtype=np.int64),
-        label=columns[:, 0].copy(),
-        speaker=columns[:, 1].copy(),
-        take=columns[:, 2].copy(),
-        speakers=speakers,
+        label=label,
+        speaker=speaker,
+        take=take,
+        speaker_names=speakers,
     )
 
 
