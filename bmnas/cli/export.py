@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bmnas.cli.options import Data, Json, grouped
-from bmnas.cli.output import next_command, print_facts, print_json
+from bmnas.cli.output import needing, next_command, print_facts, print_json
 
 if TYPE_CHECKING:
     from bmnas_export import Bundle
@@ -123,19 +123,8 @@ def export_run(run: Path, task: Task) -> None:
 
 def require_export() -> None:
     """Raise UserError where what exporting needs is not installed."""
-    from bmnas_serve.errors import ServeError
-
-    from bmnas.machine.errors import UserError
-
-    try:
+    with needing("export", "exporting"):
         import bmnas_export  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"exporting needs the package {error.name}, which is not installed: run"
-            " pip install 'bmnas[export]'"
-        ) from error
-    except ServeError as error:
-        raise UserError(str(error)) from error
 
 
 def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target: str) -> Bundle:
@@ -212,11 +201,11 @@ def _load_task(info: TaskInfo, weights: Path, task: str | None, data: Path | Non
             f"{weights}: does not say where the data of the task {info.name!r} is; name the task"
             " with --task (and --data)"
         )
-    if data is not None:
-        return reload_task({**info.source, "data": str(data)})
     try:
-        return reload_task(info.source)
+        return reload_task(info.source, data)
     except UserError as error:
+        if data is not None:
+            raise
         raise UserError(f"{error} (it was trained on this; --task and --data change it)") from error
 
 

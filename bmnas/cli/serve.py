@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from bmnas.cli.output import needing
+
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -46,11 +48,7 @@ def serve(
 
     Example: bmnas serve runs/digits/bundle --port 8000
     """
-    from bmnas_serve.errors import ServeError
-
-    from bmnas.machine.errors import UserError
-
-    try:
+    with needing("serve", "serving"):
         from bmnas_serve.server import serve as run_server
 
         run_server(
@@ -62,10 +60,3 @@ def serve(
             max_batch=max_batch,
             max_body_bytes=max_body_mb * 2**20,
         )
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"serving needs the package {error.name}, which is not installed: run"
-            " pip install 'bmnas[serve]'"
-        ) from error
-    except ServeError as error:
-        raise UserError(str(error)) from error

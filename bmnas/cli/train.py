@@ -88,9 +88,7 @@ class Subject:
         if file is None or self.task is not None:
             task = load_task(self.task or "digits", self.data)
         else:
-            source = Run(file.parent).read_source(file)
-            own = {} if self.data is None else {"data": str(self.data)}
-            task = reload_task({**source, **own})
+            task = reload_task(Run(file.parent).read_source(file), self.data)
         if file is not None and self.preset is None:
             return task, recorded_config(file, task)
         return task, config_for(task, self.preset)

@@ -165,8 +165,9 @@ def check_seeds(seeds: int, strategy: str) -> None:
 def _prepare(context: RunContext, wanted: Mapping[str, Any], existing: Existing) -> None:
     folder = context.folder
     if existing == "overwrite":
-        # Before the run's own files: killed in between, --overwrite does the rest.
-        remove_stale(context)
+        if not context.shares_backbones:
+            # Before the run's own files: killed in between, --overwrite does the rest.
+            remove_stale(context)
         folder.remove_search()
     if not folder.config.exists() or not folder.begun():
         write_json(folder.config, wanted)

@@ -62,18 +62,23 @@ def train(
     _check_features(found, task)
     config = _with_recorded(config, path, task, recorded, own_backbones=backbones is not None)
     seed = int(recorded.get("seed", 0)) if seed is None else seed
-    kept, backbone_seed = _backbones(origin, folder, recorded, backbones, seed)
+    record = recorded.get("backbones") or {}
+    if backbones is None:
+        backbones = record.get("folder") or (origin if recorded else folder).backbones
     context = RunContext.choose(
         folder,
         task,
         config,
         seed,
-        backbones=kept,
-        backbone_seed=backbone_seed,
+        backbones=backbones,
+        backbone_seed=record.get("seed"),
         runtime=runtime,
         progress=progress,
     )
-    wanted = {"strategy": "none", **_made_by_hand(found), **recorded, **context.record()}
+    # A known fusion module as a genotype, which no search found, says its name.
+    fusion = found.provenance.get("fusion")
+    by_hand = {"fusion": fusion} if isinstance(fusion, str) else {}
+    wanted = {"strategy": "none", **by_hand, **recorded, **context.record()}
     context.work(
         folder.network,
         lambda: _prepare(folder, origin, found, wanted, existing),
@@ -119,12 +124,6 @@ def train_fusion(
     return read_training(folder, fusion)
 
 
-def _made_by_hand(genotype: Architecture) -> dict[str, str]:
-    """Return the name of the fusion module that the genotype stands for, if no search found it."""
-    name = genotype.provenance.get("fusion")
-    return {"fusion": name} if isinstance(name, str) else {}
-
-
 def _check_features(genotype: Architecture, task: Task) -> None:
     """Raise UserError when ``task`` cannot have the features of ``genotype``.
 
@@ -164,36 +163,15 @@ def _with_recorded(
 
     Those are facts of the run: another preset changes how the network is trained, and nothing else.
     """
-    if config is not None and not recorded:
+    if config is None:
+        return recorded_config(genotype, task)
+    if not recorded:
         return config
     made_with = recorded_config(genotype, task)
-    if config is None:
-        return made_with
     unimodal = config.unimodal if own_backbones else made_with.unimodal
     return dataclasses.replace(
-        made_with,
-        unimodal=unimodal,
-        train=config.train,
-        promise=config.promise,
-        preset=config.preset,
+        config, unimodal=unimodal, search=made_with.search, strategies=made_with.strategies
     )
-
-
-def _backbones(
-    origin: Run,
-    folder: Run,
-    recorded: Mapping[str, Any],
-    asked: str | Path | None,
-    seed: int,
-) -> tuple[Path, int]:
-    """Return the folder of the backbones, those of the search by default, and their seed."""
-    record = recorded.get("backbones") or {}
-    backbone_seed = int(record.get("seed", seed))
-    if asked is not None:
-        return Path(asked), backbone_seed
-    if not recorded:
-        return folder.backbones, backbone_seed
-    return Path(record.get("folder") or origin.backbones), backbone_seed
 
 
 def _prepare(
@@ -220,7 +198,7 @@ def _prepare(
 def _prepare_fusion(context: RunContext, wanted: Mapping[str, Any], existing: Existing) -> None:
     """Make the folder ready to be trained in; raises UserError when it holds something else."""
     folder = context.folder
-    if existing == "overwrite":
+    if existing == "overwrite" and not context.shares_backbones:
         # Before the run's own files: killed in between, --overwrite does the rest.
         remove_stale(context)
     for file in (folder.genotype, folder.checkpoint):

@@ -100,11 +100,8 @@ def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
 
 
 def remove_stale(context: RunContext) -> None:
-    """Delete backbones that ``unimodal_networks`` would refuse, and unfinished trainings.
-
-    Backbones that other runs may use stay.
-    """
-    for modality in () if context.shares_backbones else context.task.modalities:
+    """Delete backbones that ``unimodal_networks`` would refuse, and unfinished trainings."""
+    for modality in context.task.modalities:
         _checkpoint_path(context, modality).unlink(missing_ok=True)
         path = _path(context, modality)
         if path.exists():

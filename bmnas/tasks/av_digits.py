@@ -7,7 +7,8 @@ Digit Dataset, doi 10.5281/zenodo.1342401.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -34,23 +35,6 @@ _NOISE_SEED = 7000
 _CHUNK = 4096
 
 
-@dataclass(frozen=True)
-class Clips:
-    """Recordings end to end: clip i is ``audio[offsets[i]:offsets[i + 1]]``, int16 at 8 kHz."""
-
-    audio: Array
-    offsets: Array
-
-    def __len__(self) -> int:
-        """Return the number of recordings."""
-        return len(self.offsets) - 1
-
-    def clip(self, number: int) -> Array:
-        """Return one recording, (its own length,) int16."""
-        clip: Array = self.audio[self.offsets[number] : self.offsets[number + 1]]
-        return clip
-
-
 def load_av_digits(
     folder: Path, *, split: Split = "take", image: Image = "weak", audio: Audio = "noisy"
 ) -> Task:
@@ -68,10 +52,10 @@ def load_av_digits(
         folder / "mnist.npz", ["train_images", "train_labels", "test_images", "test_labels"]
     )
     fsdd = read_npz(folder / "fsdd.npz", ["audio", "offsets"])
-    clips = Clips(fsdd["audio"], fsdd["offsets"])
     pairs = read_npz(folder / "pairs.npz", [f"{split}_{part}" for part in _PARTS])
     rows = [pairs[f"{split}_{part}"] for part in _PARTS]
-    _check_pack(folder, mnist, clips, rows)
+    _check_pack(folder, mnist, fsdd, rows)
+    clips = [fsdd["audio"][start:stop] for start, stop in pairwise(fsdd["offsets"])]
     # Test pairs count in MNIST's test images, the others in its train images.
     origin = ("train", "train", "test")
     images = np.concatenate(
@@ -125,11 +109,10 @@ def noisy_clip(clip: Array, number: int) -> Array:
     return noisy
 
 
-def fixed_length_clips(clips: Clips, *, noisy: bool) -> Array:
+def fixed_length_clips(clips: Sequence[Array], *, noisy: bool) -> Array:
     """Return all clips cut or filled with zeros at their end: (clips, 8000) int16 or float32."""
     fixed = np.zeros((len(clips), CLIP_SAMPLES), dtype=np.float32 if noisy else np.int16)
-    for number in range(len(clips)):
-        clip = clips.clip(number)
+    for number, clip in enumerate(clips):
         whole = noisy_clip(clip, number) if noisy else clip
         fixed[number, : len(clip)] = whole[:CLIP_SAMPLES]
     return fixed
@@ -153,12 +136,13 @@ def _weak(folder: Path, images: Array) -> Array:
 
 def _name(split: Split, image: Image, audio: Audio) -> str:
     usual = ("take", "weak", "noisy")
-    return "-".join(
-        ["av-digits", *(v for v, u in zip((split, image, audio), usual, strict=True) if v != u)]
-    )
+    chosen = zip((split, image, audio), usual, strict=True)
+    return "-".join(["av-digits", *(value for value, default in chosen if value != default)])
 
 
-def _check_pack(folder: Path, mnist: dict[str, Array], clips: Clips, rows: list[Array]) -> None:
+def _check_pack(
+    folder: Path, mnist: dict[str, Array], fsdd: dict[str, Array], rows: list[Array]
+) -> None:
     """Refuse indices that point outside the arrays, so that damage is named where it is."""
     for part in ("train", "test"):
         images, labels = mnist[f"{part}_images"], mnist[f"{part}_labels"]
@@ -167,22 +151,22 @@ def _check_pack(folder: Path, mnist: dict[str, Array], clips: Clips, rows: list[
                 f"{folder / 'mnist.npz'}: received {part}_images {images.dtype} {images.shape} and "
                 f"{part}_labels {labels.shape}, expected uint8 (n, 28, 28) and (n,)"
             )
-    offsets = clips.offsets
+    audio, offsets = fsdd["audio"], fsdd["offsets"]
     if (
         offsets.ndim != 1
-        or clips.audio.ndim != 1
-        or clips.audio.dtype != np.int16
+        or audio.ndim != 1
+        or audio.dtype != np.int16
         or len(offsets) < 2
         or offsets[0] < 0
         or np.any(np.diff(offsets) <= 0)
-        or offsets[-1] > len(clips.audio)
+        or offsets[-1] > len(audio)
     ):
         raise UserError(f"{folder / 'fsdd.npz'}: expected int16 audio, and offsets that cut it")
     limits = [len(mnist["train_images"])] * 2 + [len(mnist["test_images"])]
     for part, pairs, limit in zip(_PARTS, rows, limits, strict=True):
         whole = pairs.ndim == 2 and pairs.shape[1] == 2 and pairs.dtype.kind in "iu"
-        if not whole or pairs.min(initial=0) < 0 or np.any(pairs >= (limit, len(clips))):
+        if not whole or pairs.min(initial=0) < 0 or np.any(pairs >= (limit, len(offsets) - 1)):
             raise UserError(
                 f"{folder / 'pairs.npz'}: {part}: expected pairs (n, 2) of an image below "
-                f"{limit} and a clip below {len(clips)}: build the pack again"
+                f"{limit} and a clip below {len(offsets) - 1}: build the pack again"
             )

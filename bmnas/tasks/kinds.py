@@ -179,13 +179,6 @@ class Multilabel(TaskKind):
         absent: list[int] = np.flatnonzero(~(labels == 1).any(0)).tolist()
         return absent
 
-    def encode(
-        self, labels: Array, seen: Array, names: Sequence[str] | None, place: str
-    ) -> tuple[Array, tuple[str, ...]]:
-        """Return them as they are, with a name for each column."""
-        width = labels.shape[1] if labels.ndim == 2 else 0
-        return labels, class_names_or_numbers(names, width)
-
     def synthetic(self, count: int, classes: int) -> Array:
         """Return rows in which every other label is set."""
         return (np.arange(count)[:, None] + np.arange(classes)) % 2

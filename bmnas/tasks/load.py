@@ -52,14 +52,16 @@ def load_task(source: str | Path | Task, data: Path | None = None, **options: An
     )
 
 
-def reload_task(source: Mapping[str, Any]) -> Task:
+def reload_task(source: Mapping[str, Any], folder: Path | None = None) -> Task:
     """Load again the registered task or task.toml whose ``source`` this is.
+
+    Its data lies where ``source`` says, or in ``folder``.
 
     A recorded module is not imported: a run folder or a network that came from somewhere else
     must not choose code that runs here. Raises UserError for such a task, for one that was built
     in Python and never named, and for one that cannot be loaded.
     """
-    name, options, data = (source.get(key) for key in ("task", "options", "data"))
+    name, options, recorded = (source.get(key) for key in ("task", "options", "data"))
     if name is None:
         raise UserError(
             "the task was built in Python and has no name to load it by: give it with --task "
@@ -72,7 +74,8 @@ def reload_task(source: Mapping[str, Any]) -> Task:
             f"the task was recorded as {name}: a recorded module is never imported; name it "
             f"with --task {name}"
         )
-    return load_task(name, None if data is None else Path(data), **(options or {}))
+    data = Path(recorded) if folder is None and recorded is not None else folder
+    return load_task(name, data, **(options or {}))
 
 
 def reloadable(source: Mapping[str, Any]) -> bool:
@@ -85,9 +88,8 @@ def _load_registered(name: str, data: Path | None, options: Mapping[str, Any]) -
     entry = REGISTERED[name]
     chosen = entry.check_options(options)
     folder = entry.folder(data)
-    if folder is None:
-        return replace(entry.load(**chosen), source=_source(name, None, chosen))
-    return replace(entry.load(folder, **chosen), source=_source(name, folder, chosen))
+    found = entry.load(**chosen) if folder is None else entry.load(folder, **chosen)
+    return replace(found, source=_source(name, folder, chosen))
 
 
 def _parse_options(text: str, rest: str) -> dict[str, str]:

@@ -64,16 +64,13 @@ class RegisteredTask:
         Raises UserError for an unknown option or value.
         """
         for name, value in options.items():
-            if value in self.options.get(name, ()):
-                continue
-            place = f"task {self.name}: received option {name}={value}"
-            if not self.options:
-                raise UserError(f"{place}, expected none: leave it out")
-            if name in self.options:
-                values = " or ".join(f"{name}={known}" for known in self.options[name])
-                raise UserError(f"{place}, expected {values}")
-            known = ", ".join(f"{key}={'|'.join(v)}" for key, v in self.options.items())
-            raise UserError(f"{place}, expected one of {known}{close(name, list(self.options))}")
+            if value not in self.options.get(name, ()):
+                known = ", ".join(f"{key}={'|'.join(v)}" for key, v in self.options.items())
+                near = "" if name in self.options else close(name, list(self.options))
+                raise UserError(
+                    f"task {self.name}: received option {name}={value}, "
+                    f"expected {known or 'none: leave it out'}{near}"
+                )
         return {name: options.get(name, values[0]) for name, values in self.options.items()}
 
     def _candidates(self, data: Path | None) -> list[Path]:

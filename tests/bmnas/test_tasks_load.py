@@ -78,9 +78,9 @@ def test_a_pack_that_is_not_found_says_how_to_get_it(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ("spilt=take", "received option spilt=take, expected one of split=take|speaker, image=wea"),
+        ("spilt=take", "received option spilt=take, expected split=take|speaker, image=wea"),
         ("spilt=take", "audio=noisy|clean; did you mean 'split'?"),
-        ("split=both", "received option split=both, expected split=take or split=speaker"),
+        ("split=both", "received option split=both, expected split=take|speaker, image=weak|full"),
         ("split", "received 'split', expected options as name=value, each once"),
         ("split=take,split=take", "received 'split=take', expected options as name=value, each"),
     ],
