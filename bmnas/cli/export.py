@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bmnas.cli.options import Data, Json, grouped
-from bmnas.cli.output import needing, next_command, print_facts, print_json
+from bmnas.cli.output import next_command, print_facts, print_json
+from bmnas.cli.serve import needing
 
 if TYPE_CHECKING:
     from bmnas_export import Bundle

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import typer
@@ -33,24 +32,6 @@ def print_facts(facts: Iterable[tuple[str, str]], title: str | None = None) -> N
     console.print(table)
     if title is not None:
         console.print()
-
-
-@contextmanager
-def needing(extra: str, doing: str) -> Iterator[None]:
-    """Tell the user in one line what ``bmnas_serve`` cannot use, or which package is missing."""
-    from bmnas_serve.errors import ServeError
-
-    from bmnas.machine.errors import UserError
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{doing} needs the package {error.name}, which is not installed: run "
-            f"pip install 'bmnas[{extra}]'"
-        ) from error
-    except ServeError as error:
-        raise UserError(str(error)) from error
 
 
 def next_command(*words: object, **options: object) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-
-from bmnas.cli.output import needing
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -60,3 +60,21 @@ def serve(
             max_batch=max_batch,
             max_body_bytes=max_body_mb * 2**20,
         )
+
+
+@contextmanager
+def needing(extra: str, doing: str) -> Iterator[None]:
+    """Tell the user in one line what ``bmnas_serve`` cannot use, or which package is missing."""
+    from bmnas_serve.errors import ServeError
+
+    from bmnas.machine.errors import UserError
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{doing} needs the package {error.name}, which is not installed: run "
+            f"pip install 'bmnas[{extra}]'"
+        ) from error
+    except ServeError as error:
+        raise UserError(str(error)) from error

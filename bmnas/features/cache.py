@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -46,6 +45,7 @@ from bmnas.machine.files import (
     read_json,
     remove_folder,
     remove_leftovers,
+    sha256_json,
     write_json,
 )
 from bmnas.machine.progress import Progress
@@ -200,7 +200,7 @@ def _key(modality: Modality, backbone: Backbone, rows: Array, reading: Reading, 
         **reading.key,
         "dtype": dtype,
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return sha256_json(parts)
 
 
 def _remove_stale(entry: Path, modality: str, reading: Reading, dtype: str) -> None:

@@ -137,6 +137,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_json(value: Any) -> str:
+    """Return the SHA-256 of plain data; the order of keys does not count."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _reject_constant(name: str) -> Any:
     raise ValueError(f"received {name}, expected a finite number")
 

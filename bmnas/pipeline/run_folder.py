@@ -180,9 +180,11 @@ def require_same(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> 
 def differing(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
     """Return the first setting that the run's configuration has otherwise than ``wanted``."""
     # A run of one seed does not speak of their number.
-    found, wanted = ({"seeds": 1, **settings} for settings in (run.read_config(), wanted))
+    found = {"seeds": 1, **run.read_config()}
+    # As a file has it: lists instead of tuples.
+    wanted = json.loads(json.dumps({"seeds": 1, **wanted}))
     for key in keys:
-        if _plain(found.get(key)) != _plain(wanted[key]):
+        if found.get(key) != wanted[key]:
             return _difference(key, found.get(key), wanted[key])
     return None
 
@@ -190,10 +192,6 @@ def differing(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> str
 def _difference(key: str, found: Any, wanted: Any) -> str:
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         for name in {**found, **wanted}:
-            if _plain(found.get(name)) != _plain(wanted.get(name)):
+            if found.get(name) != wanted.get(name):
                 return _difference(f"{key}.{name}", found.get(name), wanted.get(name))
     return f"{key} {json.dumps(found)}, received {json.dumps(wanted)}"
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.costs import versions
 from bmnas.machine.distributed import is_rank_zero, on_rank_zero, world_size
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import write_json
+from bmnas.machine.files import sha256_json, write_json
 from bmnas.machine.profiling import Profile, StepRecorder
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
@@ -362,4 +361,4 @@ def _fingerprint(context: RunContext, cache: FeatureCache, method: SearchMethod)
         depends["operations"] = operation_names()
         bfloat16 = config.search.precision == "bfloat16"
         depends["autocast"] = bfloat16 and context.runtime.computes_bfloat16()
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    return sha256_json(depends)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.distributed import on_rank_zero
 from bmnas.machine.errors import UserError
+from bmnas.machine.files import sha256_json
 from bmnas.machine.runtime import seed_stage
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.joint import channels_of, evaluate_fusion, fit_fusion, torch_latency
@@ -160,8 +159,8 @@ def _fit(
         "seed": context.seed,
         "backbones": {name: weights_hash(backbone) for name, backbone in backbones.items()},
     }
-    fingerprint = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-    checkpoint = Checkpoint(context.folder.train_checkpoint, fingerprint, context.folder.training)
+    folder = context.folder
+    checkpoint = Checkpoint(folder.train_checkpoint, sha256_json(depends), folder.training)
     seed_stage(context.seed, "train")
     fusion = build_fusion(
         architecture, channels, classes=context.task.outputs, dropout=settings.dropout

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -35,7 +34,7 @@ from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import count_parameters
 from bmnas.machine.distributed import broadcast, on_rank_zero
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import sha256_file
+from bmnas.machine.files import sha256_file, sha256_json
 from bmnas.machine.runtime import seed_stage
 from bmnas.pipeline.context import RunContext
 from bmnas.tasks.task import Array, Modality, Part, Task
@@ -254,7 +253,7 @@ def _fingerprint(context: RunContext, modality: Modality) -> str:
         "labels": hashlib.sha256(label_tensor(task, samples).numpy().tobytes()).hexdigest(),
         "torch": str(torch.__version__),
     }
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    return sha256_json(depends)
 
 
 def _identity(modality: Modality) -> object:

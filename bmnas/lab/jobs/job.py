@@ -6,8 +6,6 @@ Stopped at any moment, a job goes on there the next time.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bmnas.machine.files import atomic_folder, atomic_path
+from bmnas.machine.files import atomic_folder, atomic_path, sha256_json
 from bmnas.machine.folder_lock import lock_folders
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config
@@ -74,7 +72,7 @@ class Job:
     def backbones(self) -> str:
         """The folder of the backbones that this job shares with others, inside that of all."""
         depends = [self.task["source"], self.seed, dataclasses.asdict(self.config.unimodal)]
-        digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        digest = sha256_json(depends)
         return f".{BACKBONES}/{digest[:12]}"
 
     def finished(self, folder: Path) -> bool:
