@@ -81,7 +81,7 @@ def verify(address: str) -> tuple[float, float, int]:
     received, expected = [], []
     for start in range(0, len(samples), BATCH):
         chosen = torch.arange(start, min(start + BATCH, len(samples)))
-        inputs, _ = samples.batch(chosen)
+        inputs = samples.batch(chosen).inputs
         tensors = dict(zip(network.modalities, inputs, strict=True))
         received.append(infer(f"{address}/v2/models/digits/infer", tensors))
         with torch.inference_mode():
