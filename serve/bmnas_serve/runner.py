@@ -1,8 +1,7 @@
 """What runs a model file on one target: three methods, whatever the target.
 
-``OnnxRunner`` is the one of onnxruntime. A target of another kind (an engine, a remote server) is a
-subclass in a file of its own; ``Session``, and with it the server and the exporter's checks, take
-any of them.
+``OnnxRunner`` is the one of onnxruntime, which ``Session.open`` takes. Another target, such as an
+engine or a remote server, is a subclass in a file of its own, and goes to ``Session.of_bundle``.
 """
 
 from __future__ import annotations
