@@ -13,7 +13,9 @@ from bmnas.machine.errors import UserError
 
 
 def test_a_target_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = tiny_task()
+    # Vectors: an untrained network of images rounds to 1.1e-5 of a logit without vector
+    # instructions, a hair above what an export allows, which is not asked here.
+    task = tiny_task(("vector", "vector"))
     asked: list[Mapping[str, str]] = []
 
     def own(folder: Path, *arguments: Any) -> tuple[str, ...]:
