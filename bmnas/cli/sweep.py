@@ -50,11 +50,9 @@ def sweep(
 ) -> None:
     """Search with every combination of some settings, each in a run folder of its own.
 
-    Backbones and features are made once for the runs that agree on them.
-
-    A run that fails does not stop the others; the exit status is then 1.
-
-    The table says how each ended, and so does sweep.json in the folder.
+    Backbones and features are made once for the runs that agree on them. A run that fails does not
+    stop the others; the exit status is then 1. The table says how each ended, and so does
+    sweep.json in the folder.
 
     Example: bmnas sweep --task digits --set seed=0,1 --set search.channels=16,32 --workers 2
     """

@@ -31,7 +31,7 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch work with one thread."""
+    """Let torch work with one thread in this block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -5,19 +5,18 @@ Legend: N architectures of one depth, D layers, M + 1 numbers that describe a la
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bmnas.machine.processes import one_thread
+from bmnas.spaces.space import Encoded
+
 SIZE = 100
 EPOCHS = 50
 LEARNING_RATE = 1e-3
-
-#: An architecture as numbers: (feature of each modality …, activation) for every layer.
-Encoded = tuple[tuple[int, ...], ...]
 
 
 class Surrogate(nn.Module):
@@ -68,7 +67,8 @@ class ScorePool:
             (_tensor(list(known)), torch.tensor(list(known.values())))
             for known in self._by_depth.values()
         ]
-        with _one_thread():
+        # Of so little work several threads wait for each other longer than they compute.
+        with one_thread():
             for _ in range(EPOCHS):
                 for layers, known_scores in batches:
                     loss = F.mse_loss(self.surrogate(layers), known_scores)
@@ -79,20 +79,9 @@ class ScorePool:
     @torch.no_grad()
     def predict(self, architectures: Sequence[Encoded]) -> list[float]:
         """Return the scores that the surrogate expects of ``architectures`` of one depth."""
-        with _one_thread():
+        with one_thread():
             predicted: list[float] = self.surrogate(_tensor(architectures)).tolist()
         return predicted
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute this block in one thread: more of them wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _tensor(architectures: Sequence[Encoded]) -> Tensor:
