@@ -5,7 +5,7 @@ Legend: B batch, L length, C_raw channels of a raw feature, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -17,11 +17,13 @@ from bmnas.training.metrics import Output, logits_of
 class Fusion(nn.Module):
     """What fuses pooled features: reads ``features``, in their order, pooled to ``length``."""
 
-    features: tuple[str, ...]
-    length: int
-
     #: The attribute that is the classifier.
     CLASSIFIER: ClassVar[str] = "output"
+
+    def __init__(self, features: Iterable[str], length: int) -> None:
+        super().__init__()
+        self.features = tuple(features)
+        self.length = length
 
     @property
     def classifier(self) -> nn.Module:

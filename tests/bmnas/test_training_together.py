@@ -85,12 +85,10 @@ class Reversed(torch.autograd.Function):
 class Own(Fusion):
     """A user's network: convolution, a recurrent layer, chunks, and what cannot be merged."""
 
-    features = ("m0.2", "m1.1")
-    length = LENGTH
     seen: Tensor
 
     def __init__(self, width: int = 6, twist: str = "") -> None:
-        super().__init__()
+        super().__init__(("m0.2", "m1.1"), LENGTH)
         self.twist = twist
         self.first = nn.Conv1d(CHANNELS["m0.2"], width, 3, padding=1)
         self.second = nn.GRU(CHANNELS["m1.1"], width, batch_first=True)

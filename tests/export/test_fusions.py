@@ -42,8 +42,7 @@ class SideBySide(Fusion):
     """Several fusions of the same features as one network: one export tries them all."""
 
     def __init__(self, architectures: Sequence[Architecture], raw: Mapping[str, int]) -> None:
-        super().__init__()
-        self.features, self.length = tuple(raw), 4
+        super().__init__(raw, 4)
         self.parts = nn.ModuleList(
             build_fusion(each, raw, classes=CLASSES, dropout=0.1) for each in architectures
         )

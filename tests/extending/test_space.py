@@ -54,8 +54,7 @@ class WeightedSum(Fusion):
     CLASSIFIER = "layers"
 
     def __init__(self, genotype: Chosen, raw: Mapping[str, int], classes: int) -> None:
-        super().__init__()
-        self.features, self.length = genotype.chosen, genotype.length
+        super().__init__(genotype.chosen, genotype.length)
         self.layers = nn.ModuleList(nn.Linear(raw[name], classes) for name in self.features)
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:

@@ -53,10 +53,8 @@ class FusionNetwork(Fusion):
     def __init__(
         self, genotype: Genotype, channels_raw: Mapping[str, int], *, classes: int, dropout: float
     ) -> None:
-        super().__init__()
         channels, length = genotype.channels, genotype.length
-        self.features = genotype.live_features()
-        self.length = length
+        super().__init__(genotype.live_features(), length)
         self.projections = nn.ModuleList(
             Projection(channels_raw[name], channels, dropout) for name in self.features
         )

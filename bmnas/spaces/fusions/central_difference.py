@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bmnas.features.layers import Dropout, batch_norm
-from bmnas.features.reshape import Projection
-from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions.features import Sizes, levels
+from bmnas.spaces.fusions.base import LevelFusion
+from bmnas.spaces.fusions.features import Sizes
 
 THETA = 0.6
 _KERNEL = 3
@@ -59,7 +58,7 @@ class LateralConnection(nn.Module):
         return z
 
 
-class CentralDifferenceFusion(Fusion):
+class CentralDifferenceFusion(LevelFusion):
     """A fused branch with a temporal lateral connection from every modality at every level.
 
     h^(l+1) = ReLU(BN(CDC([h^l; x_1^l; …; x_M^l]))), x_m^l being feature l of modality m, pooled and
@@ -73,27 +72,14 @@ class CentralDifferenceFusion(Fusion):
     """
 
     def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
-        super().__init__()
-        self.levels = levels(list(raw))
-        self.features = tuple(raw)
-        self.length = sizes.length
-        self.projections = nn.ModuleList(
-            Projection(raw[name], sizes.channels, sizes.dropout) for name in self.features
-        )
+        super().__init__(raw, sizes)
         self.connections = nn.ModuleList(
-            LateralConnection(len(names) + (depth > 0), sizes.channels, sizes.dropout)
-            for depth, names in enumerate(self.levels)
+            LateralConnection(inputs, sizes.channels, sizes.dropout) for inputs in self.inputs
         )
         self.output = nn.Linear(sizes.length * sizes.channels, sizes.classes)
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each."""
-        hidden = {
-            name: project(feature)
-            for name, project, feature in zip(self.features, self.projections, pooled, strict=True)
-        }
-        fused: list[Tensor] = []
-        for connection, names in zip(self.connections, self.levels, strict=True):
-            fused = [connection([*fused, *(hidden[name] for name in names)])]
-        logits: Tensor = self.output(fused[0].flatten(1))
+        fused = self.fused(self.hidden(pooled), self.connections)
+        logits: Tensor = self.output(fused.flatten(1))
         return logits

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.features.layers import Dropout, LinearNorm
-from bmnas.features.reshape import Projection
-from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions.features import Sizes, levels
+from bmnas.spaces.fusions.base import Deciding, LevelFusion
+from bmnas.spaces.fusions.features import Sizes
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Output
 
@@ -38,7 +37,7 @@ class CentralLayer(nn.Module):
         return h
 
 
-class CentralNet(Fusion):
+class CentralNet(Deciding, LevelFusion):
     """A central network that takes in the features of all modalities at every level.
 
     h_C^(l+1) = layer(a_C h_C^l + sum over m of a_m h_m^l) with learned scalars a, and one loss for
@@ -52,25 +51,14 @@ class CentralNet(Fusion):
     one. Raises UserError for fewer than two modalities.
     """
 
-    CLASSIFIER = "classifiers"
-
     def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
-        super().__init__()
-        self.levels = levels(list(raw))
-        self.features = tuple(raw)
-        self.length = sizes.length
-        self.projections = nn.ModuleList(
-            Projection(raw[name], sizes.channels, sizes.dropout) for name in self.features
-        )
+        super().__init__(raw, sizes)
         self.layers = nn.ModuleList(
-            CentralLayer(len(names) + (depth > 0), sizes.channels, sizes.dropout)
-            for depth, names in enumerate(self.levels)
+            CentralLayer(inputs, sizes.channels, sizes.dropout) for inputs in self.inputs
         )
         # The central one first, then those of the modalities.
-        self.classifiers = nn.ModuleList(
-            nn.Linear(sizes.length * sizes.channels, sizes.classes)
-            for _ in range(1 + len(self.levels[-1]))
-        )
+        widths = [sizes.length * sizes.channels] * (1 + len(self.levels[-1]))
+        self.add_classifiers(widths, sizes.classes)
 
     def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
         """Return the loss of the central network plus those of the modalities."""
@@ -81,17 +69,10 @@ class CentralNet(Fusion):
 
         The features are (B, L, C_raw) each.
         """
-        hidden = {
-            name: project(feature)
-            for name, project, feature in zip(self.features, self.projections, pooled, strict=True)
-        }
-        central: list[Tensor] = []
-        for layer, names in zip(self.layers, self.levels, strict=True):
-            central = [layer([*central, *(hidden[name] for name in names)])]
-        decide, *decide_alone = self.classifiers
-        logits: Tensor = decide(central[0].flatten(1))
-        if not self.training:
-            return logits
-        last = [hidden[name].flatten(1) for name in self.levels[-1]]
-        alone = (classify(h) for classify, h in zip(decide_alone, last, strict=True))
-        return (logits, *alone)
+        hidden = self.hidden(pooled)
+        central = self.fused(hidden, self.layers)
+        if self.training:
+            alone = [hidden[name] for name in self.levels[-1]]
+            return self.decisions([central, *alone]).unbind()
+        logits: Tensor = self.classifiers[0](central.flatten(1))
+        return logits

@@ -62,9 +62,7 @@ class GMUFusion(Fusion):
     """
 
     def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
-        super().__init__()
-        self.features = last_features(raw)
-        self.length = sizes.length
+        super().__init__(last_features(raw), sizes.length)
         widths = [sizes.length * raw[name] for name in self.features]
         self.norms = nn.ModuleList(nn.BatchNorm1d(width) for width in widths)
         self.values = nn.ModuleList(

@@ -1,6 +1,6 @@
-"""Late fusion: every modality decides for itself, and the decisions are averaged.
+"""Late fusion: every modality decides for itself, or a small network on what all of them give.
 
-Legend: B batch, L length, C_raw channels of a raw feature, M modalities, K classes.
+Legend: B batch, L length, C hidden units, C_raw channels of a raw feature, K classes.
 """
 
 from __future__ import annotations
@@ -10,39 +10,28 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from bmnas.features.layers import Dropout, LinearNorm
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions.features import Sizes
+from bmnas.spaces.fusions.base import Deciding
+from bmnas.spaces.fusions.features import Sizes, last_features
+from bmnas.spaces.plain_data import by_modality
 
 
-class LateFusion(Fusion):
+class LateFusion(Deciding):
     """The mean of the logits of one linear classifier a modality, each on its last feature.
 
     The two-stream network of the papers (Simonyan and Zisserman, NeurIPS 2014).
     ``raw`` maps all features to C_raw, each modality's in their order.
     """
 
-    CLASSIFIER = "classifiers"
-
     def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
-        super().__init__()
-        last = {name.partition(".")[0]: name for name in raw}
-        self.features = tuple(last.values())
-        self.length = sizes.length
-        self.classifiers = nn.ModuleList(
-            nn.Linear(sizes.length * raw[name], sizes.classes) for name in self.features
-        )
+        # A single modality may decide alone.
+        super().__init__([names[-1] for names in by_modality(list(raw)).values()], sizes.length)
+        self.add_classifiers((sizes.length * raw[name] for name in self.features), sizes.classes)
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each."""
         return self.decisions(pooled).mean(0)
-
-    def decisions(self, pooled: Sequence[Tensor]) -> Tensor:
-        """Return the logits of each modality, (M, B, K)."""
-        logits = [
-            classify(feature.flatten(1))
-            for classify, feature in zip(self.classifiers, pooled, strict=True)
-        ]
-        return torch.stack(logits)
 
 
 class WeightedLateFusion(LateFusion):
@@ -58,3 +47,25 @@ class WeightedLateFusion(LateFusion):
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each."""
         return torch.einsum("m,mbk->bk", self.weights.softmax(0), self.decisions(pooled))
+
+
+class ConcatFusion(Fusion):
+    """One hidden layer over the last features of all modalities, flattened and concatenated.
+
+    logits = W2 ReLU(BN(W1 [x_1; …; x_M] + b1)) + b2, dropout before W2; C hidden units. Without
+    the hidden layer it would be a sum of linear classifiers, which is late fusion.
+    Raises UserError for fewer than two modalities.
+    """
+
+    def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
+        super().__init__(last_features(raw), sizes.length)
+        width = sizes.length * sum(raw[name] for name in self.features)
+        self.hidden = LinearNorm(width, sizes.channels)
+        self.dropout = Dropout(sizes.dropout)
+        self.output = nn.Linear(sizes.channels, sizes.classes)
+
+    def forward(self, pooled: Sequence[Tensor]) -> Tensor:
+        """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each."""
+        x = torch.cat([feature.flatten(1) for feature in pooled], dim=1)
+        logits: Tensor = self.output(self.dropout(self.hidden(x).relu()))
+        return logits

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.fusions.base import Deciding
 from bmnas.spaces.fusions.features import Sizes, last_features
 
 RATIO = 4
@@ -39,7 +39,7 @@ class TransferModule(nn.Module):
         ]
 
 
-class MMTMFusion(Fusion):
+class MMTMFusion(Deciding):
     """MMTM (late): a transfer module between the last features, then the mean of the logits.
 
     The paper puts a module between the networks after each of several stages, so that later layers
@@ -48,22 +48,12 @@ class MMTMFusion(Fusion):
     window. Raises UserError for fewer than two modalities.
     """
 
-    CLASSIFIER = "classifiers"
-
     def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
-        super().__init__()
-        self.features = last_features(raw)
-        self.length = sizes.length
+        super().__init__(last_features(raw), sizes.length)
         widths = [raw[name] for name in self.features]
         self.transfer = TransferModule(widths)
-        self.classifiers = nn.ModuleList(
-            nn.Linear(sizes.length * width, sizes.classes) for width in widths
-        )
+        self.add_classifiers((sizes.length * width for width in widths), sizes.classes)
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each."""
-        logits = [
-            classify(feature.flatten(1))
-            for classify, feature in zip(self.classifiers, self.transfer(pooled), strict=True)
-        ]
-        return torch.stack(logits).mean(0)
+        return self.decisions(self.transfer(pooled)).mean(0)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bmnas.features.layers import Dropout, LinearNorm
-from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.fusions.base import Deciding
 from bmnas.spaces.fusions.features import Sizes, last_features
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Output
@@ -54,7 +54,7 @@ def aligned_loss(head: TaskHead, output: Output, labels: Tensor) -> Tensor:
     return total
 
 
-class MTUTFusion(Fusion):
+class MTUTFusion(Deciding):
     """Separate networks that learn a common semantics; their logits are averaged.
 
     F_m = ReLU(BN(x_m W_m + b_m)) of the last feature x_m, dropout, one linear classifier a
@@ -67,19 +67,14 @@ class MTUTFusion(Fusion):
     backbones the alignment reaches W_m alone. Raises UserError for fewer than two modalities.
     """
 
-    CLASSIFIER = "classifiers"
-
     def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
-        super().__init__()
-        self.features = last_features(raw)
-        self.length = sizes.length
+        super().__init__(last_features(raw), sizes.length)
         self.projections = nn.ModuleList(
             LinearNorm(raw[name], sizes.channels) for name in self.features
         )
         self.dropout = Dropout(sizes.dropout)
-        self.classifiers = nn.ModuleList(
-            nn.Linear(sizes.length * sizes.channels, sizes.classes) for _ in self.features
-        )
+        widths = [sizes.length * sizes.channels] * len(self.features)
+        self.add_classifiers(widths, sizes.classes)
 
     def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
         """Return the losses of the modalities and their alignment, see ``aligned_loss``."""
@@ -92,15 +87,9 @@ class MTUTFusion(Fusion):
 
         In training they are followed by M logits (B, K) and M correlations (B, L, L).
         """
-        hidden = [
-            project(feature).relu()
-            for project, feature in zip(self.projections, pooled, strict=True)
-        ]
-        logits = [
-            classify(self.dropout(h).flatten(1))
-            for classify, h in zip(self.classifiers, hidden, strict=True)
-        ]
-        fused = torch.stack(logits).mean(0)
+        hidden = [p(x).relu() for p, x in zip(self.projections, pooled, strict=True)]
+        logits = self.decisions([self.dropout(h) for h in hidden])
+        fused = logits.mean(0)
         if not self.training:
             return fused
-        return (fused, *logits, *(correlation(h) for h in hidden))
+        return (fused, *logits.unbind(), *map(correlation, hidden))

@@ -7,10 +7,9 @@ from collections.abc import Callable, Mapping
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.central_difference import CentralDifferenceFusion
 from bmnas.spaces.fusions.centralnet import CentralNet
-from bmnas.spaces.fusions.concat import ConcatFusion
 from bmnas.spaces.fusions.features import Sizes
 from bmnas.spaces.fusions.gmu import GMUFusion
-from bmnas.spaces.fusions.late_fusion import LateFusion, WeightedLateFusion
+from bmnas.spaces.fusions.late_fusion import ConcatFusion, LateFusion, WeightedLateFusion
 from bmnas.spaces.fusions.mmtm import MMTMFusion
 from bmnas.spaces.fusions.mtut import MTUTFusion
 

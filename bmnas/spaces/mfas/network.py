@@ -19,11 +19,6 @@ from bmnas.training.metrics import Output
 _SCALAR_DEVIATION = 0.1
 
 
-def pooled_globally(feature: Tensor) -> Tensor:
-    """Return the mean over positions (B, C_raw) of a pooled feature (B, L, C_raw)."""
-    return feature.mean(1)
-
-
 def shares(scalars: Tensor) -> Tensor:
     """Return the weights (..., M) of M modalities from ``scalars`` (..., M - 1): softmax([a; 0]).
 
@@ -85,12 +80,11 @@ class MFASNetwork(Fusion):
         dropout: float,
         heads: bool = True,
     ) -> None:
-        super().__init__()
-        self.length = genotype.length
-        self.heads = genotype.last_features() if heads else ()
+        decisive = genotype.last_features() if heads else ()
+        read = {*decisive, *(name for layer in genotype.layers for name in layer.inputs)}
+        super().__init__((name for name in genotype.features if name in read), genotype.length)
+        self.heads = decisive
         self.inputs = [layer.inputs for layer in genotype.layers]
-        read = {*self.heads, *(name for names in self.inputs for name in names)}
-        self.features = tuple(name for name in genotype.features if name in read)
         self.layers = nn.ModuleList(
             FusionLayer(
                 [channels_raw[name] for name in layer.inputs],
@@ -122,10 +116,7 @@ class MFASNetwork(Fusion):
 
         With heads they are summed, and followed in training by those of each head.
         """
-        vectors = {
-            name: pooled_globally(feature)
-            for name, feature in zip(self.features, pooled, strict=True)
-        }
+        vectors = {name: x.mean(1) for name, x in zip(self.features, pooled, strict=True)}
         h: list[Tensor] = []
         for layer, names in zip(self.layers, self.inputs, strict=True):
             h = [layer([vectors[name] for name in names], h)]

@@ -58,9 +58,7 @@ class TreeFusion(Fusion):
     def __init__(
         self, found: FusionTree, channels_raw: Mapping[str, int], *, classes: int, dropout: float
     ) -> None:
-        super().__init__()
-        self.features = found.live_features()
-        self.length = found.length
+        super().__init__(found.live_features(), found.length)
         self.tokens = found.tokens
         width = found.width
         self.leaves = nn.ModuleList(
