@@ -13,10 +13,11 @@ from bmnas.features.samples import samples_per_epoch
 from bmnas.machine.cost_meter import CostMeter
 from bmnas.machine.distributed import broadcast
 from bmnas.machine.runtime import seed_stage, stage_seed
+from bmnas.spaces.cells.derive import ArchitectureWeights
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.one_shot import OneShot, SinglePath
 from bmnas.spaces.cells.space import CellSpace
-from bmnas.spaces.cells.supernet import ArchitectureWeights, Supernet
+from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies.evaluator import TrainingEvaluator, recipe_of
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
 from bmnas.strategies.strategy import Candidate, candidate_training

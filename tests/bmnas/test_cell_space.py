@@ -8,10 +8,10 @@ from random import Random
 
 import pytest
 
+from bmnas.spaces.cells.derive import ArchitectureWeights
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.operations import PAPER, operation_names
 from bmnas.spaces.cells.space import CellSpace
-from bmnas.spaces.cells.supernet import ArchitectureWeights
 
 FEATURES = ("m0.1", "m0.2", "m1.1")
 

@@ -1,4 +1,4 @@
-"""From relaxed weights to a genotype (BM-NAS, Eq. 3 and 11); pure functions, standard library only.
+"""From relaxed weights to a genotype (BM-NAS, Eq. 3 and 11) and back; standard library only.
 
 Nodes are numbered as in the paper: of a Cell's inputs, features first, then Cells; of a step's
 inputs, x and y first, then steps.
@@ -7,10 +7,24 @@ inputs, x and y first, then steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from dataclasses import dataclass
 
-from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step, cell_nodes, free_pairs, step_nodes
 from bmnas.spaces.cells.operations import operation_names
+
+
+@dataclass(frozen=True)
+class ArchitectureWeights:
+    """The relaxed choices as probabilities, plain data for files, plots and derivation.
+
+    ``alpha[k]`` holds the F+k Identity weights of Cell k's edges, features first, then Cells;
+    ``beta[k][m]`` the 2+m Identity weights of a step's edges, x and y first, then steps;
+    ``gamma[k][m]`` the weights of the operations in the order of ``OPERATIONS``.
+    """
+
+    alpha: list[list[float]]
+    beta: list[list[list[float]]]
+    gamma: list[list[list[float]]]
 
 
 def derive_genotype(
@@ -22,22 +36,22 @@ def derive_genotype(
     channels: int,
     length: int,
 ) -> Genotype:
-    """Return the genotype that the relaxed weights stand for.
+    """Return the genotype that the relaxed weights stand for, see ``ArchitectureWeights``.
 
-    ``alpha[k]`` holds F+k Identity weights, ``beta[k][m]`` 2+m, ``gamma[k][m]`` one weight for
-    each of ``OPERATIONS``, as in ``supernet.ArchitectureWeights``. Every Cell takes its best pair
-    of inputs (Eq. 3), every step its two best inputs and its best operation (Eq. 11).
+    Every Cell takes its best pair of inputs (Eq. 3), every step its two best inputs and its best
+    operation (Eq. 11).
     """
-    nodes = [*features, *(f"cell{k + 1}" for k in range(len(alpha)))]
-    pairs = cell_inputs(alpha)
+    nodes = cell_nodes(features, len(alpha))
     cells = []
-    for pair, betas, gammas in zip(pairs, beta, gamma, strict=True):
+    for (x, y), betas, gammas in zip(cell_inputs(alpha), beta, gamma, strict=True):
         steps = []
-        for edges, weights in zip(betas, gammas, strict=True):
-            inputs = step_inputs(edges)
-            names = (_step_node(inputs[0]), _step_node(inputs[1]))
-            steps.append(Step(operation_names()[_argmax(weights)], names))
-        cells.append(Cell((nodes[pair[0]], nodes[pair[1]]), tuple(steps)))
+        for m, (edges, weights) in enumerate(zip(betas, gammas, strict=True)):
+            first, second = step_inputs(edges)
+            # max() keeps the first of equals.
+            best = max(range(len(weights)), key=weights.__getitem__)
+            operands = step_nodes(m)
+            steps.append(Step(operation_names()[best], (operands[first], operands[second])))
+        cells.append(Cell((nodes[x], nodes[y]), tuple(steps)))
     return Genotype(tuple(features), channels, length, tuple(cells))
 
 
@@ -47,14 +61,11 @@ def cell_inputs(alpha: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
     The pair with the largest w(i,k) * w(j,k) (Eq. 3) of which at least one was not taken by an
     earlier Cell (footnote 1); of equals, the lexicographically smallest.
     """
-    taken: set[int] = set()
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for weights in alpha:
-        free = [p for p in combinations(range(len(weights)), 2) if not taken.issuperset(p)]
-        # combinations() yields lexicographically and max() keeps the first of equals.
-        best = max(free, key=lambda pair: weights[pair[0]] * weights[pair[1]])
-        taken.update(best)
-        pairs.append(best)
+        free = free_pairs(range(len(weights)), pairs)
+        # They come lexicographically and max() keeps the first of equals.
+        pairs.append(max(free, key=lambda pair: weights[pair[0]] * weights[pair[1]]))
     return pairs
 
 
@@ -67,9 +78,17 @@ def step_inputs(weights: Sequence[float]) -> tuple[int, int]:
     return first, second
 
 
-def _argmax(weights: Sequence[float]) -> int:
-    return max(range(len(weights)), key=lambda node: weights[node])
+def one_hot(genotype: Genotype) -> ArchitectureWeights:
+    """Return the weights with which a supernet computes the network of ``genotype``.
 
-
-def _step_node(number: int) -> str:
-    return ("x", "y")[number] if number < 2 else f"step{number - 1}"
+    It knows no order of operands, as both inputs of its operations are one sum.
+    """
+    alpha, beta, gamma = [], [], []
+    for k, cell in enumerate(genotype.cells):
+        read = cell.inputs if cell.reads_y() else cell.inputs[:1]
+        alpha.append([float(node in read) for node in cell_nodes(genotype.features, k)])
+        beta.append(
+            [[float(n in step.inputs) for n in step_nodes(m)] for m, step in enumerate(cell.steps)]
+        )
+        gamma.append([[float(n == step.op) for n in operation_names()] for step in cell.steps])
+    return ArchitectureWeights(alpha, beta, gamma)

@@ -6,24 +6,42 @@ inputs and its steps (BM-NAS, sections 3.2 and 3.3). Files carry it as JSON, see
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from itertools import combinations
+from typing import Any, ClassVar, TypeVar
 
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.operations import OPERATIONS
 from bmnas.spaces.plain_data import GenotypeError, check_features, wrong
 from bmnas.training.settings import Size
 
-__all__ = [
-    "FORMAT",
-    "Cell",
-    "Genotype",
-    "GenotypeError",
-    "Step",
-]
+__all__ = ["FORMAT", "Cell", "Genotype", "GenotypeError", "Step"]
 
 FORMAT = "bmnas.genotype/1"
+
+Node = TypeVar("Node")
+
+
+def cell_nodes(features: Sequence[str], k: int) -> list[str]:
+    """Return what Cell k (from 0) can read, in node order."""
+    return [*features, *(f"cell{n + 1}" for n in range(k))]
+
+
+def step_nodes(m: int) -> list[str]:
+    """Return what step m (from 0) of a Cell can read, in node order."""
+    return ["x", "y", *(f"step{n + 1}" for n in range(m))]
+
+
+def free_pairs(
+    nodes: Iterable[Node], earlier: Iterable[tuple[Node, Node]]
+) -> list[tuple[Node, Node]]:
+    """Return the pairs of ``nodes`` that a Cell may take after ``earlier`` pairs, in their order.
+
+    At least one of a pair was not taken by an earlier Cell (footnote 1).
+    """
+    taken = {node for pair in earlier for node in pair}
+    return [pair for pair in combinations(nodes, 2) if not taken.issuperset(pair)]
 
 
 @dataclass(frozen=True)
@@ -88,31 +106,28 @@ def _check(genotype: Genotype) -> None:
     check_features(genotype.features)
     if not genotype.cells:
         raise wrong("cells", [], "at least one Cell")
-    nodes = set(genotype.features)
     taken: set[str] = set()
     for k, cell in enumerate(genotype.cells):
         place = f"cells[{k}].inputs"
+        nodes = cell_nodes(genotype.features, k)
         _check_pair(cell.inputs, nodes, place, "a feature or an earlier Cell")
         if taken.issuperset(cell.inputs):
             expected = "at least one input that no earlier Cell has taken"
             raise wrong(place, list(cell.inputs), expected)
         taken.update(cell.inputs)
-        nodes.add(f"cell{k + 1}")
         _check_steps(cell.steps, f"cells[{k}].steps")
 
 
 def _check_steps(steps: Sequence[Step], place: str) -> None:
     if not steps:
         raise wrong(place, [], "at least one step")
-    nodes = {"x", "y"}
     for m, step in enumerate(steps):
         if step.op not in OPERATIONS:
             raise wrong(f"{place}[{m}].op", step.op, f"one of {', '.join(OPERATIONS)}")
-        _check_pair(step.inputs, nodes, f"{place}[{m}].inputs", "x, y or an earlier step")
-        nodes.add(f"step{m + 1}")
+        _check_pair(step.inputs, step_nodes(m), f"{place}[{m}].inputs", "x, y or an earlier step")
 
 
-def _check_pair(inputs: Sequence[str], nodes: set[str], place: str, expected: str) -> None:
+def _check_pair(inputs: Sequence[str], nodes: Sequence[str], place: str, expected: str) -> None:
     if len(inputs) != 2 or inputs[0] == inputs[1]:
         raise wrong(place, list(inputs), "two different names")
     for name in inputs:

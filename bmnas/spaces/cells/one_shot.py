@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.features.samples import FeatureSamples, iterate_batches
+from bmnas.spaces.cells.derive import one_hot
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.cells.supernet import Supernet, one_hot
+from bmnas.spaces.cells.supernet import Supernet
 from bmnas.training.heads import TaskHead
 
 #: At most so many samples are looked at; three thousand rank av-digits no better.

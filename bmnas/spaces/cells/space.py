@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import combinations, permutations, product
 from math import prod
 from random import Random
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from bmnas.machine.errors import UserError
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.canonical import canonical
+from bmnas.spaces.cells.derive import ArchitectureWeights
 from bmnas.spaces.cells.describe import describe_cells
-from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step, cell_nodes, free_pairs, step_nodes
 from bmnas.spaces.cells.operations import OPERATIONS, operation_names
 from bmnas.spaces.description import Description
 from bmnas.spaces.space import Encoded, SearchSpace
@@ -29,23 +29,6 @@ _DRAWS = 100  # from weights that may leave a single feature
 
 _Pair = tuple[str, str]
 _Choice = TypeVar("_Choice")
-
-
-class Relaxed(Protocol):
-    """Relaxed weights: Identity weights of nodes, and the weights of a step's operations."""
-
-    @property
-    def alpha(self) -> Sequence[Sequence[float]]: ...  # noqa: D102
-    @property
-    def beta(self) -> Sequence[Sequence[Sequence[float]]]: ...  # noqa: D102
-    @property
-    def gamma(self) -> Sequence[Sequence[Sequence[float]]]: ...  # noqa: D102
-
-
-class _Weights(NamedTuple):
-    alpha: Sequence[Sequence[float]]
-    beta: Sequence[Sequence[Sequence[float]]]
-    gamma: Sequence[Sequence[Sequence[float]]]
 
 
 @dataclass(frozen=True)
@@ -126,11 +109,11 @@ class CellSpace(SearchSpace[Genotype]):
         One whose network would read a single feature is drawn again.
         """
         while True:
-            genotype = self._drawn(self._even, draw)
+            genotype = self._drawn(None, draw)
             if len(genotype.live_features()) > 1:
                 return genotype
 
-    def sample_from(self, weights: Relaxed, draw: Random) -> Genotype:
+    def sample_from(self, weights: ArchitectureWeights, draw: Random) -> Genotype:
         """Return a genotype drawn from relaxed ``weights``.
 
         A pair of nodes comes up in proportion to the product of its Identity weights, which Eq. 3
@@ -149,20 +132,21 @@ class CellSpace(SearchSpace[Genotype]):
 
         A choice is a Cell's pair of inputs, a step's pair of inputs, or a step's operation.
         """
-        found = [
-            _with(genotype, k, cell=Cell(pair, cell.steps))
-            for k, cell in enumerate(genotype.cells)
+        cells = list(enumerate(genotype.cells))
+        other_inputs = [
+            _with(genotype, k, Cell(pair, cell.steps))
+            for k, cell in cells
             for pair in self._pairs_for(genotype, k)
             if pair != cell.inputs
         ]
-        for k, cell in enumerate(genotype.cells):
-            for m, step in enumerate(cell.steps):
-                found += [
-                    _with(genotype, k, cell=_with_step(cell, m, other))
-                    for other in _step_choices(m)
-                    if (other.op == step.op) != (other.inputs == step.inputs)
-                ]
-        return found
+        other_steps = [
+            _with(genotype, k, _with_step(cell, m, other))
+            for k, cell in cells
+            for m, step in enumerate(cell.steps)
+            for other in _step_choices(m)
+            if (other.op == step.op) != (other.inputs == step.inputs)
+        ]
+        return [*other_inputs, *other_steps]
 
     def crossed(self, first: Genotype, second: Genotype, draw: Random) -> tuple[Genotype, Genotype]:
         """Exchange all choices after one that is drawn; pairs of inputs only where both may.
@@ -185,25 +169,26 @@ class CellSpace(SearchSpace[Genotype]):
         """
         k, m = divmod(level, self.steps)
         found: dict[str, Genotype] = {}
-        for genotype in kept or [self._empty()]:
+        for genotype in kept or [self._dropped()]:
             cell = genotype.cells[k]
             pairs = self._pairs_for(genotype, k) if m == 0 else [cell.inputs]
             for pair, step in product(pairs, _step_choices(m)):
-                other = _with(genotype, k, cell=_with_step(Cell(pair, cell.steps), m, step))
+                other = _with(genotype, k, _with_step(Cell(pair, cell.steps), m, step))
                 found.setdefault(self.canonical(other), other)
         return list(found.values())
 
     def encode(self, genotype: Genotype) -> Encoded:
         """Return a row of numbers a step: the Cell's inputs, the operation, its operands."""
-        rows = []
-        nodes = [*genotype.features, *(f"cell{k + 1}" for k in range(len(genotype.cells)))]
-        for cell in genotype.cells:
-            operands = _step_nodes(len(cell.steps))
-            inputs = [nodes.index(name) for name in cell.inputs]
-            for step in cell.steps:
-                read = [operands.index(name) for name in step.inputs]
-                rows.append((*inputs, operation_names().index(step.op), *read))
-        return tuple(rows)
+        nodes = cell_nodes(genotype.features, len(genotype.cells))
+        return tuple(
+            (
+                *map(nodes.index, cell.inputs),
+                operation_names().index(step.op),
+                *map(step_nodes(m).index, step.inputs),
+            )
+            for cell in genotype.cells
+            for m, step in enumerate(cell.steps)
+        )
 
     def genotypes(self) -> Iterator[Genotype]:
         """Yield every genotype once, isomorphic ones too, in a fixed order.
@@ -211,8 +196,12 @@ class CellSpace(SearchSpace[Genotype]):
         Raises UserError where that is more than a million.
         """
         self._require_small()
+        all_pairs: list[tuple[_Pair, ...]] = [()]
+        for k in range(self.cells):
+            nodes = cell_nodes(self.features, k)
+            all_pairs = [(*pairs, new) for pairs in all_pairs for new in free_pairs(nodes, pairs)]
         fillings = list(product(*(_step_choices(m) for m in range(self.steps))))
-        for pairs in self._all_pairs:
+        for pairs in all_pairs:
             for steps in product(fillings, repeat=self.cells):
                 yield self._made([Cell(*own) for own in zip(pairs, steps, strict=True)])
 
@@ -236,36 +225,12 @@ class CellSpace(SearchSpace[Genotype]):
                 "steps"
             )
 
-    @cached_property
-    def _all_pairs(self) -> list[tuple[_Pair, ...]]:
-        found: list[tuple[_Pair, ...]] = [()]
-        for k in range(self.cells):
-            found = [
-                (*pairs, pair)
-                for pairs in found
-                for pair in combinations(self._nodes(k), 2)
-                if not {name for taken in pairs for name in taken}.issuperset(pair)
-            ]
-        return found
-
-    @cached_property
-    def _even(self) -> _Weights:
-        return _Weights(
-            alpha=[[1.0] * len(self._nodes(k)) for k in range(self.cells)],
-            beta=[[[1.0] * (2 + m) for m in range(self.steps)] for _ in range(self.cells)],
-            gamma=[[[1.0] * len(OPERATIONS)] * self.steps] * self.cells,
-        )
-
-    def _nodes(self, k: int) -> list[str]:
-        """Return what Cell k (from 0) can read."""
-        return [*self.features, *(f"cell{n + 1}" for n in range(k))]
-
     def _pairs_for(self, genotype: Genotype, k: int) -> list[_Pair]:
         """Return the inputs that Cell k may have while those of the others stay."""
         pairs: list[_Pair] = [cell.inputs for cell in genotype.cells]
         return [
             pair
-            for pair in combinations(self._nodes(k), 2)
+            for pair in combinations(cell_nodes(self.features, k), 2)
             if _allowed([*pairs[:k], pair, *pairs[k + 1 :]])
         ]
 
@@ -280,26 +245,32 @@ class CellSpace(SearchSpace[Genotype]):
             cells = [Cell(o.inputs, c.steps) for o, c in zip(head.cells, cells, strict=True)]
         return self._made(cells)
 
-    def _drawn(self, weights: Relaxed, draw: Random) -> Genotype:
-        taken: set[str] = set()
+    def _drawn(self, weights: ArchitectureWeights | None, draw: Random) -> Genotype:
+        """Return a genotype drawn by ``weights``, or evenly."""
+        pairs: list[_Pair] = []
         cells = []
-        for k, alpha in enumerate(weights.alpha):
-            identity = dict(zip(self._nodes(k), alpha, strict=True))
-            pairs = [p for p in combinations(identity, 2) if not taken.issuperset(p)]
-            pair = _weighted(draw, pairs, [identity[x] * identity[y] for x, y in pairs])
-            steps = zip(weights.beta[k], weights.gamma[k], strict=True)
-            cells.append(Cell(pair, tuple(_drawn_step(b, g, draw) for b, g in steps)))
-            taken.update(pair)
+        for k in range(self.cells):
+            nodes = cell_nodes(self.features, k)
+            alpha = None if weights is None else dict(zip(nodes, weights.alpha[k], strict=True))
+            pairs.append(_drawn_pair(free_pairs(nodes, pairs), alpha, draw))
+            steps = []
+            for m in range(self.steps):
+                nodes, beta, gamma = step_nodes(m), None, None
+                if weights is not None:
+                    beta = dict(zip(nodes, weights.beta[k][m], strict=True))
+                    gamma = weights.gamma[k][m]
+                inputs = _drawn_pair(list(permutations(nodes, 2)), beta, draw)
+                steps.append(Step(_weighted(draw, operation_names(), gamma), inputs))
+            cells.append(Cell(pairs[-1], tuple(steps)))
         return self._made(cells)
 
-    def _empty(self) -> Genotype:
+    def _dropped(self) -> Genotype:
         """Return a genotype all of whose steps are dropped."""
         zero = next(name for name, operation in OPERATIONS.items() if operation.is_zero)
         steps = (Step(zero, ("x", "y")),) * self.steps
         pairs: list[_Pair] = []
         for k in range(self.cells):
-            nodes = combinations(self._nodes(k), 2)
-            pairs.append(next(pair for pair in nodes if _allowed([*pairs, pair])))
+            pairs.append(free_pairs(cell_nodes(self.features, k), pairs)[0])
         return self._made([Cell(pair, steps) for pair in pairs])
 
     def _made(self, cells: Sequence[Cell]) -> Genotype:
@@ -308,21 +279,11 @@ class CellSpace(SearchSpace[Genotype]):
 
 def _allowed(pairs: Sequence[_Pair]) -> bool:
     """Tell whether every Cell takes something that no earlier one took (footnote 1)."""
-    taken: set[str] = set()
-    for pair in pairs:
-        if taken.issuperset(pair):
-            return False
-        taken.update(pair)
-    return True
-
-
-def _step_nodes(m: int) -> list[str]:
-    """Return what step m (from 0) can read."""
-    return ["x", "y", *(f"step{n + 1}" for n in range(m))]
+    return all(free_pairs(pair, pairs[:k]) for k, pair in enumerate(pairs))
 
 
 def _step_choices(m: int) -> list[Step]:
-    return [Step(op, pair) for op in operation_names() for pair in permutations(_step_nodes(m), 2)]
+    return [Step(op, pair) for op in operation_names() for pair in permutations(step_nodes(m), 2)]
 
 
 def _with(genotype: Genotype, k: int, cell: Cell) -> Genotype:
@@ -334,13 +295,14 @@ def _with_step(cell: Cell, m: int, step: Step) -> Cell:
     return Cell(cell.inputs, (*cell.steps[:m], step, *cell.steps[m + 1 :]))
 
 
-def _drawn_step(beta: Sequence[float], gamma: Sequence[float], draw: Random) -> Step:
-    identity = dict(zip(_step_nodes(len(beta) - 2), beta, strict=True))
-    pairs = list(permutations(identity, 2))
-    pair = _weighted(draw, pairs, [identity[x] * identity[y] for x, y in pairs])
-    return Step(_weighted(draw, operation_names(), gamma), pair)
+def _drawn_pair(
+    pairs: Sequence[_Pair], identity: Mapping[str, float] | None, draw: Random
+) -> _Pair:
+    """Return one of ``pairs``, in proportion to the product of the Identity weights, or evenly."""
+    weights = None if identity is None else [identity[x] * identity[y] for x, y in pairs]
+    return _weighted(draw, pairs, weights)
 
 
-def _weighted(draw: Random, choices: Sequence[_Choice], weights: Sequence[float]) -> _Choice:
+def _weighted(draw: Random, choices: Sequence[_Choice], weights: Sequence[float] | None) -> _Choice:
     # Products of weights may all be too small for a float.
-    return draw.choices(choices, weights if sum(weights) > 0 else None)[0]
+    return draw.choices(choices, weights if weights is not None and sum(weights) > 0 else None)[0]

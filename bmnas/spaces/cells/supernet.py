@@ -11,7 +11,6 @@ is left. ``fast_path`` may be another way to compute the same, such as ``native`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from bmnas.features.layers import LinearNorm, normalise_together
 from bmnas.features.reshape import Projection
-from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.derive import ArchitectureWeights
 from bmnas.spaces.cells.operations import OPERATIONS
 from bmnas.spaces.cells.primitives import CellOutput, Head, SharedInput
 
@@ -29,39 +28,6 @@ _INITIAL_SCALE = 1e-3
 
 #: Weights of terms: a tensor, or plain numbers, where terms of weight 0 are not computed.
 Weights = Tensor | Sequence[float]
-
-
-@dataclass(frozen=True)
-class ArchitectureWeights:
-    """The relaxed choices as probabilities, plain data for files, plots and derivation.
-
-    ``alpha[k]`` holds the F+k Identity weights of Cell k's edges, features first, then Cells;
-    ``beta[k][m]`` the 2+m Identity weights of a step's edges, x and y first, then steps;
-    ``gamma[k][m]`` the weights of the operations in the order of ``OPERATIONS``.
-    """
-
-    alpha: list[list[float]]
-    beta: list[list[list[float]]]
-    gamma: list[list[list[float]]]
-
-
-def one_hot(genotype: Genotype) -> ArchitectureWeights:
-    """Return the weights with which a supernet computes the network of ``genotype``.
-
-    It knows no order of operands, as both inputs of its operations are one sum.
-    """
-    alpha, beta, gamma = [], [], []
-    for k, cell in enumerate(genotype.cells):
-        nodes = [*genotype.features, *(f"cell{n + 1}" for n in range(k))]
-        read = cell.inputs if cell.reads_y() else cell.inputs[:1]
-        alpha.append([float(node in read) for node in nodes])
-        operands = ["x", "y", *(f"step{m + 1}" for m in range(len(cell.steps)))]
-        steps = list(enumerate(cell.steps))
-        beta.append(
-            [[float(node in step.inputs) for node in operands[: 2 + m]] for m, step in steps]
-        )
-        gamma.append([[float(name == step.op) for name in OPERATIONS] for _, step in steps])
-    return ArchitectureWeights(alpha, beta, gamma)
 
 
 class RelaxedStep(nn.Module):

@@ -7,11 +7,11 @@ Sum, ConcatFC, MHA and AoA, and its pairs of features with late and random ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations, cycle
+from itertools import cycle
 from random import Random
 
 from bmnas.machine.errors import UserError, close
-from bmnas.spaces.cells.genotype import Cell, Genotype
+from bmnas.spaces.cells.genotype import Cell, Genotype, cell_nodes, free_pairs
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.features import last_features
 
@@ -76,11 +76,7 @@ def random_pairs(features: Sequence[str], cells: int, seed: int) -> list[tuple[s
     Features and earlier Cells are drawn alike; one of a pair at least is new.
     """
     draw = Random(seed)
-    nodes, taken = list(features), set[str]()
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for k in range(cells):
-        free = [pair for pair in combinations(nodes, 2) if not taken.issuperset(pair)]
-        pairs.append(draw.choice(free))
-        taken.update(pairs[-1])
-        nodes.append(f"cell{k + 1}")
+        pairs.append(draw.choice(free_pairs(cell_nodes(features, k), pairs)))
     return pairs

@@ -9,20 +9,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bmnas.machine.errors import UserError
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.description import Description
-from bmnas.spaces.mfas.describe import describe_mfas
-from bmnas.spaces.mfas.genotype import (
-    ACTIVATIONS,
-    Layer,
-    Layers,
-    MFASGenotype,
-    layer_choices,
-)
+from bmnas.spaces.description import Description, Node, leaf_nodes
+from bmnas.spaces.mfas.genotype import ACTIVATIONS, Layer, MFASGenotype, layer_choices
 from bmnas.spaces.plain_data import by_modality
 from bmnas.spaces.space import Encoded, SearchSpace
 
 if TYPE_CHECKING:
     from bmnas.spaces.fusion import Fusion
+
+_LABELS = {"relu": "ReLU", "sigmoid": "sigmoid"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,19 @@ class MFASSpace(SearchSpace[MFASGenotype]):
     @classmethod
     def describe(cls, genotype: MFASGenotype) -> Description:
         """Return the layers, each with its features, and the classifier."""
-        return describe_mfas(genotype)
+        read = [name for layer in genotype.layers for name in layer.inputs]
+        leaves = leaf_nodes((*read, *genotype.last_features()))
+        names = iter([leaf.name for leaf in leaves])
+        fusions: list[Node] = []
+        below: tuple[str, ...] = ()
+        for number, layer in enumerate(genotype.layers, start=1):
+            name, note = f"fusion {number}", f"linear → {_LABELS[layer.activation]}"
+            own = tuple(next(names) for _ in layer.inputs)
+            fusions.append(Node(name, name, note, reads=(*own, *below)))
+            below = (name,)
+        note, reads = "sum of linear heads", (*names, *below)
+        head = Node("classifier", "Classifier", note, "output", reads=reads)
+        return Description(genotype.summary(), genotype.features, (*leaves, *fusions, head))
 
     def sample(self, draw: Random) -> MFASGenotype:
         """Return a chain of one to ``levels`` layers, each number as likely."""
@@ -95,18 +102,14 @@ class MFASSpace(SearchSpace[MFASGenotype]):
 
     def neighbours(self, genotype: MFASGenotype) -> list[MFASGenotype]:
         """Return the chains with another layer somewhere, one layer more, or the last one less."""
-        layers, choices = genotype.layers, layer_choices(self.features)
-        found = [
-            self._made((*layers[:n], new, *layers[n + 1 :]))
-            for n, old in enumerate(layers)
-            for new in choices
-            if new != old
+        layers = genotype.layers
+        changed = [
+            other
+            for level in range(min(len(layers) + 1, self.levels))
+            for other in self.unfold([genotype], level)
+            if other.layers != layers
         ]
-        if len(layers) < self.levels:
-            found += [self._made((*layers, new)) for new in choices]
-        if len(layers) > 1:
-            found.append(self._made(layers[:-1]))
-        return found
+        return [*changed, self._made(layers[:-1])] if len(layers) > 1 else changed
 
     def unfold(self, kept: Sequence[MFASGenotype], level: int) -> list[MFASGenotype]:
         """Return each of ``kept`` with each possible layer as its layer ``level``.
@@ -114,12 +117,9 @@ class MFASSpace(SearchSpace[MFASGenotype]):
         The layer is appended where there is none yet, and replaced where there is one. Chains that
         come out alike are one. Of 15 and 32 layers there are up to 480.
         """
-        chains: list[Layers] = [genotype.layers for genotype in kept] or [()]
-        merged = (
-            (*old[:level], new, *old[level + 1 :])
-            for old in chains
-            for new in layer_choices(self.features)
-        )
+        choices = layer_choices(self.features)
+        chains = [genotype.layers for genotype in kept] or [()]
+        merged = ((*old[:level], new, *old[level + 1 :]) for old in chains for new in choices)
         return [self._made(layers) for layers in dict.fromkeys(merged)]
 
     def encode(self, genotype: MFASGenotype) -> Encoded:

@@ -5,8 +5,7 @@ Legend: B batch, L length, C_raw channels of a raw feature, W width of the tree,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from bmnas.features.layers import Dropout
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.trees.fusion_tree import FusionTree
-from bmnas.spaces.trees.tree import OPERATIONS
+from bmnas.spaces.trees.tree import folded
 
 _ROOT_EPSILON = 1e-10
 _NORM_EPSILON = 1e-12
@@ -71,37 +70,24 @@ class TreeFusion(Fusion):
         self.norm = nn.BatchNorm1d(width)
         self.output = nn.Linear(width, classes)
 
-    def leaf(self, name: str) -> Leaf:
-        """Return the leaf of the feature ``name``."""
-        return cast(Leaf, self.leaves[self.features.index(name)])
-
-    def merge(self, token: int) -> nn.Linear:
-        """Return the layer of the ``concat_dense`` that is the token number ``token``."""
-        return cast(nn.Linear, self.merges[self.tokens[:token].count("concat_dense")])
-
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each, in their order."""
-        vectors = {
-            name: leaf(feature.mean(1))
-            for name, leaf, feature in zip(self.features, self.leaves, pooled, strict=True)
-        }
+        averaged = [leaf(x.mean(1)) for leaf, x in zip(self.leaves, pooled, strict=True)]
+        vectors = dict(zip(self.features, averaged, strict=True))
         merges = iter(self.merges)
-        stack: list[Tensor] = []
-        for token in self.tokens:
-            if token in OPERATIONS:
-                right, left = stack.pop(), stack.pop()
-                merge = next(merges) if token == "concat_dense" else None
-                stack.append(joined(token, left, right, merge))
-            else:
-                stack.append(vectors[token])
-        logits: Tensor = self.output(l2_normalised(signed_sqrt(self.norm(stack[0]))))
+
+        def join(operation: str, left: Tensor, right: Tensor) -> Tensor:
+            return joined(operation, left, right, merges)
+
+        root = folded(self.tokens, vectors.__getitem__, join)
+        logits: Tensor = self.output(l2_normalised(signed_sqrt(self.norm(root))))
         return logits
 
 
-def joined(operation: str, x: Tensor, y: Tensor, merge: nn.Module | None) -> Tensor:
-    """Return what ``operation`` makes of vectors (…, W); ``merge`` has its weights, if any."""
-    if merge is not None:
-        z: Tensor = merge(torch.cat((x, y), dim=-1))
+def joined(operation: str, x: Tensor, y: Tensor, merges: Iterator[nn.Module]) -> Tensor:
+    """Return what ``operation`` makes of vectors (B, W); the next of ``merges`` has its weights."""
+    if operation == "concat_dense":
+        z: Tensor = next(merges)(torch.cat((x, y), dim=-1))
         return z
     if operation == "add":
         return x + y

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, ClassVar
 
 from bmnas.machine.errors import UserError
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.description import Description
+from bmnas.spaces.description import Description, Node, leaf_nodes
 from bmnas.spaces.space import Encoded, SearchSpace
-from bmnas.spaces.trees.describe import describe_tree
 from bmnas.spaces.trees.fusion_tree import FusionTree
 from bmnas.spaces.trees.operators import crossover, mutated, random_tree
 from bmnas.spaces.trees.tree import (
     OPERATIONS,
     Tree,
     grafted,
+    leaves,
     modalities,
     normal,
     pruned,
     text,
+    to_nodes,
     usable,
 )
 
@@ -63,7 +64,14 @@ class TreeSpace(SearchSpace[FusionTree]):
     @classmethod
     def describe(cls, genotype: FusionTree) -> Description:
         """Return the leaves, the operations from the leaves up, and the classifier."""
-        return describe_tree(genotype)
+        nodes = leaf_nodes(leaves(genotype.tokens))
+        for number, (op, inputs) in enumerate(to_nodes(genotype.tokens), start=1):
+            dense = op == "concat_dense"
+            note = f"linear {2 * genotype.width} → {genotype.width}" if dense else ""
+            label = "concat + dense" if dense else op
+            nodes.append(Node(f"node{number}", label, note, reads=inputs))
+        head = Node("classifier", "Classifier", "linear", "output", reads=(nodes[-1].name,))
+        return Description(genotype.summary(), genotype.features, (*nodes, head))
 
     @classmethod
     def canonical(cls, genotype: FusionTree) -> str:

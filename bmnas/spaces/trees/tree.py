@@ -9,14 +9,32 @@ Standard library only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 Tree = tuple[str, ...]
+
+T = TypeVar("T")
 
 #: What joins two vectors of one width; ``concat_dense`` is the one with weights.
 OPERATIONS = ("add", "mul", "concat_dense", "max", "average")
 
 #: More would be no architecture, but a file made to overflow something.
 DEEPEST = 200
+
+
+def folded(tree: Tree, leaf: Callable[[str], T], join: Callable[[str, T, T], T]) -> T:
+    """Return what ``join`` makes of every operation and its two operands, from the leaves up.
+
+    ``leaf`` says what a feature is.
+    """
+    stack: list[T] = []
+    for token in tree:
+        if token in OPERATIONS:
+            right, left = stack.pop(), stack.pop()
+            stack.append(join(token, left, right))
+        else:
+            stack.append(leaf(token))
+    return stack[0]
 
 
 def leaves(tree: Tree) -> Tree:
@@ -36,10 +54,8 @@ def usable(tree: Tree) -> bool:
 
 def depth(tree: Tree) -> int:
     """Return how many operations lie on the longest way from a leaf to the root."""
-    stack: list[int] = []
-    for token in tree:
-        stack.append(1 + max(stack.pop(), stack.pop()) if token in OPERATIONS else 0)
-    return stack[0]
+    longest: int = folded(tree, lambda _: 0, lambda _, left, right: 1 + max(left, right))
+    return longest
 
 
 def branch(tree: Tree, end: int) -> Tree:
@@ -54,11 +70,11 @@ def grafted(tree: Tree, end: int, scion: Tree) -> Tree:
 
 def without_repeats(tree: Tree) -> Tree:
     """Return ``tree`` with every feature at its first leaf only, in postfix order."""
-    seen: set[str] = set()
+    unseen = set(leaves(tree))
 
     def first(leaf: str) -> bool:
-        new = leaf not in seen
-        seen.add(leaf)
+        new = leaf in unseen
+        unseen.discard(leaf)
         return new
 
     return pruned(tree, first)
@@ -69,14 +85,11 @@ def pruned(tree: Tree, keep: Callable[[str], bool]) -> Tree:
 
     The sibling of a leaf that goes takes the place of their parent.
     """
-    stack: list[Tree] = []
-    for token in tree:
-        if token in OPERATIONS:
-            right, left = stack.pop(), stack.pop()
-            stack.append((*left, *right, token) if left and right else left or right)
-        else:
-            stack.append((token,) if keep(token) else ())
-    return stack[0]
+
+    def join(operation: str, left: Tree, right: Tree) -> Tree:
+        return (*left, *right, operation) if left and right else left or right
+
+    return folded(tree, lambda name: (name,) if keep(name) else (), join)
 
 
 def normal(tree: Tree, features: Sequence[str]) -> Tree:
@@ -86,27 +99,17 @@ def normal(tree: Tree, features: Sequence[str]) -> Tree:
     are symmetric: ``concat_dense`` up to the order of its weights' rows, and weights are drawn
     afresh for every network.
     """
-    order = {name: number for number, name in enumerate(features)}
-    stack: list[tuple[int, Tree]] = []
-    for token in tree:
-        if token in OPERATIONS:
-            (low, left), (_, right) = sorted((stack.pop(), stack.pop()))
-            stack.append((low, (*left, *right, token)))
-        else:
-            stack.append((order[token], (token,)))
-    return stack[0][1]
+
+    def join(operation: str, *operands: tuple[int, Tree]) -> tuple[int, Tree]:
+        (low, left), (_, right) = sorted(operands)
+        return low, (*left, *right, operation)
+
+    return folded(tree, lambda name: (features.index(name), (name,)), join)[1]
 
 
 def text(tree: Tree) -> str:
     """Return ``tree`` as a formula: add(mul(image.2, audio.1), image.1)."""
-    stack: list[str] = []
-    for token in tree:
-        if token in OPERATIONS:
-            right, left = stack.pop(), stack.pop()
-            stack.append(f"{token}({left}, {right})")
-        else:
-            stack.append(token)
-    return stack[0]
+    return folded(tree, str, "{}({}, {})".format)
 
 
 def to_nodes(tree: Tree) -> list[tuple[str, tuple[str, str]]]:
@@ -115,14 +118,12 @@ def to_nodes(tree: Tree) -> list[tuple[str, tuple[str, str]]]:
     Inputs are features or earlier nodes.
     """
     nodes: list[tuple[str, tuple[str, str]]] = []
-    stack: list[str] = []
-    for token in tree:
-        if token in OPERATIONS:
-            right, left = stack.pop(), stack.pop()
-            nodes.append((token, (left, right)))
-            stack.append(f"node{len(nodes)}")
-        else:
-            stack.append(token)
+
+    def join(operation: str, left: str, right: str) -> str:
+        nodes.append((operation, (left, right)))
+        return f"node{len(nodes)}"
+
+    folded(tree, str, join)
     return nodes
 
 
