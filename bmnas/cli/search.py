@@ -13,11 +13,9 @@ from bmnas.cli.options import Json, SearchSettings, Seed, StageOptions, TaskOpti
 from bmnas.cli.output import next_command, print_json, task_again
 
 if TYPE_CHECKING:
-    from bmnas.machine.profiling import Profile
     from bmnas.pipeline.config import Config
     from bmnas.pipeline.search import SearchResult
     from bmnas.report.record import RunRecord
-    from bmnas.report.tables import TextTable
     from bmnas.tasks import Task
 
 
@@ -87,10 +85,6 @@ def search(
     method: Method,
     settings: SearchSettings,
     stage: StageOptions,
-    profile: Annotated[
-        bool,
-        typer.Option("--profile", help="Trace some steps for Perfetto or TensorBoard."),
-    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find which features to fuse and how: unimodal networks, feature cache, search.
@@ -117,7 +111,6 @@ def search(
         existing=existing,
         backbones=stage.backbones,
         runtime=stage.runtime(),
-        profile=profile,
         progress=Bars(),
     )
     if is_rank_zero():
@@ -131,8 +124,6 @@ def _print(result: SearchResult, task: Task, as_json: bool) -> None:
             "genotype": result.genotype.to_dict(),
             "metrics": dict(result.metrics),
         }
-        if result.profile is not None:
-            facts["profile"] = dataclasses.asdict(result.profile)
         print_json(facts)
         return
 
@@ -142,9 +133,6 @@ def _print(result: SearchResult, task: Task, as_json: bool) -> None:
     print(genotype_text(result.genotype))
     record = load_run(result.run)
     print_tables(run_tables(record))
-    if result.profile is not None:
-        print_tables([_profile_table(result.profile)])
-        typer.echo(f"Trace: {result.profile.trace} (https://ui.perfetto.dev)", err=True)
     typer.echo(_where_the_time_went(record), err=True)
     read = {name.partition(".")[0] for name in result.genotype.live_features()}
     unread = [modality.name for modality in task.modalities if modality.name not in read]
@@ -167,14 +155,3 @@ def _where_the_time_went(run: RunRecord) -> str:
         if spent and name not in ("search", "total", "gpu_hours", "train", "train_compile")
     ]
     return f"Seconds: {', '.join(stages)}; in all {seconds.get('total') or 0:.1f}"
-
-
-def _profile_table(profile: Profile) -> TextTable:
-    from bmnas.report.tables import TextTable
-
-    rows = tuple(
-        (o.name, f"{o.calls:,}", f"{o.milliseconds:.1f}", f"{o.share:.1%}")
-        for o in profile.operations
-    )
-    title = f"Operations of {profile.steps} steps, time in themselves"
-    return TextTable(title, ("operation", "calls", "ms", "share"), rows)

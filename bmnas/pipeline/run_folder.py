@@ -23,7 +23,7 @@ _OTHERS = tuple(f"genotype-{number}.json" for number in range(2, 6))
 #: result of new settings, and no old settings are forgotten while results of them are left.
 _SEARCH_FILES = (
     "genotype.json", *_OTHERS, "metrics.json", "checkpoint.pt", "rerank-checkpoint.pt",
-    "history.jsonl", "rerank.jsonl", "search.pt.trace.json", "architecture.svg", "history.svg",
+    "history.jsonl", "rerank.jsonl", "architecture.svg", "history.svg",
     "config.json",
 )  # fmt: skip
 #: What a configuration may say of the things that a later command takes from it.
@@ -81,8 +81,6 @@ class Run:
     metrics = _Inside("metrics.json")
     #: Backbones and feature cache, unless they lie elsewhere.
     backbones = _Inside("backbones")
-    #: Some steps of the search as torch.profiler saw them; the name is TensorBoard's.
-    trace = _Inside("search.pt.trace.json")
 
     def other_genotype(self, number: int) -> Path:
         """Return the file of the result that came out second to fifth, by ``number``."""

@@ -17,10 +17,9 @@ from bmnas.features.cache import FeatureCache
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.costs import versions
-from bmnas.machine.distributed import is_rank_zero, on_rank_zero, world_size
+from bmnas.machine.distributed import on_rank_zero, world_size
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import sha256_json, write_json
-from bmnas.machine.profiling import Profile, StepRecorder
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config, config_for
@@ -49,15 +48,11 @@ _FIXED = ("task", "strategy", "space", "seed", "seeds", "search", "unimodal", "b
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A finished search: its folder, the genotype found, and ``metrics`` as in the file.
-
-    ``profile`` is of the steps that this call recorded, None where it recorded none.
-    """
+    """A finished search: its folder, the genotype found, and ``metrics`` as in the file."""
 
     run: Path
     genotype: Architecture
     metrics: Mapping[str, Any]
-    profile: Profile | None = None
 
     @property
     def validation(self) -> float:
@@ -94,7 +89,6 @@ def search(
     existing: Existing = "refuse",
     backbones: str | Path | None = None,
     runtime: Runtime | None = None,
-    profile: bool = False,
     progress: Progress | None = None,
 ) -> SearchResult:
     """Find a genotype for ``task`` and write the run folder ``run`` (default ``runs/<task>``).
@@ -105,40 +99,25 @@ def search(
     trained backbones and feature cache, by default inside ``run``; several runs may share one.
     Overwriting keeps the backbones that suit ``task``, ``config`` and ``seed``. ``seeds`` searches,
     with ``seed`` and those after it, run at once in strategy ``bmnas``, on the same backbones; the
-    best genotype is the run's, ``genotypes/<seed>.json`` are all of them. ``profile`` writes
-    a trace of some steps of strategy ``bmnas`` beside the results, which stay the same. Reads no
+    best genotype is the run's, ``genotypes/<seed>.json`` are all of them. Reads no
     test data. Raises UserError when task, settings or folder cannot be used.
     """
     method = SearchMethod(strategy_named(strategy), space, seeds)
-    if profile and not method.strategy.TRAINS_SUPERNET:
-        raise UserError(
-            f"--profile records the steps of strategy bmnas, received {strategy}: leave one out"
-        )
     check_task(task)
     config = config_for(task) if config is None else config
     check_seeds(seeds, strategy)
-    if profile and seeds > 1:
-        raise UserError(f"--profile records one search, received --seeds {seeds}: leave one out")
     method.strategy.check_space(space)
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     context = RunContext.choose(
         folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress
     )
-    # Of several ranks the first one's steps are as good as any.
-    recorder = (
-        StepRecorder(folder.trace, context.runtime.device) if profile and is_rank_zero() else None
-    )
     wanted = {**method.record(), **context.record()}
     context.work(
         folder.genotype,
         lambda: _prepare(context, wanted, existing),
-        lambda: _search(context, method, recorder),
+        lambda: _search(context, method),
     )
-    if recorder is None:
-        return read_search(folder.path)
-    if recorder.profile is None:
-        context.progress.note("no epoch of the search was left, so there is nothing to profile")
-    return dataclasses.replace(read_search(folder.path), profile=recorder.profile)
+    return read_search(folder.path)
 
 
 def read_search(run: str | Path) -> SearchResult:
@@ -181,7 +160,7 @@ def _prepare(context: RunContext, wanted: Mapping[str, Any], existing: Existing)
     require_same(folder, wanted, (*_FIXED, own) if own in wanted else _FIXED)
 
 
-def _search(context: RunContext, method: SearchMethod, recorder: StepRecorder | None) -> None:
+def _search(context: RunContext, method: SearchMethod) -> None:
     """Search in a folder that is ready for it, and write what was found."""
     folder, config = context.folder, context.config
     networks = unimodal_networks(context)
@@ -201,7 +180,6 @@ def _search(context: RunContext, method: SearchMethod, recorder: StepRecorder | 
         checkpoint=Checkpoint(folder.checkpoint, fingerprint, folder.history),
         candidates=lambda: Checkpoint(folder.rerank_checkpoint, fingerprint, folder.rerank),
         progress=context.progress,
-        recorder=recorder,
         seeds=method.seeds,
         own=config.strategies.get(name),
         space=method.space,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -20,7 +19,6 @@ from bmnas.features.samples import (
 from bmnas.machine.checkpoint import Record, Stateful
 from bmnas.machine.cost_meter import COMPILE
 from bmnas.machine.distributed import data_parallel, mean, split_batches
-from bmnas.machine.profiling import profiled_step
 from bmnas.machine.runtime import seed_stage
 from bmnas.spaces.cells.derive import derive_genotype
 from bmnas.spaces.cells.genotype import Genotype
@@ -90,7 +88,7 @@ def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], S
     train_forward, validation_forward = (
         data_parallel(supernet, p, forward) for p in (weights, architecture)
     )
-    with problem.progress.stage(name, config.epochs) as shown, _recording(problem, records):
+    with problem.progress.stage(name, config.epochs) as shown:
         shown.advance(len(records))
         for epoch in range(len(records) + 1, config.epochs + 1):
             record: Record = {"epoch": epoch, "learning_rate": schedule.get_last_lr()[0]}
@@ -104,8 +102,6 @@ def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], S
             with meter.stage("validation"):
                 place = problem.head, problem.runtime.device
                 found = evaluate(supernet, forward, problem.validation, *place)
-            if problem.recorder is not None:
-                problem.recorder.write()
             record |= {
                 "train_loss": require_finite_loss(loss, name, epoch),
                 "architecture_loss": require_finite_loss(other, name, epoch),
@@ -159,18 +155,6 @@ def _forward(problem: SearchProblem, supernet: Supernet) -> Forward:
     return forward
 
 
-def _recording(
-    problem: SearchProblem, records: list[Record]
-) -> contextlib.AbstractContextManager[None]:
-    if problem.recorder is None:
-        return contextlib.nullcontext()
-    steps = (
-        batches_per_epoch(len(samples), problem.config.batch_size)
-        for samples in (problem.train, problem.validation)
-    )
-    return problem.recorder.recording(problem.config.epochs - len(records), *steps)
-
-
 def _derived(problem: SearchProblem, supernet: Supernet) -> Record:
     """Return what a record says of the architecture: the relaxed weights, the derived Cells."""
     relaxed = asdict(supernet.architecture_weights())
@@ -192,18 +176,16 @@ def _descend(
 ) -> float:
     """Make one pass over ``samples`` and return its mean loss."""
     device = problem.runtime.device
-    step = "weights step" if samples is problem.train else "architecture step"
     total, batches = torch.zeros((), device=device), 0
     order = split_batches(epoch_batches(len(samples), problem.config.batch_size))
     for batch in iterate_batches(samples, order, device):
-        with profiled_step(problem.recorder, step):
-            loss = problem.head.loss(forward(*batch.arguments), batch.labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if schedule is not None:
-                schedule.step()
-            total = total + loss.detach()
+        loss = problem.head.loss(forward(*batch.arguments), batch.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        total = total + loss.detach()
         batches += 1
     # The device synchronises here, once a pass.
     return float(mean(total)) / batches

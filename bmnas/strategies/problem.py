@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bmnas.features.samples import FeatureSamples, batches_per_epoch
 from bmnas.machine.checkpoint import Checkpoint, Record
-from bmnas.machine.profiling import StepRecorder
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
 from bmnas.spaces.architecture import Architecture
@@ -32,9 +31,9 @@ class SearchProblem:
 
     ``checkpoint`` is where the strategy leaves its state after every epoch or candidate;
     ``candidates`` opens another, for a strategy that trains candidates after its epochs.
-    ``recorder``, where there is one, profiles some of the search's steps. ``seeds`` searches are
-    wanted, of seed ``seed`` and those after it. ``own`` are the settings that the strategy has of
-    its own, if any; ``space`` names the space to look in, None for the strategy's.
+    ``seeds`` searches are wanted, of seed ``seed`` and those after it. ``own`` are the settings
+    that the strategy has of its own, if any; ``space`` names the space to look in, None for the
+    strategy's.
     """
 
     train: FeatureSamples
@@ -47,7 +46,6 @@ class SearchProblem:
     checkpoint: Checkpoint
     candidates: Callable[[], Checkpoint]
     progress: Progress
-    recorder: StepRecorder | None = None
     seeds: int = 1
     own: Any = None
     space: str | None = None

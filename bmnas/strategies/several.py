@@ -81,7 +81,6 @@ def _of_seed(problem: SearchProblem, seed: int) -> SearchProblem:
         checkpoint=problem.checkpoint.of_part(f"seed-{seed}"),
         candidates=_no_candidates,
         progress=Silent(),
-        recorder=None,
     )
 
 

@@ -12,7 +12,6 @@ from tiny_tasks import CONFIG
 
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.checkpoint import Checkpoint
-from bmnas.machine.profiling import StepRecorder
 from bmnas.machine.progress import Silent
 from bmnas.machine.runtime import Runtime
 from bmnas.strategies.problem import SearchProblem
@@ -41,7 +40,6 @@ def tiny_problem(
     folder: Path,
     *,
     kind: str = "multiclass",
-    recorder: StepRecorder | None = None,
     strategy: str = "bmnas",
     own: Mapping[str, Any] | None = None,
     space: str | None = None,
@@ -64,7 +62,6 @@ def tiny_problem(
         checkpoint=Checkpoint(folder / "checkpoint.pt", "fingerprint", folder / "history.jsonl"),
         candidates=lambda: Checkpoint(folder / "rerank.pt", "fingerprint", folder / "rerank.jsonl"),
         progress=Silent(),
-        recorder=recorder,
         own=None if settings is None else dataclasses.replace(settings, **(own or {})),
         space=space,
     )
