@@ -1,26 +1,32 @@
-"""A description as a drawing: every group on its own first, then as one box among the others."""
+"""Where the nodes of a description stand, and how its wires run: a layered drawing.
+
+Each node stands in a row above all that it reads. A wire runs straight up past a row, in a lane,
+and bends between two rows only, so it meets no box. The order in the rows is one with few
+crossings; a linear program then makes the wires straight. Lengths are in inches, y upwards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterator
+from itertools import accumulate, chain, groupby, pairwise
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from bmnas.machine.errors import UserError
-from bmnas.report.stack import Item, Point, Stack
 from bmnas.spaces.description import Description, Node
 
-#: Width in inches of a text at a size in points.
-TextWidth = Callable[[str, float], float]
+Point = tuple[float, float]
 
 _LIMIT = 300  # nodes
-_WIDEST = 11.0  # of a row of boxes, where they need not stand in one
-_PAD = 0.14  # beside what stands in a panel
-_TITLE = 0.27
+_PAD = 0.14  # between a panel and what stands in it
+_TITLE = 0.3
+_GAP = 0.2  # between neighbours in a row
+_SWEEPS = 3  # through the orders that are tried
 
 
-@dataclass(frozen=True)
-class Box:
+class Box(NamedTuple):
     """A rectangle with its lower left corner at (x, y)."""
 
     x: float
@@ -28,77 +34,280 @@ class Box:
     width: float
     height: float
 
-    @property
-    def centre(self) -> Point:
-        """The middle of the box."""
-        return self.x + self.width / 2, self.y + self.height / 2
 
-
-@dataclass(frozen=True)
-class Panel:
-    """The frame of a group; its title stands below where nothing enters there."""
+class Panel(NamedTuple):
+    """The frame of a group; its title stands below where no wire enters there."""
 
     title: str
-    nodes: tuple[Node, ...]
     box: Box
     title_below: bool
 
 
-@dataclass(frozen=True)
-class Wire:
-    """A connection between two nodes; between two points it bends from upright to upright."""
+class Wire(NamedTuple):
+    """A connection between two nodes; from each of its points to the next it bends or is upright.
+
+    It is ``live`` when what it carries has an effect.
+    """
 
     source: Node
     target: Node
     points: tuple[Point, ...]
-
-    @property
-    def live(self) -> bool:
-        """Whether what it carries has an effect."""
-        return self.source.live and self.target.live
+    live: bool
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """All that is drawn, from (0, 0) to (width, height)."""
+class _Link(NamedTuple):
+    """The piece of a wire of ``source`` from ``row`` to the next, between nodes or lanes."""
 
-    width: float
-    height: float
-    boxes: tuple[tuple[Node, Box], ...]
-    panels: tuple[Panel, ...]
-    wires: tuple[Wire, ...]
+    row: int
+    source: str
+    lower: str
+    upper: str
 
 
-def layout(description: Description, text_width: TextWidth) -> Drawing:
-    """Place the nodes and wires of ``description``.
+class Layout:
+    """The boxes of the nodes by name, panels and wires, from (0, 0) to (width, height).
 
-    Raises UserError when it has more nodes than a picture can show.
+    A part is a panel with its nodes, or a node without one. A lane is named ``|`` and the node
+    whose wire runs there, the edges of a panel ``[`` and ``]`` and the number of the part.
+    Raises UserError when the description has more nodes than a picture can show.
     """
-    if len(description.nodes) > _LIMIT:
-        raise UserError(
-            f"drawing: received {len(description.nodes):,} nodes, expected at most {_LIMIT}; "
-            "`bmnas show` without --out prints it as text"
-        )
-    runs = groupby(description.nodes, lambda node: node.group)
-    parts = [
-        _Part(f"part {n}", tuple(nodes), description, text_width)
-        for n, (_, nodes) in enumerate(runs)
-    ]
-    whole = Stack([item for part in parts for item in part.items()], _WIDEST)
-    nodes = {node.name: node for node in description.nodes}
-    home = {node.name: part for part in parts for node in part.nodes}
-    wires = [
-        Wire(nodes[source], node, _path(source, node.name, home, whole))
-        for node in description.nodes
-        for source in dict.fromkeys(node.reads)
-    ]
-    return Drawing(
-        whole.width,
-        whole.height,
-        tuple(box for part in parts for box in part.boxes(whole)),
-        tuple(part.panel(whole) for part in parts if part.stack is not None),
-        tuple(wires),
-    )
+
+    def __init__(self, description: Description) -> None:
+        if len(description.nodes) > _LIMIT:
+            raise UserError(
+                f"drawing: received {len(description.nodes):,} nodes, expected at most {_LIMIT}; "
+                "`bmnas show` without --out prints it as text"
+            )
+        self.nodes = {node.name: node for node in description.nodes}
+        self._sizes = {node.name: _size(node) for node in description.nodes}
+        alike = groupby(description.nodes, lambda node: (node.group, node.group or node.name))
+        self._parts = [[node.name for node in nodes] for _, nodes in alike]
+        self._part = {name: n for n, part in enumerate(self._parts) for name in part}
+        self._row = self._rows()
+        self._count = 1 + max(self._row.values())
+        self._spans = {
+            n: [min(rows), max(rows)]
+            for n, part in enumerate(self._parts)
+            if self.nodes[part[0]].group and (rows := [self._row[name] for name in part])
+        }
+        self._links = list(dict.fromkeys(self._all_links()))
+        self._order = self._fewest_crossings(self._first_order())
+        self._entry = dict(self._entries())
+        self._x = self._places()
+        self._bottom, self._base, self._top = self._heights()
+        self.height = self._top[-1]
+        self.boxes = {
+            name: Box(self._x[name] - width / 2, self._base[self._row[name]], width, height)
+            for name, (width, height) in self._sizes.items()
+        }
+        self.panels = [self._panel(n, *span) for n, span in self._spans.items()]
+        self.wires = [
+            self._wire(self.nodes[source], node)
+            for node in description.nodes
+            for source in dict.fromkeys(node.reads)
+        ]
+        self.width = max(x + self._half(name) for name, x in self._x.items())
+
+    def _rows(self) -> dict[str, int]:
+        """Return the row of each node; a panel begins where all panels below it have ended."""
+        inner: dict[str, int] = {}  # the row within the part
+        levels: list[int] = []
+        for n, part in enumerate(self._parts):
+            level = 0
+            for name in part:
+                reads = self.nodes[name].reads
+                inner[name] = max((inner[s] + 1 for s in reads if self._part[s] == n), default=0)
+                below = [levels[self._part[s]] for s in reads if self._part[s] < n]
+                level = max([level, *(other + 1 for other in below)])
+            # What leaves a panel stands on top.
+            inner[part[-1]] = max(inner[name] for name in part)
+            levels.append(level)
+        tops = [inner[part[-1]] + 1 for part in self._parts]
+        depths = [
+            max(top for top, own in zip(tops, levels, strict=True) if own == level)
+            for level in range(max(levels) + 1)
+        ]
+        starts = list(accumulate(depths, initial=0))
+        return {name: starts[levels[self._part[name]]] + row for name, row in inner.items()}
+
+    def _all_links(self) -> Iterator[_Link]:
+        """Yield the links of each wire, and note which lanes lie within a part."""
+        for node in self.nodes.values():
+            for source in node.reads:
+                lower, lane = source, f"|{source}"
+                for row in range(self._row[source], self._row[node.name] - 1):
+                    yield _Link(row, source, lower, lane)
+                    lower = lane
+                yield _Link(self._row[node.name] - 1, source, lower, node.name)
+                if self._part[source] == self._part[node.name]:
+                    self._part[lane] = self._part[source]
+
+    def _first_order(self) -> list[list[str]]:
+        """Return a list a part and a lane, from left to right, each in the middle of what it reads.
+
+        In a list stand the nodes and lanes of the part, ordered likewise.
+        """
+        place: dict[str, float] = {}
+        for n, node in enumerate(self.nodes.values()):
+            place[node.name] = fmean([place[s] for s in node.reads] or [n])
+        place |= {k.upper: place[k.source] for k in self._links if k.upper not in self.nodes}
+        blocks: dict[Any, list[str]] = {}
+        for name in sorted(place, key=place.__getitem__):
+            blocks.setdefault(self._part.get(name, name), []).append(name)
+        return sorted(blocks.values(), key=lambda block: fmean(place[name] for name in block))
+
+    def _fewest_crossings(self, blocks: list[list[str]]) -> list[str]:
+        """Return the order after moves of single blocks, and of names within one, that pay."""
+        cost = self._cost([*chain(*blocks)])
+        best = cost(blocks)
+        for _ in range(_SWEEPS):
+            before = best
+            sequences: list[list[Any]] = [blocks, *blocks]
+            for sequence in sequences:
+                for member in tuple(sequence):
+                    kept = sequence.index(member)
+                    sequence.remove(member)
+                    for place in range(len(sequence) + 1):
+                        sequence.insert(place, member)
+                        if (found := cost(blocks)) < best:
+                            best, kept = found, place
+                        del sequence[place]
+                    sequence.insert(kept, member)
+            if best == before:
+                break
+        return [*chain(*blocks)]
+
+    def _cost(self, names: list[str]) -> Callable[[list[list[str]]], tuple[int, float]]:
+        """Return what counts the crossings of an order, and how far the ends of links are apart."""
+        number = {name: n for n, name in enumerate(names)}
+        row = np.array([link.row for link in self._links], int)
+        ends = [[number[name] for name in link[1:]] for link in self._links]
+        source, lower, upper = np.array(ends, int).reshape(-1, 3).T
+        operand = np.array([self._operand(link) for link in self._links], float)
+        able = (row[:, None] == row) & (source[:, None] != source)
+
+        def cost(blocks: list[list[str]]) -> tuple[int, float]:
+            place = np.empty(len(names))
+            place[[number[name] for name in chain(*blocks)]] = np.arange(len(names))
+            low = place[lower]
+            high = place[upper] + np.where(operand < 0, low / len(names), operand) - 0.5
+            crossings = able & (low[:, None] < low) & (high[:, None] > high)
+            return int(crossings.sum()), round(float(np.abs(low - high).sum()), 6)
+
+        return cost
+
+    def _operand(self, link: _Link) -> float:
+        """Return where a link has to end at its box, from 0 to 1; -1 where the order is free."""
+        node = self.nodes.get(link.upper)
+        if node is None or not node.ordered:
+            return -1
+        return (node.reads.index(link.source) + 1) / (len(node.reads) + 1)
+
+    def _entries(self) -> Iterator[tuple[_Link, float]]:
+        """Yield for each link how far from the middle of its upper end it arrives."""
+        place = {name: n for n, name in enumerate(self._order)}
+        for upper in place:
+            fan = [link for link in self._links if link.upper == upper]
+            fan.sort(key=lambda link: (self._operand(link), place[link.lower]))
+            gap = 1.6 * self._half(upper) / (len(fan) + 1)
+            yield from ((link, (n - (len(fan) - 1) / 2) * gap) for n, link in enumerate(fan))
+
+    def _in_row(self, row: int) -> list[str]:
+        """Return the nodes, lanes and edges of panels in a row, from the left."""
+        passing = {link.upper for link in self._links if link.row + 1 == row}
+        here = [name for name in self._order if self._row.get(name) == row or name in passing]
+        names: list[str] = []
+        for part, group in groupby(here, lambda name: self._part.get(name, -1)):
+            first, last = self._spans.get(part, (0, -1))
+            members = [*group]
+            names += [f"[{part}", *members, f"]{part}"] if first <= row <= last else members
+        return names
+
+    def _places(self) -> dict[str, float]:
+        """Return the x of nodes, in their middle, of lanes, and of the edges of panels.
+
+        The sum of what the links run level is as small as can be; of such places those where the
+        longest link into each node is short, which puts it in the middle of what it reads.
+        """
+        from scipy.optimize import linprog
+
+        rows = [self._in_row(row) for row in range(self._count)]
+        spots = list(dict.fromkeys(chain(*rows)))
+        bends = [link for link in self._links if link.lower != link.upper]
+        names: list[Any] = [*spots, *bends, *(("longest", name) for name in spots)]
+        unit = dict(zip(names, np.eye(len(names)), strict=True))
+        # Pairs of a row of the matrix and a bound: row @ x <= bound.
+        limits = [(np.zeros(len(names)), 0.0)]
+        for a, b in chain(*map(pairwise, rows)):
+            gap = _PAD if "[" in a or "]" in b else _GAP
+            limits.append((unit[a] - unit[b], -self._half(a) - self._half(b) - gap))
+        for n in self._spans:
+            title = text_width(self._title(n), 9)
+            limits.append((unit[f"[{n}"] - unit[f"]{n}"], -title - 2 * _PAD))
+        least = 1e-4 * sum(unit[name] for name in spots)
+        for link in bends:
+            run, level = unit[link.lower] - unit[link.upper], unit[link]
+            longest, entry = unit["longest", link.upper], self._entry[link]
+            limits += [(run - level, entry), (-run - level, -entry), (level - longest, 0.0)]
+            # A bend at the end of a lane is seen most.
+            least += level * (1 if {link.lower, link.upper} <= self.nodes.keys() else 3)
+        least += 0.1 * sum(unit["longest", name] for name in spots)
+        least += 0.01 * sum(unit[row[-1]] - unit[row[0]] for row in rows)
+        matrix, bounds = zip(*limits, strict=True)
+        lows = [(self._half(name) if name in spots else 0.0, None) for name in names]
+        found = linprog(least, np.array(matrix), bounds, bounds=lows)
+        return {name: round(float(x), 4) for name, x in zip(spots, found.x, strict=False)}
+
+    def _heights(self) -> tuple[list[float], list[float], list[float]]:
+        """Return where each row begins, where its boxes stand, and where it ends."""
+        bottom, base, top = [0.0], [], []
+        first, last = ({span[end] for span in self._spans.values()} for end in (0, 1))
+        for row in range(self._count):
+            below = (_PAD if row else _TITLE) if row in first else 0.0
+            above = (_TITLE if row else _PAD) if row in last else 0.0
+            tallest = max(self._sizes[name][1] for name, own in self._row.items() if own == row)
+            base.append(bottom[row] + below)
+            top.append(base[row] + tallest + above)
+            bends = [abs(self._run(link)) for link in self._links if link.row == row]
+            bottom.append(top[row] + 0.3 + min(0.12 * max(bends, default=0.0), 0.6))
+        return bottom, base, top
+
+    def _run(self, link: _Link) -> float:
+        return self._x[link.upper] + self._entry[link] - self._x[link.lower]
+
+    def _half(self, name: str) -> float:
+        """Return half the width of a node, 0 for lanes and edges."""
+        return self._sizes[name][0] / 2 if name in self._sizes else 0.0
+
+    def _title(self, part: int) -> str:
+        return shortened(self.nodes[self._parts[part][0]].group)
+
+    def _panel(self, part: int, first: int, last: int) -> Panel:
+        left, right = self._x[f"[{part}"], self._x[f"]{part}"]
+        low, high = self._bottom[first], self._top[last]
+        return Panel(self._title(part), Box(left, low, right - left, high - low), first == 0)
+
+    def _wire(self, source: Node, target: Node) -> Wire:
+        x, lower = self._x[source.name], source.name
+        points = [(x, self._base[self._row[lower]] + self._sizes[lower][1])]
+        for row in range(self._row[source.name], self._row[target.name]):
+            upper = target.name if row + 1 == self._row[target.name] else f"|{source.name}"
+            points.append((x, self._top[row]))
+            x += self._run(_Link(row, source.name, lower, upper))
+            points.append((x, self._bottom[row + 1]))
+            lower = upper
+        points.append((x, self._base[self._row[target.name]]))
+        return Wire(source, target, tuple(dict.fromkeys(points)), source.live and target.live)
+
+
+def text_width(text: str, size: float) -> float:
+    """Return the width in inches of ``text`` set in bold at ``size`` points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(weight="bold", size=size)
+    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
+    return float(width) / 72
 
 
 def shortened(name: str, limit: int = 28) -> str:
@@ -106,94 +315,7 @@ def shortened(name: str, limit: int = 28) -> str:
     return name if len(name) <= limit else f"{name[:12]}…{name[13 - limit :]}"
 
 
-class _Part:
-    """Neighbours of one group, laid out in a stack; or nodes without a group, each for itself."""
-
-    def __init__(
-        self, key: str, nodes: tuple[Node, ...], description: Description, text_width: TextWidth
-    ) -> None:
-        own = {node.name for node in nodes}
-        reads = [source for node in nodes for source in node.reads if source not in own]
-        others = [node for node in description.nodes if node.name not in own]
-        self.key, self.nodes, self.title = key, nodes, nodes[0].group
-        self.reads = tuple(dict.fromkeys(reads))
-        self.given = {source for node in others for source in node.reads if source in own}
-        self.sizes = {node.name: _size(node, text_width) for node in nodes}
-        self.stack = Stack(list(self._inner_items())) if self.title else None
-        self.title_width = text_width(shortened(self.title), 9) if self.title else 0.0
-
-    def _inner_items(self) -> Iterator[Item]:
-        """Yield the nodes, and where the wires from and to others pass the edge of the panel."""
-        for source in self.reads:
-            yield Item(source, 0, 0, exits={source: 0})
-        for node in self.nodes:
-            yield _item(node, self.sizes[node.name])
-            if node.name in self.given:
-                yield Item(_edge(node.name), 0, 0, (node.name,), top=True)
-
-    def items(self) -> list[Item]:
-        """Return what stands in the layout of the whole."""
-        if self.stack is None:
-            return [_item(node, self.sizes[node.name]) for node in self.nodes]
-        width = max(self.stack.width, self.title_width) + 2 * _PAD
-        x, middle = self.stack.x, self.stack.width / 2
-        exits = {name: x[_edge(name)] - middle for name in sorted(self.given)}
-        entries = {source: x[source] - middle for source in self.reads}
-        height = self.stack.height + _TITLE + (0 if self.given else _PAD)
-        return [Item(self.key, width, height, self.reads, exits, entries)]
-
-    def corner(self, whole: Stack) -> Point:
-        """Return where the stack of the group has its lower left corner."""
-        assert self.stack is not None
-        y = whole.y(self.key) + (0 if self.reads else _TITLE)
-        return whole.x[self.key] - self.stack.width / 2, y
-
-    def boxes(self, whole: Stack) -> Iterator[tuple[Node, Box]]:
-        """Yield the places of the nodes."""
-        stack, (left, bottom) = (
-            (whole, (0.0, 0.0)) if self.stack is None else (self.stack, self.corner(whole))
-        )
-        for node in self.nodes:
-            width, height = self.sizes[node.name]
-            x, y = left + stack.x[node.name] - width / 2, bottom + stack.y(node.name)
-            yield node, Box(x, y, width, height)
-
-    def panel(self, whole: Stack) -> Panel:
-        """Return the frame."""
-        item = whole.items[self.key]
-        left, bottom = whole.x[self.key] - item.width / 2, whole.y(self.key)
-        box = Box(left, bottom, item.width, item.height)
-        return Panel(self.title, self.nodes, box, title_below=not self.reads)
-
-    def inner_wire(self, source: str, target: str, whole: Stack) -> list[Point]:
-        """Return a wire within the group; nothing where there is none."""
-        if self.stack is None:
-            return []
-        left, bottom = self.corner(whole)
-        return [(left + x, bottom + y) for x, y in self.stack.wire(source, target)]
-
-
-def _path(source: str, target: str, home: Mapping[str, _Part], whole: Stack) -> tuple[Point, ...]:
-    """Return the points of a wire, through the panels that it leaves and enters."""
-    start, end = home[source], home[target]
-    if start is end and start.stack is not None:
-        points = start.inner_wire(source, target, whole)
-    else:
-        points = start.inner_wire(source, _edge(source), whole)
-        points += whole.wire(source, target if end.stack is None else end.key)
-        points += end.inner_wire(source, target, whole)
-    return tuple(points)
-
-
-def _item(node: Node, size: tuple[float, float]) -> Item:
-    return Item(node.name, *size, node.reads, {node.name: 0.0}, ordered=node.ordered)
-
-
-def _edge(name: str) -> str:
-    return f"{name} leaves"
-
-
-def _size(node: Node, text_width: TextWidth) -> tuple[float, float]:
+def _size(node: Node) -> tuple[float, float]:
     """Return width and height of the box of a node."""
     if node.kind == "input":
         return 0.2, 0.2

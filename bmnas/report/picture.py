@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bmnas.report.layout import Box, Drawing, Panel, layout, shortened
-from bmnas.report.stack import Point
+from bmnas.report.layout import Box, Layout, Panel, Point, shortened
 from bmnas.report.style import (
     GREY,
     INK,
@@ -31,6 +30,8 @@ from bmnas.spaces.registry import describe
 _MARGIN = 0.15
 _ABOVE = 0.42  # room for the logits
 _LINE = 0.15  # of the caption
+_DASHES = (0, (3, 2))
+_ROUND = "round,pad=0,rounding_size"
 
 
 def draw_genotype(genotype: Architecture) -> Any:
@@ -51,58 +52,46 @@ def write_architecture(genotype: Architecture, path: str | Path) -> None:
 def architecture_part(description: Description) -> Part:
     """Return the drawing of an architecture as a part of a larger figure."""
     with drawing_style():
-        drawing = layout(description, text_width)
-    width = max(drawing.width, 3.2) + 2 * _MARGIN
+        layout = Layout(description)
+    width = max(layout.width, 3.2) + 2 * _MARGIN
     caption = textwrap.wrap("  ·  ".join(_facts(description)), int(19 * width))
     below = _MARGIN + _LINE * len(caption) + 0.08
-    height = below + drawing.height + _ABOVE
+    height = below + layout.height + _ABOVE
 
     def paint(onto: Any) -> None:
         axes = onto.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
         # One unit is one inch also where the row of the figure is wider than the drawing.
         inches = onto.bbox.width / onto.figure.dpi, onto.bbox.height / onto.figure.dpi
-        middle = drawing.width / 2
+        middle = layout.width / 2
         axes.set_xlim(middle - inches[0] / 2, middle + inches[0] / 2)
         axes.set_ylim((height - inches[1]) / 2 - below, (height + inches[1]) / 2 - below)
-        _paint(axes, description, drawing)
+        _paint(axes, description, layout)
         for n, line in enumerate(caption, start=1):
             _text(axes, (middle, -0.02 - _LINE * n), line, 7, GREY)
 
     return Part(width, height, paint)
 
 
-def text_width(text: str, size: float) -> float:
-    """Return the width in inches of ``text`` set in bold at ``size`` points."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    font = FontProperties(weight="bold", size=size)
-    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
-    return float(width) / 72
-
-
 def _facts(description: Description) -> list[str]:
     facts = list(description.facts) or [description.summary]
-    nodes = description.nodes
-    drawn = {node.label for node in nodes if node.kind == "feature"}
+    drawn = {node.label for node in description.nodes if node.kind == "feature"}
     unread = [name for name in description.features if name not in drawn]
-    if unread:
-        facts.append(f"not used: {', '.join(unread)}")
-    if any(not node.live for node in nodes):
-        facts.append("pale: no effect on the output")
-    return facts
+    facts += [f"not used: {', '.join(unread)}"] if unread else []
+    dead = any(not node.live for node in description.nodes)
+    return [*facts, "pale: no effect on the output"] if dead else facts
 
 
-def _paint(axes: Any, description: Description, drawing: Drawing) -> None:
+def _paint(axes: Any, description: Description, layout: Layout) -> None:
     colours = _colours(description)
-    for panel in drawing.panels:
-        _draw_panel(axes, panel, colours)
-    for wire in sorted(drawing.wires, key=lambda wire: wire.live):
+    modalities = modality_colours(description.features)
+    for panel in layout.panels:
+        _draw_panel(axes, panel, modalities.get(panel.title) if panel.title_below else None)
+    for wire in layout.wires:
         _draw_wire(axes, wire.points, colours[wire.source.name], wire.live)
-    for node, box in drawing.boxes:
-        _draw_node(axes, node, box, colours[node.name])
-    x, y = drawing.boxes[-1][1].centre[0], drawing.boxes[-1][1].y + drawing.boxes[-1][1].height
+    for name, box in layout.boxes.items():
+        _draw_node(axes, layout.nodes[name], box, colours[name])
+    x, y = box.x + box.width / 2, box.y + box.height
     _draw_wire(axes, [(x, y), (x, y + 0.26)], INK, live=True)
     _text(axes, (x + 0.08, y + 0.18), "logits", 8, INK, ha="left")
 
@@ -112,51 +101,45 @@ def _colours(description: Description) -> dict[str, str]:
     modalities = modality_colours(description.features)
     colours: dict[str, str] = {}
     for node in description.nodes:
+        colours[node.name] = INK
         if node.kind == "feature":
             colours[node.name] = modalities[modality_of(node.label)]
         elif node.kind == "input" and node.reads:
             colours[node.name] = colours[node.reads[0]]
-        else:
-            colours[node.name] = INK
     return colours
 
 
-def _draw_panel(axes: Any, panel: Panel, colours: Mapping[str, str]) -> None:
-    box = panel.box
-    own = {colours[node.name] for node in panel.nodes if node.kind == "feature"}
-    colour = own.pop() if len(own) == 1 else None
+def _draw_panel(axes: Any, panel: Panel, colour: str | None) -> None:
+    box, ink = panel.box, colour or INK
     fill, edge = (tint(colour, 0.06), tint(colour, 0.3)) if colour else (PANEL, PALE)
-    _shape(axes, box, "round,pad=0,rounding_size=0.1", fill, edge, zorder=1)
-    title = shortened(panel.title)
+    _shape(axes, box, f"{_ROUND}=0.1", fill, edge, zorder=1)
     if panel.title_below:
-        _text(axes, (box.centre[0], box.y + 0.14), title, 9, colour or INK, weight="bold")
+        at, side = (box.x + box.width / 2, box.y + 0.15), "center"
     else:
-        at = box.x + 0.12, box.y + box.height - 0.16
-        _text(axes, at, title, 9, INK, weight="bold", ha="left")
+        at, side = (box.x + 0.12, box.y + box.height - 0.16), "left"
+    _text(axes, at, panel.title, 9, ink, weight="bold", ha=side)
 
 
 def _draw_node(axes: Any, node: Node, box: Box, colour: str) -> None:
-    x, y = box.centre
-    look: dict[str, Any] = {"linestyle": "solid", "zorder": 5}
+    x, y = box.x + box.width / 2, box.y + box.height / 2
     fill, edge, ink = "#ffffff", colour, INK
+    line: Any = "-" if node.live or node.kind == "feature" else _DASHES
     if not node.live:
         edge, ink = PALE, "#66717A"
-        look["linestyle"] = (0, (3, 2)) if node.kind != "feature" else "solid"
     elif node.kind == "feature":
-        fill, ink = tint(colour, 0.24), "#111111"
+        fill = tint(colour, 0.24)
     elif node.kind == "input":
         fill, ink = colour, "#ffffff"
-    style = "circle,pad=0" if node.kind == "input" else "round,pad=0,rounding_size=0.07"
-    _shape(axes, box, style, fill, edge, **look)
-    label, note = shortened(node.label), shortened(node.note, 48)
-    if node.kind == "input":
-        _text(axes, (x, y + 0.005), label, 7.5, ink, style="italic", weight="bold")
-    elif node.kind == "feature":
-        _text(axes, (x, y), label, 8.5, ink)
-    else:
-        weight = "bold" if node.kind == "output" else "normal"
-        _text(axes, (x, y + (0.08 if note else 0)), label, 9, ink, weight=weight)
-        _text(axes, (x, y - 0.11), note, 6.5, ink)
+    style = "circle,pad=0" if node.kind == "input" else f"{_ROUND}=0.07"
+    _shape(axes, box, style, fill, edge, zorder=5, linestyle=line)
+    size, look = {
+        "input": (7.5, {"style": "italic", "weight": "bold"}),
+        "feature": (8.5, {}),
+        "operation": (9, {}),
+        "output": (9, {"weight": "bold"}),
+    }[node.kind]
+    _text(axes, (x, y + (0.08 if node.note else 0)), shortened(node.label), size, ink, **look)
+    _text(axes, (x, y - 0.11), shortened(node.note, 48), 6.5, ink)
 
 
 def _shape(axes: Any, box: Box, style: str, fill: str, edge: str, **look: Any) -> None:
@@ -178,7 +161,7 @@ def _draw_wire(axes: Any, points: Sequence[Point], colour: str, live: bool) -> N
     codes = [Outline.MOVETO, *[Outline.CURVE4] * (len(vertices) - 1)]
     look: dict[str, Any] = {"color": colour, "zorder": 3}
     if not live:
-        look = {"color": PALE, "zorder": 2, "linestyle": (0, (3, 2))}
+        look = {"color": PALE, "zorder": 2, "linestyle": _DASHES}
     style = "-|>,head_length=3.4,head_width=1.7"
     path = Outline(vertices, codes)
     arrow = FancyArrowPatch(path=path, arrowstyle=style, mutation_scale=1, linewidth=1.3, **look)

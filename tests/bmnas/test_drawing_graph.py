@@ -12,8 +12,8 @@ from tiny_runs import svg_texts
 
 from bmnas.machine.errors import UserError
 from bmnas.report import architecture_svg, draw_genotype, genotype_text, write_architecture
-from bmnas.report.layout import Box, Drawing, Wire, layout
-from bmnas.report.picture import architecture_part, text_width
+from bmnas.report.layout import Box, Layout, Wire
+from bmnas.report.picture import architecture_part
 from bmnas.report.style import drawing_style, figure_of
 from bmnas.report.text import description_text
 from bmnas.spaces.cells.describe import describe_cells
@@ -62,9 +62,9 @@ def random_genotype(seed: int, cells: int, steps: int, modalities: int, each: in
 
 
 @cache
-def drawn(genotype: Genotype) -> Drawing:
+def drawn(genotype: Genotype) -> Layout:
     with drawing_style():
-        return layout(describe_cells(genotype), text_width)
+        return Layout(describe_cells(genotype))
 
 
 GENOTYPES = [
@@ -90,7 +90,7 @@ def chain() -> Genotype:
 @pytest.mark.parametrize("genotype", GENOTYPES)
 def test_no_wire_runs_through_a_box_and_none_overlaps_another(genotype: Genotype) -> None:
     drawing = drawn(genotype)
-    boxes = [box for _, box in drawing.boxes]
+    boxes = list(drawing.boxes.values())
     assert not [(w, b) for w in drawing.wires for b in boxes if crosses_box(w, b)]
     assert not [pair for pair in combinations(boxes, 2) if overlap(*pair)]
     panels = [panel.box for panel in drawing.panels]
@@ -114,7 +114,7 @@ def test_wires_of_different_sources_never_lie_on_each_other(genotype: Genotype) 
 @pytest.mark.parametrize("genotype", GENOTYPES)
 def test_everything_lies_on_the_picture_and_every_edge_is_drawn(genotype: Genotype) -> None:
     drawing, description = drawn(genotype), describe_cells(genotype)
-    for box in (*(box for _, box in drawing.boxes), *(panel.box for panel in drawing.panels)):
+    for box in (*drawing.boxes.values(), *(panel.box for panel in drawing.panels)):
         # Places are rounded to 1e-4 inches.
         assert -1e-3 < box.x < box.x + box.width < drawing.width + 1e-3
         assert -1e-3 < box.y < box.y + box.height < drawing.height + 1e-3
@@ -122,7 +122,7 @@ def test_everything_lies_on_the_picture_and_every_edge_is_drawn(genotype: Genoty
         assert all(0 <= x <= drawing.width and 0 <= y <= drawing.height for x, y in wire.points)
     edges = {(source, node.name) for node in description.nodes for source in node.reads}
     assert {(wire.source.name, wire.target.name) for wire in drawing.wires} == edges
-    assert [node for node, _ in drawing.boxes] == list(description.nodes)
+    assert list(drawing.boxes) == [node.name for node in description.nodes]
 
 
 def test_operands_arrive_in_their_order(chain: Genotype) -> None:
@@ -274,7 +274,7 @@ def test_a_tree_is_drawn_without_a_crossing() -> None:
         ]
     )
     with drawing_style():
-        wires = layout(tree(), text_width).wires
+        wires = Layout(tree()).wires
     for a, b in combinations(wires, 2):
         for (p, q), (r, s) in product(pairwise(a.points), pairwise(b.points)):
             if max(p[1], r[1]) < min(q[1], s[1]) - 1e-6:
