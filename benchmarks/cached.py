@@ -32,7 +32,7 @@ from bmnas.features.reshape import Pool
 from bmnas.features.samples import RawInput, RawSamples, Samples, batches_per_epoch, label_tensor
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import read_json, write_json
-from bmnas.machine.progress import Silent
+from bmnas.machine.progress import Progress
 from bmnas.spaces.cells.native.network import speed_up
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.tasks import reload_task
@@ -67,7 +67,7 @@ def compare(run: Path, steps: int, epochs: int | None) -> dict[str, Any]:
         reading=Pooled(search["length"]),
         folder=folder / "features",
         device=torch.device("cpu"),
-        progress=Silent(),
+        progress=Progress(),
     )
     train = cache.samples("train")
     sizes = {name: search[name] for name in ("cells", "steps", "channels", "length", "dropout")}

@@ -17,8 +17,8 @@ from benchmarks.cases import synchronise
 from benchmarks.gpu_report import Report, Setting
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.checkpoint import Checkpoint
-from bmnas.machine.cost_meter import peak_memory
-from bmnas.machine.progress import Silent, Stage
+from bmnas.machine.costs import peak_memory
+from bmnas.machine.progress import Progress, Stage
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.problem import SearchProblem
 from bmnas.strategies.settings import SearchConfig
@@ -101,7 +101,7 @@ def _samples(setting: Setting, rows: int | None) -> tuple[FeatureSamples, Featur
     return train, validation
 
 
-class _Epochs(Silent):
+class _Epochs(Progress):
     """Notes when each epoch ended, so that a search that is stopped has told how far it came."""
 
     def __init__(self, report: Report) -> None:

@@ -31,10 +31,9 @@ from benchmarks.cases import StepCase, step
 from bmnas.features.mapped import Pages, map_array
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.checkpoint import Checkpoint
-from bmnas.machine.cost_meter import peak_memory
-from bmnas.machine.costs import hardware, versions
+from bmnas.machine.costs import hardware, peak_memory, versions
 from bmnas.machine.files import write_json
-from bmnas.machine.progress import Silent
+from bmnas.machine.progress import Progress
 from bmnas.report.style import PALETTE
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies.bilevel import search_bilevel
@@ -166,7 +165,7 @@ def time_of_epoch(sizes: Sizes) -> float:
             runtime=bmnas.Runtime.choose("cpu"),
             checkpoint=Checkpoint(Path(folder) / "checkpoint.pt", "scaling"),
             candidates=lambda: Checkpoint(Path(folder) / "candidates.pt", "scaling"),
-            progress=Silent(),
+            progress=Progress(),
         )
         return search_bilevel(problem).seconds
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bmnas.backbones.base import FORMAT, Backbone
 from bmnas.backbones.registry import backbone_from_spec
 from bmnas.machine.errors import UserError, few, one_line
-from bmnas.machine.tensor_file import read_described, read_tensors, write_tensors
+from bmnas.machine.tensor_file import read_tensors, write_tensors
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _PREFIX = "module."  # left by nn.DataParallel
@@ -39,7 +39,7 @@ def load_backbone(path: Path, module: object = None) -> tuple[Backbone, dict[str
     ``backbone_from_spec``. Raises UserError, naming the file, when it is missing, damaged, or
     of another format, or when its tensors are not those of its description.
     """
-    description, tensors = read_described(path, FORMAT)
+    description, tensors = read_tensors(path, described=FORMAT)
     if not isinstance(description.get("extra"), dict):
         raise UserError(f"{path}: its description has no extra, expected an object")
     try:
@@ -59,7 +59,7 @@ def load_weights(backbone: Backbone, path: Path) -> None:
     names or shapes differ from the backbone's.
     """
     if path.suffix == ".safetensors":
-        state = read_tensors(path)
+        _, state = read_tensors(path)
     else:
         state = _state_dict_of(_read_torch(path), path)
     if state and all(name.startswith(_PREFIX) for name in state):

@@ -157,7 +157,7 @@ def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target
 
 def _locked(folder: Path) -> AbstractContextManager[None]:
     """Lock a run's folder before the work: that it is in use is told now, not after minutes."""
-    from bmnas.machine.folder_lock import lock_folders
+    from bmnas.machine.distributed import lock_folders
     from bmnas.pipeline.run_folder import Run
 
     return lock_folders(folder) if Run(folder).metrics.is_file() else nullcontext()

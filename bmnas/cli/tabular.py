@@ -112,8 +112,8 @@ def build(
     """
     from bmnas.lab.tables.build import build_table
     from bmnas.machine.errors import UserError
-    from bmnas.machine.processes import cores
     from bmnas.machine.progress import Bars
+    from bmnas.machine.runtime import cores
 
     if out.exists() and not overwrite:
         raise UserError(f"{out}: exists; replace it with --overwrite, or choose another --out")

@@ -27,11 +27,10 @@ from bmnas.features.samples import (
 )
 from bmnas.features.transfer import room
 from bmnas.machine.checkpoint import Checkpoint
-from bmnas.machine.cost_meter import COMPILE, peak_memory
+from bmnas.machine.costs import COMPILE, peak_memory
 from bmnas.machine.errors import UserError
-from bmnas.machine.processes import cores
-from bmnas.machine.progress import Silent
-from bmnas.machine.runtime import Runtime, seed_stage
+from bmnas.machine.progress import Progress
+from bmnas.machine.runtime import Runtime, cores, seed_stage
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.joint import channels_of
 from bmnas.pipeline.unimodal import new_backbone
@@ -250,7 +249,7 @@ def time_backbone(
                 ),
                 device=runtime.device,
                 checkpoint=None,
-                progress=Silent(),
+                progress=Progress(),
                 stage=f"calibration of {modality.name}",
             )
         seconds = 0.0 if trained is None else time.perf_counter() - started
@@ -264,7 +263,7 @@ def time_backbone(
             dtype=config.search.cache_dtype,
             folder=folder / f"{modality.name} {time.monotonic_ns()}",
             device=runtime.device,
-            progress=Silent(),
+            progress=Progress(),
         )
         step = seconds / batches_per_epoch(len(chosen), settings.batch_size)
         # Samples may share rows.
@@ -353,7 +352,7 @@ def time_search(
                 runtime=runtime,
                 checkpoint=Checkpoint(here / "checkpoint.pt", "plan", here / "history.jsonl"),
                 candidates=lambda: Checkpoint(here / "rerank.pt", "plan"),
-                progress=Silent(),
+                progress=Progress(),
             )
         )
         stages = dict(outcome.stages)

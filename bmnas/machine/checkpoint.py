@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
-from bmnas.machine.cost_meter import CostMeter
+from bmnas.machine.costs import CostMeter
 from bmnas.machine.distributed import barrier, is_rank_zero
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import atomic_path, write_text

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +48,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; it replaces ``path`` when the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    old = aside.with_suffix(".old")
     try:
         yield aside
         for file in aside.rglob("*"):
             if file.is_file():
                 _flush(file)
         os.chmod(aside, 0o777 & ~_umask())
+        # rename(2) cannot replace a folder that has content: the old one moves out first.
         if path.exists():
-            _exchange(aside, path)
-        else:
-            os.replace(aside, path)
+            os.replace(path, old)
+        os.replace(aside, path)
         _flush(path.parent)
     except BaseException as error:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
         shutil.rmtree(aside, ignore_errors=True)
         _name(error, path)
         raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -70,18 +74,14 @@ def remove_leftovers(folder: Path) -> None:
 
     To be called when nobody else writes there. Files that this module did not name stay.
     """
-    if not folder.is_dir():
-        return
-    found = [(path, _LEFTOVER.fullmatch(path.name)) for path in folder.iterdir()]
-    for path, match in found:
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        match = _LEFTOVER.fullmatch(path.name)
         if match is None or path.is_symlink():
             continue
-        if match["kind"] == "old":
-            # Killed between two renames: the old folder goes back unless the new one is there.
-            kept = path / match["name"]
-            if kept.exists() and not (folder / kept.name).exists():
-                kept.rename(folder / kept.name)
-        if path.is_dir():
+        replaced = folder / match["name"]
+        if match["kind"] == "old" and not replaced.exists():
+            path.rename(replaced)
+        elif path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
@@ -110,25 +110,17 @@ def read_json(path: Path, limit: int = 64_000_000) -> Any:
 
     Raises UserError, naming the file, when it is missing, too large, not UTF-8 or not JSON.
     """
-    try:
-        size = path.stat().st_size
-        if size > limit:
-            raise UserError(f"{path}: received {size:,} bytes, expected at most {limit:,}")
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file: {one_line(error)}") from error
+
+    def parse(text: str) -> Any:
+        return json.loads(text, parse_constant=_reject_constant)
+
+    return _parsed(path, parse, "JSON", limit)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file; raises UserError, naming it, when it is missing, not UTF-8 or not TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a TOML file: {one_line(error)}") from error
+    content: dict[str, Any] = _parsed(path, tomllib.loads, "TOML")
+    return content
 
 
 def sha256_file(path: Path) -> str:
@@ -142,21 +134,20 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def _parsed(path: Path, parse: Callable[[str], Any], kind: str, limit: int = 1 << 40) -> Any:
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise UserError(f"{path}: received {size:,} bytes, expected at most {limit:,}")
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a {kind} file: {one_line(error)}") from error
+
+
 def _reject_constant(name: str) -> Any:
     raise ValueError(f"received {name}, expected a finite number")
-
-
-def _exchange(aside: Path, path: Path) -> None:
-    """Put ``aside`` in the place of ``path``, which is removed; on failure ``path`` stays."""
-    # rename(2) cannot replace a folder that has content: move the old one out first.
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    try:
-        os.replace(path, old / path.name)
-        os.replace(aside, path)
-    finally:
-        if not path.exists():
-            os.replace(old / path.name, path)
-        shutil.rmtree(old)
 
 
 def _name(error: BaseException, path: Path) -> None:

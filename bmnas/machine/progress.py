@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import rich.progress
 
 
 class Stage:
-    """One stretch of work with a known number of units, which shows nothing of it."""
+    """One stretch of work with a known number of units; this one shows nothing of it."""
 
     def advance(self, units: int = 1) -> None:
         """Say that ``units`` of the work are done."""
@@ -21,42 +21,19 @@ class Stage:
         """Show ``text`` (a loss, a score) beside the bar."""
 
 
-class Progress(Protocol):
-    """Shows stages as they run."""
-
-    def stage(self, name: str, units: int) -> contextlib.AbstractContextManager[Stage]:
-        """Return a context in which a stage of ``units`` units of work runs."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Tell the person something that is no error, in one line."""
-        ...
-
-
-class Silent:
-    """Shows nothing; the default of the Python functions."""
+class Progress:
+    """Shows stages as they run. This one shows nothing: the default of the Python functions."""
 
     @contextlib.contextmanager
     def stage(self, name: str, units: int) -> Iterator[Stage]:
-        """Run a stage without showing it."""
+        """Run a stage of ``units`` units of work."""
         yield Stage()
 
     def note(self, text: str) -> None:
-        """Keep it."""
+        """Tell the person something that is no error, in one line."""
 
 
-class _Bar(Stage):
-    def __init__(self, bars: rich.progress.Progress, number: rich.progress.TaskID) -> None:
-        self._bars, self._number = bars, number
-
-    def advance(self, units: int = 1) -> None:
-        self._bars.advance(self._number, units)
-
-    def message(self, text: str) -> None:
-        self._bars.update(self._number, message=text)
-
-
-class Bars:
+class Bars(Progress):
     """Rich bars on standard error, drawn only when that is a terminal."""
 
     @contextlib.contextmanager
@@ -83,3 +60,14 @@ class Bars:
     def note(self, text: str) -> None:
         """Print ``text`` on standard error, terminal or not."""
         print(f"note: {text}", file=sys.stderr)
+
+
+class _Bar(Stage):
+    def __init__(self, bars: rich.progress.Progress, number: rich.progress.TaskID) -> None:
+        self._bars, self._number = bars, number
+
+    def advance(self, units: int = 1) -> None:
+        self._bars.advance(self._number, units)
+
+    def message(self, text: str) -> None:
+        self._bars.update(self._number, message=text)

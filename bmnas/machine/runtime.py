@@ -1,20 +1,30 @@
-"""Where computation runs: the device, whether networks are compiled, the seeds of its stages."""
+"""Where computation runs: device, torch.compile, seeds of the stages, threads and workers.
+
+Workers have one thread each, and there are as many as processor cores: so a result does not depend
+on the number of workers, and none waits for another, as threads do after every operation.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
+import multiprocessing
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bmnas.machine.cost_meter import watch_compilation
-from bmnas.machine.costs import cpuinfo
+from bmnas.machine.costs import proc_entry
 from bmnas.machine.distributed import world_size
 from bmnas.machine.errors import UserError
 
@@ -53,14 +63,13 @@ class Runtime:
             return cls(_device_of_rank(device), compile=False)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            chosen = torch.device(device)
-        except RuntimeError as error:
-            raise _no_device(device) from error
-        count = torch.cuda.device_count()
-        known = chosen.type == "cpu" or (chosen.type == "cuda" and (chosen.index or 0) < count)
-        if not known:
-            raise _no_device(device)
+        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        if device not in ("cpu", *gpus, *(["cuda"] if gpus else [])):
+            raise UserError(
+                f"received device {device!r}, expected one of those here: "
+                f"{', '.join(['auto', 'cpu', *gpus])}"
+            )
+        chosen = torch.device(device)
         if compile is None and chosen.type == "cuda":
             return cls(chosen, compile=True, pays_from=PAYS_FROM)
         return cls(chosen, compile=bool(compile))
@@ -69,7 +78,7 @@ class Runtime:
         """Tell whether the device multiplies matrices in bfloat16, and not by way of float32."""
         if self.device.type == "cuda":
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-        return not _BFLOAT16.isdisjoint(cpuinfo("flags", "Features").split())
+        return not _BFLOAT16.isdisjoint(proc_entry("cpuinfo", "flags", "Features").split())
 
     def autocast(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """Return ``forward`` with its matrix products in bfloat16, and its result in float32."""
@@ -94,7 +103,6 @@ class Runtime:
         """
         if not self.compiles(steps):
             return network
-        watch_compilation()
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
         compiled: Callable[..., Any] = torch.compile(network)
         return compiled
@@ -122,6 +130,61 @@ def stage_seed(seed: int, stage: str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work with one thread in this block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def worker_pool(
+    workers: int, prepare: Callable[..., None], *arguments: Any
+) -> Iterator[ProcessPoolExecutor]:
+    """Yield a pool of new processes that each called ``prepare(*arguments)`` first.
+
+    They end with this process, whatever ends it. Raises UserError when one was killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _begin, (prepare, arguments)) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process ended early: it was killed, perhaps for want of memory, or the "
+                'calling script does not start its work under `if __name__ == "__main__":`'
+            ) from error
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _begin(prepare: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    # Ctrl-C reaches workers as well: they end without a word. So they do when the parent is killed.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    prepare(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _device_of_rank(device: str) -> torch.device:
     """Return the CPU, or this rank's own GPU."""
     if device not in ("auto", "cpu", "cuda"):
@@ -139,9 +202,3 @@ def _device_of_rank(device: str) -> torch.device:
             f"{count} GPUs: lower --nproc-per-node, or give --device cpu"
         )
     return torch.device("cuda", number)
-
-
-def _no_device(device: str) -> UserError:
-    count = torch.cuda.device_count()
-    there = ", ".join(["auto", "cpu", *(f"cuda:{n}" for n in range(count))])
-    return UserError(f"received device {device!r}, expected one of those here: {there}")

@@ -14,11 +14,11 @@ from bmnas.machine.costs import hardware, versions
 from bmnas.machine.distributed import (
     broadcast,
     is_rank_zero,
+    lock_folders,
     on_rank_zero,
     world_size,
 )
-from bmnas.machine.folder_lock import lock_folders
-from bmnas.machine.progress import Progress, Silent
+from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, check_seed
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.run_folder import Run
@@ -71,7 +71,7 @@ class RunContext:
             seed if backbone_seed is None else backbone_seed,
             Runtime.choose() if runtime is None else runtime,
             # Of several ranks one talks.
-            progress if progress is not None and is_rank_zero() else Silent(),
+            progress if progress is not None and is_rank_zero() else Progress(),
         )
 
     @property

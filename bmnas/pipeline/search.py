@@ -15,8 +15,7 @@ from bmnas.backbones import Backbone
 from bmnas.backbones.words import TextBackbone
 from bmnas.features.cache import FeatureCache
 from bmnas.machine.checkpoint import Checkpoint
-from bmnas.machine.cost_meter import COMPILE
-from bmnas.machine.costs import versions
+from bmnas.machine.costs import COMPILE, versions
 from bmnas.machine.distributed import on_rank_zero, world_size
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import sha256_json, write_json

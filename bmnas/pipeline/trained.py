@@ -12,7 +12,7 @@ from torch import Tensor
 from bmnas.backbones import Backbone, backbone_from_spec
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.schema import Range, plain, read
-from bmnas.machine.tensor_file import read_described, write_tensors
+from bmnas.machine.tensor_file import read_tensors, write_tensors
 from bmnas.pipeline.joint import channels_of
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.spaces.architecture import Architecture
@@ -137,7 +137,7 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
 def _read(path: Path, *, tensors: bool) -> tuple[Description, dict[str, Tensor]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; `bmnas train` writes it")
-    description, found = read_described(path, FORMAT, tensors=tensors)
+    description, found = read_tensors(path, described=FORMAT, tensors=tensors)
     return read(Description, description, str(path)), found
 
 

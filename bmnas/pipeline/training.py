@@ -13,7 +13,7 @@ import torch
 from bmnas.features.cache import weights_hash
 from bmnas.features.samples import label_tensor, samples_per_epoch
 from bmnas.machine.checkpoint import Checkpoint
-from bmnas.machine.cost_meter import COMPILE
+from bmnas.machine.costs import COMPILE
 from bmnas.machine.distributed import on_rank_zero
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import sha256_json

@@ -17,7 +17,7 @@ from bmnas.features.samples import (
     samples_per_epoch,
 )
 from bmnas.machine.checkpoint import Record, Stateful
-from bmnas.machine.cost_meter import COMPILE
+from bmnas.machine.costs import COMPILE
 from bmnas.machine.distributed import data_parallel, mean, split_batches
 from bmnas.machine.runtime import seed_stage
 from bmnas.spaces.cells.derive import derive_genotype

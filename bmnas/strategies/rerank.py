@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from bmnas.features.samples import samples_per_epoch
-from bmnas.machine.cost_meter import CostMeter
+from bmnas.machine.costs import CostMeter
 from bmnas.machine.distributed import broadcast
 from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.spaces.cells.derive import ArchitectureWeights

@@ -14,8 +14,8 @@ from statistics import fmean
 
 from bmnas.machine.checkpoint import Checkpoint, Record
 from bmnas.machine.distributed import world_size
-from bmnas.machine.processes import cores, worker_pool
-from bmnas.machine.progress import Silent
+from bmnas.machine.progress import Progress
+from bmnas.machine.runtime import cores, worker_pool
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.operations import OPERATIONS, PAPER, Operation
 from bmnas.spaces.cells.supernet import Supernet
@@ -80,7 +80,7 @@ def _of_seed(problem: SearchProblem, seed: int) -> SearchProblem:
         seeds=1,
         checkpoint=problem.checkpoint.of_part(f"seed-{seed}"),
         candidates=_no_candidates,
-        progress=Silent(),
+        progress=Progress(),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmnas.machine.processes import one_thread
+from bmnas.machine.runtime import one_thread
 from bmnas.spaces.space import Encoded
 
 SIZE = 100

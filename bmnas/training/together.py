@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.distributed import broadcast_buffers
-from bmnas.machine.progress import Progress, Silent
+from bmnas.machine.progress import Progress
 from bmnas.training.fit import Group, Recipe, fit, require_finite_loss
 from bmnas.training.heads import TaskHead
 from bmnas.training.merging import Program
@@ -214,7 +214,7 @@ def fit_together(
         recipe,
         device=device,
         checkpoint=None,
-        progress=progress or Silent(),
+        progress=progress or Progress(),
         stage=stage,
         loss=partial(together.loss, head),
         until=measure if keep == "best" else None,

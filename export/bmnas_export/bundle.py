@@ -22,7 +22,7 @@ from bmnas_serve.session import Session
 from bmnas.machine.costs import Latency, versions
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_folder, sha256_file, write_json
-from bmnas.machine.progress import Progress, Silent, Stage
+from bmnas.machine.progress import Progress, Stage
 from bmnas.pipeline.multimodal import MultimodalNetwork, parameter_counts
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Task
@@ -83,7 +83,7 @@ def export_bundle(
     exported, ParityError when onnxruntime and torch disagree.
     """
     write, place = target_named(target), checked_target(out)
-    with (progress or Silent()).stage("export", len(_STAGES)) as stage:
+    with (progress or Progress()).stage("export", len(_STAGES)) as stage:
         stage.message("samples")
         reference = reference_network(trained.network)
         inputs = SampleInputs(task, trained.task, reference)

@@ -18,8 +18,8 @@ from typer.testing import CliRunner, Result
 
 from bmnas.cli import main
 from bmnas.cli.export import export
+from bmnas.machine.distributed import lock_folders
 from bmnas.machine.errors import UserError
-from bmnas.machine.folder_lock import lock_folders
 from bmnas.spaces.cells.genotype import Genotype, Step
 from bmnas.tasks import load_task
 

@@ -200,7 +200,7 @@ def test_a_run_of_another_task_seed_or_preset_is_refused(here: Path) -> None:
 
 
 def test_a_folder_in_use_is_one_line(here: Path) -> None:
-    from bmnas.machine.folder_lock import lock_folders
+    from bmnas.machine.distributed import lock_folders
 
     with lock_folders(here / "run"):
         message = one_line_error(bmnas_command(*TINY, "--run", "run"))

@@ -15,7 +15,7 @@ from tiny_tasks import write_tiny_task
 
 import bmnas
 import bmnas.pipeline.training
-from bmnas.machine.folder_lock import lock_folders
+from bmnas.machine.distributed import lock_folders
 from bmnas.report.metrics import LatencyMetrics
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.mfas.genotype import Layer, MFASGenotype

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bmnas.machine.cost_meter import CostMeter, peak_memory, watch_compilation
+from bmnas.machine.costs import CostMeter, peak_memory
 from bmnas.machine.runtime import Runtime
 
 
@@ -56,28 +56,14 @@ def test_a_stage_that_fails_counts(clock: Iterator[int]) -> None:
     assert meter.seconds["train"] == 1.0
 
 
-def test_compilation_counts_apart(clock: Iterator[int]) -> None:
-    from torch._dynamo.callback import CallbackTrigger, callback_handler
-
-    for _ in range(2):  # a second time changes nothing
-        watch_compilation()
-    meter = CostMeter()
-    with meter.stage("weights"):
-        # As torch does it, the later compilation of a backward pass included.
-        for trigger in (CallbackTrigger.DYNAMO, CallbackTrigger.LAZY_BACKWARD):
-            with callback_handler.install_callbacks(trigger, "0/0"):
-                pass
-    assert meter.seconds == {"compile": 2.0, "weights": 3.0}
-
-
 def test_torch_tells_of_what_it_compiles(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend="eager"))
+    monkeypatch.setattr(torch, "compile", lambda network: real(network, backend="aot_eager"))
     forward = Runtime(torch.device("cpu"), compile=True).compiled(nn.Linear(2, 2))
     first, second = CostMeter(), CostMeter()
     for meter in (first, second):
         with meter.stage("weights"):
-            forward(torch.zeros(3, 2))
+            forward(torch.zeros(3, 2)).sum().backward()
     assert first.seconds["compile"] > 0
     assert first.seconds["weights"] > 0
     assert second.seconds["compile"] == 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bmnas.features.cache import FeatureCache, open_features
 from bmnas.features.reading import Pooled, Reading, Tokens
 from bmnas.machine.errors import UserError
-from bmnas.machine.progress import Silent
+from bmnas.machine.progress import Progress
 from bmnas.tasks import Modality, Task, check_task
 from bmnas.training.fit import Group, Recipe, fit
 from bmnas.training.heads import head_for
@@ -52,7 +52,7 @@ def opened(folder: Path, given: Task, reading: Reading, **settings: Any) -> Feat
         reading=reading,
         folder=folder,
         device=CPU,
-        progress=Silent(),
+        progress=Progress(),
         **settings,
     )
 
@@ -87,7 +87,7 @@ def test_masks_come_from_the_backbone_and_never_from_zeros(tmp_path: Path, dtype
         reading=Tokens(),
         folder=tmp_path,
         device=CPU,
-        progress=Silent(),
+        progress=Progress(),
         dtype=dtype,
     ).samples("train")
     batch = samples.batch(torch.arange(len(samples)))
@@ -154,7 +154,7 @@ def test_the_loops_train_and_judge_a_network_that_reads_tokens(tmp_path: Path) -
         Recipe(10, 8, 1e-3, 0.0),
         device=CPU,
         checkpoint=None,
-        progress=Silent(),
+        progress=Progress(),
         stage="tokens",
     )
     assert evaluate(network, network, cache.samples("validation"), head, CPU).score > 0.9

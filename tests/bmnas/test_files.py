@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import bmnas.machine.files
 from bmnas.machine.errors import UserError
@@ -25,6 +26,7 @@ from bmnas.machine.files import (
     write_json,
     write_text,
 )
+from bmnas.machine.tensor_file import read_tensors, write_tensors
 
 
 def names(folder: Path) -> list[str]:
@@ -185,12 +187,6 @@ def test_a_folder_is_removed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names(tmp_path) == []
 
 
-def test_an_empty_leftover_of_a_moved_folder_goes(tmp_path: Path) -> None:
-    (tmp_path / ".bundle.aaaaaaaa.old").mkdir()
-    remove_leftovers(tmp_path)
-    assert names(tmp_path) == []
-
-
 FULL = """
 import resource, sys
 from pathlib import Path
@@ -282,3 +278,14 @@ def test_the_hash_is_that_of_the_bytes(tmp_path: Path) -> None:
 def test_written_json_ends_in_a_line(tmp_path: Path) -> None:
     write_json(tmp_path / "a", {"b": 1})
     assert (tmp_path / "a").read_text() == json.dumps({"b": 1}, indent=2) + "\n"
+
+
+def test_tied_weights_are_written_once_for_each_of_their_names(tmp_path: Path) -> None:
+    # safetensors refuses tensors that share memory.
+    weight = torch.arange(3.0)
+    write_tensors(tmp_path / "x", {"a": weight, "b": weight}, {"format": "f/1", "note": 1})
+    description, found = read_tensors(tmp_path / "x", described="f/1")
+    assert description == {"format": "f/1", "note": 1}
+    assert torch.equal(found["a"], weight)
+    assert torch.equal(found["b"], weight)
+    assert read_tensors(tmp_path / "x", described="f/1", tensors=False)[1] == {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bmnas.features.samples import Batch, epoch_batches
 from bmnas.machine.errors import UserError
-from bmnas.machine.progress import Silent
+from bmnas.machine.progress import Progress
 from bmnas.training.fit import Group, Recipe, fit, require_finite_loss
 from bmnas.training.heads import head_for
 
@@ -45,7 +45,7 @@ def train(
         recipe,
         device=CPU,
         checkpoint=None,
-        progress=Silent(),
+        progress=Progress(),
         stage="test",
         until=until,
     )

@@ -16,7 +16,7 @@ from tiny_tasks import write_tiny_task
 from torch import Tensor
 
 import bmnas.machine.runtime
-from bmnas.machine.progress import Silent
+from bmnas.machine.progress import Progress
 from bmnas.spaces.cells.primitives import Attention
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies.bilevel import search_bilevel
@@ -61,7 +61,7 @@ def test_products_in_bfloat16_change_little() -> None:
 def test_a_search_in_bfloat16_repeats_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bmnas.machine.runtime, "cpuinfo", lambda *names: "avx512_bf16")
+    monkeypatch.setattr(bmnas.machine.runtime, "proc_entry", lambda *names: "avx512_bf16")
     histories = []
     for name, precision in (("a", "bfloat16"), ("b", "bfloat16"), ("c", "float32")):
         (tmp_path / name).mkdir()
@@ -73,14 +73,14 @@ def test_a_search_in_bfloat16_repeats_itself(
 def test_a_processor_without_bfloat16_goes_on_in_float32_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Notes(Silent):
+    class Notes(Progress):
         def __init__(self) -> None:
             self.notes: list[str] = []
 
         def note(self, text: str) -> None:
             self.notes.append(text)
 
-    monkeypatch.setattr(bmnas.machine.runtime, "cpuinfo", lambda *names: "avx2")
+    monkeypatch.setattr(bmnas.machine.runtime, "proc_entry", lambda *names: "avx2")
     notes = Notes()
     histories = []
     for precision in ("bfloat16", "float32"):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from bmnas.machine.progress import Bars, Silent
+from bmnas.machine.progress import Bars, Progress
 
 PROGRAM = """
 from bmnas.machine.progress import Bars
@@ -22,7 +22,7 @@ bars.note("two texts")
 
 
 def test_silence_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    silent = Silent()
+    silent = Progress()
     with silent.stage("search", 3) as stage:
         stage.advance()
         stage.message("loss")
@@ -68,9 +68,9 @@ def test_a_terminal_gets_bars_on_standard_error_and_standard_output_stays_clean(
         assert part in text
 
 
-@pytest.mark.parametrize("progress", [Silent(), Bars()])
+@pytest.mark.parametrize("progress", [Progress(), Bars()])
 def test_an_exception_passes_through_a_stage(
-    progress: Silent | Bars, monkeypatch: pytest.MonkeyPatch
+    progress: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with pytest.raises(KeyboardInterrupt), progress.stage("search", 3):

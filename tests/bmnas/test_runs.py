@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from bmnas.machine.distributed import lock_folders
 from bmnas.machine.errors import UserError
-from bmnas.machine.folder_lock import lock_folders
 from bmnas.pipeline.run_folder import Run, require_same
 from bmnas.report import metrics
 
@@ -21,7 +21,7 @@ HOLD = """
 import sys
 from pathlib import Path
 from bmnas.machine.errors import UserError
-from bmnas.machine.folder_lock import lock_folders
+from bmnas.machine.distributed import lock_folders
 try:
     with lock_folders(Path(sys.argv[1])):
         print("held", flush=True)

@@ -12,7 +12,7 @@ from tiny_tasks import CONFIG, changed, tiny_task
 import bmnas
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.errors import UserError
-from bmnas.machine.progress import Silent
+from bmnas.machine.progress import Progress
 from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.search import write_pictures
 from bmnas.report import load_run
@@ -204,7 +204,7 @@ def test_texts_without_a_known_word_are_told(tmp_path: Path) -> None:
     words[task.samples("validation")[:5]] = "unheard"
     task = changed(task, 0, type="text", data=words)
 
-    class Notes(Silent):
+    class Notes(Progress):
         def __init__(self) -> None:
             self.notes: list[str] = []
 
@@ -217,14 +217,14 @@ def test_texts_without_a_known_word_are_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    from bmnas.machine.folder_lock import lock_folders
+    from bmnas.machine.distributed import lock_folders
 
     with lock_folders(tmp_path / "run"), pytest.raises(UserError, match="another bmnas process"):
         search(tmp_path / "run")
 
 
 def test_a_network_too_large_for_a_picture_is_told_and_kept(tmp_path: Path) -> None:
-    class Listening(Silent):
+    class Listening(Progress):
         notes: list[str]
 
         def note(self, text: str) -> None:

@@ -19,7 +19,7 @@ from tiny_tasks import tiny_task, write_tiny_task
 from bmnas.lab.tables import Table, build, canonical, load
 from bmnas.lab.tables.build import Work, network_groups
 from bmnas.machine.errors import UserError
-from bmnas.machine.progress import Silent
+from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import seed_stage
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Run
@@ -112,7 +112,7 @@ def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -
                 network, network, [Group(list(network.parameters()), search.max_lr)],
                 parts["train"].select(network.features), own,
                 Recipe(3, search.batch_size, search.min_lr, search.weight_decay),
-                device=cpu, checkpoint=None, progress=Silent(), stage="alone",
+                device=cpu, checkpoint=None, progress=Progress(), stage="alone",
             )  # fmt: skip
             for part in ("validation", "test"):
                 samples = parts[part].select(network.features)

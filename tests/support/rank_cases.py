@@ -28,7 +28,7 @@ from bmnas.machine.distributed import (
     rank,
     split_batches,
 )
-from bmnas.machine.progress import Silent
+from bmnas.machine.progress import Progress
 from bmnas.strategies import STRATEGIES
 from bmnas.training.fit import Group, Recipe, fit
 from bmnas.training.heads import head_for
@@ -78,7 +78,7 @@ def fitted() -> list[Tensor]:
         Recipe(20, 5, 1e-6, 1e-2),
         device=CPU.device,
         checkpoint=None,
-        progress=Silent(),
+        progress=Progress(),
         stage="case",
     )
     found = evaluate(net, lambda inputs: net(inputs[0]), samples, head, CPU.device)

@@ -9,7 +9,7 @@ import torch
 from bmnas.backbones import Backbone, build_backbone
 from bmnas.features.cache import FeatureCache, open_features
 from bmnas.features.reading import Pooled
-from bmnas.machine.progress import Silent
+from bmnas.machine.progress import Progress
 from bmnas.tasks import Task
 
 CPU = torch.device("cpu")
@@ -39,6 +39,6 @@ def opened(
         reading=Pooled(length),
         folder=folder,
         device=CPU,
-        progress=Silent(),
+        progress=Progress(),
         dtype=dtype,
     )

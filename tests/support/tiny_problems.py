@@ -12,7 +12,7 @@ from tiny_tasks import CONFIG
 
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.checkpoint import Checkpoint
-from bmnas.machine.progress import Silent
+from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
 from bmnas.strategies.problem import SearchProblem
 from bmnas.training.heads import head_for
@@ -61,7 +61,7 @@ def tiny_problem(
         runtime=CPU,
         checkpoint=Checkpoint(folder / "checkpoint.pt", "fingerprint", folder / "history.jsonl"),
         candidates=lambda: Checkpoint(folder / "rerank.pt", "fingerprint", folder / "rerank.jsonl"),
-        progress=Silent(),
+        progress=Progress(),
         own=None if settings is None else dataclasses.replace(settings, **(own or {})),
         space=space,
     )

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from bmnas.lab.jobs.engine import Engine, Result, Workers
 from bmnas.lab.jobs.job import Job, backbones_jobs
+from bmnas.machine.distributed import lock_folders
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, write_json
-from bmnas.machine.folder_lock import lock_folders
-from bmnas.machine.progress import Progress, Silent
+from bmnas.machine.progress import Progress
 from bmnas.machine.schema import plain, read
 from bmnas.pipeline.run_folder import Run, differing
 from bmnas.report.metrics import RunMetrics
@@ -125,7 +125,7 @@ def run_jobs(
             )
         for job in jobs:
             _require_same(job, folder, option)
-        many = _Many(jobs, folder, earlier, progress or Silent())
+        many = _Many(jobs, folder, earlier, progress or Progress())
         many.run(engine, workers, device)
     return list(many.records.values())
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bmnas.machine.distributed import lock_folders
 from bmnas.machine.files import atomic_folder, atomic_path, sha256_json
-from bmnas.machine.folder_lock import lock_folders
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext

@@ -28,12 +28,11 @@ from bmnas.features.cache import FeatureCache
 from bmnas.features.samples import FeatureSamples
 from bmnas.lab.tables.table import BY_SEED, Table
 from bmnas.machine.costs import count_parameters, hardware, measure_latency, versions
+from bmnas.machine.distributed import lock_folders
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_path, read_json, remove_leftovers, write_json
-from bmnas.machine.folder_lock import lock_folders
-from bmnas.machine.processes import one_thread, worker_pool
-from bmnas.machine.progress import Progress, Silent
-from bmnas.machine.runtime import Runtime, check_seed, seed_stage
+from bmnas.machine.progress import Progress
+from bmnas.machine.runtime import Runtime, check_seed, one_thread, seed_stage, worker_pool
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Run
@@ -83,7 +82,7 @@ def build_table(
         raise UserError(f"{out}: received a name that ends otherwise, expected one in .npz")
     check_task(task)
     check_test(task)
-    progress = Silent() if progress is None else progress
+    progress = Progress() if progress is None else progress
     context = RunContext.choose(
         Run(run), task, config, seed, backbones=backbones, runtime=_CPU, progress=progress
     )

@@ -13,7 +13,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-from bmnas.machine.costs import cpuinfo
+from bmnas.machine.costs import proc_entry
 from bmnas.machine.runtime import cache_folder
 
 _SOURCES = ("common.h", "reshape.c", "mixture.c")
@@ -82,7 +82,7 @@ def _run(*command: str) -> str:
 
 def _processor() -> str:
     """Return what ``-march=native`` depends on."""
-    flags = cpuinfo("flags", "Features")
+    flags = proc_entry("cpuinfo", "flags", "Features")
     if flags:
         return flags
     return f"{platform.machine()} {platform.processor()} {platform.node()}"
