@@ -73,7 +73,7 @@ def test_the_reader_of_pages_finds_what_is_wrong(tmp_path: Path) -> None:
         "bmnas search --tsk digits",
         "bmnas serve",
         "bmnas serve b --port http",
-        "bmnas data av-digits --mnist only",
+        "bmnas tabular build --what only",
     ):
         with pytest.raises(typer.exceptions.TyperException):
             parse(wrong)

@@ -170,7 +170,7 @@ def test_the_core_meets_the_server_and_the_export_only_in_its_commands() -> None
 
 
 def test_no_loop_mentions_a_data_set() -> None:
-    names = ("bmnas.tasks.digits", "bmnas.tasks.av_digits", "bmnas.tasks.av_digits_build")
+    names = ("bmnas.tasks.digits",)
     for module in MODULES:
         if not (within(module, "bmnas.tasks") or within(module, "bmnas.cli")):
             assert not [n for n in all_imports(module) if n.startswith(names)], module

@@ -15,7 +15,6 @@ import typer
 
 from bmnas.cli.bench import bench
 from bmnas.cli.compare import compare
-from bmnas.cli.data import data
 from bmnas.cli.export import export
 from bmnas.cli.genotype import genotype
 from bmnas.cli.plan import plan
@@ -57,7 +56,6 @@ _commands = (
 )  # fmt: skip
 for _command in _commands:
     app.command()(_command)
-app.add_typer(data, name="data")
 app.add_typer(tabular, name="tabular")
 
 

@@ -95,10 +95,7 @@ def _of_run(found: Path) -> dict[str, Any]:
     config = run.read_config()
     source = config["task"]["source"]
     backbones = (config.get("backbones") or {}).get("folder") or run.backbones
-    task, options = source.get("task"), source.get("options")
-    if task is not None and isinstance(options, dict):
-        task = f"{task}:{','.join(f'{name}={value}' for name, value in options.items())}"
-    return {"task": task, "data": source.get("data"), "backbones": backbones}
+    return {"task": source.get("task"), "data": source.get("data"), "backbones": backbones}
 
 
 def _for_task(module: str, late: bool, source: TaskOptions, seed: int) -> tuple[Genotype, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bmnas.cli.options import Json
 from bmnas.cli.output import print_facts, print_json
 
@@ -15,48 +17,34 @@ def tasks(as_json: Json = False) -> None:
     """
     from bmnas.tasks import REGISTERED
 
+    listed = [_facts(name) for name in REGISTERED]
     if as_json:
-        print_json({"tasks": [_facts(name) for name in REGISTERED]})
+        print_json({"tasks": listed})
         return
-    for name in REGISTERED:
-        facts = _facts(name).items()
-        shown = [(k.replace("_", " "), _words(v)) for k, v in facts if v not in ({}, "", name)]
-        print_facts(shown, name)
+    for facts in listed:
+        shown = facts | {
+            "modalities": ", ".join(facts["modalities"]),
+            "samples": ", ".join(f"{part} {n:,}" for part, n in facts["samples"].items()),
+        }
+        print_facts([(k.replace("_", " "), str(v)) for k, v in shown.items()], facts["name"])
 
 
-def _facts(name: str) -> dict[str, object]:
+def _facts(name: str) -> dict[str, Any]:
     from bmnas.pipeline.presets import read_preset
-    from bmnas.tasks import REGISTERED
+    from bmnas.tasks import load_task
+    from bmnas.tasks.task import PARTS
 
-    task = REGISTERED[name]
-    # A registered task has a preset of its own name, which says what was measured with it.
-    promise = read_preset(name)["promise"]
-    train, validation, test = task.samples
+    task = load_task(name)
+    promise = read_preset(task.preset)["promise"]
     return {
-        "name": task.name,
+        "name": name,
         "kind": task.kind,
         "classes": task.classes,
-        "modalities": list(task.modalities),
-        "samples": {"train": train, "validation": validation, "test": test},
-        "options": {option: list(values) for option, values in task.options.items()},
-        "data": task.origin,
-        "data_present": task.present(),
+        "modalities": [
+            f"{m.name} ({m.type} {'x'.join(map(str, m.data.shape[1:]))})" for m in task.modalities
+        ],
+        "samples": {part: len(task.samples(part)) for part in PARTS},
         "licence": task.licence,
         "expected_time": promise["time"],
         "expected_score": promise["score"],
     }
-
-
-def _words(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    if isinstance(value, dict):
-        return ", ".join(
-            f"{key}={'|'.join(v)}" if isinstance(v, list) else f"{key} {_words(v)}"
-            for key, v in value.items()
-        )
-    return str(value)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from bmnas.tasks.array import load_task_file
 from bmnas.tasks.check import check_task, check_test
-from bmnas.tasks.load import load_task, reload_task, reloadable
-from bmnas.tasks.registry import REGISTERED, RegisteredTask
+from bmnas.tasks.load import REGISTERED, load_task, reload_task, reloadable
 from bmnas.tasks.task import Modality, Task
+from bmnas.tasks.task_file import load_task_file
 
 __all__ = [
     "REGISTERED",
     "Modality",
-    "RegisteredTask",
     "Task",
     "check_task",
     "check_test",

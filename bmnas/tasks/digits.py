@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bmnas.tasks.split import stratified_parts
-from bmnas.tasks.task import Modality, Task
+from bmnas.tasks.task import Modality, Task, draw_parts
 
 SPLIT_SEED = 20240520
 FRACTIONS = (0.6, 0.2, 0.2)
@@ -34,7 +33,7 @@ def load_digits() -> Task:
             Modality("right", "image", np.ascontiguousarray(images[:, :, 4:])),
         ),
         labels=labels,
-        part=stratified_parts(labels, FRACTIONS, SPLIT_SEED),
+        part=draw_parts(labels, FRACTIONS, SPLIT_SEED),
         class_names=tuple(str(k) for k in range(10)),
         preset="digits",
         licence="CC BY 4.0",

@@ -102,3 +102,21 @@ class Task:
     def samples(self, *parts: Part) -> Array:
         """Return the sample numbers (n,) int64 of the given parts, part after part."""
         return np.concatenate([np.flatnonzero(self.part == PARTS.index(part)) for part in parts])
+
+
+def draw_parts(labels: Array, fractions: tuple[float, float, float], seed: int) -> Array:
+    """Draw the part of each sample so that every class has the given fractions.
+
+    ``labels`` (samples,) may be of any kind that sorts; the result is (samples,) uint8, see
+    ``PARTS``. Each class is shuffled on its own and cut at the rounded fractions; at least one
+    sample of every class goes to train. The generator is the frozen ``RandomState``, so a seed
+    means the same split in every version of NumPy.
+    """
+    generator = np.random.RandomState(seed)
+    part = np.empty(len(labels), dtype=np.uint8)
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        train = max(round(len(members) * fractions[0]), 1)
+        validation = max(round(len(members) * (fractions[0] + fractions[1])), train)
+        part[members] = np.searchsorted((train, validation), np.arange(len(members)), side="right")
+    return part

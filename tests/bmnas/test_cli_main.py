@@ -28,7 +28,6 @@ COMMANDS = [
     "plan",
     "tasks",
     "presets",
-    "data",
     "tabular",
 ]
 
@@ -47,7 +46,7 @@ print(sorted(heavy & set(sys.modules)), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["search", "--help"], ["tasks"]])
+@pytest.mark.parametrize("words", [["--help"], ["search", "--help"]])
 def test_help_is_quick_because_nothing_heavy_is_imported(words: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HEAVY, *words], capture_output=True, text=True, check=False
@@ -77,9 +76,7 @@ def test_help_lists_every_command() -> None:
         assert re.search(rf"\b{name}\b", printed.out)
 
 
-@pytest.mark.parametrize(
-    "words", [[name] for name in COMMANDS] + [["data", "av-digits"], ["tabular", "build"]]
-)
+@pytest.mark.parametrize("words", [[name] for name in COMMANDS] + [["tabular", "build"]])
 def test_the_help_of_every_command_ends_in_an_example(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +119,7 @@ def test_without_a_command_the_help_is_shown() -> None:
         (["search", "digits"], "unexpected extra argument.*digits.*; see bmnas search --help"),
         (["train"], "received neither of --genotype and --fusion, expected one of them"),
         (["show"], "Missing argument.*; see bmnas show --help"),
-        (["data", "mnist"], "No such command 'mnist'.*; see bmnas data --help"),
+        (["tabular", "mnist"], "No such command 'mnist'.*; see bmnas tabular --help"),
     ],
 )
 def test_wrong_words_are_one_line(words: list[str], message: str) -> None:

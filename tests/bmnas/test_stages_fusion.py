@@ -153,13 +153,13 @@ def test_pairs_of_a_found_genotype_keep_their_sizes() -> None:
 @pytest.mark.usefixtures("here")
 def test_pairs_of_a_run_are_trained_on_its_backbones() -> None:
     assert bmnas_command("genotype", "sum", *TASK, "--run", "run").status == 0
-    source = {"task": "av-digits", "options": {"split": "take", "image": "weak"}}
+    source = {"task": "examples.av_digits:load"}
     config = {"task": {"name": "tiny", "source": source}, "backbones": {"folder": None}}
     Path("run/config.json").write_text(json.dumps(config))
     done = bmnas_command("genotype", "aoa", "--pairs", "run")
     assert done.err == (
         "Next: bmnas train --genotype runs/run-aoa/genotype.json"
-        " --task av-digits:split=take,image=weak --backbones run/backbones\n"
+        " --task examples.av_digits:load --backbones run/backbones\n"
     )
 
 

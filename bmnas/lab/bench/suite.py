@@ -20,7 +20,7 @@ from bmnas.pipeline.config import load_preset
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies import STRATEGIES
-from bmnas.tasks import load_task
+from bmnas.tasks import load_task, reloadable
 
 PAIRS = ("found", "late", "random")
 #: The strategy whose genotypes the known modules take their pairs of features from.
@@ -164,18 +164,23 @@ def commands(job: Job, wanted: SuiteTask, folder: Path) -> list[str]:
     if wanted.data is not None:
         given = Path(wanted.data)
         options["data"] = given if given.is_absolute() else f"$BMNAS_DATA/{given}"
+    # A task of a module is named in every command: none is imported because a file says so.
+    again = {} if reloadable(job.task["source"]) else dict(options)
     options |= {"run": run, "backbones": folder / job.backbones, "seed": job.seed}
     if wanted.preset is not None:
         options["preset"] = wanted.preset
     genotype = {"genotype": run / "genotype.json"}
     if kind == "search":
         strategy = {} if name == "bmnas" else {"strategy": name}
-        made = [_command("search", {**options, **strategy}), _command("train", genotype)]
+        made = [
+            _command("search", {**options, **strategy}),
+            _command("train", {**genotype, **again}),
+        ]
     elif kind == "fusion":
         made = [_command("train", {"fusion": name, **options})]
     else:
         made = [_command("train", {**genotype, **options})]
-    return [*made, _command("export", {"run": run})]
+    return [*made, _command("export", {"run": run} | again)]
 
 
 def _command(name: str, options: dict[str, Any]) -> str:

@@ -125,8 +125,8 @@ def backbones_jobs(jobs: Sequence[Job]) -> list[Job]:
 def do_order(order: Order, export: Export) -> None:
     """Do what ``order`` says; raises UserError where the user must help."""
     source = order["source"]
-    data, options = source.get("data"), source.get("options") or {}
-    task = load_task(source["task"], None if data is None else Path(data), **options)
+    data = source.get("data")
+    task = load_task(source["task"], None if data is None else Path(data))
     config = Config.from_dict(order["config"], order["name"])
     config = dataclasses.replace(config, preset=order["preset"])
     if order["way"] == BACKBONES:

@@ -1,12 +1,17 @@
-"""``av-digits``: an MNIST image and a spoken digit, in the manner of AV-MNIST.
+"""An MNIST image and a spoken digit, in the manner of AV-MNIST: a task that Python code loads.
 
-The pack is a folder of four ``.npz`` files, see ``av_digits_build``, which makes them from the
-public originals. MNIST: Y. LeCun, C. Cortes, C. Burges. Speech: Z. Jackson et al., Free Spoken
-Digit Dataset, doi 10.5281/zenodo.1342401.
+    bmnas search --task examples.av_digits:load --data DIR          # every speaker in every part
+    bmnas search --task examples.av_digits:load_speaker --data DIR  # unseen speakers
+
+DIR is a folder of four ``.npz`` files, which ``build_av_digits.py`` makes from the public
+originals; without it they are looked for in the folder av-digits that BMNAS_DATA holds.
+MNIST: Y. LeCun, C. Cortes, C. Burges. Speech: Z. Jackson et al., Free Spoken Digit Dataset,
+doi 10.5281/zenodo.1342401.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -33,6 +38,16 @@ CLIP_SAMPLES = 8000
 _PARTS = ("train", "val", "test")
 _NOISE_SEED = 7000
 _CHUNK = 4096
+
+
+def load(data: Path | None = None) -> Task:
+    """Return the split "take": every speaker is in train, validation and test."""
+    return load_av_digits(_folder(data), split="take")
+
+
+def load_speaker(data: Path | None = None) -> Task:
+    """Return the split "speaker": one unseen speaker each in validation and test."""
+    return load_av_digits(_folder(data), split="speaker")
 
 
 def load_av_digits(
@@ -116,6 +131,23 @@ def fixed_length_clips(clips: Sequence[Array], *, noisy: bool) -> Array:
         whole = noisy_clip(clip, number) if noisy else clip
         fixed[number, : len(clip)] = whole[:CLIP_SAMPLES]
     return fixed
+
+
+def _folder(data: Path | None) -> Path:
+    packs = os.environ.get("BMNAS_DATA")
+    folders = [Path(packs) / "av-digits"] if packs else []
+    if data is not None:
+        # Both the pack itself and the folder of all packs are natural to give.
+        folders = [data, data / "av-digits"]
+    for folder in folders:
+        if all((folder / name).is_file() for name in FILES):
+            return folder
+    where = f"in {' or '.join(map(str, folders))}" if folders else "without --data and BMNAS_DATA"
+    raise UserError(
+        f"av-digits: expected {', '.join(FILES)}, not found {where}: give --data DIR, or set "
+        "BMNAS_DATA to the folder that holds av-digits/; `python -m examples.build_av_digits` "
+        "builds them"
+    )
 
 
 def _weak(folder: Path, images: Array) -> Array:

@@ -8,7 +8,7 @@ import pytest
 from originals import idx_bytes, tiny_mnist, write_mnist, write_tiny_fsdd, write_wav
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks.originals import read_fsdd, read_idx, read_mnist, read_wav
+from examples.build_av_digits import read_fsdd, read_idx, read_mnist, read_wav
 
 
 def error_of(call: Any, *arguments: Any) -> str:

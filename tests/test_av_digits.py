@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks import check_task, check_test, load_task
-from bmnas.tasks.av_digits import fixed_length_clips, noisy_clip, weak_images
-from bmnas.tasks.registry import REGISTERED
+from bmnas.tasks import Task, check_task, check_test, load_task
+from examples.av_digits import (
+    fixed_length_clips,
+    load,
+    load_av_digits,
+    load_speaker,
+    noisy_clip,
+    weak_images,
+)
 
 PACK = Path(os.environ.get("BMNAS_DATA", "nowhere")) / "av-digits"
 needs_pack = pytest.mark.skipif(not PACK.is_dir(), reason="BMNAS_DATA names no av-digits")
@@ -79,7 +85,7 @@ def small_pack(folder: Path, **changed: Any) -> Path:
 
 
 def test_a_small_pack_loads(tmp_path: Path) -> None:
-    task = load_task("av-digits", small_pack(tmp_path / "pack"))
+    task = load(small_pack(tmp_path / "pack"))
     check_task(task)
     assert [len(task.samples(p)) for p in ("train", "validation", "test")] == [10, 10, 10]
     assert np.count_nonzero(task.modality("image").data[0]) == 2
@@ -103,7 +109,7 @@ def test_a_small_pack_loads(tmp_path: Path) -> None:
 )
 def test_a_damaged_pack_is_named(tmp_path: Path, changed: Any, expected: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_task("av-digits", small_pack(tmp_path / "pack", **changed))
+        load(small_pack(tmp_path / "pack", **changed))
     assert expected in str(caught.value)
 
 
@@ -111,22 +117,34 @@ def test_a_truncated_file_of_the_pack(tmp_path: Path) -> None:
     path = small_pack(tmp_path / "pack") / "fsdd.npz"
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match=r"fsdd\.npz: not an \.npz file, or a truncated one"):
-        load_task("av-digits", tmp_path / "pack")
+        load(tmp_path / "pack")
     path.unlink()
     with pytest.raises(UserError, match=r"expected mnist\.npz, fsdd\.npz, .* not found in"):
-        load_task("av-digits", tmp_path / "pack")
+        load(tmp_path / "pack")
 
 
 @needs_pack
 @pytest.mark.data
-@pytest.mark.parametrize("options", ["", ":split=speaker,image=full,audio=clean"])
-def test_the_published_pack(options: str) -> None:
-    task = load_task(f"av-digits{options}", PACK)
+def test_the_published_pack() -> None:
+    both = load_speaker(PACK), load_av_digits(PACK, split="speaker", image="full", audio="clean")
+    for task in (load(PACK), *both):
+        _check_published(task)
+    assert [task.name for task in both] == ["av-digits-speaker", "av-digits-speaker-full-clean"]
+
+
+def test_it_is_a_task_by_module_and_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_pack(tmp_path / "av-digits")
+    monkeypatch.setenv("BMNAS_DATA", str(tmp_path))
+    task = load_task("examples.av_digits:load")
+    assert (task.source, task.preset) == ({"task": "examples.av_digits:load"}, "av-digits")
+
+
+def _check_published(task: Task) -> None:
     check_task(task)
     check_test(task)
-    entry = REGISTERED["av-digits"]
-    assert tuple(np.bincount(task.part).tolist()) == entry.samples
-    assert task.source["data"] == str(PACK.resolve())
+    assert np.bincount(task.part).tolist() == [24000, 3000, 3000]
     image, audio = task.modalities
     assert (image.data.shape, audio.data.shape) == ((30000, 28, 28), (3000, 8000))
     assert len(np.unique(audio.rows_of(task.samples("test")))) in (300, 500)
@@ -141,8 +159,8 @@ def test_the_pack_is_found_where_bmnas_data_says(
 ) -> None:
     shutil.copytree(small_pack(tmp_path / "small"), tmp_path / "packs" / "av-digits")
     monkeypatch.setenv("BMNAS_DATA", str(tmp_path / "packs"))
-    assert len(load_task("av-digits").labels) == 30
-    assert len(load_task("av-digits", PACK.parent).labels) == 30000
+    assert len(load().labels) == 30
+    assert len(load(PACK.parent).labels) == 30000
 
 
 def test_a_weak_image_does_not_depend_on_the_others_nor_on_threads() -> None:

@@ -17,8 +17,7 @@ from bmnas.machine.files import read_toml
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
 from bmnas.tasks.columns import Columns
 from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
-from bmnas.tasks.split import random_parts, stratified_parts
-from bmnas.tasks.task import PARTS, Modality, ModalityType, Task
+from bmnas.tasks.task import PARTS, Modality, ModalityType, Task, draw_parts
 
 _PART_NAMES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 
@@ -79,11 +78,10 @@ class Split:
 
     def draw(self, labels: Array, kind: TaskKind) -> Array:
         """Return the part of each sample, (samples,)."""
-        fractions = (self.train, self.validation, self.test)
         strata = kind.strata(labels)
-        if strata is not None:
-            return stratified_parts(strata, fractions, self.seed)
-        return random_parts(labels.shape[0] if labels.ndim else 0, fractions, self.seed)
+        if strata is None:
+            strata = np.zeros(labels.shape[0] if labels.ndim else 0)
+        return draw_parts(strata, (self.train, self.validation, self.test), self.seed)
 
 
 @dataclass(frozen=True)

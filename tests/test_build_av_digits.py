@@ -10,10 +10,20 @@ import pytest
 from originals import tiny_mnist, write_mnist, write_tiny_fsdd, write_wav
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks import check_task, check_test, load_task
-from bmnas.tasks.av_digits import FILES
-from bmnas.tasks.av_digits_build import PairsPerDigit, all_pairs, build_av_digits, image_pca
-from bmnas.tasks.originals import SPEAKERS, TAKES, Recordings, read_fsdd, read_mnist
+from bmnas.tasks import check_task, check_test
+from examples.av_digits import FILES, load, load_av_digits
+from examples.build_av_digits import (
+    SPEAKERS,
+    TAKES,
+    PairsPerDigit,
+    Recordings,
+    all_pairs,
+    build_av_digits,
+    image_pca,
+    main,
+    read_fsdd,
+    read_mnist,
+)
 
 PACK = Path(os.environ.get("BMNAS_DATA", "nowhere")) / "av-digits"
 SIZES = {"train": 24000, "val": 3000, "test": 3000}
@@ -119,10 +129,10 @@ def test_a_pack_from_originals_is_a_task(tiny_originals: Path, tmp_path: Path) -
     assert {path.name for path in files} == set(FILES)
     assert {path.name for path in (tmp_path / "pack").iterdir()} == set(FILES)
     assert steps[0] == "reading MNIST"
-    task = load_task("av-digits", tmp_path / "pack")
+    task = load(tmp_path / "pack")
     check_task(task)
     check_test(task)
-    full = load_task("av-digits:image=full,audio=clean", tmp_path / "pack")
+    full = load_av_digits(tmp_path / "pack", image="full", audio="clean")
     image, audio = full.modalities
     pairs = np.load(tmp_path / "pack" / "pairs.npz")["take_val"]
     mnist = np.load(tmp_path / "pack" / "mnist.npz")
@@ -180,3 +190,13 @@ def test_readers_give_what_the_pack_holds(tiny_originals: Path) -> None:
     mnist = read_mnist(tiny_originals / "mnist")
     assert mnist["train_images"].shape == (27000, 28, 28)
     assert len(read_fsdd(tiny_originals / "fsdd").label) == 3000
+
+
+def test_missing_originals_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(tmp_path)
+    monkeypatch.setattr(
+        "sys.argv", ["build", "--mnist", folder, "--fsdd", folder, "--out", f"{folder}/pack"]
+    )
+    with pytest.raises(SystemExit, match=r"error: .*: expected MNIST's train-images"):
+        main()
+    assert list(tmp_path.iterdir()) == []
