@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +54,12 @@ class PlannedData:
             rich_help_panel=_NO_TASK,
         ),
     ] = None
+
+    def parts(self) -> tuple[int, int]:
+        """Return how many samples are for train, and how many for validation."""
+        assert self.samples is not None
+        held_out = round(self.samples * (0.2 if self.validation is None else self.validation))
+        return self.samples - held_out, held_out
 
     def require_one(self) -> None:
         """Raise UserError unless there is either a task or a number of samples."""
@@ -110,7 +116,7 @@ def plan(
     """
     import torch
 
-    from bmnas.lab.planning import Workload, plan_features, plan_task
+    from bmnas.lab.planning import plan_features, plan_task
     from bmnas.machine.costs import hardware
     from bmnas.machine.runtime import Runtime
     from bmnas.pipeline.config import load_preset
@@ -127,10 +133,8 @@ def plan(
     if task is not None:
         found = plan_task(task, config, runtime, run, seeds=seeds)
     else:
-        assert given.samples is not None
-        share = 0.2 if given.validation is None else given.validation
-        work = Workload.of_features(given.channels(config), given.samples, share, config.search)
-        found = plan_features(replace(work, seeds=seeds), runtime, run)
+        channels = given.channels(config)
+        found = plan_features(channels, given.parts(), config, runtime, run, seeds=seeds)
     if as_json:
         machine = hardware(torch.device(runtime.device.type))
         print_json({"preset": config.preset, **found.to_dict(), "hardware": machine})
@@ -138,7 +142,7 @@ def plan(
     print_tables(_tables(found))
     if task is None:
         typer.echo("note: without a task there are no backbones and features to time", err=True)
-    if found.free < found.workload.cache_bytes:
+    if found.free < found.cache_bytes:
         typer.echo(
             "note: the feature cache finds no room on the disk: give --run a folder on another",
             err=True,
@@ -148,15 +152,14 @@ def plan(
 def _tables(plan: Plan) -> list[TextTable]:
     from bmnas.report.tables import STAGES, TextTable
 
-    work = plan.workload
     sizes = [
-        ("samples, train", f"{work.train:,}"),
-        ("samples, validation", f"{work.validation:,}"),
-        ("features", f"{len(work.channels)}"),
-        ("feature cache on disk", _size(work.cache_bytes)),
+        ("samples, train", f"{plan.train:,}"),
+        ("samples, validation", f"{plan.validation:,}"),
+        ("features", f"{len(plan.features)}"),
+        ("feature cache on disk", _size(plan.cache_bytes)),
         ("disk that is free", _size(plan.free)),
         ("memory, without the cache", _size(plan.memory)),
-        ("memory, to read the cache once", _size(plan.memory + work.cache_bytes)),
+        ("memory, to read the cache once", _size(plan.memory + plan.cache_bytes)),
     ]
     if plan.device is not None:
         sizes.append(("memory of the device", _size(plan.device)))
