@@ -49,7 +49,7 @@ from bmnas.spaces.cells.one_shot import OneShot
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.problem import SearchProblem
-from bmnas.strategies.rerank import SCREENED, train_single_networks
+from bmnas.strategies.rerank import SCREENED, train_single_path
 from bmnas.tasks import reload_task
 from bmnas.training.heads import head_for
 
@@ -218,7 +218,7 @@ class Setting:
     def ranking(self, seed: int) -> dict[str, Any]:
         """Return how the supernet of a finished search ranks the table's networks.
 
-        As Algorithm 1 leaves it, and trained on as single networks, see ``train_single_networks``.
+        As Algorithm 1 leaves it, and trained on one path at a time, see ``train_single_path``.
         """
         problem, search = self._problem(seed), self.config.search
         supernet = Supernet(
@@ -236,8 +236,8 @@ class Setting:
         taus = {"seed": seed, "mixture": self._taus(problem, supernet)}
         draw = Random(seed)
         drawn = [problem.cells.sample(draw) for _ in range(SCREENED)]
-        train_single_networks(problem, drawn, supernet)
-        return {**taus, "single_networks": self._taus(problem, supernet)}
+        train_single_path(problem, drawn, supernet)
+        return {**taus, "single_path": self._taus(problem, supernet)}
 
     def _taus(self, problem: SearchProblem, supernet: Supernet) -> dict[str, float]:
         """Return Kendall's tau of what the supernet and what the table say of all networks."""

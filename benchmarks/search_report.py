@@ -118,9 +118,10 @@ def markdown(report: Mapping[str, Any]) -> str:
     ]
     for stage, what in (
         ("mixture", "supernet"),
-        ("single_networks", "supernet as single networks"),
+        ("single_path", "supernet trained on one path at a time"),
     ):
-        ranked = [found[stage] for found in report["supernet"]]
+        # Reports of earlier commits call it otherwise.
+        ranked = [f.get(stage) or f["single_networks"] for f in report["supernet"]]
         taus, own = ([r[part] for r in ranked] for part in ("test", "test_of_several_modalities"))
         lines.append(
             f"Kendall's tau of the {what} and test: {np.mean(taus):.2f}, among networks of several "

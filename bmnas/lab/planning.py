@@ -256,7 +256,7 @@ def stage_amounts(task: Task, config: Config, seeds: int = 1) -> dict[str, float
             seeds * search.epochs * samples_per_epoch(validation, search.batch_size)
         ),
         "validation": seeds * search.epochs * validation,
-        "single_networks": screened * search.candidate_epochs * weights,
+        "single_path": screened * search.candidate_epochs * weights,
         "rerank": trainings * search.candidate_epochs * weights,
         "screening": screened * min(SAMPLES, validation),
         "other": seeds * search.epochs,

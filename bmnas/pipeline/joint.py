@@ -5,6 +5,7 @@ Legend: B batch, K classes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
@@ -20,10 +21,10 @@ from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.report.metrics import BatchLatency, LatencyMetrics
 from bmnas.spaces.fusion import Fusion
 from bmnas.tasks.task import Part, Task
-from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.fit import fit
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Evaluation, Forward, evaluate
-from bmnas.training.settings import TrainConfig
+from bmnas.training.settings import Recipe, TrainConfig
 
 _LATENCY_BATCHES = (1, 64)
 
@@ -56,7 +57,9 @@ def fit_fusion(
     parts: tuple[Part, ...] = ("train", "validation")
     network = MultimodalNetwork(backbones, fusion, unimodal_logits=unimodal_logits)
     network.to(runtime.device)
-    groups = [Group(list(fusion.parameters()), config.max_lr)]
+    recipe = Recipe(
+        config.epochs, config.batch_size, config.max_lr, config.min_lr, config.weight_decay
+    )
     samples: Samples
     if config.freeze_backbones:
         cache = context.features(backbones, parts, fusion.length)
@@ -65,17 +68,15 @@ def fit_fusion(
         forward: Forward = runtime.compiled(fusion, _steps(samples, config))
     else:
         samples = raw_samples(task, network, *parts)
-        groups.append(Group(list(network.backbones.parameters()), config.backbone_lr))
+        recipe = dataclasses.replace(recipe, backbone_lr=config.backbone_lr)
         trained = network
         forward = forward_of(network, runtime, _steps(samples, config))
     fit(
         trained,
         forward,
-        groups,
         samples,
         context.head,
-        Recipe(config.epochs, config.batch_size, config.min_lr, config.weight_decay),
-        device=runtime.device,
+        recipe,
         checkpoint=checkpoint,
         progress=context.progress,
         stage="training",

@@ -38,7 +38,7 @@ from bmnas.machine.files import sha256_file, sha256_json
 from bmnas.machine.runtime import seed_stage
 from bmnas.pipeline.context import RunContext
 from bmnas.tasks.task import Array, Modality, Part, Task
-from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.fit import fit
 from bmnas.training.metrics import Evaluation, Forward, evaluate
 
 
@@ -145,7 +145,7 @@ def feature_names(task: Task) -> list[str]:
 
 
 def _make(context: RunContext, modality: Modality, checkpoint: Checkpoint) -> Unimodal:
-    task, config, device = context.task, context.config.unimodal, context.runtime.device
+    task, device = context.task, context.runtime.device
     started = time.perf_counter()
     seed_stage(context.backbone_seed, f"backbone {modality.name}")
     backbone, trained = new_backbone(task, modality)
@@ -154,17 +154,9 @@ def _make(context: RunContext, modality: Modality, checkpoint: Checkpoint) -> Un
         fit(
             trained,
             _call(backbone),
-            [Group(list(trained.parameters()), config.max_lr)],
             _samples(task, modality, backbone, "train"),
             context.head,
-            Recipe(
-                config.epochs,
-                config.batch_size,
-                config.min_lr,
-                config.weight_decay,
-                decoupled=True,
-            ),
-            device=device,
+            context.config.unimodal.recipe,
             checkpoint=checkpoint,
             progress=context.progress,
             stage=f"backbone {modality.name}",

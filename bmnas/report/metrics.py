@@ -18,6 +18,8 @@ from bmnas.machine.files import read_json, write_json
 from bmnas.machine.schema import plain, read
 
 _LARGEST = 1e300
+#: What earlier versions called stage ``single_path``.
+_EARLIER_SINGLE_PATH = "single_networks"
 
 
 class Finite:
@@ -147,6 +149,10 @@ class RunMetrics:
         data = read_json(path)
         if not isinstance(data, dict):
             raise UserError(f"{path}: received {type(data).__name__}, expected an object")
+        for section in ("seconds", "samples_per_second"):
+            stages = data.get(section)
+            if isinstance(stages, dict) and _EARLIER_SINGLE_PATH in stages:
+                stages["single_path"] = stages.pop(_EARLIER_SINGLE_PATH)
         return read(cls, data, str(path), ignore_unknown=True)
 
     def save(self, path: Path) -> None:

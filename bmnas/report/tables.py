@@ -22,7 +22,7 @@ STAGES = {
     "validation": "search: validation",
     "candidates": "search: candidates",
     "surrogate": "search: surrogate",
-    "single_networks": "search: single networks",
+    "single_path": "search: single path",
     "screening": "search: screening",
     "rerank": "search: rerank",
     "other": "search: other",

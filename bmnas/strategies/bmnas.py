@@ -35,6 +35,5 @@ class BMNAS(Strategy):
         """Search by gradient descent on the relaxed architecture."""
         cls.check_space(problem.space)
         from bmnas.strategies.bilevel import search_bilevel
-        from bmnas.strategies.several import search_several
 
-        return search_several(problem) if problem.seeds > 1 else search_bilevel(problem)
+        return search_bilevel(problem)

@@ -18,8 +18,8 @@ from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.registry import architecture_from_dict
 from bmnas.spaces.space import SearchSpace
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
-from bmnas.strategies.strategy import Candidate, ProposingStrategy, ShortTraining
-from bmnas.training.fit import Recipe
+from bmnas.strategies.strategy import Candidate, ProposingStrategy
+from bmnas.training.settings import ShortTraining
 from bmnas.training.together import Trained, fit_together
 
 _PROPOSALS = "proposals"  # the stage whose costs are those of the strategy itself
@@ -214,12 +214,9 @@ class TrainingEvaluator:
             self._data[group[0].data],
             self._validation,
             problem.head,
-            recipe_of(training),
-            max_lr=training.max_lr,
+            training,
             device=problem.runtime.device,
             stage=f"candidate {first}" if first == last else f"candidates {first} to {last}",
-            patience=training.patience,
-            keep="best" if training.best else "last",
         )
 
     def _samples_seen(self, record: Record) -> int:
@@ -239,17 +236,6 @@ class TrainingEvaluator:
                     "strategy asks for here; go on where the search was begun, or start anew with "
                     "--overwrite"
                 )
-
-
-def recipe_of(training: ShortTraining) -> Recipe:
-    """Return the recipe of a short training, its peak learning rate apart."""
-    return Recipe(
-        training.epochs,
-        training.batch_size,
-        training.min_lr,
-        training.weight_decay,
-        first_cycle=training.first_cycle,
-    )
 
 
 def stratified(labels: torch.Tensor, count: int) -> list[torch.Tensor]:

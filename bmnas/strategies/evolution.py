@@ -8,8 +8,8 @@ from random import Random
 from typing import Annotated, Any, TypeVar
 
 from bmnas.machine.schema import Range
-from bmnas.strategies.strategy import Candidate, Proposals, ProposingStrategy, ShortTraining
-from bmnas.training.settings import BatchSize, Count, Probability, Rate, Size
+from bmnas.strategies.strategy import Candidate, Proposals, ProposingStrategy
+from bmnas.training.settings import BatchSize, Count, Probability, Rate, ShortTraining, Size
 
 _DRAWS = 100  # for each first member; a space of few features has few genotypes
 _TRIES = 3  # to find two parents that differ

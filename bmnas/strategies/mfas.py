@@ -11,8 +11,8 @@ import numpy as np
 from bmnas.machine.schema import Range
 from bmnas.spaces.mfas.genotype import DEEPEST
 from bmnas.strategies.sampling import draw, temperatures
-from bmnas.strategies.strategy import Candidate, Proposals, ProposingStrategy, ShortTraining
-from bmnas.training.settings import BatchSize, Count, Dropout, Rate, Size
+from bmnas.strategies.strategy import Candidate, Proposals, ProposingStrategy
+from bmnas.training.settings import BatchSize, Count, Dropout, Rate, ShortTraining, Size
 
 if TYPE_CHECKING:
     from bmnas.strategies.surrogate import ScorePool

@@ -18,10 +18,10 @@ from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.one_shot import OneShot, SinglePath
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.cells.supernet import Supernet
-from bmnas.strategies.evaluator import TrainingEvaluator, recipe_of
+from bmnas.strategies.evaluator import TrainingEvaluator
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
 from bmnas.strategies.strategy import Candidate, candidate_training
-from bmnas.training.fit import Group, fit
+from bmnas.training.fit import fit
 
 #: Networks that the supernet judges. With half as many, searches on easy-vqa saw too few that
 #: multiply; on av-digits, in simulation, half and twice as many do as well.
@@ -61,21 +61,22 @@ def rerank(
     with problem.progress.stage("reranking", len(genotypes)) as evaluator.shown:
         evaluator.score([Candidate(genotype) for genotype in genotypes])
     best = evaluator.outcome()
-    stages = {**derived.stages, **best.stages}
-    if "single_networks" in meter.seconds:
+    added = dict(best.stages)
+    if "single_path" in meter.seconds:
         each = config.candidate_epochs * samples_per_epoch(len(problem.train), config.batch_size)
-        stages["single_networks"] = StageCost(meter.seconds["single_networks"], each)
-        stages["screening"] = StageCost(meter.seconds["screening"], 0)
-    added = sum(cost.samples for name, cost in stages.items() if name not in derived.stages)
+        added["single_path"] = StageCost(meter.seconds["single_path"], each)
+        added["screening"] = StageCost(meter.seconds["screening"], 0)
     return dataclasses.replace(
-        best,
-        samples_seen=derived.samples_seen + added,
-        stages=stages,
+        derived,
+        genotype=best.genotype,
+        validation=best.validation,
+        threshold=best.threshold,
+        candidates=best.candidates,
+        best_candidate=best.best_candidate,
+        samples_seen=derived.samples_seen + sum(cost.samples for cost in added.values()),
+        stages={**derived.stages, **added},
         seconds=derived.seconds + best.seconds,
         processor_seconds=derived.processor_seconds + best.processor_seconds,
-        best_epoch=derived.best_epoch,
-        seed=derived.seed,
-        members=derived.members,
     )
 
 
@@ -96,30 +97,28 @@ class _Wanted:
         self.cells = json.loads(state_dict["cells"])
 
 
-def train_single_networks(
+def train_single_path(
     problem: SearchProblem, genotypes: Sequence[Genotype], supernet: Supernet
 ) -> None:
     """Train the weights of ``supernet`` on, each step those of another one of ``genotypes``.
 
     As long as a candidate is trained. Raises UserError when the loss is no longer finite.
     """
-    weights = supernet.weight_parameters()
-    for parameter in weights:
-        parameter.requires_grad_(True)
+    supernet.requires_grad_(True)
+    for parameter in supernet.architecture_parameters():
+        parameter.requires_grad_(False)
+    # What draws are named decides what they are: it stays.
     seed_stage(problem.seed, "single networks")
     order = Random(f"{problem.seed} single networks").sample(list(genotypes), len(genotypes))
-    networks = SinglePath(supernet, order)
+    network, training = SinglePath(supernet, order), candidate_training(problem.config)
     fit(
-        networks,
-        networks,
-        [Group(weights, problem.config.max_lr)],
+        network,
+        network,
         problem.train,
         problem.head,
-        recipe_of(candidate_training(problem.config)),
-        device=problem.runtime.device,
-        checkpoint=None,
+        training,
+        stage="single path",
         progress=problem.progress,
-        stage="single networks",
     )
 
 
@@ -138,8 +137,8 @@ def _candidates(
     weights = supernet.architecture_weights()
     drawn = _drawn(problem, set(chosen), weights, max(wanted, SCREENED)) if wanted else []
     if len(drawn) > wanted:
-        with meter.stage("single_networks"):
-            train_single_networks(problem, drawn, supernet)
+        with meter.stage("single_path"):
+            train_single_path(problem, drawn, supernet)
         with meter.stage("screening"):
             losses = _losses(problem, drawn, supernet)
         # sorted() keeps the order of draws among equals.
@@ -150,9 +149,8 @@ def _candidates(
 def _losses(
     problem: SearchProblem, genotypes: Sequence[Genotype], supernet: Supernet
 ) -> list[float]:
-    device = problem.runtime.device
+    device, seed = problem.runtime.device, stage_seed(problem.seed, "screening")
     with problem.progress.stage("screening", len(genotypes)) as shown:
-        seed = stage_seed(problem.seed, "screening")
         one_shot = OneShot(supernet, problem.validation, problem.head, device, seed)
         losses = []
         for genotype in genotypes:

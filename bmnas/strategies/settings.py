@@ -15,7 +15,7 @@ class SearchConfig:
 
     ``candidates`` is the budget of strategies that train candidates, ``rerank`` how many genotypes
     Algorithm 1's own result is compared with in the end (0: the paper's method); each is trained
-    for ``candidate_epochs``, and before them the supernet as single networks. ``cache_dtype`` is
+    for ``candidate_epochs``, and before them the supernet, one path at a time. ``cache_dtype`` is
     the type of the feature cache, ``precision`` that of the matrix products of Algorithm 1.
     """
 

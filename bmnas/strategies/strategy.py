@@ -18,6 +18,7 @@ from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.registry import space_named
 from bmnas.spaces.space import SearchSpace
 from bmnas.strategies.settings import SearchConfig
+from bmnas.training.settings import ShortTraining
 
 if TYPE_CHECKING:
     from bmnas.strategies.problem import Outcome, SearchProblem
@@ -36,27 +37,6 @@ class Candidate:
     genotype: Architecture
     data: int = 0
     note: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ShortTraining:
-    """How candidates are trained: Adam, one cosine cycle from ``max_lr`` to ``min_lr``.
-
-    With ``first_cycle`` there are warm restarts, see ``Recipe``. Up to ``together`` candidates are
-    trained as one network. What counts is the evaluation of the last epoch, or of the ``best``
-    one; ``patience`` ends a training whose score has not risen for so many epochs.
-    """
-
-    epochs: int
-    batch_size: int
-    max_lr: float
-    min_lr: float
-    weight_decay: float = 0.0
-    dropout: float = 0.0
-    together: int = 1
-    best: bool = False
-    patience: int | None = None
-    first_cycle: int | None = None
 
 
 class Strategy(ABC):

@@ -1,13 +1,12 @@
 """Training for a fixed number of epochs: the loop of all that is not Algorithm 1.
 
-Backbones, candidates, a supernet as single networks, final networks.
+Backbones, candidates, a supernet one path at a time, final networks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from statistics import fmean
 
 import torch
@@ -27,66 +26,41 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Progress
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Forward, Output, logits_of
+from bmnas.training.settings import Recipe
 
 #: The loss of what a network returned, a number, for the labels of a batch.
 Loss = Callable[[Output, Tensor], Tensor]
 
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that share a peak learning rate."""
-
-    parameters: Sequence[nn.Parameter]
-    max_lr: float
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Adam with one cosine cycle from each group's ``max_lr`` to ``min_lr``, step by step.
-
-    ``decoupled`` weight decay is that of AdamW; else it is added to the gradient, as the search
-    of BM-NAS does. With ``first_cycle`` there are warm restarts (SGDR): a cycle of so many epochs,
-    then cycles that are twice as long as the one before.
-    """
-
-    epochs: int
-    batch_size: int
-    min_lr: float
-    weight_decay: float
-    decoupled: bool = False
-    first_cycle: int | None = None
+_SILENT = Progress()
 
 
 def fit(
     network: nn.Module,
     forward: Forward,
-    groups: Sequence[Group],
     samples: Samples,
     head: TaskHead,
     recipe: Recipe,
     *,
-    device: torch.device,
-    checkpoint: Checkpoint | None,
-    progress: Progress,
     stage: str,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = _SILENT,
     loss: Loss | None = None,
     until: Callable[[], bool] | None = None,
 ) -> list[Record]:
     """Train ``network`` on ``samples`` and return a record of every epoch.
 
-    ``network`` is what is put into training mode and saved in the checkpoint; ``forward`` maps
-    the inputs of a batch to logits (B, K), or to a tuple that starts with them; of N networks
-    that are trained as one they may be (B, N, K). ``loss`` is what is minimised, by default that
-    of ``head`` on the logits. ``until`` is asked after every epoch, and what it says may end the
-    training early; what it remembers is not in the checkpoint. Raises UserError when the loss is
-    no longer finite.
+    Trained are its parameters that want gradients, on the device they are on. ``forward`` maps the
+    inputs of a batch to logits (B, K), or to a tuple that starts with them; of N networks that are
+    trained as one they may be (B, N, K). ``loss`` is what is minimised, by default that of
+    ``head`` on the logits. After every epoch ``until`` says whether to stop; what it remembers is
+    not in the checkpoint. Raises UserError, naming ``stage``, when the loss is no longer finite.
     """
-    optimizer = _optimizer(groups, recipe)
+    optimizer = _optimizer(network, recipe)
     schedule = _schedule(optimizer, recipe, batches_per_epoch(len(samples), recipe.batch_size))
     parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     records = [] if checkpoint is None else checkpoint.restore(parts)
     minimised = loss or (lambda output, labels: head.loss(logits_of(output), labels))
-    parameters = [p for group in groups for p in group.parameters]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     forward = data_parallel(network, parameters, forward)
     with progress.stage(stage, recipe.epochs) as shown:
         shown.advance(len(records))
@@ -95,12 +69,17 @@ def fit(
             network.train()
             batches = epoch_batches(len(samples), recipe.batch_size)
             found, logits, labels = _epoch(
-                forward, samples, batches, minimised, optimizer, schedule, device
+                forward, samples, batches, minimised, optimizer, schedule, parameters[0].device
             )
-            record: Record = {"epoch": epoch, "learning_rate": rate}
-            record["train_loss"] = require_finite_loss(found, stage, epoch)
-            record["train_score"] = score = _score(head, logits, labels)
-            records.append(record)
+            score = _score(head, logits, labels)
+            records.append(
+                {
+                    "epoch": epoch,
+                    "learning_rate": rate,
+                    "train_loss": require_finite_loss(found, stage, epoch),
+                    "train_score": score,
+                }
+            )
             if checkpoint is not None:
                 checkpoint.save(parts, records)
             shown.message(f"loss {found:.3f}  {head.metric} {score:.3f}")
@@ -112,9 +91,15 @@ def fit(
     return records
 
 
-def _optimizer(groups: Sequence[Group], recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    slow = [] if recipe.backbone_lr is None else [p for n, p in named if n.startswith("backbones.")]
+    backbones = set(slow)
+    groups = [{"params": [p for _, p in named if p not in backbones], "lr": recipe.max_lr}]
+    if slow:
+        groups.append({"params": slow, "lr": recipe.backbone_lr})
     return torch.optim.Adam(
-        [{"params": list(group.parameters), "lr": group.max_lr} for group in groups],
+        groups,
         weight_decay=recipe.weight_decay,
         decoupled_weight_decay=recipe.decoupled,
         fused=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from bmnas.machine.schema import Range
@@ -20,6 +20,40 @@ Threshold = Annotated[float, Range(above=0, below=1)]
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """Adam with one cosine cycle from ``max_lr`` to ``min_lr``, step by step.
+
+    Parameters below ``backbones`` start from ``backbone_lr``, if given. ``decoupled`` weight decay
+    is that of AdamW; else it is added to the gradient, as the search of BM-NAS does. With
+    ``first_cycle`` there are warm restarts (SGDR): a cycle of so many epochs, then cycles that are
+    twice as long as the one before.
+    """
+
+    epochs: int
+    batch_size: int
+    max_lr: float
+    min_lr: float
+    weight_decay: float = 0.0
+    backbone_lr: float | None = None
+    decoupled: bool = False
+    first_cycle: int | None = None
+
+
+@dataclass(frozen=True)
+class ShortTraining(Recipe):
+    """How candidates are trained and judged, up to ``together`` of them as one network.
+
+    What counts is the evaluation of the last epoch, or of the ``best`` one; ``patience`` ends a
+    training whose score has not risen for so many epochs.
+    """
+
+    dropout: float = 0.0
+    together: int = 1
+    best: bool = False
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
 class UnimodalConfig:
     """How a backbone without weights is trained: AdamW, one cosine cycle, fixed epochs."""
 
@@ -28,6 +62,11 @@ class UnimodalConfig:
     max_lr: Rate = 2e-3
     min_lr: Rate = 1e-6
     weight_decay: Rate = 1e-2
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that these settings are."""
+        return Recipe(**asdict(self), decoupled=True)
 
 
 @dataclass(frozen=True)

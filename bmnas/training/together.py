@@ -9,22 +9,21 @@ Legend: N networks, n samples, B batch, L length, C_raw channels of a raw featur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from bmnas.features.samples import FeatureSamples
-from bmnas.machine.distributed import broadcast_buffers
-from bmnas.machine.progress import Progress
-from bmnas.training.fit import Group, Recipe, fit, require_finite_loss
+from bmnas.training.fit import fit, require_finite_loss
 from bmnas.training.heads import TaskHead
 from bmnas.training.merging import Program
 from bmnas.training.metrics import Evaluation, Output, evaluate_several
 from bmnas.training.recording import ApartError, Recorder, Weight
+from bmnas.training.settings import ShortTraining
 
 
 class Together(nn.Module):
@@ -35,58 +34,45 @@ class Together(nn.Module):
     training all networks see the same dropout masks, as they see the same batches: what becomes of
     one does not depend on those beside it.
 
-    What cannot be merged is computed one by one: functions that torch cannot batch, and whole
-    networks that ask for the value of a tensor, change a tensor in place (BatchNorm apart), or have
-    a backward pass of their own. Networks that are so in training are ``alone``, with weights of
-    their own. So is a single network, as it takes less time by itself.
+    Calls that torch cannot batch are made one by one. Where one of the networks cannot be recorded
+    (it asks for the value of a tensor, changes a tensor in place, BatchNorm apart, or has a
+    backward pass of its own), all are computed one by one, as ``alone``, with weights of their own.
+    So is a single network, as it takes less time by itself.
     """
 
     def __init__(self, networks: Sequence[nn.Module], pooled: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._networks: Sequence[Any] = tuple(networks)
         self.features = tuple(dict.fromkeys(f for n in self._networks for f in n.features))
-        self._steps, self._extra = 0, list[int]()
+        self.alone = nn.ModuleList()
+        self._steps, self._more = 0, list[int]()
         self._tensors = [_tensors(network) for network in networks]
         self._places: dict[Weight, tuple[str, int]] = {}
-        self._programs: dict[Any, tuple[Program, list[int]]] = {}
+        self._programs: dict[Any, tuple[Program, list[int]] | None] = {}
         inputs = [pooled[name] for name in self.features]
         self._device = inputs[0].device
-        self._apart = {mode: {0} if len(networks) == 1 else set() for mode in (True, False)}
-        self._programs[self._key(inputs)] = self._program(inputs)
-        self.alone = nn.ModuleDict({str(number): networks[number] for number in self._apart[True]})
-        self._apart[False].update(self._apart[True])
+        found = self._programs[self._key(inputs)] = self._program(inputs)
+        if found is None:
+            self.alone.extend(networks)
 
     def forward(self, pooled: Sequence[Tensor]) -> Output:
         """Return logits (B, N, K) of all networks from the pooled ``features``, (B, L, C_raw) each.
 
         In training what networks give besides their logits follows, for ``loss``.
         """
+        named = dict(zip(self.features, pooled, strict=True))
         key = self._key(pooled)
         if key not in self._programs:
             self._programs[key] = self._program(pooled)
-        program, extra = self._programs[key]
-        named = dict(zip(self.features, pooled, strict=True))
+        merged = self._programs[key]
+        if merged is None:
+            return self._one_by_one(named)
+        program, self._more = merged
         seed = int(torch.randint(2**62, ())) if self.training else 0
         given = {**self._parameters, **self._buffers, **named}
-        found = program(cast(Mapping[str, Tensor], given), seed, self._device)
+        logits, *more = program(cast(Mapping[str, Tensor], given), seed, self._device)
         self._steps += self.training
-        self._extra = extra
-        if len(extra) == len(self._networks) and not any(extra):
-            return found[0].transpose(0, 1)
-        logits = [own for merged in found[: min(1, len(extra))] for own in merged]
-        rest = iter(found[1:])
-        more = [[next(rest)[0] for _ in range(count)] for count in extra]
-        for number in sorted(self._apart[self.training]):
-            network = self._networks[number].train(self.training)
-            if str(number) not in self.alone:
-                self.unstack()
-            own = network([named[name] for name in network.features])
-            first, *others = own if isinstance(own, tuple) else (own,)
-            logits.insert(number, first)
-            more.insert(number, others)
-        self._extra = [len(each) for each in more]
-        every = torch.stack(logits, dim=1)
-        return (every, *(x for each in more for x in each)) if any(more) else every
+        return (logits.transpose(0, 1), *(x[0] for x in more)) if more else logits.transpose(0, 1)
 
     def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
         """Return the sum of the networks' losses of what ``forward`` gave in training."""
@@ -94,7 +80,7 @@ class Together(nn.Module):
         if not any(network.has_own_loss for network in self._networks):
             return head.network_losses(logits, labels).sum()
         losses = []
-        for own, count, network in zip(logits.unbind(1), self._extra, self._networks, strict=True):
+        for own, count, network in zip(logits.unbind(1), self._more, self._networks, strict=True):
             more, rest = rest[:count], rest[count:]
             losses.append(network.loss(head, (own, *more) if more else own, labels))
         return torch.stack(losses).sum()
@@ -104,30 +90,45 @@ class Together(nn.Module):
         """Give every network the weights and the statistics that it has here."""
         for weight, (name, row) in self._places.items():
             weight.of(self._tensors[weight.network][weight.name]).copy_(getattr(self, name)[row])
-        for number, network in enumerate(self._networks):
+        for network in self._networks:
             for name, buffer in network.named_buffers():
-                if name.endswith("num_batches_tracked") and str(number) not in self.alone:
+                if name.endswith("num_batches_tracked"):
                     buffer += self._steps
         self._steps = 0
 
     def _key(self, pooled: Sequence[Tensor]) -> Any:
         return self.training, *((x.shape, x.dtype) for x in pooled)
 
-    def _program(self, pooled: Sequence[Tensor]) -> tuple[Program, list[int]]:
-        """Return a program of the networks, and how much each of them gives after its logits."""
+    def _one_by_one(self, named: Mapping[str, Tensor]) -> Output:
+        if not self.alone:
+            self.unstack()
+        outputs = [
+            network.train(self.training)([named[name] for name in network.features])
+            for network in self._networks
+        ]
+        each = [own if isinstance(own, tuple) else (own,) for own in outputs]
+        self._more = [len(own) - 1 for own in each]
+        logits = torch.stack([own[0] for own in each], dim=1)
+        return (logits, *(x for own in each for x in own[1:])) if any(self._more) else logits
+
+    def _program(self, pooled: Sequence[Tensor]) -> tuple[Program, list[int]] | None:
+        """Return a program of the networks, and how much each of them gives after its logits.
+
+        None where they are computed one by one.
+        """
+        if len(self._networks) == 1:
+            return None
         recorder = Recorder(dict(zip(self.features, pooled, strict=True)))
-        results = []
-        for number, network in enumerate(self._networks):
-            if number not in self._apart[self.training]:
-                try:
-                    network.train(self.training)
-                    results.append(recorder.record(number, network, network.features))
-                except ApartError:
-                    if self.training and self._programs:
-                        raise  # its weights are merged already
-                    self._apart[self.training].add(number)
-        rest = [[value] for each in results for value in each[1:]]
-        wanted = [[each[0] for each in results], *rest] if results else []
+        try:
+            results = [
+                recorder.record(number, network.train(self.training), network.features)
+                for number, network in enumerate(self._networks)
+            ]
+        except ApartError:
+            if self.training and self._programs:
+                raise  # the optimiser has merged weights already
+            return None
+        wanted = [[each[0] for each in results], *([x] for each in results for x in each[1:])]
         return Program(wanted, self._place), [len(each) - 1 for each in results]
 
     @torch.no_grad()
@@ -168,62 +169,49 @@ def fit_together(
     train: FeatureSamples,
     validation: FeatureSamples,
     head: TaskHead,
-    recipe: Recipe,
+    training: ShortTraining,
     *,
-    max_lr: float,
     device: torch.device,
     stage: str,
-    progress: Progress | None = None,
-    patience: int | None = None,
-    keep: Literal["best", "last"] = "best",
-    tell: Callable[[int, int], None] | None = None,
 ) -> list[Trained]:
     """Train ``networks`` on the same batches and return how each does on ``validation``.
 
     They may be given as ``joined``, to be used further, and end with the weights of the last epoch.
-    Of each the best epoch counts, of equal ones the earliest; all are measured. With ``keep``
-    "last" the last one counts, and no other is measured. With ``patience`` a network that has not
-    risen for so many epochs has ended; it is computed on until all have. ``tell`` is called after
-    an epoch with its number and how many networks had not ended before it. Draws from torch's
-    global generator. Raises UserError when a loss is no longer finite.
+    Of each the last epoch counts, and no other is measured; with ``training.best`` the best one,
+    of equal ones the earliest. With ``patience`` a network that has not risen for so many epochs
+    has ended; it is computed on until all have. Draws from torch's global generator. Raises
+    UserError when a loss is no longer finite.
     """
-    together = joined(networks, train, recipe.batch_size, device)
+    together = joined(networks, train, training.batch_size, device)
     found: list[Trained] = []
 
     def measure() -> bool:
-        broadcast_buffers(together)
         each = evaluate_together(together, validation, head, device)
-        running = [n for n in range(len(each)) if not found or found[n].waited != patience]
-        for n in running:
-            require_finite_loss(each[n].loss, stage, found[n].epochs + 1 if found else 1)
-        if found:
-            for n in running:
-                found[n].see(each[n])
-        else:
+        epoch = 1 + max((own.epochs for own in found), default=0)
+        for number, now in enumerate(each):
+            if not found or found[number].waited != training.patience:
+                require_finite_loss(now.loss, stage, epoch)
+                if found:
+                    found[number].see(now)
+        if not found:
             found.extend(map(Trained, each))
-        if tell is not None:
-            tell(max(own.epochs for own in found), len(running))
-        return all(own.waited == patience for own in found)
+        return all(own.waited == training.patience for own in found)
 
     fit(
         together,
         together,
-        [Group(list(together.parameters()), max_lr)],
         train.select(together.features),
         head,
-        recipe,
-        device=device,
-        checkpoint=None,
-        progress=progress or Progress(),
+        training,
         stage=stage,
         loss=partial(together.loss, head),
-        until=measure if keep == "best" else None,
+        until=measure if training.best else None,
     )
     together.unstack()
-    if keep == "last":
-        each = evaluate_together(together, validation, head, device)
-        found = [Trained(own, recipe.epochs) for own in each]
-    return found
+    if training.best:
+        return found
+    each = evaluate_together(together, validation, head, device)
+    return [Trained(own, training.epochs) for own in each]
 
 
 def evaluate_together(

@@ -17,9 +17,10 @@ from bmnas.features.reading import Pooled, Reading, Tokens
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Progress
 from bmnas.tasks import Modality, Task, check_task
-from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.fit import fit
 from bmnas.training.heads import head_for
 from bmnas.training.metrics import evaluate
+from bmnas.training.settings import Recipe
 
 SAMPLES = 48
 
@@ -148,13 +149,9 @@ def test_the_loops_train_and_judge_a_network_that_reads_tokens(tmp_path: Path) -
     fit(
         network,
         network,
-        [Group(list(network.parameters()), 0.1)],
         train,
         head,
-        Recipe(10, 8, 1e-3, 0.0),
-        device=CPU,
-        checkpoint=None,
-        progress=Progress(),
+        Recipe(10, 8, 0.1, 1e-3),
         stage="tokens",
     )
     assert evaluate(network, network, cache.samples("validation"), head, CPU).score > 0.9

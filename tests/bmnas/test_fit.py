@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from bmnas.features.samples import Batch, epoch_batches
 from bmnas.machine.errors import UserError
-from bmnas.machine.progress import Progress
-from bmnas.training.fit import Group, Recipe, fit, require_finite_loss
+from bmnas.training.fit import fit, require_finite_loss
 from bmnas.training.heads import head_for
+from bmnas.training.settings import Recipe
 
 CPU = torch.device("cpu")
 
@@ -32,20 +32,16 @@ class Points:
 
 
 def train(
-    recipe: Recipe, max_lr: float = 0.1, until: Callable[[], bool] | None = None
+    recipe: Recipe, until: Callable[[], bool] | None = None
 ) -> tuple[nn.Linear, list[dict[str, float]]]:
     torch.manual_seed(0)
     network = nn.Linear(2, 2)
     records = fit(
         network,
         lambda inputs: network(inputs[0]),
-        [Group(list(network.parameters()), max_lr)],
         Points(64),
         head_for("multiclass"),
         recipe,
-        device=CPU,
-        checkpoint=None,
-        progress=Progress(),
         stage="test",
         until=until,
     )
@@ -53,7 +49,7 @@ def train(
 
 
 def test_it_learns_and_records_every_epoch() -> None:
-    network, records = train(Recipe(20, 16, 0.0, 0.0))
+    network, records = train(Recipe(20, 16, 0.1, 0.0, 0.0))
     assert [record["epoch"] for record in records] == list(range(1, 21))
     assert records[-1]["train_loss"] < records[0]["train_loss"] / 2
     assert records[-1]["train_score"] > 0.95
@@ -61,7 +57,7 @@ def test_it_learns_and_records_every_epoch() -> None:
 
 
 def test_warm_restarts_begin_anew_after_one_epoch_then_after_two_more() -> None:
-    _, records = train(Recipe(4, 16, 0.02, 0.0, first_cycle=1))
+    _, records = train(Recipe(4, 16, 0.1, 0.02, 0.0, first_cycle=1))
     middle = 0.02 + (0.1 - 0.02) / 2
     assert [r["learning_rate"] for r in records] == pytest.approx([0.1, 0.1, middle, 0.1])
 
@@ -73,26 +69,26 @@ def test_it_ends_early_where_it_is_told_to() -> None:
         asked.append(len(asked))
         return len(asked) == 3
 
-    network, records = train(Recipe(20, 16, 0.0, 0.0), until=until)
+    network, records = train(Recipe(20, 16, 0.1, 0.0, 0.0), until=until)
     assert [record["epoch"] for record in records] == [1, 2, 3]
     assert not network.training
 
 
 def test_a_learning_rate_may_stay_as_it_is() -> None:
-    _, records = train(Recipe(5, 16, 0.1, 0.0))
+    _, records = train(Recipe(5, 16, 0.1, 0.1, 0.0))
     assert [record["learning_rate"] for record in records] == [0.1] * 5
 
 
 def test_the_learning_rate_is_one_cosine() -> None:
-    _, records = train(Recipe(4, 16, 0.02, 0.0))
+    _, records = train(Recipe(4, 16, 0.1, 0.02, 0.0))
     # Four steps an epoch: the rate at the start of epoch e is that after 4 (e - 1) of 16 steps.
     expected = [0.02 + 0.08 * (1 + math.cos(math.pi * e / 4)) / 2 for e in range(4)]
     assert [record["learning_rate"] for record in records] == pytest.approx(expected)
 
 
 def test_decoupled_weight_decay_is_that_of_adamw() -> None:
-    coupled, _ = train(Recipe(1, 64, 0.1, 0.5))
-    decoupled, _ = train(Recipe(1, 64, 0.1, 0.5, decoupled=True))
+    coupled, _ = train(Recipe(1, 64, 0.1, 0.1, 0.5))
+    decoupled, _ = train(Recipe(1, 64, 0.1, 0.1, 0.5, decoupled=True))
     torch.manual_seed(0)
     network = nn.Linear(2, 2)
     points = Points(64)

@@ -72,7 +72,7 @@ def test_the_amounts_of_the_stages_by_hand() -> None:
         "search_weights": 3 * 20,
         "search_architecture": 3 * 20,
         "validation": 3 * 32,
-        "single_networks": 20,
+        "single_path": 20,
         "rerank": 2 * 20,
         "screening": 32,
         "other": 3,
@@ -81,10 +81,10 @@ def test_the_amounts_of_the_stages_by_hand() -> None:
     for stage in ("search_weights", "search_architecture", "validation", "other"):
         assert several[stage] == 4 * found[stage]
     # Three rivals for one place: there is nothing to judge.
-    assert several["screening"] == several["single_networks"] == 0
+    assert several["screening"] == several["single_path"] == 0
     assert several["rerank"] == found["rerank"]
     alone = stage_amounts(task, CONFIG_3.override("search", rerank=0))
-    assert alone["rerank"] == alone["screening"] == alone["single_networks"] == 0
+    assert alone["rerank"] == alone["screening"] == alone["single_path"] == 0
 
 
 def test_seconds_grow_with_the_amounts() -> None:

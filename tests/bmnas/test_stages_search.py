@@ -245,7 +245,7 @@ def test_seconds_by_stage_make_up_the_search(tmp_path: Path) -> None:
     metrics = bmnas.search(tiny_task(), run=tmp_path / "run", config=config).metrics
     seconds = metrics["seconds"]
     algorithm = ("search_weights", "search_architecture", "validation")
-    stages = (*algorithm, "single_networks", "screening", "rerank")
+    stages = (*algorithm, "single_path", "screening", "rerank")
     assert all(seconds[stage] > 0 for stage in (*stages, "backbones", "extraction", "other"))
     assert seconds["compile"] == 0
     assert sum(seconds[s] for s in (*stages, "other")) == pytest.approx(seconds["search"])
@@ -258,7 +258,7 @@ def test_seconds_by_stage_make_up_the_search(tmp_path: Path) -> None:
     # Two epochs of 32 samples in whole batches; two candidates of one epoch.
     assert speeds["search_weights"] * seconds["search_weights"] == pytest.approx(64)
     assert speeds["rerank"] * seconds["rerank"] == pytest.approx(64)
-    assert speeds["single_networks"] * seconds["single_networks"] == pytest.approx(32)
+    assert speeds["single_path"] * seconds["single_path"] == pytest.approx(32)
     assert speeds["extraction"] * seconds["extraction"] == pytest.approx(64)
     assert metrics["peak_memory"]["search"]["resident_bytes"] > 1 << 20
     for name in ("history.jsonl", "rerank.jsonl"):

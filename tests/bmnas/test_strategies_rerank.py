@@ -47,7 +47,7 @@ def test_the_derived_genotype_competes_with_others_that_differ(tmp_path: Path) -
         outcome.genotype.to_dict()["cells"]
         == candidates[scores.index(max(scores))]["genotype"]["cells"]
     )
-    # Two epochs of 32 and 16 samples; one epoch of 32 of single networks and of five candidates.
+    # Two epochs of 32 and 16 samples; one epoch of 32 of single paths and of five candidates.
     assert (outcome.candidates, outcome.samples_seen) == (5, 2 * (32 + 16) + 6 * 32)
 
 
@@ -107,11 +107,11 @@ def test_a_resumed_comparison_judges_nothing_again(
             search_bilevel(tiny_problem(tmp_path / "stopped", rerank=4))
     assert len(lines(tmp_path / "stopped", "rerank.jsonl")) == count - 1
     # On a machine that rounds otherwise the supernet would choose others.
-    monkeypatch.setattr(module_of_rerank, "train_single_networks", pytest.fail)
+    monkeypatch.setattr(module_of_rerank, "train_single_path", pytest.fail)
     monkeypatch.setattr(OneShot, "loss", pytest.fail)
     resumed = search_bilevel(tiny_problem(tmp_path / "stopped", rerank=4))
     assert resumed.genotype == whole.genotype
-    assert resumed.stages["single_networks"].samples == whole.stages["single_networks"].samples
+    assert resumed.stages["single_path"].samples == whole.stages["single_path"].samples
     assert lines(tmp_path / "stopped", "rerank.jsonl") == lines(tmp_path / "whole", "rerank.jsonl")
 
 
@@ -140,7 +140,7 @@ def test_the_supernet_is_trained_on_as_the_networks_that_it_judges(
     assert sorted(order) == sorted(judged)
     # In another order than they are judged in, so that none has its turn at the end by its draw.
     assert order != list(judged)
-    monkeypatch.setattr(module_of_rerank, "train_single_networks", lambda *args: None)
+    monkeypatch.setattr(module_of_rerank, "train_single_path", lambda *args: None)
     search_bilevel(tiny_problem(tmp_path / "two", rerank=2))
     with_training, without = zip(*judged.values(), strict=True)
     assert sum(with_training) < sum(without)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from tiny_problems import tiny_problem
 
-import bmnas.strategies.bilevel as bilevel
-import bmnas.strategies.several as module
+import bmnas.strategies.bilevel as module
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.errors import UserError
 from bmnas.strategies import STRATEGIES
@@ -96,7 +95,7 @@ def test_each_member_keeps_its_best_epoch_and_the_best_member_counts(
     best: int,
     epochs: list[int],
 ) -> None:
-    monkeypatch.setattr(bilevel, "evaluate", planted(*scores))
+    monkeypatch.setattr(module, "evaluate", planted(*scores))
     outcome = search(problem(tmp_path, epochs=2, arch_lr=5.0))
     assert [member.best_epoch for member in outcome.members] == epochs
     assert [member.seed for member in outcome.members] == [0, 1, 2]
@@ -114,7 +113,7 @@ def test_each_member_keeps_its_best_epoch_and_the_best_member_counts(
 def test_short_trainings_compare_the_members_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bilevel, "evaluate", planted([0.1], [0.3], [0.2]))
+    monkeypatch.setattr(module, "evaluate", planted([0.1], [0.3], [0.2]))
     outcome = search(problem(tmp_path, epochs=1, rerank=4))
     candidates = [candidate["genotype"]["cells"] for candidate in lines(tmp_path, "rerank.jsonl")]
     derived = [outcome.members[s].genotype.to_dict()["cells"] for s in (1, 2, 0)]
@@ -162,7 +161,7 @@ def test_a_stopped_search_goes_on_to_the_same_end(
 def test_the_short_trainings_begin_with_the_best_members_supernet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bilevel, "evaluate", planted([0.1, 0.9, 0.2], [0.3, 0.2, 0.4]))
+    monkeypatch.setattr(module, "evaluate", planted([0.1, 0.9, 0.2], [0.3, 0.2, 0.4]))
     begun: list[Any] = []
     monkeypatch.setattr(
         module,

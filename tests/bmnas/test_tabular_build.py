@@ -19,14 +19,14 @@ from tiny_tasks import tiny_task, write_tiny_task
 from bmnas.lab.tables import Table, build, canonical, load
 from bmnas.lab.tables.build import Work, network_groups
 from bmnas.machine.errors import UserError
-from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import seed_stage
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Run
 from bmnas.spaces.cells.network import FusionNetwork
-from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.fit import fit
 from bmnas.training.heads import head_for
 from bmnas.training.metrics import evaluate
+from bmnas.training.settings import Recipe
 
 MEASURED = ("seconds", "latency_ms")
 
@@ -109,10 +109,9 @@ def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -
             network = work.network(genotype)
             seed_stage(group.seed, "tabular batches")
             fit(
-                network, network, [Group(list(network.parameters()), search.max_lr)],
-                parts["train"].select(network.features), own,
-                Recipe(3, search.batch_size, search.min_lr, search.weight_decay),
-                device=cpu, checkpoint=None, progress=Progress(), stage="alone",
+                network, network, parts["train"].select(network.features), own,
+                Recipe(3, search.batch_size, search.max_lr, search.min_lr, search.weight_decay),
+                stage="alone",
             )  # fmt: skip
             for part in ("validation", "test"):
                 samples = parts[part].select(network.features)

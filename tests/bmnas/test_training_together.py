@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -25,14 +26,14 @@ from bmnas.spaces.mfas.network import MFASNetwork
 from bmnas.spaces.trees.fusion_tree import FusionTree
 from bmnas.spaces.trees.network import TreeFusion
 from bmnas.spaces.trees.operators import random_tree
-from bmnas.training.fit import Recipe
 from bmnas.training.heads import TaskHead, head_for
 from bmnas.training.metrics import Evaluation, Output, evaluate, logits_of
+from bmnas.training.settings import ShortTraining
 from bmnas.training.together import Together, Trained, evaluate_together, fit_together
 
 CLASSES = 4
 FEATURES = tuple(CHANNELS)
-RECIPE = Recipe(3, 16, 1e-6, 1e-2, first_cycle=1)
+RECIPE = ShortTraining(3, 16, 0.02, 1e-6, 1e-2, first_cycle=1, best=True)
 
 
 def cells(count: int, dropout: float = 0.0) -> list[Fusion]:
@@ -129,7 +130,6 @@ def own(count: int, dropout: float = 0.0) -> list[Fusion]:
 
 def mixed(dropout: float = 0.0) -> list[Fusion]:
     made = [*cells(3, dropout), *chains(3, dropout), *trees(3, dropout), *own(2)]
-    made += [Own(twist=twist) for twist in ("value", "backward", "no_grad", "in place")]
     return made[::2] + made[1::2]
 
 
@@ -165,7 +165,7 @@ def read(network: Fusion, x: dict[str, Tensor]) -> list[Tensor]:
         lambda: trees(12),
         fusions,
         lambda: own(3),
-        lambda: [Own(twist="value"), Own(twist="value")],
+        lambda: [*chains(3, heads=True), Own(twist="value"), Own(twist="in place")],
         mixed,
     ],
     ids=["cells", "mfas", "mfas-scalars", "trees", "fusions", "own", "alone", "mixed"],
@@ -211,11 +211,12 @@ def test_together_computes_what_each_computes(networks: Any) -> None:
         torch.testing.assert_close(logits[:, n], expected, rtol=1e-6, atol=1e-8)
 
 
-def test_what_cannot_be_merged_is_computed_alone() -> None:
-    twists = ("", "value", "", "backward", "no_grad", "in place")
-    made = scrambled([Own(twist=twist) for twist in twists])
-    assert set(Together(made, batch()).alone) == {"1", "3", "4", "5"}
-    assert set(Together(made[:1], batch()).alone) == {"0"}
+@pytest.mark.parametrize("twist", ["value", "backward", "no_grad", "in place"])
+def test_where_one_cannot_be_merged_all_are_computed_one_by_one(twist: str) -> None:
+    made = scrambled([Own(), Own(twist=twist), Own()])
+    assert len(Together(made, batch()).alone) == 3
+    assert len(Together(made[:1], batch()).alone) == 1
+    assert not Together([made[0], made[2]], batch()).alone
 
 
 def test_unstack_gives_back_everything() -> None:
@@ -242,18 +243,16 @@ def test_losses_of_their_own_are_added() -> None:
     torch.testing.assert_close(found, torch.stack(alone).sum())
 
 
-def trained(networks: list[Fusion], **options: Any) -> list[Trained]:
+def trained(networks: list[Fusion], recipe: ShortTraining = RECIPE) -> list[Trained]:
     torch.manual_seed(7)
     return fit_together(
         networks,
         tiny_samples(60),
         tiny_samples(40, seed=1),
         head_for("multiclass"),
-        RECIPE,
-        max_lr=0.02,
+        recipe,
         device=CPU.device,
         stage="test",
-        **options,
     )
 
 
@@ -279,7 +278,7 @@ def test_a_result_does_not_depend_on_the_networks_beside_it() -> None:
 def test_networks_end_with_the_weights_of_the_last_epoch() -> None:
     torch.manual_seed(0)
     made = mixed()
-    last = trained(made, keep="last")
+    last = trained(made, dataclasses.replace(RECIPE, best=False))
     samples, head = tiny_samples(40, seed=1), head_for("multiclass")
     again = evaluate_together(made, samples, head, CPU.device)
     for network, one, other in zip(made, last, again, strict=True):
@@ -311,24 +310,18 @@ def test_every_network_has_its_own_patience(
 ) -> None:
     scores = iter(zip(first, second, strict=True))
     monkeypatch.setattr(module, "evaluate_together", lambda *_: [scored(s) for s in next(scores)])
-    told: list[tuple[int, int]] = []
     torch.manual_seed(0)
     found = fit_together(
         trees(2),
         tiny_samples(40),
         tiny_samples(24),
         head_for("multiclass"),
-        Recipe(5, 16, 1e-3, 0.0),
-        max_lr=1e-3,
+        ShortTraining(5, 16, 1e-3, 1e-3, best=True, patience=2),
         device=CPU.device,
         stage="test",
-        patience=2,
-        tell=lambda *numbers: told.append(numbers),
     )
     assert [each.epochs for each in found] == epochs
     assert [each.best.score for each in found] == best
-    assert told[0] == (1, 2)
-    assert len(told) == max(epochs)
 
 
 def test_divergence_is_told() -> None:
@@ -338,8 +331,7 @@ def test_divergence_is_told() -> None:
             tiny_samples(40),
             tiny_samples(24),
             head_for("multiclass"),
-            Recipe(2, 16, 1e-3, 0.0),
-            max_lr=1e30,
+            ShortTraining(2, 16, 1e30, 1e-3),
             device=CPU.device,
             stage="test",
         )

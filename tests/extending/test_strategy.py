@@ -21,8 +21,8 @@ from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config
 from bmnas.strategies import STRATEGIES, Candidate, ProposingStrategy, register_strategy
 from bmnas.strategies.random import RandomSearch
-from bmnas.strategies.strategy import Proposals, ShortTraining
-from bmnas.training.settings import Count
+from bmnas.strategies.strategy import Proposals
+from bmnas.training.settings import Count, ShortTraining
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ from bmnas.machine.distributed import (
     rank,
     split_batches,
 )
-from bmnas.machine.progress import Progress
 from bmnas.strategies import STRATEGIES
-from bmnas.training.fit import Group, Recipe, fit
+from bmnas.training.fit import fit
 from bmnas.training.heads import head_for
 from bmnas.training.metrics import evaluate
+from bmnas.training.settings import Recipe
 
 
 class Pictures:
@@ -72,13 +72,9 @@ def fitted() -> list[Tensor]:
     records = fit(
         net,
         lambda inputs: net(inputs[0]),
-        [Group(list(net.parameters()), 1e-2)],
         samples,
         head,
-        Recipe(20, 5, 1e-6, 1e-2),
-        device=CPU.device,
-        checkpoint=None,
-        progress=Progress(),
+        Recipe(20, 5, 1e-2, 1e-6, 1e-2),
         stage="case",
     )
     found = evaluate(net, lambda inputs: net(inputs[0]), samples, head, CPU.device)

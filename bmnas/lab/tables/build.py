@@ -41,10 +41,10 @@ from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.strategies.settings import SearchConfig
+from bmnas.strategies.strategy import candidate_training
 from bmnas.tasks import check_task, check_test
 from bmnas.tasks.columns import read_npz
 from bmnas.tasks.task import Part, Task
-from bmnas.training.fit import Recipe
 from bmnas.training.heads import TaskHead, head_for
 from bmnas.training.together import evaluate_together, fit_together, joined
 
@@ -279,11 +279,9 @@ class Work:
             self.samples["train"],
             self.samples["validation"],
             self.head,
-            Recipe(config.candidate_epochs, config.batch_size, config.min_lr, config.weight_decay),
-            max_lr=config.max_lr,
+            candidate_training(config),
             device=device,
             stage=f"group {group.name}",
-            keep="last",
         )
         seconds = (time.perf_counter() - started) / len(networks)
         test = evaluate_together(together, self.samples["test"], self.head, device)
