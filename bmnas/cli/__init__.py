@@ -1,4 +1,4 @@
-"""The command line: one Typer program, one file a command.
+"""The command line: one Typer program.
 
 Progress and messages go to standard error, results to standard output. Exit status: 0 done, 2 the
 user's input is wrong (one line), 1 anything else.
@@ -13,18 +13,15 @@ from typing import Any
 
 import typer
 
-from bmnas.cli.bench import bench
-from bmnas.cli.compare import compare
 from bmnas.cli.export import export
 from bmnas.cli.genotype import genotype
 from bmnas.cli.plan import plan
-from bmnas.cli.presets import presets
 from bmnas.cli.search import search
 from bmnas.cli.serve import serve
-from bmnas.cli.show import show
-from bmnas.cli.sweep import sweep
+from bmnas.cli.show import compare, show
+from bmnas.cli.sweep import bench, sweep
 from bmnas.cli.tabular import tabular
-from bmnas.cli.tasks import tasks
+from bmnas.cli.tasks import presets, tasks
 from bmnas.cli.train import train
 from bmnas.machine.errors import UserError
 
@@ -81,52 +78,50 @@ def _joined() -> AbstractContextManager[None]:
 
 def main() -> None:
     """Run the command line and leave with its exit status."""
-    try:
-        _run()
-    except SystemExit as end:
-        if "WORLD_SIZE" not in os.environ:
-            raise
+    status = _run()
+    if "WORLD_SIZE" in os.environ:
         # DistributedDataParallel keeps threads of gloo, which may abort a process that ends slowly.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+        os._exit(status)
+    sys.exit(status)
 
 
-def _run() -> None:
+def _run() -> int:
+    """Run a command and return its exit status; what went wrong is told in one line."""
     try:
         with _joined():
             status = app(prog_name="bmnas", standalone_mode=False)
             if status == _INTERRUPTED:
                 raise typer.Abort
-        sys.exit(status)
+        return status or 0
     except UserError as error:
-        # One line, whatever the names of files and arrays are made of.
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        return _failed(2, str(error))
     except _UsageError as error:
         # Without a command the help was printed, and nothing is left to say.
-        if message := " ".join(error.format_message().split()).rstrip("."):
-            command = "bmnas" if error.ctx is None else error.ctx.command_path
-            print(f"error: {message}; see {command} --help", file=sys.stderr)
-        sys.exit(2)
+        if not error.format_message():
+            return 2
+        command = "bmnas" if error.ctx is None else error.ctx.command_path
+        return _failed(2, f"{error.format_message().rstrip('.')}; see {command} --help")
     except typer.Abort:
-        print("error: stopped; search and train go on with --resume", file=sys.stderr)
-        sys.exit(1)
+        return _failed(1, "stopped; search and train go on with --resume")
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
-        extra = _EXTRAS[error.name]
-        print(
-            f"error: this needs the package {error.name}, which is not installed: run "
-            f"pip install 'bmnas[{extra}]'",
-            file=sys.stderr,
+        install = f"pip install 'bmnas[{_EXTRAS[error.name]}]'"
+        return _failed(
+            2, f"this needs the package {error.name}, which is not installed: run {install}"
         )
-        sys.exit(2)
     except BrokenPipeError:
         # Whoever read our output has gone (`bmnas show … | head`); nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
-        sys.exit(1)
+        return _failed(1, f"{place}{error.strerror or error}")
+
+
+def _failed(status: int, message: str) -> int:
+    # One line, whatever the names of files and arrays are made of.
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return status

@@ -2,76 +2,66 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Option
 
-from bmnas.cli.options import Compile, Data, Device, Json, Preset, SupernetSettings, grouped
+from bmnas.cli.options import Compile, Data, Device, Json, Preset, SearchSettings, grouped
 from bmnas.cli.output import print_json
 from bmnas.machine.errors import UserError
+from bmnas.pipeline.config import Config, load_preset
+from bmnas.report.tables import STAGES, TextTable, print_tables
+from bmnas.tasks import Task, load_task
 
 if TYPE_CHECKING:
     from bmnas.lab.planning import Plan
-    from bmnas.pipeline.config import Config
-    from bmnas.report.tables import TextTable
 
-_NO_TASK = "Without a task"
 _LARGEST = 65536  # as many channels as a genotype's file may have
+_VALIDATION = 0.2  # of the samples, where there is no task yet
 
 
 @dataclass(frozen=True)
 class PlannedData:
-    """What is searched on: a task, or how many samples and features there will be."""
+    """What is searched on: a task, or so many samples and features."""
 
     task: Annotated[
         str | None,
-        typer.Option(
-            help="A name (see bmnas tasks), a task.toml file, or module:attribute.",
-            show_default="digits, unless there are --samples",
+        Option(
+            help="A name (see bmnas tasks), a task.toml file, or module:attribute; by default "
+            "digits, unless there are --samples."
         ),
     ] = None
     data: Data = None
     samples: Annotated[
         int | None,
-        typer.Option(help="Number of samples in train and validation.", rich_help_panel=_NO_TASK),
+        Option(help="Without a task: number of samples in train and validation, 4 to 1."),
     ] = None
     features: Annotated[
         str | None,
-        typer.Option(
-            help="Channels of the features, as 512,1024,…",
-            show_default="those that the preset is for",
-            rich_help_panel=_NO_TASK,
-        ),
-    ] = None
-    validation: Annotated[
-        float | None,
-        typer.Option(
-            help="Fraction of the samples in validation.",
-            show_default="0.2",
-            rich_help_panel=_NO_TASK,
+        Option(
+            help="Without a task: channels of the features, as 512,1024,…; by default those that "
+            "the preset is for."
         ),
     ] = None
 
-    def parts(self) -> tuple[int, int]:
-        """Return how many samples are for train, and how many for validation."""
-        assert self.samples is not None
-        held_out = round(self.samples * (0.2 if self.validation is None else self.validation))
-        return self.samples - held_out, held_out
-
-    def require_one(self) -> None:
-        """Raise UserError unless there is either a task or a number of samples."""
-        given = [n for n in ("samples", "features", "validation") if getattr(self, n) is not None]
-        if given and (self.task is not None or self.data is not None):
+    def load(self) -> Task | None:
+        """Return the task, None where there are samples instead; raises UserError for both."""
+        if self.samples is None and self.features is None:
+            return load_task(self.task or "digits", self.data)
+        given = "samples" if self.samples is not None else "features"
+        if self.task is not None or self.data is not None:
             raise UserError(
-                f"received a task and --{given[0]}, which a task says itself: leave one out"
+                f"received a task and --{given}, which a task says itself: leave one out"
             )
-        if given and self.samples is None:
+        if self.samples is None:
             raise UserError(
-                f"received --{given[0]} without --samples, expected how many there will be"
+                "received --features without --samples, expected how many there will be"
             )
+        return None
 
     def channels(self, config: Config) -> list[int]:
         """Return the channels of the features, by default those that the preset is for."""
@@ -94,13 +84,12 @@ class PlannedData:
 def plan(
     *,
     given: PlannedData,
-    run: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="Future run folder; the cache lies on its disk."),
-    ] = Path("runs"),
+    run: Annotated[Path, Option(help="Future run folder; the cache lies on its disk.")] = Path(
+        "runs"
+    ),
     preset: Preset = None,
-    settings: SupernetSettings,
-    seeds: Annotated[int, typer.Option(help="Number of seeds to search with.")] = 1,
+    settings: SearchSettings,
+    seeds: Annotated[int, Option(help="Number of seeds to search with.")] = 1,
     device: Device = "auto",
     compile_networks: Compile = None,
     as_json: Json = False,
@@ -114,29 +103,25 @@ def plan(
 
     Example: bmnas plan --preset ntu-1 --samples 40000
     """
-    import torch
-
     from bmnas.lab.planning import plan_features, plan_task
     from bmnas.machine.costs import hardware
     from bmnas.machine.runtime import Runtime
-    from bmnas.pipeline.config import load_preset
     from bmnas.pipeline.search import check_seeds
-    from bmnas.report.tables import print_tables
-    from bmnas.tasks import load_task
 
-    given.require_one()
-    task = None if given.samples is not None else load_task(given.task or "digits", given.data)
+    task = given.load()
     name = preset or ("default" if task is None else task.preset)
-    config = load_preset(name).override("search", **asdict(settings))
+    config = load_preset(name).override("search", **settings.given())
     check_seeds(seeds, "bmnas")
     runtime = Runtime.choose(device, compile_networks)
     if task is not None:
         found = plan_task(task, config, runtime, run, seeds=seeds)
     else:
-        channels = given.channels(config)
-        found = plan_features(channels, given.parts(), config, runtime, run, seeds=seeds)
+        samples = given.samples or 0
+        held_out = round(_VALIDATION * samples)
+        parts = (samples - held_out, held_out)
+        found = plan_features(given.channels(config), parts, config, runtime, run, seeds=seeds)
     if as_json:
-        machine = hardware(torch.device(runtime.device.type))
+        machine = hardware(runtime.device)
         print_json({"preset": config.preset, **found.to_dict(), "hardware": machine})
         return
     print_tables(_tables(found))
@@ -150,8 +135,6 @@ def plan(
 
 
 def _tables(plan: Plan) -> list[TextTable]:
-    from bmnas.report.tables import STAGES, TextTable
-
     sizes = [
         ("samples, train", f"{plan.train:,}"),
         ("samples, validation", f"{plan.validation:,}"),

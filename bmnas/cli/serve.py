@@ -7,39 +7,31 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
+from typer import Argument, Option
 
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+from bmnas.machine.errors import UserError
 
 
 def serve(
     model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL",
-            help="A bundle folder that 'bmnas export' wrote, or an .onnx file.",
-            show_default=False,
-        ),
+        Path, Argument(help="A bundle folder that 'bmnas export' wrote, or an .onnx file.")
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 is every address of the machine.")
+        str, Option(help="Address to listen on; 0.0.0.0 is every address of the machine.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port for HTTP; 0 takes any free one.")
+        int, Option(min=0, max=65535, help="Port for HTTP; 0 takes any free one.")
     ] = 8000,
     threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Threads of one model run.", show_default="every CPU of the process"
-        ),
+        int | None, Option(min=1, help="Threads of one model run, by default one a CPU.")
     ] = None,
     device: Annotated[
-        Literal["cpu", "cuda"], typer.Option(help="Where the model runs; cuda needs the extra gpu.")
+        Literal["cpu", "cuda"], Option(help="Where the model runs; cuda needs the extra gpu.")
     ] = "cpu",
     max_batch: Annotated[
-        int, typer.Option(min=1, help="Largest number of samples in one request.")
+        int, Option(min=1, help="Largest number of samples in one request.")
     ] = 1024,
-    max_body_mb: Annotated[int, typer.Option(min=1, help="Largest request body, in MiB.")] = 32,
+    max_body_mb: Annotated[int, Option(min=1, help="Largest request body, in MiB.")] = 32,
 ) -> None:
     """Serve a bundle or a model.onnx over the Open Inference Protocol v2 (HTTP, JSON tensors).
 
@@ -56,7 +48,7 @@ def serve(
             host=host,
             port=port,
             intra_op_threads=threads,
-            providers=(_PROVIDERS[device],),
+            providers=(f"{device.upper()}ExecutionProvider",),
             max_batch=max_batch,
             max_body_bytes=max_body_mb * 2**20,
         )
@@ -66,8 +58,6 @@ def serve(
 def needing(extra: str, doing: str) -> Iterator[None]:
     """Tell the user in one line what ``bmnas_serve`` cannot use, or which package is missing."""
     from bmnas_serve.errors import ServeError
-
-    from bmnas.machine.errors import UserError
 
     try:
         yield

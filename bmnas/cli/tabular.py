@@ -7,29 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from bmnas.cli.options import (
-    Backbones,
-    Cells,
-    Channels,
-    Json,
-    Length,
-    Seed,
-    Steps,
-    TaskOptions,
-    grouped,
-)
-from bmnas.cli.output import next_command, print_json
+from bmnas.cli.options import Backbones, Json, Seed, TaskOptions, grouped
+from bmnas.cli.output import next_command, print_json, words
+from bmnas.machine.errors import UserError
+from bmnas.machine.progress import Bars
+from bmnas.pipeline.config import Config
+from bmnas.pipeline.run_folder import genotype_file
+from bmnas.spaces.cells.canonical import canonical
+from bmnas.spaces.cells.genotype import Genotype
 
 if TYPE_CHECKING:
     from bmnas.lab.tables import Entry, Table
-    from bmnas.pipeline.config import Config
 
 tabular = typer.Typer(no_args_is_help=True)
 
-File = Annotated[
-    Path, typer.Argument(help="A table that bmnas tabular build wrote.", show_default=False)
-]
+File = Annotated[Path, Argument(help="A table that bmnas tabular build wrote.")]
 
 
 @tabular.callback()
@@ -44,27 +38,22 @@ def group() -> None:
 class Space:
     """Which networks are trained, and how."""
 
-    cells: Cells = 1
-    steps: Steps = 2
-    channels: Channels = 32
-    length: Length = None
+    cells: Annotated[int, Option(help="Number of fusion Cells.")] = 1
+    steps: Annotated[int, Option(help="Steps in each Cell.")] = 2
+    channels: Annotated[int, Option(help="Channels of every fused feature.")] = 32
+    length: Annotated[
+        int | None,
+        Option(help="Positions that every feature is pooled to; by default the preset's."),
+    ] = None
     epochs: Annotated[
         int | None,
-        typer.Option(
-            help="Epochs of every network.",
-            rich_help_panel="Budget",
-            show_default="the preset's candidate_epochs",
-        ),
+        Option(help="Epochs of every network, by default the preset's candidate_epochs."),
     ] = None
-    seeds: Annotated[
-        int, typer.Option(help="Trainings of every network.", rich_help_panel="Budget")
-    ] = 3
-    seed: Annotated[int, typer.Option(help="The first seed; the backbones have this one too.")] = 0
+    seeds: Annotated[int, Option(help="Trainings of every network.")] = 3
+    seed: Annotated[int, Option(help="The first seed; the backbones have this one too.")] = 0
 
     def config(self, config: Config) -> Config:
         """Return ``config`` with these settings; raises UserError for values out of range."""
-        from bmnas.machine.errors import UserError
-
         if self.epochs is not None and self.epochs < 1:
             raise UserError(f"--epochs: received {self.epochs}, expected at least 1")
         return config.override(
@@ -81,24 +70,19 @@ class Space:
 @grouped
 def build(
     *,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The table, a .npz file.")],
+    out: Annotated[Path, Option(help="The table, a .npz file.")],
     source: TaskOptions,
     space: Space,
     run: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Folder of what is done so far.",
-            show_default="runs/tabular-<task>",
-        ),
+        Option(help="Folder of what is done so far, by default runs/tabular-<task>."),
     ] = None,
     backbones: Backbones = None,
     workers: Annotated[
-        int | None,
-        typer.Option(help="Processes, of one thread each.", show_default="one a core"),
+        int | None, Option(help="Processes, of one thread each; by default one a core.")
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the table that FILE holds.")
+        bool, Option("--overwrite", help="Replace the table that FILE holds.")
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -111,8 +95,6 @@ def build(
     Example: bmnas tabular build --task digits --steps 1 --seeds 1 --out digits.npz
     """
     from bmnas.lab.tables.build import build_table
-    from bmnas.machine.errors import UserError
-    from bmnas.machine.progress import Bars
     from bmnas.machine.runtime import cores
 
     if out.exists() and not overwrite:
@@ -137,8 +119,7 @@ def build(
 def show(
     table: File,
     genotype: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="A genotype's file or run folder: print its entry."),
+        Path | None, Option(help="A genotype's file or run folder: print its entry.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -147,8 +128,6 @@ def show(
     Example: bmnas tabular show digits.npz --genotype runs/digits
     """
     from bmnas.lab.tables import load
-    from bmnas.pipeline.run_folder import genotype_file
-    from bmnas.spaces.cells.genotype import Genotype
 
     loaded = load(table)
     if genotype is None:
@@ -162,9 +141,9 @@ def show(
 def replay(
     table: File,
     strategy: Annotated[
-        str, typer.Option(help="random, local, regularised, mfas or evolution.")
+        str, Option(help="random, local, regularised, mfas or evolution.")
     ] = "random",
-    budget: Annotated[int, typer.Option(help="Candidates that it may look up.")] = 50,
+    budget: Annotated[int, Option(help="Candidates that it may look up.")] = 50,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -182,8 +161,7 @@ def replay(
 
 
 def _summary(table: Table) -> dict[str, Any]:
-    search = table.about["search"]
-    best = _facts(table, table.best())
+    search, best = table.about["search"], _facts(table, table.best())
     return {
         "task": table.about["task"].get("name"),
         "networks": len(table),
@@ -198,8 +176,6 @@ def _summary(table: Table) -> dict[str, Any]:
 
 
 def _facts(table: Table, entry: Entry) -> dict[str, Any]:
-    from bmnas.lab.tables import canonical
-
     return {
         "network": canonical(entry.genotype),
         "validation": entry.validation,
@@ -217,6 +193,4 @@ def _print(facts: dict[str, Any], as_json: bool) -> None:
         print_json(facts)
         return
     for name, value in facts.items():
-        values = value if isinstance(value, tuple) else (value,)
-        text = " ".join(f"{v:.4f}" if isinstance(v, float) else str(v) for v in values)
-        print(f"{name.replace('_', ' '):16} {text}")
+        print(f"{name.replace('_', ' '):16} {words(value)}")

@@ -1,11 +1,17 @@
-"""``bmnas tasks``: the tasks that have a name."""
+"""``bmnas tasks`` and ``bmnas presets``: the tasks and the settings that come with the package."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated
+
+from typer import Argument
 
 from bmnas.cli.options import Json
 from bmnas.cli.output import print_facts, print_json
+from bmnas.pipeline.config import load_preset
+from bmnas.pipeline.presets import preset_names, read_preset
+from bmnas.tasks import REGISTERED, load_task
+from bmnas.tasks.task import PARTS
 
 
 def tasks(as_json: Json = False) -> None:
@@ -15,26 +21,38 @@ def tasks(as_json: Json = False) -> None:
 
     Example: bmnas tasks --json
     """
-    from bmnas.tasks import REGISTERED
-
-    listed = [_facts(name) for name in REGISTERED]
+    found = [_facts(name) for name in REGISTERED]
     if as_json:
-        print_json({"tasks": listed})
+        print_json({"tasks": found})
         return
-    for facts in listed:
-        shown = facts | {
-            "modalities": ", ".join(facts["modalities"]),
-            "samples": ", ".join(f"{part} {n:,}" for part, n in facts["samples"].items()),
-        }
-        print_facts([(k.replace("_", " "), str(v)) for k, v in shown.items()], facts["name"])
+    for facts in found:
+        title = str(facts.pop("name"))
+        print_facts(facts, title)
 
 
-def _facts(name: str) -> dict[str, Any]:
-    from bmnas.pipeline.presets import read_preset
-    from bmnas.tasks import load_task
-    from bmnas.tasks.task import PARTS
+def presets(
+    name: Annotated[str | None, Argument(help="Print this one as a file to change.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the presets: what each is for, the expected time and score, its settings.
 
+    With a name the preset is printed as TOML: a file that --preset of search and train takes.
+
+    Example: bmnas presets digits > mine.toml
+    """
+    found = {n: load_preset(n) for n in (preset_names() if name is None else [name])}
+    if as_json:
+        print_json({"presets": [{"name": n, **c.promise, **c.to_dict()} for n, c in found.items()]})
+    elif name is not None:
+        print(found[name].to_toml(), end="")
+    else:
+        for title, config in found.items():
+            print_facts({**config.promise, **config.to_dict()}, title)
+
+
+def _facts(name: str) -> dict[str, object]:
     task = load_task(name)
+    # The preset says what was measured with it.
     promise = read_preset(task.preset)["promise"]
     return {
         "name": name,

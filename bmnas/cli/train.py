@@ -5,85 +5,60 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from bmnas.cli.options import Data, Json, StageOptions, TrainSettings, grouped
 from bmnas.cli.output import next_command, print_json, task_again
-
-if TYPE_CHECKING:
-    from bmnas.pipeline.config import Config
-    from bmnas.pipeline.training import TrainResult
-    from bmnas.tasks import Task
+from bmnas.machine.errors import UserError
+from bmnas.pipeline.config import Config, config_for
+from bmnas.pipeline.run_folder import Run, genotype_file
+from bmnas.report import load_run
+from bmnas.report.tables import print_tables, run_tables
+from bmnas.spaces.registry import load_architecture, takes_unimodal_logits
+from bmnas.tasks import Task, load_task, reload_task
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is trained, and on which task; the defaults are those of the search."""
+    """What is trained, on which task; by default as it was searched."""
 
     genotype: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="What bmnas search found: a genotype.json or its run folder.",
-            show_default=False,
-        ),
+        Path | None, Option(help="What bmnas search found: a genotype.json or its run folder.")
     ] = None
     fusion: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Instead: a hand-made fusion, such as gmu; see docs/fusions.md.",
-            show_default=False,
-        ),
+        str | None, Option(help="Instead: a hand-made fusion, such as gmu; see docs/fusions.md.")
     ] = None
-    task: Annotated[
-        str | None,
-        typer.Option(
-            help="Task to train on.", show_default="that of the search; digits for a fusion"
-        ),
-    ] = None
+    task: Annotated[str | None, Option(help="Task to train on; for a fusion digits.")] = None
     data: Data = None
     preset: Annotated[
-        str | None,
-        typer.Option(
-            help="A preset's name (see bmnas presets), or a .toml file.",
-            show_default="that of the search; the task's own for a fusion",
-        ),
+        str | None, Option(help="A preset, or a .toml file; for a fusion the task's own.")
     ] = None
     seed: Annotated[
-        int | None,
-        typer.Option(
-            help="Seed of everything that is drawn at random.",
-            show_default="that of the search; 0",
-        ),
+        int | None, Option(help="Seed of everything that is drawn at random; for a fusion 0.")
     ] = None
 
-    def file(self) -> Path | None:
-        """Return the genotype's file, once it is known to be one; None where there is a fusion."""
-        from bmnas.machine.errors import UserError
-        from bmnas.pipeline.run_folder import genotype_file
-        from bmnas.spaces.registry import load_architecture
-
+    def file(self, settings: TrainSettings) -> Path | None:
+        """Return the genotype's file, None for a fusion; raises UserError for what cannot be."""
         if (self.genotype is None) == (self.fusion is None):
             found = "neither" if self.genotype is None else "both"
             raise UserError(f"received {found} of --genotype and --fusion, expected one of them")
-        if self.genotype is None:
-            return None
-        file = genotype_file(self.genotype)
-        if not file.is_file():
+        file = None if self.genotype is None else genotype_file(self.genotype)
+        if file is not None and not file.is_file():
             raise UserError(f"{file}: no such file; make it with: bmnas search")
-        # Before the task: of a wrong file there is no task to ask for.
-        load_architecture(file)
+        # Before the task: a wrong file does not say what its task is.
+        found_by_search = file is not None and takes_unimodal_logits(load_architecture(file))
+        if settings.unimodal_logits and not found_by_search:
+            raise UserError(
+                f"--unimodal-logits: {file or self.fusion} takes none, expected Cells or a tree "
+                "that a search found; leave the option out"
+            )
         return file
 
     def load(self, file: Path | None) -> tuple[Task, Config]:
         """Return task and settings, by default those of the search that wrote ``file``."""
-        from bmnas.pipeline.config import config_for
-        from bmnas.pipeline.run_folder import Run
         from bmnas.pipeline.train import recorded_config
-        from bmnas.tasks import load_task, reload_task
 
         if file is None or self.task is not None:
             task = load_task(self.task or "digits", self.data)
@@ -99,10 +74,7 @@ def train(
     *,
     subject: Subject,
     run: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Run folder.", show_default="the genotype's; runs/<task>-<fusion>"
-        ),
+        Path | None, Option(help="Run folder, by default the genotype's or runs/<task>-<fusion>.")
     ] = None,
     settings: TrainSettings,
     stage: StageOptions,
@@ -116,58 +88,25 @@ def train(
     Example: bmnas train --genotype runs/digits/genotype.json
     """
     from bmnas.machine.distributed import is_rank_zero
-    from bmnas.machine.progress import Bars
     from bmnas.pipeline.train import train as run_train
     from bmnas.pipeline.train import train_fusion
 
-    existing = stage.existing
-    file = subject.file()
-    if settings.unimodal_logits:
-        _require_taken(file)
+    file = subject.file(settings)
     task, config = subject.load(file)
-    options: dict[str, Any] = {
-        "run": run,
-        "config": config.override("train", **dataclasses.asdict(settings)),
-        "existing": existing,
-        "backbones": stage.backbones,
-        "runtime": stage.runtime(),
-        "progress": Bars(),
-    }
+    config = config.override("train", **dataclasses.asdict(settings))
+    options: dict[str, Any] = {"run": run, "config": config, **stage.arguments()}
     if file is None:
         result = train_fusion(subject.fusion or "", task, seed=subject.seed or 0, **options)
     else:
         result = run_train(file, task, seed=subject.seed, **options)
-    if is_rank_zero():
-        _print(result, task, as_json)
-
-
-def _require_taken(genotype: Path | None) -> None:
-    """Raise UserError for --unimodal-logits with what takes none."""
-    from bmnas.machine.errors import UserError
-    from bmnas.spaces.registry import load_architecture, takes_unimodal_logits
-
-    if genotype is None or not takes_unimodal_logits(load_architecture(genotype)):
-        what = "a hand-made fusion" if genotype is None else f"{genotype}, a network of MFAS"
-        raise UserError(
-            f"--unimodal-logits: received {what}, expected Cells or a tree that a search found; "
-            "leave the option out"
-        )
-
-
-def _print(result: TrainResult, task: Task, as_json: bool) -> None:
-    if as_json:
-        facts = {
-            "run": str(result.run),
-            "network": str(result.network),
-            "metrics": dict(result.metrics),
-        }
-        print_json(facts)
+    if not is_rank_zero():
         return
-
-    from bmnas.report import load_run
-    from bmnas.report.tables import print_tables, run_tables
-
+    if as_json:
+        found = {"network": str(result.network), "metrics": dict(result.metrics)}
+        print_json({"run": str(result.run), **found})
+        return
     print_tables(run_tables(load_run(result.run)))
-    file = result.run / "genotype.json"
-    what = {"run": result.run} if result.genotype is None else {"genotype": file}
-    next_command("export", **what, task=task_again(task.source))
+    what = (
+        {"run": result.run} if result.genotype is None else {"genotype": genotype_file(result.run)}
+    )
+    next_command("export", **what, task=task_again(task))

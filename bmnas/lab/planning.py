@@ -103,8 +103,8 @@ def plan_features(
     """
     if min(parts) < 2:
         raise UserError(
-            f"--samples, --validation: received {sum(parts)} samples, of which {parts[1]} for "
-            "validation; expected at least 2 for each part"
+            f"--samples: received {sum(parts)} samples, of which {parts[1]} for validation; "
+            "expected at least 2 for each part"
         )
     plan = _plan(_made_up_task(channels, parts), config, runtime, near, seeds)
     skipped = ("backbones", "extraction", "total")

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from bmnas.cli.compare import compare
+from bmnas.cli.show import compare
 from bmnas.machine.errors import UserError
 
 

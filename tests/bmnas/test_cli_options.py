@@ -41,18 +41,19 @@ def test_the_fields_of_a_group_are_options_and_arrive_as_one_argument() -> None:
 
 def test_help_shows_every_option_in_its_place() -> None:
     shown = invoke("--help")
-    places = [shown.index(text) for text in ("--name", "--cells", "--steps", "--json")]
+    places = [shown.index(text) for text in ("--name", "--json", "--cells", "--steps")]
     assert places == sorted(places)
     assert "Do something." in shown
     assert "Number of Cells." in shown
+    assert shown.index("Options that belong together") < shown.index("--cells")
 
 
 def test_what_becomes_of_results_that_are_there() -> None:
-    assert StageOptions().existing == "refuse"
-    assert StageOptions(resume=True).existing == "resume"
-    assert StageOptions(overwrite=True).existing == "overwrite"
+    assert StageOptions().arguments()["existing"] == "refuse"
+    assert StageOptions(resume=True).arguments()["existing"] == "resume"
+    assert StageOptions(overwrite=True).arguments()["existing"] == "overwrite"
     with pytest.raises(UserError, match="received --resume and --overwrite, expected at most one"):
-        _ = StageOptions(resume=True, overwrite=True).existing
+        StageOptions(resume=True, overwrite=True).arguments()
 
 
 def test_the_next_command_can_be_copied(capsys: pytest.CaptureFixture[str]) -> None:

@@ -57,7 +57,7 @@ def test_several_seeds_and_a_precision_are_planned(here: Path) -> None:
 
 
 def test_without_a_task_it_says_what_it_cannot_know(here: Path) -> None:
-    printed = bmnas_command(*NO_TASK, "--validation", "0.5")
+    printed = bmnas_command(*NO_TASK)
     assert printed.status == 0, printed
     assert printed.err.startswith("note: without a task there are no backbones and features")
 
@@ -69,7 +69,7 @@ def test_without_a_task_it_says_what_it_cannot_know(here: Path) -> None:
         (("--data", ".", "--features", "3,4"), "received a task and --features, which a task"),
         (("--features", "3,4"), "received --features without --samples, expected how many there"),
         (("--samples", "100"), "preset default is for no features in particular: give the channel"),
-        (("--samples", "3", "--preset", "ntu-1"), "--samples, --validation: received 3 samples"),
+        (("--samples", "3", "--preset", "ntu-1"), "--samples: received 3 samples"),
         (("--samples", "9", "--preset", "ntu"), "received preset 'ntu', expected one of"),
         (("--samples", "99", "--features", "x"), "--features: received 'x', expected the channels"),
         (("--task", "digit"), "received task 'digit', expected digits"),
@@ -78,6 +78,7 @@ def test_without_a_task_it_says_what_it_cannot_know(here: Path) -> None:
             ("--cache-dtype", "half"),
             "--cache-dtype: received 'half', expected one of float32, float16",
         ),
+        (("--candidates", "9"), "strategy bmnas: received --candidates, which it does not read"),
         (("--device", "tpu"), "received device 'tpu'"),
     ],
 )

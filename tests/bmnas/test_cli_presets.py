@@ -18,7 +18,7 @@ def test_the_list_names_every_preset_with_its_promise() -> None:
         assert name in lines
     assert load_preset("ntu-1").promise["command"] in printed.out
     assert "\x1b" not in printed.out
-    assert "freeze_backbones true" in " ".join(printed.out.split())
+    assert "freeze_backbones yes" in " ".join(printed.out.split())
 
 
 def test_json_is_one_object_with_every_setting() -> None:

@@ -57,7 +57,7 @@ def test_the_papers_recipe_leaves_out_what_the_paper_does_not_have(here: Path) -
         config = json.loads((here / recipe / "config.json").read_text())
         assert (config["search"]["rerank"], config["train"]["unimodal_logits"]) == expected
     for words, message in (
-        (("--recipe", "papers"), "--recipe: received 'papers', expected default or paper"),
+        (("--recipe", "papers"), "'papers' is not one of 'default', 'paper'"),
         (("--recipe", "paper", "--strategy", "random"), "received --strategy random too"),
         (("--recipe", "paper", "--rerank", "3"), "received --rerank 3 too"),
     ):
@@ -75,13 +75,8 @@ def test_search_alone_searches_the_embedded_task_and_is_quiet(tmp_path: Path) ->
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    time, hint = done.stderr.splitlines()
-    assert re.fullmatch(
-        r"Seconds: backbones [\d.]+, extraction [\d.]+, search weights [\d.]+, search architecture "
-        r"[\d.]+, validation [\d.]+, other [\d.]+; in all [\d.]+",
-        time,
-    )
-    assert hint == "Next: bmnas train --genotype runs/digits/genotype.json"
+    assert done.stderr == "Next: bmnas train --genotype runs/digits/genotype.json\n"
+    assert re.search(r"search: weights +[\d.]+", done.stdout)
     assert not set("\x1b\r") & set(done.stdout + done.stderr)
     genotype = Genotype.load(tmp_path / "runs" / "digits" / "genotype.json")
     assert genotype.provenance["task"] == "digits"
@@ -106,9 +101,8 @@ def test_options_go_before_the_preset_and_json_is_one_object(here: Path) -> None
     # The answer comes again without a search; the hint quotes what a shell would split.
     again = bmnas_command(*words[:-1], "--resume", "--strategy", "random", "--candidates", "2",
                           "--seed", "7")  # fmt: skip
-    time, hint = again.err.splitlines()
-    assert "candidates" in time
-    assert hint == "Next: bmnas train --genotype 'a run/genotype.json'"
+    assert "candidates" in again.out
+    assert again.err == "Next: bmnas train --genotype 'a run/genotype.json'\n"
 
 
 @pytest.mark.parametrize(
@@ -212,7 +206,7 @@ def test_a_modality_that_is_not_read_is_told(here: Path, monkeypatch: pytest.Mon
     assert bmnas_command(*TINY).status == 0
     monkeypatch.setattr(Genotype, "live_features", lambda _: ("m1.1", "m1.2"))
     again = bmnas_command(*TINY, "--resume")
-    assert "\nnote: the network found reads nothing of m0\nNext: " in again.err
+    assert again.err.startswith("note: the network found reads nothing of m0\nNext: ")
 
 
 def test_several_seeds_are_one_run(here: Path) -> None:

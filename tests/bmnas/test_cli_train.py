@@ -135,8 +135,14 @@ def test_another_preset_changes_the_training_alone(here: Path) -> None:
         (["--genotype", GENOTYPE, "--epochs", "0"], "--epochs: received 0, expected at least 1"),
         (["--genotype", GENOTYPE, "--batch-size", "1"], "--batch-size: received 1, expected at"),
         (["--genotype", GENOTYPE, "--threshold", "1"], "threshold: received 1.0, expected betwe"),
-        (["--fusion", "gmu", "--unimodal-logits"], "received a hand-made fusion, expected Cells"),
-        (["--genotype", "mfas.json", "--unimodal-logits"], "received mfas.json, a network of MFA"),
+        (
+            ["--fusion", "gmu", "--unimodal-logits"],
+            "--unimodal-logits: gmu takes none, expected Cells",
+        ),
+        (
+            ["--genotype", "mfas.json", "--unimodal-logits"],
+            "--unimodal-logits: mfas.json takes none",
+        ),
         (["--genotype", GENOTYPE, "--preset", "nope"], "received preset 'nope', expected one of"),
         (["--genotype", GENOTYPE, "--device", "tpu"], "received device 'tpu', expected one of"),
         (["--genotype", GENOTYPE, "--task", "nope"], "received task 'nope', expected digits, av-"),
