@@ -6,8 +6,10 @@ from bmnas.backbones.registry import (
     DEFAULT_BACKBONES,
     backbone_from_spec,
     build_backbone,
+    load_backbone,
+    load_weights,
+    save_backbone,
 )
-from bmnas.backbones.store import load_backbone, load_weights, save_backbone
 
 __all__ = [
     "BACKBONES",

@@ -39,26 +39,22 @@ class Backbone(nn.Module):
     """A unimodal network: ``stem``, a list of ``stages``, a ``head``.
 
     Feature f is the output of stage f, (B, C_raw, *rest); ``feature_names`` are "1", "2", …
-    and ``feature_channels`` their C_raw. Subclasses fill the attributes in ``__init__``, whose
-    keywords they hand on as ``config``, plain JSON data, and describe their input in
-    ``input_spec``.
-    ``family`` is the name in the table of backbones, ``types`` the modalities that it reads;
-    ``shape`` and ``dtype`` are those of one row as the network takes it.
+    and ``feature_channels`` their C_raw. ``family`` is the name in the table of backbones,
+    ``types`` the modalities that it reads. Subclasses hand on ``input_spec`` and their own keywords
+    as ``config``, plain JSON data, and call ``set_stages``.
     """
 
     family: ClassVar[str]
     types: ClassVar[tuple[ModalityType, ...]]
-    config: dict[str, Any]
-    shape: tuple[int, ...]
-    dtype: str
     feature_names: tuple[str, ...]
     feature_channels: tuple[int, ...]
     stem: nn.Module
     stages: nn.ModuleList
     head: nn.Module | None
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, input_spec: InputSpec, /, **config: Any) -> None:
         super().__init__()
+        self.input_spec = input_spec
         self.config = config
 
     def set_stages(
@@ -72,7 +68,7 @@ class Backbone(nn.Module):
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the feature of every stage that is kept, the earliest first.
 
-        ``x`` is the raw input (B, *input_spec().shape); feature f is (B, C_raw, *rest).
+        ``x`` is the raw input (B, *input_spec.shape); feature f is (B, C_raw, *rest).
         """
         x = self.stem(x)
         outputs = []
@@ -99,10 +95,7 @@ class Backbone(nn.Module):
         return logits
 
     def mask(self, x: Tensor) -> Tensor | None:
-        """Return which positions (B, T) of each feature of ``x`` have content; None: all of them.
-
-        Positions without any are padding, whatever numbers a feature has there.
-        """
+        """Return which positions (B, T) of each feature of ``x`` are not padding; None: all."""
         return None
 
     def truncate(self, count: int) -> None:
@@ -128,7 +121,7 @@ class Backbone(nn.Module):
 
         Raises UserError when the rows have another shape than those the backbone was built for.
         """
-        return cast_rows(rows, self.shape, self.dtype)
+        return cast_rows(rows, self.input_spec.shape, self.input_spec.dtype)
 
     def weights_module(self) -> nn.Module:
         """Return the module whose ``state_dict`` a file of pretrained weights holds."""
@@ -146,10 +139,6 @@ class Backbone(nn.Module):
             "stages": len(self.feature_names),
             "head": self.head is not None,
         }
-
-    def input_spec(self) -> InputSpec:
-        """Return what the network expects as its input."""
-        raise TypeError(f"{type(self).__name__} does not describe its input")
 
 
 class PooledHead(nn.Module):

@@ -20,10 +20,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from bmnas.backbones.base import InputSpec, PooledHead
-from bmnas.backbones.pixels import Pixels
-from bmnas.backbones.reader import Reader
+from bmnas.backbones.conv import Pixels
 from bmnas.backbones.rows import check_rows
-from bmnas.backbones.tap import TappedBackbone
+from bmnas.backbones.tap import Reader, TappedBackbone
 from bmnas.backbones.words import MaskedHead, PaddedBackbone
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import read_json
@@ -57,30 +56,27 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         pixels: Mapping[str, Any] | None = None,
         network: nn.Module | None = None,
     ) -> None:
+        pad = int(model["pad_token_id"]) if pixels is None else None
         super().__init__(
+            Reader(reader) if pad is None else TokenReader(reader, pad),
             classes=classes,
             model=dict(model),
             reader=dict(reader),
             pixels=None if pixels is None else dict(pixels),
         )
-        network = _empty_model(model) if network is None else network
-        layers = _layers(network, model)
-        self.shape = tuple(reader["shape"])
-        self.dtype = str(reader["dtype"])
-        self.tokenizer = _Tokenizer(reader["tokenizer"], self.shape[0]) if pixels is None else None
-        self.pad = int(model["pad_token_id"]) if pixels is None else None
+        self.pad = pad
         self.prepare: nn.Module = nn.Identity()
         if pixels is not None:
-            self.prepare = ModelPixels(self.shape, self.dtype, **pixels)
+            self.prepare = ModelPixels(self.reader.shape, self.reader.dtype, **pixels)
+        network = _empty_model(model) if network is None else network
+        layers = _layers(network, model)
         count = min(_FEATURES, len(layers))
-        picked = [(number + 1) * len(layers) // count - 1 for number in range(count)]
-        self.tap(network, [layers[number] for number in picked])
-        self.feature_names = tuple(str(number) for number in range(1, count + 1))
+        self.feature_names = tuple(str(number + 1) for number in range(count))
+        picked = [layers[(number + 1) * len(layers) // count - 1] for number in range(count)]
+        self.tap(network, dict(zip(self.feature_names, picked, strict=True)))
         width = int(network.config.hidden_size)  # type: ignore[union-attr, arg-type]
         self.feature_channels = (width,) * count
-        self.head = (
-            PooledHead(width, classes) if pixels is not None else MaskedHead(width, classes, 0.1)
-        )
+        self.head = PooledHead(width, classes) if pad is None else MaskedHead(width, classes, 0.1)
         # A pooler or a last norm is no part of any feature.
         self.prune()
 
@@ -100,13 +96,18 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         other = "tokenizer.json" if is_text else "preprocessor_config.json"
         _require_files(place, ("config.json", "model.safetensors", other))
         network, model = _pretrained(place)
+        content = read_json(place / other)
+        if not isinstance(content, dict):
+            raise UserError(
+                f"{place / other}: received a {type(content).__name__}, expected an object"
+            )
         pixels: dict[str, Any] | None = None
-        if is_text:
-            reader = _text_reader(modality, rows, model, place / other)
-        else:
-            reader = Reader.from_rows(modality, rows).config
-            pixels = _pixels(read_json(place / other), model, place / other)
         try:
+            if is_text:
+                reader = _text_reader(modality, rows, model, content)
+            else:
+                reader = Reader.from_rows(modality, rows).config
+                pixels = _pixels(content, model)
             return cls(classes=classes, model=model, reader=reader, pixels=pixels, network=network)
         except UserError as error:
             raise UserError(f"{place}: {error}") from error
@@ -117,7 +118,7 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
             return self.network(pixel_values=self.prepare(x))
         return self.network(input_ids=x, attention_mask=(x != self.pad).long())
 
-    def arrange(self, number: int, output: Tensor, x: Tensor) -> Tensor:
+    def arrange(self, name: str, output: Tensor, x: Tensor) -> Tensor:
         """Return hidden states (B, T, C) as (B, C, T), or as a map without special tokens."""
         hidden = output.transpose(1, 2)
         if self.pad is not None:
@@ -136,30 +137,7 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
 
     def example(self) -> Tensor:
         """Return two raw inputs (2, *shape): zeros, or a token that is not padding."""
-        return super().example() if self.pad is None else super().example() + int(self.pad == 0)
-
-    def encode(self, rows: Array) -> Array:
-        """Return token numbers int64 (n, T), or pixels (n, *shape) as they are."""
-        if self.tokenizer is None:
-            return Reader(self.config["reader"]).encode(rows)
-        return self.tokenizer.encode(rows, int(self.pad or 0))
-
-    def weights_module(self) -> nn.Module:
-        """Return the transformer, without its pooler."""
-        return self.network
-
-    def input_spec(self) -> InputSpec:
-        """Return what the network expects: token numbers by the tokenizer, or raw pixels."""
-        if self.tokenizer is None:
-            return Reader(self.config["reader"]).input_spec()
-        note = {
-            "steps": ["tokenise, special tokens added", "cut at the length", "fill up with pad"],
-            "length": self.shape[0],
-            "pad": self.pad,
-            "tokenizer": self.tokenizer.content,
-        }
-        meaning = f"one text as {self.shape[0]} token numbers of its tokenizer"
-        return InputSpec(self.shape, "int64", meaning, note)
+        return super().example() + int(self.pad == 0)
 
 
 class ModelPixels(nn.Module):
@@ -180,8 +158,6 @@ class ModelPixels(nn.Module):
     ) -> None:
         super().__init__()
         self.pixels = Pixels(colour=len(shape) == 3, dtype=dtype)
-        self.grey = len(shape) == 2
-        self.colours = len(mean)
         self.scale = scale
         self.size = tuple(size)
         self.resized = tuple(shape[:2]) != self.size
@@ -197,46 +173,57 @@ class ModelPixels(nn.Module):
         return (x - self.mean) / self.std
 
 
-class _Tokenizer:
-    def __init__(self, content: Mapping[str, Any], length: int) -> None:
-        self.content = dict(content)
+class TokenReader(Reader):
+    """Texts to token numbers (n, T), int64, filled up with ``pad``, by the model's tokenizer."""
+
+    def __init__(self, config: Mapping[str, Any], pad: int) -> None:
+        super().__init__(config)
+        self.pad = pad
         tokenizers = _imported("tokenizers")
         try:
-            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self.content))
+            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(config["tokenizer"]))
         except Exception as error:  # the package raises plain exceptions for malformed content
             raise UserError(f"the tokenizer is malformed: {one_line(error, 200)}") from error
-        self.length = length
         self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(length)
+        self.tokenizer.enable_truncation(self.shape[0])
 
-    def numbers(self, rows: Array) -> list[list[int]]:
-        """Return the token numbers of each text in ``rows`` (n,), as many as it has."""
-        return [found.ids for found in self.tokenizer.encode_batch([str(text) for text in rows])]
-
-    def encode(self, rows: Array, pad: int) -> Array:
-        encoded = np.full((len(rows), self.length), pad, dtype=np.int64)
-        for row, ids in zip(encoded, self.numbers(rows), strict=True):
-            row[: len(ids)] = ids
+    def encode(self, rows: Array) -> Array:
+        """Return the token numbers (n, T) of the texts ``rows`` (n,)."""
+        encoded = np.full((len(rows), *self.shape), self.pad, dtype=np.int64)
+        texts = self.tokenizer.encode_batch([str(text) for text in rows])
+        for row, found in zip(encoded, texts, strict=True):
+            row[: len(found.ids)] = found.ids
         return encoded
+
+    def input_spec(self) -> InputSpec:
+        """Return what the graph expects: token numbers by the tokenizer."""
+        note = {
+            "steps": ["tokenise, special tokens added", "cut at the length", "fill up with pad"],
+            "length": self.shape[0],
+            "pad": self.pad,
+            "tokenizer": self.config["tokenizer"],
+        }
+        meaning = f"one text as {self.shape[0]} token numbers of its tokenizer"
+        return InputSpec(self.shape, "int64", meaning, note)
 
 
 def _text_reader(
-    modality: Modality, rows: Array, model: Mapping[str, Any], path: Path
+    modality: Modality, rows: Array, model: Mapping[str, Any], tokenizer: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Return the configuration of a reader as long as the longest of the train texts ``rows``."""
     check_rows(modality, rows)
     if model.get("pad_token_id") is None:
-        raise UserError(f"{path.parent}: its config.json has no pad_token_id, expected a number")
+        raise UserError("its config.json has no pad_token_id, expected a number")
     # Some models count positions from two on.
     positions = int(model.get("max_position_embeddings") or _LONGEST + 2) - 2
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: received a {type(content).__name__}, expected an object")
-    tokenizer = _Tokenizer(content, max(1, min(_LONGEST, positions)))
-    length = max(1, *map(len, tokenizer.numbers(rows)))
-    return {"type": "text", "shape": [length], "dtype": "int64", "tokenizer": content}
+    shape = [max(1, min(_LONGEST, positions))]
+    config = {"type": "text", "shape": shape, "dtype": "int64", "tokenizer": tokenizer}
+    used = (TokenReader(config, pad=-1).encode(rows) >= 0).sum(1)
+    return {**config, "shape": [max(1, int(used.max()))]}
 
 
-def _pixels(processor: Any, model: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def _pixels(processor: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of ``ModelPixels`` from preprocessor_config.json and config.json."""
     try:
         colours = int(model.get("num_channels", 3))
         normalised = bool(processor.get("do_normalize", True))
@@ -254,14 +241,15 @@ def _pixels(processor: Any, model: Mapping[str, Any], path: Path) -> dict[str, A
             "std": [float(value) for value in std],
             "size": [int(height), int(width)],
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path}: {error!r}, expected image_mean and image_std there, and image_size and "
-            "patch_size in config.json"
+            f"{error!r}, expected image_mean and image_std in preprocessor_config.json, and "
+            "image_size and patch_size in config.json"
         ) from error
 
 
 def _pretrained(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model in ``folder``, and its configuration without what is the folder's own."""
     transformers = _imported("transformers")
     try:
         network, loading = transformers.AutoModel.from_pretrained(

@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
-from bmnas.backbones.base import InputSpec, PooledHead
-from bmnas.backbones.reader import Reader
-from bmnas.backbones.tap import TappedBackbone, first_tensor, inference_mode_of
+from bmnas.backbones.base import PooledHead
+from bmnas.backbones.tap import Reader, TappedBackbone, evaluating, first_tensor
 from bmnas.machine.errors import UserError, close, few, one_line
 from bmnas.tasks.task import MODALITY_TYPES, Array, Modality, ModalityType
 
-_LAST = "channels_last"
+_LAST = ":channels_last"
 
 
 class ModuleBackbone(TappedBackbone):
@@ -48,34 +46,30 @@ class ModuleBackbone(TappedBackbone):
         reader: Mapping[str, Any],
         target: str | None = None,
     ) -> None:
-        super().__init__()
-        self.reader = Reader(reader)
+        super().__init__(Reader(reader), classes=classes, reader=dict(reader), target=target)
         self.prepare = self.reader.prepare()
-        self.network = copy.deepcopy(network)
-        handles = self.tap(self.network, [_tapped(self.network, path) for path in features])
+        network = copy.deepcopy(network)
+        self.tap(network, {feature: _tapped(network, feature) for feature in features})
         recorded, output = self._first_pass()
-        for handle in handles:
-            handle.remove()
         # Truncating keeps the first features: they must be the ones that run first.
-        ordered = [features[number] for number, _ in recorded]
+        ordered = [feature for feature, _ in recorded]
         for feature in features:
             if ordered.count(feature) != 1:
                 raise UserError(
                     f"feature {feature!r}: its module is called {ordered.count(feature)} times in "
                     "a forward pass, expected once: name a module that is called once"
                 )
-        self.tap(self.network, [_tapped(self.network, path) for path in ordered])
-        self.last = [feature.endswith(f":{_LAST}") for feature in ordered]
-        self.feature_names = tuple(feature.partition(":")[0] for feature in ordered)
-        self.config = {
-            "classes": classes,
-            "features": ordered,
-            "reader": self.reader.config,
-            "target": target,
-        }
-        made = self.arranged([(i, found) for i, (_, found) in enumerate(recorded)], self.example())
-        for path, feature_output in zip(self.feature_names, made, strict=True):
-            _require_feature(path, feature_output)
+        self.config["features"] = ordered
+        self.recorder.wanted = tuple(ordered)
+        self.feature_names = tuple(feature.removesuffix(_LAST) for feature in ordered)
+        made = self.arranged(recorded, self.example())
+        for path, found in zip(self.feature_names, made, strict=True):
+            if not found.is_floating_point() or len(found) != 2 or not 2 <= found.dim() <= 5:
+                raise UserError(
+                    f"feature {path!r}: for a batch of 2 the module returned {found.dtype} of "
+                    f"shape {tuple(found.shape)}, expected floats (2, C), (2, C, T), (2, C, H, W) "
+                    "or (2, C, T, H, W)"
+                )
         self.feature_channels = tuple(found.shape[1] for found in made)
         own = first_tensor(output)
         if own is not None and own.shape == (2, classes) and own.is_floating_point():
@@ -103,13 +97,10 @@ class ModuleBackbone(TappedBackbone):
                 f"modality {modality.name}: received no features, expected module paths of "
                 f"{type(network).__name__} to tap: features = {few(_paths(network))}"
             )
+        reader, features = Reader.from_rows(modality, rows).config, modality.features
         try:
             return cls(
-                network=network,
-                classes=classes,
-                features=modality.features,
-                reader=Reader.from_rows(modality, rows).config,
-                target=target,
+                network=network, classes=classes, features=features, reader=reader, target=target
             )
         except UserError as error:
             raise UserError(f"modality {modality.name}: {error}") from error
@@ -118,9 +109,9 @@ class ModuleBackbone(TappedBackbone):
         """Return what the user's module makes of the raw input ``x`` (B, *shape)."""
         return self.network(self.prepare(x))
 
-    def arrange(self, number: int, output: Tensor, x: Tensor) -> Tensor:
+    def arrange(self, name: str, output: Tensor, x: Tensor) -> Tensor:
         """Return the output with its channels first, (B, C_raw, *rest)."""
-        return output.movedim(-1, 1) if self.last[number] and output.dim() > 2 else output
+        return output.movedim(-1, 1) if name.endswith(_LAST) and output.dim() > 2 else output
 
     def features_and_logits(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the features, and the module's own logits (B, K) or those of the pooled head."""
@@ -137,62 +128,31 @@ class ModuleBackbone(TappedBackbone):
         if not isinstance(self.head, nn.Identity):
             self.prune()
 
-    def encode(self, rows: Array) -> Array:
-        """Return the raw input (n, *shape); raises UserError for rows of another shape."""
-        return self.reader.encode(rows)
-
-    def weights_module(self) -> nn.Module:
-        """Return the user's module: a file of its weights has its own names."""
-        return self.network
-
-    def input_spec(self) -> InputSpec:
-        """Return what the network expects: the modality's rows as they are stored."""
-        return self.reader.input_spec()
-
-    def _first_pass(self) -> tuple[list[tuple[int, object]], object]:
+    def _first_pass(self) -> tuple[list[tuple[str, object]], object]:
         """Return what the taps record of two inputs of zeros, and what the network returns."""
         try:
-            with torch.no_grad(), inference_mode_of(self):
+            with evaluating(self):
                 return self.recorder.run(lambda: self.run(self.example()), stops=False)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             shape = tuple(self.prepare(self.example()).shape)
-            name = type(self.network).__name__
-            reason = one_line(error, 200)
             raise UserError(
-                f"{name} cannot take a batch of {self.reader.type}s of shape {shape}: {reason}"
+                f"{type(self.network).__name__} cannot take a batch of {self.reader.type}s of "
+                f"shape {shape}: {one_line(error, 200)}"
             ) from error
 
 
-def module_from_target(target: str, classes: int) -> nn.Module:
-    """Make the module that ``"module:Class"`` names, looked for in the current directory first.
+def user_module(wanted: object, classes: int) -> nn.Module:
+    """Return a user's module: ``wanted`` itself, or made from a class or ``"module:Class"``.
 
     The class, or a function, is called without arguments, or with ``num_classes`` if it has a
-    parameter of that name. Raises UserError when there is no such module or class.
+    parameter of that name. A named module is looked for in the current directory first. Raises
+    UserError when there is no such module or class, or when it cannot be called so.
     """
-    module, _, attribute = target.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise UserError(f"received backbone {target!r}, expected module:Class")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        # A module that the user's module imports is another matter: let that one be seen.
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise UserError(f"{target}: no module {module!r} in {folder} or installed") from error
-    if not hasattr(loaded, attribute):
-        hint = close(attribute, dir(loaded))
-        raise UserError(f"{target}: {module} has no attribute {attribute!r}{hint}")
-    return made_module(target, getattr(loaded, attribute), classes)
-
-
-def made_module(name: str, factory: Any, classes: int) -> nn.Module:
-    """Return ``factory()``, with ``num_classes`` if it has that parameter.
-
-    Raises UserError when ``factory`` is not callable so or makes no ``nn.Module``.
-    """
+    if isinstance(wanted, nn.Module):
+        return wanted
+    name, factory = getattr(wanted, "__name__", str(wanted)), wanted
+    if isinstance(wanted, str):
+        factory = _named(wanted)
     if not callable(factory):
         raise UserError(f"{name}: received a {type(factory).__name__}, expected a module class")
     try:
@@ -209,12 +169,33 @@ def made_module(name: str, factory: Any, classes: int) -> nn.Module:
     return made
 
 
+def _named(target: str) -> object:
+    """Return what ``"module:Class"`` names."""
+    module, _, attribute = target.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
+        raise UserError(f"received backbone {target!r}, expected module:Class")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A module that the user's module imports is another matter: let that one be seen.
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
+        raise UserError(f"{target}: no module {module!r} in {folder} or installed") from error
+    if not hasattr(loaded, attribute):
+        hint = close(attribute, dir(loaded))
+        raise UserError(f"{target}: {module} has no attribute {attribute!r}{hint}")
+    return getattr(loaded, attribute)
+
+
 def _tapped(network: nn.Module, feature: str) -> nn.Module:
     """Return the module of ``network`` that ``feature`` names."""
-    path, _, note = feature.partition(":")
-    if note not in ("", _LAST):
-        raise UserError(f"received feature {feature!r}, expected {path} or {path}:{_LAST}")
-    paths = _paths(network)
+    path, paths = feature.removesuffix(_LAST), _paths(network)
+    if ":" in path:
+        path = path.partition(":")[0]
+        raise UserError(f"received feature {feature!r}, expected {path} or {path}{_LAST}")
     if path not in paths:
         near = difflib.get_close_matches(path, paths, n=4, cutoff=0.4) or paths
         raise UserError(
@@ -226,12 +207,3 @@ def _tapped(network: nn.Module, feature: str) -> nn.Module:
 
 def _paths(network: nn.Module) -> list[str]:
     return [path for path, _ in network.named_modules() if path]
-
-
-def _require_feature(path: str, output: Tensor) -> None:
-    if not output.is_floating_point() or output.shape[0] != 2 or not 2 <= output.dim() <= 5:
-        raise UserError(
-            f"feature {path!r}: for a batch of 2 the module returned {output.dtype} of shape "
-            f"{tuple(output.shape)}, expected floats (2, C), (2, C, T), (2, C, H, W) or "
-            "(2, C, T, H, W)"
-        )

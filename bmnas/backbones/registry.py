@@ -1,22 +1,30 @@
-"""The table of backbones by name, and how one is built from data or from its description."""
+"""The table of backbones by name; backbones from data, from descriptions and in files.
+
+Files are safetensors with the description as JSON. Nothing is unpickled but tensors: ``.pt`` files
+of pretrained weights are read with ``weights_only=True``.
+"""
 
 from __future__ import annotations
 
+import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from bmnas.backbones.base import FORMAT, Backbone
+from bmnas.backbones.conv import ClipBackbone, ImageBackbone, SequenceBackbone, VectorBackbone
 from bmnas.backbones.hf import HFBackbone
-from bmnas.backbones.measurements import SequenceBackbone, VectorBackbone
-from bmnas.backbones.module import ModuleBackbone, made_module, module_from_target
-from bmnas.backbones.pixels import ClipBackbone, ImageBackbone
+from bmnas.backbones.module import ModuleBackbone, user_module
 from bmnas.backbones.waveform import WaveformBackbone
 from bmnas.backbones.words import TextBackbone, TokenBackbone
-from bmnas.machine.errors import UserError, close, one_line
+from bmnas.machine.errors import UserError, close, few, one_line
 from bmnas.machine.schema import OneOf, Range, read
+from bmnas.machine.tensor_file import read_tensors, write_tensors
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 #: Families that are built from rows alone; their names are what ``Modality.backbone`` may say.
@@ -38,7 +46,10 @@ DEFAULT_BACKBONES: dict[ModalityType, str] = {
     type_: name for name, family in BACKBONES.items() for type_ in family.types
 }
 
+_FAMILIES = {**BACKBONES, HFBackbone.family: HFBackbone, ModuleBackbone.family: ModuleBackbone}
 _HF = "hf:"
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_PREFIX = "module."  # left by nn.DataParallel
 
 
 def build_backbone(modality: Modality, *, classes: int, rows: Array) -> Backbone:
@@ -49,38 +60,48 @@ def build_backbone(modality: Modality, *, classes: int, rows: Array) -> Backbone
     see ``load_weights``. A ready ``Backbone`` is returned as it is. Raises UserError for an
     unknown name, or rows that do not fit it.
     """
-    wanted = modality.backbone
+    wanted, where = modality.backbone, f"modality {modality.name}"
     if wanted is None:
         wanted = DEFAULT_BACKBONES[modality.type]
-    ours = isinstance(wanted, str) and (":" not in wanted or wanted.startswith(_HF))
-    if modality.features and ours:
-        raise UserError(
-            f"modality {modality.name}: received features for backbone {wanted!r}, which has its "
-            "own: expected them only for a network of yours, module:Class"
-        )
-    if isinstance(wanted, str) and wanted.startswith(_HF):
-        folder = wanted.removeprefix(_HF)
-        return HFBackbone.from_folder(modality, folder, classes=classes, rows=rows)
-    if isinstance(wanted, str) and ":" not in wanted:
-        family = BACKBONES.get(wanted)
-        if family is None:
-            raise UserError(
-                f"modality {modality.name}: received backbone {wanted!r}, expected "
-                f"{', '.join(BACKBONES)}, hf:<folder> or module:Class"
-                f"{close(wanted, list(BACKBONES))}"
-            )
-        if modality.type not in family.types:
-            raise UserError(
-                f"modality {modality.name}: received backbone {wanted!r}, which reads "
-                f"{', '.join(family.types)}, expected one for type {modality.type!r} such as "
-                f"{DEFAULT_BACKBONES[modality.type]!r}"
-            )
-        return family.from_rows(modality, classes=classes, rows=rows)
     if isinstance(wanted, Backbone):
         return wanted
-    target = wanted if isinstance(wanted, str) else None
-    network = _user_module(wanted, classes)
-    return ModuleBackbone.from_module(modality, network, classes=classes, rows=rows, target=target)
+    name = wanted if isinstance(wanted, str) else None
+    if name is None or (":" in name and not name.startswith(_HF)):
+        network = user_module(wanted, classes)
+        return ModuleBackbone.from_module(
+            modality, network, classes=classes, rows=rows, target=name
+        )
+    if modality.features:
+        raise UserError(
+            f"{where}: received features for backbone {name!r}, which has its own: expected them "
+            "only for a network of yours, module:Class"
+        )
+    if name.startswith(_HF):
+        folder = name.removeprefix(_HF)
+        return HFBackbone.from_folder(modality, folder, classes=classes, rows=rows)
+    family = BACKBONES.get(name)
+    if family is None:
+        raise UserError(
+            f"{where}: received backbone {name!r}, expected {', '.join(BACKBONES)}, hf:<folder> or "
+            f"module:Class{close(name, list(BACKBONES))}"
+        )
+    if modality.type not in family.types:
+        raise UserError(
+            f"{where}: received backbone {name!r}, which reads {', '.join(family.types)}, expected "
+            f"one for type {modality.type!r} such as {DEFAULT_BACKBONES[modality.type]!r}"
+        )
+    return family.from_rows(modality, classes=classes, rows=rows)
+
+
+@dataclass(frozen=True)
+class _Description:
+    """What ``Backbone.spec`` writes."""
+
+    format: Annotated[str, OneOf([FORMAT])]
+    name: Annotated[str, OneOf(_FAMILIES)]
+    config: Mapping[str, Any]
+    stages: Annotated[int, Range(1)]
+    head: bool
 
 
 def backbone_from_spec(spec: Any, module: object = None) -> Backbone:
@@ -92,10 +113,16 @@ def backbone_from_spec(spec: Any, module: object = None) -> Backbone:
     """
     description = read(_Description, spec, "the description of a backbone")
     name, config = description.name, dict(description.config)
+    if name == ModuleBackbone.family and module is None:
+        described = config.get("target") or "given as an object"
+        raise UserError(
+            f"this backbone is a user's own module ({described}), and a file's word does not "
+            "import code: give the modality's backbone as module"
+        )
     try:
         if name == ModuleBackbone.family:
-            config["network"] = _described_module(config, module)
-        backbone: Backbone = cast(Any, _families()[name])(**config)
+            config["network"] = user_module(module, int(config["classes"]))
+        backbone: Backbone = cast(Any, _FAMILIES[name])(**config)
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
         reason = one_line(error, 200)
         raise UserError(f"the description of a backbone {name!r} is malformed: {reason}") from error
@@ -110,34 +137,95 @@ def backbone_from_spec(spec: Any, module: object = None) -> Backbone:
     return backbone
 
 
-def _families() -> dict[str, type[Backbone]]:
-    return {**BACKBONES, HFBackbone.family: HFBackbone, ModuleBackbone.family: ModuleBackbone}
+def save_backbone(path: Path, backbone: Backbone, extra: Mapping[str, Any]) -> None:
+    """Write ``backbone``, truncated or not, and ``extra``, plain JSON data, to ``path``.
+
+    The file is whole or not at all, and equal for equal content.
+    """
+    description = {"format": FORMAT, "spec": backbone.spec(), "extra": dict(extra)}
+    write_tensors(path, backbone.state_dict(), description)
 
 
-@dataclass(frozen=True)
-class _Description:
-    """What ``Backbone.spec`` writes."""
+def load_backbone(path: Path, module: object = None) -> tuple[Backbone, dict[str, Any]]:
+    """Read what ``save_backbone`` wrote: the backbone, in eval mode, and ``extra``.
 
-    format: Annotated[str, OneOf([FORMAT])]
-    name: Annotated[str, OneOf(_families)]
-    config: Mapping[str, Any]
-    stages: Annotated[int, Range(1)]
-    head: bool
+    ``module`` is the modality's ``backbone``, which a user's own module needs, see
+    ``backbone_from_spec``. Raises UserError, naming the file, when it is missing, damaged, or
+    of another format, or when its tensors are not those of its description.
+    """
+    description, tensors = read_tensors(path, described=FORMAT)
+    if not isinstance(description.get("extra"), dict):
+        raise UserError(f"{path}: its description has no extra, expected an object")
+    try:
+        backbone = backbone_from_spec(description.get("spec"), module=module)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    _load_state(backbone, tensors, path)
+    return backbone.eval(), description["extra"]
 
 
-def _described_module(config: dict[str, Any], module: object) -> nn.Module:
-    if module is None:
-        described = config.get("target") or "given as an object"
+def load_weights(backbone: Backbone, path: Path) -> None:
+    """Load pretrained weights into ``backbone``, for a user's own module into that module.
+
+    ``path`` is a ``.safetensors`` file or a ``state_dict`` saved by torch, by itself or under
+    ``state_dict``, ``model_state_dict`` or ``model``, its names with or without ``module.``.
+    Raises UserError when the file is missing, damaged, holds anything but tensors, or when
+    names or shapes differ from the backbone's.
+    """
+    if path.suffix == ".safetensors":
+        _, state = read_tensors(path)
+    else:
+        state = _torch_state(path)
+    if state and all(name.startswith(_PREFIX) for name in state):
+        state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
+    _load_state(backbone.weights_module(), state, path)
+
+
+def _torch_state(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file that torch.save wrote."""
+    try:
+        with warnings.catch_warnings():
+            # About pickle protocols that it may not read: it refuses those by itself.
+            warnings.simplefilter("ignore", UserWarning)
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except pickle.UnpicklingError as error:
         raise UserError(
-            f"this backbone is a user's own module ({described}), and a file's word does not "
-            "import code: give the modality's backbone as module"
+            f"{path}: received a file that is damaged or holds more than tensors, which is not "
+            "loaded as it could run code: save model.state_dict(), or a .safetensors file"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        reason = one_line(error, 200)
+        raise UserError(f"{path}: not a file that torch.save wrote: {reason}") from error
+    is_table = isinstance(content, dict)
+    wrappers = [name for name in _WRAPPERS if is_table and isinstance(content.get(name), dict)]
+    state = content[wrappers[0]] if wrappers else content
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        found = f"the keys {few(state)}" if isinstance(state, dict) else f"a {type(state).__name__}"
+        raise UserError(
+            f"{path}: received {found}, expected a state_dict of tensors, by itself or under "
+            f"{', '.join(_WRAPPERS)}"
         )
-    return _user_module(module, int(config["classes"]))
+    return {str(name): tensor for name, tensor in state.items()}
 
 
-def _user_module(wanted: object, classes: int) -> nn.Module:
-    if isinstance(wanted, nn.Module):
-        return wanted
-    if isinstance(wanted, str):
-        return module_from_target(wanted, classes)
-    return made_module(getattr(wanted, "__name__", str(wanted)), wanted, classes)
+def _load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = module.state_dict()
+    misshaped = [
+        f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    wrong = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": misshaped,
+    }
+    found = [f"{len(names)} {what} ({few(names)})" for what, names in wrong.items() if names]
+    if found:
+        raise UserError(
+            f"{path}: received weights that do not fit this backbone's {len(own)} tensors: "
+            + "; ".join(found)
+        )
+    module.load_state_dict(state)

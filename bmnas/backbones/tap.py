@@ -1,48 +1,195 @@
-"""Features out of any module: forward hooks that record, and stop when all is recorded.
+"""Networks that are not ours: how they read a modality, and features out of their inside.
 
-Hooks run under ``torch.export`` as in plain Python, so the exported graph holds exactly what the
-recorded features need.
+Features are recorded by forward hooks, which leave the pass when all is recorded. Hooks run under
+``torch.export`` as in plain Python, so the exported graph holds exactly what the features need.
+Legend: B batch, T time, H height, W width, D columns, C colours or channels.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
-from torch.utils.hooks import RemovableHandle
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from bmnas.backbones.base import Backbone
+from bmnas.backbones.base import Backbone, InputSpec
+from bmnas.backbones.conv import Floats, Pixels
+from bmnas.backbones.rows import cast_rows, check_rows, has_colour, require_finite, sample_rows
+from bmnas.backbones.words import Vocabulary
+from bmnas.tasks.task import Array, Modality, ModalityType
 
 
-class _EverythingRecorded(Exception):  # noqa: N818 - not an error: it leaves a forward pass early
-    """Leaves a forward pass whose rest nothing needs."""
+class Reader:
+    """Rows of one modality to the raw input of a graph, and raw input to a network's tensor.
+
+    ``config`` is plain JSON data, by which a file says how its backbone reads; ``prepare`` is the
+    part inside the graph. Networks get what their authors expect: images (B, C, H, W) and clips
+    (B, C, T, H, W) in [0, 1] for uint8, as torchvision makes them, waveforms (B, T) in [-1, 1] for
+    int16, sequences (B, T, D), vectors (B, D), word numbers and tokens (B, T) as int64.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = dict(config)
+        self.type: ModalityType = config["type"]
+        self.dtype = str(config["dtype"])
+        self.shape = tuple(config["shape"])
+        self.vocabulary: Vocabulary | None = None
+        if "words" in config:
+            self.vocabulary = Vocabulary(config["words"], self.shape[0])
+
+    @classmethod
+    def from_rows(cls, modality: Modality, rows: Array) -> Reader:
+        """Read the train ``rows`` (n, *axes) of ``modality``.
+
+        Raises UserError when the rows are none, of the wrong shape or not finite.
+        """
+        dtype, shape = check_rows(modality, rows), list(rows.shape[1:])
+        config: dict[str, Any] = {"type": modality.type, "dtype": dtype, "shape": shape}
+        if modality.type == "text":
+            vocabulary = Vocabulary.from_texts(rows)
+            config.update(shape=[vocabulary.length], words=vocabulary.words)
+        elif modality.sample_rate is not None:
+            config["sample_rate"] = modality.sample_rate
+        reader = cls(config)
+        require_finite(modality, reader.encode(sample_rows(rows)))
+        return reader
+
+    def prepare(self) -> nn.Module:
+        """Return the module that turns the raw input into the network's tensor."""
+        if self.dtype == "int64":
+            return nn.Identity()
+        if self.type in ("image", "clip"):
+            return Pixels(colour=has_colour(self.type, self.shape), dtype=self.dtype)
+        return Floats(scale=1 / 32768 if self.dtype == "int16" else 1.0)
+
+    def encode(self, rows: Array) -> Array:
+        """Return the raw input (n, *shape); raises UserError for rows of another shape."""
+        if self.vocabulary is not None:
+            return self.vocabulary.encode(rows)
+        return cast_rows(rows, self.shape, self.dtype)
+
+    def input_spec(self) -> InputSpec:
+        """Return what the graph expects: the modality's rows as they are stored."""
+        note: dict[str, Any] = {"type": self.type, "scaling": "none: the network scales its input"}
+        if "sample_rate" in self.config:
+            note["sample_rate"] = self.config["sample_rate"]
+        if self.vocabulary is not None:
+            note = self.vocabulary.rule()
+        meaning = f"one {self.type} of shape {self.shape}, as {self.dtype}"
+        return InputSpec(self.shape, self.dtype, meaning, note)
+
+
+class TappedBackbone(Backbone):
+    """A backbone around a ``network`` whose features are outputs of modules inside it.
+
+    Subclasses call ``tap`` in ``__init__`` and say in ``run`` how the network is called and in
+    ``arrange`` how a module's output becomes a feature (B, C_raw, *rest).
+    """
+
+    network: nn.Module
+    recorder: Recorder
+
+    def __init__(self, reader: Reader, /, **config: Any) -> None:
+        super().__init__(reader.input_spec(), **config)
+        self.reader = reader
+
+    def tap(self, network: nn.Module, modules: Mapping[str, nn.Module]) -> None:
+        """Record the outputs of ``modules`` by name, parts of ``network``."""
+        self.network, self.recorder = network, Recorder(modules)
+        for name, module in modules.items():
+            # Not a closure: a deep copy of the module must copy the recorder with it.
+            module.register_forward_hook(partial(self.recorder.record, name))
+
+    def run(self, x: Tensor) -> object:
+        """Call the network on the raw input ``x`` (B, *shape) and return what it returns."""
+        raise TypeError(f"{type(self).__name__} does not call its network")
+
+    def arrange(self, name: str, output: Tensor, x: Tensor) -> Tensor:
+        """Return a feature (B, C_raw, *rest) from the output tapped as ``name`` and the input."""
+        raise TypeError(f"{type(self).__name__} does not arrange its features")
+
+    def example(self) -> Tensor:
+        """Return two raw inputs (2, *shape) of zeros, to see what the network does with them."""
+        parameter = next(self.parameters(), None)
+        device = None if parameter is None else parameter.device
+        dtype = getattr(torch, self.input_spec.dtype)
+        return torch.zeros((2, *self.input_spec.shape), dtype=dtype, device=device)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Return the features that are kept; nothing after the last of them is run."""
+        recorded, _ = self.recorder.run(lambda: self.run(x), stops=True)
+        return self.arranged(recorded, x)
+
+    def arranged(self, recorded: Sequence[tuple[str, object]], x: Tensor) -> list[Tensor]:
+        """Return the features (B, C_raw, *rest) of the outputs recorded for ``x``."""
+        outputs = []
+        for name, output in recorded:
+            tensor = first_tensor(output)
+            if tensor is None:
+                raise TypeError(f"a tapped module returned a {type(output).__name__}, no tensor")
+            outputs.append(self.arrange(name, tensor, x))
+        return outputs
+
+    def encode(self, rows: Array) -> Array:
+        """Return the raw input (n, *shape); raises UserError for rows of another shape."""
+        return self.reader.encode(rows)
+
+    def weights_module(self) -> nn.Module:
+        """Return the network inside: a file of its weights has its own names."""
+        return self.network
+
+    def truncate(self, count: int) -> None:
+        """Keep the first ``count`` features; drop the head and the modules they do not need."""
+        self.recorder.wanted = self.recorder.wanted[:count]
+        self.feature_names = self.feature_names[:count]
+        self.feature_channels = self.feature_channels[:count]
+        self.head = None
+        self.prune()
+
+    def prune(self) -> None:
+        """Replace the modules that no feature needs by ``nn.Identity``, which has no weights.
+
+        A module is needed when it or one inside it is called, or when a tensor of it is used: some
+        modules use the weights of others without calling them.
+        """
+        used: set[int] = set()
+
+        def note(module: nn.Module, inputs: object) -> None:
+            used.add(id(module))
+
+        with _UsedTensors(used), register_module_forward_pre_hook(note), evaluating(self):
+            self.features(self.example())
+        _replace_unused(self.network, used)
 
 
 class Recorder:
-    """The outputs of the tapped modules during one forward pass, with their numbers.
+    """The outputs of tapped modules during one forward pass, with their names.
 
-    Only the first ``count`` taps are recorded.
+    Only those of ``wanted`` are recorded.
     """
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, names: Iterable[str]) -> None:
+        self.wanted = tuple(names)
         self.stops = False
-        self.recorded: list[tuple[int, object]] = []
+        self.recorded: list[tuple[str, object]] = []
 
-    def record(self, number: int, module: nn.Module, inputs: object, output: object) -> None:
-        """Note the output of tap ``number``, as its hook; leave the pass when all are there."""
-        if number < self.count:
-            self.recorded.append((number, output))
-            if self.stops and len(self.recorded) == self.count:
+    def record(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
+        """Note the output tapped as ``name``, as its hook; leave the pass when all are there."""
+        if name in self.wanted:
+            self.recorded.append((name, output))
+            if self.stops and len(self.recorded) == len(self.wanted):
                 raise _EverythingRecorded
 
     def run(
         self, call: Callable[[], object], *, stops: bool
-    ) -> tuple[list[tuple[int, object]], object]:
+    ) -> tuple[list[tuple[str, object]], object]:
         """Return what ``call`` made the taps record, and its result, None if left early."""
         self.recorded, self.stops = [], stops
         result: object = None
@@ -55,6 +202,32 @@ class Recorder:
             # Nothing may keep the activations alive until the next pass.
             recorded, self.recorded = self.recorded, []
         return recorded, result
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """Return ``output`` if it is a tensor, else the first tensor of a tuple, list or mapping."""
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    if isinstance(output, tuple | list):
+        return next((item for item in output if isinstance(item, Tensor)), None)
+    return output if isinstance(output, Tensor) else None
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Compute in eval mode and without gradients; afterwards every module has its own mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+class _EverythingRecorded(Exception):  # noqa: N818 - not an error: it leaves a forward pass early
+    """Leaves a forward pass whose rest nothing needs."""
 
 
 @contextlib.contextmanager
@@ -71,127 +244,25 @@ def _kept_module_stack() -> Iterator[None]:
             stack.popitem()
 
 
-def first_tensor(output: object) -> Tensor | None:
-    """Return ``output`` if it is a tensor, else the first tensor of a tuple, list or mapping."""
-    if isinstance(output, dict):
-        output = tuple(output.values())
-    if isinstance(output, tuple | list):
-        return next((item for item in output if isinstance(item, Tensor)), None)
-    return output if isinstance(output, Tensor) else None
+class _UsedTensors(TorchFunctionMode):
+    """Adds to ``used`` the ids of all tensors that torch's functions are given."""
+
+    def __init__(self, used: set[int]) -> None:
+        super().__init__()
+        self.used = used
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self.used.update(id(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor))
+        return function(*args, **kwargs)
 
 
-class TappedBackbone(Backbone):
-    """A backbone around a ``network`` whose features are outputs of modules inside it.
-
-    Subclasses call ``tap`` in ``__init__`` and say in ``run`` how the network is called and in
-    ``arrange`` how a module's output becomes a feature (B, C_raw, *rest).
-    """
-
-    network: nn.Module
-    recorder: Recorder
-
-    def tap(self, network: nn.Module, modules: Sequence[nn.Module]) -> list[RemovableHandle]:
-        """Record the outputs of ``modules``, parts of ``network`` in the order they run in."""
-        self.network, self.recorder = network, Recorder(len(modules))
-        # Not a closure: a deep copy of the module must copy the recorder with it.
-        return [
-            module.register_forward_hook(partial(self.recorder.record, number))
-            for number, module in enumerate(modules)
-        ]
-
-    def run(self, x: Tensor) -> object:
-        """Call the network on the raw input ``x`` (B, *shape) and return what it returns."""
-        raise TypeError(f"{type(self).__name__} does not call its network")
-
-    def arrange(self, number: int, output: Tensor, x: Tensor) -> Tensor:
-        """Return feature ``number`` (B, C_raw, *rest) from a tapped output and the raw input."""
-        raise TypeError(f"{type(self).__name__} does not arrange its features")
-
-    def example(self) -> Tensor:
-        """Return two raw inputs (2, *shape) of zeros, to see what the network does with them."""
-        spec = self.input_spec()
-        parameter = next(self.parameters(), None)
-        device = None if parameter is None else parameter.device
-        return torch.zeros((2, *spec.shape), dtype=getattr(torch, spec.dtype), device=device)
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Return the features that are kept; nothing after the last of them is run."""
-        recorded, _ = self.recorder.run(lambda: self.run(x), stops=True)
-        return self.arranged(recorded, x)
-
-    def arranged(self, recorded: Sequence[tuple[int, object]], x: Tensor) -> list[Tensor]:
-        """Return the features (B, C_raw, *rest) of the outputs recorded for ``x``."""
-        outputs = []
-        for number, output in recorded:
-            tensor = first_tensor(output)
-            if tensor is None:
-                raise TypeError(f"a tapped module returned a {type(output).__name__}, no tensor")
-            outputs.append(self.arrange(number, tensor, x))
-        return outputs
-
-    def truncate(self, count: int) -> None:
-        """Keep the first ``count`` features; drop the head and the modules they do not need."""
-        self.recorder.count = count
-        self.feature_names = self.feature_names[:count]
-        self.feature_channels = self.feature_channels[:count]
-        self.head = None
-        self.prune()
-
-    def prune(self) -> None:
-        """Replace the modules that no feature needs by ``nn.Identity``, which has no weights.
-
-        A module is needed when it or one inside it is called, or when a feature depends on one
-        of its parameters: some modules use the weights of others without calling them.
-        """
-        _replace_unneeded(self.network, self._called_modules() | self._modules_with_gradient())
-
-    def _called_modules(self) -> set[nn.Module]:
-        called: set[nn.Module] = set()
-        with contextlib.ExitStack() as stack:
-            for module in self.network.modules():
-                handle = module.register_forward_pre_hook(lambda module, _: called.add(module))
-                stack.callback(handle.remove)
-            self._dry_run()
-        return called
-
-    def _modules_with_gradient(self) -> set[nn.Module]:
-        parameters = [p for p in self.network.parameters() if p.is_floating_point()]
-        frozen = [p for p in parameters if not p.requires_grad]
-        try:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-            with torch.enable_grad():
-                total = sum((f.float().sum() for f in self._dry_run()), torch.zeros(()))
-                if not total.requires_grad:
-                    return set()
-                gradients = torch.autograd.grad(total, parameters, allow_unused=True)
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-        used = {id(p) for p, g in zip(parameters, gradients, strict=True) if g is not None}
-        own = {m: m.parameters(recurse=False) for m in self.network.modules()}
-        return {module for module, found in own.items() if any(id(p) in used for p in found)}
-
-    def _dry_run(self) -> list[Tensor]:
-        with inference_mode_of(self):
-            return self.features(self.example())
-
-
-def _replace_unneeded(owner: nn.Module, needed: set[nn.Module]) -> None:
+def _replace_unused(owner: nn.Module, used: set[int]) -> None:
     for name, child in list(owner.named_children()):
-        if needed.isdisjoint(child.modules()):
+        parts = (*child.modules(), *child.parameters(), *child.buffers())
+        if used.isdisjoint(id(part) for part in parts):
             setattr(owner, name, nn.Identity())
         else:
-            _replace_unneeded(child, needed)
-
-
-@contextlib.contextmanager
-def inference_mode_of(module: nn.Module) -> Iterator[None]:
-    """Put ``module`` into eval mode, and every module in it back into its own mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
+            _replace_unused(child, used)

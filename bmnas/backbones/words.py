@@ -5,8 +5,11 @@ Legend: B batch, T positions, C channels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Self, cast
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -14,15 +17,82 @@ from torch import Tensor, nn
 
 from bmnas.backbones.base import Backbone, InputSpec
 from bmnas.backbones.rows import check_rows
-from bmnas.backbones.vocabulary import PAD, UNKNOWN, Vocabulary
 from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Array, Modality, ModalityType
+
+PAD, UNKNOWN = 0, 1
+_SPECIAL = ("<pad>", "<unk>")
+_WORD = re.compile(r"\w+")
 
 _EMBEDDING = 64
 _WIDTH = 96
 _KERNELS = (1, 3, 5)  # a word by itself, with its neighbours, in its phrase
 _HIDDEN_WORDS = 0.05
 _MOST_TOKENS = 1_000_000
+
+
+class Vocabulary:
+    """Known words and the fixed ``length`` of a row; ``words`` start with padding and unknown.
+
+    The rule is short, so that a client in another language can repeat it: see ``rule``. Raises
+    ValueError when a word stands twice or the two special entries are not in front.
+    """
+
+    def __init__(self, words: Sequence[str], length: int) -> None:
+        self.words = list(words)
+        self.length = length
+        if tuple(self.words[:2]) != _SPECIAL or length < 1:
+            raise ValueError(f"a vocabulary starts with {_SPECIAL}, and its rows have a length")
+        self.ids = {word: number for number, word in enumerate(self.words)}
+        if len(self.ids) != len(self.words):
+            raise ValueError("a word stands twice in the vocabulary")
+
+    @classmethod
+    def from_texts(
+        cls, texts: Iterable[object], *, limit: int = 20_000, longest: int = 128
+    ) -> Vocabulary:
+        """Collect the ``limit`` most frequent words, those equally frequent by the alphabet.
+
+        A row is as long as the longest text, at most ``longest`` words.
+        """
+        counts: Counter[str] = Counter()
+        length = 1
+        for text in texts:
+            words = words_of(str(text))
+            counts.update(words)
+            length = max(length, len(words))
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls([*_SPECIAL, *ranked[:limit]], min(length, longest))
+
+    def encode(self, texts: Sequence[object] | Array) -> Array:
+        """Return int64 (n, length): word numbers, unknown words 1, filled up with 0."""
+        rows = np.full((len(texts), self.length), PAD, dtype=np.int64)
+        for row, text in zip(rows, texts, strict=True):
+            numbers = [self.ids.get(word, UNKNOWN) for word in words_of(str(text))[: self.length]]
+            row[: len(numbers)] = numbers
+        return rows
+
+    def rule(self) -> dict[str, object]:
+        """Return the whole rule of ``encode`` as plain JSON data."""
+        return {
+            "steps": [
+                "normalise to Unicode NFKC",
+                "lower case",
+                "take every match of the pattern, in order, as a word",
+                "replace a word by its place in the vocabulary, an unknown one by 1",
+                "cut at the length; fill up with 0 at the end",
+            ],
+            "pattern": _WORD.pattern,
+            "pad": PAD,
+            "unknown": UNKNOWN,
+            "length": self.length,
+            "vocabulary": self.words,
+        }
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text: NFKC, lower case, then runs of Unicode word characters."""
+    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 class MaskedConvStage(nn.Module):
@@ -90,12 +160,12 @@ class WordConvBackbone(PaddedBackbone):
     Features are three sequences (B, C_raw, T), zero where the row is padded.
     """
 
-    dtype = "int64"
-
-    def build(self, *, entries: int, unknown: int, pad: int | None) -> None:
-        """Set up embedding, stages and head."""
+    def __init__(
+        self, input_spec: InputSpec, entries: int, unknown: int, pad: int | None, /, **config: Any
+    ) -> None:
+        super().__init__(input_spec, **config)
         self.entries, self.unknown, self.pad = entries, unknown, pad
-        dropout = self.config["dropout"]
+        dropout = config["dropout"]
         stem = nn.Embedding(entries, _EMBEDDING, padding_idx=pad)
         # Unit variance, the default, would drown the gradient of rare words.
         with torch.no_grad():
@@ -105,9 +175,8 @@ class WordConvBackbone(PaddedBackbone):
             MaskedConvStage(width_in, width, kernel, dropout)
             for width_in, width, kernel in zip(widths[:-1], widths[1:], _KERNELS, strict=True)
         ]
-        self.set_stages(
-            stem, stages, widths[1:], MaskedHead(_WIDTH, self.config["classes"], dropout)
-        )
+        head = MaskedHead(_WIDTH, config["classes"], dropout)
+        self.set_stages(stem, stages, widths[1:], head)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the features (B, C_raw, T) of integers ``x`` (B, T)."""
@@ -138,10 +207,12 @@ class TextBackbone(WordConvBackbone):
     def __init__(
         self, *, classes: int, words: Sequence[str], length: int, dropout: float = 0.2
     ) -> None:
-        super().__init__(classes=classes, words=list(words), length=length, dropout=dropout)
-        self.vocabulary = Vocabulary(words, length)
-        self.shape = (length,)
-        self.build(entries=len(words), unknown=UNKNOWN, pad=PAD)
+        vocabulary = Vocabulary(words, length)
+        meaning = f"one text as the numbers of its first {length} words"
+        spec = InputSpec((length,), "int64", meaning, vocabulary.rule())
+        config = {"classes": classes, "words": list(words), "length": length, "dropout": dropout}
+        super().__init__(spec, len(words), UNKNOWN, PAD, **config)
+        self.vocabulary = vocabulary
 
     @classmethod
     def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
@@ -166,11 +237,6 @@ class TextBackbone(WordConvBackbone):
         """Count the texts in ``rows`` (n,) that have no known word at all."""
         return int((self.encode(rows) <= UNKNOWN).all(axis=1).sum())
 
-    def input_spec(self) -> InputSpec:
-        """Return what the network expects: word numbers by the rule in ``preprocessing``."""
-        meaning = f"one text as the numbers of its first {self.vocabulary.length} words"
-        return InputSpec(self.shape, self.dtype, meaning, self.vocabulary.rule())
-
 
 class TokenBackbone(WordConvBackbone):
     """A convolutional network for token numbers (B, T), int64.
@@ -186,10 +252,17 @@ class TokenBackbone(WordConvBackbone):
     def __init__(
         self, *, classes: int, tokens: int, length: int, padded: bool, dropout: float = 0.2
     ) -> None:
-        what = {"tokens": tokens, "length": length, "padded": padded}
-        super().__init__(classes=classes, **what, dropout=dropout)
-        self.shape = (length,)
-        self.build(entries=tokens + 1, unknown=tokens, pad=0 if padded else None)
+        pad = 0 if padded else None
+        note = {
+            "tokens": tokens,
+            "unknown": "numbers outside [0, tokens) count as unknown",
+            "pad": pad,
+            "length": length,
+        }
+        meaning = f"one row of {length} token numbers, filled up at the end"
+        spec = InputSpec((length,), "int64", meaning, note)
+        config = {"tokens": tokens, "length": length, "padded": padded, "dropout": dropout}
+        super().__init__(spec, tokens + 1, tokens, pad, classes=classes, **config)
 
     @classmethod
     def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
@@ -207,14 +280,3 @@ class TokenBackbone(WordConvBackbone):
             )
         padded = not bool(np.any((rows[:, :-1] == 0) & (rows[:, 1:] != 0)))
         return cls(classes=classes, tokens=highest + 1, length=rows.shape[1], padded=padded)
-
-    def input_spec(self) -> InputSpec:
-        """Return what the network expects: token numbers of the data's own vocabulary."""
-        note = {
-            "tokens": self.entries - 1,
-            "unknown": "numbers outside [0, tokens) count as unknown",
-            "pad": self.pad,
-            "length": self.shape[0],
-        }
-        meaning = f"one row of {self.shape[0]} token numbers, filled up at the end"
-        return InputSpec(self.shape, self.dtype, meaning, note)

@@ -168,7 +168,7 @@ def _describe(
 
 
 def _input(network: MultimodalNetwork, name: str) -> InputSpec:
-    spec = network.backbone(name).input_spec()
+    spec = network.backbone(name).input_spec
     return InputSpec(name, (-1, *spec.shape), spec.dtype, spec.meaning, spec.preprocessing)
 
 

@@ -43,7 +43,7 @@ def test_features_have_the_promised_names_channels_and_ranks(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_input_specification_is_that_of_the_encoded_rows(kind: str) -> None:
     backbone, x = built(kind)
-    spec = backbone.input_spec()
+    spec = backbone.input_spec
     assert spec.shape == tuple(x.shape[1:])
     assert str(x.dtype) == f"torch.{spec.dtype}"
     assert spec.meaning

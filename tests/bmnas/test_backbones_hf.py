@@ -139,7 +139,7 @@ def test_a_saved_transformer_needs_its_folder_no_more(
     np.testing.assert_array_equal(again.encode(TEXTS), ids.numpy())
     for left, right in zip(again.features(ids), full, strict=False):
         assert torch.allclose(left, right, atol=1e-6)
-    assert again.input_spec() == backbone.input_spec()
+    assert again.input_spec == backbone.input_spec
 
 
 def test_texts_are_cut_at_the_positions_of_the_model(bert: Path) -> None:

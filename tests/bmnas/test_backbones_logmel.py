@@ -7,7 +7,7 @@ import torch
 from backbone_cases import modality
 
 from bmnas.backbones import build_backbone
-from bmnas.backbones.logmel import LogMel, mel_filters
+from bmnas.backbones.waveform import LogMel, mel_filters
 
 
 def literal_log_mel(

@@ -40,8 +40,8 @@ def test_features_are_the_outputs_of_the_named_modules() -> None:
     features = backbone.features(x)
     assert torch.allclose(features[0], first)
     assert torch.allclose(features[1], network.second[0](first))
-    assert backbone.input_spec().shape == (12, 12)
-    assert backbone.input_spec().dtype == "uint8"
+    assert backbone.input_spec.shape == (12, 12)
+    assert backbone.input_spec.dtype == "uint8"
 
 
 def test_the_modules_own_output_is_the_logits_when_it_has_their_shape() -> None:
@@ -148,7 +148,7 @@ def test_texts_reach_a_users_network_as_word_numbers() -> None:
     rows = np.array(["a cat", "the red dog"])
     backbone = built(Bag(), "words:channels_last", type="text", data=rows)
     assert backbone.features(torch.from_numpy(backbone.encode(rows)))[0].shape == (2, 4, 3)
-    assert "vocabulary" in backbone.input_spec().preprocessing
+    assert "vocabulary" in backbone.input_spec.preprocessing
 
 
 @pytest.mark.parametrize(

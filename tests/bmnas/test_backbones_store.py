@@ -40,7 +40,7 @@ def test_a_saved_backbone_comes_back_as_it_was(
     x = torch.from_numpy(backbone.encode(modality(kind).data))
     assert extra == {"score": 0.5, "epochs": [1, 2]}
     assert (again.head is None) == (stages is not None)
-    assert again.input_spec() == backbone.input_spec()
+    assert again.input_spec == backbone.input_spec
     for left, right in zip(again.features(x), backbone.features(x), strict=True):
         assert torch.equal(left, right)
     if stages is None:

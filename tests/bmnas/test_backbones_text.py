@@ -8,8 +8,7 @@ import torch
 from backbone_cases import modality
 
 from bmnas.backbones import build_backbone
-from bmnas.backbones.vocabulary import Vocabulary, words_of
-from bmnas.backbones.words import TextBackbone
+from bmnas.backbones.words import TextBackbone, Vocabulary, words_of
 from bmnas.tasks.task import Modality
 
 TRAIN = ["The cat.", "the DOG, the end", "Ähre & cafe\u0301", ""]
@@ -45,7 +44,7 @@ def test_encoding_fills_up_cuts_and_marks_the_unknown() -> None:
 
 def test_the_written_rule_is_enough_to_encode() -> None:
     backbone = text_backbone(TRAIN)
-    rule = backbone.input_spec().preprocessing
+    rule = backbone.input_spec.preprocessing
     ids = {word: number for number, word in enumerate(rule["vocabulary"])}
     found = [ids.get(w, rule["unknown"]) for w in re.findall(rule["pattern"], "the new dog")]
     row = (found + [rule["pad"]] * rule["length"])[: rule["length"]]
@@ -101,7 +100,7 @@ def test_zero_is_padding_only_where_it_always_ends_the_row(
 ) -> None:
     data = np.array(rows)
     backbone = build_backbone(Modality("t", "tokens", data), classes=2, rows=data)
-    assert backbone.input_spec().preprocessing["pad"] == pad
+    assert backbone.input_spec.preprocessing["pad"] == pad
 
 
 def test_tokens_beyond_the_train_rows_are_unknown() -> None:

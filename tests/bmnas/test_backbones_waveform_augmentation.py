@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bmnas.backbones.augmentation import WaveformAugmentation
+from bmnas.backbones.waveform import augmented
 
 
 @pytest.fixture
@@ -14,13 +14,8 @@ def waveforms() -> torch.Tensor:
     return recordings
 
 
-def test_outside_training_nothing_changes(waveforms: torch.Tensor) -> None:
-    augmentation = WaveformAugmentation().eval()
-    assert augmentation(waveforms) is waveforms
-
-
 def test_the_filling_stays_zero_and_moves_by_a_tenth_at_most(waveforms: torch.Tensor) -> None:
-    sounds = WaveformAugmentation()(waveforms) != 0
+    sounds = augmented(waveforms) != 0
     assert torch.equal(sounds.sum(1), torch.full((200,), 600))
     shifts = set()
     for row in sounds:
@@ -35,7 +30,7 @@ def test_the_noise_has_at_most_0_7_of_the_recordings_own_root_mean_square() -> N
     torch.manual_seed(0)
     loudness = torch.tensor([0.01, 1.0, 300.0]).repeat(100).unsqueeze(1)
     # Constant, so that a shift changes nothing.
-    noise = (WaveformAugmentation()(loudness.expand(-1, 2000)) - loudness) / loudness
+    noise = (augmented(loudness.expand(-1, 2000)) - loudness) / loudness
     level = noise.square().mean(1).sqrt()
     assert float(level.max()) < 0.7 * 1.1
     assert float(level.mean()) == pytest.approx(0.35, abs=0.05)
@@ -43,16 +38,14 @@ def test_the_noise_has_at_most_0_7_of_the_recordings_own_root_mean_square() -> N
 
 
 def test_integers_and_silence() -> None:
-    augmentation = WaveformAugmentation()
-    changed = augmentation(torch.full((4, 500), 1000, dtype=torch.int16))
+    changed = augmented(torch.full((4, 500), 1000, dtype=torch.int16))
     assert changed.dtype == torch.float32
     assert float(changed.std()) > 0
-    assert torch.equal(augmentation(torch.zeros(2, 500)), torch.zeros(2, 500))
+    assert torch.equal(augmented(torch.zeros(2, 500)), torch.zeros(2, 500))
 
 
 def test_the_same_seed_gives_the_same(waveforms: torch.Tensor) -> None:
-    augmentation = WaveformAugmentation()
     torch.manual_seed(5)
-    first = augmentation(waveforms)
+    first = augmented(waveforms)
     torch.manual_seed(5)
-    assert torch.equal(augmentation(waveforms), first)
+    assert torch.equal(augmented(waveforms), first)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import bmnas.machine.costs
-from bmnas.backbones.measurements import SequenceBackbone
+from bmnas.backbones.conv import SequenceBackbone
 from bmnas.features.reshape import Projection
 from bmnas.machine.costs import (
     Latency,

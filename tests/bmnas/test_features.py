@@ -16,8 +16,8 @@ import torch
 from tiny_features import LENGTH, made, opened
 from tiny_tasks import changed, tiny_task
 
-from bmnas.backbones import Backbone
-from bmnas.backbones.measurements import SequenceBackbone
+from bmnas.backbones import Backbone, InputSpec
+from bmnas.backbones.conv import SequenceBackbone
 from bmnas.features.cache import rows_hash, weights_hash
 from bmnas.features.reshape import Pool
 from bmnas.machine.errors import UserError
@@ -284,7 +284,7 @@ import os, resource, signal, sys
 from pathlib import Path
 import torch
 from test_features import made, opened, tiny_task
-from bmnas.backbones.measurements import SequenceBackbone
+from bmnas.backbones.conv import SequenceBackbone
 
 task = tiny_task(samples=900)
 backbones = made(task)
@@ -368,8 +368,7 @@ def test_a_backbone_without_weights_has_features_too(tmp_path: Path) -> None:
         types = ("sequence",)
 
         def __init__(self) -> None:
-            super().__init__()
-            self.config = {}
+            super().__init__(InputSpec((5, 6), "float32", "raw"))
             self.stem = torch.nn.Identity()
             self.stages = torch.nn.ModuleList([torch.nn.Identity()])
             self.feature_names, self.feature_channels = ("1",), (6,)

@@ -7,7 +7,7 @@ import torch
 from tiny_features import CPU, made, opened
 from tiny_tasks import tiny_task
 
-from bmnas.backbones.measurements import SequenceBackbone
+from bmnas.backbones.conv import SequenceBackbone
 from bmnas.features.mapped import Pages
 from bmnas.features.transfer import moved
 from bmnas.machine.errors import UserError

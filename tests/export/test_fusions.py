@@ -72,7 +72,7 @@ def test_every_fusion_of_three_modalities_matches_in_onnxruntime() -> None:
     roughen(network.fusion)
     torch.manual_seed(1)
     inputs = {
-        name: torch.randn(5, *network.backbone(name).input_spec().shape)
+        name: torch.randn(5, *network.backbone(name).input_spec.shape)
         for name in network.modalities
     }
     with torch.inference_mode():
