@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmnas.lab.bench.suite import SuiteTask
+from bmnas.lab.suite import SuiteTask
 from bmnas.machine.runtime import Runtime
 from bmnas.spaces.cells.native.network import speed_up
 from bmnas.spaces.cells.supernet import Supernet

@@ -9,9 +9,9 @@ import pytest
 import bmnas
 from benchmarks.cases import TASK, WAYS, Finished
 from bmnas.cli.workers import workers
-from bmnas.lab.bench.suite import task_jobs
-from bmnas.lab.jobs.engine import run_local
-from bmnas.lab.jobs.folder import run_jobs
+from bmnas.lab.engines import run_local
+from bmnas.lab.runs import run_jobs
+from bmnas.lab.suite import task_jobs
 from bmnas.machine.costs import hardware, versions
 
 
@@ -20,7 +20,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
     """The runs of ``WAYS`` by name, each with genotype, trained network and bundle."""
     folder = tmp_path_factory.mktemp("ways")
     jobs = task_jobs(TASK, WAYS, seeds=[0])
-    run_jobs(jobs, folder, workers(1, 0, folder), run_local, device="cpu")
+    run_jobs(jobs, folder, workers(1, 0), run_local, device="cpu")
     task = bmnas.load_task(TASK.name)
     runs = [folder / job.name for job in jobs]
     return {

@@ -20,8 +20,8 @@ from bmnas.machine.progress import Bars
 from bmnas.report.tables import comparison_tables, print_tables
 
 if TYPE_CHECKING:
-    from bmnas.lab.jobs.folder import JobRecord
-    from bmnas.lab.jobs.job import Job
+    from bmnas.lab.job import Job
+    from bmnas.lab.runs import JobRecord
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,8 @@ class WorkOptions:
     ) -> list[JobRecord]:
         """Do ``jobs`` below ``folder``, which ``option`` names, and return how each ended."""
         from bmnas.cli.workers import workers
-        from bmnas.lab.jobs.engine import run_local
-        from bmnas.lab.jobs.folder import run_jobs
-        from bmnas.lab.jobs.on_ray import run_on_ray
+        from bmnas.lab.engines import run_local, run_on_ray
+        from bmnas.lab.runs import run_jobs
         from bmnas.machine.runtime import Runtime
 
         # Before anything is done: whether there is such a device, and Ray.
@@ -56,7 +55,7 @@ class WorkOptions:
         return run_jobs(
             jobs,
             folder,
-            workers(self.workers, self.retries, folder),
+            workers(self.workers, self.retries),
             run_local if self.engine == "local" else run_on_ray,
             device=self.device,
             option=option,
@@ -100,7 +99,7 @@ def sweep(
 
     Example: bmnas sweep --task digits --set seed=0,1 --set search.channels=16,32 --workers 2
     """
-    from bmnas.lab.jobs.folder import jobs_table
+    from bmnas.lab.runs import jobs_table
     from bmnas.lab.sweep import read_sweep, sweep_jobs
 
     given = {"task": task, "data": None if data is None else str(data), "preset": preset}
@@ -150,8 +149,8 @@ def bench(
     Example: bmnas bench digits --quick
     """
     from bmnas.cli.export import require_export
-    from bmnas.lab.bench.report import write_report
-    from bmnas.lab.bench.suite import load_suite, suite_jobs
+    from bmnas.lab.suite import load_suite, suite_jobs
+    from bmnas.lab.suite_report import write_report
 
     chosen = load_suite(suite, quick=quick)
     if seeds is not None:

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING
 from bmnas.machine.errors import UserError, one_line
 
 if TYPE_CHECKING:
-    from bmnas.lab.jobs.engine import Workers
+    from bmnas.lab.engines import Workers
 
 
-def workers(count: int, retries: int, folder: Path) -> Workers:
-    """Return the processes that do runs below ``folder``: Python with this module."""
-    from bmnas.lab.jobs.engine import Workers
+def workers(count: int, retries: int) -> Workers:
+    """Return the processes that do runs: Python with this module."""
+    from bmnas.lab.engines import Workers
 
-    command = (sys.executable, "-m", "bmnas.cli.workers")
-    return Workers(command, count, retries, folder.resolve() / ".scratch")
+    return Workers((sys.executable, "-m", "bmnas.cli.workers"), count, retries)
 
 
 def _end_with_parent() -> None:
@@ -32,7 +31,7 @@ def _end_with_parent() -> None:
 
 def _main() -> None:
     from bmnas.cli.export import export_run
-    from bmnas.lab.jobs.job import do_order
+    from bmnas.lab.job import do_order
     from bmnas.machine.files import read_json
 
     # Ctrl-C ends it without a word.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bmnas.lab.jobs.job import Job
+from bmnas.lab.job import Job
 from bmnas.machine.errors import UserError, close, one_line
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import received
@@ -22,7 +22,6 @@ from bmnas.pipeline.config import Config, load_preset
 from bmnas.spaces.registry import space_named
 from bmnas.strategies import strategy_named
 from bmnas.tasks import load_task
-from bmnas.tasks.task import Task
 
 #: Settings that are no configuration values, with their types.
 _PLAIN: Mapping[str, type] = {
@@ -63,65 +62,59 @@ class Setup:
         config = Config.from_dict(sections, f"trial {self.name}")
         return dataclasses.replace(config, preset=base.preset)
 
-    def job(self, task: Task, train: bool) -> Job:
-        """Return the run as a job on ``task``; ``train``: what is found is trained and tested."""
-        return Job(
-            self.name,
-            f"search {self.settings['strategy']}",
-            {"name": task.name, "source": task.source},
-            self.settings["seed"],
-            self.config(task.preset),
-            self.varied,
-            ("search", "train") if train else ("search",),
-            space=self.settings.get("space"),
-        )
-
 
 def sweep_jobs(setups: Sequence[Setup], *, train: bool) -> list[Job]:
-    """Return the jobs of a sweep; raises UserError for a task or settings that cannot be used."""
+    """Return the jobs of a sweep; ``train``: what is found is trained and tested too.
+
+    Raises UserError for a task or settings that cannot be used.
+    """
     load = functools.cache(load_task)
     jobs = []
     for setup in setups:
-        data = setup.settings.get("data")
-        task = load(setup.settings["task"], None if data is None else Path(data))
-        jobs.append(setup.job(task, train))
-    _require_read(setups, jobs)
+        settings = setup.settings
+        _require_read(setup, train)
+        data = settings.get("data")
+        task = load(settings["task"], None if data is None else Path(data))
+        job = Job(
+            setup.name,
+            f"search {settings['strategy']}",
+            {"name": task.name, "source": task.source},
+            settings["seed"],
+            setup.config(task.preset),
+            setup.varied,
+            ("search", "train") if train else ("search",),
+            space=settings.get("space"),
+        )
+        jobs.append(job)
     return jobs
 
 
-def _require_read(setups: Sequence[Setup], jobs: Sequence[Job]) -> None:
-    """Raise UserError for a setting that changes nothing: runs called differently were the same."""
-    unread = [_unread(job, setup.settings) for setup, job in zip(setups, jobs, strict=True)]
-    for setup, keys in zip(setups, unread, strict=True):
-        # What is set for all runs may be for some of them.
-        useless = set.intersection(*unread) | keys & set(setup.varied)
-        if useless:
-            strategy = setup.settings["strategy"]
-            raise UserError(
-                f"trial {setup.name}: received {', '.join(sorted(useless))}, which strategy "
-                f"{strategy} does not read; leave it out, or vary it in a [[trial]] of another "
-                "strategy (values of [train] count with --train)"
-            )
+def _require_read(setup: Setup, train: bool) -> None:
+    """Raise UserError for varied settings that change nothing: two runs would be the same.
 
-
-def _unread(job: Job, settings: Mapping[str, Any]) -> set[str]:
-    """Return the keys of ``settings`` that ``job`` does not depend on.
-
-    Raises UserError for a strategy or space that is not there.
+    And for a strategy or space that is not there.
     """
-    name, sections = job.way.removeprefix("search "), job.config.to_dict()
-    strategy = strategy_named(name)
-    strategy.check_space(job.space)
+    strategy, space = strategy_named(setup.settings["strategy"]), setup.settings.get("space")
+    strategy.check_space(space)
     # The features are as long as section [search] says, whatever becomes of them.
-    reads = {*strategy.READS, *space_named(job.space or strategy.SPACE).sizes(), "length"}
-    if strategy.TRAINS_SUPERNET and not job.config.search.rerank:
-        reads -= {"candidate_epochs"}
-    keys = {f"search.{key}" for key in sections["search"].keys() - reads}
-    if "train" not in job.stages:
-        # The threshold decides which genotype of a multilabel task is kept.
-        keys |= {f"train.{name}" for name in sections["train"] if name != "threshold"}
-    others = sections.keys() - {"unimodal", "search", "train", name}
-    return {k for k in settings if k in keys or k.partition(".")[0] in others}
+    reads = {*strategy.READS, *space_named(space or strategy.SPACE).sizes(), "length"}
+
+    def read(key: str) -> bool:
+        section, _, name = key.partition(".")
+        if section == "search":
+            return name in reads
+        if section == "train":
+            # The threshold decides which genotype of a multilabel task is kept.
+            return train or name == "threshold"
+        return not name or section in ("unimodal", strategy.NAME)
+
+    useless = sorted(key for key in setup.varied if not read(key))
+    if useless:
+        raise UserError(
+            f"trial {setup.name}: received {', '.join(useless)}, which strategy {strategy.NAME} "
+            "does not read; leave it out, or vary it in a [[trial]] of another strategy (values "
+            "of [train] count with --train)"
+        )
 
 
 def read_sweep(path: Path | None, given: Mapping[str, Any], grid: Sequence[str]) -> list[Setup]:

@@ -15,7 +15,7 @@ import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 
-from bmnas.lab.bench.suite import load_suite, suite_names
+from bmnas.lab.suite import load_suite, suite_names
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.run_folder import Run
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step

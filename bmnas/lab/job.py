@@ -1,4 +1,4 @@
-"""One run of many as plain data, and what a process does for it.
+"""One run of a sweep or a suite as plain data, and what a process does for it.
 
 Stopped at any moment, a job goes on there the next time.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bmnas.machine.distributed import lock_folders
-from bmnas.machine.files import atomic_folder, atomic_path, sha256_json
+from bmnas.machine.files import atomic_folder, sha256_json
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext
@@ -38,7 +38,7 @@ BACKBONES = "backbones"
 #: A module: the Cells of the genotype that was found, on other pairs of features.
 SEARCHED = "searched"
 
-#: A job with the folders that it reads and writes, as JSON; any process can do it.
+#: A job, the folder of all and the device as JSON, for any process.
 Order = Mapping[str, Any]
 
 #: Writes the bundle of a trained network into its run folder, and its latency into the metrics.
@@ -91,22 +91,9 @@ class Job:
 
     def order(self, folder: Path, device: str) -> Order:
         """Return what a process needs to know to do this job below ``folder``."""
-        found = None if self.after is None else str(Run(folder / self.after).genotype)
-        return {
-            "name": self.name,
-            "way": self.way,
-            "source": self.task["source"],
-            "space": self.space,
-            "seed": self.seed,
-            "preset": self.config.preset,
-            "config": self.config.to_dict(),
-            "stages": self.stages,
-            "caches": self.caches,
-            "run": str(folder / self.name),
-            "backbones": str(folder / self.backbones),
-            "found": found,
-            "device": device,
-        }
+        job = {**vars(self), "config": self.config.to_dict()}
+        preset = self.config.preset
+        return {"job": job, "preset": preset, "folder": str(folder), "device": device}
 
 
 def backbones_jobs(jobs: Sequence[Job]) -> list[Job]:
@@ -124,56 +111,57 @@ def backbones_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 def do_order(order: Order, export: Export) -> None:
     """Do what ``order`` says; raises UserError where the user must help."""
-    source = order["source"]
+    config = Config.from_dict(order["job"]["config"], order["job"]["name"])
+    config = dataclasses.replace(config, preset=order["preset"])
+    job = Job(**{**order["job"], "config": config})
+    folder, runtime = Path(order["folder"]), Runtime.choose(order["device"])
+    source = job.task["source"]
     data = source.get("data")
     task = load_task(source["task"], None if data is None else Path(data))
-    config = Config.from_dict(order["config"], order["name"])
-    config = dataclasses.replace(config, preset=order["preset"])
-    if order["way"] == BACKBONES:
-        _prepare_backbones(order, task, config)
+    if job.way == BACKBONES:
+        _make_backbones(job, task, folder / job.backbones, runtime)
     else:
-        _do_stages(order, task, config, export)
+        _do_stages(job, task, folder, runtime, export)
 
 
-def _prepare_backbones(order: Order, task: Task, config: Config) -> None:
+def _make_backbones(job: Job, task: Task, folder: Path, runtime: Runtime) -> None:
     check_task(task)
-    folder = Path(order["backbones"])
-    context = RunContext.choose(
-        Run(folder.parent),
-        task,
-        config,
-        order["seed"],
-        backbones=folder,
-        runtime=Runtime.choose(order["device"]),
-    )
+    run = Run(folder.parent)
+    context = RunContext.choose(run, task, job.config, job.seed, backbones=folder, runtime=runtime)
     with lock_folders(folder):
         networks = unimodal_networks(context)
         backbones = {name: found.backbone for name, found in networks.items()}
-        for length, dtype in order["caches"]:
+        for length, dtype in job.caches:
             context.features(backbones, ("train", "validation"), length, dtype=dtype)
 
 
-def _do_stages(order: Order, task: Task, config: Config, export: Export) -> None:
-    run, (kind, _, name) = Run(Path(order["run"])), order["way"].partition(" ")
-    _adopt(Path(order["backbones"]), run.backbones)
+def _do_stages(job: Job, task: Task, folder: Path, runtime: Runtime, export: Export) -> None:
+    run, (kind, _, name) = Run(folder / job.name), job.way.partition(" ")
+    if not run.backbones.exists():
+        # Not the shared folder itself: a run locks its backbones, and jobs run side by side.
+        with atomic_folder(run.backbones) as aside:
+            hidden = shutil.ignore_patterns(".*")
+            shared = folder / job.backbones
+            shutil.copytree(shared, aside, ignore=hidden, copy_function=_link, dirs_exist_ok=True)
     options: dict[str, Any] = {
         "run": run.path,
-        "config": config,
-        "seed": order["seed"],
+        "config": job.config,
+        "seed": job.seed,
         "existing": "resume",
-        "runtime": Runtime.choose(order["device"]),
+        "runtime": runtime,
     }
     if kind == "search":
-        search(task, strategy=name, space=order["space"], **options)
+        search(task, strategy=name, space=job.space, **options)
     elif kind == "module" and not run.genotype.is_file():
-        found = Genotype.load(Path(order["found"]))
-        _module(name, found, config, order["seed"]).save(run.genotype)
-    if "train" in order["stages"]:
+        assert job.after is not None
+        found = Genotype.load(Run(folder / job.after).genotype)
+        _module(name, found, job.config, job.seed).save(run.genotype)
+    if "train" in job.stages:
         if kind == "fusion":
             train_fusion(name, task, **options)
         else:
             train(run.genotype, task, **options)
-    if "export" in order["stages"]:
+    if "export" in job.stages:
         export(run.path, task)
 
 
@@ -192,25 +180,7 @@ def _module(name: str, found: Genotype, config: Config, seed: int) -> Genotype:
     return module_genotype(module, pairs, found.features, **shape, pairs_name=kind)
 
 
-def _adopt(shared: Path, own: Path) -> None:
-    """Give ``own`` the backbones and features of ``shared``, as links where the disk has them.
-
-    Not ``shared`` itself: a run locks its folder of backbones, and jobs run side by side.
-    """
-    own.mkdir(parents=True, exist_ok=True)
-    for path in shared.glob("*.safetensors"):
-        if not (own / path.name).exists():
-            with atomic_path(own / path.name) as aside:
-                aside.unlink()
-                _link(path, aside)
-    for entry in (shared / "features").glob("*-*"):
-        if not entry.name.startswith(".") and not (own / "features" / entry.name).exists():
-            with atomic_folder(own / "features" / entry.name) as aside:
-                for path in entry.iterdir():
-                    _link(path, aside / path.name)
-
-
-def _link(path: Path, copy: Path) -> None:
+def _link(path: str, copy: str) -> None:
     try:
         os.link(path, copy)
     except OSError:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bmnas.lab.jobs.engine import Engine, Result, Workers
-from bmnas.lab.jobs.job import Job, backbones_jobs
+from bmnas.lab.engines import Engine, Result, Workers
+from bmnas.lab.job import Job, backbones_jobs
 from bmnas.machine.distributed import lock_folders
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, write_json
@@ -125,9 +125,59 @@ def run_jobs(
             )
         for job in jobs:
             _require_same(job, folder, option)
-        many = _Many(jobs, folder, earlier, progress or Progress())
-        many.run(engine, workers, device)
-    return list(many.records.values())
+        return _run(jobs, folder, workers, engine, device, earlier, progress or Progress())
+
+
+def _run(
+    jobs: Sequence[Job],
+    folder: Path,
+    workers: Workers,
+    engine: Engine,
+    device: str,
+    earlier: Mapping[str, JobRecord],
+    progress: Progress,
+) -> list[JobRecord]:
+    """Do what is not finished: backbones, then jobs, then those that start from another one's."""
+    records = {job.name: JobRecord(job.name, job.label) for job in jobs}
+    by_name, ended = {job.name: job for job in jobs}, dict[str, Result]()
+
+    def end(result: Result) -> None:
+        ended[result.name] = result
+        if result.name in by_name:
+            records[result.name] = record_of(by_name[result.name], folder, result, earlier)
+
+    def save() -> None:
+        trials = {**earlier, **records}.values()
+        write_json(folder / _NAME, plain(_File(tuple(trials))))
+
+    for job in jobs:
+        if job.finished(folder):
+            end(Result(job.name, "done"))
+    save()
+    left = [job for job in jobs if job.name not in ended]
+    shared = backbones_jobs(left)
+    with progress.stage("runs", len(shared) + len(left)) as shown:
+
+        def told(result: Result) -> None:
+            if result.error is not None:
+                progress.note(f"{result.name}: {result.state}: {result.error}")
+            end(result)
+            save()
+            shown.advance()
+
+        for wave in (shared, [j for j in left if not j.after], [j for j in left if j.after]):
+            orders = []
+            for job in wave:
+                needed = [ended[name] for name in (job.backbones, job.after) if name in ended]
+                spoilt = next((result for result in needed if result.state != "done"), None)
+                if spoilt is None:
+                    orders.append(job.order(folder.resolve(), device))
+                else:
+                    what = "backbones" if spoilt.name == job.backbones else spoilt.name
+                    told(Result(job.name, spoilt.state, f"its {what}: {spoilt.error}"))
+            if orders:
+                engine(orders, workers, told)
+    return list(records.values())
 
 
 def _require_same(job: Job, folder: Path, option: str) -> None:
@@ -146,69 +196,3 @@ def _require_same(job: Job, folder: Path, option: str) -> None:
     what = differing(run, wanted, tuple(keys))
     if what is not None:
         raise UserError(f"{run.path}: holds a run with {what}; choose another folder with {option}")
-
-
-class _Many:
-    def __init__(
-        self,
-        jobs: Sequence[Job],
-        folder: Path,
-        earlier: Mapping[str, JobRecord],
-        progress: Progress,
-    ) -> None:
-        self.records = {job.name: JobRecord(job.name, job.label) for job in jobs}
-        self._jobs = {job.name: job for job in jobs}
-        self._folder = folder
-        self._earlier = earlier
-        self._progress = progress
-        self._ended: dict[str, Result] = {}
-        for job in jobs:
-            # What is finished there stays.
-            if job.finished(folder):
-                self._end(Result(job.name, "done"))
-        self._save()
-
-    def run(self, engine: Engine, workers: Workers, device: str) -> None:
-        """Do what is not finished, each job once those that it needs are done."""
-        waiting = [job for job in self._jobs.values() if job.name not in self._ended]
-        shared = backbones_jobs(waiting)
-        needs = {
-            **{job.name: [] for job in shared},
-            **{job.name: [n for n in (job.backbones, job.after) if n] for job in waiting},
-        }
-        waiting = [*shared, *waiting]
-        with self._progress.stage("runs", len(waiting)) as shown:
-
-            def told(result: Result) -> None:
-                if result.error is not None:
-                    self._progress.note(f"{result.name}: {result.state}: {result.error}")
-                self._end(result)
-                self._save()
-                shown.advance()
-
-            while waiting:
-                ready = [job for job in waiting if self._ended.keys() >= set(needs[job.name])]
-                assert ready, "a job waits for one that is not among them"
-                waiting = [job for job in waiting if job not in ready]
-                orders = []
-                for job in ready:
-                    ended = [self._ended[name] for name in needs[job.name]]
-                    spoilt = next((result for result in ended if result.state != "done"), None)
-                    if spoilt is None:
-                        orders.append(job.order(self._folder.resolve(), device))
-                    else:
-                        what = "backbones" if spoilt.name == job.backbones else spoilt.name
-                        error = f"its {what}: {spoilt.error}"
-                        told(Result(job.name, spoilt.state, error))
-                if orders:
-                    engine(orders, workers, told)
-
-    def _end(self, result: Result) -> None:
-        self._ended[result.name] = result
-        if result.name in self._jobs:
-            job = self._jobs[result.name]
-            self.records[job.name] = record_of(job, self._folder, result, self._earlier)
-
-    def _save(self) -> None:
-        trials = {**self._earlier, **self.records}.values()
-        write_json(self._folder / _NAME, plain(_File(tuple(trials))))

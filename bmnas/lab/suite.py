@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
-from bmnas.lab.jobs.job import SEARCHED, Job
+from bmnas.lab.job import SEARCHED, Job
 from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
@@ -98,7 +98,7 @@ class Suite:
 
 def suite_names() -> list[str]:
     """Return the names of the suites that come with bmnas."""
-    files = (resources.files("bmnas.lab.bench") / "suites").iterdir()
+    files = (resources.files("bmnas.lab") / "suites").iterdir()
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
@@ -116,7 +116,7 @@ def load_suite(source: str, *, quick: bool = False) -> Suite:
                 f"{'--quick: ' * quick}received suite {source!r}, expected {', '.join(have)}"
                 f"{'' if quick else ', or the path of a .toml file'}{close(source, have)}"
             )
-        path = Path(str(resources.files("bmnas.lab.bench") / "suites" / f"{wanted}.toml"))
+        path = Path(str(resources.files("bmnas.lab") / "suites" / f"{wanted}.toml"))
     suite = read(Suite, read_toml(path), str(path))
     return dataclasses.replace(suite, name=suite.name or path.stem)
 

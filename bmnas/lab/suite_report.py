@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bmnas.lab.bench.suite import Suite, commands
-from bmnas.lab.jobs.engine import Result
-from bmnas.lab.jobs.folder import jobs_table, read_records, record_of
-from bmnas.lab.jobs.job import Job
+from bmnas.lab.engines import Result
+from bmnas.lab.job import Job
+from bmnas.lab.runs import jobs_table, read_records, record_of
+from bmnas.lab.suite import Suite, commands
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import write_json, write_text
 from bmnas.report.comparison import draw_comparison

@@ -1,4 +1,4 @@
-"""How jobs are done: processes side by side, on this machine or wherever an attempt is made."""
+"""Where jobs are done: in processes side by side on this machine, or on a cluster by Ray."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import os
 import queue
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bmnas.lab.jobs.job import Order
+from bmnas.lab.job import Order
+from bmnas.machine.errors import one_line
 from bmnas.machine.files import write_text
 
 
@@ -33,20 +35,18 @@ class Workers:
     """Processes that do orders: ``count`` at a time, each order again ``retries`` times when lost.
 
     ``command`` starts one; the name of its order's file is added. It ends when its standard input
-    is closed, with status 2 and one line on standard error where the user must help. ``scratch`` is
-    a folder for such files, on a cluster where all machines see it.
+    is closed, with status 2 and one line on standard error where the user must help.
     """
 
     command: tuple[str, ...]
     count: int
     retries: int
-    scratch: Path
 
 
 #: Has the orders done and calls back for each that has ended.
 Engine = Callable[[Sequence[Order], Workers, Callable[[Result], None]], None]
 
-#: Does an order once, at one of the places 0, 1, … below the number of workers.
+#: Does an order once; the number says which of the workers does it.
 Attempt = Callable[[Order, int], Result]
 
 
@@ -57,6 +57,42 @@ def run_local(orders: Sequence[Order], workers: Workers, told: Callable[[Result]
         return run_process(order, workers, _environment(order, place, workers.count))
 
     run_orders(orders, workers, told, attempt)
+
+
+def run_on_ray(orders: Sequence[Order], workers: Workers, told: Callable[[Result], None]) -> None:
+    """Do ``orders`` on the cluster of ``RAY_ADDRESS``, or on Ray on this machine.
+
+    Each takes one CPU, and one GPU where the cluster has any. Every machine must see the jobs'
+    folder and have this package. Raises ModuleNotFoundError without Ray.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    # On a cluster its machines say what they have.
+    own = {} if "RAY_ADDRESS" in os.environ else {"num_cpus": workers.count}
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **own)
+    gpus = 1 if ray.cluster_resources().get("GPU", 0) and orders[0]["device"] != "cpu" else 0
+
+    def work(order: Order) -> Result:
+        # Ray's workers have the driver's sys.path, their children only what is said here.
+        path = os.pathsep.join(filter(None, sys.path))
+        return run_process(order, workers, {**os.environ, "PYTHONPATH": path})
+
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(work)
+
+    def attempt(order: Order, place: int) -> Result:
+        try:
+            result: Result = ray.get(remote.remote(order))
+        except ray.exceptions.RayError as error:
+            # Not the process alone but Ray's own worker, or its machine.
+            return Result(order["job"]["name"], "lost", one_line(error, 200))
+        return result
+
+    try:
+        run_orders(orders, workers, told, attempt)
+    finally:
+        ray.shutdown()
 
 
 def run_orders(
@@ -89,8 +125,9 @@ def run_orders(
 
 def run_process(order: Order, workers: Workers, environment: Mapping[str, str]) -> Result:
     """Do ``order`` in a process that ends when this one does."""
-    name = str(order["name"])
-    path = workers.scratch / f"{name.strip('.').replace('/', '-')}.json"
+    name: str = order["job"]["name"]
+    scratch = Path(order["folder"]) / ".scratch"
+    path = scratch / f"{name.strip('.').replace('/', '-')}.json"
     write_text(path, json.dumps(order))
     with subprocess.Popen(
         [*workers.command, str(path)],
