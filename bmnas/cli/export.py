@@ -91,7 +91,7 @@ def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target
     import bmnas_export
 
     run = Run(folder)
-    scores = run.read_metrics().scores()
+    scores = run.read_metrics().only("metric", "unimodal", "search", "test").to_dict()
     try:
         bundle = bmnas_export.export_bundle(
             trained, task, out, target=target, scores=scores, progress=Bars()

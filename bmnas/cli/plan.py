@@ -14,7 +14,8 @@ from bmnas.cli.options import Compile, Data, Device, Json, Preset, SearchSetting
 from bmnas.cli.output import print_json
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config, load_preset
-from bmnas.report.tables import STAGES, TextTable, print_tables
+from bmnas.report.metrics import STAGES
+from bmnas.report.tables import TextTable, print_tables
 from bmnas.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -147,8 +148,12 @@ def _tables(plan: Plan) -> list[TextTable]:
     if plan.device is not None:
         sizes.append(("memory of the device", _size(plan.device)))
     time = tuple(
-        (name, f"{plan.seconds[key]:,.1f}", str(timedelta(seconds=round(plan.seconds[key]))))
-        for key, name in STAGES.items()
+        (
+            key.replace("_", " "),
+            f"{plan.seconds[key]:,.1f}",
+            str(timedelta(seconds=round(plan.seconds[key]))),
+        )
+        for key in STAGES
         if plan.seconds.get(key)
     )
     return [

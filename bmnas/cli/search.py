@@ -105,7 +105,7 @@ def search(
 def _print(result: SearchResult, task: Task) -> None:
     record = load_run(result.run)
     print(genotype_text(result.genotype))
-    print_tables(run_tables(record))
+    print_tables(run_tables(record.metrics))
     read = {name.partition(".")[0] for name in result.genotype.live_features()}
     unread = [modality.name for modality in task.modalities if modality.name not in read]
     if unread:

@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from bmnas.cli.options import Json
 from bmnas.cli.output import print_json
-from bmnas.report.tables import comparison_tables, markdown, print_tables
+from bmnas.report.tables import markdown, print_tables
 
 
 def show(
@@ -28,7 +28,7 @@ def show(
     from bmnas.report.view import view
 
     if out is not None:
-        check_suffix(out, (".svg", ".png", ".html"))
+        check_suffix(out, ".svg", ".png", ".html")
     shown = view(file)
     if out is not None:
         _write(out, shown.page() if out.suffix == ".html" else shown.figure())
@@ -36,7 +36,7 @@ def show(
         print_json({**shown.data, "path": str(file), "out": out})
     elif out is None:
         print(shown.text())
-        print_tables([*shown.tables, *shown.bundle])
+        print_tables(shown.tables)
 
 
 def compare(
@@ -53,13 +53,17 @@ def compare(
 
     Example: bmnas compare runs/digits --out digits.svg
     """
-    from bmnas.report.comparison import comparison_page, draw_comparison
+    from bmnas.report.comparison import (
+        comparison_page,
+        comparison_rows,
+        comparison_tables,
+        draw_comparison,
+    )
     from bmnas.report.record import load_run
-    from bmnas.report.rows import comparison_rows
     from bmnas.report.style import check_suffix
 
     if out is not None:
-        check_suffix(out, (".svg", ".png", ".html", ".md"))
+        check_suffix(out, ".svg", ".png", ".html", ".md")
     rows = comparison_rows([load_run(path) for path in runs])
     tables = comparison_tables(rows)
     if out is not None and out.suffix == ".md":
@@ -74,7 +78,7 @@ def compare(
 
 def _write(out: Path, content: Any) -> None:
     """Write a text or a Figure, and say so."""
-    from bmnas.report.style import write_output
+    from bmnas.report.style import write_figure
 
-    write_output(out, content)
+    write_figure(content, out)
     typer.echo(f"wrote {out}", err=True)

@@ -17,7 +17,8 @@ from bmnas.cli.options import Data, Device, Json, Preset, grouped
 from bmnas.cli.output import print_json
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Bars
-from bmnas.report.tables import comparison_tables, print_tables
+from bmnas.report.comparison import comparison_tables
+from bmnas.report.tables import print_tables
 
 if TYPE_CHECKING:
     from bmnas.lab.job import Job

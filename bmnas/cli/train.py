@@ -105,7 +105,7 @@ def train(
         found = {"network": str(result.network), "metrics": dict(result.metrics)}
         print_json({"run": str(result.run), **found})
         return
-    print_tables(run_tables(load_run(result.run)))
+    print_tables(run_tables(load_run(result.run).metrics))
     what = (
         {"run": result.run} if result.genotype is None else {"genotype": genotype_file(result.run)}
     )

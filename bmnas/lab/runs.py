@@ -17,8 +17,7 @@ from bmnas.machine.progress import Progress
 from bmnas.machine.schema import plain, read
 from bmnas.pipeline.run_folder import Run, differing
 from bmnas.report.metrics import RunMetrics
-from bmnas.report.rows import DASH
-from bmnas.report.tables import TextTable
+from bmnas.report.tables import DASH, TextTable
 
 _NAME = "sweep.json"
 

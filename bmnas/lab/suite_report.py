@@ -14,12 +14,17 @@ from bmnas.lab.runs import jobs_table, read_records, record_of
 from bmnas.lab.suite import Suite, commands
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import write_json, write_text
-from bmnas.report.comparison import draw_comparison
+from bmnas.report.comparison import (
+    ComparisonRow,
+    comparison_rows,
+    comparison_tables,
+    draw_comparison,
+    spread_of,
+)
 from bmnas.report.metrics import UnimodalMetrics
 from bmnas.report.page import Section, figure_html, page
 from bmnas.report.record import RunRecord, load_run
-from bmnas.report.rows import ComparisonRow, comparison_rows, spread_of
-from bmnas.report.tables import comparison_tables, html_tables, markdown
+from bmnas.report.tables import html_tables, markdown
 
 #: A job that is done, and what its run folder says.
 Done = tuple[Job, RunRecord]

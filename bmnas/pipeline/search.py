@@ -25,7 +25,7 @@ from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.unimodal import Unimodal, remove_stale, unimodal_networks
-from bmnas.report import write_architecture, write_history
+from bmnas.report import draw_genotype, draw_history, load_run, write_figure
 from bmnas.report.metrics import (
     MemoryPeak,
     RunMetrics,
@@ -297,9 +297,11 @@ def write_pictures(folder: Run, genotype: Architecture | None, progress: Progres
         progress.note("no pictures without matplotlib: pip install matplotlib, then bmnas show")
         return
     try:
-        write_history(folder.path, folder.path / "history.svg")
+        run = load_run(folder.path)
+        curves = draw_history(run.history, run.training, run.metrics.metric or "score")
+        write_figure(curves, folder.path / "history.svg")
         if genotype is not None:
-            write_architecture(genotype, folder.path / "architecture.svg")
+            write_figure(draw_genotype(genotype), folder.path / "architecture.svg")
     except UserError as error:
         # More features or Cells than a picture can show must not cost the result.
         progress.note(f"no picture: {error}")

@@ -1,26 +1,167 @@
-"""Score against parameters, latency and search cost, with the Pareto front."""
+"""Runs side by side: rows over seeds, their tables, and scores drawn against costs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import cycle
 from typing import Any
 
 from bmnas.machine.errors import UserError
+from bmnas.report.metrics import RunMetrics
 from bmnas.report.page import figure_html, page
-from bmnas.report.rows import ComparisonRow
+from bmnas.report.record import RunRecord
 from bmnas.report.style import GREY, INK, PALETTE, Part, figure_of, printable, short_ticks
-from bmnas.report.tables import comparison_tables, html_tables
+from bmnas.report.tables import DASH, TextTable, html_tables, shown
 
-_MARKERS = "osD^vP*X"
 
-#: Costs: name of the measure, label of the axis.
-_COSTS = {
-    "fusion_parameters": "parameters of the fusion network",
-    "onnxruntime_ms": "latency of batch 1 in onnxruntime, ms",
-    "torch_ms": "latency of batch 1 in torch, ms",
-    "search_seconds": "search, seconds",
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation over the runs of a row; None for a single run."""
+
+    mean: float
+    deviation: float | None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column of a comparison: its heading, the format of its numbers, where they are.
+
+    ``axis`` is its label where scores are drawn against it.
+    """
+
+    heading: str
+    spec: str
+    of: Callable[[RunMetrics], float | None]
+    axis: str = ""
+
+
+def _best_unimodal(metrics: RunMetrics) -> float | None:
+    scores = [network.test for network in metrics.unimodal.values() if network.test is not None]
+    return max(scores, default=None)
+
+
+def _latency(engine: str) -> Callable[[RunMetrics], float | None]:
+    def median(metrics: RunMetrics) -> float | None:
+        batch = getattr(metrics.latency, engine).get("batch_1")
+        return None if batch is None else float(batch.median_ms)
+
+    return median
+
+
+#: Scores are test scores, parameters counts, latencies the medians of batch 1 in milliseconds.
+MEASURES: Mapping[str, Measure] = {
+    "score": Measure("test score", ".4f", lambda m: m.test_score),
+    "best_unimodal": Measure("best unimodal", ".4f", _best_unimodal),
+    "fusion_parameters": Measure(
+        "fusion params",
+        ",.0f",
+        lambda m: m.parameters.get("fusion"),
+        "parameters of the fusion network",
+    ),
+    "classifier_parameters": Measure(
+        "classifier params", ",.0f", lambda m: m.parameters.get("classifier")
+    ),
+    "torch_ms": Measure("torch ms", ".3g", _latency("torch"), "latency of batch 1 in torch, ms"),
+    "onnxruntime_ms": Measure(
+        "onnxruntime ms",
+        ".3g",
+        _latency("onnxruntime"),
+        "latency of batch 1 in onnxruntime, ms",
+    ),
+    "search_seconds": Measure(
+        "search s", ".1f", lambda m: m.seconds.get("search"), "search, seconds"
+    ),
+    "search_processor_seconds": Measure(
+        "search CPU s", ".1f", lambda m: m.processor_seconds.get("search")
+    ),
+    # Nought where there was no GPU.
+    "gpu_hours": Measure("GPU-hours", ".3g", lambda m: m.seconds.get("gpu_hours") or None),
 }
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One configuration on one task; ``measures`` lacks those that not all of its runs have."""
+
+    task: str
+    name: str
+    seeds: tuple[int, ...]
+    metric: str | None
+    measures: Mapping[str, Spread]
+
+    @property
+    def score(self) -> Spread | None:
+        """The test score in ``metric``."""
+        return self.measures.get("score")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the row as JSON-ready plain data."""
+        data = asdict(self)
+        return {**dict.fromkeys(MEASURES), **data.pop("measures"), **data}
+
+
+def comparison_rows(runs: Sequence[RunRecord]) -> list[ComparisonRow]:
+    """Return a row for each configuration, tasks together in the order of ``runs``.
+
+    Raises UserError when a run has no config.json or when two runs are equal in
+    configuration and seed: counted twice they would feign a small deviation.
+    """
+    rows = []
+    for run in runs:
+        if not run.settings:
+            raise UserError(f"{run.path}: expected config.json, which is missing")
+    tasks = _grouped(
+        runs, lambda run: _flat({"task": run.config.task}), lambda c: c.task.get("name")
+    )
+    for task, members in tasks:
+        for name, group in _grouped(members, _how, lambda c: c.fusion or c.strategy):
+            rows.append(_row(task, name, group))
+    return rows
+
+
+def format_spread(value: Spread | None, spec: str) -> str:
+    """Return mean ± standard deviation, the mean alone for one run, a dash for None."""
+    if value is None or value.deviation is None:
+        return shown(value and value.mean, spec)
+    return f"{shown(value.mean, spec)} ± {shown(value.deviation, spec)}"
+
+
+def spread_of(values: Sequence[float | None]) -> Spread | None:
+    """Return mean and deviation; None when any run lacks the value, as seeds are listed."""
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
+
+
+def comparison_tables(rows: Sequence[ComparisonRow]) -> list[TextTable]:
+    """Return one table a task with a line for each of its rows; a measure of none is left out."""
+    columns = ("strategy", "seeds", *(column.heading for column in MEASURES.values()))
+    tables = []
+    for task in dict.fromkeys(row.task for row in rows):
+        members = [row for row in rows if row.task == task]
+        metrics = dict.fromkeys(row.metric.replace("_", " ") for row in members if row.metric)
+        lines = [
+            (
+                row.name,
+                ", ".join(map(str, row.seeds)),
+                *(format_spread(row.measures.get(key), m.spec) for key, m in MEASURES.items()),
+            )
+            for row in members
+        ]
+        title = ", ".join([task, *metrics])
+        tables.append(TextTable(title, columns, tuple(lines), words=2).measured(all_rows=True))
+    return tables
+
+
+def comparison_page(rows: Sequence[ComparisonRow]) -> str:
+    """Return the page of a comparison: a table a task, and the plots when there are scores."""
+    sections = [("Table", html_tables(comparison_tables(rows)))]
+    if any(row.score for row in rows):
+        sections.append(("Score and cost", figure_html(draw_comparison(rows), "p")))
+    return page("Comparison of runs", ["mean ± standard deviation over seeds"], sections)
 
 
 def draw_comparison(rows: Sequence[ComparisonRow]) -> Any:
@@ -36,14 +177,6 @@ def draw_comparison(rows: Sequence[ComparisonRow]) -> Any:
     return figure_of(*(_part(task, [row for row in rows if row.task == task]) for task in tasks))
 
 
-def comparison_page(rows: Sequence[ComparisonRow]) -> str:
-    """Return the page of a comparison: a table a task, and the plots when there are scores."""
-    sections = [("Table", html_tables(comparison_tables(rows)))]
-    if any(row.score for row in rows):
-        sections.append(("Score and cost", figure_html(draw_comparison(rows), "p")))
-    return page("Comparison of runs", ["mean ± standard deviation over seeds"], sections)
-
-
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the (cost, score) points that no other beats, by rising cost.
 
@@ -56,43 +189,111 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
     return front
 
 
+def _grouped(
+    runs: Sequence[RunRecord],
+    settings: Callable[[RunRecord], Mapping[str, str]],
+    named: Callable[[Any], Any],
+) -> list[tuple[str, list[RunRecord]]]:
+    """Return the runs of equal ``settings`` together, each group with a name of its own.
+
+    That is what ``named`` makes of their configuration; where groups share it, followed by the
+    settings in which they differ.
+    """
+    groups: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        groups.setdefault(str(settings(run)), []).append(run)
+    found = [(named(own[0].config), settings(own[0]), own) for own in groups.values()]
+    result = []
+    for name, values, own in found:
+        alike = [others for other, others, _ in found if other == name]
+        parts = [
+            f"{key.partition('.')[2] or key} {values.get(key, DASH)}"
+            for key in dict.fromkeys(key for others in alike for key in others)
+            if len({others.get(key) for others in alike}) > 1
+        ]
+        text = printable(str(name or DASH))
+        text += f" ({printable(', '.join(parts), 120)})" if parts else ""
+        result.append((text, own))
+    return result
+
+
+def _how(run: RunRecord) -> dict[str, str]:
+    """Return all settings but the task and the seeds; a run of one search does not count them."""
+    kept = {k: v for k, v in run.settings.items() if k not in ("task", "seed", "backbones")}
+    flat = _flat({"seeds": 1, **kept})
+    return {key: value for key, value in sorted(flat.items()) if not key.endswith(".seed")}
+
+
+def _flat(value: Any, place: str = "") -> dict[str, str]:
+    """Return the values inside nested tables by their place, such as ``search.cells``."""
+    if not isinstance(value, Mapping):
+        return {place: str(value)}
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        flat |= _flat(inner, f"{place}.{key}" if place else str(key))
+    return flat
+
+
+def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
+    by_seed: dict[int, RunRecord] = {}
+    for run in runs:
+        seed = run.config.seed
+        if seed is None:
+            raise UserError(f"{run.path}/config.json: expected the key 'seed', which is missing")
+        if seed in by_seed:
+            raise UserError(
+                f"{run.path}: received the configuration and seed {seed} of "
+                f"{by_seed[seed].path} again; expected each once, leave one out"
+            )
+        by_seed[seed] = run
+    metrics = {printable(run.metrics.metric) if run.metrics.metric else None for run in runs}
+    if len(metrics) > 1:
+        found = ", ".join(sorted(map(str, metrics)))
+        raise UserError(
+            f"{runs[-1].path}: expected one metric for runs of {name}, received {found}"
+        )
+    spreads = {key: spread_of([m.of(run.metrics) for run in runs]) for key, m in MEASURES.items()}
+    known = {key: spread for key, spread in spreads.items() if spread is not None}
+    return ComparisonRow(task, name, tuple(sorted(by_seed)), metrics.pop(), known)
+
+
 def _part(task: str, rows: Sequence[ComparisonRow]) -> Part:
-    names = [printable(f"{row.name}, seed{_seeds(row)}", 100) for row in rows]
-    looks: list[dict[str, Any]] = [
-        {"color": colour, "marker": marker, "markersize": 7, "linestyle": "none"}
-        for _, colour, marker in zip(rows, cycle(PALETTE), cycle(_MARKERS), strict=False)
+    """Return the panels of a task, a marker a row, with what is measured of torch only if alone."""
+    labels = [
+        printable(
+            f"{row.name}, seed{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))}", 100
+        )
+        for row in rows
     ]
-    columns = max(1, min(len(rows) + 1, 120 // (max(map(len, names)) + 8)))
-    onnx = any("onnxruntime_ms" in row.measures for row in rows)
-    torch = any("torch_ms" in row.measures for row in rows)
-    costs = dict(_COSTS)
-    del costs["torch_ms" if onnx or not torch else "onnxruntime_ms"]
+    columns = max(1, min(len(rows) + 1, 120 // (max(map(len, labels)) + 8)))
+    looks: list[dict[str, Any]] = [
+        {"color": colour, "marker": marker, "markersize": 7, "linestyle": "none", "label": label}
+        for label, colour, marker in zip(labels, cycle(PALETTE), cycle("osD^vP*X"), strict=False)
+    ]
+    measured = {key for row in rows for key in row.measures}
+    torch_alone = "torch_ms" in measured and "onnxruntime_ms" not in measured
+    left_out = "onnxruntime_ms" if torch_alone else "torch_ms"
+    costs = {key: m.axis for key, m in MEASURES.items() if m.axis and key != left_out}
 
     def paint(onto: Any) -> None:
         from matplotlib.lines import Line2D
 
         onto.suptitle(printable(task, 100), fontsize=10, fontweight="bold")
-        panels = onto.subplots(1, len(costs), sharey=True)
         handles = [Line2D([], [], **look) for look in looks]
-        labels = list(names)
+        panels = onto.subplots(1, len(costs), sharey=True)
         unimodal = [s.mean for row in rows if (s := row.measures.get("best_unimodal"))]
-        if unimodal:
-            lines = [axes.axhline(max(unimodal), color=GREY, lw=1, ls="--") for axes in panels]
-            handles.append(lines[0])
-            labels.append("best unimodal")
         for axes, (key, label) in zip(panels, costs.items(), strict=True):
             _panel(axes, rows, key, looks)
             axes.set_xlabel(label)
             axes.grid()
+            if unimodal:
+                line = axes.axhline(max(unimodal), color=GREY, lw=1, ls="--", label="best unimodal")
         metric = next((row.metric for row in rows if row.metric), "score")
         panels[0].set_ylabel(f"test {metric.replace('_', ' ')}")
-        onto.legend(handles, labels, loc="outside lower center", ncols=columns)
+        handles += [line] if unimodal else []
+        onto.legend(handles=handles, loc="outside lower center", ncols=columns)
 
     return Part(10.5, 3.4 + 0.2 * -(-len(rows) // columns), paint)
-
-
-def _seeds(row: ComparisonRow) -> str:
-    return f"{'s' * (len(row.seeds) > 1)} {', '.join(map(str, row.seeds))}"
 
 
 def _panel(

@@ -7,30 +7,26 @@ out. Scores are fractions, in ``metric``; seconds, speeds and memory go by the n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, write_json
-from bmnas.machine.schema import plain, read
+from bmnas.machine.schema import Range, plain, read
 
-_LARGEST = 1e300
 #: What earlier versions called stage ``single_path``.
 _EARLIER_SINGLE_PATH = "single_networks"
 
+#: What can be computed with and drawn: neither NaN nor without end.
+Number = Annotated[float, Range(-1e300, 1e300)]
 
-class Finite:
-    """Numbers that can be computed with and drawn."""
-
-    def expected(self, value: float) -> str | None:
-        """Return what is expected instead of NaN and numbers without end."""
-        return None if math.isfinite(value) and abs(value) < _LARGEST else "a finite number"
-
-
-Number = Annotated[float, Finite()]
+#: The stages by which seconds and speeds go, in the order of tables.
+STAGES = (
+    *("backbones", "extraction", "compile", "search_weights", "search_architecture"),
+    *("validation", "candidates", "surrogate", "single_path", "screening", "rerank", "other"),
+    *("search", "total", "train_compile", "train"),
+)
 
 
 @dataclass(frozen=True)
@@ -147,10 +143,8 @@ class RunMetrics:
         if not path.is_file():
             return cls()
         data = read_json(path)
-        if not isinstance(data, dict):
-            raise UserError(f"{path}: received {type(data).__name__}, expected an object")
         for section in ("seconds", "samples_per_second"):
-            stages = data.get(section)
+            stages = data.get(section) if isinstance(data, dict) else None
             if isinstance(stages, dict) and _EARLIER_SINGLE_PATH in stages:
                 stages["single_path"] = stages.pop(_EARLIER_SINGLE_PATH)
         return read(cls, data, str(path), ignore_unknown=True)
@@ -163,14 +157,6 @@ class RunMetrics:
         """Return what was measured as JSON-ready plain data, as in the file."""
         found: dict[str, Any] = _without_nothing(plain(self))
         return found
-
-    def scores(self) -> dict[str, Any]:
-        """Return the sections that tell how good the network is, for the manifest of a bundle."""
-        return {
-            name: value
-            for name, value in self.to_dict().items()
-            if name in ("metric", "unimodal", "search", "test")
-        }
 
     def with_also(self, found: RunMetrics) -> RunMetrics:
         """Return these with ``found`` added, which counts where both have something."""

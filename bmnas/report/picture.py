@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from bmnas.report.layout import Box, Layout, Panel, Point, shortened
@@ -17,11 +16,9 @@ from bmnas.report.style import (
     Part,
     drawing_style,
     figure_of,
-    figure_svg,
     modality_colours,
     printable,
     tint,
-    write_figure,
 )
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.description import Description, Node, modality_of
@@ -37,16 +34,6 @@ _ROUND = "round,pad=0,rounding_size"
 def draw_genotype(genotype: Architecture) -> Any:
     """Return a matplotlib Figure of the architecture; raises UserError without matplotlib."""
     return figure_of(architecture_part(describe(genotype)))
-
-
-def architecture_svg(genotype: Architecture) -> str:
-    """Return the drawing of the architecture as SVG text; the same genotype, the same bytes."""
-    return figure_svg(draw_genotype(genotype))
-
-
-def write_architecture(genotype: Architecture, path: str | Path) -> None:
-    """Write the drawing of the architecture to an .svg or .png file, whole or not at all."""
-    write_figure(draw_genotype(genotype), Path(path))
 
 
 def architecture_part(description: Description) -> Part:

@@ -5,7 +5,6 @@ Every message names the file, the place in it, what was found and what was expec
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,10 +13,9 @@ from typing import Annotated, Any
 
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import read_json
-from bmnas.machine.schema import NotEmpty, Range, read
+from bmnas.machine.schema import NotEmpty, Range, read, received
 from bmnas.report.metrics import Number, RunMetrics
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.cells.genotype import FORMAT, Genotype
 from bmnas.spaces.cells.operations import OPERATIONS, PAPER
 from bmnas.spaces.registry import architecture_from_dict, load_architecture
 
@@ -46,7 +44,6 @@ class Epoch:
     alpha: Table | None = None
     beta: Tables | None = None
     gamma: Tables | None = None
-    cells: Any = None
 
     @property
     def unit(self) -> str:
@@ -62,20 +59,22 @@ class Epoch:
         """Yield what is missing, and weights that do not fit each other."""
         if self.epoch is None and self.candidate is None:
             yield "epoch", "expected the number of the epoch, which is missing"
-        if self.alpha and self.beta and self.gamma:
-            steps = [len(table) for table in self.beta]
-            # An operation that was registered since stands behind those that there were.
-            pool = min(max(len(self.gamma[0][0]), len(PAPER)), len(OPERATIONS))
-            first = len(self.alpha[0])
-            for name, found, expected in (
-                ("alpha", _lengths([self.alpha]), [[first + k for k in range(len(steps))]]),
-                ("beta", _lengths(self.beta), [[2 + m for m in range(n)] for n in steps]),
-                ("gamma", _lengths(self.gamma), [[pool] * n for n in steps]),
-            ):
-                if found != expected:
-                    yield name, f"received rows of lengths {found}, expected {expected}"
-        elif self.alpha or self.beta or self.gamma:
-            yield "alpha", "expected all of alpha, beta and gamma, or none of them"
+        if not (self.alpha and self.beta and self.gamma):
+            if self.alpha or self.beta or self.gamma:
+                yield "alpha", "expected all of alpha, beta and gamma, or none of them"
+            return
+        steps = [len(table) for table in self.beta]
+        # An operation that was registered since stands behind those that there were.
+        pool = min(max(len(self.gamma[0][0]), len(PAPER)), len(OPERATIONS))
+        first = max(2, len(self.alpha[0]))
+        for name, tables, expected in (
+            ("alpha", [self.alpha], [[first + k for k in range(len(steps))]]),
+            ("beta", self.beta, [[2 + m for m in range(n)] for n in steps]),
+            ("gamma", self.gamma, [[pool] * n for n in steps]),
+        ):
+            found = [[len(row) for row in table] for table in tables]
+            if found != expected:
+                yield name, f"received rows of lengths {found}, expected {expected}"
 
 
 @dataclass(frozen=True)
@@ -88,23 +87,6 @@ class RunConfig:
     preset: str | None = None
     seed: int | None = None
     train: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What is read of manifest.json."""
-
-    name: str | None = None
-    task: Mapping[str, Any] = field(default_factory=dict)
-    fusion: Mapping[str, Any] | None = None
-    class_names: tuple[Any, ...] = ()
-    threshold: float | None = None
-    inputs: tuple[Mapping[str, Any], ...] = ()
-    outputs: tuple[Mapping[str, Any], ...] = ()
-    scores: Mapping[str, Any] = field(default_factory=dict)
-    parity: Mapping[str, Any] = field(default_factory=dict)
-    latency: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,11 +108,10 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class BundleRecord:
-    """A bundle folder: its manifest, all that this says, and the genotype in it if there is one."""
+    """A bundle folder: what its manifest says, and the genotype in it if there is one."""
 
     path: Path
-    manifest: Manifest
-    data: Mapping[str, Any]
+    manifest: Mapping[str, Any]
     genotype: Architecture | None
 
 
@@ -163,7 +144,7 @@ def load_run(path: str | Path) -> RunRecord:
         read(RunConfig, settings, str(config_file), ignore_unknown=True),
         RunMetrics.load(folder / "metrics.json"),
         genotype,
-        load_history(folder / "history.jsonl", () if genotype is None else genotype.features),
+        load_history(folder / "history.jsonl"),
         load_history(folder / "train.jsonl"),
         load_bundle(folder / "bundle") if has_bundle else None,
     )
@@ -175,49 +156,28 @@ def load_bundle(path: str | Path) -> BundleRecord:
     file = folder / "manifest.json"
     if not file.is_file():
         raise UserError(f"{folder}: expected a bundle folder with manifest.json")
-    data = read_json(file)
-    manifest = read(Manifest, data, str(file), ignore_unknown=True)
-    found = data.get("genotype")
+    manifest = read_json(file)
+    if not isinstance(manifest, dict):
+        raise UserError(f"{file}: {received(manifest, 'an object')}")
+    found = manifest.get("genotype")
     genotype = None if found is None else architecture_from_dict(found, f"{file}: genotype")
-    return BundleRecord(folder, manifest, data, genotype)
+    return BundleRecord(folder, manifest, genotype)
 
 
-def load_history(path: Path, features: Sequence[str] = ()) -> tuple[Epoch, ...]:
-    """Read history.jsonl or train.jsonl; empty when the file is absent.
-
-    ``features`` name the first nodes of alpha; where they are given, the Cells beside weights are
-    read. Raises UserError.
-    """
+def load_history(path: Path) -> tuple[Epoch, ...]:
+    """Read history.jsonl or train.jsonl; empty when the file is absent. Raises UserError."""
     if not path.is_file():
         return ()
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
-    history = tuple(_epoch(line, f"{path}: line {n}", features) for n, line in enumerate(lines, 1))
-    shapes = {str(_lengths([e.alpha, *e.beta])) for e in history if e.alpha and e.beta}
-    if len(shapes) > 1:
-        raise UserError(f"{path}: expected weights of one shape, received {len(shapes)} shapes")
-    return history
-
-
-def _epoch(line: str, place: str, features: Sequence[str]) -> Epoch:
-    try:
-        data = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place}: not JSON: {one_line(error)}") from error
-    epoch = read(Epoch, data, place, ignore_unknown=True)
-    if not features or epoch.alpha is None or epoch.cells is None:
-        return dataclasses.replace(epoch, cells=())
-    if len(epoch.alpha[0]) != len(features):
-        found = f"received {len(epoch.alpha[0])} weights in the first row"
-        raise UserError(f"{place}: alpha: {found}, expected {len(features)}, one a feature")
-    whole = {"format": FORMAT, "features": list(features), "channels": 1, "length": 1}
-    cells = Genotype.from_dict({**whole, "cells": epoch.cells}, place).cells
-    if [len(cell.steps) for cell in cells] != [len(table) for table in epoch.beta or ()]:
-        raise UserError(f"{place}: cells: expected a step for each row of beta")
-    return dataclasses.replace(epoch, cells=cells)
-
-
-def _lengths(tables: Sequence[Sequence[Sequence[float]]]) -> list[list[int]]:
-    return [[len(row) for row in table] for table in tables]
+    epochs = []
+    for number, line in enumerate(lines, start=1):
+        place = f"{path}: line {number}"
+        try:
+            data = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: not JSON: {one_line(error)}") from error
+        epochs.append(read(Epoch, data, place, ignore_unknown=True))
+    return tuple(epochs)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_path, write_text
@@ -23,25 +22,17 @@ PANEL = "#F4F6F7"
 _SETTINGS = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
-    "font.size": 8.5,
+    **dict.fromkeys(("font.size", "axes.labelsize"), 8.5),
+    **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 7.5),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.titlesize": 9,
-    "axes.labelsize": 8.5,
     "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlecolor": INK,
     "axes.axisbelow": True,
     "grid.color": "#E3E7EA",
     "grid.linewidth": 0.7,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
     "lines.linewidth": 1.6,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
     # Text stays text, a dollar too, and the same drawing gives the same bytes.
     "text.parse_math": False,
     "svg.fonttype": "none",
@@ -49,12 +40,8 @@ _SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Part:
-    """A picture that can stand alone or be one row of a larger one; sizes in inches.
-
-    ``paint`` draws onto a matplotlib Figure or SubFigure of that size, or a wider one.
-    """
+class Part(NamedTuple):
+    """A row of a figure, in inches; ``paint`` draws onto a SubFigure at least as wide."""
 
     width: float
     height: float
@@ -103,50 +90,28 @@ def figure_svg(figure: Any) -> str:
     return buffer.getvalue().decode("utf-8")
 
 
-def write_figure(figure: Any, path: Path) -> None:
-    """Write a Figure to ``path``, whole or not at all; the suffix .svg or .png decides how.
+def write_figure(content: Any, path: Path) -> None:
+    """Write a Figure as .svg or .png, or a text as it is, whole or not at all.
 
-    Raises UserError on another suffix.
+    Raises UserError on another suffix of a Figure.
     """
-    check_suffix(path, (".svg", ".png"))
+    if isinstance(content, str):
+        write_text(path, content)
+        return
+    check_suffix(path, ".svg", ".png")
     if path.suffix == ".svg":
-        write_text(path, figure_svg(figure))
+        write_text(path, figure_svg(content))
     else:
         with atomic_path(path) as aside, drawing_style():
-            figure.savefig(aside, format="png", dpi=160, metadata={"Software": "bmnas"})
+            content.savefig(aside, format="png", dpi=160, metadata={"Software": "bmnas"})
 
 
-def check_suffix(path: Path, suffixes: Sequence[str]) -> None:
+def check_suffix(path: Path, *suffixes: str) -> None:
     """Raise UserError when the name of a file to write ends in none of ``suffixes``."""
     if path.suffix not in suffixes:
         raise UserError(
             f"{path}: received suffix {path.suffix!r}, expected one of {', '.join(suffixes)}"
         )
-
-
-def write_output(path: Path, content: Any) -> None:
-    """Write a text, or a Figure as .svg or .png, to the file that a user named.
-
-    Raises UserError when the place cannot be written.
-    """
-    try:
-        if isinstance(content, str):
-            write_text(path, content)
-        else:
-            write_figure(content, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-
-
-def epoch_axis(axes: Any, best: int | None, unit: str = "epoch") -> None:
-    """Make the axis one of epochs or candidates, with a dotted line at the best one."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
-    axes.set_xlabel(unit)
-    axes.grid(axis="y")
-    if best is not None:
-        axes.axvline(best, color=GREY, linewidth=0.9, linestyle=":")
 
 
 def short_ticks(axis: Any, *, log: bool) -> None:
@@ -178,9 +143,3 @@ def printable(text: str, limit: int = 60) -> str:
     """Return ``text`` without control characters and cut to ``limit`` characters."""
     kept = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     return kept if len(kept) <= limit else f"{kept[: limit - 1]}…"
-
-
-def formatted(value: float, spec: str) -> str:
-    """Return a number in the format ``spec``; a large one in digits, not with an exponent."""
-    large = spec.endswith("g") and 999.5 <= abs(value) < 1e9
-    return format(value, ",.0f" if large else spec)

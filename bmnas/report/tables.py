@@ -1,36 +1,16 @@
-"""What a run, a bundle or a comparison measured, as tables for terminal, Markdown and HTML."""
+"""Tables of text, of runs and bundles among them: for the terminal, as Markdown and as HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from bmnas.report.metrics import LatencyMetrics, RunMetrics
-from bmnas.report.record import BundleRecord, RunRecord
-from bmnas.report.rows import DASH, MEASURES, ComparisonRow, Spread, format_spread
-from bmnas.report.style import formatted, printable
+from bmnas.report.metrics import STAGES, RunMetrics
+from bmnas.report.style import printable
 
-#: What the stages in metrics.json are called in tables, in their order.
-STAGES = {
-    "backbones": "backbones",
-    "extraction": "extraction",
-    "compile": "search: compile",
-    "search_weights": "search: weights",
-    "search_architecture": "search: architecture",
-    "validation": "search: validation",
-    "candidates": "search: candidates",
-    "surrogate": "search: surrogate",
-    "single_path": "search: single path",
-    "screening": "search: screening",
-    "rerank": "search: rerank",
-    "other": "search: other",
-    "search": "search",
-    "total": "search, all stages",
-    "train_compile": "train: compile",
-    "train": "train",
-}
+DASH = "–"
 _WIDTH = 10_000  # of a table that goes to a file or a pipe: nothing wraps
 
 
@@ -55,74 +35,22 @@ class TextTable:
         kept = [n for n in columns if n < self.words or any(row[n] != DASH for row in rows)]
         return replace(self, rows=rows).only(kept)
 
-    def width(self, column: int) -> int:
-        """Return how wide a column is drawn in a terminal, with what parts it from the next."""
-        from rich.cells import cell_len
 
-        return 3 + max(cell_len(line[column]) for line in (self.columns, *self.rows))
+def shown(value: Any, spec: str = ".6g", limit: int = 80) -> str:
+    """Return a value as a table shows it: numbers in the format ``spec``, a dash for None.
 
-
-def run_tables(run: RunRecord) -> list[TextTable]:
-    """Return scores, sizes, latency and time of a run, without what no stage has measured yet."""
-    metrics = run.metrics
-    parts = ("fusion", "classifier", "backbones")
-    tables = [
-        _scores(metrics),
-        TextTable(
-            "Parameters",
-            ("part", "count"),
-            tuple((part, _number(metrics.parameters.get(part), ",.0f")) for part in parts),
-        ),
-        _latency(metrics.latency),
-        _search(metrics),
-        _times(metrics),
-        _memory(metrics),
-    ]
-    return [table.measured() for table in tables if table.measured().rows]
-
-
-def bundle_tables(bundle: BundleRecord) -> list[TextTable]:
-    """Return what goes in, what comes out, and what the manifest reports."""
-    manifest = bundle.manifest
-    names = manifest.class_names
-    facts = [
-        ("name", _text(manifest.name)),
-        ("task", _text(manifest.task.get("name"))),
-        ("kind", _text(manifest.task.get("kind"))),
-        *([("fusion", _text(manifest.fusion.get("name")))] if manifest.fusion is not None else []),
-        ("classes", printable(f"{len(names)}: {', '.join(map(_text, names[:50]))}", 160)),
-        ("threshold", _number(manifest.threshold, ".4g")),
-    ]
-    tables = [TextTable("Bundle", ("property", "value"), tuple(facts), words=2)]
-    for title, tensors in (("Inputs", manifest.inputs), ("Outputs", manifest.outputs)):
-        columns = ("name", "shape", "dtype", "meaning")
-        rows = tuple(tuple(_text(t.get(key), 160) for key in columns) for t in tensors)
-        tables.append(TextTable(title, columns, rows, words=4))
-    for key in ("scores", "parity", "latency", "versions"):
-        rows = tuple((name, _text(value)) for name, value in _leaves(getattr(manifest, key)))
-        if rows:
-            tables.append(TextTable(key.capitalize(), ("property", "value"), rows))
-    return tables
-
-
-def comparison_tables(rows: Sequence[ComparisonRow]) -> list[TextTable]:
-    """Return one table a task with a line for each of its rows; a measure of none is left out."""
-    columns = ("strategy", "seeds", *(column.heading for column in MEASURES.values()))
-    tables = []
-    for task in dict.fromkeys(row.task for row in rows):
-        members = [row for row in rows if row.task == task]
-        metrics = dict.fromkeys(row.metric.replace("_", " ") for row in members if row.metric)
-        lines = [
-            (
-                row.name,
-                ", ".join(map(str, row.seeds)),
-                *(format_spread(row.measures.get(key), m.spec) for key, m in MEASURES.items()),
-            )
-            for row in members
-        ]
-        title = f"{task}, {', '.join(metrics)}" if metrics else task
-        tables.append(TextTable(title, columns, tuple(lines), words=2).measured(all_rows=True))
-    return tables
+    Large numbers are written in digits, not with an exponent; text is cut to ``limit`` characters.
+    """
+    if value is None:
+        return DASH
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        large = spec.endswith("g") and 999.5 <= abs(value) < 1e12
+        return format(value, ",.0f" if large else spec)
+    if isinstance(value, list | tuple):
+        value = ", ".join(map(str, value[:50]))
+    if isinstance(value, dict):
+        value = ", ".join(f"{key} {item}" for key, item in value.items())
+    return printable(str(value), limit)
 
 
 def markdown(tables: Sequence[TextTable]) -> str:
@@ -169,9 +97,9 @@ def print_tables(tables: Sequence[TextTable]) -> None:
         console.width = _WIDTH
     for part in (part for table in tables for part in _parts(table, console.width)):
         drawn = Table(title=part.title, box=box.SIMPLE_HEAD, title_justify="left")
-        for n, column in enumerate(part.columns):
+        for n, (column, width) in enumerate(zip(part.columns, _widths(part), strict=True)):
             # Where words must make room, numbers stay on one line.
-            short = n >= part.words and part.width(n) <= console.width // 2
+            short = n >= part.words and width <= console.width // 2
             side: Any = "left" if n < part.words else "right"
             drawn.add_column(column, justify=side, overflow="fold", no_wrap=short)
         for row in part.rows:
@@ -184,102 +112,87 @@ def _parts(table: TextTable, width: int) -> list[TextTable]:
 
     These may take half of the width; more of them has to wrap.
     """
-    words = list(range(table.words))
-    room = width - 1 - min(sum(map(table.width, words)), width // 2)
+    widths, words = _widths(table), [*range(table.words)]
+    room = width - 1 - min(sum(widths[: table.words]), width // 2)
     parts: list[list[int]] = [[]]
     for n in range(table.words, len(table.columns)):
-        if parts[-1] and sum(map(table.width, (*parts[-1], n))) > room:
+        if parts[-1] and sum(widths[m] for m in (*parts[-1], n)) > room:
             parts.append([])
         parts[-1].append(n)
     return [table.only([*words, *part]) for part in parts]
 
 
-def _scores(metrics: RunMetrics) -> TextTable:
-    rows = [
-        (printable(name), _number(network.validation, ".4f"), _number(network.test, ".4f"))
-        for name, network in metrics.unimodal.items()
-    ]
+def _widths(table: TextTable) -> list[int]:
+    """Return how wide the columns are in a terminal, with what parts each from the next."""
+    from rich.cells import cell_len
+
+    lines = (table.columns, *table.rows)
+    return [3 + max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+
+
+def run_tables(metrics: RunMetrics) -> list[TextTable]:
+    """Return scores, sizes, latency and time of a run, without what no stage has measured yet."""
     mean = None if metrics.test is None else metrics.test.unimodal_mean
-    rows.append(("mean of their logits", DASH, _number(mean, ".4f")))
-    fused = (metrics.validation_score, metrics.test_score)
-    rows.append(("fused", _number(fused[0], ".4f"), _number(fused[1], ".4f")))
-    metric = printable(metrics.metric or "score").replace("_", " ")
-    return TextTable(f"Scores, {metric}", ("network", "validation (search)", "test"), tuple(rows))
-
-
-def _latency(latency: LatencyMetrics) -> TextTable:
-    rows = tuple(
-        (
-            engine,
-            printable(batch.removeprefix("batch_")),
-            _number(found.median_ms, ".3g"),
-            _number(found.p99_ms, ".3g"),
-        )
-        for engine in ("torch", "onnxruntime")
-        for batch, found in getattr(latency, engine).items()
-    )
-    threads = {"torch": latency.threads, "onnxruntime": latency.onnxruntime_threads}
-    facts = ["Latency, ms", *(f"{name} {n} threads" for name, n in threads.items() if n)]
-    title = "; ".join([*facts, *([printable(latency.hardware, 80)] if latency.hardware else [])])
-    return TextTable(title, ("engine", "batch", "median", "p99"), rows, words=2)
-
-
-def _search(metrics: RunMetrics) -> TextTable:
-    search, rows = metrics.search, []
-    if search is not None:
-        rows = [
-            ("strategy", printable(search.strategy or DASH)),
-            ("best epoch", _number(search.best_epoch, ".0f")),
-            ("best candidate", _number(search.best_candidate, ".0f")),
-            ("candidate networks", _number(search.candidates, ",.0f")),
-            ("samples seen", _number(search.samples_seen, ",.0f")),
-        ]
-    rows.append(("GPU-hours", _number(metrics.seconds.get("gpu_hours") or None, ".3g")))
-    if search is not None and search.seeds is not None:
-        seeds = search.seeds
-        spread = format_spread(Spread(seeds.mean, seeds.deviation), ".4f")
-        rows += [(f"supernets, {len(seeds.validation)} seeds", spread)]
-        rows += [("seed of the genotype", str(seeds.best))]
-    return TextTable("Search", ("property", "value"), tuple(rows))
-
-
-def _times(metrics: RunMetrics) -> TextTable:
+    scores = [
+        *((name, own.validation, own.test) for name, own in metrics.unimodal.items()),
+        ("mean of their logits", None, mean),
+        ("fused", metrics.validation_score, metrics.test_score),
+    ]
     # Nothing was compiled: no line of zeros.
     seconds = {k: v for k, v in metrics.seconds.items() if v or not k.endswith("compile")}
-    speeds = metrics.samples_per_second
-    rows = tuple(
-        (name, _number(seconds.get(key), ".1f"), _number(speeds.get(key), ",.0f"))
-        for key, name in STAGES.items()
-    )
-    return TextTable("Time", ("stage", "seconds", "samples/s"), rows)
+    times = [
+        (k.replace("_", " "), seconds.get(k), metrics.samples_per_second.get(k)) for k in STAGES
+    ]
+    metric = printable(metrics.metric or "score").replace("_", " ")
+    tables = [
+        _table(f"Scores, {metric}", ("network", "validation", "test"), scores, ".4f"),
+        _table("Time", ("stage", "seconds", "samples/s"), times, ",.1f"),
+    ]
+    measured = [table for table in (table.measured() for table in tables) if table.rows]
+    found = metrics.to_dict()
+    kept = ("search", "parameters", "latency", "peak_memory")
+    return [*measured, *_sections({key: found[key] for key in kept if key in found})]
 
 
-def _memory(metrics: RunMetrics) -> TextTable:
-    rows = tuple(
-        (stage, *(_number(n and n / 2**20, ",.0f") for n in (p.resident_bytes, p.device_bytes)))
-        for stage in ("search", "train")
-        if (p := metrics.peak_memory.get(stage)) is not None
-    )
-    return TextTable("Peak memory, MiB", ("stage", "resident", "device"), rows)
+def bundle_tables(manifest: Mapping[str, Any]) -> list[TextTable]:
+    """Return what a manifest says, a table for each of its sections."""
+    kept = {k: v for k, v in manifest.items() if k not in ("genotype", "files")}
+    sections = {key: value for key, value in kept.items() if isinstance(value, dict)}
+    tables = []
+    for key in ("inputs", "outputs"):
+        tensors = kept.get(key)
+        if isinstance(tensors, list) and all(isinstance(t, dict) for t in tensors):
+            columns = ("name", "shape", "dtype", "meaning")
+            lines = (tuple(shown(t.get(name), limit=160) for name in columns) for t in tensors)
+            tables.append(TextTable(key.capitalize(), columns, tuple(lines), words=4))
+            del kept[key]
+    facts = {key: value for key, value in kept.items() if key not in sections}
+    return [*_sections({"bundle": facts}), *tables, *_sections(sections)]
 
 
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves: list[tuple[str, Any]] = []
+def _table(
+    title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, *tuple[Any, ...]]], spec: str
+) -> TextTable:
+    lines = ((shown(name), *(shown(n, spec) for n in numbers)) for name, *numbers in rows)
+    return TextTable(title, columns, tuple(lines))
+
+
+def _sections(data: Mapping[str, Mapping[str, Any]]) -> list[TextTable]:
+    """Return a table a section, with a line for each value at whatever depth."""
+    return [
+        TextTable(
+            printable(key.replace("_", " ")).capitalize(),
+            ("property", "value"),
+            tuple((name, shown(value, limit=160)) for name, value in _leaves(section)),
+        )
+        for key, section in data.items()
+    ]
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in data.items():
-        name = f"{prefix}{printable(key)}"
-        leaves += _leaves(value, f"{name}.") if isinstance(value, dict) else [(name, value)]
-    return leaves
-
-
-def _text(value: Any, limit: int = 80) -> str:
-    if value is None:
-        return DASH
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, dict):
-        return printable(", ".join(f"{key} {_text(item)}" for key, item in value.items()), limit)
-    return printable(str(value), limit)
-
-
-def _number(value: float | None, spec: str) -> str:
-    return DASH if value is None else formatted(value, spec)
+        name = f"{prefix}{printable(key.replace('_', ' '))}"
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{name} ")
+        else:
+            yield name, value

@@ -29,7 +29,7 @@ def test_a_task_is_planned_and_nothing_is_left(here: Path) -> None:
     before = sorted(here.rglob("*"))
     printed = bmnas_command(*TASK)
     assert printed.status == 0, printed
-    for words in ("feature cache on disk", "backbones", "search: weights", "search, all stages"):
+    for words in ("feature cache on disk", "backbones", "search weights", "total"):
         assert words in printed.out
     assert printed.err == ""
     assert "rerank" not in printed.out

@@ -103,7 +103,6 @@ def test_json_is_one_object(folder: Path, bundle: Path) -> None:
             "a.svg",
             r"history\.jsonl: expected the key 'format'",
         ),
-        ("run", "run/genotype.json/a.svg", "cannot be written"),
     ],
 )
 def test_wrong_input_is_one_line_and_writes_nothing(

@@ -15,13 +15,8 @@ from bmnas.report import (
     draw_comparison,
     load_run,
 )
-from bmnas.report.comparison import pareto_front
-from bmnas.report.rows import Spread, format_spread
-from bmnas.report.tables import (
-    TextTable,
-    comparison_tables,
-    print_tables,
-)
+from bmnas.report.comparison import Spread, comparison_tables, format_spread, pareto_front
+from bmnas.report.tables import TextTable, print_tables
 
 Make = Callable[..., Path]
 

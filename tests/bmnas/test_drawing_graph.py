@@ -11,10 +11,10 @@ import pytest
 from tiny_runs import svg_texts
 
 from bmnas.machine.errors import UserError
-from bmnas.report import architecture_svg, draw_genotype, genotype_text, write_architecture
+from bmnas.report import draw_genotype, genotype_text, write_figure
 from bmnas.report.layout import Box, Layout, Wire
 from bmnas.report.picture import architecture_part
-from bmnas.report.style import drawing_style, figure_of
+from bmnas.report.style import drawing_style, figure_of, figure_svg
 from bmnas.report.text import description_text
 from bmnas.spaces.cells.describe import describe_cells
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
@@ -139,8 +139,8 @@ def test_features_that_nothing_reads_and_zero_steps_are_pale(chain: Genotype) ->
 
 
 def test_svg_has_the_names_as_text_and_the_same_bytes_each_time(chain: Genotype) -> None:
-    svg = architecture_svg(chain)
-    assert svg == architecture_svg(chain)
+    svg = figure_svg(draw_genotype(chain))
+    assert svg == figure_svg(draw_genotype(chain))
     root = ElementTree.fromstring(svg)
     texts = {"".join(t.itertext()) for t in root.iter("{http://www.w3.org/2000/svg}text")}
     assert {*chain.features, "Attention", "Linear GLU", "Concat FC", "Zero", "Cell 2"} <= texts
@@ -150,9 +150,9 @@ def test_svg_has_the_names_as_text_and_the_same_bytes_each_time(chain: Genotype)
 def test_drawing_ignores_the_settings_of_the_user(chain: Genotype) -> None:
     import matplotlib
 
-    svg = architecture_svg(chain)
+    svg = figure_svg(draw_genotype(chain))
     with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": "mine", "text.usetex": True}):
-        assert architecture_svg(chain) == svg
+        assert figure_svg(draw_genotype(chain)) == svg
 
 
 def test_figure_is_as_large_as_the_sheet(chain: Genotype) -> None:
@@ -166,7 +166,7 @@ def test_long_names_are_cut() -> None:
     genotype = Genotype(
         ("image.1", name), 8, 4, (Cell(("image.1", name), (Step("sum", ("x", "y")),)),)
     )
-    assert ">audio.encode…der.layer.dense<" in architecture_svg(genotype)
+    assert ">audio.encode…der.layer.dense<" in figure_svg(draw_genotype(genotype))
 
 
 def test_more_than_a_picture_can_show_is_refused() -> None:
@@ -176,13 +176,11 @@ def test_more_than_a_picture_can_show_is_refused() -> None:
         draw_genotype(genotype)
 
 
-def test_write_architecture_leaves_nothing_for_an_unknown_suffix(
-    chain: Genotype, tmp_path: Path
-) -> None:
-    write_architecture(chain, tmp_path / "a.png")
+def test_write_figure_leaves_nothing_for_an_unknown_suffix(chain: Genotype, tmp_path: Path) -> None:
+    write_figure(draw_genotype(chain), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match=r"received suffix '\.jpg', expected one of \.svg, \.png"):
-        write_architecture(chain, tmp_path / "a.jpg")
+        write_figure(draw_genotype(chain), tmp_path / "a.jpg")
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 

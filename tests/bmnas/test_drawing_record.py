@@ -42,10 +42,10 @@ def test_best_epoch_is_the_last_marked_one_or_else_the_earliest_best_score(make:
         (json.dumps(epoch(2, 0.9, best=1)), "line 2: best: received 1, expected true or false"),
         (
             json.dumps(epoch(2, math.nan)),
-            "line 2: validation_score: received nan, expected a finite number",
+            "line 2: validation_score: received nan, expected from -1e.300 to 1e.300",
         ),
         ('{"epoch": 1, "train_loss": 1' + "0" * 400 + "}", "expected a number"),
-        (json.dumps(epoch(2, 0.9, alpha=[[0.5]])), "line 2: alpha: received 1 weights"),
+        (json.dumps(epoch(2, 0.9, alpha=[[0.5]])), "line 2: alpha: received rows of lengths"),
         (json.dumps(epoch(2, 0.9, alpha=[["a", 1]])), r"line 2: alpha\[0\]\[0\]: received 'a'"),
         (
             json.dumps(epoch(2, 0.9, alpha=[])),
@@ -62,15 +62,6 @@ def test_best_epoch_is_the_last_marked_one_or_else_the_earliest_best_score(make:
         (
             json.dumps(epoch(2, 0.9, gamma=[[[1] * 5] * 2] * 2)),
             r"line 2: gamma: received rows of lengths .*, expected \[\[5, 5\]\]",
-        ),
-        (json.dumps(epoch(2, 0.9, cells=[{}])), r"line 2: cells\[0\]: expected the key 'inputs'"),
-        (
-            json.dumps(epoch(2, 0.9, beta=[[[1, 2]]], gamma=[[[1] * 5]])),
-            "line 2: cells: expected a step for each row of beta",
-        ),
-        (
-            json.dumps(epoch(2, 0.9, beta=[[[1, 2]]], gamma=[[[1] * 5]], cells=None)),
-            "expected weights of one shape, received 2 shapes",
         ),
         ("[" * 100_000, "line 2: not JSON"),
     ],
@@ -104,19 +95,10 @@ def test_malformed_metrics_name_the_place(
         load_run(make(metrics=metrics))
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"genotype": {"format": 1}}, r"manifest\.json: genotype: format: received 1, expected"),
-        ({"inputs": 3}, r"manifest\.json: inputs: received 3, expected a list"),
-        ({"outputs": [3]}, r"manifest\.json: outputs\[0\]: received 3, expected a table"),
-        ({"class_names": "a"}, r"manifest\.json: class_names: received 'a', expected a list"),
-        ({"task": "a"}, r"manifest\.json: task: received 'a', expected a table"),
-    ],
-)
-def test_malformed_manifest_names_the_place(
-    tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    (tmp_path / "manifest.json").write_text(json.dumps({**manifest(), **changes}))
-    with pytest.raises(UserError, match=message):
+def test_a_malformed_genotype_in_a_manifest_names_the_place(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest(), "genotype": {"format": 1}}))
+    with pytest.raises(UserError, match=r"manifest\.json: genotype: format: received 1, expected"):
+        load_bundle(tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(UserError, match=r"manifest\.json: received \[\], expected an object"):
         load_bundle(tmp_path)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bmnas.report import architecture_svg, genotype_text
+from bmnas.report import draw_genotype, genotype_text
+from bmnas.report.style import figure_svg
 from bmnas.spaces.cells.genotype import GenotypeError
 from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.registry import load_architecture
@@ -29,10 +30,10 @@ def test_the_text_of_a_tree_shows_who_reads_whom() -> None:
 
 def test_a_tree_is_drawn_as_svg() -> None:
     pytest.importorskip("matplotlib")
-    drawn = architecture_svg(_TREE)
+    drawn = figure_svg(draw_genotype(_TREE))
 
     assert "".join(ET.fromstring(drawn).itertext()).count("audio.2") == 1
-    assert drawn == architecture_svg(_TREE)
+    assert drawn == figure_svg(draw_genotype(_TREE))
 
 
 def test_a_file_is_read_by_its_format(tmp_path: Path) -> None:

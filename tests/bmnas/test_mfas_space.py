@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from bmnas.report import architecture_svg, genotype_text
+from bmnas.report import draw_genotype, genotype_text
+from bmnas.report.style import figure_svg
 from bmnas.spaces.cells.genotype import GenotypeError
 from bmnas.spaces.mfas.genotype import Layer, Layers, MFASGenotype, layer_choices
 from bmnas.spaces.mfas.space import MFASSpace
@@ -156,4 +157,4 @@ def test_text_and_picture_show_the_chain() -> None:
         "      ├─ image.2",
         "      └─ audio.4",
     ]
-    assert architecture_svg(genotype).count(">image.2<") == 2
+    assert figure_svg(draw_genotype(genotype)).count(">image.2<") == 2

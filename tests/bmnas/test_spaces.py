@@ -12,7 +12,8 @@ import torch
 from tiny_tasks import CONFIG
 
 from bmnas.machine.errors import UserError
-from bmnas.report import architecture_svg, genotype_text
+from bmnas.report import draw_genotype, genotype_text
+from bmnas.report.style import figure_svg
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import GenotypeError
 from bmnas.spaces.registry import (
@@ -124,7 +125,7 @@ def test_it_is_described_drawn_and_told(space: SearchSpace[Any]) -> None:
         described = describe(genotype)
         assert described.summary in genotype_text(genotype)
         assert set(described.live_features()) <= set(CHANNELS)
-        assert architecture_svg(genotype) == architecture_svg(genotype)
+        assert figure_svg(draw_genotype(genotype)) == figure_svg(draw_genotype(genotype))
 
 
 def test_a_space_takes_the_settings_that_have_its_sizes_names() -> None:

@@ -101,8 +101,8 @@ def test_a_bundle_says_which_fusion_it_is(tmp_path: Path) -> None:
     found = {entry.key: entry.value for entry in model.metadata_props}
     assert json.loads(found["bmnas.fusion"]) == manifest.fusion
     assert "bmnas.genotype" not in found
-    (facts, *_) = bundle_tables(load_bundle(tmp_path / "bundle"))
-    assert ("fusion", "gmu") in facts.rows
+    tables = bundle_tables(load_bundle(tmp_path / "bundle").manifest)
+    assert ("name", "gmu") in {table.title: table for table in tables}["Fusion"].rows
 
 
 def test_a_manifest_without_a_fusion_is_as_before() -> None:

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 import bmnas
 from bmnas.machine.errors import UserError
-from bmnas.report import draw_weights, genotype_text, load_run, write_architecture, write_figure
+from bmnas.report import draw_genotype, draw_weights, genotype_text, load_run, write_figure
 from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.one_shot import OneShot
-from bmnas.spaces.cells.operations import OPERATIONS, PAPER, Operation, colours, register
+from bmnas.spaces.cells.operations import OPERATIONS, PAPER, Operation, register
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.training.heads import head_for
 
@@ -71,7 +71,7 @@ def test_an_operation_of_its_own_goes_all_the_way(tmp_path: Path) -> None:
     genotype.save(tmp_path / "product.json")
     assert Genotype.load(tmp_path / "product.json") == genotype
     assert "Product(x, y)" in genotype_text(genotype)
-    write_architecture(genotype, tmp_path / "architecture.svg")
+    write_figure(draw_genotype(genotype), tmp_path / "architecture.svg")
     assert "Product" in (tmp_path / "architecture.svg").read_text()
     trained = bmnas.train(tmp_path / "product.json", task, run=tmp_path / "run2", config=config)
     network = bmnas.load_network(trained.network)
@@ -92,15 +92,6 @@ def test_it_is_drawn_at_random_judged_and_known_as_symmetric() -> None:
     one_shot = OneShot(supernet, samples, head_for("multiclass"), torch.device("cpu"), seed=0)
     losses = [one_shot.loss(one) for one in (cell("x", "y"), space.sample(draw))]
     assert all(torch.tensor(losses).isfinite())
-
-
-def test_any_number_has_labels_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(40):
-        own = dataclasses.replace(PRODUCT, name=f"more{number}")
-        monkeypatch.setitem(OPERATIONS, own.name, own)
-    found = colours()
-    assert list(found) == list(OPERATIONS)
-    assert len(set(found.values())) == len(OPERATIONS)
 
 
 @pytest.mark.parametrize(

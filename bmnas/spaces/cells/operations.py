@@ -15,7 +15,6 @@ Standard library only: the modules behind the entries are imported when one is b
 
 from __future__ import annotations
 
-import colorsys
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +45,6 @@ class Operation:
     formula: str
     module: Factory | None
     symmetric: bool = False
-    colour: str = ""
 
     @property
     def is_zero(self) -> bool:
@@ -75,21 +73,14 @@ def _primitive(name: str) -> Factory:
 OPERATIONS: dict[str, Operation] = {
     operation.name: operation
     for operation in (
-        Operation("zero", "Zero", "dropped", None, colour="#7A858E"),
-        Operation("sum", "Sum", "{0} + {1}", _primitive("Sum"), True, "#0072B2"),
-        Operation(
-            "attention",
-            "Attention",
-            "query {0}; key, value {1}",
-            _primitive("Attention"),
-            colour="#D55E00",
-        ),
+        Operation("zero", "Zero", "dropped", None),
+        Operation("sum", "Sum", "{0} + {1}", _primitive("Sum"), True),
+        Operation("attention", "Attention", "query {0}; key, value {1}", _primitive("Attention")),
         Operation(
             "linear_glu",
             "Linear GLU",
             "linear({0}) * sigmoid(linear({1}))",
             _primitive("LinearGLU"),
-            colour="#009E73",
         ),
         Operation(
             "concat_fc",
@@ -97,7 +88,6 @@ OPERATIONS: dict[str, Operation] = {
             "ReLU(linear(concat({0}, {1})))",
             _primitive("ConcatFC"),
             symmetric=True,
-            colour="#CC79A7",
         ),
     )
 }
@@ -121,17 +111,3 @@ def register(operation: Operation) -> None:
 def operation_names() -> tuple[str, ...]:
     """Return the names of all operations, in the order of the gamma logits."""
     return tuple(OPERATIONS)
-
-
-def colours() -> dict[str, str]:
-    """Return a colour for each operation, its own or one that no other has."""
-    return {
-        name: operation.colour or _another_colour(number)
-        for number, (name, operation) in enumerate(OPERATIONS.items())
-    }
-
-
-def _another_colour(number: int) -> str:
-    # Steps of the golden angle never come back to a hue, however many there are.
-    red, green, blue = colorsys.hls_to_rgb(number * 0.381966 % 1.0, 0.42, 0.6)
-    return f"#{round(255 * red):02X}{round(255 * green):02X}{round(255 * blue):02X}"
