@@ -150,6 +150,8 @@ def run_tables(metrics: RunMetrics) -> list[TextTable]:
     ]
     measured = [table for table in (table.measured() for table in tables) if table.rows]
     found = metrics.to_dict()
+    if hours := metrics.seconds.get("gpu_hours"):
+        found["search"] = {**found.get("search", {}), "GPU-hours": hours}
     kept = ("search", "parameters", "latency", "peak_memory")
     return [*measured, *_sections({key: found[key] for key in kept if key in found})]
 
