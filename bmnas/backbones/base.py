@@ -11,13 +11,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bmnas.backbones.rows import cast_rows
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 FORMAT = "bmnas.backbone/1"
+
+#: In what dtype networks take the rows of a type; where the rows have another, float32.
+_KEPT = {"image": "uint8", "clip": "uint8", "waveform": "int16", "text": "int64", "tokens": "int64"}
 
 
 @dataclass(frozen=True)
@@ -110,10 +114,7 @@ class Backbone(nn.Module):
 
     @classmethod
     def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
-        """Build for K ``classes`` from the train ``rows`` (n, *axes) of ``modality``.
-
-        Raises UserError when the rows are none, of the wrong shape or not finite.
-        """
+        """Build for K ``classes`` from the train ``rows`` (n, *axes) of ``modality``."""
         raise TypeError(f"{cls.__name__} does not build itself from data")
 
     def encode(self, rows: Array) -> Array:
@@ -139,6 +140,33 @@ class Backbone(nn.Module):
             "stages": len(self.feature_names),
             "head": self.head is not None,
         }
+
+
+def row_dtype(type_: ModalityType, rows: Array) -> str:
+    """Return the dtype in which a network takes ``rows`` of a modality of ``type_``."""
+    kept = _KEPT.get(type_, "float32")
+    return kept if kept in ("int64", rows.dtype.name) else "float32"
+
+
+def has_colour(type_: ModalityType, axes: tuple[int, ...]) -> bool:
+    """Tell whether the last of a row's ``axes`` is colour."""
+    return (type_, len(axes)) in (("image", 3), ("clip", 4))
+
+
+def cast_rows(rows: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """Return ``rows`` (n, *shape) as a contiguous array of ``dtype``.
+
+    Raises UserError when the rows have another shape, or floats where integers are expected.
+    """
+    rows = np.asarray(rows)
+    if rows.shape[1:] != shape or rows.ndim == 0:
+        raise UserError(f"received rows of shape {rows.shape[1:]}, expected {shape}")
+    of_dtype = rows.dtype.kind in "iu" if dtype == "int64" else rows.dtype == np.dtype(dtype)
+    if dtype != "float32" and not of_dtype:
+        raise UserError(f"received rows of dtype {rows.dtype}, expected {dtype}")
+    # A double beyond float32 becomes infinity, which ``check_task`` reports.
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(rows, dtype=dtype)
 
 
 class PooledHead(nn.Module):

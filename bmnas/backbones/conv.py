@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bmnas.backbones.base import Backbone, InputSpec, PooledHead
-from bmnas.backbones.rows import check_rows, has_colour, require_finite, sample_rows
+from bmnas.backbones.base import Backbone, InputSpec, PooledHead, has_colour, row_dtype
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 _CONV: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -167,22 +166,17 @@ class FittedBackbone(Backbone):
     stem: Stem
 
     @classmethod
-    def facts(cls, modality: Modality, rows: Array, dtype: str) -> dict[str, Any]:
-        """Return what else than the shape is taken from ``rows``, which enter as ``dtype``."""
+    def facts(cls, modality: Modality, rows: Array) -> dict[str, Any]:
+        """Return what else than the shape of ``rows`` is taken from them and ``modality``."""
         return {}
 
     @classmethod
     def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
-        """Build for K ``classes`` from the train ``rows`` (n, *axes) of ``modality``.
-
-        Raises UserError when the rows are none, of the wrong shape or not finite.
-        """
-        facts = cls.facts(modality, rows, check_rows(modality, rows))
+        """Build for K ``classes`` from the train ``rows`` (n, *axes) of ``modality``."""
         made: Any = cls  # each family has its own keywords
+        facts = cls.facts(modality, rows)
         backbone: Self = made(classes=classes, shape=list(rows.shape[1:]), **facts)
-        sample = backbone.encode(sample_rows(rows))
-        require_finite(modality, sample)
-        backbone.eval().fit(sample)
+        backbone.eval().fit(backbone.encode(rows))
         return backbone
 
     def fit(self, sample: Array) -> None:
@@ -315,10 +309,9 @@ class PixelBackbone(ConvBackbone):
         self.build(prepare, (3 if colour else 1, *positions), more=more)
 
     @classmethod
-    def facts(cls, modality: Modality, rows: Array, dtype: str) -> dict[str, Any]:
+    def facts(cls, modality: Modality, rows: Array) -> dict[str, Any]:
         """Return dtype and range of the values."""
-        sample = sample_rows(rows)
-        span = [float(sample.min()), float(sample.max())]
+        dtype, span = row_dtype(modality.type, rows), [float(rows.min()), float(rows.max())]
         return {"dtype": dtype, "value_range": [0.0, 255.0] if dtype == "uint8" else span}
 
 

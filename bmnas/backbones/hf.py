@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from bmnas.backbones.base import InputSpec, PooledHead
 from bmnas.backbones.conv import Pixels
-from bmnas.backbones.rows import check_rows
 from bmnas.backbones.tap import Reader, TappedBackbone
 from bmnas.backbones.words import MaskedHead, PaddedBackbone
 from bmnas.machine.errors import UserError, one_line
@@ -104,7 +103,7 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         pixels: dict[str, Any] | None = None
         try:
             if is_text:
-                reader = _text_reader(modality, rows, model, content)
+                reader = _text_reader(rows, model, content)
             else:
                 reader = Reader.from_rows(modality, rows).config
                 pixels = _pixels(content, model)
@@ -208,10 +207,9 @@ class TokenReader(Reader):
 
 
 def _text_reader(
-    modality: Modality, rows: Array, model: Mapping[str, Any], tokenizer: Mapping[str, Any]
+    rows: Array, model: Mapping[str, Any], tokenizer: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the configuration of a reader as long as the longest of the train texts ``rows``."""
-    check_rows(modality, rows)
     if model.get("pad_token_id") is None:
         raise UserError("its config.json has no pad_token_id, expected a number")
     # Some models count positions from two on.

@@ -56,9 +56,9 @@ def build_backbone(modality: Modality, *, classes: int, rows: Array) -> Backbone
     """Build the backbone that ``modality`` asks for, or the default one of its type.
 
     ``rows`` (n, *axes) are train rows of the modality's array, all of them for texts and tokens
-    (the vocabulary comes from them), a sample otherwise. ``modality.weights`` are not loaded:
-    see ``load_weights``. A ready ``Backbone`` is returned as it is. Raises UserError for an
-    unknown name, or rows that do not fit it.
+    (the vocabulary comes from them), a sample otherwise; ``check_task`` has seen them.
+    ``modality.weights`` are not loaded: see ``load_weights``. A ready ``Backbone`` is returned as
+    it is. Raises UserError for an unknown name, or one for another type.
     """
     wanted, where = modality.backbone, f"modality {modality.name}"
     if wanted is None:

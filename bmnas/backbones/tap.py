@@ -19,9 +19,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from bmnas.backbones.base import Backbone, InputSpec
+from bmnas.backbones.base import Backbone, InputSpec, cast_rows, has_colour, row_dtype
 from bmnas.backbones.conv import Floats, Pixels
-from bmnas.backbones.rows import cast_rows, check_rows, has_colour, require_finite, sample_rows
 from bmnas.backbones.words import Vocabulary
 from bmnas.tasks.task import Array, Modality, ModalityType
 
@@ -46,20 +45,15 @@ class Reader:
 
     @classmethod
     def from_rows(cls, modality: Modality, rows: Array) -> Reader:
-        """Read the train ``rows`` (n, *axes) of ``modality``.
-
-        Raises UserError when the rows are none, of the wrong shape or not finite.
-        """
-        dtype, shape = check_rows(modality, rows), list(rows.shape[1:])
+        """Read the train ``rows`` (n, *axes) of ``modality``."""
+        dtype, shape = row_dtype(modality.type, rows), list(rows.shape[1:])
         config: dict[str, Any] = {"type": modality.type, "dtype": dtype, "shape": shape}
         if modality.type == "text":
             vocabulary = Vocabulary.from_texts(rows)
             config.update(shape=[vocabulary.length], words=vocabulary.words)
         elif modality.sample_rate is not None:
             config["sample_rate"] = modality.sample_rate
-        reader = cls(config)
-        require_finite(modality, reader.encode(sample_rows(rows)))
-        return reader
+        return cls(config)
 
     def prepare(self) -> nn.Module:
         """Return the module that turns the raw input into the network's tensor."""

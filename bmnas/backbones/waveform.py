@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmnas.backbones.base import InputSpec
+from bmnas.backbones.base import InputSpec, row_dtype
 from bmnas.backbones.conv import ConvBackbone
-from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 _WINDOW = 0.025  # seconds, the usual frame of speech recognition; rounded up to a power of two
@@ -68,13 +67,10 @@ class WaveformBackbone(ConvBackbone):
         self.build(prepare, (1, prepare.log_mel.frames, prepare.log_mel.mels), axis=3)
 
     @classmethod
-    def facts(cls, modality: Modality, rows: Array, dtype: str) -> dict[str, Any]:
-        """Return dtype and sample rate; raises UserError when the modality has no sample rate."""
-        if modality.sample_rate is None or modality.sample_rate <= 0:
-            raise UserError(
-                f"modality {modality.name}: received sample_rate {modality.sample_rate}, expected "
-                "the waveform's samples a second: add sample_rate = 16000, or whatever it is"
-            )
+    def facts(cls, modality: Modality, rows: Array) -> dict[str, Any]:
+        """Return dtype and sample rate."""
+        assert modality.sample_rate is not None
+        dtype = row_dtype(modality.type, rows)
         return {"dtype": dtype, "sample_rate": int(modality.sample_rate)}
 
     def fit(self, sample: Array) -> None:

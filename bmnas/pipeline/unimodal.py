@@ -27,7 +27,6 @@ from bmnas.backbones import (
     load_weights,
     save_backbone,
 )
-from bmnas.backbones.rows import sampled_positions
 from bmnas.features.cache import rows_hash, weights_hash
 from bmnas.features.samples import RawInput, RawSamples, label_tensor
 from bmnas.machine.checkpoint import Checkpoint
@@ -40,6 +39,8 @@ from bmnas.pipeline.context import RunContext
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.fit import fit
 from bmnas.training.metrics import Evaluation, Forward, evaluate
+
+_SAMPLED_NUMBERS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -184,9 +185,12 @@ def _to_train(modality: Modality, backbone: Backbone) -> nn.Module | None:
 
 
 def _train_rows(task: Task, modality: Modality) -> Array:
+    """Return all train rows of words, and of numbers so many that their means are known."""
     used = np.unique(modality.rows_of(task.samples("train")))
     if modality.type not in ("text", "tokens"):
-        used = used[sampled_positions(len(used), math.prod(modality.data.shape[1:]))]
+        size = max(1, math.prod(modality.data.shape[1:]))
+        count = min(len(used), 4096, max(16, _SAMPLED_NUMBERS // size))
+        used = used[np.linspace(0, len(used) - 1, count).astype(np.int64)]
     return np.asarray(modality.data[used])
 
 

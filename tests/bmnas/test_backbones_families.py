@@ -167,23 +167,12 @@ def test_colours_and_scale_of_uint8_images() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (Modality("p", "image", np.zeros((3, 8))), "shape (8,), expected (H, W) or (H, W, 3)"),
-        (Modality("p", "image", np.zeros((3, 8, 8, 4))), "expected 3 colours"),
-        (Modality("p", "vector", np.full((3, 2), np.nan)), "NaN, infinity"),
-        (Modality("p", "vector", np.full((3, 2), 1e300)), "beyond float32"),
-        (Modality("p", "vector", np.zeros((0, 2))), "no rows"),
-        (Modality("p", "vector", np.array([["a"], ["b"]])), "expected numbers"),
-        (Modality("p", "waveform", np.zeros((3, 9))), "sample_rate None"),
-        (Modality("p", "tokens", np.zeros((3, 9))), "expected integers"),
-        (Modality("p", "tokens", np.full((3, 9), -1)), "from -1 to -1"),
-        (Modality("p", "text", np.zeros(3)), "expected strings"),
-        (Modality("p", "text", np.array(["?!", ""])), "no known word"),
         (Modality("p", "image", np.zeros((3, 8, 8)), backbone="cn"), "did you mean 'cnn'"),
         (Modality("p", "vector", np.zeros((3, 2)), features=("a",)), "received features"),
         (Modality("p", "image", np.zeros((3, 8, 8)), backbone="mlp"), "which reads vector"),
     ],
 )
-def test_rows_that_do_not_fit_get_one_line(part: Modality, message: str) -> None:
+def test_a_backbone_that_does_not_fit_gets_one_line(part: Modality, message: str) -> None:
     with pytest.raises(UserError, match=f"modality p: .*{re.escape(message)}") as caught:
         build_backbone(part, classes=2, rows=part.data)
     assert "\n" not in str(caught.value)
