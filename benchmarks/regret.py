@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bmnas.lab.tables import Table, load, replay
-from bmnas.lab.tables.replay import replayed_strategies
+from bmnas.lab.tables import Table, load, replay, replayed_strategies
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json
 from bmnas.report.style import PALETTE, Part, figure_of, printable, short_ticks, write_figure

@@ -33,8 +33,7 @@ from benchmarks.search_report import (
     truth,
 )
 from bmnas.features.cache import FeatureCache
-from bmnas.lab.tables import Table, canonical, load
-from bmnas.lab.tables.table import Measured
+from bmnas.lab.tables import Measured, Table, canonical, load
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.errors import UserError

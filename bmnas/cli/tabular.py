@@ -94,7 +94,7 @@ def build(
 
     Example: bmnas tabular build --task digits --steps 1 --seeds 1 --out digits.npz
     """
-    from bmnas.lab.tables.build import build_table
+    from bmnas.lab.table_build import build_table
     from bmnas.machine.runtime import cores
 
     if out.exists() and not overwrite:

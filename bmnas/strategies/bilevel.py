@@ -31,7 +31,7 @@ from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import cores, seed_stage, worker_pool
 from bmnas.spaces.cells.derive import derive_genotype
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.cells.operations import OPERATIONS, PAPER, Operation
+from bmnas.spaces.cells.operations import added_operations, register_all
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies.problem import Member, Outcome, SearchProblem, StageCost, best_record, is_best
 from bmnas.strategies.rerank import rerank
@@ -278,8 +278,7 @@ def _run_side_by_side(problem: SearchProblem, seeds: range, parts: Mapping[str, 
                 _relax_seed(_of_seed(problem, seed))
                 done(seed)
             return
-        own = tuple(operation for name, operation in OPERATIONS.items() if name not in PAPER)
-        with worker_pool(workers, _register, own) as pool:
+        with worker_pool(workers, register_all, added_operations()) as pool:
             running = {pool.submit(_relax_seed, _of_seed(problem, seed)): seed for seed in seeds}
             for future in as_completed(running):
                 future.result()
@@ -300,10 +299,6 @@ def _of_seed(problem: SearchProblem, seed: int) -> SearchProblem:
 
 def _no_candidates() -> Checkpoint:
     raise RuntimeError("a member trains no candidates: the search of all seeds does")
-
-
-def _register(operations: tuple[Operation, ...]) -> None:
-    OPERATIONS.update({operation.name: operation for operation in operations})
 
 
 def _relax_seed(search: SearchProblem) -> None:

@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 from command_line import bmnas_command, one_line_error, write_tiny_preset
+from tiny_problems import CPU
 from tiny_tables import TABLE_CONFIG, build_tiny
 from tiny_tasks import tiny_task, write_tiny_task
 
-from bmnas.lab.tables import Table, build, canonical, load
-from bmnas.lab.tables.build import Work, network_groups
+from bmnas.lab.table_build import Work, network_groups
+from bmnas.lab.tables import Table, canonical, load
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import seed_stage
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Run
+from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.training.fit import fit
 from bmnas.training.heads import head_for
@@ -89,11 +91,11 @@ def test_the_same_seed_gives_the_same_table(built: Path, tmp_path: Path) -> None
 def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -> None:
     """Without dropout, and so without attention: a network alone draws masks in another way."""
     config = TABLE_CONFIG.override("search", dropout=0.0, candidate_epochs=3)
-    cache, _ = build._features(
-        RunContext.choose(
-            Run(tmp_path), tiny_task(), config, 0, backbones=tmp_path / "b", runtime=build._CPU
-        )
+    context = RunContext.choose(
+        Run(tmp_path), tiny_task(), config, 0, backbones=tmp_path / "b", runtime=CPU
     )
+    backbones = {name: found.backbone for name, found in unimodal_networks(context).items()}
+    cache = context.features(backbones, ("train", "validation", "test"), config.search.length)
     work, search = Work.of(cache, config, tmp_path), config.search
     parts = work.samples
     own, cpu = head_for("multiclass"), torch.device("cpu")

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_tables import made_table
 
-from bmnas.lab.tables import Table, load, replay
-from bmnas.lab.tables.replay import replayed_strategies
+from bmnas.lab.tables import Table, load, replay, replayed_strategies
 from bmnas.machine.errors import UserError
 from bmnas.spaces.cells.canonical import canonical
 from bmnas.strategies.strategy import Candidate, Proposals, ProposingStrategy

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from tiny_tasks import CONFIG, tiny_task
 
+from bmnas.lab.table_build import build_table
 from bmnas.lab.tables import Table
-from bmnas.lab.tables.build import build_table
 from bmnas.pipeline.config import Config
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.space import CellSpace

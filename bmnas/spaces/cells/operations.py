@@ -16,7 +16,7 @@ Standard library only: the modules behind the entries are imported when one is b
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,6 +106,16 @@ def register(operation: Operation) -> None:
     if name in OPERATIONS:
         raise UserError(f"received operation {name!r}, which is registered already: rename it")
     OPERATIONS[name] = operation
+
+
+def added_operations() -> tuple[Operation, ...]:
+    """Return the operations that were registered, for a process that does not know them."""
+    return tuple(operation for name, operation in OPERATIONS.items() if name not in PAPER)
+
+
+def register_all(operations: Iterable[Operation]) -> None:
+    """Add what ``added_operations`` returned in another process."""
+    OPERATIONS.update({operation.name: operation for operation in operations})
 
 
 def operation_names() -> tuple[str, ...]:

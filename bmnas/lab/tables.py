@@ -1,38 +1,36 @@
-"""The table: every network of a space with its scores, in one ``.npz`` file; queries.
+"""The tabular benchmark: a space small enough to train completely, and searches replayed on it.
 
-Legend: E entries, S seeds of training. The arrays of the file, format ``bmnas.tabular/1``:
+A table is every network of a space with its scores, in one ``.npz`` file, whose arrays
+docs/tabular.md lists. ``load`` reads one, ``bmnas.lab.table_build`` makes one.
 
-| name | type | what |
-|---|---|---|
-| ``format`` | text | ``bmnas.tabular/1`` |
-| ``about`` | text | JSON: task, metric, features, settings of search, seeds, hardware, versions |
-| ``cells`` | text (E) | JSON of the Cells of an entry's genotype, as in its file |
-| ``validation``, ``test`` | float64 (E, S) | scores as fractions |
-| ``validation_loss``, ``test_loss`` | float64 (E, S) | mean losses |
-| ``parameters`` | int64 (E) | weights of the fusion network, its classifier left out |
-| ``latency_ms`` | float64 (E) | median of the fusion network alone at batch 1 in torch |
-| ``seconds`` | float64 (E) | an entry's share of its batches' training, mean over seeds |
+Legend: E entries, S seeds of training.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.errors import UserError, close, one_line
 from bmnas.machine.files import atomic_path
 from bmnas.machine.schema import Range, read
 from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.space import CellSpace
+from bmnas.strategies import STRATEGIES, Candidate, ProposingStrategy
+from bmnas.strategies.evaluator import BudgetSpentError, run_strategy
+from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.columns import read_npz
+
+__all__ = ["Entry", "Measured", "Replay", "Table", "TableEvaluator", "canonical", "load", "replay"]
 
 FORMAT = "bmnas.tabular/1"
 
@@ -177,8 +175,7 @@ class Table:
 
 def load(path: str | Path) -> Table:
     """Read a table's file; raises UserError, naming it, when it is missing, damaged or no table."""
-    path = Path(path)
-    arrays = read_npz(path, ("format", "about", "cells", *BY_SEED, *_BY_ENTRY))
+    arrays = read_npz(Path(path), ("format", "about", "cells", *BY_SEED, *_BY_ENTRY))
     try:
         return _table(arrays)
     except UserError as error:
@@ -195,10 +192,13 @@ def _table(arrays: dict[str, NDArray[Any]]) -> Table:
     about = _json(str(text["about"]), "about")
     read(_About, about, "about", ignore_unknown=True)
     space = CellSpace.of(about["features"], about["search"])
-    genotypes = tuple(
-        _genotype(str(cells), space, f"cells[{n}]") for n, cells in enumerate(text["cells"])
-    )
-    table = Table(about, genotypes, arrays)
+    genotypes = []
+    for number, cells in enumerate(text["cells"]):
+        place = f"cells[{number}]"
+        genotypes.append(space.genotype(_json(str(cells), place), place))
+        if [len(cell.steps) for cell in genotypes[-1].cells] != [space.steps] * space.cells:
+            raise UserError(f"{place}: expected {space.cells} Cells of {space.steps} steps")
+    table = Table(about, tuple(genotypes), arrays)
     if len(table._numbers) < len(table):
         raise UserError("received a network twice, expected every network once")
     return table
@@ -228,8 +228,87 @@ def _json(text: str, place: str) -> Any:
         raise UserError(f"{place}: not JSON: {one_line(error, 120)}") from error
 
 
-def _genotype(cells: str, space: CellSpace, place: str) -> Genotype:
-    genotype = space.genotype(_json(cells, place), place)
-    if [len(cell.steps) for cell in genotype.cells] != [space.steps] * space.cells:
-        raise UserError(f"{place}: expected {space.cells} Cells of {space.steps} steps")
-    return genotype
+Replayed = type[ProposingStrategy]
+
+
+class TableEvaluator:
+    """Says what a table knows of candidates, ``budget`` of them; subsets of data are not known.
+
+    Of an entry's trainings one is drawn, each time anew: a search trains a candidate once.
+    """
+
+    def __init__(self, table: Table, seed: int, budget: int) -> None:
+        #: The entries that were asked for, in order, and the scores that were seen.
+        self.asked: list[tuple[int, float]] = []
+        self._table = table
+        self._budget = budget
+        self._noise = Random(f"{seed} training")
+
+    def score(self, candidates: Sequence[Candidate]) -> list[float]:
+        """Return the validation score of one training of each candidate.
+
+        Raises BudgetSpentError when nothing is left, UserError for what the table does not hold.
+        """
+        scores = []
+        for candidate in candidates:
+            if len(self.asked) == self._budget:
+                raise BudgetSpentError
+            if not isinstance(candidate.genotype, Genotype):
+                raise UserError(
+                    f"received a genotype of format {candidate.genotype.FORMAT!r}, expected Cells: "
+                    "a table holds no other networks"
+                )
+            entry = self._table.entry(candidate.genotype)
+            scores.append(entry.validation[self._noise.randrange(self._table.seeds)])
+            self.asked.append((entry.number, scores[-1]))
+        return scores
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replayed search asked for, and what it ends with.
+
+    ``asked`` holds the numbers of the entries in order and the scores that it saw; ``seconds`` is
+    what their trainings took when the table was built.
+    """
+
+    asked: tuple[tuple[int, float], ...]
+    best: Entry
+    seconds: float
+
+
+def replayed_strategies() -> Mapping[str, Replayed]:
+    """Return the strategies that can be replayed: those that train no supernet."""
+    return {name: s for name, s in STRATEGIES.items() if issubclass(s, ProposingStrategy)}
+
+
+def replay(
+    table: Table,
+    strategy: str | Replayed,
+    *,
+    seed: int,
+    budget: int,
+    settings: Any = None,
+) -> Replay:
+    """Run ``strategy`` on ``table`` until it ends or has asked for ``budget`` scores.
+
+    ``settings`` are those of the strategy, by default the defaults. The result is the candidate
+    whose score was best when it was seen; the first of equals. Raises UserError for a strategy that
+    cannot be replayed, a budget below 1, or a strategy that asks for nothing.
+    """
+    known = replayed_strategies()
+    kind = known.get(strategy) if isinstance(strategy, str) else strategy
+    if kind is None:
+        hint = close(str(strategy), list(known))
+        raise UserError(f"received strategy {strategy!r}, expected one of {', '.join(known)}{hint}")
+    if budget < 1:
+        raise UserError(f"received a budget of {budget}, expected 1 or more")
+    if settings is None:
+        settings = (kind.SETTINGS or SearchConfig)()
+    evaluator = TableEvaluator(table, seed, budget)
+    run_strategy(kind(table.space, settings, seed), evaluator)
+    if not evaluator.asked:
+        raise UserError("the strategy asked for no candidate's score, expected one at least")
+    best, _ = max(evaluator.asked, key=lambda asked: asked[1])
+    seconds = sum(table.at(number).seconds for number, _ in evaluator.asked)
+    return Replay(tuple(evaluator.asked), table.at(best), seconds)

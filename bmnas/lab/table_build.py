@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,11 +25,17 @@ from numpy.typing import NDArray
 
 from bmnas.features.cache import FeatureCache
 from bmnas.features.samples import FeatureSamples
-from bmnas.lab.tables.table import BY_SEED, Table
+from bmnas.lab.tables import BY_SEED, Table
 from bmnas.machine.costs import count_parameters, hardware, measure_latency, versions
 from bmnas.machine.distributed import lock_folders
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import atomic_path, read_json, remove_leftovers, write_json
+from bmnas.machine.files import (
+    atomic_path,
+    read_json,
+    remove_leftovers,
+    sha256_json,
+    write_json,
+)
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, check_seed, one_thread, seed_stage, worker_pool
 from bmnas.pipeline.config import Config
@@ -39,6 +44,7 @@ from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.spaces.cells.operations import added_operations, register_all
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.strategies.settings import SearchConfig
 from bmnas.strategies.strategy import candidate_training
@@ -88,7 +94,14 @@ def build_table(
     )
     with lock_folders(run, context.kept):
         remove_leftovers(run / "parts")
-        cache, unimodal = _features(context)
+        networks = unimodal_networks(context)
+        cache = context.features(
+            {name: found.backbone for name, found in networks.items()},
+            ("train", "validation", "test"),
+            config.search.length,
+            # Not beside the backbones: the cache of a search there holds no test data.
+            folder=run / "features",
+        )
         about = {
             "task": {"name": task.name, "source": _placeless(task.source)},
             "metric": head_for(task.kind).metric,
@@ -98,7 +111,7 @@ def build_table(
             "seed": seed,
             "preset": None if config.preset is None else Path(config.preset).name,
             **config.to_dict(),
-            "unimodal_validation": unimodal,
+            "unimodal_validation": {name: found.validation for name, found in networks.items()},
         }
         work = Work.of(cache, config, run)
         _claim(run, about, cache)
@@ -121,13 +134,23 @@ def _placeless(source: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(work: Work, seeds: range, workers: int, progress: Progress) -> dict[str, NDArray[Any]]:
-    """Train what is not trained yet; return scores, losses and seconds of all networks."""
+    """Train what is not trained yet; return scores, losses and seconds of all networks.
+
+    A single worker is this process. Raises UserError when a loss is no longer finite, and when a
+    process was killed.
+    """
     groups = network_groups(work.genotypes, seeds)
     left = [group for group in groups if not work.part(group).exists()]
     with progress.stage("networks", sum(len(group.entries) for group in groups)) as shown:
         shown.advance(sum(len(group.entries) for group in groups if group not in left))
-        for group in trained(work, left, workers):
-            shown.advance(len(group.entries))
+        if workers == 1:
+            with one_thread():
+                for group in left:
+                    shown.advance(work.write_part(group))
+        else:
+            with worker_pool(workers, register_all, added_operations()) as pool:
+                for future in as_completed(pool.submit(work.write_part, group) for group in left):
+                    shown.advance(future.result())
     shape = len(work.genotypes), len(seeds)
     arrays = {name: np.empty(shape) for name in (*BY_SEED, "seconds")}
     for group in groups:
@@ -152,19 +175,6 @@ def _costs(work: Work, progress: Progress) -> dict[str, NDArray[Any]]:
     return {"parameters": np.array(parameters, dtype=np.int64), "latency_ms": np.array(latency)}
 
 
-def _features(context: RunContext) -> tuple[FeatureCache, dict[str, float]]:
-    """Return the features of all parts, and the validation score of each modality alone."""
-    networks = unimodal_networks(context)
-    cache = context.features(
-        {name: found.backbone for name, found in networks.items()},
-        ("train", "validation", "test"),
-        context.config.search.length,
-        # Not beside the backbones: the cache of a search there holds no test data.
-        folder=context.folder.path / "features",
-    )
-    return cache, {name: found.validation for name, found in networks.items()}
-
-
 def _claim(run: Path, about: Mapping[str, Any], cache: FeatureCache) -> None:
     """Take ``run`` for a table; raises UserError when it holds parts of another one."""
     labels = cache.samples(*cache.parts).labels
@@ -173,9 +183,7 @@ def _claim(run: Path, about: Mapping[str, Any], cache: FeatureCache) -> None:
         "features": cache.keys,
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
     }
-    text = json.dumps(depends, sort_keys=True)
-    fingerprint = hashlib.sha256(text.encode()).hexdigest()
-    path = run / "tabular.json"
+    fingerprint, path = sha256_json(depends), run / "tabular.json"
     if not path.exists():
         write_json(path, {"fingerprint": fingerprint, "about": about})
     found = read_json(path)
@@ -242,24 +250,24 @@ class Work:
 
     def read_part(self, group: NetworkGroup) -> Mapping[str, NDArray[Any]]:
         """Return the arrays (G) of a group's file; raises UserError when it is damaged."""
-        path, count = self.part(group), len(group.entries)
+        path, advice = self.part(group), "delete this file, its networks will be trained again"
         try:
             found = read_npz(path, (*BY_SEED, "seconds"))
         except UserError as error:
-            advice = "delete this file, its networks will be trained again"
             raise UserError(f"{error}; {advice}") from error
-        if any(array.shape != (count,) for array in found.values()):
-            raise UserError(f"{path}: expected {count} networks; delete this file")
+        if any(array.shape != (len(group.entries),) for array in found.values()):
+            raise UserError(f"{path}: received another number of networks; {advice}")
         return found
 
-    def write_part(self, group: NetworkGroup) -> None:
-        """Train a group and write its file, whole or not at all.
+    def write_part(self, group: NetworkGroup) -> int:
+        """Train a group and write its file, whole or not at all; return how many networks it has.
 
         Raises UserError when a loss is no longer finite.
         """
         found = self.train(group)
         with atomic_path(self.part(group)) as aside, aside.open("wb") as file:
             np.savez(file, **found)  # type: ignore[arg-type]
+        return len(group.entries)
 
     def train(self, group: NetworkGroup) -> dict[str, NDArray[Any]]:
         """Train a group as candidates are; return the arrays (G) of its file.
@@ -292,35 +300,3 @@ class Work:
             "test": np.array([own.score for own in test]),
             "test_loss": np.array([own.loss for own in test]),
         }
-
-
-def trained(work: Work, groups: Sequence[NetworkGroup], workers: int) -> Iterator[NetworkGroup]:
-    """Train ``groups`` in ``workers`` processes of one thread; yield each when its part is there.
-
-    A single worker is this process. Raises UserError when a loss is no longer finite, and when a
-    process was killed.
-    """
-    if workers == 1:
-        with one_thread():
-            for group in groups:
-                work.write_part(group)
-                yield group
-        return
-    with worker_pool(workers, _prepare, work) as pool:
-        running = {pool.submit(_write_part, group): group for group in groups}
-        for future in as_completed(running):
-            future.result()
-            yield running[future]
-
-
-_work: Work | None = None  # of a worker process
-
-
-def _prepare(work: Work) -> None:
-    global _work
-    _work = work
-
-
-def _write_part(group: NetworkGroup) -> None:
-    assert _work is not None
-    _work.write_part(group)
