@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,6 @@ from bmnas.cli.options import Backbones, Json, Seed, TaskOptions, grouped
 from bmnas.cli.output import next_command, print_json, words
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Bars
-from bmnas.pipeline.config import Config
 from bmnas.pipeline.run_folder import genotype_file
 from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import Genotype
@@ -45,25 +44,9 @@ class Space:
         int | None,
         Option(help="Positions that every feature is pooled to; by default the preset's."),
     ] = None
-    epochs: Annotated[
-        int | None,
-        Option(help="Epochs of every network, by default the preset's candidate_epochs."),
+    candidate_epochs: Annotated[
+        int | None, Option(help="Epochs of every network, by default the preset's.")
     ] = None
-    seeds: Annotated[int, Option(help="Trainings of every network.")] = 3
-    seed: Annotated[int, Option(help="The first seed; the backbones have this one too.")] = 0
-
-    def config(self, config: Config) -> Config:
-        """Return ``config`` with these settings; raises UserError for values out of range."""
-        if self.epochs is not None and self.epochs < 1:
-            raise UserError(f"--epochs: received {self.epochs}, expected at least 1")
-        return config.override(
-            "search",
-            cells=self.cells,
-            steps=self.steps,
-            channels=self.channels,
-            length=self.length,
-            candidate_epochs=self.epochs,
-        )
 
 
 @tabular.command()
@@ -73,6 +56,8 @@ def build(
     out: Annotated[Path, Option(help="The table, a .npz file.")],
     source: TaskOptions,
     space: Space,
+    seeds: Annotated[int, Option(help="Trainings of every network.")] = 3,
+    seed: Annotated[int, Option(help="The first seed; the backbones have this one too.")] = 0,
     run: Annotated[
         Path | None,
         Option(help="Folder of what is done so far, by default runs/tabular-<task>."),
@@ -103,10 +88,10 @@ def build(
     table = build_table(
         task,
         out,
-        config=space.config(config),
+        config=config.override("search", **asdict(space)),
         run=Path("runs") / f"tabular-{task.name}" if run is None else run,
-        seed=space.seed,
-        seeds=space.seeds,
+        seed=seed,
+        seeds=seeds,
         backbones=backbones,
         workers=cores() if workers is None else workers,
         progress=Bars(),

@@ -265,7 +265,7 @@ def test_the_commands_build_show_and_replay(tmp_path: Path) -> None:
     assert '"percentile"' in replayed[0].out
     error = one_line_error(bmnas_command("tabular", "replay", out, "--strategy", "guess"))
     assert "received strategy 'guess'" in error
-    never = bmnas_command(*words, "--epochs", 0, "--overwrite")
-    assert one_line_error(never) == "--epochs: received 0, expected at least 1"
+    never = bmnas_command(*words, "--candidate-epochs", 0, "--overwrite")
+    assert one_line_error(never) == "--candidate-epochs: received 0, expected at least 1"
     other = bmnas_command(*words, "--out", tmp_path / "table.txt")
     assert "expected one in .npz" in one_line_error(other)
