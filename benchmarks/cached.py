@@ -27,8 +27,7 @@ from torch import Tensor
 import bmnas
 from bmnas.backbones import Backbone, load_backbone
 from bmnas.features.cache import open_features
-from bmnas.features.reading import Pooled
-from bmnas.features.reshape import Pool
+from bmnas.features.reshape import Pool, Reading
 from bmnas.features.samples import RawInput, RawSamples, Samples, batches_per_epoch, label_tensor
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import read_json, write_json
@@ -64,7 +63,7 @@ def compare(run: Path, steps: int, epochs: int | None) -> dict[str, Any]:
         task,
         backbones,
         parts=("train", "validation"),
-        reading=Pooled(search["length"]),
+        reading=Reading(search["length"]),
         folder=folder / "features",
         device=torch.device("cpu"),
         progress=Progress(),

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import bmnas
 from benchmarks.cases import StepCase, supernet
 from benchmarks.gpu_report import Report, Setting
+from bmnas.features.files import moved
 from bmnas.features.samples import FeatureSamples, iterate_batches
-from bmnas.features.transfer import moved
 from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.cells.supernet import Supernet
@@ -131,7 +131,7 @@ def batches(case: StepCase, device: torch.device) -> dict[str, float]:
     }
     rows, labels = {"m": torch.randperm(count)}, torch.arange(count)
     here = FeatureSamples(names, arrays, rows, labels)
-    there = FeatureSamples(names, moved(arrays, device, None), rows, labels)
+    there = FeatureSamples(names, moved(arrays, device), rows, labels)
     order = torch.randperm(count).split(case.batch)
     found = {}
     for way, samples in (("copied", here), ("resident", there)):

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 import bmnas
 from benchmarks.cases import StepCase, step
-from bmnas.features.mapped import Pages, map_array
+from bmnas.features.files import MappedArrays, MappedFile
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import hardware, peak_memory, versions
@@ -175,24 +175,19 @@ def made_up_samples(sizes: Sizes, folder: Path) -> tuple[FeatureSamples, Feature
     names = tuple(f"m.{f + 1}" for f in range(sizes.features))
     shape = (sizes.samples, sizes.length, WIDTH if sizes.samples < MILLION else 32)
     chunk = np.random.default_rng(0).standard_normal((1000, *shape[1:]), np.float32)
-    arrays, maps = {}, []
-    for name in names:
-        path = folder / f"{name}.npy"
-        with path.open("wb") as file:
+    files = {name: MappedFile(folder / f"{name}.npy", shape) for name in names}
+    for mapped in files.values():
+        with mapped.path.open("wb") as file:
             np.lib.format.write_array_header_1_0(
                 file, {"descr": "<f4", "fortran_order": False, "shape": shape}
             )
             for _ in range(sizes.samples // len(chunk)):
                 file.write(chunk.tobytes())
-        arrays[name], mapped = map_array(path, shape)
-        maps.append(mapped)
     labels = torch.arange(sizes.samples) % CLASSES
     border = sizes.samples * 8 // 9
     parts = torch.arange(sizes.samples).tensor_split((border,))
-    pages = Pages(maps)
-    train, validation = (
-        FeatureSamples(names, arrays, {"m": part}, labels[part], pages) for part in parts
-    )
+    arrays = MappedArrays(files)
+    train, validation = (FeatureSamples(names, arrays, {"m": part}, labels[part]) for part in parts)
     return train, validation
 
 

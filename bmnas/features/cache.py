@@ -13,23 +13,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from bmnas.backbones.base import Backbone
-from bmnas.features.array_file import ArrayWriter, checksum_of
-from bmnas.features.dtype import file_dtype, to_file
-from bmnas.features.mapped import MappedFile, Pages, map_array, map_arrays
-from bmnas.features.reading import Reading
+from bmnas.features.files import (
+    AGAIN,
+    MappedArrays,
+    MappedFile,
+    checksum_of,
+    moved,
+    npy_header,
+    to_file,
+)
+from bmnas.features.reshape import Reading
 from bmnas.features.samples import FeatureSamples, RawInput, label_tensor
-from bmnas.features.transfer import moved, room
 from bmnas.machine.distributed import (
     barrier,
     broadcast,
@@ -55,7 +61,8 @@ FORMAT = "bmnas.features/2"
 _BATCH = 256
 _HASH_ROWS = 4096
 _MASK = ".mask"  # ends the name of a mask's file
-_AGAIN = "delete its folder, it will be made again"
+#: Of a device's free memory, what features may take; networks, gradients and batches need some.
+_FRACTION = 0.6
 
 
 @dataclass(frozen=True)
@@ -63,37 +70,37 @@ class FeatureCache:
     """Features of the samples of some parts of a task, and the masks of those that have one.
 
     ``seconds`` is what the extraction took when it was done, also where the cache was reused.
-    ``keys`` are the entries' hashes, which change with data and backbones. ``pages`` bounds what of
-    the files lies in memory, None where the features have moved to a device.
+    ``keys`` are the entries' hashes, which change with data and backbones. ``arrays`` and ``masks``
+    are mapped files (``MappedArrays``) until they have moved to a device.
     """
 
     task: Task
     parts: tuple[Part, ...]
     names: tuple[str, ...]
-    arrays: dict[str, torch.Tensor]
-    masks: dict[str, torch.Tensor]
+    arrays: Mapping[str, torch.Tensor]
+    masks: Mapping[str, torch.Tensor]
     rows: dict[str, Array]
     seconds: float
     keys: tuple[str, ...]
-    pages: Pages | None
 
     def on(
         self, device: torch.device, names: Sequence[str] | None = None, budget: int | None = None
     ) -> FeatureCache:
         """Return the features ``names`` (default: all), on ``device`` if they find room there.
 
-        ``budget`` is how many bytes they may take (default: see ``transfer.room``). Where they find
+        ``budget`` is how many bytes they may take (default: see ``room``). Where they find
         none, and on a CPU, they are read from the files as batches need them.
         """
-        chosen = self.names if names is None else tuple(names)
-        arrays = {name: self.arrays[name] for name in chosen}
-        masks = {name: self.masks[name] for name in chosen if name in self.masks}
-        size = sum(array.nbytes for array in (*arrays.values(), *masks.values()))
-        here = replace(self, names=chosen, arrays=arrays, masks=masks)
+        here = replace(self, names=self.names if names is None else tuple(names))
+        several = [
+            {name: arrays[name] for name in here.names if name in arrays}
+            for arrays in (self.arrays, self.masks)
+        ]
+        size = sum(array.nbytes for arrays in several for array in arrays.values())
         if size > (room(device) if budget is None else budget):
             return here
-        arrays, masks = (moved(each, device, self.pages) for each in (arrays, masks))
-        return replace(here, arrays=arrays, masks=masks, pages=None)
+        arrays, masks = (moved(each, device) for each in several)
+        return replace(here, arrays=arrays, masks=masks)
 
     def samples(self, *parts: Part) -> FeatureSamples:
         """Return the samples of ``parts``, part after part, without copying a feature.
@@ -112,7 +119,7 @@ class FeatureCache:
         if self.masks:
             # Networks that read tokens read what else the task says of a sample.
             extras = {n: torch.from_numpy(x[chosen]) for n, x in self.task.extras.items()}
-        return FeatureSamples(self.names, self.arrays, rows, labels, self.pages, self.masks, extras)
+        return FeatureSamples(self.names, self.arrays, rows, labels, self.masks, extras)
 
 
 def open_features(
@@ -138,38 +145,42 @@ def open_features(
     on_rank_zero(lambda: remove_leftovers(folder))
     names: list[str] = []
     files: dict[str, MappedFile] = {}
-    masks: dict[str, torch.Tensor] = {}
+    masks: dict[str, MappedFile] = {}
     rows: dict[str, Array] = {}
     keys: list[str] = []
     seconds = 0.0
     samples = task.samples(*parts)
     for modality in task.modalities:
         backbone = backbones[modality.name].to(device).eval()
-        used = np.unique(modality.rows_of(samples))
-        rows[modality.name] = used
-        key = _key(modality, backbone, used, reading, dtype)
-        keys.append(key)
-        entry = folder / f"{modality.name}-{key[:16]}"
-        if broadcast(not entry.exists()):
-            _extract(modality, backbone, used, reading, dtype, entry, key, device, progress)
-        manifest = _read_manifest(entry, key)
-        on_rank_zero(functools.partial(_remove_stale, entry, modality.name, reading, dtype))
-        seconds += float(manifest["seconds"])
+        rows[modality.name] = np.unique(modality.rows_of(samples))
+        entry = _Entry(modality, backbone, rows[modality.name], reading, dtype, folder)
+        if broadcast(not entry.folder.exists()):
+            entry.extract(device, progress)
+        manifest = entry.read_manifest()
+        on_rank_zero(entry.remove_stale)
+        keys.append(entry.key)
+        seconds += manifest["seconds"]
         names += [f"{modality.name}.{feature}" for feature in backbone.feature_names]
         for file, shape in manifest["shapes"].items():
-            path, name = entry / f"{file}.npy", f"{modality.name}.{file.removesuffix(_MASK)}"
-            _require_checksum(path, manifest["crc32"].get(file))
-            if file.endswith(_MASK):
-                masks[name], _ = map_array(path, tuple(shape), "bool")
-            else:
-                files[name] = MappedFile(path, tuple(shape), dtype)
-    arrays, pages = map_arrays(files)
-    return FeatureCache(task, parts, tuple(names), arrays, masks, rows, seconds, tuple(keys), pages)
+            kept = masks if file.endswith(_MASK) else files
+            kept[f"{modality.name}.{file.removesuffix(_MASK)}"] = MappedFile(
+                entry.folder / f"{file}.npy", tuple(shape), entry.type_of(file)
+            )
+    mapped = MappedArrays(files), MappedArrays(masks)
+    return FeatureCache(task, parts, tuple(names), *mapped, rows, seconds, tuple(keys))
 
 
-def cache_bytes(rows: int, length: int, channels: int, dtype: str) -> int:
-    """Return the size of one feature in the cache, its header of some dozen bytes left out."""
-    return rows * length * channels * file_dtype(dtype).itemsize
+def room(device: torch.device) -> int:
+    """Return how many bytes of features may lie on ``device``: a part of what is free there.
+
+    A CPU has them where they are, so there is none to ask for.
+    """
+    if device.type == "cpu":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch holds and does not use is free too.
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(_FRACTION * (free + unused))
 
 
 def weights_hash(module: torch.nn.Module) -> str:
@@ -191,129 +202,134 @@ def rows_hash(data: Array, rows: Array) -> str:
     return digest.hexdigest()
 
 
-def _key(modality: Modality, backbone: Backbone, rows: Array, reading: Reading, dtype: str) -> str:
-    parts = {
-        "format": FORMAT,
-        "spec": backbone.spec(),
-        "weights": weights_hash(backbone),
-        "data": rows_hash(modality.data, rows),
-        **reading.key,
-        "dtype": dtype,
-    }
-    return sha256_json(parts)
+@dataclass(frozen=True)
+class _Entry:
+    """The features of some rows of a modality, in a folder of ``parent``."""
 
+    modality: Modality
+    backbone: Backbone
+    rows: Array
+    reading: Reading
+    dtype: str
+    parent: Path
 
-def _remove_stale(entry: Path, modality: str, reading: Reading, dtype: str) -> None:
-    """Remove the entries beside ``entry`` that it replaces; an unreadable one stays.
+    @property
+    def form(self) -> dict[str, object]:
+        return {"format": FORMAT, **self.reading.key, "dtype": self.dtype}
 
-    A folder of backbones belongs to one backbone a modality, so another entry of one ``reading``
-    and ``dtype`` is of a backbone that was trained anew. Others serve other configurations, but for
-    those of another format, which nobody reads any more.
-    """
-    own = {"format": FORMAT, **reading.key, "dtype": dtype}
-    name = re.compile(re.escape(modality) + "-[0-9a-f]{16}")
-    for other in list(entry.parent.iterdir()):
-        if other == entry or not name.fullmatch(other.name):
-            continue
-        with contextlib.suppress(UserError):
-            manifest = read_json(other / "manifest.json")
-            if not isinstance(manifest, dict):
+    @functools.cached_property
+    def key(self) -> str:
+        return sha256_json(
+            {
+                "spec": self.backbone.spec(),
+                "weights": weights_hash(self.backbone),
+                "data": rows_hash(self.modality.data, self.rows),
+                **self.form,
+            }
+        )
+
+    @property
+    def folder(self) -> Path:
+        return self.parent / f"{self.modality.name}-{self.key[:16]}"
+
+    def type_of(self, file: str) -> str:
+        return "bool" if file.endswith(_MASK) else self.dtype
+
+    def extract(self, device: torch.device, progress: Progress) -> None:
+        """Make the folder: of several ranks each computes its part, rank zero writes."""
+        started = time.perf_counter()
+        name = self.modality.name
+        source = RawInput(replace(self.modality, index=None), self.backbone, self.rows)
+
+        def read(chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+            return self._kept(source.batch(chosen).to(device))
+
+        shapes = {file: (len(self.rows), *x.shape[1:]) for file, x in read(torch.arange(1)).items()}
+        with contextlib.ExitStack() as opened:
+            files: dict[str, BinaryIO] = {}
+            if is_rank_zero():
+                aside = opened.enter_context(atomic_folder(self.folder))
+                for file, shape in shapes.items():
+                    files[file] = opened.enter_context((aside / f"{file}.npy").open("wb"))
+                    files[file].write(npy_header(shape, self.type_of(file)))
+            batches = torch.arange(len(self.rows)).split(_BATCH)
+            stage = opened.enter_context(progress.stage(f"features of {name}", len(batches)))
+            for start in range(0, len(batches), world_size()):
+                group = batches[start : start + world_size()]
+                own = read(group[rank()]) if rank() < len(group) else {}
+                arrays = {
+                    file: to_file(x.cpu(), self.type_of(file), f"{name}.{file}")
+                    for file, x in own.items()
+                }
+                for found in gather(arrays):
+                    for file in files.keys() & found:
+                        files[file].write(found[file].tobytes())
+                stage.advance(len(group))
+            for opened_file in files.values():
+                opened_file.flush()
+                os.fsync(opened_file.fileno())  # the disk's time is part of the extraction's
+            if is_rank_zero():
+                manifest = {
+                    "key": self.key,
+                    **self.form,
+                    "shapes": shapes,
+                    "crc32": {file: checksum_of(aside / f"{file}.npy") for file in files},
+                    "seconds": time.perf_counter() - started,
+                }
+                write_json(aside / "manifest.json", manifest)
+        barrier()
+
+    @torch.inference_mode()
+    def _kept(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what is kept of each feature of the raw input ``x``, and masks, by their files."""
+        found, content = {}, self.backbone.mask(x)
+        features = self.backbone.features(x)
+        for name, feature in zip(self.backbone.feature_names, features, strict=True):
+            found[name] = self.reading.read(feature).float()
+            mask = self.reading.mask(found[name], content)
+            if mask is not None:
+                found[f"{name}{_MASK}"] = mask
+        return found
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Return the manifest; raises UserError where it or a file is not what was written."""
+        manifest = read_json(self.folder / "manifest.json")
+        types = {"crc32": dict, "shapes": dict, "seconds": float}
+        if (
+            not isinstance(manifest, dict)
+            or manifest.get("key") != self.key
+            or not all(isinstance(manifest.get(name), type_) for name, type_ in types.items())
+        ):
+            raise UserError(
+                f"{self.folder}: damaged feature cache; delete this folder, it will be made again"
+            )
+        for file in manifest["shapes"]:
+            path = self.folder / f"{file}.npy"
+            try:
+                checksum = checksum_of(path)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be read: {error.strerror}; {AGAIN}") from error
+            if checksum != manifest["crc32"].get(file):
+                raise UserError(
+                    f"{path}: damaged feature cache: received checksum {checksum:08x}, expected "
+                    f"that of its manifest; {AGAIN}"
+                )
+        return manifest
+
+    def remove_stale(self) -> None:
+        """Remove the entries that this one replaces; an unreadable one stays.
+
+        A folder of backbones belongs to one backbone a modality, so another entry of the same form
+        is of a backbone that was trained anew. Others serve other configurations, but for those of
+        another format, which nobody reads any more.
+        """
+        name = re.compile(re.escape(self.modality.name) + "-[0-9a-f]{16}")
+        for other in list(self.parent.iterdir()):
+            if other == self.folder or not name.fullmatch(other.name):
                 continue
-            if manifest.get("format") != FORMAT or own.items() <= manifest.items():
-                remove_folder(other)
-
-
-def _extract(
-    modality: Modality,
-    backbone: Backbone,
-    rows: Array,
-    reading: Reading,
-    dtype: str,
-    entry: Path,
-    key: str,
-    device: torch.device,
-    progress: Progress,
-) -> None:
-    """Make the folder ``entry``: of several ranks each computes its part, rank zero writes."""
-    started = time.perf_counter()
-    source = RawInput(Modality(modality.name, modality.type, modality.data), backbone, rows)
-
-    def read(chosen: torch.Tensor) -> dict[str, torch.Tensor]:
-        return _read_features(backbone, reading, source.batch(chosen).to(device))
-
-    shapes = {name: (len(rows), *x.shape[1:]) for name, x in read(torch.arange(1)).items()}
-    types = {name: "bool" if name.endswith(_MASK) else dtype for name in shapes}
-    with contextlib.ExitStack() as opened:
-        files: dict[str, ArrayWriter] = {}
-        if is_rank_zero():
-            aside = opened.enter_context(atomic_folder(entry))
-            for name, shape in shapes.items():
-                binary = opened.enter_context((aside / f"{name}.npy").open("wb"))
-                files[name] = ArrayWriter(binary, shape, file_dtype(types[name]))
-        batches = torch.arange(len(rows)).split(_BATCH)
-        stage = opened.enter_context(progress.stage(f"features of {modality.name}", len(batches)))
-        for start in range(0, len(batches), world_size()):
-            group = batches[start : start + world_size()]
-            own = read(group[rank()]) if rank() < len(group) else {}
-            arrays = {
-                name: to_file(x.cpu(), types[name], f"{modality.name}.{name}")
-                for name, x in own.items()
-            }
-            for found in gather(arrays):
-                for name in files.keys() & found:
-                    files[name].append(found[name])
-            stage.advance(len(group))
-        for file in files.values():
-            file.flush()
-        if is_rank_zero():
-            manifest = {
-                "format": FORMAT,
-                "key": key,
-                **reading.key,
-                "dtype": dtype,
-                "shapes": shapes,
-                "crc32": {name: file.checksum for name, file in files.items()},
-                "seconds": time.perf_counter() - started,
-            }
-            write_json(aside / "manifest.json", manifest)
-    barrier()
-
-
-@torch.inference_mode()
-def _read_features(
-    backbone: Backbone, reading: Reading, x: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Return what is kept of each feature of the raw input ``x``, and masks, by their files."""
-    found, content = {}, backbone.mask(x)
-    for name, feature in zip(backbone.feature_names, backbone.features(x), strict=True):
-        found[name] = reading.read(feature).float()
-        mask = reading.mask(found[name], content)
-        if mask is not None:
-            found[f"{name}{_MASK}"] = mask
-    return found
-
-
-def _require_checksum(path: Path, expected: object) -> None:
-    try:
-        checksum = checksum_of(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; {_AGAIN}") from error
-    if checksum != expected:
-        raise UserError(
-            f"{path}: damaged feature cache: received checksum {checksum:08x}, expected that of "
-            f"its manifest; {_AGAIN}"
-        )
-
-
-def _read_manifest(entry: Path, key: str) -> dict[str, Any]:
-    manifest = read_json(entry / "manifest.json")
-    types = {"crc32": dict, "shapes": dict, "seconds": float}
-    if (
-        not isinstance(manifest, dict)
-        or manifest.get("key") != key
-        or not all(isinstance(manifest.get(name), type_) for name, type_ in types.items())
-    ):
-        raise UserError(
-            f"{entry}: damaged feature cache; delete this folder, it will be made again"
-        )
-    return manifest
+            with contextlib.suppress(UserError):
+                manifest = read_json(other / "manifest.json")
+                if isinstance(manifest, dict) and (
+                    manifest.get("format") != FORMAT or self.form.items() <= manifest.items()
+                ):
+                    remove_folder(other)

@@ -1,13 +1,15 @@
 """From a feature of any shape to (B, L, C): pooling without weights, then a projection.
 
-Legend: B batch, L length, C channels, C_raw channels of the raw feature, T time, H height,
-W width (BM-NAS, section 3.1). Raw features are channels-first, pooled ones channels-last.
+Legend: B batch, L length, C channels, C_raw channels of the raw feature, T time or tokens,
+H height, W width (BM-NAS, section 3.1). Raw features are channels-first, others channels-last.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,16 +32,13 @@ class Pool(nn.Module):
     def forward(self, feature: Tensor) -> Tensor:
         """Return the pooled feature (B, L, C_raw)."""
         rest = feature.dim() - 2
+        side = math.isqrt(self.length)
         if rest == 0:
             return feature.unsqueeze(1).expand(-1, self.length, -1)
-        if rest == 1:
-            pooled = self.pool_1d(feature)
-        elif rest == 2:
-            side = math.isqrt(self.length)
-            if side * side == self.length:
-                pooled = self.pool_2d(feature, side).flatten(2)
-            else:
-                pooled = self.pool_1d(feature.flatten(2))
+        if rest == 2 and side * side == self.length:
+            pooled = self.pool_2d(feature, side).flatten(2)
+        elif rest in (1, 2):
+            pooled = self.pool_1d(feature.flatten(2))
         elif rest == 3:
             pooled = self.pool_1d(feature.flatten(3).amax(-1))
         else:
@@ -56,6 +55,42 @@ class Pool(nn.Module):
     def pool_2d(self, x: Tensor, side: int) -> Tensor:
         """Return the adaptive max pooling of (B, C, H, W) to (B, C, side, side)."""
         return F.adaptive_max_pool2d(x, (side, side))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the feature cache keeps of a raw feature (B, C_raw, *rest).
+
+    Pooled to ``length``, see ``Pool``; or, where that is None, every position as a token: a word,
+    a patch, a moment; a vector is one token.
+    """
+
+    length: int | None
+
+    @property
+    def key(self) -> dict[str, int | str]:
+        """What tells it from other readings, for the key of a cache's entry."""
+        if self.length is None:
+            return {"reading": "tokens"}
+        return {"reading": "pooled", "length": self.length}
+
+    def read(self, feature: Tensor) -> Tensor:
+        """Return what is kept of ``feature``: (B, L or T, C_raw)."""
+        if self.length is not None:
+            pooled: Tensor = Pool(self.length)(feature)
+            return pooled
+        return feature.flatten(2).transpose(1, 2) if feature.dim() > 2 else feature.unsqueeze(1)
+
+    def mask(self, kept: Tensor, content: Tensor | None) -> Tensor | None:
+        """Return which tokens (B, T) of what is kept count; None where it is pooled.
+
+        ``content`` (B, T) is what the backbone says of the raw feature, see ``Backbone.mask``.
+        """
+        if self.length is not None:
+            return None
+        if content is None:
+            return torch.ones(kept.shape[:2], dtype=torch.bool)
+        return content.expand(kept.shape[:2])
 
 
 class Projection(nn.Module):

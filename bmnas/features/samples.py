@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from bmnas.backbones.base import Backbone
-from bmnas.features.mapped import MappedFile, Pages, map_arrays
-from bmnas.features.transfer import Lane, Mark
+from bmnas.features.files import note_read
 from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Array, Modality, Task
@@ -45,12 +44,12 @@ class Batch:
         """What a network is called with: the inputs; of tokens also the masks and the extras."""
         return (self.inputs, self.masks, self.extras) if self.masks else (self.inputs,)
 
-    def sent(self, lane: Lane) -> Batch:
-        """Return the batch on the device of ``lane``."""
-        sent = iter(lane.send([*self.inputs, self.labels, *self.masks, *self.extras.values()]))
-        inputs, labels = [next(sent) for _ in self.inputs], next(sent)
-        masks = tuple(next(sent) for _ in self.masks)
-        return Batch(inputs, labels, masks, dict(zip(self.extras, sent, strict=True)))
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on ``device``; nobody waits for copies to CUDA."""
+        inputs = [_sent(x, device) for x in self.inputs]
+        masks = tuple(_sent(x, device) for x in self.masks)
+        extras = {name: _sent(x, device) for name, x in self.extras.items()}
+        return Batch(inputs, _sent(self.labels, device), masks, extras)
 
     def float(self) -> Batch:
         """Return the batch with inputs of float32, whatever type they are stored in."""
@@ -64,12 +63,8 @@ class Samples(Protocol):
         """Return the number of samples."""
         ...
 
-    def batch(self, chosen: Tensor) -> Batch:
-        """Return the samples ``chosen`` (B,), numbers from 0."""
-        ...
-
-    def send(self, chosen: Tensor, lane: Lane) -> Batch:
-        """Return what ``batch`` does, on the device of ``lane``, without waiting for it."""
+    def batch(self, chosen: Tensor, device: torch.device | None = None) -> Batch:
+        """Return the samples ``chosen`` (B,), numbers from 0, on ``device`` or where they lie."""
         ...
 
 
@@ -78,24 +73,35 @@ def iterate_batches(
 ) -> Iterator[Batch]:
     """Yield the samples of each of ``batches`` (B,) on ``device``.
 
-    On an accelerator nothing waits for the work that the caller queues for a batch, but for that
-    of the batch before the last.
+    On CUDA a batch is copied beside the computation, and nothing waits for the work that the
+    caller queues for a batch but for that of the batch before the last: two are in memory.
     """
-    if device.type == "cpu":
-        yield from map(samples.batch, batches)
-    else:
-        yield from prefetch_batches(Lane(device), samples, batches)
-
-
-def prefetch_batches(lane: Lane, samples: Samples, batches: Iterable[Tensor]) -> Iterator[Batch]:
-    """Yield the samples of each of ``batches`` through ``lane``, see ``iterate_batches``."""
-    under_way: deque[Mark] = deque()
+    if device.type != "cuda":
+        for chosen in batches:
+            yield samples.batch(chosen, device)
+        return
+    copies = torch.cuda.Stream(device)
+    copies.wait_stream(torch.cuda.current_stream(device))
+    under_way: deque[torch.cuda.Event] = deque()
     for chosen in batches:
         if len(under_way) == _UNDER_WAY:
             under_way.popleft().synchronize()
-        yield samples.send(chosen, lane)
+        with torch.cuda.stream(copies):
+            batch = samples.batch(chosen, device)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(copies)
+        for x in (*batch.inputs, batch.labels, *batch.masks, *batch.extras.values()):
+            x.record_stream(current)  # its memory is not used again under the step
+        yield batch
         # Resumed: the caller has queued its step.
-        under_way.append(lane.mark())
+        under_way.append(current.record_event())
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    pinned = device.type == "cuda" and x.device.type == "cpu"
+    if pinned and not x.is_pinned():
+        x = x.pin_memory()
+    return x.to(device, non_blocking=pinned)
 
 
 def epoch_batches(count: int, batch_size: int) -> Iterator[Tensor]:
@@ -168,13 +174,10 @@ class RawSamples:
         """Return the number of samples."""
         return len(self.labels)
 
-    def batch(self, chosen: Tensor) -> Batch:
+    def batch(self, chosen: Tensor, device: torch.device | None = None) -> Batch:
         """Return one raw input per modality, and the labels, of the samples ``chosen`` (B,)."""
-        return Batch([source.batch(chosen) for source in self._inputs], self.labels[chosen])
-
-    def send(self, chosen: Tensor, lane: Lane) -> Batch:
-        """Return what ``batch`` does, copied by ``lane``."""
-        return self.batch(chosen).sent(lane)
+        batch = Batch([source.batch(chosen) for source in self._inputs], self.labels[chosen])
+        return batch if device is None else batch.to(device)
 
 
 @dataclass(frozen=True)
@@ -182,17 +185,16 @@ class FeatureSamples:
     """Features of some samples with labels, read from arrays that need not fit in memory.
 
     ``names`` are the features; ``arrays[name]`` is (rows, L, C_raw), ``rows[modality]`` (samples,)
-    says which row each sample uses. ``pages`` is told what was read, where arrays are mapped files.
-    Arrays may lie on an accelerator, and be of half precision: batches are float32. ``labels`` are
-    on the CPU. Of features that are tokens, ``masks[name]`` (rows, T) says which count; ``extras``
-    are further tensors (samples, …) by name.
+    says which row each sample uses. Arrays may be mapped files (``MappedArrays``) or lie on an
+    accelerator, and be of half precision: batches are float32. ``labels`` are on the CPU. Of
+    features that are tokens, ``masks[name]`` (rows, T) says which count; ``extras`` are further
+    tensors (samples, …) by name.
     """
 
     names: tuple[str, ...]
     arrays: Mapping[str, Tensor]
     rows: Mapping[str, Tensor]
     labels: Tensor
-    pages: Pages | None = None
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -214,14 +216,6 @@ class FeatureSamples:
     def resident(self) -> bool:
         """Whether the features lie on an accelerator."""
         return self.device.type != "cpu"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Let another process have them: it maps the files itself, and copies what is in memory."""
-        files = {} if self.pages is None else dict(self.pages.files)
-        rest = self.masks, self.extras
-        if not files:
-            return FeatureSamples, (self.names, self.arrays, self.rows, self.labels, None, *rest)
-        return _mapped_samples, (self.names, files, self.rows, self.labels, *rest)
 
     def select(self, names: Sequence[str]) -> FeatureSamples:
         """Return the same samples with the features ``names`` only, in that order."""
@@ -257,24 +251,29 @@ class FeatureSamples:
         means = []
         for chosen in used.to(self.device).split(_ENCODE_ROWS):
             stored = self.arrays[name].index_select(0, chosen)
-            if self.pages is not None:
-                self.pages.read(len(chosen), stored[0].nbytes)
+            note_read(self.arrays, stored)
             means.append(stored.float().mean(1, keepdim=True))
         return torch.cat(means)
 
-    def batch(self, chosen: Tensor) -> Batch:
-        """Return one (B, L, C_raw) tensor per feature, and the labels, of ``chosen`` (B,).
-
-        They lie where the features do.
-        """
-        return self._gather(chosen.to(self.device), None).float()
-
-    def send(self, chosen: Tensor, lane: Lane) -> Batch:
-        """Return what ``batch`` does, gathered on the device or copied by ``lane``."""
-        if self.resident:
-            return self.batch(*lane.send([chosen]))
-        # As they are stored: half precision is half as much to copy.
-        return self._gather(chosen, lane.empty).sent(lane).float()
+    def batch(self, chosen: Tensor, device: torch.device | None = None) -> Batch:
+        """Return one (B, L, C_raw) tensor per feature, and the labels, of ``chosen`` (B,)."""
+        pin = device is not None and device.type == "cuda" and self.device.type == "cpu"
+        here, chosen = self._here, _sent(chosen, self.device)
+        rows = {m: index.index_select(0, chosen) for m, index in here.rows.items()}
+        inputs, masks = [], []
+        for name in self.names:
+            array, index = self.arrays[name], rows[name.partition(".")[0]]
+            shape = (len(index), *array.shape[1:])
+            # Into memory that CUDA copies from at full speed, as they are stored: half precision
+            # is half as much to copy.
+            out = torch.empty(shape, dtype=array.dtype, pin_memory=True) if pin else None
+            inputs.append(torch.index_select(array, 0, index, out=out))
+            note_read(self.arrays, inputs[-1])
+            if name in self.masks:
+                masks.append(self.masks[name].index_select(0, index))
+        extras = {name: extra.index_select(0, chosen) for name, extra in here.extras.items()}
+        batch = Batch(inputs, here.labels.index_select(0, chosen), tuple(masks), extras)
+        return (batch if device is None else batch.to(device)).float()
 
     @functools.cached_property
     def _here(self) -> FeatureSamples:
@@ -286,33 +285,3 @@ class FeatureSamples:
             labels=self.labels.to(device),
             extras={name: extra.to(device) for name, extra in self.extras.items()},
         )
-
-    def _gather(
-        self, chosen: Tensor, empty: Callable[[Sequence[int], torch.dtype], Tensor] | None
-    ) -> Batch:
-        """Return features as they are stored, in memory from ``empty`` if given, and the rest."""
-        here = self._here
-        rows = {m: index.index_select(0, chosen) for m, index in here.rows.items()}
-        inputs, masks = [], []
-        for name in self.names:
-            array, index = self.arrays[name], rows[name.partition(".")[0]]
-            out = None if empty is None else empty((len(index), *array.shape[1:]), array.dtype)
-            inputs.append(torch.index_select(array, 0, index, out=out))
-            if name in self.masks:
-                masks.append(self.masks[name].index_select(0, index))
-            if self.pages is not None:
-                self.pages.read(len(index), inputs[-1][0].nbytes)
-        extras = {name: extra.index_select(0, chosen) for name, extra in here.extras.items()}
-        return Batch(inputs, here.labels.index_select(0, chosen), tuple(masks), extras)
-
-
-def _mapped_samples(
-    names: tuple[str, ...],
-    files: Mapping[str, MappedFile],
-    rows: Mapping[str, Tensor],
-    labels: Tensor,
-    masks: Mapping[str, Tensor],
-    extras: Mapping[str, Tensor],
-) -> FeatureSamples:
-    arrays, pages = map_arrays(files)
-    return FeatureSamples(names, arrays, rows, labels, pages, masks, extras)

@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from bmnas.backbones import Backbone
-from bmnas.features.cache import cache_bytes
+from bmnas.features.cache import room
+from bmnas.features.files import cache_bytes
 from bmnas.features.samples import batches_per_epoch, samples_per_epoch
-from bmnas.features.transfer import room
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import COMPILE, peak_memory
 from bmnas.machine.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 
 from bmnas.backbones import Backbone
 from bmnas.features.cache import FeatureCache, open_features
-from bmnas.features.reading import Pooled
+from bmnas.features.reshape import Reading
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.distributed import (
     broadcast,
@@ -132,7 +132,7 @@ class RunContext:
             self.task,
             backbones,
             parts=parts,
-            reading=Pooled(length),
+            reading=Reading(length),
             folder=self.kept / "features" if folder is None else folder,
             device=self.runtime.device,
             progress=self.progress,

@@ -13,7 +13,7 @@ from tiny_features import CPU, made
 from torch import Tensor, nn
 
 from bmnas.features.cache import FeatureCache, open_features
-from bmnas.features.reading import Pooled, Reading, Tokens
+from bmnas.features.reshape import Reading
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Progress
 from bmnas.tasks import Modality, Task, check_task
@@ -60,7 +60,7 @@ def opened(folder: Path, given: Task, reading: Reading, **settings: Any) -> Feat
 
 def test_tokens_are_the_positions_of_the_raw_features(tmp_path: Path) -> None:
     given = task()
-    samples = opened(tmp_path, given, Tokens()).samples("train")
+    samples = opened(tmp_path, given, Reading(None)).samples("train")
     backbones, rows = made(given), given.samples("train")
     batch = samples.batch(torch.arange(len(samples)))
     for name, x in zip(samples.names, batch.inputs, strict=True):
@@ -85,7 +85,7 @@ def test_masks_come_from_the_backbone_and_never_from_zeros(tmp_path: Path, dtype
         given,
         backbones,
         parts=("train",),
-        reading=Tokens(),
+        reading=Reading(None),
         folder=tmp_path,
         device=CPU,
         progress=Progress(),
@@ -104,17 +104,17 @@ def test_masks_come_from_the_backbone_and_never_from_zeros(tmp_path: Path, dtype
 
 def test_extras_follow_their_samples(tmp_path: Path) -> None:
     given = task()
-    samples = opened(tmp_path, given, Tokens()).samples("train").take(torch.tensor([4, 0, 2]))
+    samples = opened(tmp_path, given, Reading(None)).samples("train").take(torch.tensor([4, 0, 2]))
     batch = samples.batch(torch.tensor([2, 0]))
     chosen = given.samples("train")[[2, 4]]
     np.testing.assert_array_equal(batch.extras["boxes"].numpy(), given.extras["boxes"][chosen])
     assert batch.arguments == (batch.inputs, batch.masks, batch.extras)
-    pooled = opened(tmp_path, given, Pooled(4)).samples("train").batch(torch.tensor([0]))
+    pooled = opened(tmp_path, given, Reading(4)).samples("train").batch(torch.tensor([0]))
     assert pooled.arguments == (pooled.inputs,)
 
 
 def test_readings_lie_beside_each_other(tmp_path: Path) -> None:
-    given, readings = task(), (Tokens(), Pooled(4), Pooled(2))
+    given, readings = task(), (Reading(None), Reading(4), Reading(2))
     first = [opened(tmp_path, given, reading) for reading in readings]
     again = [opened(tmp_path, given, reading) for reading in readings]
     assert [cache.keys for cache in again] == [cache.keys for cache in first]
@@ -143,7 +143,7 @@ class Reader(nn.Module):
 
 def test_the_loops_train_and_judge_a_network_that_reads_tokens(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    cache, head = opened(tmp_path, task(), Tokens()), head_for("multiclass")
+    cache, head = opened(tmp_path, task(), Reading(None)), head_for("multiclass")
     train = cache.samples("train")
     network = Reader(list(train.channels.values()))
     fit(

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_features import CPU, made, opened
 from tiny_tasks import tiny_task
 
 from bmnas.backbones.conv import SequenceBackbone
-from bmnas.features.mapped import Pages
-from bmnas.features.transfer import moved
+from bmnas.features.files import MappedArrays, MappedFile, moved
 from bmnas.machine.errors import UserError
 
 
@@ -63,7 +63,6 @@ def test_features_move_to_a_device_where_they_find_room(tmp_path: Path) -> None:
     size = sum(array.nbytes for array in cache.arrays.values())
     there = cache.on(device, budget=size)
     assert {array.device.type for array in there.arrays.values()} == {"meta"}
-    assert there.pages is None
     samples = there.samples("train")
     assert samples.resident
     assert samples.labels.tolist() == cache.samples("train").labels.tolist()
@@ -81,13 +80,14 @@ def test_features_move_to_a_device_where_they_find_room(tmp_path: Path) -> None:
 def test_what_moves_is_copied_whole_and_its_pages_are_counted(tmp_path: Path) -> None:
     read: list[tuple[int, int]] = []
 
-    class Counted(Pages):
+    class Counted(MappedArrays):
         def read(self, rows: int, row_bytes: int) -> None:
             read.append((rows, row_bytes))
 
-    array = torch.arange(2500.0).view(2500, 1, 1)
+    np.save(tmp_path / "a.npy", np.arange(2500, dtype=np.float32).reshape(2500, 1, 1))
+    arrays = Counted({"a.1": MappedFile(tmp_path / "a.npy", (2500, 1, 1))})
     # Copied, not taken over, though it is the same device.
-    found = moved({"a.1": array}, CPU, Counted([]))["a.1"]
-    assert torch.equal(found, array)
-    assert found.data_ptr() != array.data_ptr()
+    found = moved(arrays, CPU)["a.1"]
+    assert torch.equal(found, arrays["a.1"])
+    assert found.data_ptr() != arrays["a.1"].data_ptr()
     assert read == [(1024, 4), (1024, 4), (452, 4)]

@@ -27,7 +27,7 @@ class Points:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, chosen: Tensor) -> Batch:
+    def batch(self, chosen: Tensor, device: torch.device | None = None) -> Batch:
         return Batch([self.points[chosen]], self.labels[chosen])
 
 

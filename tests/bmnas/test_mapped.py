@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import mmap
+import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from bmnas.features.mapped import Pages, map_array
+from bmnas.features.files import MappedArrays, MappedFile
 from bmnas.machine.errors import UserError
 
 SHAPE = (4096, 8, 16)  # 2 MiB
@@ -34,8 +36,8 @@ def resident(path: Path) -> int:
 @pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="no /proc/self/smaps")
 def test_pages_are_handed_back_and_read_again(tmp_path: Path) -> None:
     path, array = saved(tmp_path)
-    mapped, mapping = map_array(path, SHAPE)
-    pages = Pages([mapping], limit=1 << 20)
+    pages = MappedArrays({"a": MappedFile(path, SHAPE)}, limit=1 << 20)
+    mapped = pages["a"]
     assert torch.equal(mapped.clone(), torch.from_numpy(array))
     assert resident(path) > 1 << 20
     pages.read(len(array), mapped[0].nbytes)
@@ -51,8 +53,8 @@ def test_no_more_stays_than_the_limit_and_one_read(tmp_path: Path) -> None:
     array[:] = np.arange(len(array))[:, None, None]
     array.flush()
     del array
-    mapped, mapping = map_array(tmp_path / "a.npy", shape)
-    pages = Pages([mapping], limit=8 << 20)
+    pages = MappedArrays({"a": MappedFile(tmp_path / "a.npy", shape)}, limit=8 << 20)
+    mapped = pages["a"]
     peak = 0
     for number, rows in enumerate(torch.randperm(len(mapped)).split(4)):
         assert torch.equal(mapped[rows][:, 0, 0], rows.float())
@@ -78,14 +80,17 @@ class Counted:
         assert advice == mmap.MADV_DONTNEED
         self.given_back += 1
 
+    def map(self) -> tuple[torch.Tensor, Any]:
+        return torch.zeros(1), self
+
 
 def test_without_the_systems_account_what_is_read_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("bmnas.features.mapped._ACCOUNT", Path("no such file"))
+    monkeypatch.setattr("bmnas.features.files._ACCOUNT", Path("no such file"))
     small, large = Counted(1000), Counted(10_000_000)
-    few = Pages([small], limit=1000)  # type: ignore[list-item]
-    many = Pages([large, small], limit=1_000_000)  # type: ignore[list-item]
+    few = MappedArrays({"s": small}, limit=1000)  # type: ignore[dict-item]
+    many = MappedArrays({"l": large, "s": small}, limit=1_000_000)  # type: ignore[dict-item]
     for _ in range(10):
         few.read(100, 100)
         many.read(4, 100)  # with what lies around: 262 kB
@@ -95,7 +100,16 @@ def test_without_the_systems_account_what_is_read_is_counted(
     assert small.given_back == 2
 
 
+def test_another_process_maps_the_files_anew(tmp_path: Path) -> None:
+    path, array = saved(tmp_path)
+    content = pickle.dumps(MappedArrays({"a": MappedFile(path, SHAPE)}, limit=7))
+    assert len(content) < 1000
+    again = pickle.loads(content)  # noqa: S301  # our own
+    assert torch.equal(again["a"], torch.from_numpy(array))
+    assert again._limit == 7
+
+
 def test_another_shape_is_refused(tmp_path: Path) -> None:
     path, _ = saved(tmp_path)
     with pytest.raises(UserError, match=r"received float32 \(4096, 8, 16\), expected float32 \(1,"):
-        map_array(path, (1, 8, 16))
+        MappedFile(path, (1, 8, 16)).map()

@@ -104,9 +104,9 @@ def test_many_samples_are_a_thousand_of_them_in_equal_batches(
     sizes = []
     batch = FeatureSamples.batch
 
-    def counted(self: FeatureSamples, chosen: Tensor) -> Batch:
+    def counted(self: FeatureSamples, chosen: Tensor, device: torch.device) -> Batch:
         sizes.append(len(chosen))
-        return batch(self, chosen)
+        return batch(self, chosen, device)
 
     monkeypatch.setattr(FeatureSamples, "batch", counted)
     OneShot(supernet(), tiny_samples(1300), head_for("multiclass"), CPU, seed=0)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from tiny_tasks import changed, tiny_task
 from torch import Tensor
 
 from bmnas.backbones import build_backbone
+from bmnas.features.files import moved
 from bmnas.features.samples import (
     FeatureSamples,
     RawInput,
@@ -20,10 +21,8 @@ from bmnas.features.samples import (
     epoch_batches,
     iterate_batches,
     label_tensor,
-    prefetch_batches,
     samples_per_epoch,
 )
-from bmnas.features.transfer import Lane, Mark, moved
 from bmnas.machine.errors import UserError
 from bmnas.tasks import Modality
 from bmnas.tasks.task import Array
@@ -202,46 +201,6 @@ def test_labels_follow_the_parts_in_their_order() -> None:
     assert label_tensor(task, task.samples("validation", "train")).tolist() == [1, 0, 0, 3]
 
 
-class Recorder(Lane):
-    """A lane to nowhere that writes down what is done, in order."""
-
-    def __init__(self) -> None:
-        self.log: list[str] = []
-        self.marks = 0
-
-    def empty(self, size: Sequence[int], dtype: torch.dtype) -> Tensor:
-        self.log.append(f"gather {tuple(size)} {dtype}")
-        return torch.full(tuple(size), 7.0, dtype=dtype)
-
-    def send(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        self.log.append("send")
-        return [x.clone() for x in tensors]
-
-    def mark(self) -> Mark:
-        self.marks += 1
-        return Step(self.log, self.marks)
-
-
-class Step:
-    def __init__(self, log: list[str], number: int) -> None:
-        self.log, self.number = log, number
-
-    def synchronize(self) -> None:
-        self.log.append(f"wait {self.number}")
-
-
-def test_two_steps_are_under_way_at_most() -> None:
-    lane, raw = Recorder(), RawSamples([], torch.arange(20))
-    batches = torch.arange(20).split(4)
-    for number, batch in enumerate(prefetch_batches(lane, raw, batches), 1):
-        assert batch.labels.tolist() == batches[number - 1].tolist()
-        lane.log.append(f"step {number}")
-    assert lane.log == [
-        *("send", "step 1", "send", "step 2"),
-        *("wait 1", "send", "step 3", "wait 2", "send", "step 4", "wait 3", "send", "step 5"),
-    ]
-
-
 def test_a_batch_is_taken_from_its_source_when_it_is_due() -> None:
     # The share of a batch that several ranks have is forgotten once its source has ended.
     taken: list[int] = []
@@ -252,42 +211,29 @@ def test_a_batch_is_taken_from_its_source_when_it_is_due() -> None:
             yield torch.tensor([number])
         taken.append(-1)
 
-    for number, _ in enumerate(prefetch_batches(Recorder(), feature_samples(), source())):
+    batches = iterate_batches(feature_samples(), source(), torch.device("cpu"))
+    for number, _ in enumerate(batches):
         assert taken == list(range(number + 1))
     assert taken[-1] == -1
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_features_are_gathered_as_they_are_stored_and_used_in_float32(dtype: torch.dtype) -> None:
-    samples = feature_samples(dtype)
-    lane, chosen = Recorder(), torch.tensor([3, 1])
-    batch = samples.send(chosen, lane)
-    inputs, labels = batch.inputs, batch.labels
-    assert lane.log == [f"gather (2, 2, 2) {dtype}"] * 2 + ["send"]
-    batch = samples.batch(chosen)
-    expected, expected_labels = batch.inputs, batch.labels
-    assert {x.dtype for x in (*inputs, *expected)} == {torch.float32}
-    assert torch.equal(labels, expected_labels)
-    for found, wanted in zip(inputs, expected, strict=True):
-        assert torch.equal(found, wanted)
-    image = torch.arange(12.0).reshape(3, 2, 2)[[1, 2]]
-    assert torch.equal(inputs[0], image)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_features_are_used_in_float32(dtype: torch.dtype) -> None:
+    batch = feature_samples(dtype).batch(torch.tensor([3, 1]))
+    assert {x.dtype for x in batch.inputs} == {torch.float32}
+    assert torch.equal(batch.inputs[0], torch.arange(12.0).reshape(3, 2, 2)[[1, 2]])
 
 
-def test_features_on_a_device_are_gathered_there() -> None:
-    here = feature_samples()
-    arrays = moved(here.arrays, torch.device("meta"), None)
-    there = FeatureSamples(here.names, arrays, here.rows, here.labels)
-    assert there.resident
-    assert not here.resident
-    assert there.select(["audio.1"]).resident
-    assert there.labels.device.type == "cpu"
-    lane = Recorder()
-    batch = there.send(torch.tensor([3, 1]), lane)
-    inputs, labels = batch.inputs, batch.labels
-    assert lane.log == ["send"]  # the numbers of the samples, and nothing else
-    assert [(x.device.type, x.shape) for x in inputs] == [("meta", (2, 2, 2))] * 2
-    assert labels.device.type == "meta"
+@pytest.mark.parametrize("resident", [True, False])
+def test_batches_reach_the_device_from_there_and_from_here(resident: bool) -> None:
+    here, device = feature_samples(), torch.device("meta")
+    arrays = moved(here.arrays, device) if resident else here.arrays
+    samples = FeatureSamples(here.names, arrays, here.rows, here.labels)
+    assert samples.resident == samples.select(["audio.1"]).resident == resident
+    assert samples.labels.device.type == "cpu"
+    batch = samples.batch(torch.tensor([3, 1]), device)
+    assert [(x.device.type, x.shape) for x in batch.inputs] == [("meta", (2, 2, 2))] * 2
+    assert batch.labels.device.type == "meta"
 
 
 def test_on_a_cpu_batches_are_what_the_samples_give() -> None:

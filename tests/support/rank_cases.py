@@ -47,7 +47,7 @@ class Pictures:
     def __len__(self) -> int:
         return 11
 
-    def batch(self, chosen: Tensor) -> Batch:
+    def batch(self, chosen: Tensor, device: torch.device | None = None) -> Batch:
         return Batch([self.pictures[chosen]], self.labels[chosen])
 
 

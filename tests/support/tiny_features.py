@@ -8,7 +8,7 @@ import torch
 
 from bmnas.backbones import Backbone, build_backbone
 from bmnas.features.cache import FeatureCache, open_features
-from bmnas.features.reading import Pooled
+from bmnas.features.reshape import Reading
 from bmnas.machine.progress import Progress
 from bmnas.tasks import Task
 
@@ -36,7 +36,7 @@ def opened(
         task,
         backbones,
         parts=("train", "validation"),
-        reading=Pooled(length),
+        reading=Reading(length),
         folder=folder,
         device=CPU,
         progress=Progress(),
