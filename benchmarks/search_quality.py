@@ -142,7 +142,7 @@ def features(
     task: bmnas.Task, config: Config, seed: int, backbones: Path, runs: Path
 ) -> FeatureCache:
     """Return the features of train and validation: a search reads no others."""
-    context = RunContext.choose(
+    context = RunContext(
         Run(runs), task, config, seed, backbones=backbones, runtime=_CPU, progress=Bars()
     )
     return context.features(

@@ -12,7 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import bmnas
 from benchmarks.cases import SEARCHES, WAYS, Finished
-from bmnas.pipeline.joint import raw_samples
+from bmnas.pipeline.multimodal import raw_samples
 
 BATCHES = (1, 64)
 

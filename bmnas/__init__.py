@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from bmnas.machine.runtime import Runtime
     from bmnas.pipeline.config import Config, load_preset
     from bmnas.pipeline.search import SearchResult, search
-    from bmnas.pipeline.train import train, train_fusion
+    from bmnas.pipeline.train import TrainResult, train, train_fusion
     from bmnas.pipeline.trained import TrainedNetwork, load_network
-    from bmnas.pipeline.training import TrainResult
     from bmnas.spaces.cells.genotype import Genotype
     from bmnas.tasks import Modality, Task, load_task
 
@@ -49,7 +48,7 @@ _HOMES = {
     "Runtime": "bmnas.machine.runtime",
     "SearchResult": "bmnas.pipeline.search",
     "Task": "bmnas.tasks",
-    "TrainResult": "bmnas.pipeline.training",
+    "TrainResult": "bmnas.pipeline.train",
     "TrainedNetwork": "bmnas.pipeline.trained",
     "UserError": "bmnas.machine.errors",
     "load_network": "bmnas.pipeline.trained",

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import bmnas
-from bmnas.pipeline.joint import raw_samples
+from bmnas.pipeline.multimodal import raw_samples
 
 RUN = Path("runs/demo")
 BATCH = 64

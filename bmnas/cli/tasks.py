@@ -8,8 +8,7 @@ from typer import Argument
 
 from bmnas.cli.options import Json
 from bmnas.cli.output import print_facts, print_json
-from bmnas.pipeline.config import load_preset
-from bmnas.pipeline.presets import preset_names, read_preset
+from bmnas.pipeline.config import load_preset, preset_names, read_preset
 from bmnas.tasks import REGISTERED, load_task
 from bmnas.tasks.task import PARTS
 

@@ -127,7 +127,7 @@ def do_order(order: Order, export: Export) -> None:
 def _make_backbones(job: Job, task: Task, folder: Path, runtime: Runtime) -> None:
     check_task(task)
     run = Run(folder.parent)
-    context = RunContext.choose(run, task, job.config, job.seed, backbones=folder, runtime=runtime)
+    context = RunContext(run, task, job.config, job.seed, backbones=folder, runtime=runtime)
     with lock_folders(folder):
         networks = unimodal_networks(context)
         backbones = {name: found.backbone for name, found in networks.items()}

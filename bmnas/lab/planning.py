@@ -25,7 +25,7 @@ from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, cores
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext
-from bmnas.pipeline.joint import channels_of
+from bmnas.pipeline.multimodal import channels_of
 from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.one_shot import SAMPLES
@@ -204,7 +204,7 @@ class _ShortRun:
     def of(cls, task: Task, config: Config, runtime: Runtime, folder: Path) -> _ShortRun:
         """Run all stages of a search for ``task`` in ``folder``."""
         folder.mkdir()
-        context = RunContext.choose(Run(folder), task, config, 0, backbones=None, runtime=runtime)
+        context = RunContext(Run(folder), task, config, 0, runtime=runtime)
         networks = unimodal_networks(context)
         backbones = {name: found.backbone for name, found in networks.items()}
         before = peak_memory()["resident_bytes"]

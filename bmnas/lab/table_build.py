@@ -89,7 +89,7 @@ def build_table(
     check_task(task)
     check_test(task)
     progress = Progress() if progress is None else progress
-    context = RunContext.choose(
+    context = RunContext(
         Run(run), task, config, seed, backbones=backbones, runtime=_CPU, progress=progress
     )
     with lock_folders(run, context.kept):

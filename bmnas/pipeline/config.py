@@ -9,15 +9,19 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from bmnas.machine.errors import UserError
+from bmnas.machine.errors import UserError, close
+from bmnas.machine.files import read_toml
 from bmnas.machine.schema import Problem, collect, error_of, plain
-from bmnas.pipeline.presets import read_preset
 from bmnas.strategies import settings_of_strategies
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.task import Task
 from bmnas.training.settings import TrainConfig, UnimodalConfig
+
+_FOLDER = resources.files("bmnas.pipeline") / "presets"
 
 
 @dataclass(frozen=True)
@@ -100,20 +104,42 @@ def config_for(task: Task, preset: str | None = None) -> Config:
         raise UserError(f"task {task.name}: {error}") from error
 
 
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the package."""
+    files = [file.name for file in _FOLDER.iterdir()]
+    return sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Return the content of the preset called ``name``, or of a file that ends in ``.toml``.
+
+    Raises UserError that lists the names there are.
+    """
+    if name.endswith(".toml"):
+        return read_toml(Path(name))
+    known = preset_names()
+    if name not in known:
+        raise UserError(
+            f"received preset {name!r}, expected one of {', '.join(known)}, or a .toml file"
+            f"{close(name, known)}"
+        )
+    with resources.as_file(_FOLDER / f"{name}.toml") as path:
+        return read_toml(path)
+
+
 def _collect(data: Mapping[str, Any]) -> tuple[Config, list[Problem]]:
     stages = {"unimodal": UnimodalConfig, "search": SearchConfig, "train": TrainConfig}
     strategies = settings_of_strategies()
-    sections: dict[str, Any] = {**stages, **strategies, "promise": Mapping[str, str]}
-    empty = {"promise": dict}
-    fields = [
-        (name, kind, field(default_factory=empty.get(name, kind)))
-        for name, kind in sections.items()
+    sections = [
+        *((name, kind, field(default_factory=kind)) for name, kind in stages.items()),
+        *((name, kind, field(default_factory=kind)) for name, kind in strategies.items()),
+        ("promise", Mapping[str, str], field(default_factory=dict)),
     ]
-    kind: type[Any] = dataclasses.make_dataclass("Sections", fields)
+    kind: type[Any] = dataclasses.make_dataclass("Sections", sections)
     found, problems = collect(kind, data)
     if problems:
         return Config(), problems
-    values = {name: getattr(found, name) for name in sections}
+    values = {name: getattr(found, name) for name, *_ in sections}
     own = {name: values.pop(name) for name in strategies}
     return Config(**values, strategies=own), []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,52 +26,34 @@ from bmnas.tasks.task import Part, Task
 from bmnas.training.heads import TaskHead, head_for
 
 
-@dataclass(frozen=True)
 class RunContext:
-    """One run: ``folder`` is its own, ``kept`` that of trained backbones and feature cache.
+    """One run, with a default for whatever is None.
 
-    ``backbone_seed`` is the seed that the backbones in ``kept`` are trained with.
+    ``folder`` is its own, ``kept`` that of trained ``backbones`` and feature cache, by default
+    inside it. ``backbone_seed`` is the seed that these backbones are trained with, by default
+    ``seed``; networks run on the device that suits them best, and no progress is shown. Raises
+    UserError for a seed out of range.
     """
 
-    folder: Run
-    kept: Path
-    task: Task
-    config: Config
-    seed: int
-    backbone_seed: int
-    runtime: Runtime
-    progress: Progress
-
-    @classmethod
-    def choose(
-        cls,
+    def __init__(
+        self,
         folder: Run,
         task: Task,
         config: Config,
         seed: int,
         *,
-        backbones: str | Path | None,
+        backbones: str | Path | None = None,
         backbone_seed: int | None = None,
         runtime: Runtime | None = None,
         progress: Progress | None = None,
-    ) -> RunContext:
-        """Return the context of a run, with a default for whatever is None.
-
-        The backbones lie in the run's folder and have its seed, networks run on the device that
-        suits them best, and no progress is shown. Raises UserError for a seed out of range.
-        """
+    ) -> None:
         check_seed(seed)
-        return cls(
-            folder,
-            folder.backbones if backbones is None else Path(backbones),
-            task,
-            config,
-            seed,
-            seed if backbone_seed is None else backbone_seed,
-            Runtime.choose() if runtime is None else runtime,
-            # Of several ranks one talks.
-            progress if progress is not None and is_rank_zero() else Progress(),
-        )
+        self.folder, self.task, self.config, self.seed = folder, task, config, seed
+        self.kept = folder.backbones if backbones is None else Path(backbones)
+        self.backbone_seed = seed if backbone_seed is None else backbone_seed
+        self.runtime = Runtime.choose() if runtime is None else runtime
+        # Of several ranks one talks.
+        self.progress = progress if progress is not None and is_rank_zero() else Progress()
 
     @property
     def head(self) -> TaskHead:

@@ -1,4 +1,4 @@
-"""Backbones and a fusion network as one: raw inputs to logits.
+"""Backbones and a fusion network as one: raw inputs to logits, measured on a part of a task.
 
 Legend: B batch, K classes.
 """
@@ -12,12 +12,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from bmnas.backbones.base import Backbone
+from bmnas.backbones import Backbone
 from bmnas.features.reshape import Pool
-from bmnas.machine.costs import count_parameters
+from bmnas.features.samples import RawInput, RawSamples, label_tensor
+from bmnas.machine.costs import count_parameters, hardware, measure_latency
+from bmnas.machine.runtime import Runtime
+from bmnas.report.metrics import BatchLatency, LatencyMetrics
 from bmnas.spaces.fusion import Fusion
+from bmnas.tasks.task import Part, Task
 from bmnas.training.heads import TaskHead
-from bmnas.training.metrics import Output, logits_of
+from bmnas.training.metrics import Evaluation, Forward, Output, evaluate, logits_of
+
+_LATENCY_BATCHES = (1, 64)
 
 
 class MultimodalNetwork(nn.Module):
@@ -101,3 +107,63 @@ def parameter_counts(network: MultimodalNetwork) -> dict[str, int]:
         "classifier": classifier,
         "backbones": count_parameters(network.backbones),
     }
+
+
+def channels_of(backbones: Mapping[str, Backbone]) -> dict[str, int]:
+    """Return C_raw of every feature by its name, ``<modality>.<feature>``."""
+    return {
+        f"{modality}.{feature}": channels
+        for modality, backbone in backbones.items()
+        for feature, channels in zip(backbone.feature_names, backbone.feature_channels, strict=True)
+    }
+
+
+def raw_samples(task: Task, network: MultimodalNetwork, *parts: Part) -> RawSamples:
+    """Return the samples of ``parts`` as raw inputs of the modalities that ``network`` reads."""
+    samples = task.samples(*parts)
+    inputs = [
+        RawInput(task.modality(name), network.backbone(name), samples)
+        for name in network.modalities
+    ]
+    return RawSamples(inputs, label_tensor(task, samples))
+
+
+def evaluate_fusion(
+    task: Task, network: MultimodalNetwork, part: Part, head: TaskHead, runtime: Runtime
+) -> Evaluation:
+    """Return loss and score of a joined network on one part, in evaluation mode."""
+    samples = raw_samples(task, network, part)
+    network.to(runtime.device)
+    return evaluate(network, lambda inputs: network(*inputs), samples, head, runtime.device)
+
+
+def forward_of(network: MultimodalNetwork, runtime: Runtime, steps: int) -> Forward:
+    """Return what maps a list of raw inputs to logits (B, K), for a loop of ``steps``."""
+    call = runtime.compiled(network, steps)
+    return lambda inputs: call(*inputs)
+
+
+def torch_latency(task: Task, network: MultimodalNetwork, runtime: Runtime) -> LatencyMetrics:
+    """Return the latency of ``network`` on test samples at batch 1 and 64."""
+    network.to(runtime.device).eval()
+    # Some hundred calls: compiled where that was asked for.
+    forward = forward_of(network, runtime, steps=0)
+    test = raw_samples(task, network, "test")
+    found = {}
+    for batch in _LATENCY_BATCHES:
+        # A small test part is repeated to fill the batch.
+        filled = test.batch(torch.arange(batch) % len(test))
+        on_device = [x.to(runtime.device) for x in filled.inputs]
+
+        def call(on_device: list[torch.Tensor] = on_device) -> None:
+            with torch.inference_mode():
+                forward(on_device)
+            if runtime.device.type == "cuda":
+                torch.cuda.synchronize(runtime.device)
+
+        found[f"batch_{batch}"] = BatchLatency(**measure_latency(call).to_dict())
+    machine = hardware(runtime.device)
+    name = machine.get("accelerator", machine["processor"])
+    return LatencyMetrics(
+        torch=found, compiled=runtime.compiles(0), threads=machine["threads"], hardware=name
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal
 
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json
@@ -39,48 +39,27 @@ _TRAIN_FILES = ("network.safetensors", "train.jsonl", "train-checkpoint.pt")
 _TRAIN_METRICS = ("test", "parameters", "latency")
 
 
-class _Inside:
-    """A file or folder inside a run folder, by its name."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    @overload
-    def __get__(self, run: None, owner: type[Run]) -> Self: ...
-    @overload
-    def __get__(self, run: Run, owner: type[Run]) -> Path: ...
-    def __get__(self, run: Run | None, owner: type[Run]) -> Self | Path:
-        """Return the path in ``run``."""
-        return self if run is None else run.path / self._name
-
-
-@dataclass(frozen=True)
 class Run:
     """The files of one run folder."""
 
-    path: Path
-
-    #: Task, settings, seed, versions and hardware.
-    config = _Inside("config.json")
-    #: The result of the search.
-    genotype = _Inside("genotype.json")
-    #: Each seed's genotype, where a search had several seeds.
-    genotypes = _Inside("genotypes")
-    #: A line for each epoch of the search, and where it stands.
-    history = _Inside("history.jsonl")
-    checkpoint = _Inside("checkpoint.pt")
-    #: A line for each candidate of the reranking, and where it stands.
-    rerank = _Inside("rerank.jsonl")
-    rerank_checkpoint = _Inside("rerank-checkpoint.pt")
-    #: The trained network.
-    network = _Inside("network.safetensors")
-    #: A line for each epoch of the training, and where it stands.
-    training = _Inside("train.jsonl")
-    train_checkpoint = _Inside("train-checkpoint.pt")
-    #: Scores, parameters, latency, seconds.
-    metrics = _Inside("metrics.json")
-    #: Backbones and feature cache, unless they lie elsewhere.
-    backbones = _Inside("backbones")
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        #: Task, settings, seed, versions and hardware.
+        self.config = path / "config.json"
+        #: The result of the search, and each seed's where a search had several.
+        self.genotype, self.genotypes = path / "genotype.json", path / "genotypes"
+        #: A line for each epoch of the search, and where it stands.
+        self.history, self.checkpoint = path / "history.jsonl", path / "checkpoint.pt"
+        #: A line for each candidate of the reranking, and where it stands.
+        self.rerank, self.rerank_checkpoint = path / "rerank.jsonl", path / "rerank-checkpoint.pt"
+        #: The trained network.
+        self.network = path / "network.safetensors"
+        #: A line for each epoch of the training, and where it stands.
+        self.training, self.train_checkpoint = path / "train.jsonl", path / "train-checkpoint.pt"
+        #: Scores, parameters, latency, seconds.
+        self.metrics = path / "metrics.json"
+        #: Backbones and feature cache, unless they lie elsewhere.
+        self.backbones = path / "backbones"
 
     def other_genotype(self, number: int) -> Path:
         """Return the file of the result that came out second to fifth, by ``number``."""
@@ -135,12 +114,10 @@ class Run:
         self._remove_trained()
         # First, for it says that the search is finished.
         self.genotype.unlink(missing_ok=True)
-        for path in self.genotypes.glob("*.json"):
+        for path in (*self.genotypes.glob("*.json"), *self.path.glob("checkpoint.seed-*.pt")):
             path.unlink()
-        if self.genotypes.is_dir() and not any(self.genotypes.iterdir()):
+        with contextlib.suppress(OSError):
             self.genotypes.rmdir()
-        for path in self.path.glob("checkpoint.seed-*.pt"):
-            path.unlink()
         for name in _SEARCH_FILES:
             (self.path / name).unlink(missing_ok=True)
 

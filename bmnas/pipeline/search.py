@@ -62,20 +62,6 @@ class SearchResult:
         return float(self.metrics["search"]["validation"])
 
 
-@dataclass(frozen=True)
-class SearchMethod:
-    """How is searched: strategy, name of the space (None: the strategy's own), number of seeds."""
-
-    strategy: type[Strategy]
-    space: str | None
-    seeds: int
-
-    def record(self) -> dict[str, Any]:
-        """Return what config.json says of it."""
-        seeds = {"seeds": self.seeds} if self.seeds > 1 else {}
-        return {"strategy": self.strategy.NAME, "space": self.space, **seeds}
-
-
 def search(
     task: Task,
     *,
@@ -94,34 +80,28 @@ def search(
 
     ``config`` is by default the preset that the task names. ``strategy`` looks in ``space``, by
     default in its own. ``existing`` says what to do with a folder that holds a run: refuse, resume
-    it, or overwrite it. ``backbones`` is the folder of
-    trained backbones and feature cache, by default inside ``run``; several runs may share one.
-    Overwriting keeps the backbones that suit ``task``, ``config`` and ``seed``. ``seeds`` searches,
-    with ``seed`` and those after it, run at once in strategy ``bmnas``, on the same backbones; the
-    best genotype is the run's, ``genotypes/<seed>.json`` are all of them. Reads no
+    it, or overwrite it, which keeps the backbones that suit. ``backbones`` is the folder of trained
+    backbones and feature cache, by default inside ``run``; several runs may share one. ``seeds``
+    searches, with ``seed`` and those after it, run at once in strategy ``bmnas``, on the same
+    backbones; the best genotype is the run's, ``genotypes/<seed>.json`` are all of them. Reads no
     test data. Raises UserError when task, settings or folder cannot be used.
     """
-    method = SearchMethod(strategy_named(strategy), space, seeds)
+    method = strategy_named(strategy)
     check_task(task)
     config = config_for(task) if config is None else config
     check_seeds(seeds, strategy)
-    method.strategy.check_space(space)
+    method.check_space(space)
     folder = Run(Path("runs") / task.name if run is None else Path(run))
-    context = RunContext.choose(
+    context = RunContext(
         folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress
     )
-    wanted = {**method.record(), **context.record()}
+    several = {"seeds": seeds} if seeds > 1 else {}
+    wanted = {"strategy": strategy, "space": space, **several, **context.record()}
     context.work(
         folder.genotype,
         lambda: _prepare(context, wanted, existing),
-        lambda: _search(context, method),
+        lambda: _search(context, method, space, seeds),
     )
-    return read_search(folder.path)
-
-
-def read_search(run: str | Path) -> SearchResult:
-    """Return the result that a finished search left in ``run``; raises UserError without one."""
-    folder = Run(Path(run))
     metrics = folder.read_metrics()
     if metrics.search is None:
         raise UserError(f"{folder.path}: holds no finished search; go on with --resume")
@@ -159,7 +139,7 @@ def _prepare(context: RunContext, wanted: Mapping[str, Any], existing: Existing)
     require_same(folder, wanted, (*_FIXED, own) if own in wanted else _FIXED)
 
 
-def _search(context: RunContext, method: SearchMethod) -> None:
+def _search(context: RunContext, method: type[Strategy], space: str | None, seeds: int) -> None:
     """Search in a folder that is ready for it, and write what was found."""
     folder, config = context.folder, context.config
     networks = unimodal_networks(context)
@@ -167,7 +147,7 @@ def _search(context: RunContext, method: SearchMethod) -> None:
     _note_unreadable(context.task, backbones, context.progress)
     cache = context.features(backbones, ("train", "validation"), config.search.length)
     cache = cache.on(context.runtime.device)
-    fingerprint, name = _fingerprint(context, cache, method), method.strategy.NAME
+    fingerprint, name = _fingerprint(context, cache, method, space, seeds), method.NAME
     problem = SearchProblem(
         train=cache.samples("train"),
         validation=cache.samples("validation"),
@@ -179,37 +159,16 @@ def _search(context: RunContext, method: SearchMethod) -> None:
         checkpoint=Checkpoint(folder.checkpoint, fingerprint, folder.history),
         candidates=lambda: Checkpoint(folder.rerank_checkpoint, fingerprint, folder.rerank),
         progress=context.progress,
-        seeds=method.seeds,
+        seeds=seeds,
         own=config.strategies.get(name),
-        space=method.space,
+        space=space,
     )
-    outcome = method.strategy.search(problem)
-    memory = problem.checkpoint.meter.peak_memory
-    metrics = _metrics(context, name, networks, cache, outcome, memory)
-    on_rank_zero(lambda: _write(context, name, outcome, metrics))
-
-
-def _metrics(
-    context: RunContext,
-    strategy: str,
-    networks: Mapping[str, Unimodal],
-    cache: FeatureCache,
-    outcome: Outcome[Architecture],
-    memory: Mapping[str, int],
-) -> RunMetrics:
-    """Return what a search adds; ``memory`` is its peak, in bytes.
-
-    Backbones and features that were there already count what making them took.
-    """
-    return RunMetrics(
-        metric=context.head.metric,
-        unimodal={
-            name: UnimodalMetrics(found.validation, parameters=found.parameters)
-            for name, found in networks.items()
-        },
+    outcome = method.search(problem)
+    metrics = dataclasses.replace(
+        _metrics(context, networks, cache, outcome),
         search=SearchMetrics(
             validation=outcome.validation,
-            strategy=strategy,
+            strategy=name,
             best_epoch=outcome.best_epoch,
             best_candidate=outcome.best_candidate,
             candidates=outcome.candidates,
@@ -217,11 +176,9 @@ def _metrics(
             threshold=outcome.threshold,
             seeds=_over_seeds(outcome) if outcome.members else None,
         ),
-        seconds=_seconds(context, networks, cache, outcome),
-        processor_seconds={"search": outcome.processor_seconds},
-        samples_per_second=_speeds(cache, outcome),
-        peak_memory={"search": MemoryPeak(**memory)},
+        peak_memory={"search": MemoryPeak(**problem.checkpoint.meter.peak_memory)},
     )
+    on_rank_zero(lambda: _write(context, name, outcome, metrics))
 
 
 def _over_seeds(outcome: Outcome[Architecture]) -> SeedsMetrics:
@@ -237,17 +194,21 @@ def _over_seeds(outcome: Outcome[Architecture]) -> SeedsMetrics:
     )
 
 
-def _seconds(
+def _metrics(
     context: RunContext,
     networks: Mapping[str, Unimodal],
     cache: FeatureCache,
     outcome: Outcome[Architecture],
-) -> dict[str, float]:
-    """Return seconds by stage; those from ``compile`` to ``other`` make up ``search``."""
+) -> RunMetrics:
+    """Return scores of the unimodal networks, and seconds and samples a second by stage.
+
+    Backbones and features that were there already count what making them took. The seconds from
+    ``compile`` to ``other`` make up ``search``.
+    """
     trained = sum(found.seconds for found in networks.values())
     total = trained + cache.seconds + outcome.seconds
     stages = {COMPILE: 0.0, **{name: cost.seconds for name, cost in outcome.stages.items()}}
-    return {
+    seconds = {
         "backbones": trained,
         "extraction": cache.seconds,
         **stages,
@@ -256,16 +217,22 @@ def _seconds(
         "total": total,
         "gpu_hours": world_size() * total / 3600 if context.runtime.device.type == "cuda" else 0.0,
     }
-
-
-def _speeds(cache: FeatureCache, outcome: Outcome[Architecture]) -> dict[str, float]:
-    counts = {name: (cost.samples, cost.seconds) for name, cost in outcome.stages.items()}
-    counts["extraction"] = (len(cache.task.samples(*cache.parts)), cache.seconds)
-    return {
-        name: samples / seconds
-        for name, (samples, seconds) in counts.items()
-        if samples and seconds
-    }
+    samples = {name: cost.samples for name, cost in outcome.stages.items()}
+    samples["extraction"] = len(cache.task.samples(*cache.parts))
+    return RunMetrics(
+        metric=context.head.metric,
+        unimodal={
+            name: UnimodalMetrics(found.validation, parameters=found.parameters)
+            for name, found in networks.items()
+        },
+        seconds=seconds,
+        processor_seconds={"search": outcome.processor_seconds},
+        samples_per_second={
+            name: count / seconds[name]
+            for name, count in samples.items()
+            if count and seconds[name]
+        },
+    )
 
 
 def _write(
@@ -318,7 +285,9 @@ def _note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Pr
                 progress.note(f"{modality.name}: {count} of {len(rows)} texts have no known word")
 
 
-def _fingerprint(context: RunContext, cache: FeatureCache, method: SearchMethod) -> str:
+def _fingerprint(
+    context: RunContext, cache: FeatureCache, method: type[Strategy], space: str | None, seeds: int
+) -> str:
     """Return a digest of everything that the state of this search depends on."""
     config = context.config
     labels = cache.samples("train", "validation").labels
@@ -326,15 +295,15 @@ def _fingerprint(context: RunContext, cache: FeatureCache, method: SearchMethod)
         "features": cache.keys,
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
         "search": dataclasses.asdict(config.search),
-        "own": config.of_strategy(method.strategy.NAME),
-        "strategy": method.strategy.NAME,
-        "space": method.space,
+        "own": config.of_strategy(method.NAME),
+        "strategy": method.NAME,
+        "space": space,
         "seed": context.seed,
-        "seeds": method.seeds,
+        "seeds": seeds,
         # The scores by which a genotype is kept depend on it.
         "threshold": context.head.threshold,
     }
-    if method.strategy.TRAINS_SUPERNET:
+    if method.TRAINS_SUPERNET:
         # What computes a step decides its last bits.
         depends["native"] = native.kernels() is not None
         depends["operations"] = operation_names()

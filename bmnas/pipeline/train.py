@@ -3,32 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from bmnas.features.cache import weights_hash
+from bmnas.features.samples import Samples, batches_per_epoch, label_tensor, samples_per_epoch
+from bmnas.machine.checkpoint import Checkpoint
+from bmnas.machine.costs import COMPILE
+from bmnas.machine.distributed import on_rank_zero
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import write_json
+from bmnas.machine.files import sha256_json, write_json
 from bmnas.machine.progress import Progress
-from bmnas.machine.runtime import Runtime
+from bmnas.machine.runtime import Runtime, seed_stage
 from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext
-from bmnas.pipeline.run_folder import Existing, Run, require_same
-from bmnas.pipeline.training import (
-    TrainResult,
-    begin_training,
-    misfit,
-    read_training,
-    run_training,
+from bmnas.pipeline.multimodal import (
+    MultimodalNetwork,
+    channels_of,
+    evaluate_fusion,
+    forward_of,
+    parameter_counts,
+    raw_samples,
+    torch_latency,
 )
-from bmnas.pipeline.unimodal import remove_stale
+from bmnas.pipeline.run_folder import Existing, Run, require_same
+from bmnas.pipeline.search import write_pictures
+from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
+from bmnas.pipeline.unimodal import Unimodal, evaluate_unimodal, remove_stale, unimodal_networks
+from bmnas.report.metrics import MemoryPeak, RunMetrics, TrainedMetrics, UnimodalMetrics
 from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.space import NamedFusion
-from bmnas.spaces.registry import load_architecture
+from bmnas.spaces.registry import build_fusion, load_architecture, takes_unimodal_logits
 from bmnas.tasks import check_task, check_test, reload_task
-from bmnas.tasks.task import Task
+from bmnas.tasks.task import Part, Task
+from bmnas.training.fit import fit
+from bmnas.training.metrics import Forward
 
 _INHERITED = ("search", "seconds", "processor_seconds", "samples_per_second", "peak_memory")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained network: its folder and file, what it is, and ``metrics`` as in the file."""
+
+    run: Path
+    network: Path
+    architecture: Architecture
+    metrics: Mapping[str, Any]
+
+    @property
+    def genotype(self) -> Architecture | None:
+        """What a search found; None for a hand-made fusion."""
+        return self.architecture if self.architecture.SEARCHED else None
+
+    @property
+    def score(self) -> float:
+        """The test score, as a fraction."""
+        return float(self.metrics["test"]["score"])
 
 
 def train(
@@ -60,17 +97,24 @@ def train(
     check_task(task)
     check_test(task)
     _check_features(found, task)
-    config = _with_recorded(config, path, task, recorded, own_backbones=backbones is not None)
-    seed = int(recorded.get("seed", 0)) if seed is None else seed
+    if config is None:
+        config = recorded_config(path, task)
+    elif recorded:
+        # Facts of the run: another preset changes how the network is trained, and nothing else.
+        made_with = recorded_config(path, task)
+        config = dataclasses.replace(
+            config,
+            unimodal=made_with.unimodal if backbones is None else config.unimodal,
+            search=made_with.search,
+            strategies=made_with.strategies,
+        )
     record = recorded.get("backbones") or {}
-    if backbones is None:
-        backbones = record.get("folder") or (origin if recorded else folder).backbones
-    context = RunContext.choose(
+    context = RunContext(
         folder,
         task,
         config,
-        seed,
-        backbones=backbones,
+        int(recorded.get("seed", 0)) if seed is None else seed,
+        backbones=backbones or record.get("folder") or (origin if recorded else folder).backbones,
         backbone_seed=record.get("seed"),
         runtime=runtime,
         progress=progress,
@@ -79,12 +123,7 @@ def train(
     fusion = found.provenance.get("fusion")
     by_hand = {"fusion": fusion} if isinstance(fusion, str) else {}
     wanted = {"strategy": "none", **by_hand, **recorded, **context.record()}
-    context.work(
-        folder.network,
-        lambda: _prepare(folder, origin, found, wanted, existing),
-        lambda: run_training(context, found),
-    )
-    return read_training(folder, found)
+    return _run(context, found, origin, wanted, existing)
 
 
 def train_fusion(
@@ -112,16 +151,89 @@ def train_fusion(
     config = config_for(task) if config is None else config
     fusion = NamedFusion(name, config.search.channels, config.search.length)
     folder = Run(Path("runs") / f"{task.name}-{name}" if run is None else Path(run))
-    context = RunContext.choose(
+    context = RunContext(
         folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress
     )
     wanted = {"strategy": "none", "fusion": name, **context.record()}
+    return _run(context, fusion, folder, wanted, existing)
+
+
+def recorded_config(genotype: Path, task: Task) -> Config:
+    """Return the configuration of the search that found ``genotype``, else the task's preset."""
+    origin = Run(genotype.parent)
+    if not origin.config.is_file():
+        return config_for(task)
+    recorded = origin.read_config()
+    sections = {name: recorded.get(name, {}) for name in Config().to_dict()}
+    config = Config.from_dict(sections, str(origin.config))
+    return dataclasses.replace(config, preset=recorded.get("preset"))
+
+
+def _run(
+    context: RunContext,
+    architecture: Architecture,
+    origin: Run,
+    wanted: Mapping[str, Any],
+    existing: Existing,
+) -> TrainResult:
+    folder = context.folder
     context.work(
         folder.network,
-        lambda: _prepare_fusion(context, wanted, existing),
-        lambda: run_training(context, fusion),
+        lambda: _prepare(context, architecture, origin, wanted, existing),
+        lambda: _train(context, architecture),
     )
-    return read_training(folder, fusion)
+    metrics = folder.read_metrics()
+    if metrics.test is None:
+        raise UserError(f"{folder.path}: holds no finished training; start anew with --overwrite")
+    return TrainResult(folder.path, folder.network, architecture, metrics.to_dict())
+
+
+def _prepare(
+    context: RunContext,
+    architecture: Architecture,
+    origin: Run,
+    wanted: Mapping[str, Any],
+    existing: Existing,
+) -> None:
+    """Make the folder ready to be trained in; raises UserError when it holds something else."""
+    folder, searched = context.folder, architecture.SEARCHED
+    if searched:
+        if folder.genotype.is_file() and load_architecture(folder.genotype) != architecture:
+            raise UserError(
+                f"{folder.path}: holds another genotype than the one given; choose another folder "
+                "with --run"
+            )
+        if folder.config.is_file():
+            require_same(folder, wanted, ("task", "seed"))
+    else:
+        if existing == "overwrite" and not context.shares_backbones:
+            # Before the run's own files: killed in between, --overwrite does the rest.
+            remove_stale(context)
+        for file in (folder.genotype, folder.checkpoint):
+            if file.is_file():
+                raise UserError(
+                    f"{file}: belongs to a search, expected a folder for the fusion "
+                    f"{wanted['fusion']}; choose another one with --run"
+                )
+        if existing != "overwrite" and folder.config.is_file() and folder.begun():
+            require_same(folder, wanted, ("task", "seed", "fusion", "search"))
+    if existing == "overwrite":
+        folder.remove_training()
+    started = [f for f in (folder.network, folder.train_checkpoint) if f.exists()]
+    if started and existing == "refuse":
+        raise UserError(
+            f"{started[0]}: there is a training already; go on with --resume, start anew with "
+            "--overwrite, or choose another folder with --run"
+        )
+    if started:
+        require_same(folder, wanted, ("train", "backbones"))
+        return
+    write_json(folder.config, wanted)
+    if searched and not folder.genotype.is_file():
+        # The cost of the search belongs to every network that comes out of it.
+        folder.update_metrics(origin.read_metrics().only(*_INHERITED))
+        # Last: killed in between, the next attempt comes here again.
+        architecture.save(folder.genotype)
 
 
 def _check_features(genotype: Architecture, task: Task) -> None:
@@ -137,77 +249,122 @@ def _check_features(genotype: Architecture, task: Task) -> None:
         modality, _, feature = name.partition(".")
         if modality not in known or (known[modality] and feature not in known[modality]):
             has = [f"{m}.{f}" for m, features in known.items() for f in features or ("1, …",)]
-            raise misfit(name, task, has)
+            raise _misfit(name, task, has)
 
 
-def recorded_config(genotype: Path, task: Task) -> Config:
-    """Return the configuration of the search that found ``genotype``, else the task's preset."""
-    origin = Run(genotype.parent)
-    if not origin.config.is_file():
-        return config_for(task)
-    recorded = origin.read_config()
-    sections = {name: recorded.get(name, {}) for name in Config().to_dict()}
-    config = Config.from_dict(sections, str(origin.config))
-    return dataclasses.replace(config, preset=recorded.get("preset"))
-
-
-def _with_recorded(
-    config: Config | None,
-    genotype: Path,
-    task: Task,
-    recorded: Mapping[str, Any],
-    *,
-    own_backbones: bool,
-) -> Config:
-    """Return ``config``, with all but the settings of the training replaced by the search's.
-
-    Those are facts of the run: another preset changes how the network is trained, and nothing else.
-    """
-    if config is None:
-        return recorded_config(genotype, task)
-    if not recorded:
-        return config
-    made_with = recorded_config(genotype, task)
-    unimodal = config.unimodal if own_backbones else made_with.unimodal
-    return dataclasses.replace(
-        config, unimodal=unimodal, search=made_with.search, strategies=made_with.strategies
+def _misfit(feature: str, task: Task, has: Iterable[str]) -> UserError:
+    """Return the error for a genotype that reads a feature which ``task`` does not have."""
+    return UserError(
+        f"the genotype reads {feature}, task {task.name} has {', '.join(has)}: it was found for "
+        "another task; give its own with --task"
     )
 
 
-def _prepare(
-    folder: Run, origin: Run, genotype: Architecture, wanted: Mapping[str, Any], existing: Existing
+def _train(context: RunContext, architecture: Architecture) -> None:
+    """Train, test and leave the network's file, which says that all is done."""
+    task, runtime, head = context.task, context.runtime, context.head
+    networks = unimodal_networks(context)
+    network, checkpoint = _fit(context, architecture, networks)
+    # Before test and latency, which are no training.
+    seconds, costs = checkpoint.seconds, checkpoint.meter.to_dict()
+    test = evaluate_fusion(task, network, "test", head, runtime)
+    alone = {
+        name: evaluate_unimodal(context, name, found.backbone, "test")
+        for name, found in networks.items()
+    }
+    samples, settings = task.samples("test"), context.config.train
+    seen = samples_per_epoch(len(task.samples("train", "validation")), settings.batch_size)
+    mean = torch.stack([evaluation.logits for evaluation in alone.values()]).mean(0)
+    measured = RunMetrics(
+        metric=head.metric,
+        unimodal={
+            name: UnimodalMetrics(found.validation, alone[name].score, found.parameters)
+            for name, found in networks.items()
+        },
+        test=TrainedMetrics(
+            score=test.score,
+            loss=test.loss,
+            samples=len(samples),
+            # A fusion that needs no training: the mean of the unimodal networks' logits.
+            unimodal_mean=head.score(mean, label_tensor(task, samples)),
+        ),
+        parameters=parameter_counts(network),
+        seconds={"train": seconds, "train_compile": costs["seconds"][COMPILE]},
+        samples_per_second={"train": settings.epochs * seen / costs["seconds"]["train"]},
+        peak_memory={"train": MemoryPeak(**costs["peak_memory"])},
+    )
+    on_rank_zero(lambda: _write(context, architecture, network, measured))
+    checkpoint.remove()
+
+
+def _write(
+    context: RunContext,
+    architecture: Architecture,
+    network: MultimodalNetwork,
+    measured: RunMetrics,
 ) -> None:
-    """Make ``folder`` ready to be trained in; raises UserError when it holds something else."""
-    if folder.genotype.is_file() and load_architecture(folder.genotype) != genotype:
-        raise UserError(
-            f"{folder.path}: holds another genotype than the one given; choose another folder "
-            "with --run"
+    """Write metrics and pictures, then the network, with which the training is finished."""
+    task, folder = context.task, context.folder
+    latency = torch_latency(task, network, context.runtime)
+    folder.update_metrics(dataclasses.replace(measured, latency=latency))
+    write_pictures(folder, architecture if architecture.SEARCHED else None, context.progress)
+    threshold = context.head.threshold
+    info = TaskInfo(task.name, task.kind, task.class_names, threshold, task.source)
+    dropout = context.config.train.dropout
+    TrainedNetwork(network.cpu(), architecture, info, dropout).save(folder.network)
+
+
+def _fit(
+    context: RunContext, architecture: Architecture, networks: Mapping[str, Unimodal]
+) -> tuple[MultimodalNetwork, Checkpoint]:
+    """Train a new network on train and validation; return it joined with its backbones.
+
+    The backbones are trained along with a peak learning rate of their own, or stay as they are
+    when the settings freeze them: then the feature cache is used. With the unimodal networks'
+    logits every head has a loss of its own; frozen backbones have nothing to learn, so with them
+    the fusion network is trained as if the logits were not added.
+    """
+    task, settings, runtime, folder = (
+        context.task, context.config.train, context.runtime, context.folder
+    )  # fmt: skip
+    backbones = {name: found.backbone for name, found in networks.items()}
+    channels = channels_of(backbones)
+    for name in architecture.features if architecture.SEARCHED else ():
+        if name not in channels:
+            raise _misfit(name, task, channels)
+    # Where a genotype comes from changes nothing in it.
+    depends = {
+        "genotype": {k: v for k, v in architecture.to_dict().items() if k != "provenance"},
+        "train": dataclasses.asdict(settings),
+        "seed": context.seed,
+        "backbones": {name: weights_hash(backbone) for name, backbone in backbones.items()},
+    }
+    checkpoint = Checkpoint(folder.train_checkpoint, sha256_json(depends), folder.training)
+    seed_stage(context.seed, "train")
+    fusion = build_fusion(architecture, channels, classes=task.outputs, dropout=settings.dropout)
+    with checkpoint.meter.stage("train"):
+        adds = settings.unimodal_logits and takes_unimodal_logits(architecture)
+        network = MultimodalNetwork(backbones, fusion, unimodal_logits=adds).to(runtime.device)
+        parts: tuple[Part, ...] = ("train", "validation")
+        steps = settings.epochs * batches_per_epoch(len(task.samples(*parts)), settings.batch_size)
+        samples: Samples
+        if settings.freeze_backbones:
+            cache = context.features(backbones, parts, fusion.length)
+            samples = cache.on(runtime.device, fusion.features).samples(*parts)
+            trained: Fusion | MultimodalNetwork = fusion
+            forward: Forward = runtime.compiled(fusion, steps)
+        else:
+            samples, trained = raw_samples(task, network, *parts), network
+            forward = forward_of(network, runtime, steps)
+        fit(
+            trained,
+            forward,
+            samples,
+            context.head,
+            settings.recipe,
+            checkpoint=checkpoint,
+            progress=context.progress,
+            stage="training",
+            loss=functools.partial(trained.loss, context.head),
         )
-    if folder.config.is_file():
-        require_same(folder, wanted, ("task", "seed"))
-    if not begin_training(folder, wanted, existing):
-        return
-    write_json(folder.config, wanted)
-    if not folder.genotype.is_file():
-        # The cost of the search belongs to every network that comes out of it.
-        folder.update_metrics(origin.read_metrics().only(*_INHERITED))
-        # Last: killed in between, the next attempt comes here again.
-        genotype.save(folder.genotype)
-
-
-def _prepare_fusion(context: RunContext, wanted: Mapping[str, Any], existing: Existing) -> None:
-    """Make the folder ready to be trained in; raises UserError when it holds something else."""
-    folder = context.folder
-    if existing == "overwrite" and not context.shares_backbones:
-        # Before the run's own files: killed in between, --overwrite does the rest.
-        remove_stale(context)
-    for file in (folder.genotype, folder.checkpoint):
-        if file.is_file():
-            raise UserError(
-                f"{file}: belongs to a search, expected a folder for the fusion "
-                f"{wanted['fusion']}; choose another one with --run"
-            )
-    if existing != "overwrite" and folder.config.is_file() and folder.begun():
-        require_same(folder, wanted, ("task", "seed", "fusion", "search"))
-    if begin_training(folder, wanted, existing):
-        write_json(folder.config, wanted)
+    return network, checkpoint

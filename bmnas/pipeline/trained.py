@@ -13,8 +13,7 @@ from bmnas.backbones import Backbone, backbone_from_spec
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.schema import Range, plain, read
 from bmnas.machine.tensor_file import read_tensors, write_tensors
-from bmnas.pipeline.joint import channels_of
-from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.multimodal import MultimodalNetwork, channels_of
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import architecture_from_dict, build_fusion

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 
+from bmnas.machine.errors import UserError
 from bmnas.machine.schema import Range
 from bmnas.spaces.mfas.genotype import DEEPEST
-from bmnas.strategies.sampling import draw, temperatures
+from bmnas.spaces.registry import space_named
+from bmnas.spaces.space import SearchSpace
 from bmnas.strategies.strategy import Candidate, Proposals, ProposingStrategy
 from bmnas.training.settings import BatchSize, Count, Dropout, Rate, ShortTraining, Size
 
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
     from bmnas.strategies.surrogate import ScorePool
 
 _FIRST_CYCLE = 1  # epochs
+_HOT, _COLD, _DECAY = 10.0, 0.2, 4.0
+_SMALLEST = 1e-12  # of a score: one of zero comes last, and can still be drawn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,16 @@ class MFAS(ProposingStrategy):
     RETURNS = 5
 
     settings: MFASConfig
+
+    @classmethod
+    def check_space(cls, space: str | None) -> None:
+        """Raise UserError for a space without levels."""
+        found = space_named(space or cls.SPACE)
+        if found.levels is SearchSpace.levels:
+            raise UserError(
+                f"strategy mfas: received space {found.NAME}, which has no levels to go through; "
+                f"expected space {cls.SPACE}, or another strategy"
+            )
 
     def propose(self) -> Proposals:
         """Go through the levels of every sweep."""
@@ -118,3 +135,41 @@ class MFAS(ProposingStrategy):
         with torch.random.fork_rng(devices=[]):
             seed_stage(self.seed, "surrogate")
             return ScorePool(width)
+
+
+def temperatures(sweeps: int, levels: int) -> list[float]:
+    """Return the temperature T of every step, level by level of every sweep.
+
+    The first is 10; after a step it is (10 - 0.2) exp(-(i + 1)² / 4²) + 0.2 with i = sweep * sweeps
+    + level, both from 0. So it is in the authors' program, where each of three sweeps adds three to
+    i for its four levels: 10, 9.41, 7.83, 5.78, 3.81, 3.81, 2.25, 1.23, 0.66, 0.66, 0.38, 0.26.
+    """
+    counts = [sweep * sweeps + level for sweep in range(sweeps) for level in range(levels)]
+    cooled = [(_HOT - _COLD) * math.exp(-((i + 1) ** 2) / _DECAY**2) + _COLD for i in counts]
+    return [_HOT, *cooled[:-1]]
+
+
+def probabilities(scores: Sequence[float], temperature: float) -> np.ndarray:
+    """Return p proportional to (score / sum of scores)^(1 / T), which adds up to 1."""
+    # In logarithms: 1 / T = 5 of small scores would leave nothing in floating point.
+    logs = np.log(np.maximum(np.asarray(scores, dtype=np.float64), _SMALLEST)) / temperature
+    powered = np.exp(logs - logs.max())
+    p: np.ndarray = powered / powered.sum()
+    return p
+
+
+def draw(
+    candidates: Sequence[T],
+    scores: Sequence[float],
+    count: int,
+    temperature: float,
+    generator: np.random.Generator,
+) -> list[T]:
+    """Return ``count`` of ``candidates``, or all there are, drawn one after the other.
+
+    A draw takes one of those left by their ``probabilities``.
+    """
+    p = probabilities(scores, temperature)
+    count = min(count, len(candidates))
+    chosen = generator.choice(len(candidates), count, replace=False, p=p)
+    return [candidates[number] for number in chosen]

@@ -133,6 +133,7 @@ class ProposingStrategy(Strategy):
     @classmethod
     def search(cls, problem: SearchProblem) -> Outcome[Any]:
         """Search by short trainings of the candidates."""
+        cls.check_space(problem.space)
         from bmnas.strategies.evaluator import search_by_training
 
         return search_by_training(cls, problem)

@@ -89,3 +89,15 @@ class TrainConfig:
     threshold: Threshold = 0.5
     freeze_backbones: bool = False
     unimodal_logits: bool = False
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe in these settings."""
+        return Recipe(
+            self.epochs,
+            self.batch_size,
+            self.max_lr,
+            self.min_lr,
+            self.weight_decay,
+            backbone_lr=self.backbone_lr,
+        )

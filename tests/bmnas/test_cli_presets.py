@@ -6,8 +6,7 @@ from pathlib import Path
 
 from command_line import bmnas_command, one_line_error
 
-from bmnas.pipeline.config import load_preset
-from bmnas.pipeline.presets import preset_names
+from bmnas.pipeline.config import load_preset, preset_names
 
 
 def test_the_list_names_every_preset_with_its_promise() -> None:

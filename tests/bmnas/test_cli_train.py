@@ -14,7 +14,7 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 
 import bmnas
-import bmnas.pipeline.training
+import bmnas.pipeline.train
 from bmnas.machine.distributed import lock_folders
 from bmnas.report.metrics import LatencyMetrics
 from bmnas.spaces.cells.genotype import Genotype
@@ -34,8 +34,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def here(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that folder, the current directory; latency and pictures take too long here."""
-    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: LatencyMetrics())
-    monkeypatch.setattr(bmnas.pipeline.training, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.train, "torch_latency", lambda *args: LatencyMetrics())
+    monkeypatch.setattr(bmnas.pipeline.train, "write_pictures", lambda *args: None)
     folder = tmp_path / "here"
     shutil.copytree(searched, folder)
     config = folder / "runs" / "tiny" / "config.json"

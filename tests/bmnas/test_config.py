@@ -8,8 +8,7 @@ import pytest
 from tiny_tasks import tiny_task
 
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.config import Config, config_for, load_preset
-from bmnas.pipeline.presets import preset_names
+from bmnas.pipeline.config import Config, config_for, load_preset, preset_names
 from bmnas.strategies.settings import SearchConfig
 from bmnas.training.settings import TrainConfig
 

@@ -10,7 +10,7 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import CONFIG, write_tiny_task
 
 import bmnas.pipeline.search
-import bmnas.pipeline.training
+import bmnas.pipeline.train
 from bmnas.lab.sweep import read_sweep
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config
@@ -25,8 +25,8 @@ SEARCH = ("search", "--task", "task.toml", "--preset", "tiny-preset.toml")
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with task.toml and tiny-preset.toml; pictures take too long here."""
     monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
-    monkeypatch.setattr(bmnas.pipeline.training, "write_pictures", lambda *args: None)
-    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: LatencyMetrics())
+    monkeypatch.setattr(bmnas.pipeline.train, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.train, "torch_latency", lambda *args: LatencyMetrics())
     write_tiny_task(tmp_path, modalities=3)
     write_tiny_preset(tmp_path)
     monkeypatch.chdir(tmp_path)

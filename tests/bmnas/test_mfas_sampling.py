@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from bmnas.strategies.sampling import draw, probabilities, temperatures
+from bmnas.strategies.mfas import draw, probabilities, temperatures
 
 
 def test_the_temperatures_of_the_authors() -> None:

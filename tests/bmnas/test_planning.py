@@ -18,8 +18,7 @@ from bmnas.cli.plan import PlannedData
 from bmnas.lab import planning
 from bmnas.lab.planning import Plan, multiplied, plan_features, plan_task, stage_amounts
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.config import Config, load_preset
-from bmnas.pipeline.presets import preset_names
+from bmnas.pipeline.config import Config, load_preset, preset_names
 
 CONFIG_3 = CONFIG.override("search", epochs=3, rerank=1)
 SMALL_CACHE = 100 * 4 * 12 * 4  # samples, L = 4 positions, 12 channels, 4 bytes

@@ -12,7 +12,7 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import CONFIG, tiny_task, write_tiny_task
 
 import bmnas
-import bmnas.pipeline.training
+import bmnas.pipeline.train
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime
 from bmnas.report.metrics import LatencyMetrics
@@ -26,8 +26,8 @@ CPU = Runtime(torch.device("cpu"), compile=False)
 
 @pytest.fixture(autouse=True)
 def _no_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bmnas.pipeline.training, "torch_latency", lambda *args: LatencyMetrics())
-    monkeypatch.setattr(bmnas.pipeline.training, "write_pictures", lambda *args: None)
+    monkeypatch.setattr(bmnas.pipeline.train, "torch_latency", lambda *args: LatencyMetrics())
+    monkeypatch.setattr(bmnas.pipeline.train, "write_pictures", lambda *args: None)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tiny_tasks import CONFIG, changed, tiny_task
 import bmnas
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime
-from bmnas.pipeline.joint import evaluate_fusion
+from bmnas.pipeline.multimodal import evaluate_fusion
 from bmnas.training.heads import head_for
 
 CPU = Runtime(torch.device("cpu"), compile=False)

@@ -22,7 +22,7 @@ CPU = Runtime(torch.device("cpu"), compile=False)
 
 def context(folder: Path, task: Task, seed: int = 0, threshold: float = 0.5) -> RunContext:
     config = CONFIG.override("train", threshold=threshold)
-    return RunContext.choose(Run(folder), task, config, seed, backbones=folder, runtime=CPU)
+    return RunContext(Run(folder), task, config, seed, backbones=folder, runtime=CPU)
 
 
 def networks(

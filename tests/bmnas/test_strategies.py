@@ -239,7 +239,7 @@ def test_a_strategy_may_look_in_another_space(tmp_path: Path, name: str, space: 
 
 
 def test_a_space_without_levels_or_supernet_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="space trees: has no levels"):
+    with pytest.raises(UserError, match="received space trees, which has no levels"):
         run(tmp_path / "mfas", "mfas", space="trees")
     with pytest.raises(UserError, match="received space trees, which has no supernet"):
         run(tmp_path / "bmnas", "bmnas", space="trees")

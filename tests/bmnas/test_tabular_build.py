@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_table(built: Path, tmp_path: Path) -> None
 def test_a_batch_trains_each_network_as_a_candidate_is_trained(tmp_path: Path) -> None:
     """Without dropout, and so without attention: a network alone draws masks in another way."""
     config = TABLE_CONFIG.override("search", dropout=0.0, candidate_epochs=3)
-    context = RunContext.choose(
+    context = RunContext(
         Run(tmp_path), tiny_task(), config, 0, backbones=tmp_path / "b", runtime=CPU
     )
     backbones = {name: found.backbone for name, found in unimodal_networks(context).items()}

@@ -18,8 +18,7 @@ from bmnas.backbones import Backbone, build_backbone
 from bmnas.backbones.base import PooledHead
 from bmnas.backbones.words import MaskedHead
 from bmnas.machine.costs import count_parameters
-from bmnas.pipeline.joint import raw_samples
-from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.multimodal import MultimodalNetwork, raw_samples
 from bmnas.pipeline.run_folder import Run
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import known_genotype

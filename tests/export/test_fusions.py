@@ -21,8 +21,7 @@ from bmnas_serve.manifest import TensorSpec
 from tiny_networks import roughen, tiny_network, tiny_task
 from torch import Tensor, nn
 
-from bmnas.pipeline.joint import channels_of
-from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.multimodal import MultimodalNetwork, channels_of
 from bmnas.pipeline.trained import load_network, read_description
 from bmnas.report.record import load_bundle
 from bmnas.report.tables import bundle_tables
