@@ -6,9 +6,7 @@ is; where its head is new (the weights know other classes), the head alone is tr
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import hashlib
 import math
 import time
@@ -35,6 +33,7 @@ from bmnas.machine.distributed import broadcast, on_rank_zero
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import sha256_file, sha256_json
 from bmnas.machine.runtime import seed_stage
+from bmnas.machine.schema import read
 from bmnas.pipeline.context import RunContext
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.fit import fit
@@ -61,6 +60,17 @@ class Unimodal:
         return count_parameters(self.backbone)
 
 
+@dataclass(frozen=True)
+class _Extra:
+    """What a backbone's file says of it; ``threshold`` is what its score was measured with."""
+
+    owner: str
+    validation: float
+    pretrained: bool
+    seconds: float
+    threshold: float | None = None
+
+
 def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
     """Return the backbone of every modality, from the folder for them or trained and kept there.
 
@@ -69,7 +79,7 @@ def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
     """
     found = {}
     for modality in context.task.modalities:
-        name, head = modality.name, context.head
+        name = modality.name
         if hasattr(nn.ModuleDict, name):
             # The final network holds its backbones in one; refused now, not after the search.
             raise UserError(
@@ -78,32 +88,22 @@ def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
             )
         path, fingerprint = _path(context, modality), _fingerprint(context, modality)
         if broadcast(not path.exists()):
-            checkpoint = Checkpoint(_checkpoint_path(context, modality), fingerprint)
-            made = _make(context, modality, checkpoint)
-            extra = {
-                "owner": fingerprint,
-                "validation": made.validation,
-                "threshold": head.threshold,
-                "pretrained": made.pretrained,
-                "seconds": made.seconds,
-            }
-            on_rank_zero(functools.partial(save_backbone, path, made.backbone, extra))
-            checkpoint.remove()
+            _make(context, modality, path, fingerprint)
         # Read back even when just made, so that a resumed run goes on from the very same state.
-        kept, threshold = _read(path, modality, fingerprint)
-        if threshold != head.threshold:
+        backbone, extra = _read(path, modality, fingerprint)
+        validation = extra.validation
+        if extra.threshold != context.head.threshold:
             # The weights do not depend on it, so they stay; the score does.
-            again = evaluate_unimodal(context, name, kept.backbone, "validation")
-            kept = dataclasses.replace(kept, backbone=kept.backbone.cpu(), validation=again.score)
-        found[name] = kept
+            validation = evaluate_unimodal(context, name, backbone, "validation").score
+        found[name] = Unimodal(backbone.cpu(), validation, extra.pretrained, extra.seconds)
     return found
 
 
 def remove_stale(context: RunContext) -> None:
     """Delete backbones that ``unimodal_networks`` would refuse, and unfinished trainings."""
     for modality in context.task.modalities:
-        _checkpoint_path(context, modality).unlink(missing_ok=True)
         path = _path(context, modality)
+        _checkpoint_path(path).unlink(missing_ok=True)
         if path.exists():
             try:
                 _read(path, modality, _fingerprint(context, modality))
@@ -118,7 +118,16 @@ def evaluate_unimodal(context: RunContext, name: str, backbone: Backbone, part: 
     return evaluate(backbone.to(device), _call(backbone), samples, context.head, device)
 
 
-def new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module | None]:
+def feature_names(task: Task) -> list[str]:
+    """Return the names of all features of ``task``, ``<modality>.<feature>``, in order."""
+    return [
+        f"{modality.name}.{feature}"
+        for modality in task.modalities
+        for feature in _new_backbone(task, modality)[0].feature_names
+    ]
+
+
+def _new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module | None]:
     """Return a modality's backbone before its training, and what of it is to be trained.
 
     That is the whole backbone, its new head (the rest is then frozen), or None where all weights
@@ -127,30 +136,28 @@ def new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module | 
     backbone = build_backbone(modality, classes=task.outputs, rows=_train_rows(task, modality))
     if modality.weights is not None:
         load_weights(backbone, modality.weights)
-    trained = _to_train(modality, backbone)
-    if trained is not None:
-        if trained is not backbone:
-            backbone.requires_grad_(False)
-            trained.requires_grad_(True)
-        backbone.eval()
-    return backbone, trained
+    wanted, head = modality.backbone, backbone.head
+    backbone.eval()
+    if isinstance(wanted, Backbone):
+        return backbone, None
+    hub = isinstance(wanted, str) and wanted.startswith("hf:")
+    if modality.weights is None and not hub and not isinstance(wanted, nn.Module):
+        return backbone, backbone
+    whole = modality.weights is not None and backbone.weights_module() is backbone
+    if whole or head is None or count_parameters(head) == 0:
+        return backbone, None
+    backbone.requires_grad_(False)
+    head.requires_grad_(True)
+    return backbone, head
 
 
-def feature_names(task: Task) -> list[str]:
-    """Return the names of all features of ``task``, ``<modality>.<feature>``, in order."""
-    return [
-        f"{modality.name}.{feature}"
-        for modality in task.modalities
-        for feature in new_backbone(task, modality)[0].feature_names
-    ]
-
-
-def _make(context: RunContext, modality: Modality, checkpoint: Checkpoint) -> Unimodal:
-    task, device = context.task, context.runtime.device
-    started = time.perf_counter()
+def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str) -> None:
+    """Train the backbone of ``modality``, where needed, and write its file."""
+    task, started = context.task, time.perf_counter()
+    checkpoint = Checkpoint(_checkpoint_path(path), fingerprint)
     seed_stage(context.backbone_seed, f"backbone {modality.name}")
-    backbone, trained = new_backbone(task, modality)
-    backbone.to(device)
+    backbone, trained = _new_backbone(task, modality)
+    backbone.to(context.runtime.device)
     if trained is not None:
         fit(
             trained,
@@ -164,24 +171,11 @@ def _make(context: RunContext, modality: Modality, checkpoint: Checkpoint) -> Un
         )
         backbone.requires_grad_(True)
         started = time.perf_counter() - checkpoint.seconds
-    found = evaluate_unimodal(context, modality.name, backbone, "validation")
+    score = evaluate_unimodal(context, modality.name, backbone, "validation").score
     seconds = time.perf_counter() - started
-    return Unimodal(backbone.cpu(), found.score, trained is not backbone, seconds)
-
-
-def _to_train(modality: Modality, backbone: Backbone) -> nn.Module | None:
-    """Return the whole backbone, its new head, or None where all weights were given."""
-    wanted = modality.backbone
-    if isinstance(wanted, Backbone):
-        return None
-    hub = isinstance(wanted, str) and wanted.startswith("hf:")
-    if modality.weights is None and not hub and not isinstance(wanted, nn.Module):
-        return backbone
-    head = backbone.head
-    whole = modality.weights is not None and backbone.weights_module() is backbone
-    if whole or head is None or count_parameters(head) == 0:
-        return None
-    return head
+    extra = _Extra(fingerprint, score, trained is not backbone, seconds, context.head.threshold)
+    on_rank_zero(lambda: save_backbone(path, backbone.cpu(), dataclasses.asdict(extra)))
+    checkpoint.remove()
 
 
 def _train_rows(task: Task, modality: Modality) -> Array:
@@ -203,28 +197,22 @@ def _call(backbone: Backbone) -> Forward:
     return lambda inputs: backbone(inputs[0])
 
 
-def _read(path: Path, modality: Modality, fingerprint: str) -> tuple[Unimodal, float | None]:
-    """Return the network in ``path``, and the threshold that its score was measured with."""
-    backbone, extra = load_backbone(path, module=modality.backbone)
-    if extra.get("owner") != fingerprint:
+def _read(path: Path, modality: Modality, fingerprint: str) -> tuple[Backbone, _Extra]:
+    backbone, found = load_backbone(path, module=modality.backbone)
+    if found.get("owner") != fingerprint:
         raise UserError(
             f"{path}: was trained for another task, other data, settings or seed; choose another "
             "folder with --backbones, or delete it to train it again"
         )
-    with contextlib.suppress(KeyError, TypeError, ValueError):
-        threshold = extra.get("threshold")
-        return Unimodal(
-            backbone, float(extra["validation"]), bool(extra["pretrained"]), float(extra["seconds"])
-        ), None if threshold is None else float(threshold)
-    raise UserError(f"{path}: its description lacks the unimodal score; delete it and search again")
+    return backbone, read(_Extra, found, str(path), ignore_unknown=True)
 
 
 def _path(context: RunContext, modality: Modality) -> Path:
     return context.kept / f"{modality.name}.safetensors"
 
 
-def _checkpoint_path(context: RunContext, modality: Modality) -> Path:
-    return context.kept / f"{modality.name}-checkpoint.pt"
+def _checkpoint_path(backbone: Path) -> Path:
+    return backbone.with_name(f"{backbone.stem}-checkpoint.pt")
 
 
 def _fingerprint(context: RunContext, modality: Modality) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -22,8 +22,6 @@ from bmnas.strategies.strategy import Candidate, ProposingStrategy
 from bmnas.training.settings import ShortTraining
 from bmnas.training.together import Trained, fit_together
 
-_PROPOSALS = "proposals"  # the stage whose costs are those of the strategy itself
-
 
 class BudgetSpentError(Exception):
     """A strategy asked for more scores than its budget allows; ``run_strategy`` catches it."""
@@ -40,24 +38,13 @@ class Evaluator(Protocol):
         ...
 
 
-def run_strategy(
-    strategy: ProposingStrategy,
-    evaluator: Evaluator,
-    proposing: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
-) -> None:
-    """Judge what ``strategy`` asks for, until it asks for nothing or the budget is spent.
-
-    ``proposing`` is entered while the strategy thinks.
-    """
-    with contextlib.suppress(BudgetSpentError):
-        while True:
-            with proposing():
-                candidates = strategy.ask()
-            if not candidates:
-                break
-            scores = evaluator.score(candidates)
-            with proposing():
-                strategy.tell(scores)
+def run_strategy(strategy: ProposingStrategy, evaluator: Evaluator) -> None:
+    """Judge what ``strategy`` asks for, until it asks for nothing or the budget is spent."""
+    proposals = strategy.propose()
+    candidates = next(proposals, ())
+    with contextlib.suppress(BudgetSpentError, StopIteration):
+        while candidates:
+            candidates = proposals.send(evaluator.score(candidates))
 
 
 def search_by_training(kind: type[ProposingStrategy], problem: SearchProblem) -> Outcome[Any]:
@@ -74,7 +61,7 @@ def search_by_training(kind: type[ProposingStrategy], problem: SearchProblem) ->
         subsets=strategy.subsets,
     )
     with problem.progress.stage(kind.NAME, strategy.expected) as evaluator.shown:
-        run_strategy(strategy, evaluator, lambda: problem.checkpoint.meter.stage(_PROPOSALS))
+        run_strategy(strategy, evaluator)
         # Some of what was expected was known before it was asked for.
         evaluator.shown.advance(max(0, strategy.expected - len(evaluator.records)))
     return evaluator.outcome(kind.RETURNS)
@@ -144,10 +131,7 @@ class TrainingEvaluator:
             found.setdefault(self._genotype(record), record["validation_score"])
         (genotype, validation), *others = list(found.items())[:returned]
         seen = sum(self._samples_seen(record) for record in self.records)
-        seconds = self._checkpoint.meter.seconds
-        stages = {self._stage: StageCost(seconds.get(self._stage, 0.0), seen)}
-        if _PROPOSALS in seconds:
-            stages[_PROPOSALS] = StageCost(seconds[_PROPOSALS], 0)
+        seconds = self._checkpoint.meter.seconds.get(self._stage, 0.0)
         return Outcome(
             genotype=genotype,
             validation=validation,
@@ -156,7 +140,7 @@ class TrainingEvaluator:
             threshold=best.get("threshold"),
             seconds=self._checkpoint.seconds,
             processor_seconds=self._checkpoint.processor_seconds,
-            stages=stages,
+            stages={self._stage: StageCost(seconds, seen)},
             best_candidate=best["candidate"],
             others=tuple(others),
         )

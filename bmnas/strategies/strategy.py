@@ -66,7 +66,7 @@ class Strategy(ABC):
 
 
 class ProposingStrategy(Strategy):
-    """A strategy that asks for scores of candidates: ask and tell.
+    """A strategy that asks for scores of candidates and is told them, see ``run_strategy``.
 
     ``settings`` are of the class ``SETTINGS``, or those of ``[search]``. All chances come from
     ``draw`` or from ``seed``, so that the same scores lead to the same proposals: a search that was
@@ -87,28 +87,10 @@ class ProposingStrategy(Strategy):
         self.settings = settings
         self.seed = seed
         self.draw = Random(seed)
-        self._proposals: Proposals | None = None
-        self._asked: list[Candidate] = []
 
     @abstractmethod
     def propose(self) -> Proposals:
-        """Yield candidates, at least one at a time, and receive their scores; end or never end."""
-
-    def ask(self) -> list[Candidate]:
-        """Return the candidates to be judged next; none when the search is over."""
-        if self._proposals is None:
-            self._proposals = self.propose()
-            self._asked = list(next(self._proposals, ()))
-        return self._asked
-
-    def tell(self, scores: Sequence[float]) -> None:
-        """Take the scores of what ``ask`` returned, the higher the better."""
-        if self._proposals is None:
-            raise RuntimeError("tell() before ask(): there is nothing that scores are of")
-        try:
-            self._asked = list(self._proposals.send(scores))
-        except StopIteration:
-            self._asked = []
+        """Yield candidates and receive their scores, the higher the better; end or never end."""
 
     @property
     def expected(self) -> int:
@@ -133,9 +115,9 @@ class ProposingStrategy(Strategy):
     @classmethod
     def search(cls, problem: SearchProblem) -> Outcome[Any]:
         """Search by short trainings of the candidates."""
-        cls.check_space(problem.space)
         from bmnas.strategies.evaluator import search_by_training
 
+        cls.check_space(problem.space)
         return search_by_training(cls, problem)
 
 

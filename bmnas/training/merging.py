@@ -267,22 +267,11 @@ def _batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
-    """Normalise k times C channels as one batch, or C that are shared for all."""
-    if many:
-        m, v, w, b = (each.flatten() for each in (mean, variance, weight, bias))
-        y = F.batch_norm(x.movedim(0, 1).flatten(1, 2), m, v, w, b, training, momentum, eps)
-        return cast(Tensor, y.unflatten(1, mean.shape)).movedim(1, 0)
-    m, v, w, b = (
-        each[:, None, :, *[None] * (x.dim() - 2)] for each in (mean, variance, weight, bias)
-    )
-    if not training:
-        scale = w * (v + eps).rsqrt()
-        return torch.addcmul(b - m * scale, x, scale)
-    now = torch.zeros_like(mean[0]), torch.zeros_like(variance[0])
-    normal = F.batch_norm(x, *now, training=True, momentum=1.0, eps=eps)
-    for running, seen in ((mean, now[0]), (variance, now[1])):
-        running.lerp_(seen.expand_as(running), momentum)
-    return torch.addcmul(b, normal, w)
+    """Normalise k times C channels as one batch."""
+    x = x if many else x.expand(len(mean), *x.shape)
+    m, v, w, b = (each.flatten() for each in (mean, variance, weight, bias))
+    y = F.batch_norm(x.movedim(0, 1).flatten(1, 2), m, v, w, b, training, momentum, eps)
+    return cast(Tensor, y.unflatten(1, mean.shape)).movedim(1, 0)
 
 
 #: Functions that vmap is slow at, and how many inputs they have where a rule fits.

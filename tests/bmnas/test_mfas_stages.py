@@ -49,7 +49,6 @@ def test_a_search_leaves_the_five_best_and_what_they_cost(searched: Path) -> Non
     assert 0 < metrics["search"]["threshold"] < 1
     seconds = metrics["seconds"]
     assert seconds["candidates"] > 0
-    assert seconds["proposals"] > 0
     names = ["genotype.json", *(f"genotype-{n}.json" for n in range(2, 6))]
     found = [MFASGenotype.load(searched / name) for name in names]
     assert len({genotype.layers for genotype in found}) == 5
@@ -132,7 +131,6 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = bmnas_command("search", *words, "--strategy", "mfas")
     assert printed.status == 0, printed.err
     assert printed.out.startswith("MFAS: ")
-    assert "proposals" in printed.err
     for command in (
         ("train", "--genotype", "run", "--freeze-backbones"),
         ("show", "run"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bmnas.machine.errors import UserError
 from bmnas.spaces.trees.fusion_tree import FusionTree
 from bmnas.spaces.trees.space import TreeSpace
 from bmnas.spaces.trees.tree import leaves
-from bmnas.strategies.evaluator import stratified
+from bmnas.strategies.evaluator import run_strategy, stratified
 from bmnas.strategies.evolution import (
     Evolution,
     EvolutionConfig,
@@ -41,10 +42,14 @@ def asked(
     settings: EvolutionConfig, seed: int = 0, features: tuple[str, ...] = FEATURES
 ) -> list[Candidate]:
     """Return all that an evolution asks for, in order."""
-    strategy, found = Evolution(TreeSpace(features), settings, seed), []
-    while candidates := strategy.ask():
-        found += candidates
-        strategy.tell([richness(candidate.genotype) for candidate in candidates])
+    found: list[Candidate] = []
+
+    class Judge:
+        def score(self, candidates: Sequence[Candidate]) -> list[float]:
+            found.extend(candidates)
+            return [richness(candidate.genotype) for candidate in candidates]
+
+    run_strategy(Evolution(TreeSpace(features), settings, seed), Judge())
     return found
 
 

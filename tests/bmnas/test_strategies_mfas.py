@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from bmnas.machine.errors import UserError
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.mfas.space import MFASSpace
 from bmnas.spaces.space import SearchSpace
+from bmnas.strategies.evaluator import run_strategy
 from bmnas.strategies.mfas import MFAS, MFASConfig
 from bmnas.strategies.strategy import Candidate
 from bmnas.strategies.surrogate import ScorePool
@@ -30,11 +32,15 @@ def asked(
     space: SearchSpace[Any], settings: MFASConfig | None = None, seed: int = 0
 ) -> list[list[Candidate]]:
     """Return what each step asks for; audio.4 in the last layer scores best."""
-    strategy, steps = MFAS(space, settings or MFASConfig(), seed), []
-    while candidates := strategy.ask():
-        steps.append(candidates)
-        rows = [space.encode(candidate.genotype) for candidate in candidates]
-        strategy.tell([0.3 + 0.05 * own[-1][1] + 0.01 * sum(r[0] for r in own) for own in rows])
+    steps: list[list[Candidate]] = []
+
+    class Judge:
+        def score(self, candidates: Sequence[Candidate]) -> list[float]:
+            steps.append(list(candidates))
+            rows = [space.encode(candidate.genotype) for candidate in candidates]
+            return [0.3 + 0.05 * own[-1][1] + 0.01 * sum(r[0] for r in own) for own in rows]
+
+    run_strategy(MFAS(space, settings or MFASConfig(), seed), Judge())
     return steps
 
 
@@ -94,7 +100,7 @@ def test_the_best_are_returned_with_layers_of_the_final_size(tmp_path: Path) -> 
     assert len({genotype.layers for genotype, _ in returned}) == 5
     assert scores == sorted(scores, reverse=True)
     assert {genotype.inner_size for genotype, _ in returned} == {8}
-    assert set(outcome.stages) == {"candidates", "proposals"}
+    assert set(outcome.stages) == {"candidates"}
     assert all(cost.seconds > 0 for cost in outcome.stages.values())
 
 

@@ -123,7 +123,7 @@ def test_a_space_of_its_own_goes_all_the_way(tmp_path: Path, strategy: str) -> N
 
 
 def test_a_space_without_levels_is_told_to_those_that_need_them(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="space sums: has no levels"):
+    with pytest.raises(UserError, match="received space sums, which has no levels"):
         bmnas.search(tiny_task(), run=tmp_path, config=CONFIG, strategy="mfas", space="sums")
 
 
