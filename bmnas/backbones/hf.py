@@ -29,6 +29,8 @@ from bmnas.tasks.task import Array, Modality, ModalityType
 
 _FEATURES = 4
 _LONGEST = 128  # tokens
+#: Other kernels of attention do not all export.
+_LOADING: dict[str, Any] = {"trust_remote_code": False, "attn_implementation": "eager"}
 _NOT_PORTABLE = ("_name_or_path", "auto_map", "transformers_version")
 
 
@@ -67,7 +69,10 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         self.prepare: nn.Module = nn.Identity()
         if pixels is not None:
             self.prepare = ModelPixels(self.reader.shape, self.reader.dtype, **pixels)
-        network = _empty_model(model) if network is None else network
+        if network is None:
+            transformers = _imported("transformers")
+            empty = transformers.AutoConfig.for_model(**model)
+            network = transformers.AutoModel.from_config(empty, **_LOADING)
         layers = _layers(network, model)
         count = min(_FEATURES, len(layers))
         self.feature_names = tuple(str(number + 1) for number in range(count))
@@ -93,7 +98,14 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         is_text = modality.type == "text"
         place = Path(folder).expanduser()
         other = "tokenizer.json" if is_text else "preprocessor_config.json"
-        _require_files(place, ("config.json", "model.safetensors", other))
+        names = ("config.json", "model.safetensors", other)
+        missing = [name for name in names if not (place / name).is_file()]
+        if missing:
+            why = f"lacks {', '.join(missing)}" if place.is_dir() else "there is no such folder"
+            raise UserError(
+                f"backbone hf:{folder}: {why}, expected {', '.join(names)}, as save_pretrained "
+                "writes them; nothing is downloaded"
+            )
         network, model = _pretrained(place)
         content = read_json(place / other)
         if not isinstance(content, dict):
@@ -253,12 +265,10 @@ def _pretrained(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         network, loading = transformers.AutoModel.from_pretrained(
             folder,
             local_files_only=True,
-            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             dtype=torch.float32,
-            # Other kernels do not all export.
-            attn_implementation="eager",
+            **_LOADING,
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(
@@ -274,15 +284,6 @@ def _pretrained(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     return network, {key: value for key, value in config.items() if key not in _NOT_PORTABLE}
 
 
-def _empty_model(model: Mapping[str, Any]) -> nn.Module:
-    transformers = _imported("transformers")
-    config = transformers.AutoConfig.for_model(**model)
-    network: nn.Module = transformers.AutoModel.from_config(
-        config, trust_remote_code=False, attn_implementation="eager"
-    )
-    return network
-
-
 def _layers(network: nn.Module, model: Mapping[str, Any]) -> nn.ModuleList:
     count = getattr(getattr(network, "config", None), "num_hidden_layers", None)
     for module in network.modules():
@@ -292,19 +293,6 @@ def _layers(network: nn.Module, model: Mapping[str, Any]) -> nn.ModuleList:
         f"received a model of type {model.get('model_type')!r}, expected a transformer with a "
         "list of num_hidden_layers layers, such as BERT or ViT"
     )
-
-
-def _require_files(folder: Path, names: Sequence[str]) -> None:
-    if not folder.is_dir():
-        raise UserError(
-            f"backbone hf:{folder}: there is no such folder, expected one that "
-            "model.save_pretrained wrote; nothing is downloaded"
-        )
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"backbone hf:{folder}: lacks {', '.join(missing)}, expected {', '.join(names)}"
-        )
 
 
 def _imported(package: str) -> Any:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import difflib
-import importlib
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
 from bmnas.backbones.base import PooledHead
 from bmnas.backbones.tap import Reader, TappedBackbone, evaluating, first_tensor
-from bmnas.machine.errors import UserError, close, few, one_line
+from bmnas.machine.errors import UserError, few, one_line
+from bmnas.tasks.load import imported
 from bmnas.tasks.task import MODALITY_TYPES, Array, Modality, ModalityType
 
 _LAST = ":channels_last"
@@ -152,7 +150,7 @@ def user_module(wanted: object, classes: int) -> nn.Module:
         return wanted
     name, factory = getattr(wanted, "__name__", str(wanted)), wanted
     if isinstance(wanted, str):
-        factory = _named(wanted)
+        factory = imported(wanted)
     if not callable(factory):
         raise UserError(f"{name}: received a {type(factory).__name__}, expected a module class")
     try:
@@ -167,27 +165,6 @@ def user_module(wanted: object, classes: int) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise UserError(f"{name}: made a {type(made).__name__}, expected a torch.nn.Module")
     return made
-
-
-def _named(target: str) -> object:
-    """Return what ``"module:Class"`` names."""
-    module, _, attribute = target.partition(":")
-    if not all(part.isidentifier() for part in (*module.split("."), attribute)):
-        raise UserError(f"received backbone {target!r}, expected module:Class")
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        loaded = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        # A module that the user's module imports is another matter: let that one be seen.
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise UserError(f"{target}: no module {module!r} in {folder} or installed") from error
-    if not hasattr(loaded, attribute):
-        hint = close(attribute, dir(loaded))
-        raise UserError(f"{target}: {module} has no attribute {attribute!r}{hint}")
-    return getattr(loaded, attribute)
 
 
 def _tapped(network: nn.Module, feature: str) -> nn.Module:

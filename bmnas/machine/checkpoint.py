@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 import time
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -113,7 +112,9 @@ class Checkpoint:
             self._earlier = float(content["seconds"])
             self._earlier_processor = float(content["processor_seconds"])
             self.meter.resume(content["costs"])
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # whatever other content leads to
             raise self._damaged(error) from error
         self._write_journal(records)
         return records
@@ -154,8 +155,6 @@ class Checkpoint:
     def _restore_cuda(self, states: list[torch.Tensor] | None) -> None:
         if states is None or not torch.cuda.is_available():
             return
-        if not isinstance(states, list):
-            raise TypeError("expected a list of CUDA generators")
         if len(states) != torch.cuda.device_count():
             raise UserError(
                 f"{self._path}: received the generators of {len(states)} GPUs, expected "
@@ -168,20 +167,12 @@ class Checkpoint:
         try:
             # torch does not look at the checksums that it writes.
             with zipfile.ZipFile(self._path) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise self._damaged(f"wrong checksum of {damaged}")
+                if (damaged := archive.testzip()) is not None:
+                    raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
             content = torch.load(self._path, map_location="cpu", weights_only=True)
         except OSError as error:
             raise UserError(f"{self._path}: cannot be read: {error.strerror or error}") from error
-        except (
-            zipfile.BadZipFile,
-            pickle.UnpicklingError,
-            RuntimeError,
-            EOFError,
-            ValueError,
-            LookupError,
-        ) as error:
+        except Exception as error:  # whatever zipfile and torch make of a damaged file
             raise self._damaged(error) from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise self._damaged(f"expected format {FORMAT!r}")

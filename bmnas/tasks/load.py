@@ -44,9 +44,8 @@ def load_task(source: str | Path | Task, data: Path | None = None) -> Task:
         if data is not None:
             raise UserError(f"task {text} carries its own data: leave --data out")
         return replace(REGISTERED[text](), source={"task": text})
-    module, _, attribute = text.partition(":")
-    if attribute:
-        return _load_attribute(module, attribute, data)
+    if text.partition(":")[2]:
+        return _load_attribute(text, data)
     names = list(REGISTERED)
     raise UserError(
         f"received task {text!r}, expected {', '.join(names)}, a path to a task.toml, "
@@ -85,10 +84,15 @@ def reloadable(source: Mapping[str, Any]) -> bool:
     return name in REGISTERED or name.endswith(".toml")
 
 
-def _load_attribute(module: str, attribute: str, data: Path | None) -> Task:
-    place = f"{module}:{attribute}"
+def imported(place: str) -> Any:
+    """Return what ``place``, ``"module:attribute"``, names.
+
+    The module is looked for in the current directory first. Raises UserError when there is no such
+    module or attribute.
+    """
+    module, _, attribute = place.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
-        raise UserError(f"received task {place!r}, expected a task as module:attribute")
+        raise UserError(f"received {place!r}, expected module:attribute")
     folder = Path.cwd()
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
@@ -106,6 +110,11 @@ def _load_attribute(module: str, attribute: str, data: Path | None) -> Task:
                 f"{place}: {module} has no attribute {attribute!r}{close(attribute, names)}"
             )
         value = getattr(value, part)
+    return value
+
+
+def _load_attribute(place: str, data: Path | None) -> Task:
+    value = imported(place)
     arguments = {} if data is None else {"data": data}
     if callable(value):
         try:

@@ -228,7 +228,7 @@ class Twice(nn.Module):
         (Twice(), ("pick",), "returned torch.int64"),
         (nn.Sequential(nn.Linear(5, 5)), ("0",), "cannot take a batch of images of shape (2, 1,"),
         ("no_such_module_here:Net", ("a",), "no module 'no_such_module_here'"),
-        ("a b:Net", ("a",), "expected module:Class"),
+        ("a b:Net", ("a",), "expected module:attribute"),
         (nn.Linear, ("a",), "expected a class that needs no argument"),
         (lambda: 3, ("a",), "made a int"),
         (17, ("a",), "received a int"),

@@ -162,14 +162,6 @@ def test_another_number_of_gpus_is_one_line(tmp_path: Path, gpus: list[torch.Ten
     assert "\n" not in str(line.value)
 
 
-@pytest.mark.usefixtures("gpus")
-def test_one_generator_instead_of_a_list_is_damage(tmp_path: Path) -> None:
-    Checkpoint(tmp_path / "c.pt", "me").save(loop(), [])
-    content = torch.load(tmp_path / "c.pt", weights_only=True)
-    torch.save({**content, "cuda_generator": torch.zeros(16)}, tmp_path / "c.pt")
-    damaged(tmp_path / "c.pt")
-
-
 def damaged(path: Path) -> str:
     with pytest.raises(UserError) as line:
         Checkpoint(path, "me").restore(loop())

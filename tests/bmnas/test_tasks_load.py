@@ -121,7 +121,7 @@ def test_a_recorded_module_is_not_imported(
         ("my_tasks:number", "received a int, expected a bmnas.tasks.Task"),
         ("my_tasks:wrong", "received a int, expected a bmnas.tasks.Task"),
         ("my_tasks:", "received task 'my_tasks:', expected digits, a path"),
-        ("my tasks:task", "received task 'my tasks:task', expected a task as module:attribute"),
+        ("my tasks:task", "received 'my tasks:task', expected module:attribute"),
         ("task.toml:task", "no module 'task.toml' in "),
     ],
 )
