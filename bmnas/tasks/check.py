@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from bmnas.machine.errors import UserError
-from bmnas.tasks.kinds import TASK_KINDS, Array, task_kind
+from bmnas.machine.schema import error_of
+from bmnas.tasks.kinds import TASK_KINDS, UNKNOWN_LABEL, Array, task_kind
 from bmnas.tasks.task import (
     MODALITY_TYPES,
     PARTS,
@@ -26,39 +26,32 @@ from bmnas.tasks.task import (
 )
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_NAMED = "expected letters, digits, _ and -"
 _WORD = re.compile(r"\w")
 _CHUNK_BYTES = 32_000_000
-_SHOWN = 12
 
 #: Tables as large as the vocabulary, and filters as long as a 25 ms frame, are made of these.
 _MOST_TOKENS = 1_000_000
 _HIGHEST_RATE = 192_000
 
-#: What spoils a row of each type; of the others, NaN and what is infinite in float32.
-_SPOILT: dict[ModalityType, str] = {
-    "text": "empty text",
-    "tokens": f"a token outside 0 to {_MOST_TOKENS - 1}",
-}
 
-#: Kinds of NumPy dtype (``dtype.kind``) and single dtypes that each type takes, and in words.
-_DTYPES: dict[ModalityType, tuple[str, tuple[str, ...], str]] = {
-    "clip": ("f", ("uint8",), "uint8 or floats"),
-    "image": ("f", ("uint8",), "uint8 or floats"),
-    "sequence": ("fiu", (), "floats or integers"),
-    "text": ("U", (), "strings (NumPy dtype U)"),
-    "tokens": ("iu", (), "integers"),
-    "vector": ("fiu", (), "floats or integers"),
-    "waveform": ("f", ("int16",), "floats or int16"),
-}
-#: Ranks that each type takes, the sample axis counted; with the last one, three colours.
-_RANKS: dict[ModalityType, tuple[int, ...]] = {
-    "clip": (4, 5),
-    "image": (3, 4),
-    "sequence": (3,),
-    "text": (1,),
-    "tokens": (2,),
-    "vector": (2,),
-    "waveform": (2,),
+class _Form(NamedTuple):
+    """Arrays that a type takes: ranks, the sample axis counted, and NumPy dtypes, also in words."""
+
+    ranks: tuple[int, ...]
+    kinds: str  # of ``dtype.kind``
+    name: str  # one more dtype
+    words: str
+
+
+_FORMS: dict[ModalityType, _Form] = {
+    "clip": _Form((4, 5), "f", "uint8", "uint8 or floats"),
+    "image": _Form((3, 4), "f", "uint8", "uint8 or floats"),
+    "sequence": _Form((3,), "fiu", "", "floats or integers"),
+    "text": _Form((1,), "U", "", "strings (NumPy dtype U)"),
+    "tokens": _Form((2,), "iu", "", "integers"),
+    "vector": _Form((2,), "fiu", "", "floats or integers"),
+    "waveform": _Form((2,), "f", "int16", "floats or int16"),
 }
 
 
@@ -71,9 +64,7 @@ def check_task(task: Task) -> None:
     """
     problems = [*_not_arrays(task)] or [*_frame(task)]
     if not problems:
-        problems += _content(task, ("train", "validation"))
-        problems += _absent_classes(task)
-        problems += _wordless(task)
+        problems = [*_content(task, "train", "validation"), *_missing_from_train(task)]
     _raise(task, problems)
 
 
@@ -84,27 +75,23 @@ def check_test(task: Task) -> None:
 
     Raises UserError: one line with every problem that was found.
     """
-    _raise(task, [*_content(task, ("test",))])
+    _raise(task, [*_content(task, "test")])
 
 
 def _raise(task: Task, problems: list[str]) -> None:
     if problems:
-        rest = len(problems) - _SHOWN
-        more = f"; and {rest} more" if rest > 0 else ""
-        message = f"task {task.name}: {'; '.join(problems[:_SHOWN])}{more}"
-        # Names that nobody has checked yet may hold line breaks.
-        raise UserError(" ".join(message.split()))
+        raise error_of(problems, f"task {task.name}")
 
 
 def _not_arrays(task: Task) -> Iterator[str]:
     """Fields of a task built in Python that are no arrays, such as lists."""
-    fields: list[tuple[str, object]] = [("labels", task.labels), ("part", task.part)]
+    fields: dict[str, object] = {"labels": task.labels, "part": task.part}
     for modality in task.modalities:
-        fields.append((f"modality {modality.name}: data", modality.data))
+        fields[f"modality {modality.name}: data"] = modality.data
         if modality.index is not None:
-            fields.append((f"modality {modality.name}: index", modality.index))
-    fields += [(f"extras: {name}", value) for name, value in task.extras.items()]
-    for place, value in fields:
+            fields[f"modality {modality.name}: index"] = modality.index
+    fields |= {f"extras: {name}": value for name, value in task.extras.items()}
+    for place, value in fields.items():
         if not isinstance(value, np.ndarray):
             yield f"{place}: received a {type(value).__name__}, expected a NumPy array"
 
@@ -112,48 +99,48 @@ def _not_arrays(task: Task) -> Iterator[str]:
 def _frame(task: Task) -> Iterator[str]:
     """Problems of names, shapes and types: nothing here reads the data."""
     if not _NAME.fullmatch(task.name):
-        yield f"received the task name {task.name!r}, expected letters, digits, _ and -"
+        yield f"received the task name {task.name!r}, {_NAMED}"
     if task.kind not in TASK_KINDS:
         yield f"received kind {task.kind!r}, expected {' or '.join(TASK_KINDS)}"
         return
+    samples, kind = _length(task.part), task_kind(task.kind)
     yield from _names(task)
-    yield from _part_problems(task)
-    yield from _label_shape(task)
+    yield from _part_problems(task.part)
+    expected = kind.form(task.labels, task.classes)
+    if expected is not None:
+        yield f"labels: received {_shape(task.labels)}, expected {expected}"
+    if _length(task.labels) != samples:
+        yield f"labels have {_length(task.labels)} samples and split has {samples}"
     for modality in task.modalities:
-        yield from _modality_frame(modality, _length(task.part))
+        yield from (
+            f"modality {modality.name}{text}" for text in _modality_frame(modality, samples)
+        )
     for name, extra in task.extras.items():
-        if _length(extra) != _length(task.part) or extra.dtype.kind not in "biuf":
-            expected = f"numbers of shape ({_length(task.part)}, …)"
-            yield f"extras: {name}: received {_shape(extra)}, expected {expected}"
+        if _length(extra) != samples or extra.dtype.kind not in "biuf":
+            yield f"extras: {name}: received {_shape(extra)}, expected numbers of ({samples}, …)"
 
 
 def _names(task: Task) -> Iterator[str]:
     names = [modality.name for modality in task.modalities]
-    if not names:
-        yield "no modality, expected two or more"
-    if len(names) == 1:
-        yield f"one modality only ({names[0]}), expected two or more"
-    for name in names:
-        if not _NAME.fullmatch(name):
-            yield f"received the modality name {name!r}, expected letters, digits, _ and -"
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        yield f"two modalities are called {name}"
+    if len(names) < 2:
+        received = f"one modality only ({names[0]})" if names else "no modality"
+        yield f"{received}, expected two or more"
+    yield from (
+        f"received the modality name {n!r}, {_NAMED}" for n in names if not _NAME.fullmatch(n)
+    )
+    yield from (f"two modalities are called {n}" for n in sorted(_twice(names)))
     least = task_kind(task.kind).least
     if task.classes < least:
         yield f"{task.kind}: received {task.classes} classes, expected at least {least}"
-    if len(set(task.class_names)) < task.classes:
-        twice = next(n for n in task.class_names if task.class_names.count(n) > 1)
-        yield f"two classes are called {twice!r}"
+    yield from (f"two classes are called {n!r}" for n in sorted(_twice(task.class_names))[:1])
 
 
-def _part_problems(task: Task) -> Iterator[str]:
-    part = task.part
+def _part_problems(part: Array) -> Iterator[str]:
     if part.ndim != 1 or part.dtype.kind not in "iu":
         yield f"split: received {_shape(part)}, expected integers of shape (samples)"
         return
-    wrong = np.flatnonzero((part < 0) | (part > 2))
-    if len(wrong):
-        yield f"split: received {part[wrong[0]]} for sample {wrong[0]}, expected 0, 1 or 2"
+    for sample in np.flatnonzero((part < 0) | (part > 2))[:1]:
+        yield f"split: received {part[sample]} for sample {sample}, expected 0, 1 or 2"
     for number, name in enumerate(PARTS):
         count = np.count_nonzero(part == number)
         if count == 0:
@@ -163,130 +150,112 @@ def _part_problems(task: Task) -> Iterator[str]:
             yield f"one sample only in {name}, expected two or more"
 
 
-def _label_shape(task: Task) -> Iterator[str]:
-    labels, kind = task.labels, task_kind(task.kind)
-    if not kind.has_form(labels, task.classes):
-        yield f"labels: received {_shape(labels)}, expected {kind.form(task.classes)}"
-    if _length(labels) != _length(task.part):
-        yield f"labels have {_length(labels)} samples and split has {_length(task.part)}"
-
-
 def _modality_frame(modality: Modality, samples: int) -> Iterator[str]:
-    place = f"modality {modality.name}"
-    data, index = modality.data, modality.index
-    if modality.type not in MODALITY_TYPES:
-        yield f"{place}: received type {modality.type!r}, expected {', '.join(MODALITY_TYPES)}"
+    """Problems of a modality, each as it follows the modality's name."""
+    data, index, type_ = modality.data, modality.index, modality.type
+    if type_ not in MODALITY_TYPES:
+        yield f": received type {type_!r}, expected {', '.join(MODALITY_TYPES)}"
         return
-    kinds, single, words = _DTYPES[modality.type]
-    ranks = _RANKS[modality.type]
-    colours = modality.type in ("image", "clip") and data.ndim == ranks[-1]
-    if data.ndim not in ranks or (colours and data.shape[-1] != 3):
-        expected = f"rows of {ROW_AXES[modality.type]}"
-        yield f"{place}: received {_shape(data)}, expected {expected} for type {modality.type}"
+    form = _FORMS[type_]
+    colours = len(form.ranks) > 1 and data.ndim == form.ranks[-1]
+    if data.ndim not in form.ranks or (colours and data.shape[-1] != 3):
+        yield f": received {_shape(data)}, expected rows of {ROW_AXES[type_]} for type {type_}"
     elif 0 in data.shape:
-        yield f"{place}: received {_shape(data)}, which is empty"
-    if data.dtype.kind not in kinds and data.dtype.name not in single:
-        yield f"{place}: received {data.dtype}, expected {words} for type {modality.type}"
+        yield f": received {_shape(data)}, which is empty"
+    if data.dtype.kind not in form.kinds and data.dtype.name != form.name:
+        yield f": received {data.dtype}, expected {form.words} for type {type_}"
     rate = modality.sample_rate
-    if modality.type == "waveform" and (rate is None or not 0 < rate <= _HIGHEST_RATE):
+    if type_ == "waveform" and (rate is None or not 0 < rate <= _HIGHEST_RATE):
         received = "no sample_rate" if rate is None else f"sample_rate {rate}"
-        yield f"{place}: received {received}, expected samples per second, 1 to {_HIGHEST_RATE}"
+        yield f": received {received}, expected samples per second, 1 to {_HIGHEST_RATE}"
     weights: object = modality.weights
     if weights is not None and not (isinstance(weights, Path) and weights.is_file()):
-        yield f"{place}: weights: received {weights!r}, expected the Path of a file that exists"
+        yield f": weights: received {weights!r}, expected the Path of a file that exists"
     if index is None:
         if _length(data) != samples:
             yield (
-                f"{place} has {_length(data)} rows and split has {samples}: "
+                f" has {_length(data)} rows and split has {samples}: "
                 "lengths must agree, or an index must name each sample's row"
             )
     elif index.ndim != 1 or index.dtype.kind not in "iu":
-        yield f"{place}: index: received {_shape(index)}, expected integers of shape (samples)"
+        yield f": index: received {_shape(index)}, expected integers of shape (samples)"
     elif len(index) != samples:
-        yield f"{place}: index has {len(index)} samples and split has {samples}"
+        yield f": index has {len(index)} samples and split has {samples}"
 
 
-def _content(task: Task, parts: tuple[Part, ...]) -> Iterator[str]:
+def _content(task: Task, *parts: Part) -> Iterator[str]:
     """Problems of labels, index and data of the samples in ``parts``."""
     samples = task.samples(*parts)
-    yield from _label_values(task, samples)
+    labels = task.labels[samples]
+    wrong, expected = task_kind(task.kind).wrong(labels, task.classes)
+    for sample, *column in np.argwhere(wrong)[:1]:
+        label = labels[(sample, *column)]
+        unknown = ""
+        if label == UNKNOWN_LABEL and not column:
+            unknown = " (no class, or a name that is none of the class names)"
+        place = _place(task, samples[sample])
+        yield f"labels out of range: received {label}{unknown} for {place}, expected {expected}"
     for modality in task.modalities:
-        yield from _rows(task, modality, samples)
-
-
-def _label_values(task: Task, samples: Array) -> Iterator[str]:
-    labels, kind = task.labels[samples], task_kind(task.kind)
-    wrong = kind.wrong(labels, task.classes)
-    if wrong.any():
-        first = tuple(np.argwhere(wrong)[0])
-        place = _place(task, samples[first[0]])
-        yield (
-            f"labels out of range: received {kind.shown(labels[first])} for {place}, "
-            f"expected {kind.values(task.classes)}"
-        )
-
-
-def _absent_classes(task: Task) -> Iterator[str]:
-    absent = task_kind(task.kind).absent(task.labels[task.samples("train")], task.classes)
-    if absent:
-        names = ", ".join(repr(task.class_names[k]) for k in absent[:5])
-        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        yield f"{'class' if len(absent) == 1 else 'classes'} {names}{more} missing from train"
-
-
-def _wordless(task: Task) -> Iterator[str]:
-    """Text modalities of which no train text has a word, so that no vocabulary can be made."""
-    for modality in task.modalities:
-        rows = modality.rows_of(task.samples("train"))
-        inside = modality.type == "text" and np.all((rows >= 0) & (rows < len(modality.data)))
-        if inside and not any(_WORD.search(str(text)) for text in modality.data[np.unique(rows)]):
-            yield f"modality {modality.name}: no train text has a word (a letter or digit)"
-
-
-def _rows(task: Task, modality: Modality, samples: Array) -> Iterator[str]:
-    rows = modality.rows_of(samples)
-    outside = (rows < 0) | (rows >= len(modality.data))
-    if outside.any():
-        first = np.flatnonzero(outside)[0]
-        yield (
-            f"modality {modality.name}: index out of range: received {rows[first]} for "
-            f"{_place(task, samples[first])}, expected 0 to {len(modality.data) - 1}"
-        )
-        return
-    if modality.data.dtype.kind not in "fU" and modality.type != "tokens":
-        return
-    wrong = _bad_rows(modality, np.unique(rows))
-    if len(wrong):
-        users = samples[np.isin(rows, wrong)]
-        what = _SPOILT.get(modality.type, "NaN or infinite value")
-        count = f" ({len(wrong)} such rows)" if len(wrong) > 1 else ""
-        first = users[rows[np.isin(rows, wrong)].argmin()]
-        yield (
-            f"modality {modality.name}: {what} in row {wrong[0]}, of {_place(task, first)}{count}"
-        )
+        rows, last = modality.rows_of(samples), len(modality.data) - 1
+        outside = np.flatnonzero((rows < 0) | (rows > last))
+        if len(outside):
+            yield (
+                f"modality {modality.name}: index out of range: received {rows[outside[0]]} for "
+                f"{_place(task, samples[outside[0]])}, expected 0 to {last}"
+            )
+            continue
+        bad = _bad_rows(modality, np.unique(rows))
+        if len(bad):
+            sample = samples[np.flatnonzero(rows == bad[0])[0]]
+            count = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
+            what = {
+                "text": "empty text",
+                "tokens": f"a token outside 0 to {_MOST_TOKENS - 1}",
+            }.get(modality.type, "NaN or infinite value")
+            place = _place(task, sample)
+            yield f"modality {modality.name}: {what} in row {bad[0]}, of {place}{count}"
 
 
 def _bad_rows(modality: Modality, rows: Array) -> Array:
     """Return those of the sorted row numbers ``rows`` (n,) that no network can take."""
-    data = modality.data
-    row_bytes = max(data[:1].nbytes, 1)
-    step = max(_CHUNK_BYTES // row_bytes, 1)
-    bounds = [*range(0, len(rows), step), len(rows)]
-    wrong = [rows[:0]]
-    for start, stop in pairwise(bounds):
-        picked = rows[start:stop]
+    data, bad = modality.data, [rows[:0]]
+    if data.dtype.kind not in "fU" and modality.type != "tokens":
+        return rows[:0]
+    step = max(_CHUNK_BYTES // max(data[:1].nbytes, 1), 1)
+    for start in range(0, len(rows), step):
+        picked = rows[start : start + step]
         chunk = np.asarray(data[picked])
         if modality.type == "text":
-            bad = np.char.str_len(np.char.strip(chunk)) == 0
+            wrong = np.char.str_len(np.char.strip(chunk)) == 0
         elif modality.type == "tokens":
-            bad = ((chunk < 0) | (chunk >= _MOST_TOKENS)).any(1)
+            wrong = ((chunk < 0) | (chunk >= _MOST_TOKENS)).any(1)
         else:
             # As float32, which the networks compute in: a larger number is infinite there.
             with np.errstate(over="ignore"):
                 narrow = chunk.astype(np.float32, copy=False)
-            bad = ~np.isfinite(narrow).reshape(len(chunk), -1).all(1)
-        wrong.append(picked[bad])
-    return np.concatenate(wrong)
+            wrong = ~np.isfinite(narrow).reshape(len(chunk), -1).all(1)
+        bad.append(picked[wrong])
+    return np.concatenate(bad)
+
+
+def _missing_from_train(task: Task) -> Iterator[str]:
+    """Classes without a sample, and texts without a word, so that no vocabulary can be made."""
+    train = task.samples("train")
+    absent = task_kind(task.kind).absent(task.labels[train], task.classes)
+    if len(absent):
+        names = ", ".join(repr(task.class_names[k]) for k in absent[:5])
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        yield f"{'class' if len(absent) == 1 else 'classes'} {names}{more} missing from train"
+    for modality in task.modalities:
+        if modality.type == "text":
+            rows = np.unique(modality.rows_of(train))
+            inside = rows[(rows >= 0) & (rows < len(modality.data))]
+            if not any(_WORD.search(str(text)) for text in modality.data[inside]):
+                yield f"modality {modality.name}: no train text has a word (a letter or digit)"
+
+
+def _twice(names: list[str] | tuple[str, ...]) -> set[str]:
+    return {name for name in names if names.count(name) > 1}
 
 
 def _length(array: Array) -> int:

@@ -7,6 +7,7 @@ name, ``file:name`` tells them apart.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
@@ -14,7 +15,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,12 @@ from bmnas.machine.schema import received
 from bmnas.tasks.kinds import Array
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
-#: What numpy and zipfile raise at a damaged, encrypted or made-up file. MemoryError comes of a
-#: header that announces more than there can be.
+#: What readers raise at a damaged, encrypted or made-up file. MemoryError comes of a header that
+#: announces more than there can be.
 _DAMAGE = (
     OSError, EOFError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RuntimeError,
-    SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error,
+    SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error, csv.Error,
 )  # fmt: skip
-_PICKLE = "an array of Python objects, which is never loaded: save numbers or fixed-width strings"
-
 
 #: Reads a column; where its argument is true, what could be a number stays text.
 _Reader = Callable[[bool], Array]
@@ -58,10 +57,9 @@ class Columns:
 
         Raises UserError when there is none, or when several files have one of that name.
         """
-        key = (name, text)
-        if key not in self._read:
-            self._read[key] = self._find(name)(text)
-        return self._read[key]
+        if (name, text) not in self._read:
+            self._read[name, text] = self._find(name)(text)
+        return self._read[name, text]
 
     def _find(self, name: str) -> _Reader:
         found = [column for column in self._columns if name in column[:2]]
@@ -90,6 +88,22 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
         raise UserError(message if str(path) in message else f"{path}: {message}") from error
 
 
+@contextlib.contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Turn what readers raise at a damaged file into a UserError that names ``place``."""
+    try:
+        yield
+    except _DAMAGE as error:
+        message = one_line(error)
+        # numpy says "allow_pickle=False" for objects in an array and for a file that is no array.
+        if "pickle" in message or "Python objects" in message:
+            raise UserError(
+                f"{place}: received an array of Python objects, which is never loaded: save "
+                "numbers or fixed-width strings"
+            ) from error
+        raise UserError(f"{place}: cannot be read, perhaps truncated: {message}") from error
+
+
 def _open(path: Path) -> Mapping[str, _Reader]:
     """Return what reads each column of a file, by name."""
     if not path.is_file():
@@ -98,54 +112,39 @@ def _open(path: Path) -> Mapping[str, _Reader]:
     if opened is None:
         expected = f"one of {', '.join(_OPENED)}"
         raise UserError(f"{path}: received a {path.suffix or 'nameless'} file, expected {expected}")
-    try:
+    with _reading(str(path)):
         return opened(path)
-    except UserError:
-        raise
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
 
 
 def _npz(path: Path) -> Mapping[str, _Reader]:
-    # numpy takes whatever is not a zip file for a pickle; say what is wrong instead. Nor does
-    # it close a damaged one, so that it gets to see only what zipfile can read.
+    # numpy takes whatever is not a zip file for a pickle, and does not close a damaged one: it
+    # gets to see only what zipfile can read.
     try:
         zipfile.ZipFile(path).close()
     except PermissionError:
         raise
     except _DAMAGE as error:
         raise UserError(f"{path}: not an .npz file, or a truncated one") from error
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: partial(_member, path, name) for name in archive.files}
-    except _DAMAGE as error:
-        raise _unreadable(str(path), error) from error
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: partial(_member, path, name) for name in archive.files}
 
 
 def _member(path: Path, name: str, text: bool) -> Array:
     """Return a member of an ``.npz``; what is a number in the file stays one."""
-    place = f"{path}: {name}"
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            array: Array | bytes = archive[name]
-    except _DAMAGE as error:
-        raise _unreadable(place, error) from error
+    with _reading(f"{path}: {name}"), np.load(path, allow_pickle=False) as archive:
+        array: Array | bytes = archive[name]
     if isinstance(array, bytes):
-        raise UserError(f"{place}: not an array: expected what numpy.savez writes")
+        raise UserError(f"{path}: {name}: not an array: expected what numpy.savez writes")
     return array
 
 
 def _npy(path: Path) -> Mapping[str, _Reader]:
-    # Mapped into memory and not read.
-    try:
-        array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except _DAMAGE as error:
-        raise _unreadable(str(path), error) from error
+    array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     return {path.stem: lambda text: array}
 
 
 def _jsonl(path: Path) -> Mapping[str, _Reader]:
-    rows: dict[int, dict[str, Any]] = {}
+    rows: dict[str, dict[str, Any]] = {}
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -157,22 +156,22 @@ def _jsonl(path: Path) -> Mapping[str, _Reader]:
                 raise UserError(f"{place}: not JSON: {one_line(error)}") from error
             if not isinstance(row, dict):
                 raise UserError(f"{place}: {received(row, 'an object')}")
-            rows[number] = row
+            rows[place] = row
     if not rows:
         raise UserError(f"{path}: received an empty file, expected one JSON object a line")
     return {name: partial(_field, path, name, rows) for name in next(iter(rows.values()))}
 
 
-def _field(path: Path, name: str, rows: Mapping[int, dict[str, Any]], text: bool) -> Array:
+def _field(path: Path, name: str, rows: Mapping[str, dict[str, Any]], text: bool) -> Array:
     """Return the field of every line: strings, numbers, or lists of numbers of one length."""
     strings = isinstance(next(iter(rows.values()))[name], str)
-    for number, row in rows.items():
+    for place, row in rows.items():
         if name not in row:
-            raise UserError(f"{path}: line {number}: expected {name!r}, which is missing")
+            raise UserError(f"{place}: expected {name!r}, which is missing")
         value = row[name]
         if isinstance(value, str) != strings or not (strings or _numeric(value)):
             expected = "a string" if strings else "a number or a list of numbers"
-            raise UserError(f"{path}: line {number}: {name}: {received(value, expected)}")
+            raise UserError(f"{place}: {name}: {received(value, expected)}")
     try:
         array = np.asarray([row[name] for row in rows.values()])
     except (ValueError, OverflowError) as error:
@@ -182,15 +181,20 @@ def _field(path: Path, name: str, rows: Mapping[int, dict[str, Any]], text: bool
     return array
 
 
+def _numeric(value: Any) -> bool:
+    if isinstance(value, list):
+        return bool(value) and all(map(_numeric, value))
+    return isinstance(value, int | float)
+
+
 def _csv(path: Path) -> Mapping[str, _Reader]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, strict=True)
         names = next(lines, [])
         rows = []
-        for row in lines:
-            if len(row) == len(names):
-                rows.append(row)
-            elif row:
+        for row in filter(None, lines):
+            rows.append(row)
+            if len(row) != len(names):
                 raise UserError(
                     f"{path}: line {lines.line_num}: received {len(row)} fields, "
                     f"expected {len(names)} as in the header"
@@ -207,7 +211,7 @@ def _fields(place: str, fields: Sequence[str], text: bool) -> Array:
     """Return int64 or float64 where every field is such a number, else strings."""
     if text:
         return np.array(fields, dtype=np.str_)
-    if all(_INTEGER.fullmatch(field) for field in fields):
+    if all(map(_INTEGER.fullmatch, fields)):
         try:
             return np.array([int(field) for field in fields], dtype=np.int64)
         except (OverflowError, ValueError) as error:
@@ -225,17 +229,3 @@ _OPENED: Mapping[str, Callable[[Path], Mapping[str, _Reader]]] = {
     ".jsonl": _jsonl,
     ".csv": _csv,
 }
-
-
-def _numeric(value: Any) -> bool:
-    if isinstance(value, list):
-        return bool(value) and all(_numeric(item) for item in value)
-    return isinstance(value, int | float)
-
-
-def _unreadable(place: str, error: Exception) -> UserError:
-    message = one_line(error)
-    # numpy says "allow_pickle=False" for objects in an array and for a file that is no array.
-    if "pickle" in message or "Python objects" in message:
-        return UserError(f"{place}: received {_PICKLE}")
-    return UserError(f"{place}: cannot be read, perhaps truncated: {message}")

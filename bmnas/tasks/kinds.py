@@ -35,28 +35,16 @@ class TaskKind(ABC):
     dtype: ClassVar[npt.DTypeLike] = np.int64
 
     @abstractmethod
-    def form(self, classes: int) -> str:
-        """Return in words what type and shape labels have."""
+    def form(self, labels: Array, classes: int) -> str | None:
+        """Return which type and shape ``labels`` should have, in words; None if they have it."""
 
     @abstractmethod
-    def has_form(self, labels: Array, classes: int) -> bool:
-        """Tell whether type and shape of ``labels`` are as ``form`` says."""
+    def wrong(self, labels: Array, classes: int) -> tuple[npt.NDArray[np.bool_], str]:
+        """Return where ``labels`` have a value that they must not, and which they may, in words."""
 
     @abstractmethod
-    def values(self, classes: int) -> str:
-        """Return in words what values labels have."""
-
-    @abstractmethod
-    def wrong(self, labels: Array, classes: int) -> npt.NDArray[np.bool_]:
-        """Return which of ``labels`` have another value, as an array of their shape."""
-
-    def shown(self, label: Any) -> str:
-        """Return a wrong label as a message shows it."""
-        return str(label)
-
-    def absent(self, labels: Array, classes: int) -> list[int]:
-        """Return the numbers of the classes that no label of the train part has."""
-        return []
+    def absent(self, labels: Array, classes: int) -> Array:
+        """Return the numbers of the classes that none of ``labels`` has."""
 
     def outputs(self, classes: int) -> int:
         """Return how many numbers a network gives for a sample."""
@@ -76,12 +64,7 @@ class TaskKind(ABC):
         messages. Raises UserError for a label that names no class. Labels of another form come
         back as they are: ``check_task`` reports them with whatever else is wrong.
         """
-        width = labels.shape[1] if labels.ndim == 2 else 1
-        return labels, class_names_or_numbers(names, width)
-
-    @abstractmethod
-    def synthetic(self, count: int, classes: int) -> Array:
-        """Return labels of ``count`` samples of no real task, to measure how long things take."""
+        return labels, _names_or_numbers(names, labels.shape[1] if labels.ndim == 2 else 1)
 
 
 class Multiclass(TaskKind):
@@ -90,30 +73,18 @@ class Multiclass(TaskKind):
     name = "multiclass"
     least = 2
 
-    def form(self, classes: int) -> str:
-        """Return that they are one integer a sample."""
-        return "integers of shape (samples)"
+    def form(self, labels: Array, classes: int) -> str | None:
+        """Expect one integer a sample."""
+        good = labels.ndim == 1 and labels.dtype.kind in "iu"
+        return None if good else "integers of shape (samples)"
 
-    def has_form(self, labels: Array, classes: int) -> bool:
-        """Tell whether they are one integer a sample."""
-        return labels.ndim == 1 and labels.dtype.kind in "iu"
+    def wrong(self, labels: Array, classes: int) -> tuple[npt.NDArray[np.bool_], str]:
+        """Find what is no class number."""
+        return (labels < 0) | (labels >= classes), f"0 to {classes - 1}"
 
-    def values(self, classes: int) -> str:
-        """Return the range of class numbers."""
-        return f"0 to {classes - 1}"
-
-    def wrong(self, labels: Array, classes: int) -> npt.NDArray[np.bool_]:
-        """Return which are no class numbers."""
-        return np.asarray((labels < 0) | (labels >= classes))
-
-    def shown(self, label: Any) -> str:
-        """Return the label, and what it means where a class name was not known."""
-        unknown = " (no class, or a name that is none of the class names)"
-        return f"{label}{unknown if label == UNKNOWN_LABEL else ''}"
-
-    def absent(self, labels: Array, classes: int) -> list[int]:
+    def absent(self, labels: Array, classes: int) -> Array:
         """Return the classes that do not occur."""
-        return sorted(set(range(classes)) - set(labels.tolist()))
+        return np.setdiff1d(np.arange(classes), labels)
 
     def strata(self, labels: Array) -> Array | None:
         """Return the classes."""
@@ -124,32 +95,24 @@ class Multiclass(TaskKind):
     ) -> tuple[Array, tuple[str, ...]]:
         """Number class names, in the order of ``names`` or of the alphabet."""
         if labels.dtype.kind not in "iuU" or labels.ndim != 1 or labels.shape != seen.shape:
-            return labels, class_names_or_numbers(names, 0)
-        known = labels[seen]
+            return labels, _names_or_numbers(names, 0)
         if labels.dtype.kind != "U":
-            count = int(known.astype(np.int64).max(initial=-1)) + 1
-            if names is None and count > len(labels):
+            most = int(labels[seen].astype(np.int64).max(initial=-1))
+            if names is None and most >= len(labels):
                 raise UserError(
-                    f"{place}: received {count - 1} among {len(labels)} samples, "
-                    "expected 0 to K - 1"
+                    f"{place}: received {most} among {len(labels)} samples, expected 0 to K - 1"
                 )
-            return labels.astype(np.int64), class_names_or_numbers(names, count)
-        names = tuple(np.unique(known).tolist()) if names is None else tuple(names)
+            return labels.astype(np.int64), _names_or_numbers(names, most + 1)
+        names = tuple(np.unique(labels[seen]).tolist() if names is None else names)
         numbers = {name: number for number, name in enumerate(names)}
         coded = np.array([numbers.get(v, UNKNOWN_LABEL) for v in labels.tolist()], dtype=np.int64)
         # A test label that is no class is for check_test to report: a search must not depend on it.
-        unknown = np.flatnonzero((coded == UNKNOWN_LABEL) & seen)
-        if len(unknown):
-            row = int(unknown[0])
+        for row in np.flatnonzero((coded == UNKNOWN_LABEL) & seen)[:1]:
             raise UserError(
                 f"{place}: row {row}: received {str(labels[row])!r}, expected a class name: "
                 f"{few(names, 8)}"
             )
         return coded, names
-
-    def synthetic(self, count: int, classes: int) -> Array:
-        """Return the classes in turn."""
-        return np.arange(count) % classes
 
 
 class Multilabel(TaskKind):
@@ -158,30 +121,18 @@ class Multilabel(TaskKind):
     name = "multilabel"
     dtype = np.float32
 
-    def form(self, classes: int) -> str:
-        """Return that they are a matrix with a column for each class."""
-        return f"0 and 1 of shape (samples, {classes})"
+    def form(self, labels: Array, classes: int) -> str | None:
+        """Expect a matrix with a column for each class."""
+        good = labels.ndim == 2 and labels.shape[1] == classes and labels.dtype.kind in "biuf"
+        return None if good else f"0 and 1 of shape (samples, {classes})"
 
-    def has_form(self, labels: Array, classes: int) -> bool:
-        """Tell whether they are a matrix with a column for each class."""
-        return labels.ndim == 2 and labels.shape[1] == classes and labels.dtype.kind in "biuf"
+    def wrong(self, labels: Array, classes: int) -> tuple[npt.NDArray[np.bool_], str]:
+        """Find what is neither 0 nor 1."""
+        return (labels != 0) & (labels != 1), "only 0 and 1"
 
-    def values(self, classes: int) -> str:
-        """Return that they are zeros and ones."""
-        return "only 0 and 1"
-
-    def wrong(self, labels: Array, classes: int) -> npt.NDArray[np.bool_]:
-        """Return which are neither 0 nor 1."""
-        return np.asarray(~((labels == 0) | (labels == 1)))
-
-    def absent(self, labels: Array, classes: int) -> list[int]:
+    def absent(self, labels: Array, classes: int) -> Array:
         """Return the labels that no sample has."""
-        absent: list[int] = np.flatnonzero(~(labels == 1).any(0)).tolist()
-        return absent
-
-    def synthetic(self, count: int, classes: int) -> Array:
-        """Return rows in which every other label is set."""
-        return (np.arange(count)[:, None] + np.arange(classes)) % 2
+        return np.flatnonzero(~(labels == 1).any(0))
 
 
 #: Every kind of task by its name; ``bmnas.training.heads.register_head`` adds one.
@@ -199,6 +150,5 @@ def task_kind(name: str) -> TaskKind:
     )
 
 
-def class_names_or_numbers(names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
-    """Return ``names`` as a tuple, or ``"0"`` to ``str(classes - 1)`` when there are none."""
-    return tuple(names) if names is not None else tuple(str(k) for k in range(classes))
+def _names_or_numbers(names: Sequence[str] | None, classes: int) -> tuple[str, ...]:
+    return tuple(map(str, range(classes)) if names is None else names)
