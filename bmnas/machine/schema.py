@@ -3,8 +3,9 @@
 The fields of a dataclass are the keys of a TOML table or a JSON object. Their annotations say what
 a value may be: ``bool``, ``int``, ``float``, ``str``, ``Any``, another dataclass, a ``tuple`` or
 ``list``, a ``Mapping`` with strings as keys, a ``Literal``, or a union of these. Bounds are given
-by ``Annotated``: ``cells: Annotated[int, Range(1)] = 2``. A class whose fields bound each other has
-a method ``problems()``, which yields pairs of a field's name and what is wrong with it.
+by ``Annotated``, ``cells: Annotated[int, Range(1)] = 2``, with objects whose method ``expected``
+returns what is expected instead of a value, or None. A class whose fields bound each other has a
+method ``problems()``, which yields pairs of a field's name and what is wrong with it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from bmnas.machine.errors import UserError, close
 
@@ -25,13 +26,6 @@ T = TypeVar("T")
 _SHOWN = 12
 _WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 _LISTS = {int: "a list of integers", float: "a list of numbers", str: "a list of strings"}
-
-
-class Bound(Protocol):
-    """What narrows a type: an object that stands behind it in ``Annotated``."""
-
-    def expected(self, value: Any) -> str | None:
-        """Return what is expected instead of ``value``, None where it is good."""
 
 
 @dataclass(frozen=True)
@@ -91,31 +85,28 @@ class Problem:
         return f"{place.removeprefix('.')}: {self.text}" if place else self.text
 
 
+class SchemaError(UserError):
+    """Names ``source``, a file, and tells of all ``problems`` in one line."""
+
+    def __init__(self, problems: Collection[Problem], source: str = "") -> None:
+        self.problems = tuple(problems)
+        shown = [str(problem) for problem in self.problems[:_SHOWN]]
+        rest = len(self.problems) - len(shown)
+        message = "; ".join([*shown, *([f"and {rest} more"] if rest else [])])
+        super().__init__(" ".join(f"{source}: {message}".split()) if source else message)
+
+
 def read(kind: type[T], data: Any, source: str = "", *, ignore_unknown: bool = False) -> T:
     """Return ``data`` as the dataclass ``kind``; keys that are missing take their defaults.
 
-    ``ignore_unknown`` leaves out keys that ``kind`` does not have. Raises UserError: one line with
+    ``ignore_unknown`` leaves out keys that ``kind`` does not have. Raises SchemaError with
     ``source``, the name of the file, and every problem.
     """
-    value, problems = collect(kind, data, ignore_unknown=ignore_unknown)
-    if problems:
-        raise error_of(problems, source)
-    return value
-
-
-def collect(kind: type[T], data: Any, *, ignore_unknown: bool = False) -> tuple[T, list[Problem]]:
-    """Return what ``read`` returns with all problems; with any of them the value is of no use."""
     reader = _Reader(ignore_unknown)
-    value = reader.value(kind, data, ())
-    return value, reader.problems
-
-
-def error_of(problems: Collection[object], source: str = "") -> UserError:
-    """Return the error that names ``source`` and tells of ``problems`` in one line."""
-    shown = [str(problem) for problem in problems][:_SHOWN]
-    rest = len(problems) - len(shown)
-    message = "; ".join([*shown, *([f"and {rest} more"] if rest else [])])
-    return UserError(" ".join(f"{source}: {message}".split()) if source else message)
+    value: T = reader.value(kind, data, ())
+    if reader.problems:
+        raise SchemaError(reader.problems, source)
+    return value
 
 
 def plain(value: Any) -> Any:
@@ -197,7 +188,7 @@ class _Reader:
         return table
 
     def _bounded(
-        self, kind: Any, bounds: tuple[Bound, ...], data: Any, path: tuple[str | int, ...]
+        self, kind: Any, bounds: tuple[Any, ...], data: Any, path: tuple[str | int, ...]
     ) -> Any:
         before = len(self.problems)
         value = self.value(kind, data, path)

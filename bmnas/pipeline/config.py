@@ -15,7 +15,7 @@ from typing import Any
 
 from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml
-from bmnas.machine.schema import Problem, collect, error_of, plain
+from bmnas.machine.schema import Problem, SchemaError, plain, read
 from bmnas.strategies import settings_of_strategies
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.task import Task
@@ -49,9 +49,11 @@ class Config:
         """
         given = {name: value for name, value in values.items() if value is not None}
         data = self.to_dict()
-        config, problems = _collect({**data, section: {**data[section], **given}})
-        if problems:
-            raise error_of([_by_option(problem, section, given) for problem in problems])
+        try:
+            config = Config.from_dict({**data, section: {**data[section], **given}})
+        except SchemaError as error:
+            told = [_by_option(problem, section, given) for problem in error.problems]
+            raise SchemaError(told) from error
         return dataclasses.replace(config, promise=self.promise, preset=self.preset)
 
     def of_strategy(self, strategy: str) -> dict[str, Any]:
@@ -74,15 +76,22 @@ class Config:
         )
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any], source: str) -> Config:
+    def from_dict(cls, data: Mapping[str, Any], source: str = "") -> Config:
         """Build a configuration from plain data; what is missing takes its default.
 
         Raises UserError that lists every unknown key, wrong type and value out of range.
         """
-        config, problems = _collect(data)
-        if problems:
-            raise error_of(problems, source)
-        return config
+        stages = {"unimodal": UnimodalConfig, "search": SearchConfig, "train": TrainConfig}
+        strategies = settings_of_strategies()
+        sections = [
+            *((name, kind, field(default_factory=kind)) for name, kind in stages.items()),
+            *((name, kind, field(default_factory=kind)) for name, kind in strategies.items()),
+            ("promise", Mapping[str, str], field(default_factory=dict)),
+        ]
+        found: Any = read(dataclasses.make_dataclass("Sections", sections), data, source)
+        values = {name: getattr(found, name) for name, *_ in sections}
+        own = {name: values.pop(name) for name in strategies}
+        return cls(**values, strategies=own)
 
 
 def load_preset(name: str) -> Config:
@@ -127,26 +136,9 @@ def read_preset(name: str) -> dict[str, Any]:
         return read_toml(path)
 
 
-def _collect(data: Mapping[str, Any]) -> tuple[Config, list[Problem]]:
-    stages = {"unimodal": UnimodalConfig, "search": SearchConfig, "train": TrainConfig}
-    strategies = settings_of_strategies()
-    sections = [
-        *((name, kind, field(default_factory=kind)) for name, kind in stages.items()),
-        *((name, kind, field(default_factory=kind)) for name, kind in strategies.items()),
-        ("promise", Mapping[str, str], field(default_factory=dict)),
-    ]
-    kind: type[Any] = dataclasses.make_dataclass("Sections", sections)
-    found, problems = collect(kind, data)
-    if problems:
-        return Config(), problems
-    values = {name: getattr(found, name) for name, *_ in sections}
-    own = {name: values.pop(name) for name in strategies}
-    return Config(**values, strategies=own), []
-
-
-def _by_option(problem: Problem, section: str, given: Mapping[str, Any]) -> str:
+def _by_option(problem: Problem, section: str, given: Mapping[str, Any]) -> Problem:
     """Return ``problem`` with the option's name, where an option gave the value."""
     option = problem.path[-1]
     if problem.path == (section, option) and option in given:
-        return f"--{str(option).replace('_', '-')}: {problem.text}"
-    return str(problem)
+        return Problem((f"--{str(option).replace('_', '-')}",), problem.text)
+    return problem

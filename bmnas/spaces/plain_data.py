@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from bmnas.machine.errors import UserError
-from bmnas.machine.schema import collect, error_of
+from bmnas.machine.schema import SchemaError, read
 
 T = TypeVar("T")
 
@@ -52,9 +52,10 @@ def parsed(kind: type[T], data: Any, file_format: str) -> T:
         raise GenotypeError("expected the key 'format', which is missing")
     if data["format"] != file_format:
         raise wrong("format", data["format"], repr(file_format))
-    value, problems = collect(kind, {k: v for k, v in data.items() if k != "format"})
-    if problems:
-        raise GenotypeError(str(error_of(problems)))
+    try:
+        value = read(kind, {k: v for k, v in data.items() if k != "format"})
+    except SchemaError as error:
+        raise GenotypeError(str(error)) from error
     _check_finite(data.get("provenance", {}))
     return value
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 from bmnas.machine.errors import UserError
-from bmnas.machine.schema import NotEmpty, OneOf, Range, collect, plain, read
+from bmnas.machine.schema import NotEmpty, OneOf, Range, SchemaError, plain, read
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,9 @@ def test_all_problems_are_told_at_once() -> None:
         "split: expected the key 'test', which is missing",
     ):
         assert part in message
-    _, problems = collect(File, {})
-    assert [str(problem) for problem in problems] == [
+    with pytest.raises(SchemaError) as error:
+        read(File, {})
+    assert [str(problem) for problem in error.value.problems] == [
         "expected the key 'name', which is missing",
         "expected the key 'split', which is missing",
     ]
