@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bmnas.machine.schema import error_of
+from bmnas.machine.schema import Problem, SchemaError
 from bmnas.tasks.kinds import TASK_KINDS, UNKNOWN_LABEL, Array, task_kind
 from bmnas.tasks.task import (
     MODALITY_TYPES,
@@ -80,7 +80,7 @@ def check_test(task: Task) -> None:
 
 def _raise(task: Task, problems: list[str]) -> None:
     if problems:
-        raise error_of(problems, f"task {task.name}")
+        raise SchemaError([Problem((), text) for text in problems], f"task {task.name}")
 
 
 def _not_arrays(task: Task) -> Iterator[str]:
