@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,12 +123,12 @@ def plan(
         found = plan_features(given.channels(config), parts, config, runtime, run, seeds=seeds)
     if as_json:
         machine = hardware(runtime.device)
-        print_json({"preset": config.preset, **found.to_dict(), "hardware": machine})
+        print_json({"preset": config.preset, **asdict(found), "hardware": machine})
         return
     print_tables(_tables(found))
     if task is None:
         typer.echo("note: without a task there are no backbones and features to time", err=True)
-    if found.free < found.cache_bytes:
+    if found.disk["free_bytes"] < found.cache_bytes:
         typer.echo(
             "note: the feature cache finds no room on the disk: give --run a folder on another",
             err=True,
@@ -136,17 +136,17 @@ def plan(
 
 
 def _tables(plan: Plan) -> list[TextTable]:
+    needed, cache = plan.memory["needed_bytes"], plan.cache_bytes
     sizes = [
-        ("samples, train", f"{plan.train:,}"),
-        ("samples, validation", f"{plan.validation:,}"),
+        *((f"samples, {part}", f"{count:,}") for part, count in plan.samples.items()),
         ("features", f"{len(plan.features)}"),
-        ("feature cache on disk", _size(plan.cache_bytes)),
-        ("disk that is free", _size(plan.free)),
-        ("memory, without the cache", _size(plan.memory)),
-        ("memory, to read the cache once", _size(plan.memory + plan.cache_bytes)),
+        ("feature cache on disk", _size(cache)),
+        ("disk that is free", _size(plan.disk["free_bytes"])),
+        ("memory, without the cache", _size(needed)),
+        ("memory, to read the cache once", _size(needed + cache)),
     ]
-    if plan.device is not None:
-        sizes.append(("memory of the device", _size(plan.device)))
+    if "device_bytes" in plan.memory:
+        sizes.append(("memory of the device", _size(plan.memory["device_bytes"])))
     time = tuple(
         (
             key.replace("_", " "),

@@ -150,8 +150,7 @@ def bench(
     Example: bmnas bench digits --quick
     """
     from bmnas.cli.export import require_export
-    from bmnas.lab.suite import load_suite, suite_jobs
-    from bmnas.lab.suite_report import write_report
+    from bmnas.lab.suite import load_suite, suite_jobs, write_report
 
     chosen = load_suite(suite, quick=quick)
     if seeds is not None:

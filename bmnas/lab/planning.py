@@ -7,9 +7,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -45,35 +44,19 @@ _CLASSES = 60  # where no task says how many; they hardly matter
 class Plan:
     """What a search is expected to cost; ``seconds`` by the names that metrics.json has.
 
-    ``train`` and ``validation`` are numbers of samples, ``features`` the channels C_raw of each.
-    Without a task there are no seconds of backbones and extraction. Sizes are in bytes: ``memory``
-    at the peak without the cache, ``device`` on an accelerator (None without one), ``free`` on the
-    disk.
+    ``samples`` are those of train and validation, ``features`` the channels C_raw of each. Without
+    a task there are no seconds of backbones and extraction. ``memory`` has ``needed_bytes``, the
+    peak without the cache, and with an accelerator ``device_bytes``; ``disk`` has ``free_bytes``.
     """
 
-    train: int
-    validation: int
+    samples: Mapping[str, int]
     features: Mapping[str, int]
     search: SearchConfig
     seeds: int
     cache_bytes: int
+    memory: Mapping[str, int]
     seconds: Mapping[str, float]
-    memory: int
-    device: int | None
-    free: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON-ready plain data."""
-        return {
-            "samples": {"train": self.train, "validation": self.validation},
-            "features": dict(self.features),
-            "search": asdict(self.search),
-            "seeds": self.seeds,
-            "cache_bytes": self.cache_bytes,
-            "memory": {"needed_bytes": self.memory, "device_bytes": self.device},
-            "seconds": dict(self.seconds),
-            "disk": {"free_bytes": self.free},
-        }
+    disk: Mapping[str, int]
 
 
 def plan_task(task: Task, config: Config, runtime: Runtime, near: Path, *, seeds: int = 1) -> Plan:
@@ -178,16 +161,23 @@ def _plan(task: Task, config: Config, runtime: Runtime, near: Path, seeds: int) 
         stage_amounts(task, config, seeds),
     )
     full, part = (_cache_bytes(each, last.backbones, search) for each in (task, last.task))
-    memory = max(runs[0].before, last.peak["resident_bytes"] - part)
-    if runtime.device.type == "cpu":
-        # Seeds run in processes side by side.
-        memory *= min(seeds, cores())
-    device = last.peak.get("device_bytes")
-    if device is not None and full <= room(runtime.device):
-        device += full - part
-    features = channels_of(last.backbones)
-    sizes = len(train), len(validation)
-    return Plan(*sizes, features, search, seeds, full, seconds, memory, device, free)
+    needed = max(runs[0].before, last.peak["resident_bytes"] - part)
+    # On a CPU seeds run in processes side by side.
+    side_by_side = min(seeds, cores()) if runtime.device.type == "cpu" else 1
+    memory = {"needed_bytes": needed * side_by_side}
+    if "device_bytes" in last.peak:
+        there = full - part if full <= room(runtime.device) else 0
+        memory["device_bytes"] = last.peak["device_bytes"] + there
+    return Plan(
+        {"train": len(train), "validation": len(validation)},
+        channels_of(last.backbones),
+        search,
+        seeds,
+        full,
+        memory,
+        seconds,
+        {"free_bytes": free},
+    )
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,39 @@
-"""What a suite runs, as a TOML file says it, and the commands that do each run by itself."""
+"""Suites: what one runs, as a TOML file says it, and the report, whose rows are over seeds."""
 
 from __future__ import annotations
 
-import dataclasses
+import datetime
 import os
 import re
-import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
+from bmnas.lab.engines import Result
 from bmnas.lab.job import SEARCHED, Job
+from bmnas.lab.runs import jobs_table, read_records, record_of
+from bmnas.machine.costs import hardware, versions
 from bmnas.machine.errors import UserError, close
-from bmnas.machine.files import read_toml
+from bmnas.machine.files import read_toml, write_json, write_text
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
 from bmnas.pipeline.config import load_preset
+from bmnas.report.comparison import (
+    ComparisonRow,
+    comparison_rows,
+    comparison_tables,
+    draw_comparison,
+    spread_of,
+)
+from bmnas.report.metrics import UnimodalMetrics
+from bmnas.report.page import Section, figure_html, page
+from bmnas.report.record import RunRecord, load_run
+from bmnas.report.tables import html_tables, markdown
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies import STRATEGIES
-from bmnas.tasks import load_task, reloadable
+from bmnas.tasks import load_task
 
 PAIRS = ("found", "late", "random")
 #: The strategy whose genotypes the known modules take their pairs of features from.
@@ -72,34 +85,31 @@ class Suite:
             yield "strategies", f"received {list(self.strategies)}, expected bmnas in first place"
         if self.modules and not self.pairs:
             yield "modules", f"received no pairs for them, expected some of {', '.join(PAIRS)}"
-        for name in ("strategies", "fusions", "modules", "pairs"):
-            given = getattr(self, name)
-            if len(set(given)) < len(given):
-                yield name, f"received {list(given)}, expected each once"
         slugs = [task.slug for task in self.task]
         for task in self.task:
             if slugs.count(task.slug) > 1:
-                yield (
-                    "task",
-                    f"received {task.name!r}, whose runs would lie in the folder {task.slug} of "
-                    "another task, expected another name, or a suite of its own",
-                )
+                folder = f"whose runs would lie in the folder {task.slug} of another task"
+                yield "task", f"received {task.name!r}, {folder}, expected another name"
 
     def ways(self) -> list[str]:
-        """Return the ways to fuse, as a job names them."""
+        """Return the ways to fuse, as a job names them, each once."""
         modules = [f"module {name}/{pairs}" for name in self.modules for pairs in self.pairs]
-        return [
+        found = [
             *(f"search {name}" for name in self.strategies),
             *(f"fusion {name}" for name in self.fusions),
             # The searched Cells on the pairs that they were found with are the search itself.
             *(way for way in modules if way != f"module {SEARCHED}/found"),
         ]
+        return list(dict.fromkeys(found))
+
+
+#: The suites that come with bmnas.
+_SUITES = resources.files("bmnas.lab") / "suites"
 
 
 def suite_names() -> list[str]:
     """Return the names of the suites that come with bmnas."""
-    files = (resources.files("bmnas.lab") / "suites").iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+    return sorted(file.name.removesuffix(".toml") for file in _SUITES.iterdir())
 
 
 def load_suite(source: str, *, quick: bool = False) -> Suite:
@@ -107,18 +117,19 @@ def load_suite(source: str, *, quick: bool = False) -> Suite:
 
     Raises UserError, one line.
     """
-    path, wanted = Path(source), f"{source}-quick" if quick else source
+    path = Path(source)
     if quick or not source.endswith(".toml"):
-        names = suite_names()
-        if wanted not in names:
-            have = [n.removesuffix("-quick") for n in names if n.endswith("-quick") or not quick]
+        ending = "-quick" if quick else ""
+        have = [name.removesuffix(ending) for name in suite_names() if name.endswith(ending)]
+        if source not in have:
+            option, or_file = ("--quick: ", "") if quick else ("", ", or the path of a .toml file")
             raise UserError(
-                f"{'--quick: ' * quick}received suite {source!r}, expected {', '.join(have)}"
-                f"{'' if quick else ', or the path of a .toml file'}{close(source, have)}"
+                f"{option}received suite {source!r}, expected {', '.join(have)}{or_file}"
+                f"{close(source, have)}"
             )
-        path = Path(str(resources.files("bmnas.lab") / "suites" / f"{wanted}.toml"))
+        path = Path(str(_SUITES / f"{source}{ending}.toml"))
     suite = read(Suite, read_toml(path), str(path))
-    return dataclasses.replace(suite, name=suite.name or path.stem)
+    return replace(suite, name=suite.name or path.stem)
 
 
 def suite_jobs(suite: Suite) -> list[Job]:
@@ -154,40 +165,91 @@ def task_jobs(wanted: SuiteTask, ways: Sequence[str], *, seeds: Sequence[int]) -
     ]
 
 
-def commands(job: Job, wanted: SuiteTask, folder: Path) -> list[str]:
-    """Return the commands that do ``job`` below ``folder``.
+def write_report(
+    suite: Suite, jobs: Sequence[Job], folder: Path, command: str
+) -> tuple[list[ComparisonRow], list[Path]]:
+    """Write report.html, report.md and report.json for the ``jobs`` that are done.
 
-    The genotype of a known module, which no command makes, lies in its run folder.
+    Returns the rows and the files. Paths in them are relative to ``folder``, which may be moved as
+    a whole.
     """
-    run, (kind, _, name) = folder / job.name, job.way.partition(" ")
-    options: dict[str, Any] = {"task": wanted.name}
-    if wanted.data is not None:
-        given = Path(wanted.data)
-        options["data"] = given if given.is_absolute() else f"$BMNAS_DATA/{given}"
-    # A task of a module is named in every command: none is imported because a file says so.
-    again = {} if reloadable(job.task["source"]) else dict(options)
-    options |= {"run": run, "backbones": folder / job.backbones, "seed": job.seed}
-    if wanted.preset is not None:
-        options["preset"] = wanted.preset
-    genotype = {"genotype": run / "genotype.json"}
-    if kind == "search":
-        strategy = {} if name == "bmnas" else {"strategy": name}
-        made = [
-            _command("search", {**options, **strategy}),
-            _command("train", {**genotype, **again}),
+    runs = [(job, load_run(folder / job.name)) for job in jobs]
+    rows, records = report_rows(runs), read_records(folder)
+    done = [record_of(job, folder, Result(job.name, "done"), records) for job in jobs]
+    tables, trace = comparison_tables(rows), jobs_table(done, "Runs")
+    machine, software = hardware(), versions()
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    seeds = len({job.seed for job in jobs})
+    facts = [
+        f"Command: `{command}`.",
+        f"{date}, {machine['processor']}, {machine['threads']} threads, torch {software['torch']}.",
+        f"{len(jobs)} runs of {seeds} seed{'s' * (seeds > 1)}; ± is the sample standard deviation.",
+        # A fact of its own: the page shortens long ones.
+        "Each network is trained on train and validation and tested once.",
+    ]
+    sections = [
+        ("Tables", html_tables(tables)),
+        *_figures(rows),
+        ("Where each number comes from", html_tables([trace])),
+    ]
+    plain = [fact.replace("`", "") for fact in facts]
+    files = [folder / f"report.{suffix}" for suffix in ("html", "md", "json")]
+    write_text(files[0], page(f"Suite {suite.name}", plain, sections))
+    write_text(files[1], "\n".join([f"# {suite.name}", "", *facts, "", markdown([*tables, trace])]))
+    content = {
+        "suite": suite.name,
+        "command": command,
+        "date": date,
+        "hardware": machine,
+        "versions": software,
+        "rows": [row.to_dict() for row in rows],
+        "runs": [
+            {**job.label, "run": job.name, "score": run.metrics.test_score} for job, run in runs
+        ],
+    }
+    write_json(files[2], content)
+    return rows, files
+
+
+def _figures(rows: Sequence[ComparisonRow]) -> Iterator[Section]:
+    for number, task in enumerate(dict.fromkeys(row.task for row in rows)):
+        drawn = [row for row in rows if row.task == task and "fusion_parameters" in row.measures]
+        yield f"Score and cost, {task}", figure_html(draw_comparison(drawn), f"p{number}")
+
+
+def report_rows(runs: Sequence[tuple[Job, RunRecord]]) -> list[ComparisonRow]:
+    """Return a row for each way to fuse, and one for what fuses nothing, the best score first.
+
+    The latter are each modality alone, and the mean of the unimodal networks' logits.
+    """
+    rows: list[ComparisonRow] = []
+    for task in dict.fromkeys(job.label["task"] for job, _ in runs):
+        ways: dict[str, list[RunRecord]] = {}
+        for job, run in runs:
+            if job.label["task"] == task:
+                ways.setdefault(job.way, []).append(run)
+        found = [
+            replace(row, task=task, name=way)
+            for way, group in ways.items()
+            for row in comparison_rows(group)
         ]
-    elif kind == "fusion":
-        made = [_command("train", {"fusion": name, **options})]
-    else:
-        made = [_command("train", {**genotype, **options})]
-    return [*made, _command("export", {"run": run} | again)]
+        found += _alone(found[0], next(iter(ways.values())))
+        rows += sorted(found, key=lambda row: -row.score.mean if row.score else 0.0)
+    return rows
 
 
-def _command(name: str, options: dict[str, Any]) -> str:
-    words = (f"--{key} {_quoted(str(value))}" for key, value in options.items())
-    return " ".join([f"bmnas {name}", *words])
-
-
-def _quoted(word: str) -> str:
-    # The shell is to see the name of the variable.
-    return f'"{word}"' if word.startswith("$") else shlex.quote(word)
+def _alone(like: ComparisonRow, runs: Sequence[RunRecord]) -> list[ComparisonRow]:
+    """Return the rows of the unimodal networks, which all runs of a task and a seed share."""
+    alone: dict[str, list[float | None]] = {
+        f"{name} alone": [run.metrics.unimodal.get(name, UnimodalMetrics()).test for run in runs]
+        for name in runs[0].metrics.unimodal
+    }
+    alone["mean of unimodal logits"] = [
+        None if run.metrics.test is None else run.metrics.test.unimodal_mean for run in runs
+    ]
+    rows = []
+    for name, scores in alone.items():
+        score = spread_of(scores)
+        kept = {key: like.measures[key] for key in ("best_unimodal",) if key in like.measures}
+        rows.append(replace(like, name=name, measures=kept | ({"score": score} if score else {})))
+    return rows

@@ -71,9 +71,6 @@ def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(here: Path) ->
         assert metrics["latency"]["onnxruntime"]["batch_1"]["median_ms"] > 0
     scores = [row["score"]["mean"] for row in report["rows"]]
     assert scores == sorted(scores, reverse=True)
-    command = report["runs"][1]["commands"][0].replace("out/task/0/fusion-two_stream", "again")
-    assert bmnas_command(*command.split()[1:]).status == 0
-    assert Run(here / "again").read_metrics().test_score == report["runs"][1]["score"]
     page = (here / "out" / "report.html").read_text()
     for shown in (page, (here / "out" / "report.md").read_text()):
         assert "task/0/fusion-two_stream" in shown

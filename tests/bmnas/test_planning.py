@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -128,27 +129,29 @@ def test_a_plan_has_the_stages_of_the_run(
     assert found.seconds["total"] == pytest.approx(
         found.seconds["backbones"] + found.seconds["extraction"] + found.seconds["search"]
     )
-    data = found.to_dict()
+    data = asdict(found)
     assert json.loads(json.dumps(data)) == data
 
 
 def test_a_plan_without_a_task(tmp_path: Path) -> None:
     found = plan_of_100(CONFIG_3, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert (found.train, found.validation, found.cache_bytes) == (60, 40, SMALL_CACHE)
+    assert found.samples == {"train": 60, "validation": 40}
+    assert found.cache_bytes == SMALL_CACHE
     assert list(found.features.values()) == [8, 4]
     assert not {"backbones", "extraction"} & set(found.seconds)
     assert found.seconds["total"] == found.seconds["search"]
-    positive([found.memory, found.free])
+    positive([found.memory["needed_bytes"], found.disk["free_bytes"]])
 
 
 def test_seeds_side_by_side_need_as_much_memory_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "cores", lambda: 3)
-    one, four = (plan_of_100(CONFIG_3, tmp_path, seeds=s) for s in (1, 4))
+    plans = [plan_of_100(CONFIG_3, tmp_path, seeds=s) for s in (1, 4)]
+    one, four = (plan.memory["needed_bytes"] for plan in plans)
     # Three at a time; the peak of this process does not shrink.
-    assert four.memory >= 3 * one.memory - 3 * SMALL_CACHE
+    assert four >= 3 * one - 3 * SMALL_CACHE
 
 
 def test_parts_smaller_than_a_batch(tmp_path: Path) -> None:
