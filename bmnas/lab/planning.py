@@ -17,19 +17,18 @@ from bmnas.backbones import Backbone
 from bmnas.features.cache import room
 from bmnas.features.files import cache_bytes
 from bmnas.features.samples import batches_per_epoch, samples_per_epoch
-from bmnas.machine.checkpoint import Checkpoint
-from bmnas.machine.costs import COMPILE, peak_memory
+from bmnas.machine.costs import COMPILE
 from bmnas.machine.errors import UserError
-from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, cores
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.multimodal import channels_of
 from bmnas.pipeline.run_folder import Run
-from bmnas.pipeline.unimodal import unimodal_networks
+from bmnas.pipeline.search import run_stages
+from bmnas.report.metrics import MemoryPeak, RunMetrics
 from bmnas.spaces.cells.one_shot import SAMPLES
 from bmnas.strategies import STRATEGIES
-from bmnas.strategies.problem import SearchProblem, search_steps
+from bmnas.strategies.problem import search_steps
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks import check_task
 from bmnas.tasks.task import Modality, Task
@@ -129,7 +128,7 @@ def _plan(task: Task, config: Config, runtime: Runtime, near: Path, seeds: int) 
     runtime = replace(runtime, compile=compiles, pays_from=0)
     short = config.override("search", epochs=_EPOCHS, candidate_epochs=1)
     short = short.override("unimodal", epochs=1)
-    runs: list[_ShortRun] = []
+    runs: list[tuple[Task, dict[str, Backbone], RunMetrics]] = []
 
     def run(batches: int) -> float:
         """Run the search on so many batches of train; return the seconds that it took."""
@@ -140,8 +139,12 @@ def _plan(task: Task, config: Config, runtime: Runtime, near: Path, seeds: int) 
         part = np.full(len(task.part), -1)
         part[train[:count]], part[validation[:judged]] = 0, 1
         started = time.perf_counter()
-        inside = folder / str(len(runs))
-        runs.append(_ShortRun.of(replace(task, part=part), short, runtime, inside))
+        inside = Run(folder / str(len(runs)))
+        inside.path.mkdir()
+        fewer = replace(task, part=part)
+        context = RunContext(inside, fewer, short, 0, runtime=runtime)
+        backbones, _, metrics = run_stages(context, STRATEGIES["bmnas"])
+        runs.append((fewer, backbones, metrics))
         return time.perf_counter() - started
 
     with _scratch(near) as name:
@@ -154,74 +157,32 @@ def _plan(task: Task, config: Config, runtime: Runtime, near: Path, seeds: int) 
         if batches > few:
             run(batches)
         free = shutil.disk_usage(folder).free
-    last = runs[-1]
-    seconds = multiplied(
-        {**last.seconds, COMPILE: max(each.seconds[COMPILE] for each in runs)},
-        stage_amounts(last.task, short),
-        stage_amounts(task, config, seeds),
-    )
-    full, part = (_cache_bytes(each, last.backbones, search) for each in (task, last.task))
-    needed = max(runs[0].before, last.peak["resident_bytes"] - part)
-    # On a CPU seeds run in processes side by side.
-    side_by_side = min(seeds, cores()) if runtime.device.type == "cpu" else 1
-    memory = {"needed_bytes": needed * side_by_side}
-    if "device_bytes" in last.peak:
-        there = full - part if full <= room(runtime.device) else 0
-        memory["device_bytes"] = last.peak["device_bytes"] + there
+    fewer, backbones, metrics = runs[-1]
+    compiling = max(measured.seconds[COMPILE] for _, _, measured in runs)
+    spent = {**metrics.seconds, COMPILE: compiling}
+    amounts = stage_amounts(fewer, short), stage_amounts(task, config, seeds)
+    full, part = (_cache_bytes(each, backbones, search) for each in (task, fewer))
     return Plan(
         {"train": len(train), "validation": len(validation)},
-        channels_of(last.backbones),
+        channels_of(backbones),
         search,
         seeds,
         full,
-        memory,
-        seconds,
+        _memory(metrics.peak_memory["search"], part, full, runtime, seeds),
+        multiplied(spent, *amounts),
         {"free_bytes": free},
     )
 
 
-@dataclass(frozen=True)
-class _ShortRun:
-    """Seconds by stage of a search on part of a task, peak memory ``before`` it and in it."""
-
-    task: Task
-    backbones: Mapping[str, Backbone]
-    seconds: Mapping[str, float]
-    before: int
-    peak: Mapping[str, int]
-
-    @classmethod
-    def of(cls, task: Task, config: Config, runtime: Runtime, folder: Path) -> _ShortRun:
-        """Run all stages of a search for ``task`` in ``folder``."""
-        folder.mkdir()
-        context = RunContext(Run(folder), task, config, 0, runtime=runtime)
-        networks = unimodal_networks(context)
-        backbones = {name: found.backbone for name, found in networks.items()}
-        before = peak_memory()["resident_bytes"]
-        cache = context.features(backbones, ("train", "validation"), config.search.length)
-        cache = cache.on(runtime.device)
-        outcome = STRATEGIES["bmnas"].search(
-            SearchProblem(
-                train=cache.samples("train"),
-                validation=cache.samples("validation"),
-                classes=task.outputs,
-                head=context.head,
-                config=config.search,
-                seed=0,
-                runtime=runtime,
-                checkpoint=Checkpoint(folder / "checkpoint.pt", "plan", folder / "history.jsonl"),
-                candidates=lambda: Checkpoint(folder / "rerank.pt", "plan"),
-                progress=Progress(),
-            )
-        )
-        stages = {name: cost.seconds for name, cost in outcome.stages.items()}
-        seconds = {
-            "backbones": sum(found.seconds for found in networks.values()),
-            "extraction": cache.seconds,
-            **stages,
-            "other": outcome.seconds - sum(stages.values()),
-        }
-        return cls(task, backbones, seconds, before, peak_memory())
+def _memory(peak: MemoryPeak, part: int, full: int, runtime: Runtime, seeds: int) -> dict[str, int]:
+    """Return the memory of a search from the ``peak`` of a short one; both caches in bytes."""
+    # On a CPU seeds run in processes side by side.
+    side_by_side = min(seeds, cores()) if runtime.device.type == "cpu" else 1
+    memory = {"needed_bytes": ((peak.resident_bytes or 0) - part) * side_by_side}
+    if peak.device_bytes is not None:
+        there = full - part if full <= room(runtime.device) else 0
+        memory["device_bytes"] = peak.device_bytes + there
+    return memory
 
 
 def stage_amounts(task: Task, config: Config, seeds: int = 1) -> dict[str, float]:

@@ -97,11 +97,12 @@ def search(
     )
     several = {"seeds": seeds} if seeds > 1 else {}
     wanted = {"strategy": strategy, "space": space, **several, **context.record()}
-    context.work(
-        folder.genotype,
-        lambda: _prepare(context, wanted, existing),
-        lambda: _search(context, method, space, seeds),
-    )
+
+    def work() -> None:
+        _, outcome, metrics = run_stages(context, method, space, seeds)
+        on_rank_zero(lambda: _write(context, strategy, outcome, metrics))
+
+    context.work(folder.genotype, lambda: _prepare(context, wanted, existing), work)
     metrics = folder.read_metrics()
     if metrics.search is None:
         raise UserError(f"{folder.path}: holds no finished search; go on with --resume")
@@ -139,8 +140,10 @@ def _prepare(context: RunContext, wanted: Mapping[str, Any], existing: Existing)
     require_same(folder, wanted, (*_FIXED, own) if own in wanted else _FIXED)
 
 
-def _search(context: RunContext, method: type[Strategy], space: str | None, seeds: int) -> None:
-    """Search in a folder that is ready for it, and write what was found."""
+def run_stages(
+    context: RunContext, method: type[Strategy], space: str | None = None, seeds: int = 1
+) -> tuple[dict[str, Backbone], Outcome[Architecture], RunMetrics]:
+    """Search in a folder that is ready for it; return backbones, result and measures."""
     folder, config = context.folder, context.config
     networks = unimodal_networks(context)
     backbones = {name: found.backbone for name, found in networks.items()}
@@ -178,7 +181,7 @@ def _search(context: RunContext, method: type[Strategy], space: str | None, seed
         ),
         peak_memory={"search": MemoryPeak(**problem.checkpoint.meter.peak_memory)},
     )
-    on_rank_zero(lambda: _write(context, name, outcome, metrics))
+    return backbones, outcome, metrics
 
 
 def _over_seeds(outcome: Outcome[Architecture]) -> SeedsMetrics:
