@@ -131,7 +131,7 @@ def batches(case: StepCase, device: torch.device) -> dict[str, float]:
     }
     rows, labels = {"m": torch.randperm(count)}, torch.arange(count)
     here = FeatureSamples(names, arrays, rows, labels)
-    there = FeatureSamples(names, moved(arrays, device), rows, labels)
+    there = FeatureSamples(names, moved(arrays, names, device), rows, labels)
     order = torch.randperm(count).split(case.batch)
     found = {}
     for way, samples in (("copied", here), ("resident", there)):

@@ -92,14 +92,14 @@ class FeatureCache:
         none, and on a CPU, they are read from the files as batches need them.
         """
         here = replace(self, names=self.names if names is None else tuple(names))
-        several = [
-            {name: arrays[name] for name in here.names if name in arrays}
+        wanted = [
+            (arrays, [name for name in here.names if name in arrays])
             for arrays in (self.arrays, self.masks)
         ]
-        size = sum(array.nbytes for arrays in several for array in arrays.values())
+        size = sum(arrays[name].nbytes for arrays, names in wanted for name in names)
         if size > (room(device) if budget is None else budget):
             return here
-        arrays, masks = (moved(each, device) for each in several)
+        arrays, masks = (moved(several, names, device) for several, names in wanted)
         return replace(here, arrays=arrays, masks=masks)
 
     def samples(self, *parts: Part) -> FeatureSamples:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import mmap
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -143,15 +143,15 @@ def note_read(arrays: Mapping[str, Tensor], rows: Tensor) -> None:
         arrays.read(len(rows), rows[0].nbytes)
 
 
-def moved(arrays: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return ``arrays`` copied to ``device``, chunk by chunk."""
-    found = {}
-    for name, array in arrays.items():
-        found[name] = torch.empty_like(array, device=device)
-        for target, part in zip(
-            found[name].split(_CHUNK_ROWS), array.split(_CHUNK_ROWS), strict=True
-        ):
-            target.copy_(part)
+def moved(
+    arrays: Mapping[str, Tensor], names: Iterable[str], device: torch.device
+) -> dict[str, Tensor]:
+    """Return the arrays ``names`` copied to ``device``, chunk by chunk."""
+    found = {name: torch.empty_like(arrays[name], device=device) for name in names}
+    for name, target in found.items():
+        chunks = zip(target.split(_CHUNK_ROWS), arrays[name].split(_CHUNK_ROWS), strict=True)
+        for copy, part in chunks:
+            copy.copy_(part)
             note_read(arrays, part)
     return found
 

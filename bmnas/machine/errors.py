@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class UserError(Exception):
@@ -12,6 +13,15 @@ class UserError(Exception):
     A message says what was received, what was expected and what to do. The command line
     prints it after ``error:`` and exits with status 2, without a traceback.
     """
+
+
+@contextlib.contextmanager
+def at(place: object) -> Iterator[None]:
+    """Put ``place`` in front of the message of a UserError that is raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
 
 
 def one_line(error: object, limit: int | None = None) -> str:

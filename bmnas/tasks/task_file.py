@@ -5,14 +5,14 @@ See ``docs/your-own-data.md`` for a walk through one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 
-from bmnas.machine.errors import UserError
+from bmnas.machine.errors import UserError, at
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
 from bmnas.tasks.columns import Columns
@@ -37,27 +37,24 @@ class ModalityTable:
     features: tuple[Name, ...] = ()
     weights: Name | None = None
 
-    def modality(self, name: str, column: Callable[..., Array], folder: Path) -> Modality:
+    def modality(self, name: str, columns: Columns, folder: Path) -> Modality:
         """Return the modality; weights and ``hf:`` folders are relative to ``folder``."""
-        backbone = self.backbone
+        backbone, weights, index = self.backbone, None, None
         if backbone is not None and backbone.startswith("hf:"):
             backbone = f"hf:{(folder / Path(backbone[3:]).expanduser()).resolve()}"
-        weights = None
         if self.weights is not None:
             weights = (folder / Path(self.weights).expanduser()).resolve()
             if not weights.is_file():
                 raise UserError(
                     f"weights: received {self.weights!r}, expected a file; there is no {weights}"
                 )
+        with at("array"):
+            data = columns.get(self.array, text=self.type == "text")
+        if self.index is not None:
+            with at("index"):
+                index = columns.get(self.index)
         return Modality(
-            name=name,
-            type=self.type,
-            data=column("array", self.array, text=self.type == "text"),
-            index=None if self.index is None else column("index", self.index),
-            backbone=backbone,
-            weights=weights,
-            features=self.features,
-            sample_rate=self.sample_rate,
+            name, self.type, data, index, backbone, weights, self.features, self.sample_rate
         )
 
 
@@ -110,48 +107,38 @@ def load_task_file(path: Path, data: Path | None = None) -> Task:
     if data is not None and not data.is_dir():
         raise UserError(f"received --data {data}, expected a folder")
     file = read(TaskFile, read_toml(path), str(path))
-    try:
-        return _load(file, path, data)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    source = {"task": str(path.resolve())}
+    if data is not None:
+        source["data"] = str(data.resolve())
+    with at(path):
+        return _load(file, path.parent, data, source)
 
 
-def _load(file: TaskFile, path: Path, data: Path | None) -> Task:
-    kind = task_kind(file.kind)
-    columns = _open_columns(file, path.parent if data is None else data, hint=data is None)
-
-    def column(key: str, name: str, *, text: bool = False) -> Array:
-        try:
-            return columns.get(name, text=text)
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from error
-
+def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str]) -> Task:
+    kind, columns = task_kind(file.kind), _open_columns(file, folder, data)
     modalities = []
     for name, table in file.modality.items():
-        try:
-            modalities.append(table.modality(name, column, path.parent))
-        except UserError as error:
-            raise UserError(f"modality.{name}.{error}") from error
-    labels = column("labels", file.labels)
-    if isinstance(file.split, Split):
-        part = file.split.draw(labels, kind)
-    else:
-        part = _part(column("split", file.split))
+        with at(f"modality.{name}"):
+            modalities.append(table.modality(name, columns, folder))
+    with at("labels"):
+        labels = columns.get(file.labels)
+    with at("split"):
+        if isinstance(file.split, Split):
+            part = file.split.draw(labels, kind)
+        else:
+            part = _part(columns.get(file.split))
     names = file.class_names
     if isinstance(names, str):
-        array = column("class_names", names, text=True)
-        if array.dtype.kind != "U" or array.ndim != 1:
-            raise UserError(
-                f"class_names: received {names!r}, expected a list of strings, or the name of an "
-                "array of strings"
-            )
+        with at("class_names"):
+            array = columns.get(names, text=True)
+            if array.dtype.kind != "U" or array.ndim != 1:
+                raise UserError(
+                    f"received {names!r}, expected a list of strings, or the name of an array of "
+                    "strings"
+                )
         names = tuple(array.tolist())
     seen = part != PARTS.index("test")
     labels, class_names = kind.encode(labels, seen, names, "labels")
-    source = {
-        "task": str(path.resolve()),
-        **({} if data is None else {"data": str(data.resolve())}),
-    }
     return Task(
         name=file.name,
         kind=kind.name,
@@ -165,14 +152,16 @@ def _load(file: TaskFile, path: Path, data: Path | None) -> Task:
     )
 
 
-def _open_columns(file: TaskFile, folder: Path, *, hint: bool) -> Columns:
+def _open_columns(file: TaskFile, folder: Path, data: Path | None) -> Columns:
     names = (file.data,) if isinstance(file.data, str) else file.data
-    try:
-        return Columns([folder / name for name in names])
-    except UserError as error:
-        missing = hint and not all((folder / name).exists() for name in names)
-        more = ": give --data DIR, the folder that holds the data" if missing else ""
-        raise UserError(f"data: {error}{more}") from error
+    paths = [(data or folder) / name for name in names]
+    if data is None and not all(path.exists() for path in paths):
+        missing = next(path for path in paths if not path.exists())
+        raise UserError(
+            f"data: {missing}: no such file: give --data DIR, the folder that holds the data"
+        )
+    with at("data"):
+        return Columns(paths)
 
 
 def _part(part: Array) -> Array:
@@ -182,10 +171,9 @@ def _part(part: Array) -> Array:
     numbers = np.full(part.shape, -1, dtype=np.int64)
     for name, number in _PART_NAMES.items():
         numbers[part == name] = number
-    if np.any(numbers < 0):
-        row = int(np.argmax(numbers < 0))
+    for row in np.flatnonzero(numbers < 0)[:1]:
         raise UserError(
-            f"split: received {str(part.flat[row])!r} in row {row}, "
+            f"received {str(part.flat[row])!r} in row {row}, "
             f"expected one of {', '.join(_PART_NAMES)}"
         )
     return numbers

@@ -87,7 +87,7 @@ def test_what_moves_is_copied_whole_and_its_pages_are_counted(tmp_path: Path) ->
     np.save(tmp_path / "a.npy", np.arange(2500, dtype=np.float32).reshape(2500, 1, 1))
     arrays = Counted({"a.1": MappedFile(tmp_path / "a.npy", (2500, 1, 1))})
     # Copied, not taken over, though it is the same device.
-    found = moved(arrays, CPU)["a.1"]
+    found = moved(arrays, ["a.1"], CPU)["a.1"]
     assert torch.equal(found, arrays["a.1"])
     assert found.data_ptr() != arrays["a.1"].data_ptr()
     assert read == [(1024, 4), (1024, 4), (452, 4)]

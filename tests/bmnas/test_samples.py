@@ -227,7 +227,7 @@ def test_features_are_used_in_float32(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("resident", [True, False])
 def test_batches_reach_the_device_from_there_and_from_here(resident: bool) -> None:
     here, device = feature_samples(), torch.device("meta")
-    arrays = moved(here.arrays, device) if resident else here.arrays
+    arrays = moved(here.arrays, here.names, device) if resident else here.arrays
     samples = FeatureSamples(here.names, arrays, here.rows, here.labels)
     assert samples.resident == samples.select(["audio.1"]).resident == resident
     assert samples.labels.device.type == "cpu"
