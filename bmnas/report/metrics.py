@@ -24,8 +24,8 @@ Number = Annotated[float, Range(-1e300, 1e300)]
 #: The stages by which seconds and speeds go, in the order of tables.
 STAGES = (
     *("backbones", "extraction", "compile", "search_weights", "search_architecture"),
-    *("validation", "candidates", "surrogate", "single_path", "screening", "rerank", "other"),
-    *("search", "total", "train_compile", "train"),
+    *("validation", "candidates", "proposals", "surrogate", "single_path", "screening", "rerank"),
+    *("other", "search", "total", "train_compile", "train"),
 )
 
 
