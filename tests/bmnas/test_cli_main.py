@@ -170,7 +170,8 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bmnas.cli.tasks.preset_names", interrupt)
+    # bmnas.cli.tasks is also the command of that name.
+    monkeypatch.setattr(sys.modules["bmnas.cli.tasks"], "preset_names", interrupt)
     printed = bmnas_command("presets")
     assert printed.status == 1
     assert printed.err.strip() == "error: stopped; search and train go on with --resume"
