@@ -21,8 +21,8 @@ from bmnas.report.comparison import comparison_tables
 from bmnas.report.tables import print_tables
 
 if TYPE_CHECKING:
+    from bmnas.lab.engines import JobRecord
     from bmnas.lab.job import Job
-    from bmnas.lab.runs import JobRecord
 
 
 @dataclass(frozen=True)

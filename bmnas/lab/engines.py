@@ -11,9 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from bmnas.lab.job import Order
 from bmnas.machine.errors import one_line
@@ -21,13 +21,22 @@ from bmnas.machine.files import write_text
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a job ended: done; failed, so that the user must help; lost with its process."""
+class JobRecord:
+    """How a job stands: waiting; done; failed, so that the user must help; lost with its process.
+
+    ``settings`` are what tells it from the others; scores are fractions, ``seconds`` those of the
+    search.
+    """
 
     name: str
-    state: Literal["done", "failed", "lost"]
-    error: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    state: Literal["waiting", "done", "failed", "lost"] = "waiting"
     attempts: int = 0
+    error: str | None = None
+    metric: str | None = None
+    validation: float | None = None
+    test: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,23 +52,26 @@ class Workers:
     retries: int
 
 
+#: Is called with how a job ended.
+Told = Callable[[JobRecord], None]
+
 #: Has the orders done and calls back for each that has ended.
-Engine = Callable[[Sequence[Order], Workers, Callable[[Result], None]], None]
+Engine = Callable[[Sequence[Order], Workers, Told], None]
 
 #: Does an order once; the number says which of the workers does it.
-Attempt = Callable[[Order, int], Result]
+Attempt = Callable[[Order, int], JobRecord]
 
 
-def run_local(orders: Sequence[Order], workers: Workers, told: Callable[[Result], None]) -> None:
+def run_local(orders: Sequence[Order], workers: Workers, told: Told) -> None:
     """Do ``orders`` on this machine; GPUs go round, a processor's cores are divided."""
 
-    def attempt(order: Order, place: int) -> Result:
+    def attempt(order: Order, place: int) -> JobRecord:
         return run_process(order, workers, _environment(order, place, workers.count))
 
     run_orders(orders, workers, told, attempt)
 
 
-def run_on_ray(orders: Sequence[Order], workers: Workers, told: Callable[[Result], None]) -> None:
+def run_on_ray(orders: Sequence[Order], workers: Workers, told: Told) -> None:
     """Do ``orders`` on the cluster of ``RAY_ADDRESS``, or on Ray on this machine.
 
     Each takes one CPU, and one GPU where the cluster has any. Every machine must see the jobs'
@@ -74,19 +86,19 @@ def run_on_ray(orders: Sequence[Order], workers: Workers, told: Callable[[Result
     ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **own)
     gpus = 1 if ray.cluster_resources().get("GPU", 0) and orders[0]["device"] != "cpu" else 0
 
-    def work(order: Order) -> Result:
+    def work(order: Order) -> JobRecord:
         # Ray's workers have the driver's sys.path, their children only what is said here.
         path = os.pathsep.join(filter(None, sys.path))
         return run_process(order, workers, {**os.environ, "PYTHONPATH": path})
 
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(work)
 
-    def attempt(order: Order, place: int) -> Result:
+    def attempt(order: Order, place: int) -> JobRecord:
         try:
-            result: Result = ray.get(remote.remote(order))
+            result: JobRecord = ray.get(remote.remote(order))
         except ray.exceptions.RayError as error:
             # Not the process alone but Ray's own worker, or its machine.
-            return Result(order["job"]["name"], "lost", one_line(error, 200))
+            return JobRecord(order["job"]["name"], state="lost", error=one_line(error, 200))
         return result
 
     try:
@@ -95,15 +107,13 @@ def run_on_ray(orders: Sequence[Order], workers: Workers, told: Callable[[Result
         ray.shutdown()
 
 
-def run_orders(
-    orders: Sequence[Order], workers: Workers, told: Callable[[Result], None], attempt: Attempt
-) -> None:
+def run_orders(orders: Sequence[Order], workers: Workers, told: Told, attempt: Attempt) -> None:
     """Do ``orders`` by ``attempt``, again where one is lost; ``told`` is called in this thread."""
     places: queue.SimpleQueue[int] = queue.SimpleQueue()
     for place in range(workers.count):
         places.put(place)
 
-    def one(order: Order) -> Result:
+    def one(order: Order) -> JobRecord:
         place = places.get()
         try:
             for number in range(1, workers.retries + 2):
@@ -123,7 +133,7 @@ def run_orders(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def run_process(order: Order, workers: Workers, environment: Mapping[str, str]) -> Result:
+def run_process(order: Order, workers: Workers, environment: Mapping[str, str]) -> JobRecord:
     """Do ``order`` in a process that ends when this one does."""
     name: str = order["job"]["name"]
     scratch = Path(order["folder"]) / ".scratch"
@@ -142,15 +152,17 @@ def run_process(order: Order, workers: Workers, environment: Mapping[str, str]) 
         said = (process.stderr.read().strip().splitlines() or [""])[-1][:1000]
         status = process.wait()
     if status == 0:
-        return Result(name, "done")
+        return JobRecord(name, state="done")
     if status == 2:
-        return Result(name, "failed", said)
+        return JobRecord(name, state="failed", error=said)
     if status == -signal.SIGINT:
         # Ctrl-C reaches a process together with this one, or a little earlier.
         raise KeyboardInterrupt
     if status < 0:
-        return Result(name, "lost", f"killed by {signal.Signals(-status).name}")
-    return Result(name, "lost", f"ended with status {status}" + (f": {said}" if said else ""))
+        how = f"killed by {signal.Signals(-status).name}"
+    else:
+        how = f"ended with status {status}" + (f": {said}" if said else "")
+    return JobRecord(name, state="lost", error=how)
 
 
 def _environment(order: Order, place: int, workers: int) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from bmnas.lab.engines import Engine, Result, Workers
+from bmnas.lab.engines import Engine, JobRecord, Workers
 from bmnas.lab.job import Job, backbones_jobs
 from bmnas.machine.distributed import lock_folders
 from bmnas.machine.errors import UserError
@@ -20,21 +21,6 @@ from bmnas.report.metrics import RunMetrics
 from bmnas.report.tables import DASH, TextTable
 
 _NAME = "sweep.json"
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """How a job stands: ``done``, ``failed``, ``lost`` or ``waiting``; scores as fractions."""
-
-    name: str
-    settings: Mapping[str, Any]
-    state: str = "waiting"
-    attempts: int = 0
-    error: str | None = None
-    metric: str | None = None
-    validation: float | None = None
-    test: float | None = None
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -54,22 +40,20 @@ def read_records(folder: Path) -> dict[str, JobRecord]:
 
 
 def record_of(
-    job: Job, folder: Path, result: Result, earlier: Mapping[str, JobRecord]
+    job: Job, folder: Path, result: JobRecord, earlier: Mapping[str, JobRecord]
 ) -> JobRecord:
-    """Return how ``job`` stands below ``folder`` after ``earlier`` calls and ``result``."""
+    """Return ``result`` with what ``job`` left below ``folder`` and the attempts of ``earlier``."""
     done = result.state == "done"
     metrics = Run(folder / job.name).read_metrics() if done else RunMetrics()
     before = earlier[job.name].attempts if job.name in earlier else 0
-    return JobRecord(
-        job.name,
-        job.label,
-        result.state,
-        before + result.attempts,
-        result.error,
-        metrics.metric,
-        metrics.validation_score,
-        metrics.test_score,
-        metrics.seconds.get("search"),
+    return dataclasses.replace(
+        result,
+        settings=job.label,
+        attempts=before + result.attempts,
+        metric=metrics.metric,
+        validation=metrics.validation_score,
+        test=metrics.test_score,
+        seconds=metrics.seconds.get("search"),
     )
 
 
@@ -138,9 +122,9 @@ def _run(
 ) -> list[JobRecord]:
     """Do what is not finished: backbones, then jobs, then those that start from another one's."""
     records = {job.name: JobRecord(job.name, job.label) for job in jobs}
-    by_name, ended = {job.name: job for job in jobs}, dict[str, Result]()
+    by_name, ended = {job.name: job for job in jobs}, dict[str, JobRecord]()
 
-    def end(result: Result) -> None:
+    def end(result: JobRecord) -> None:
         ended[result.name] = result
         if result.name in by_name:
             records[result.name] = record_of(by_name[result.name], folder, result, earlier)
@@ -151,13 +135,13 @@ def _run(
 
     for job in jobs:
         if job.finished(folder):
-            end(Result(job.name, "done"))
+            end(JobRecord(job.name, state="done"))
     save()
     left = [job for job in jobs if job.name not in ended]
     shared = backbones_jobs(left)
     with progress.stage("runs", len(shared) + len(left)) as shown:
 
-        def told(result: Result) -> None:
+        def told(result: JobRecord) -> None:
             if result.error is not None:
                 progress.note(f"{result.name}: {result.state}: {result.error}")
             end(result)
@@ -173,7 +157,8 @@ def _run(
                     orders.append(job.order(folder.resolve(), device))
                 else:
                     what = "backbones" if spoilt.name == job.backbones else spoilt.name
-                    told(Result(job.name, spoilt.state, f"its {what}: {spoilt.error}"))
+                    error = f"its {what}: {spoilt.error}"
+                    told(JobRecord(job.name, state=spoilt.state, error=error))
             if orders:
                 engine(orders, workers, told)
     return list(records.values())

@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-from bmnas.lab.engines import Result
+from bmnas.lab.engines import JobRecord
 from bmnas.lab.job import SEARCHED, Job
 from bmnas.lab.runs import jobs_table, read_records, record_of
 from bmnas.machine.costs import hardware, versions
@@ -175,7 +175,7 @@ def write_report(
     """
     runs = [(job, load_run(folder / job.name)) for job in jobs]
     rows, records = report_rows(runs), read_records(folder)
-    done = [record_of(job, folder, Result(job.name, "done"), records) for job in jobs]
+    done = [record_of(job, folder, JobRecord(job.name, state="done"), records) for job in jobs]
     tables, trace = comparison_tables(rows), jobs_table(done, "Runs")
     machine, software = hardware(), versions()
     date = datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -8,19 +8,17 @@ import itertools
 import json
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bmnas.lab.job import Job
-from bmnas.machine.errors import UserError, close, one_line
+from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import received
 from bmnas.pipeline.config import Config, load_preset
-from bmnas.spaces.registry import space_named
-from bmnas.strategies import strategy_named
+from bmnas.strategies import STRATEGIES, check_settings, strategy_named
 from bmnas.tasks import load_task
 
 #: Settings that are no configuration values, with their types.
@@ -94,34 +92,27 @@ def _require_read(setup: Setup, train: bool) -> None:
 
     And for a strategy or space that is not there.
     """
-    strategy, space = strategy_named(setup.settings["strategy"]), setup.settings.get("space")
-    strategy.check_space(space)
+    strategy, space = setup.settings["strategy"], setup.settings.get("space")
+    strategy_named(strategy).check_space(space)
+    sections = {key: key.partition(".")[0] for key in setup.varied}
+    searched = [key.removeprefix("search.") for key, name in sections.items() if name == "search"]
     # The features are as long as section [search] says, whatever becomes of them.
-    reads = {*strategy.READS, *space_named(space or strategy.SPACE).sizes(), "length"}
-
-    def read(key: str) -> bool:
-        section, _, name = key.partition(".")
-        if section == "search":
-            return name in reads
-        if section == "train":
-            # The threshold decides which genotype of a multilabel task is kept.
-            return train or name == "threshold"
-        return not name or section in ("unimodal", strategy.NAME)
-
-    useless = sorted(key for key in setup.varied if not read(key))
+    check_settings(strategy, space, [name for name in searched if name != "length"])
+    others = {*STRATEGIES, *(() if train else ("train",))} - {strategy}
+    # The threshold decides which genotype of a multilabel task is kept.
+    useless = [k for k, name in sections.items() if name in others and k != "train.threshold"]
     if useless:
         raise UserError(
-            f"trial {setup.name}: received {', '.join(useless)}, which strategy {strategy.NAME} "
-            "does not read; leave it out, or vary it in a [[trial]] of another strategy (values "
-            "of [train] count with --train)"
+            f"trial {setup.name}: received {', '.join(useless)}, which strategy {strategy} does "
+            "not read; leave it out (values of [train] count with --train)"
         )
 
 
 def read_sweep(path: Path | None, given: Mapping[str, Any], grid: Sequence[str]) -> list[Setup]:
     """Return the runs of the file ``path`` with the options ``given`` over its settings.
 
-    ``grid`` holds texts ``KEY=VALUE,VALUE…``, each another axis of the grid; values are as in TOML,
-    and words need no quotes. Raises UserError for what cannot be understood.
+    ``grid`` holds texts ``KEY=VALUE,VALUE…``, each another axis of the grid. Raises UserError for
+    what cannot be understood.
     """
     base, axes, runs = ({}, {}, []) if path is None else _read(path)
     base |= {key: value for key, value in given.items() if value is not None}
@@ -188,17 +179,16 @@ def _axis(text: str) -> dict[str, list[Any]]:
     key, equals, rest = (part.strip() for part in text.partition("="))
     if not equals or not rest:
         raise UserError(f"--set: received {text!r}, expected KEY=VALUE,VALUE…")
-    values = [_value(word.strip(), text) for word in rest.split(",")]
+    values = [_value(word.strip()) for word in rest.split(",")]
     return _settings({key: values}, "--set", lists=True)
 
 
-def _value(word: str, text: str) -> Any:
-    if re.fullmatch(r"[A-Za-z_./~][^\"'\[\]{}]*", word) and word not in ("true", "false"):
-        return word
+def _value(word: str) -> Any:
+    """Return what ``word`` is in JSON: a number, true, false, a text; else the word itself."""
     try:
-        return tomllib.loads(f"value = {word}")["value"]
-    except ValueError as error:
-        raise UserError(f"--set: {text}: received {word!r}: {one_line(error, 80)}") from error
+        return json.loads(word)
+    except ValueError:
+        return word
 
 
 def _names(runs: Sequence[_Named]) -> list[str]:

@@ -102,8 +102,10 @@ def build_table(
             # Not beside the backbones: the cache of a search there holds no test data.
             folder=run / "features",
         )
+        source = {k: Path(v).name for k, v in task.source.items() if k == "task"}
         about = {
-            "task": {"name": task.name, "source": _placeless(task.source)},
+            # Without the folders of this machine: a table is passed on.
+            "task": {"name": task.name, "source": source},
             "metric": head_for(task.kind).metric,
             "features": list(cache.names),
             "classes": task.classes,
@@ -122,15 +124,6 @@ def build_table(
         table = Table(about, tuple(work.genotypes), arrays)
         table.save(out)
     return table
-
-
-def _placeless(source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a task's source without the folders of this machine: a table is passed on."""
-    plain = {key: value for key, value in source.items() if key != "data"}
-    name = plain.get("task")
-    if isinstance(name, str) and name.endswith(".toml"):
-        plain["task"] = Path(name).name
-    return plain
 
 
 def _scores(work: Work, seeds: range, workers: int, progress: Progress) -> dict[str, NDArray[Any]]:
