@@ -6,7 +6,7 @@ Importing this starts neither matplotlib nor rich; only drawing and printing do.
 from __future__ import annotations
 
 from bmnas.report.comparison import ComparisonRow, comparison_rows, draw_comparison
-from bmnas.report.history import draw_history, draw_weights
+from bmnas.report.history import draw_history, weights_parts
 from bmnas.report.picture import draw_genotype
 from bmnas.report.record import load_bundle, load_history, load_run
 from bmnas.report.style import write_figure
@@ -18,10 +18,10 @@ __all__ = [
     "draw_comparison",
     "draw_genotype",
     "draw_history",
-    "draw_weights",
     "genotype_text",
     "load_bundle",
     "load_history",
     "load_run",
+    "weights_parts",
     "write_figure",
 ]

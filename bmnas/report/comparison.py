@@ -3,81 +3,58 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 from bmnas.machine.errors import UserError
 from bmnas.report.metrics import RunMetrics
 from bmnas.report.page import figure_html, page
-from bmnas.report.record import RunRecord
+from bmnas.report.record import RunConfig, RunRecord
 from bmnas.report.style import GREY, INK, PALETTE, Part, figure_of, printable, short_ticks
-from bmnas.report.tables import DASH, TextTable, html_tables, shown
+from bmnas.report.tables import DASH, TextTable, html_tables, leaves, shown
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """Mean and sample standard deviation over the runs of a row; None for a single run."""
 
     mean: float
     deviation: float | None
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A column of a comparison: its heading, the format of its numbers, where they are.
+class Measure(NamedTuple):
+    """A column of a comparison: heading, format of its numbers, their place in metrics.json.
 
     ``axis`` is its label where scores are drawn against it.
     """
 
     heading: str
     spec: str
-    of: Callable[[RunMetrics], float | None]
+    place: str
     axis: str = ""
-
-
-def _best_unimodal(metrics: RunMetrics) -> float | None:
-    scores = [network.test for network in metrics.unimodal.values() if network.test is not None]
-    return max(scores, default=None)
-
-
-def _latency(engine: str) -> Callable[[RunMetrics], float | None]:
-    def median(metrics: RunMetrics) -> float | None:
-        batch = getattr(metrics.latency, engine).get("batch_1")
-        return None if batch is None else float(batch.median_ms)
-
-    return median
 
 
 #: Scores are test scores, parameters counts, latencies the medians of batch 1 in milliseconds.
 MEASURES: Mapping[str, Measure] = {
-    "score": Measure("test score", ".4f", lambda m: m.test_score),
-    "best_unimodal": Measure("best unimodal", ".4f", _best_unimodal),
+    "score": Measure("test score", ".4f", "test.score"),
+    "best_unimodal": Measure("best unimodal", ".4f", "best_unimodal"),
     "fusion_parameters": Measure(
-        "fusion params",
-        ",.0f",
-        lambda m: m.parameters.get("fusion"),
-        "parameters of the fusion network",
+        "fusion params", ",.0f", "parameters.fusion", "parameters of the fusion network"
     ),
-    "classifier_parameters": Measure(
-        "classifier params", ",.0f", lambda m: m.parameters.get("classifier")
+    "classifier_parameters": Measure("classifier params", ",.0f", "parameters.classifier"),
+    "torch_ms": Measure(
+        "torch ms", ".3g", "latency.torch.batch_1.median_ms", "latency of batch 1 in torch, ms"
     ),
-    "torch_ms": Measure("torch ms", ".3g", _latency("torch"), "latency of batch 1 in torch, ms"),
     "onnxruntime_ms": Measure(
         "onnxruntime ms",
         ".3g",
-        _latency("onnxruntime"),
+        "latency.onnxruntime.batch_1.median_ms",
         "latency of batch 1 in onnxruntime, ms",
     ),
-    "search_seconds": Measure(
-        "search s", ".1f", lambda m: m.seconds.get("search"), "search, seconds"
-    ),
-    "search_processor_seconds": Measure(
-        "search CPU s", ".1f", lambda m: m.processor_seconds.get("search")
-    ),
-    # Nought where there was no GPU.
-    "gpu_hours": Measure("GPU-hours", ".3g", lambda m: m.seconds.get("gpu_hours") or None),
+    "search_seconds": Measure("search s", ".1f", "seconds.search", "search, seconds"),
+    "search_processor_seconds": Measure("search CPU s", ".1f", "processor_seconds.search"),
+    "gpu_hours": Measure("GPU-hours", ".3g", "seconds.gpu_hours"),
 }
 
 
@@ -98,8 +75,9 @@ class ComparisonRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the row as JSON-ready plain data."""
-        data = asdict(self)
-        return {**dict.fromkeys(MEASURES), **data.pop("measures"), **data}
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        spreads = {key: spread._asdict() for key, spread in data.pop("measures").items()}
+        return {**dict.fromkeys(MEASURES), **spreads, **data}
 
 
 def comparison_rows(runs: Sequence[RunRecord]) -> list[ComparisonRow]:
@@ -108,17 +86,16 @@ def comparison_rows(runs: Sequence[RunRecord]) -> list[ComparisonRow]:
     Raises UserError when a run has no config.json or when two runs are equal in
     configuration and seed: counted twice they would feign a small deviation.
     """
-    rows = []
     for run in runs:
         if not run.settings:
             raise UserError(f"{run.path}: expected config.json, which is missing")
-    tasks = _grouped(
-        runs, lambda run: _flat({"task": run.config.task}), lambda c: c.task.get("name")
-    )
-    for task, members in tasks:
-        for name, group in _grouped(members, _how, lambda c: c.fusion or c.strategy):
-            rows.append(_row(task, name, group))
-    return rows
+    return [
+        _row(task, name, group)
+        for task, members in _grouped(
+            runs, lambda run: leaves({"task": run.config.task}), lambda c: c.task.get("name")
+        )
+        for name, group in _grouped(members, _how, lambda c: c.fusion or c.strategy)
+    ]
 
 
 def format_spread(value: Spread | None, spec: str) -> str:
@@ -191,10 +168,10 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 def _grouped(
     runs: Sequence[RunRecord],
-    settings: Callable[[RunRecord], Mapping[str, str]],
-    named: Callable[[Any], Any],
-) -> list[tuple[str, list[RunRecord]]]:
-    """Return the runs of equal ``settings`` together, each group with a name of its own.
+    settings: Callable[[RunRecord], Mapping[str, Any]],
+    named: Callable[[RunConfig], Any],
+) -> Iterator[tuple[str, list[RunRecord]]]:
+    """Yield the runs of equal ``settings`` together, each group with a name of its own.
 
     That is what ``named`` makes of their configuration; where groups share it, followed by the
     settings in which they differ.
@@ -203,35 +180,22 @@ def _grouped(
     for run in runs:
         groups.setdefault(str(settings(run)), []).append(run)
     found = [(named(own[0].config), settings(own[0]), own) for own in groups.values()]
-    result = []
     for name, values, own in found:
         alike = [others for other, others, _ in found if other == name]
         parts = [
             f"{key.partition('.')[2] or key} {values.get(key, DASH)}"
             for key in dict.fromkeys(key for others in alike for key in others)
-            if len({others.get(key) for others in alike}) > 1
+            if len({str(others.get(key)) for others in alike}) > 1
         ]
-        text = printable(str(name or DASH))
-        text += f" ({printable(', '.join(parts), 120)})" if parts else ""
-        result.append((text, own))
-    return result
+        differences = f" ({printable(', '.join(parts), 120)})" if parts else ""
+        yield printable(str(name or DASH)) + differences, own
 
 
-def _how(run: RunRecord) -> dict[str, str]:
+def _how(run: RunRecord) -> dict[str, Any]:
     """Return all settings but the task and the seeds; a run of one search does not count them."""
     kept = {k: v for k, v in run.settings.items() if k not in ("task", "seed", "backbones")}
-    flat = _flat({"seeds": 1, **kept})
+    flat = leaves({"seeds": 1, **kept})
     return {key: value for key, value in sorted(flat.items()) if not key.endswith(".seed")}
-
-
-def _flat(value: Any, place: str = "") -> dict[str, str]:
-    """Return the values inside nested tables by their place, such as ``search.cells``."""
-    if not isinstance(value, Mapping):
-        return {place: str(value)}
-    flat: dict[str, str] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{place}.{key}" if place else str(key))
-    return flat
 
 
 def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
@@ -246,15 +210,20 @@ def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
                 f"{by_seed[seed].path} again; expected each once, leave one out"
             )
         by_seed[seed] = run
-    metrics = {printable(run.metrics.metric) if run.metrics.metric else None for run in runs}
-    if len(metrics) > 1:
-        found = ", ".join(sorted(map(str, metrics)))
-        raise UserError(
-            f"{runs[-1].path}: expected one metric for runs of {name}, received {found}"
-        )
-    spreads = {key: spread_of([m.of(run.metrics) for run in runs]) for key, m in MEASURES.items()}
+    found = [_measured(run.metrics) for run in runs]
+    spreads = {key: spread_of([one.get(m.place) for one in found]) for key, m in MEASURES.items()}
     known = {key: spread for key, spread in spreads.items() if spread is not None}
-    return ComparisonRow(task, name, tuple(sorted(by_seed)), metrics.pop(), known)
+    metric = next((printable(run.metrics.metric) for run in runs if run.metrics.metric), None)
+    return ComparisonRow(task, name, tuple(sorted(by_seed)), metric, known)
+
+
+def _measured(metrics: RunMetrics) -> dict[str, Any]:
+    """Return the values of metrics.json by their place."""
+    found = leaves(metrics.to_dict())
+    tested = [network.test for network in metrics.unimodal.values() if network.test is not None]
+    # Nought where there was no GPU.
+    hours = metrics.seconds.get("gpu_hours") or None
+    return {**found, "best_unimodal": max(tested, default=None), "seconds.gpu_hours": hours}
 
 
 def _part(task: str, rows: Sequence[ComparisonRow]) -> Part:

@@ -57,17 +57,6 @@ def history_parts(search: Sequence[Epoch], training: Sequence[Epoch], metric: st
     return [part for part in parts if part is not None]
 
 
-def draw_weights(history: Sequence[Epoch], features: Sequence[str] = ()) -> Any:
-    """Return a matplotlib Figure of alpha, beta and gamma, see ``weights_parts``.
-
-    Raises UserError when no epoch has weights.
-    """
-    parts = weights_parts(history, features)
-    if not parts:
-        raise UserError("history: expected epochs with alpha, beta and gamma, received none")
-    return figure_of(*parts)
-
-
 def weights_parts(history: Sequence[Epoch], features: Sequence[str] = ()) -> list[Part]:
     """Return heat maps of the weights of the best epoch, none where no epoch has weights.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
@@ -140,10 +140,8 @@ def run_tables(metrics: RunMetrics) -> list[TextTable]:
     ]
     # Nothing was compiled: no line of zeros.
     seconds = {k: v for k, v in metrics.seconds.items() if v or not k.endswith("compile")}
-    times = [
-        (k.replace("_", " "), seconds.get(k), metrics.samples_per_second.get(k)) for k in STAGES
-    ]
-    metric = printable(metrics.metric or "score").replace("_", " ")
+    times = [(_words(k), seconds.get(k), metrics.samples_per_second.get(k)) for k in STAGES]
+    metric = _words(metrics.metric or "score")
     tables = [
         _table(f"Scores, {metric}", ("network", "validation", "test"), scores, ".4f"),
         _table("Time", ("stage", "seconds", "samples/s"), times, ",.1f"),
@@ -179,22 +177,24 @@ def _table(
     return TextTable(title, columns, tuple(lines))
 
 
+def leaves(value: Any, place: str = "") -> dict[str, Any]:
+    """Return the values inside nested tables by their place, such as ``search.cells``."""
+    if not isinstance(value, Mapping):
+        return {place: value}
+    found: dict[str, Any] = {}
+    for key, inner in value.items():
+        found |= leaves(inner, f"{place}.{key}" if place else str(key))
+    return found
+
+
 def _sections(data: Mapping[str, Mapping[str, Any]]) -> list[TextTable]:
     """Return a table a section, with a line for each value at whatever depth."""
     return [
-        TextTable(
-            printable(key.replace("_", " ")).capitalize(),
-            ("property", "value"),
-            tuple((name, shown(value, limit=160)) for name, value in _leaves(section)),
-        )
+        TextTable(_words(key).capitalize(), ("property", "value"), tuple(lines))
         for key, section in data.items()
+        if (lines := [(_words(k), shown(v, limit=160)) for k, v in leaves(section).items()])
     ]
 
 
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        name = f"{prefix}{printable(key.replace('_', ' '))}"
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{name} ")
-        else:
-            yield name, value
+def _words(name: str) -> str:
+    return printable(name.replace("_", " ").replace(".", " "))

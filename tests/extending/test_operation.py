@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import bmnas
 from bmnas.machine.errors import UserError
-from bmnas.report import draw_genotype, draw_weights, genotype_text, load_run, write_figure
+from bmnas.report import draw_genotype, genotype_text, load_run, weights_parts, write_figure
+from bmnas.report.style import figure_of
 from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.one_shot import OneShot
@@ -61,7 +62,9 @@ def test_an_operation_of_its_own_goes_all_the_way(tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert {len(row) for line in lines for row in json.loads(line)["gamma"][0]} == {6}
     history = load_run(tmp_path / "run").history
-    write_figure(draw_weights(history, found.genotype.features), tmp_path / "weights.svg")
+    write_figure(
+        figure_of(*weights_parts(history, found.genotype.features)), tmp_path / "weights.svg"
+    )
     assert "Product" in (tmp_path / "weights.svg").read_text()
 
     # Whatever was found, a genotype with the operation in it is trained, exported and drawn.
