@@ -24,19 +24,20 @@ def show(
 
     Example: bmnas show runs/digits --out digits.html
     """
+    from bmnas.report.record import load_record
     from bmnas.report.style import check_suffix
-    from bmnas.report.view import view
+    from bmnas.report.view import draw_record, record_data, record_page, record_tables, record_text
 
     if out is not None:
         check_suffix(out, ".svg", ".png", ".html")
-    shown = view(file)
+    found = load_record(file)
     if out is not None:
-        _write(out, shown.page() if out.suffix == ".html" else shown.figure())
+        _write(out, record_page(found) if out.suffix == ".html" else draw_record(found))
     if as_json:
-        print_json({**shown.data, "path": str(file), "out": out})
+        print_json({**record_data(found), "path": str(file), "out": out})
     elif out is None:
-        print(shown.text())
-        print_tables(shown.tables)
+        print(record_text(found))
+        print_tables(record_tables(found))
 
 
 def compare(

@@ -28,7 +28,7 @@ from bmnas.report.comparison import (
 )
 from bmnas.report.metrics import UnimodalMetrics
 from bmnas.report.page import Section, figure_html, page
-from bmnas.report.record import RunRecord, load_run
+from bmnas.report.record import Record, load_run
 from bmnas.report.tables import html_tables, markdown
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.table import FUSIONS
@@ -217,14 +217,14 @@ def _figures(rows: Sequence[ComparisonRow]) -> Iterator[Section]:
         yield f"Score and cost, {task}", figure_html(draw_comparison(drawn), f"p{number}")
 
 
-def report_rows(runs: Sequence[tuple[Job, RunRecord]]) -> list[ComparisonRow]:
+def report_rows(runs: Sequence[tuple[Job, Record]]) -> list[ComparisonRow]:
     """Return a row for each way to fuse, and one for what fuses nothing, the best score first.
 
     The latter are each modality alone, and the mean of the unimodal networks' logits.
     """
     rows: list[ComparisonRow] = []
     for task in dict.fromkeys(job.label["task"] for job, _ in runs):
-        ways: dict[str, list[RunRecord]] = {}
+        ways: dict[str, list[Record]] = {}
         for job, run in runs:
             if job.label["task"] == task:
                 ways.setdefault(job.way, []).append(run)
@@ -238,7 +238,7 @@ def report_rows(runs: Sequence[tuple[Job, RunRecord]]) -> list[ComparisonRow]:
     return rows
 
 
-def _alone(like: ComparisonRow, runs: Sequence[RunRecord]) -> list[ComparisonRow]:
+def _alone(like: ComparisonRow, runs: Sequence[Record]) -> list[ComparisonRow]:
     """Return the rows of the unimodal networks, which all runs of a task and a seed share."""
     alone: dict[str, list[float | None]] = {
         f"{name} alone": [run.metrics.unimodal.get(name, UnimodalMetrics()).test for run in runs]

@@ -25,7 +25,7 @@ from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.unimodal import Unimodal, remove_stale, unimodal_networks
-from bmnas.report import draw_genotype, draw_history, load_run, write_figure
+from bmnas.report import draw_genotype, figure_of, history_parts, load_run, write_figure
 from bmnas.report.metrics import (
     MemoryPeak,
     RunMetrics,
@@ -267,8 +267,7 @@ def write_pictures(folder: Run, genotype: Architecture | None, progress: Progres
         progress.note("no pictures without matplotlib: pip install matplotlib, then bmnas show")
         return
     try:
-        run = load_run(folder.path)
-        curves = draw_history(run.history, run.training, run.metrics.metric or "score")
+        curves = figure_of(*history_parts(load_run(folder.path)))
         write_figure(curves, folder.path / "history.svg")
         if genotype is not None:
             write_figure(draw_genotype(genotype), folder.path / "architecture.svg")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from bmnas.machine.errors import UserError
 from bmnas.report.metrics import RunMetrics
 from bmnas.report.page import figure_html, page
-from bmnas.report.record import RunConfig, RunRecord
+from bmnas.report.record import Record, RunConfig
 from bmnas.report.style import GREY, INK, PALETTE, Part, figure_of, printable, short_ticks
 from bmnas.report.tables import DASH, TextTable, html_tables, leaves, shown
 
@@ -80,7 +80,7 @@ class ComparisonRow:
         return {**dict.fromkeys(MEASURES), **spreads, **data}
 
 
-def comparison_rows(runs: Sequence[RunRecord]) -> list[ComparisonRow]:
+def comparison_rows(runs: Sequence[Record]) -> list[ComparisonRow]:
     """Return a row for each configuration, tasks together in the order of ``runs``.
 
     Raises UserError when a run has no config.json or when two runs are equal in
@@ -167,16 +167,16 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[tuple[float, flo
 
 
 def _grouped(
-    runs: Sequence[RunRecord],
-    settings: Callable[[RunRecord], Mapping[str, Any]],
+    runs: Sequence[Record],
+    settings: Callable[[Record], Mapping[str, Any]],
     named: Callable[[RunConfig], Any],
-) -> Iterator[tuple[str, list[RunRecord]]]:
+) -> Iterator[tuple[str, list[Record]]]:
     """Yield the runs of equal ``settings`` together, each group with a name of its own.
 
     That is what ``named`` makes of their configuration; where groups share it, followed by the
     settings in which they differ.
     """
-    groups: dict[str, list[RunRecord]] = {}
+    groups: dict[str, list[Record]] = {}
     for run in runs:
         groups.setdefault(str(settings(run)), []).append(run)
     found = [(named(own[0].config), settings(own[0]), own) for own in groups.values()]
@@ -191,15 +191,15 @@ def _grouped(
         yield printable(str(name or DASH)) + differences, own
 
 
-def _how(run: RunRecord) -> dict[str, Any]:
+def _how(run: Record) -> dict[str, Any]:
     """Return all settings but the task and the seeds; a run of one search does not count them."""
     kept = {k: v for k, v in run.settings.items() if k not in ("task", "seed", "backbones")}
     flat = leaves({"seeds": 1, **kept})
     return {key: value for key, value in sorted(flat.items()) if not key.endswith(".seed")}
 
 
-def _row(task: str, name: str, runs: Sequence[RunRecord]) -> ComparisonRow:
-    by_seed: dict[int, RunRecord] = {}
+def _row(task: str, name: str, runs: Sequence[Record]) -> ComparisonRow:
+    by_seed: dict[int, Record] = {}
     for run in runs:
         seed = run.config.seed
         if seed is None:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bmnas.machine.errors import UserError
-from bmnas.report.record import Epoch, best_epoch
-from bmnas.report.style import GREY, INK, PALETTE, Part, figure_of, printable
+from bmnas.report.record import Epoch, Record, best_epoch
+from bmnas.report.style import GREY, INK, PALETTE, Part, printable
 from bmnas.spaces.cells.derive import cell_inputs, step_inputs
 from bmnas.spaces.cells.genotype import cell_nodes, step_nodes
 from bmnas.spaces.cells.operations import OPERATIONS
@@ -37,37 +36,24 @@ _CURVES = (
 )
 
 
-def draw_history(
-    search: Sequence[Epoch], training: Sequence[Epoch] = (), metric: str = "score"
-) -> Any:
-    """Return a matplotlib Figure of the curves of a search and of the training after it.
-
-    ``metric`` names the score on the axes; the best epoch of the search is marked. Raises
-    UserError when there is no epoch at all or matplotlib is missing.
-    """
-    parts = history_parts(search, training, metric)
-    if not parts:
-        raise UserError("history: expected at least one epoch with numbers, received none")
-    return figure_of(*parts)
-
-
-def history_parts(search: Sequence[Epoch], training: Sequence[Epoch], metric: str) -> list[Part]:
-    """Return the curves as parts of a larger figure: a row for the search, one for training."""
-    parts = [_curves("Search", search, metric), _curves("Training", training, metric)]
+def history_parts(run: Record) -> list[Part]:
+    """Return the curves of a run: a row for the search, its best epoch marked, one for training."""
+    metric = (run.metrics.metric or "score").replace("_", " ")
+    parts = [_curves("Search", run.history, metric), _curves("Training", run.training, metric)]
     return [part for part in parts if part is not None]
 
 
-def weights_parts(history: Sequence[Epoch], features: Sequence[str] = ()) -> list[Part]:
+def weights_parts(run: Record) -> list[Part]:
     """Return heat maps of the weights of the best epoch, none where no epoch has weights.
 
     What Algorithm 1 derives from them is framed (Eq. 1, 3, 9 to 11); reranking may have kept
-    another genotype. ``features`` name the first nodes of alpha, which are numbered otherwise.
+    another genotype.
     """
-    epochs = [epoch for epoch in history if epoch.alpha]
+    epochs = [epoch for epoch in run.history if epoch.alpha]
     if not epochs:
         return []
     best = best_epoch(epochs) or epochs[-1]
-    alpha, *others = _heat_maps(best, features)
+    alpha, *others = _heat_maps(best, () if run.genotype is None else run.genotype.features)
     title = f"Architecture weights of epoch {best.number}, the best; frames: as Algorithm 1 derives"
     return [_fields([alpha], title), _fields(others, None)]
 
@@ -77,7 +63,7 @@ def _curves(title: str, epochs: Sequence[Epoch], metric: str) -> Part | None:
     panels: dict[str, list[_Curve]] = {}
     for curve in _CURVES:
         if any(getattr(epoch, curve.key) is not None for epoch in epochs):
-            heading = metric.replace("_", " ") if curve.panel == "score" else curve.panel
+            heading = metric if curve.panel == "score" else curve.panel
             panels.setdefault(heading, []).append(curve)
 
     def paint(onto: Any) -> None:

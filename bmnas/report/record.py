@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import read_json
@@ -90,29 +90,21 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class RunRecord:
-    """A run folder; what its stages have not written yet is empty or None.
+class Record:
+    """What is in a run folder, a bundle folder or a genotype file, empty where there is nothing.
 
-    ``settings`` is all of config.json.
+    ``settings`` is all of config.json, ``manifest`` that of the bundle.
     """
 
     path: Path
-    settings: Mapping[str, Any]
-    config: RunConfig
-    metrics: RunMetrics
-    genotype: Architecture | None
-    history: tuple[Epoch, ...]
-    training: tuple[Epoch, ...]
-    bundle: BundleRecord | None
-
-
-@dataclass(frozen=True)
-class BundleRecord:
-    """A bundle folder: what its manifest says, and the genotype in it if there is one."""
-
-    path: Path
-    manifest: Mapping[str, Any]
-    genotype: Architecture | None
+    kind: Literal["run", "bundle", "genotype"]
+    genotype: Architecture | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    config: RunConfig = field(default_factory=RunConfig)
+    metrics: RunMetrics = field(default_factory=RunMetrics)
+    history: tuple[Epoch, ...] = ()
+    training: tuple[Epoch, ...] = ()
+    manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
 def best_epoch(history: Sequence[Epoch]) -> Epoch | None:
@@ -128,40 +120,46 @@ def best_epoch(history: Sequence[Epoch]) -> Epoch | None:
     return max(scored, key=lambda pair: pair[0])[1]
 
 
-def load_run(path: str | Path) -> RunRecord:
+def load_record(path: Path) -> Record:
+    """Read a genotype file, a run folder or a bundle folder; raises UserError if it is none."""
+    if not path.exists():
+        raise UserError(f"{path}: does not exist; expected a genotype.json, a run or a bundle")
+    if not path.is_dir():
+        return Record(path, "genotype", load_architecture(path))
+    return load_bundle(path) if (path / "manifest.json").is_file() else load_run(path)
+
+
+def load_run(path: str | Path) -> Record:
     """Read a run folder; raises UserError when it is none or when a file of it is malformed."""
     folder = Path(path)
     names = ("config.json", "genotype.json", "history.jsonl", "metrics.json")
     if not any((folder / name).is_file() for name in names):
         raise UserError(f"{folder}: expected a run folder with one of {', '.join(names)}")
     genotype_file, config_file = folder / "genotype.json", folder / "config.json"
-    genotype = load_architecture(genotype_file) if genotype_file.is_file() else None
     settings = read_json(config_file) if config_file.is_file() else {}
-    has_bundle = (folder / "bundle" / "manifest.json").is_file()
-    return RunRecord(
+    bundle = folder / "bundle"
+    return Record(
         folder,
+        "run",
+        load_architecture(genotype_file) if genotype_file.is_file() else None,
         settings,
         read(RunConfig, settings, str(config_file), ignore_unknown=True),
         RunMetrics.load(folder / "metrics.json"),
-        genotype,
         load_history(folder / "history.jsonl"),
         load_history(folder / "train.jsonl"),
-        load_bundle(folder / "bundle") if has_bundle else None,
+        load_bundle(bundle).manifest if (bundle / "manifest.json").is_file() else {},
     )
 
 
-def load_bundle(path: str | Path) -> BundleRecord:
+def load_bundle(path: str | Path) -> Record:
     """Read the manifest of a bundle folder; raises UserError when it is malformed."""
-    folder = Path(path)
-    file = folder / "manifest.json"
-    if not file.is_file():
-        raise UserError(f"{folder}: expected a bundle folder with manifest.json")
+    file = Path(path) / "manifest.json"
     manifest = read_json(file)
     if not isinstance(manifest, dict):
         raise UserError(f"{file}: {received(manifest, 'an object')}")
     found = manifest.get("genotype")
     genotype = None if found is None else architecture_from_dict(found, f"{file}: genotype")
-    return BundleRecord(folder, manifest, genotype)
+    return Record(Path(path), "bundle", genotype, manifest=manifest)
 
 
 def load_history(path: Path) -> tuple[Epoch, ...]:

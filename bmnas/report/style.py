@@ -66,7 +66,12 @@ def drawing_style() -> Iterator[None]:
 
 
 def figure_of(*parts: Part) -> Any:
-    """Return a matplotlib Figure with the ``parts`` under each other, at their own heights."""
+    """Return a matplotlib Figure with the ``parts`` under each other, at their own heights.
+
+    Raises UserError where there are none.
+    """
+    if not parts:
+        raise UserError("expected a genotype or history.jsonl to draw, received neither")
     with drawing_style():
         from matplotlib.figure import Figure
 

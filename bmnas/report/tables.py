@@ -164,10 +164,11 @@ def bundle_tables(manifest: Mapping[str, Any]) -> list[TextTable]:
         if isinstance(tensors, list) and all(isinstance(t, dict) for t in tensors):
             columns = ("name", "shape", "dtype", "meaning")
             lines = (tuple(shown(t.get(name), limit=160) for name in columns) for t in tensors)
-            tables.append(TextTable(key.capitalize(), columns, tuple(lines), words=4))
+            tables.append(TextTable(f"Bundle {key}", columns, tuple(lines), words=4))
             del kept[key]
     facts = {key: value for key, value in kept.items() if key not in sections}
-    return [*_sections({"bundle": facts}), *tables, *_sections(sections)]
+    named = {f"bundle {key}": section for key, section in sections.items()}
+    return [*_sections({"bundle": facts}), *tables, *_sections(named)]
 
 
 def _table(

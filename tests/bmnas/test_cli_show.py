@@ -119,9 +119,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(
 def test_a_bundle_without_genotype_has_no_picture(bundle: Path) -> None:
     (bundle / "manifest.json").write_text(json.dumps({"inputs": [], "outputs": []}))
     result = run(bundle, "--out", bundle.parent / "a.svg")
-    assert "expected a genotype or history.jsonl to draw; choose an .html file" in str(
-        result.exception
-    )
+    assert "expected a genotype or history.jsonl to draw" in str(result.exception)
 
 
 def test_text_needs_neither_matplotlib_nor_torch(folder: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,23 @@ from tiny_runs import svg_texts as texts
 from bmnas.machine.errors import UserError
 from bmnas.report import (
     comparison_rows,
-    draw_history,
+    figure_of,
+    history_parts,
     load_bundle,
     load_run,
     weights_parts,
 )
 from bmnas.report.comparison import comparison_page
-from bmnas.report.record import Epoch
-from bmnas.report.style import figure_of
+from bmnas.report.record import Record
 from bmnas.report.tables import html_tables, markdown, run_tables
-from bmnas.report.view import bundle_view, genotype_view, run_view
+from bmnas.report.view import draw_record, record_page, record_tables
 from bmnas.spaces.cells.operations import OPERATIONS, Operation
 
 Make = Callable[..., Path]
 
 
-def _weights(history: Sequence[Epoch], features: Sequence[str]) -> Any:
-    return figure_of(*weights_parts(history, features))
+def _weights(run: Record) -> Any:
+    return figure_of(*weights_parts(run))
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def make(tmp_path: Path) -> Make:
 def test_weights_are_written_into_the_heat_maps(make: Make) -> None:
     changed = {"alpha": [[0.625, 0.375]], "gamma": [[[0.125, 0.2, 0.4, 0.2, 0.075]] * 2]}
     history = [epoch(1, 0.8), epoch(2, 0.9, best=True, **changed)]
-    shown = texts(_weights(load_run(make(history=history)).history, GENOTYPE.features))
+    shown = texts(_weights(load_run(make(history=history))))
     assert {"left.1", "right.1", "Cell 1, step 2", "Concat FC"} <= set(shown)
     assert shown.count("0.625") == 1
     assert shown.count("0.125") == 2
@@ -57,10 +57,10 @@ def test_further_operations_have_columns_of_their_own(
         operation = Operation(f"more_{n}", f"More {n}", "{0} more {1}", module=None)
         monkeypatch.setitem(OPERATIONS, f"more_{n}", operation)
     lines = [epoch(n, 0.9, gamma=[[[1 / (5 + more)] * (5 + more)] * 2]) for n in (1, 2)]
-    shown = texts(_weights(load_run(make("after", history=lines)).history, GENOTYPE.features))
+    shown = texts(_weights(load_run(make("after", history=lines))))
     assert {"Sum", "More 0", f"More {more - 1}"} <= set(shown)
     # A run from before knows nothing of them.
-    assert "More 0" not in texts(_weights(before.history, GENOTYPE.features))
+    assert "More 0" not in texts(_weights(before))
 
 
 def test_weights_of_a_strategy_without_weights_are_refused_but_its_run_is_drawn(
@@ -68,8 +68,8 @@ def test_weights_of_a_strategy_without_weights_are_refused_but_its_run_is_drawn(
 ) -> None:
     lines = [{"epoch": n, "validation_score": 0.5, "cells": None} for n in (1, 2)]
     run = load_run(make(history=lines))
-    assert weights_parts(run.history, GENOTYPE.features) == []
-    shown = texts(run_view(run).figure())
+    assert weights_parts(run) == []
+    shown = texts(draw_record(run))
     assert "Search" in shown
     assert not [text for text in shown if "alpha" in text]
 
@@ -79,16 +79,16 @@ def test_history_marks_the_best_epoch_and_shows_the_training(make: Make) -> None
     line = {"epoch": 1, "learning_rate": 0.1, "train_loss": 0.5, "train_score": 0.9, "seconds": 1}
     (folder / "train.jsonl").write_text(json.dumps(line) + "\n")
     run = load_run(folder)
-    shown = texts(draw_history(run.history, run.training, "weighted_f1"))
+    shown = texts(figure_of(*history_parts(run)))
     assert "best: epoch 2, 0.9000" in shown
     assert {"Search", "Training", "learning rate"} <= set(shown)
-    assert "weighted f1, validation" in shown
+    assert "accuracy, validation" in shown
 
 
 def test_run_without_any_file_to_draw_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=r"expected a genotype or history\.jsonl to draw"):
-        run_view(load_run(tmp_path)).figure()
+        draw_record(load_run(tmp_path))
     with pytest.raises(UserError, match="expected a run folder with one of"):
         load_run(tmp_path / "nothing")
 
@@ -140,10 +140,10 @@ def test_markdown_and_html_escape_what_files_say(make: Make) -> None:
 def test_any_manifest_is_shown(tmp_path: Path) -> None:
     odd = {"inputs": 3, "outputs": [3, {"name": ["<b>"]}], "class_names": "a", "<task>": {"x": {}}}
     (tmp_path / "manifest.json").write_text(json.dumps(odd))
-    shown = bundle_view(load_bundle(tmp_path))
-    assert shown.tables[0].rows[0] == ("inputs", "3")
-    assert "&lt;b&gt;" in shown.page()
-    assert "<b>" not in shown.page()
+    record = load_bundle(tmp_path)
+    assert record_tables(record)[0].rows[0] == ("inputs", "3")
+    assert "&lt;b&gt;" in record_page(record)
+    assert "<b>" not in record_page(record)
 
 
 class _Page(HTMLParser):
@@ -164,11 +164,11 @@ def test_pages_are_self_contained_and_their_ids_differ(make: Make) -> None:
     (run / "bundle").mkdir()
     (run / "bundle" / "manifest.json").write_text(json.dumps(manifest()))
     record = load_run(run)
-    assert record.bundle is not None
+    assert record.manifest
     pages = [
-        run_view(record).page(),
-        bundle_view(record.bundle).page(),
-        genotype_view(GENOTYPE, "<script>alert(1)</script>").page(),
+        record_page(record),
+        record_page(load_bundle(run / "bundle")),
+        record_page(Record(Path("<script>alert(1)<"), "genotype", GENOTYPE)),
         comparison_page(comparison_rows([record])),
     ]
     for page in pages:

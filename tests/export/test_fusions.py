@@ -101,7 +101,7 @@ def test_a_bundle_says_which_fusion_it_is(tmp_path: Path) -> None:
     assert json.loads(found["bmnas.fusion"]) == manifest.fusion
     assert "bmnas.genotype" not in found
     tables = bundle_tables(load_bundle(tmp_path / "bundle").manifest)
-    assert ("name", "gmu") in {table.title: table for table in tables}["Fusion"].rows
+    assert ("name", "gmu") in {table.title: table for table in tables}["Bundle fusion"].rows
 
 
 def test_a_manifest_without_a_fusion_is_as_before() -> None:

@@ -61,10 +61,7 @@ def test_an_operation_of_its_own_goes_all_the_way(tmp_path: Path) -> None:
     found = bmnas.search(task, run=tmp_path / "run", config=config)
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert {len(row) for line in lines for row in json.loads(line)["gamma"][0]} == {6}
-    history = load_run(tmp_path / "run").history
-    write_figure(
-        figure_of(*weights_parts(history, found.genotype.features)), tmp_path / "weights.svg"
-    )
+    write_figure(figure_of(*weights_parts(load_run(tmp_path / "run"))), tmp_path / "weights.svg")
     assert "Product" in (tmp_path / "weights.svg").read_text()
 
     # Whatever was found, a genotype with the operation in it is trained, exported and drawn.
