@@ -162,7 +162,9 @@ class Layout:
         best = cost(blocks)
         for _ in range(_SWEEPS):
             before = best
-            sequences: list[list[Any]] = [blocks, *blocks]
+            # Features stay in their order.
+            moved = [block for block in blocks if self._row.get(block[0]) != 0]
+            sequences: list[list[Any]] = [blocks, *moved]
             for sequence in sequences:
                 for member in tuple(sequence):
                     kept = sequence.index(member)
@@ -245,6 +247,7 @@ class Layout:
             title = text_width(self._title(n), 9)
             limits.append((unit[f"[{n}"] - unit[f"]{n}"], -title - 2 * _PAD))
         least = 1e-4 * sum(unit[name] for name in spots)
+        least += 0.01 * sum(unit[f"]{n}"] - unit[f"[{n}"] for n in self._spans)
         for link in bends:
             run, level = unit[link.lower] - unit[link.upper], unit[link]
             longest, entry = unit["longest", link.upper], self._entry[link]
