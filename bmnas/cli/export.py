@@ -11,12 +11,13 @@ import typer
 from typer import Option
 
 from bmnas.cli.options import Data, Json
-from bmnas.cli.output import next_command, print_facts, print_json, words
+from bmnas.cli.output import next_command, print_facts, print_json
 from bmnas.cli.serve import needing
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Bars
 from bmnas.pipeline.run_folder import Run
 from bmnas.report.metrics import BatchLatency, LatencyMetrics, RunMetrics
+from bmnas.report.tables import shown
 from bmnas.spaces.registry import load_architecture
 from bmnas.tasks import Task, load_task, reload_task
 
@@ -66,7 +67,7 @@ def export(
     if as_json:
         print_json(bundle.to_dict())
     else:
-        print_facts(_facts(bundle))
+        print_facts(_facts(bundle), "Bundle")
         next_command("serve", bundle.folder)
 
 
@@ -148,10 +149,10 @@ def _facts(bundle: Bundle) -> dict[str, object]:
         "inputs": [_tensor(tensor) for tensor in bundle.manifest.inputs],
         "outputs": [_tensor(tensor) for tensor in bundle.manifest.outputs],
         "equals torch": f"to {parity.difference:.1e} of the largest logit, batches of {batches}",
-        "": f"{parity.agree} of {parity.rows} predictions of test samples are the same",
+        "predictions": f"{parity.agree} of {parity.rows} of test samples are the same",
         **{
-            f"batch {size}": f"{words(time.median_ms)} ms median, {words(time.p99_ms)} ms p99 "
-            f"(onnxruntime, {threads} threads)"
+            f"batch {size}": f"{shown(time.median_ms, '.3g')} ms median, "
+            f"{shown(time.p99_ms, '.3g')} ms p99 (onnxruntime, {threads} threads)"
             for size, time in bundle.latency.items()
         },
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import typer
 
+from bmnas.report.tables import TextTable, print_tables, shown
 from bmnas.tasks import Task, reloadable
 
 
@@ -17,39 +18,10 @@ def print_json(facts: Any) -> None:
     print(json.dumps(facts, indent=2, default=str))
 
 
-def print_facts(facts: Mapping[str, object], title: str | None = None) -> None:
-    """Print names and values in two columns, below ``title`` where there is one."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        label = name.replace("_", " ")
-        table.add_row(label if title is None else f"  {label}", escape(words(value)))
-    if title is None:
-        console.print(table)
-    else:
-        console.print(title, style="bold", markup=False)
-        console.print(table, "")
-
-
-def words(value: object) -> str:
-    """Return plain data as text: lists with commas, mappings as names with values."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(words, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {words(inner)}" for name, inner in value.items())
-    return str(value)
+def print_facts(facts: Mapping[str, object], title: str) -> None:
+    """Print a table of names and values."""
+    rows = tuple((name.replace("_", " "), shown(v, limit=2000)) for name, v in facts.items())
+    print_tables([TextTable(title, ("property", "value"), rows, words=2)])
 
 
 def next_command(*arguments: object, **options: object) -> None:

@@ -10,7 +10,7 @@ import typer
 from typer import Argument, Option
 
 from bmnas.cli.options import Backbones, Json, Seed, TaskOptions, grouped
-from bmnas.cli.output import next_command, print_json, words
+from bmnas.cli.output import next_command, print_facts, print_json
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Bars
 from bmnas.pipeline.run_folder import genotype_file
@@ -176,6 +176,5 @@ def _facts(table: Table, entry: Entry) -> dict[str, Any]:
 def _print(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json(facts)
-        return
-    for name, value in facts.items():
-        print(f"{name.replace('_', ' '):16} {words(value)}")
+    else:
+        print_facts(facts, "Network" if "network" in facts else "Table")

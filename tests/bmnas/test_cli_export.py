@@ -82,7 +82,7 @@ def test_a_genotype_is_all_that_an_export_needs(
     assert manifest.scores == {"metric": "accuracy", "test": {"score": 0.5}}
     assert "m0 float32 (batch, 6, 3)" in result.stdout
     assert "logits float32 (batch, 4), probabilities float32 (batch, 4)" in result.stdout
-    assert "of 42 predictions of test samples are the same" in result.stdout
+    assert "of 42 of test samples are the same" in result.stdout
     assert "batch 64" in result.stdout
     assert result.stderr == f"Next: bmnas serve {run_folder / 'bundle'}\n"
     # Nothing of the exporter's chatter, not even past Python's streams.
@@ -201,7 +201,7 @@ def test_a_task_from_python_has_to_be_named_again(run_folder: Path) -> None:
 def test_metrics_that_are_no_object_are_named(run_folder: Path) -> None:
     (run_folder / "metrics.json").write_text("[1]")
     shown = message(invoke("--genotype", run_folder / "genotype.json"))
-    assert shown == f"{run_folder / 'metrics.json'}: received list, expected an object"
+    assert shown == f"{run_folder / 'metrics.json'}: received [1], expected a table"
 
 
 def test_networks_that_differ_end_with_status_1(

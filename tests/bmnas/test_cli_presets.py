@@ -12,12 +12,12 @@ from bmnas.pipeline.config import load_preset, preset_names
 def test_the_list_names_every_preset_with_its_promise() -> None:
     printed = bmnas_command("presets")
     assert (printed.status, printed.err) == (0, "")
-    lines = printed.out.splitlines()
+    lines = [line.strip() for line in printed.out.splitlines()]
     for name in preset_names():
         assert name in lines
     assert load_preset("ntu-1").promise["command"] in printed.out
     assert "\x1b" not in printed.out
-    assert "freeze_backbones yes" in " ".join(printed.out.split())
+    assert "freeze_backbones True" in " ".join(printed.out.split())
 
 
 def test_json_is_one_object_with_every_setting() -> None:

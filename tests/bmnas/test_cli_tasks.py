@@ -11,7 +11,7 @@ from bmnas.tasks import REGISTERED
 def test_the_table_names_every_task() -> None:
     result = CliRunner().invoke(app, ["tasks"])
     assert result.exit_code == 0
-    for words in (*REGISTERED, "train 1,078", "CC BY 4.0", "left (image 8x4), right (image 8x4)"):
+    for words in (*REGISTERED, "train 1078", "CC BY 4.0", "left (image 8x4), right (image 8x4)"):
         assert words in result.stdout
 
 
