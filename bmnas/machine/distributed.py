@@ -191,33 +191,25 @@ def joined() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock_folders(*folders: Path) -> Iterator[None]:
-    """Lock ``folders``, made if need be, for this run; what killed writers left is removed.
+def lock_folders(run: Path, backbones: Path | None = None) -> Iterator[None]:
+    """Lock the folder of a run and that of its backbones, made if need be.
 
-    The first is that of the run, given with --run; others are given with --backbones. A folder that
-    is named twice is locked once. Of several ranks, which must see the same folders, rank zero
-    holds the locks until all are done. Raises UserError when another process holds one, or when one
-    cannot be written.
+    What killed writers left in them is removed. Of several ranks, which must see the same folders,
+    rank zero holds the locks until all are done. Raises UserError when another process holds one,
+    or when one cannot be written.
     """
     with contextlib.ExitStack() as locks:
-
-        def lock() -> None:
-            locked = set()
-            for number, folder in enumerate(folders):
-                if os.path.realpath(folder) not in locked:
-                    locked.add(os.path.realpath(folder))
-                    locks.enter_context(_lock(folder, "--backbones" if number else "--run"))
-                    remove_leftovers(folder)
-
-        on_rank_zero(lock)
+        if is_rank_zero():
+            locks.enter_context(_lock(run, "--run"))
+            if backbones is not None and backbones.resolve() != run.resolve():
+                locks.enter_context(_lock(backbones, "--backbones"))
+        barrier()
         yield
         barrier()
 
 
 @contextlib.contextmanager
 def _lock(folder: Path, option: str) -> Iterator[None]:
-    if folder.is_file():
-        raise UserError(f"{folder}: {option} names a file, expected a folder; choose another one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -238,6 +230,7 @@ def _lock(folder: Path, option: str) -> Iterator[None]:
                 f"{folder}: cannot be locked: {error.strerror}; choose a folder on another file "
                 f"system with {option}"
             ) from error
+        remove_leftovers(folder)
         yield
 
 

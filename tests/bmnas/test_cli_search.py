@@ -130,9 +130,9 @@ def test_options_go_before_the_preset_and_json_is_one_object(here: Path) -> None
         ),
         (["--resume", "--overwrite"], "received --resume and --overwrite, expected at most one"),
         (["--data", "."], "task digits carries its own data: leave --data out"),
-        (["--run", "file"], "file: --run names a file, expected a folder"),
+        (["--run", "file"], "file: cannot be written: File exists; choose another"),
         (["--run", "file/run"], "file/run: cannot be written: Not a directory; choose another"),
-        (["--backbones", "file"], "file: --backbones names a file, expected a folder"),
+        (["--backbones", "file"], "file: cannot be written: File exists; choose another"),
     ],
 )
 def test_wrong_input_is_one_line_and_leaves_nothing(

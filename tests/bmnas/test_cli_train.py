@@ -154,7 +154,10 @@ def test_another_preset_changes_the_training_alone(here: Path) -> None:
         ),
         (["--genotype", "runs/tiny", "--seed", "1"], "holds a run with seed 0, received 1"),
         (["--genotype", GENOTYPE, "--seed", "1"], "holds a run with seed 0, received 1"),
-        (["--genotype", GENOTYPE, "--run", "alone.json"], "alone.json: --run names a file, expec"),
+        (
+            ["--genotype", GENOTYPE, "--run", "alone.json"],
+            "alone.json: cannot be written: File ",
+        ),
         (["--genotype", GENOTYPE, "--resume", "--overwrite"], "--resume and --overwrite, expect"),
     ],
 )
