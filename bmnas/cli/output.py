@@ -37,7 +37,8 @@ def next_command(*arguments: object, **options: object) -> None:
     typer.echo(f"Next: {line}", err=True)
 
 
-def task_again(task: Task) -> str | None:
-    """Return the ``--task`` that the next command needs, None where the run's record is enough."""
-    name = task.source.get("task")
-    return None if name is None or reloadable(task.source) else str(name)
+def task_again(task: Task) -> dict[str, Any]:
+    """Return what names ``task`` in the next command; nothing where the run's record is enough."""
+    if "task" not in task.source or reloadable(task.source):
+        return {}
+    return {"task": task.source["task"], "data": task.source.get("data")}

@@ -115,4 +115,4 @@ def _print(result: SearchResult, task: Task) -> None:
         # It was chosen for the logits of what was found, to which others are added.
         threshold = None
     path = result.run / "genotype.json"
-    next_command("train", genotype=path, task=task_again(task), threshold=threshold)
+    next_command("train", genotype=path, **task_again(task), threshold=threshold)

@@ -109,4 +109,4 @@ def train(
     what = (
         {"run": result.run} if result.genotype is None else {"genotype": genotype_file(result.run)}
     )
-    next_command("export", **what, task=task_again(task))
+    next_command("export", **what, **task_again(task))

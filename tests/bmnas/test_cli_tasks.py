@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
+from tiny_tasks import tiny_task
 from typer.testing import CliRunner
 
 from bmnas.cli import app
-from bmnas.tasks import REGISTERED
+from bmnas.cli.output import task_again
+from bmnas.tasks import REGISTERED, load_task
 
 
 def test_the_table_names_every_task() -> None:
@@ -21,3 +24,10 @@ def test_json_is_one_object() -> None:
     assert list(listed) == list(REGISTERED)
     assert listed["digits"]["samples"] == {"train": 1078, "validation": 360, "test": 359}
     assert listed["digits"]["modalities"] == ["left (image 8x4)", "right (image 8x4)"]
+
+
+def test_the_next_command_names_a_task_of_a_module_and_its_data() -> None:
+    made = replace(tiny_task(), source={"task": "my_tasks:make", "data": "/packs"})
+    assert task_again(made) == {"task": "my_tasks:make", "data": "/packs"}
+    assert task_again(load_task("digits")) == {}
+    assert task_again(tiny_task()) == {}
