@@ -23,7 +23,7 @@ from bmnas.backbones.base import InputSpec, PooledHead
 from bmnas.backbones.conv import Pixels
 from bmnas.backbones.tap import Reader, TappedBackbone
 from bmnas.backbones.words import MaskedHead, PaddedBackbone
-from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.errors import UserError, at, one_line
 from bmnas.machine.files import read_json
 from bmnas.tasks.task import Array, Modality, ModalityType
 
@@ -113,15 +113,13 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
                 f"{place / other}: received a {type(content).__name__}, expected an object"
             )
         pixels: dict[str, Any] | None = None
-        try:
+        with at(place):
             if is_text:
                 reader = _text_reader(rows, model, content)
             else:
                 reader = Reader.from_rows(modality, rows).config
                 pixels = _pixels(content, model)
             return cls(classes=classes, model=model, reader=reader, pixels=pixels, network=network)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
 
     def run(self, x: Tensor) -> object:
         """Return what the transformer makes of token numbers (B, T) or pixels (B, *shape)."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bmnas.backbones.base import PooledHead
 from bmnas.backbones.tap import Reader, TappedBackbone, evaluating, first_tensor
-from bmnas.machine.errors import UserError, few, one_line
+from bmnas.machine.errors import UserError, at, few, one_line
 from bmnas.tasks.load import imported
 from bmnas.tasks.task import MODALITY_TYPES, Array, Modality, ModalityType
 
@@ -96,12 +96,10 @@ class ModuleBackbone(TappedBackbone):
                 f"{type(network).__name__} to tap: features = {few(_paths(network))}"
             )
         reader, features = Reader.from_rows(modality, rows).config, modality.features
-        try:
+        with at(f"modality {modality.name}"):
             return cls(
                 network=network, classes=classes, features=features, reader=reader, target=target
             )
-        except UserError as error:
-            raise UserError(f"modality {modality.name}: {error}") from error
 
     def run(self, x: Tensor) -> object:
         """Return what the user's module makes of the raw input ``x`` (B, *shape)."""

@@ -22,7 +22,7 @@ from bmnas.backbones.hf import HFBackbone
 from bmnas.backbones.module import ModuleBackbone, user_module
 from bmnas.backbones.waveform import WaveformBackbone
 from bmnas.backbones.words import TextBackbone, TokenBackbone
-from bmnas.machine.errors import UserError, close, few, one_line
+from bmnas.machine.errors import UserError, at, close, few, one_line
 from bmnas.machine.schema import OneOf, Range, read
 from bmnas.machine.tensor_file import read_tensors, write_tensors
 from bmnas.tasks.task import Array, Modality, ModalityType
@@ -156,10 +156,8 @@ def load_backbone(path: Path, module: object = None) -> tuple[Backbone, dict[str
     description, tensors = read_tensors(path, described=FORMAT)
     if not isinstance(description.get("extra"), dict):
         raise UserError(f"{path}: its description has no extra, expected an object")
-    try:
+    with at(path):
         backbone = backbone_from_spec(description.get("spec"), module=module)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
     _load_state(backbone, tensors, path)
     return backbone.eval(), description["extra"]
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bmnas.machine.errors import UserError, close, one_line
+from bmnas.machine.errors import UserError, at, close, one_line
 from bmnas.machine.files import atomic_path
 from bmnas.machine.schema import Range, read
 from bmnas.spaces.cells.canonical import canonical
@@ -176,10 +176,8 @@ class Table:
 def load(path: str | Path) -> Table:
     """Read a table's file; raises UserError, naming it, when it is missing, damaged or no table."""
     arrays = read_npz(Path(path), ("format", "about", "cells", *BY_SEED, *_BY_ENTRY))
-    try:
+    with at(path):
         return _table(arrays)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
 
 
 def _table(arrays: dict[str, NDArray[Any]]) -> Table:

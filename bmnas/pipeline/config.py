@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from bmnas.machine.errors import UserError, close
+from bmnas.machine.errors import UserError, at, close
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import Problem, SchemaError, plain, read
 from bmnas.strategies import settings_of_strategies
@@ -107,10 +107,8 @@ def config_for(task: Task, preset: str | None = None) -> Config:
     """Return the settings in ``preset``, by default those of the preset that ``task`` names."""
     if preset is not None:
         return load_preset(preset)
-    try:
+    with at(f"task {task.name}"):
         return load_preset(task.preset)
-    except UserError as error:
-        raise UserError(f"task {task.name}: {error}") from error
 
 
 def preset_names() -> list[str]:

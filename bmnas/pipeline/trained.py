@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from bmnas.backbones import Backbone, backbone_from_spec
-from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.errors import UserError, at, one_line
 from bmnas.machine.schema import Range, plain, read
 from bmnas.machine.tensor_file import read_tensors, write_tensors
 from bmnas.pipeline.multimodal import MultimodalNetwork, channels_of
@@ -144,8 +144,6 @@ def _backbones(specs: Mapping[str, Any], task: Task | None) -> dict[str, Backbon
     backbones = {}
     for name, spec in specs.items():
         module = None if task is None else task.modality(name).backbone
-        try:
+        with at(f"modality {name}"):
             backbones[name] = backbone_from_spec(spec, module)
-        except UserError as error:
-            raise UserError(f"modality {name}: {error}") from error
     return backbones

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bmnas.machine.errors import UserError, close
+from bmnas.machine.errors import at, close
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.description import Description, Node
 from bmnas.spaces.plain_data import GenotypeError, parsed
@@ -82,10 +82,8 @@ class FusionSpace(SearchSpace[NamedFusion]):
         from bmnas.spaces.fusions.table import FUSIONS
 
         sizes = Sizes(genotype.channels, genotype.length, classes, dropout)
-        try:
+        with at(f"fusion {genotype.name}"):
             return FUSIONS[genotype.name](channels_raw, sizes)
-        except UserError as error:
-            raise UserError(f"fusion {genotype.name}: {error}") from error
 
     @classmethod
     def describe(cls, genotype: NamedFusion) -> Description:
