@@ -11,35 +11,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bmnas.machine.errors import UserError
-    from bmnas.machine.runtime import Runtime
-    from bmnas.pipeline.config import Config, load_preset
-    from bmnas.pipeline.search import SearchResult, search
-    from bmnas.pipeline.train import TrainResult, train, train_fusion
-    from bmnas.pipeline.trained import TrainedNetwork, load_network
-    from bmnas.spaces.cells.genotype import Genotype
-    from bmnas.tasks import Modality, Task, load_task
+    from bmnas.machine.errors import UserError as UserError
+    from bmnas.machine.runtime import Runtime as Runtime
+    from bmnas.pipeline.config import Config as Config
+    from bmnas.pipeline.config import load_preset as load_preset
+    from bmnas.pipeline.search import SearchResult as SearchResult
+    from bmnas.pipeline.search import search as search
+    from bmnas.pipeline.train import TrainResult as TrainResult
+    from bmnas.pipeline.train import train as train
+    from bmnas.pipeline.train import train_fusion as train_fusion
+    from bmnas.pipeline.trained import TrainedNetwork as TrainedNetwork
+    from bmnas.pipeline.trained import load_network as load_network
+    from bmnas.spaces.cells.genotype import Genotype as Genotype
+    from bmnas.tasks import Modality as Modality
+    from bmnas.tasks import Task as Task
+    from bmnas.tasks import load_task as load_task
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "Config",
-    "Genotype",
-    "Modality",
-    "Runtime",
-    "SearchResult",
-    "Task",
-    "TrainResult",
-    "TrainedNetwork",
-    "UserError",
-    "__version__",
-    "load_network",
-    "load_preset",
-    "load_task",
-    "search",
-    "train",
-    "train_fusion",
-]
 
 _HOMES = {
     "Config": "bmnas.pipeline.config",
@@ -58,6 +46,8 @@ _HOMES = {
     "train": "bmnas.pipeline.train",
     "train_fusion": "bmnas.pipeline.train",
 }
+
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
