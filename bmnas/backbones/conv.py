@@ -186,7 +186,7 @@ class FittedBackbone(Backbone):
 
 
 class ConvBackbone(FittedBackbone):
-    """A backbone of residual stages; families fill it in with ``build``.
+    """A backbone of residual stages, which families set up with ``build``.
 
     ``widths`` are the first layer's and each stage's; ``limits`` say how many positions of each
     axis the stages see at most.

@@ -1,4 +1,4 @@
-"""Networks that are not ours: how they read a modality, and features out of their inside.
+"""Networks that are not ours: how they read a modality, and features from modules inside them.
 
 Features are recorded by forward hooks, which leave the pass when all is recorded. Hooks run under
 ``torch.export`` as in plain Python, so the exported graph holds exactly what the features need.
@@ -26,12 +26,13 @@ from bmnas.tasks.task import Array, Modality, ModalityType
 
 
 class Reader:
-    """Rows of one modality to the raw input of a graph, and raw input to a network's tensor.
+    """Turns rows of a modality into raw input, and raw input into what a foreign network expects.
 
-    ``config`` is plain JSON data, by which a file says how its backbone reads; ``prepare`` is the
-    part inside the graph. Networks get what their authors expect: images (B, C, H, W) and clips
-    (B, C, T, H, W) in [0, 1] for uint8, as torchvision makes them, waveforms (B, T) in [-1, 1] for
-    int16, sequences (B, T, D), vectors (B, D), word numbers and tokens (B, T) as int64.
+    ``encode`` does the first outside the graph, the module that ``prepare`` returns the second
+    inside. ``config`` is plain JSON data, kept in the backbone's file. Networks get what their
+    authors expect: images (B, C, H, W) and clips (B, C, T, H, W) in [0, 1] for uint8, as
+    torchvision makes them, waveforms (B, T) in [-1, 1] for int16, sequences (B, T, D), vectors
+    (B, D), word numbers and tokens (B, T) as int64.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:

@@ -126,7 +126,7 @@ class MaskedHead(nn.Module):
 
 
 class PaddedBackbone(Backbone):
-    """A backbone for integers (B, T); those equal to ``pad`` are none, None for no padding."""
+    """A backbone for integers (B, T). ``pad`` fills up short rows; None: no row is filled up."""
 
     pad: int | None
 
@@ -151,9 +151,8 @@ class PaddedBackbone(Backbone):
 class WordConvBackbone(PaddedBackbone):
     """Rows of integers (B, T), int64, through an embedding and three convolutional stages.
 
-    ``entries`` is the size of the embedding; integers outside it count as ``unknown``; ``pad``
-    marks positions without content, None means that there are none. In training one position
-    in twenty is shown as unknown, so that an unknown word later finds a trained embedding.
+    ``entries`` is the size of the embedding; integers outside it count as ``unknown``. In
+    training one position in twenty is shown as unknown, so that its embedding is trained.
     Features are three sequences (B, C_raw, T), zero where the row is padded.
     """
 

@@ -1,4 +1,4 @@
-"""Where a loop over epochs stands, on disk: stopped at any moment, it goes on as if it had not.
+"""The state of a loop over epochs on disk: resumed, it gives the same result as uninterrupted.
 
 A checkpoint holds the state of the loop's parts (networks, optimisers, schedules), of the random
 generators, and a record of every epoch so far. It is read with ``weights_only=True``.
@@ -56,7 +56,7 @@ class Checkpoint:
         self._started, self._started_processor = time.perf_counter(), time.process_time()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let another process have it: there it counts that one's time."""
+        """Pickle without the clocks: the process that receives it counts its own time."""
         return Checkpoint, (self._path, self._fingerprint, self._journal)
 
     @property
@@ -66,10 +66,7 @@ class Checkpoint:
 
     @property
     def processor_seconds(self) -> float:
-        """As ``seconds``, but those that the cores worked for this process, summed over threads.
-
-        Unlike ``seconds``, it hardly depends on what else the machine does.
-        """
+        """Processor time of the loop, summed over threads; other load hardly changes it."""
         return self._earlier_processor + time.process_time() - self._started_processor
 
     def of_part(self, name: str) -> Checkpoint:
@@ -78,7 +75,7 @@ class Checkpoint:
         return Checkpoint(path, f"{self._fingerprint} {name}")
 
     def add_parts(self, parts: Iterable[Checkpoint]) -> None:
-        """Count what ``parts`` cost, which ran in this one's time: each a share of its seconds."""
+        """Add the costs of ``parts``, scaled to sum to no more than this loop's seconds."""
         found = list(parts)
         scale = min(1.0, self.seconds / max(sum(part._earlier for part in found), 1e-9))
         for part in found:

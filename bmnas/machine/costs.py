@@ -36,10 +36,10 @@ class Latency:
 
 
 class CostMeter:
-    """Seconds by stage and peak memory, which go on counting where a checkpoint left them.
+    """Seconds by stage and peak memory of a loop; a resumed loop adds to the earlier figures.
 
     Nothing here waits for a device: stages end where the loop synchronises anyway, at a mean loss
-    or a score, so that they hold the device's work too.
+    or a score, so that they include the device's work.
     """
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class CostMeter:
 
     @property
     def peak_memory(self) -> dict[str, int]:
-        """Peak memory so far in bytes, the largest of all lives, see ``peak_memory``."""
+        """Peak memory in bytes, before and after a resume, see ``peak_memory``."""
         now = peak_memory()
         return {key: max(now.get(key, 0), self._peak.get(key, 0)) for key in {**self._peak, **now}}
 
@@ -84,10 +84,7 @@ class CostMeter:
         return {"seconds": self.seconds, "peak_memory": self.peak_memory}
 
     def resume(self, earlier: Mapping[str, Any]) -> None:
-        """Add what ``to_dict`` returned in an earlier life.
-
-        Raises LookupError, TypeError, ValueError or AttributeError for anything else.
-        """
+        """Add what ``to_dict`` returned before the loop was stopped; raises for anything else."""
         for name, seconds in earlier["seconds"].items():
             self._seconds[name] = self._seconds.get(name, 0.0) + float(seconds)
         for name, size in earlier["peak_memory"].items():
@@ -172,6 +169,6 @@ def proc_entry(file: str, *names: str) -> str:
 
 def _compile_seconds() -> float:
     """Return what torch.compile has taken in this process, backward passes included."""
-    # Torch has no public name for it. Where it was not imported, nothing was compiled.
+    # Torch has no public function for it. Without the module, nothing was compiled.
     utils = sys.modules.get("torch._dynamo.utils")
     return 0.0 if utils is None else float(utils.calculate_time_spent()["total_wall_time"])

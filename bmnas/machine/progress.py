@@ -22,7 +22,7 @@ class Stage:
 
 
 class Progress:
-    """Shows stages as they run. This one shows nothing: the default of the Python functions."""
+    """Shows the progress of stages; this one, the default in Python, shows nothing."""
 
     @contextlib.contextmanager
     def stage(self, name: str, units: int) -> Iterator[Stage]:

@@ -179,7 +179,7 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
 
 
 def _train_rows(task: Task, modality: Modality) -> Array:
-    """Return all train rows of words, and of numbers so many that their means are known."""
+    """Return the train rows: all of texts and tokens, of others an evenly spaced sample."""
     used = np.unique(modality.rows_of(task.samples("train")))
     if modality.type not in ("text", "tokens"):
         size = max(1, math.prod(modality.data.shape[1:]))
