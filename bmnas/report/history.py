@@ -18,22 +18,15 @@ _WIDTH = 10.0
 _ROW = 0.27  # height of a row of a heat map
 
 
-class _Curve(NamedTuple):
-    panel: str
-    key: str  # the attribute of an epoch
-    label: str
-    colour: str
-    line: str = "-"
-
-
-_CURVES = (
-    _Curve("loss", "train_loss", "train", PALETTE[0]),
-    _Curve("loss", "architecture_loss", "architecture step", PALETTE[2], "--"),
-    _Curve("loss", "validation_loss", "validation", PALETTE[1]),
-    _Curve("score", "train_score", "train", PALETTE[0]),
-    _Curve("score", "validation_score", "validation", PALETTE[1]),
-    _Curve("learning rate", "learning_rate", "learning rate", PALETTE[3]),
-)
+#: Curves by the attribute of an epoch: panel, name for readers, colour, line style.
+_CURVES = {
+    "train_loss": ("loss", "train", PALETTE[0], "-"),
+    "architecture_loss": ("loss", "architecture step", PALETTE[2], "--"),
+    "validation_loss": ("loss", "validation", PALETTE[1], "-"),
+    "train_score": ("score", "train", PALETTE[0], "-"),
+    "validation_score": ("score", "validation", PALETTE[1], "-"),
+    "learning_rate": ("learning rate", "learning rate", PALETTE[3], "-"),
+}
 
 
 def history_parts(run: Record) -> list[Part]:
@@ -60,37 +53,37 @@ def weights_parts(run: Record) -> list[Part]:
 
 def _curves(title: str, epochs: Sequence[Epoch], metric: str) -> Part | None:
     """Return a row with a panel for the losses, the scores and the learning rate that there are."""
-    panels: dict[str, list[_Curve]] = {}
-    for curve in _CURVES:
-        if any(getattr(epoch, curve.key) is not None for epoch in epochs):
-            heading = metric if curve.panel == "score" else curve.panel
-            panels.setdefault(heading, []).append(curve)
+    panels: dict[str, list[str]] = {}
+    for key, (panel, *_) in _CURVES.items():
+        if any(getattr(epoch, key) is not None for epoch in epochs):
+            panels.setdefault(metric if panel == "score" else panel, []).append(key)
 
     def paint(onto: Any) -> None:
         onto.suptitle(title, fontsize=10, fontweight="bold")
         grid = onto.subplots(1, len(panels), squeeze=False)[0]
-        for axes, (name, curves) in zip(grid, panels.items(), strict=True):
-            _panel(axes, name, curves, epochs)
+        for axes, (name, keys) in zip(grid, panels.items(), strict=True):
+            _panel(axes, name, keys, epochs)
 
     return Part(_WIDTH, 2.7, paint) if panels else None
 
 
-def _panel(axes: Any, name: str, curves: Sequence[_Curve], epochs: Sequence[Epoch]) -> None:
+def _panel(axes: Any, name: str, keys: Sequence[str], epochs: Sequence[Epoch]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for _, key, label, colour, line in curves:
+    for key in keys:
+        _, label, colour, line = _CURVES[key]
         known = [epoch for epoch in epochs if getattr(epoch, key) is not None]
         values = [getattr(epoch, key) for epoch in known]
         look = {"color": colour, "label": label, "marker": "o" if len(known) == 1 else None}
         axes.plot([epoch.number for epoch in known], values, line, **look)
-    alone = curves[0].label if len(curves) == 1 else name
+    alone = label if len(keys) == 1 else name
     axes.set_title(name if alone == name else f"{name}, {alone}", loc="left")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
     axes.set_xlabel(epochs[0].unit)
     axes.grid(axis="y")
     if (best := best_epoch(epochs)) is not None:
         axes.axvline(best.number, color=GREY, linewidth=0.9, linestyle=":")
-        if curves[-1].key == "validation_score":
+        if keys[-1] == "validation_score":
             label = f"best: {best.unit} {best.number}, {best.validation_score:.4f}"
             star = {"color": PALETTE[1], "markersize": 11, "label": label}
             axes.plot([best.number], [best.validation_score], "*", **star)

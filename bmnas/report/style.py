@@ -19,25 +19,7 @@ GREY = "#7A858E"
 PALE = "#B9C1C7"
 PANEL = "#F4F6F7"
 
-_SETTINGS = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
-    **dict.fromkeys(("font.size", "axes.labelsize"), 8.5),
-    **dict.fromkeys(("legend.fontsize", "xtick.labelsize", "ytick.labelsize"), 7.5),
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK),
-    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "axes.titlesize": 9,
-    "axes.edgecolor": GREY,
-    "axes.axisbelow": True,
-    "grid.color": "#E3E7EA",
-    "grid.linewidth": 0.7,
-    "lines.linewidth": 1.6,
-    # Text stays text, a dollar too, and the same drawing gives the same bytes.
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "bmnas",
-}
+_SETTINGS = Path(__file__).with_name("pictures.mplstyle")
 
 
 class Part(NamedTuple):
