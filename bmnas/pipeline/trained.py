@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from bmnas.backbones import Backbone, backbone_from_spec
+from bmnas.backbones import backbone_from_spec
 from bmnas.machine.errors import UserError, at, one_line
 from bmnas.machine.schema import Range, plain, read
 from bmnas.machine.tensor_file import read_tensors, write_tensors
@@ -114,7 +114,10 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
     description, tensors = _read(path, tensors=True)
     architecture, info = description.architecture(path), description.task
     try:
-        backbones = _backbones(description.backbones, task)
+        backbones = {}
+        for name, spec in description.backbones.items():
+            with at(f"modality {name}"):
+                backbones[name] = backbone_from_spec(spec, task and task.modality(name).backbone)
         fusion = build_fusion(
             architecture,
             channels_of(backbones),
@@ -138,12 +141,3 @@ def _read(path: Path, *, tensors: bool) -> tuple[Description, dict[str, Tensor]]
         raise UserError(f"{path}: no such file; `bmnas train` writes it")
     description, found = read_tensors(path, described=FORMAT, tensors=tensors)
     return read(Description, description, str(path)), found
-
-
-def _backbones(specs: Mapping[str, Any], task: Task | None) -> dict[str, Backbone]:
-    backbones = {}
-    for name, spec in specs.items():
-        module = None if task is None else task.modality(name).backbone
-        with at(f"modality {name}"):
-            backbones[name] = backbone_from_spec(spec, module)
-    return backbones

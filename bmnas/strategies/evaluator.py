@@ -90,10 +90,9 @@ class TrainingEvaluator:
     ) -> None:
         self._problem, self._space, self._training = problem, space, training
         self._checkpoint, self._parts = checkpoint, parts or {}
-        self._stage = stage
-        #: Where progress is told, if anywhere.
-        self.shown: Stage | None = None
-        self._budget = budget
+        self._stage, self._budget = stage, budget
+        #: Where progress is told.
+        self.shown = Stage()
         self.records: list[Record] = checkpoint.restore(self._parts)
         self._told = 0
         train, validation = problem.train, problem.validation
@@ -111,37 +110,43 @@ class TrainingEvaluator:
             if self._told == len(self.records):
                 self._train(group)
             known = self.records[self._told : self._told + len(group)]
-            self._require_same(known, group)
+            for record, candidate in zip(known, group, strict=True):
+                if record["genotype"] != _plain(candidate.genotype):
+                    raise UserError(
+                        f"candidate {record['candidate']}: the checkpoint holds another one than "
+                        "the strategy asks for here; go on where the search was begun, or start "
+                        "anew with --overwrite"
+                    )
             scores += [record["validation_score"] for record in known]
             self._told += len(known)
-            if self.shown is not None:
-                self.shown.advance(len(known))
+            self.shown.advance(len(known))
         if left < len(candidates):
             raise BudgetSpentError
         return scores
 
     def outcome(self, returned: int = 1) -> Outcome[Any]:
         """Return the best of those that saw all of train, and the next of ``returned``."""
-        whole = [record for record in self.records if record.get("subset", 0) == 0]
-        best = best_record(self.records)
-        # sorted() keeps the order of candidates among equals.
-        ranked = sorted(whole, key=lambda record: -record["validation_score"])
         found: dict[Architecture, float] = {}
-        for record in ranked:
-            found.setdefault(self._genotype(record), record["validation_score"])
-        (genotype, validation), *others = list(found.items())[:returned]
-        seen = sum(self._samples_seen(record) for record in self.records)
+        # sorted() keeps the order of candidates among equals.
+        for record in sorted(self.records, key=lambda record: -record["validation_score"]):
+            if record.get("subset", 0) == 0:
+                genotype = self._space.final(architecture_from_dict(record["genotype"]))
+                found.setdefault(genotype, record["validation_score"])
+        (best, validation), *others = list(found.items())[:returned]
+        sizes = [samples_per_epoch(len(data), self._training.batch_size) for data in self._data]
+        seen = sum(record["epochs"] * sizes[record.get("subset", 0)] for record in self.records)
+        record = best_record(self.records)
         seconds = self._checkpoint.meter.seconds.get(self._stage, 0.0)
         return Outcome(
-            genotype=genotype,
+            genotype=best,
             validation=validation,
             candidates=len(self.records),
             samples_seen=seen,
-            threshold=best.get("threshold"),
+            threshold=record.get("threshold"),
             seconds=self._checkpoint.seconds,
             processor_seconds=self._checkpoint.processor_seconds,
             stages={self._stage: StageCost(seconds, seen)},
-            best_candidate=best["candidate"],
+            best_candidate=record["candidate"],
             others=tuple(others),
         )
 
@@ -174,9 +179,8 @@ class TrainingEvaluator:
                 record |= self._problem.threshold(found.best.logits)
             self.records.append(record)
         self._checkpoint.save(self._parts, self.records)
-        if self.shown is not None:
-            best = max(found.best.score for found in trained)
-            self.shown.message(f"validation {self._problem.head.metric} {best:.3f}")
+        best = max(found.best.score for found in trained)
+        self.shown.message(f"validation {self._problem.head.metric} {best:.3f}")
 
     def _fit(self, group: Sequence[Candidate], first: int) -> list[Trained]:
         problem, training = self._problem, self._training
@@ -202,24 +206,6 @@ class TrainingEvaluator:
             device=problem.runtime.device,
             stage=f"candidate {first}" if first == last else f"candidates {first} to {last}",
         )
-
-    def _samples_seen(self, record: Record) -> int:
-        """Return how many samples the training that ``record`` describes went through."""
-        data = self._data[record.get("subset", 0)]
-        return int(record["epochs"]) * samples_per_epoch(len(data), self._training.batch_size)
-
-    def _genotype(self, record: Record) -> Architecture:
-        final: Architecture = self._space.final(architecture_from_dict(record["genotype"]))
-        return final
-
-    def _require_same(self, known: Sequence[Record], group: Sequence[Candidate]) -> None:
-        for record, candidate in zip(known, group, strict=True):
-            if record["genotype"] != _plain(candidate.genotype):
-                raise UserError(
-                    f"candidate {record['candidate']}: the checkpoint holds another one than the "
-                    "strategy asks for here; go on where the search was begun, or start anew with "
-                    "--overwrite"
-                )
 
 
 def stratified(labels: torch.Tensor, count: int) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from random import Random
 from typing import Annotated, Any, TypeVar
 
@@ -101,16 +102,14 @@ class Evolution(ProposingStrategy):
             yield from self._rate(population, population.members, 0)
             populations.append(population)
         whole, *parts = populations
+        counts = shares(sizes[0], len(parts)) if parts else []
         for generation in range(1, settings.generations + 1):
             from_whole = whole.best(sizes[0]) if parts else []
-            counts = shares(sizes[0], len(parts)) if parts else []
-            each = [part.best(count) for part, count in zip(parts, counts, strict=True)]
-            from_parts = [genotype for best in each for genotype in best]
+            from_parts = [g for p, count in zip(parts, counts, strict=True) for g in p.best(count)]
             for population in populations:
                 partners = from_parts if population is whole else from_whole
                 yield from self._breed(population, partners, generation)
-        champions = [genotype for part in parts for genotype in part.best(1)]
-        yield from self._rate(whole, champions, settings.generations)
+        yield from self._rate(whole, [part.best(1)[0] for part in parts], settings.generations)
 
     @property
     def expected(self) -> int:
@@ -183,11 +182,9 @@ class Evolution(ProposingStrategy):
         """Return ``count`` random genotypes, different ones where there are as many."""
         found: dict[Any, None] = {}
         for _ in range(_DRAWS * count):
-            found[self.space.sample(self.draw)] = None
-            if len(found) == count:
-                break
-        genotypes = list(found)
-        return [genotypes[number % len(genotypes)] for number in range(count)]
+            if len(found) < count:
+                found[self.space.sample(self.draw)] = None
+        return list(islice(cycle(found), count))
 
 
 def shares(total: int, parts: int) -> list[int]:

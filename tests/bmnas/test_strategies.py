@@ -72,7 +72,7 @@ def test_what_it_took_is_counted(tmp_path: Path, name: str) -> None:
     # is as large; of 24 validation samples 16.
     seen = 32 * sum(record["epochs"] for record in records(tmp_path, name))
     if strategy_named(name).TRAINS_SUPERNET:
-        # The epochs of Algorithm 1, and those of the supernet as single networks.
+        # The epochs of Algorithm 1, and those of the supernet as single paths.
         seen += 2 * (32 + 16) + 2 * 32
     assert outcome.samples_seen == seen
     assert sum(cost.seconds for cost in outcome.stages.values()) <= outcome.seconds
