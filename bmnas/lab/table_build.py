@@ -47,7 +47,6 @@ from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.spaces.cells.operations import added_operations, register_all
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.strategies.settings import SearchConfig
-from bmnas.strategies.strategy import candidate_training
 from bmnas.tasks import check_task, check_test
 from bmnas.tasks.columns import read_npz
 from bmnas.tasks.task import Part, Task
@@ -280,7 +279,7 @@ class Work:
             self.samples["train"],
             self.samples["validation"],
             self.head,
-            candidate_training(config),
+            config.short_training,
             device=device,
             stage=f"group {group.name}",
         )

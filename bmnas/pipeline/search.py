@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -263,16 +262,13 @@ def _write(
 
 def write_pictures(folder: Run, genotype: Architecture | None, progress: Progress) -> None:
     """Draw the genotype, if any, and the curves of a run; a note says why one cannot be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        progress.note("no pictures without matplotlib: pip install matplotlib, then bmnas show")
-        return
     try:
         curves = figure_of(*history_parts(load_run(folder.path)))
         write_figure(curves, folder.path / "history.svg")
         if genotype is not None:
             write_figure(draw_genotype(genotype), folder.path / "architecture.svg")
     except UserError as error:
-        # More features or Cells than a picture can show must not cost the result.
+        # No matplotlib, or more features than a picture can show, must not cost the result.
         progress.note(f"no picture: {error}")
 
 

@@ -20,7 +20,7 @@ from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies.evaluator import TrainingEvaluator
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
-from bmnas.strategies.strategy import Candidate, candidate_training
+from bmnas.strategies.strategy import Candidate
 from bmnas.training.fit import fit
 
 #: Networks that the supernet judges. With half as many, searches on easy-vqa saw too few that
@@ -50,7 +50,7 @@ def rerank(
     checkpoint, wanted = problem.candidates(), _Wanted()
     parts = {"wanted": wanted}
     evaluator = TrainingEvaluator(
-        problem, problem.cells, candidate_training(config), checkpoint, stage="rerank", parts=parts
+        problem, problem.cells, config.short_training, checkpoint, stage="rerank", parts=parts
     )
     meter = checkpoint.meter
     if not wanted.cells:
@@ -110,7 +110,7 @@ def train_single_path(
     # What draws are named decides what they are: it stays.
     seed_stage(problem.seed, "single networks")
     order = Random(f"{problem.seed} single networks").sample(list(genotypes), len(genotypes))
-    network, training = SinglePath(supernet, order), candidate_training(problem.config)
+    network, training = SinglePath(supernet, order), problem.config.short_training
     fit(
         network,
         network,

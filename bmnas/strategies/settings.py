@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from bmnas.machine.schema import Range
-from bmnas.training.settings import BatchSize, Count, Dropout, Rate, Size
+from bmnas.training.settings import BatchSize, Count, Dropout, Rate, ShortTraining, Size
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,15 @@ class SearchConfig:
     rerank: Annotated[int, Range(0)] = 0
     cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def short_training(self) -> ShortTraining:
+        """How a candidate is trained by these settings."""
+        return ShortTraining(
+            self.candidate_epochs,
+            self.batch_size,
+            self.max_lr,
+            self.min_lr,
+            self.weight_decay,
+            dropout=self.dropout,
+        )

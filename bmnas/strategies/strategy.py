@@ -110,7 +110,8 @@ class ProposingStrategy(Strategy):
     @classmethod
     def training(cls, settings: Any) -> ShortTraining:
         """Return how its candidates are trained."""
-        return candidate_training(settings)
+        trained: ShortTraining = settings.short_training
+        return trained
 
     @classmethod
     def search(cls, problem: SearchProblem) -> Outcome[Any]:
@@ -119,15 +120,3 @@ class ProposingStrategy(Strategy):
 
         cls.check_space(problem.space)
         return search_by_training(cls, problem)
-
-
-def candidate_training(config: SearchConfig) -> ShortTraining:
-    """Return how a candidate is trained by the settings of ``[search]``."""
-    return ShortTraining(
-        epochs=config.candidate_epochs,
-        batch_size=config.batch_size,
-        max_lr=config.max_lr,
-        min_lr=config.min_lr,
-        weight_decay=config.weight_decay,
-        dropout=config.dropout,
-    )
