@@ -18,15 +18,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from bmnas.features.samples import (
-    FeatureSamples,
     batches_per_epoch,
-    epoch_batches,
-    iterate_batches,
     samples_per_epoch,
 )
 from bmnas.machine.checkpoint import Checkpoint, Record, Stateful
 from bmnas.machine.costs import COMPILE
-from bmnas.machine.distributed import data_parallel, mean, split_batches, world_size
+from bmnas.machine.distributed import data_parallel, world_size
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import cores, seed_stage, worker_pool
 from bmnas.spaces.cells.derive import derive_genotype
@@ -35,7 +32,7 @@ from bmnas.spaces.cells.operations import added_operations, register_all
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies.problem import Member, Outcome, SearchProblem, StageCost, best_record, is_best
 from bmnas.strategies.rerank import rerank
-from bmnas.training.fit import require_finite_loss
+from bmnas.training.fit import descend, loss_of_logits, require_finite_loss
 from bmnas.training.metrics import evaluate
 
 #: Logits (B, K) of pooled features.
@@ -108,6 +105,7 @@ def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], S
         "schedule": schedule,
     }
     records = problem.checkpoint.restore(parts)
+    size, minimised = config.batch_size, loss_of_logits(problem.head)
     on_train, on_validation = (data_parallel(supernet, p, forward) for p in (weights, architecture))
     with problem.progress.stage(name, config.epochs) as shown:
         shown.advance(len(records))
@@ -116,10 +114,10 @@ def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], S
             supernet.train()
             _require_gradients(weights, architecture)
             with meter.stage("search_weights"):
-                loss = _descend(problem, problem.train, on_train, on_weights, schedule)
+                loss = descend(on_train, problem.train, size, minimised, on_weights, schedule)
             _require_gradients(architecture, weights)
             with meter.stage("search_architecture"):
-                other = _descend(problem, problem.validation, on_validation, on_architecture)
+                other = descend(on_validation, problem.validation, size, minimised, on_architecture)
             with meter.stage("validation"):
                 place = problem.head, problem.runtime.device
                 found = evaluate(supernet, forward, problem.validation, *place)
@@ -187,30 +185,6 @@ def _derived(problem: SearchProblem, supernet: Supernet) -> Record:
         length=problem.config.length,
     )
     return {**relaxed, "cells": genotype.to_dict()["cells"]}
-
-
-def _descend(
-    problem: SearchProblem,
-    samples: FeatureSamples,
-    forward: Forward,
-    optimizer: torch.optim.Optimizer,
-    schedule: CosineAnnealingLR | None = None,
-) -> float:
-    """Make one pass over ``samples`` and return its mean loss."""
-    device = problem.runtime.device
-    total, batches = torch.zeros((), device=device), 0
-    order = split_batches(epoch_batches(len(samples), problem.config.batch_size))
-    for batch in iterate_batches(samples, order, device):
-        loss = problem.head.loss(forward(*batch.arguments), batch.labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if schedule is not None:
-            schedule.step()
-        total = total + loss.detach()
-        batches += 1
-    # The device synchronises here, once a pass.
-    return float(mean(total)) / batches
 
 
 def _require_gradients(yes: list[nn.Parameter], no: list[nn.Parameter]) -> None:

@@ -6,7 +6,7 @@ Backbones, candidates, a supernet one path at a time, final networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from statistics import fmean
 
 import torch
@@ -59,7 +59,7 @@ def fit(
     schedule = _schedule(optimizer, recipe, batches_per_epoch(len(samples), recipe.batch_size))
     parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     records = [] if checkpoint is None else checkpoint.restore(parts)
-    minimised = loss or (lambda output, labels: head.loss(logits_of(output), labels))
+    minimised = loss or loss_of_logits(head)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     forward = data_parallel(network, parameters, forward)
     with progress.stage(stage, recipe.epochs) as shown:
@@ -67,10 +67,11 @@ def fit(
         for epoch in range(len(records) + 1, recipe.epochs + 1):
             rate = schedule.get_last_lr()[0]
             network.train()
-            batches = epoch_batches(len(samples), recipe.batch_size)
-            found, logits, labels = _epoch(
-                forward, samples, batches, minimised, optimizer, schedule, parameters[0].device
+            seen: list[tuple[Tensor, Tensor]] = []
+            found = descend(
+                forward, samples, recipe.batch_size, minimised, optimizer, schedule, seen=seen
             )
+            logits, labels = (gather_rows(torch.cat(each)) for each in zip(*seen, strict=True))
             score = _score(head, logits, labels)
             records.append(
                 {
@@ -115,31 +116,42 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, batches: int) ->
     )
 
 
-def _epoch(
+def loss_of_logits(head: TaskHead) -> Loss:
+    """Return the task's loss of the logits of whatever a network returns."""
+    return lambda output, labels: head.loss(logits_of(output), labels)
+
+
+def descend(
     forward: Forward,
     samples: Samples,
-    batches: Iterable[Tensor],
-    minimised: Loss,
+    batch_size: int,
+    loss: Loss,
     optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler,
-    device: torch.device,
-) -> tuple[float, Tensor, Tensor]:
-    """Make a step for each of ``batches``; return the mean loss, all logits and all labels."""
-    total, all_logits, all_labels = torch.zeros((), device=device), [], []
-    for batch in iterate_batches(samples, split_batches(batches), device):
+    schedule: LRScheduler | None = None,
+    *,
+    seen: list[tuple[Tensor, Tensor]] | None = None,
+) -> float:
+    """Make one pass over ``samples`` in random batches and return its mean loss.
+
+    The logits and labels of each batch are put into ``seen``.
+    """
+    device = optimizer.param_groups[0]["params"][0].device
+    total, count = torch.zeros((), device=device), 0
+    batches = split_batches(epoch_batches(len(samples), batch_size))
+    for batch in iterate_batches(samples, batches, device):
         output = forward(*batch.arguments)
-        loss = minimised(output, batch.labels)
+        minimised = loss(output, batch.labels)
         optimizer.zero_grad()
-        loss.backward()
+        minimised.backward()
         optimizer.step()
-        schedule.step()
-        total += loss.detach()
-        all_logits.append(logits_of(output).detach().float())
-        all_labels.append(batch.labels)
-    # The device synchronises here, once an epoch.
-    mean_loss = float(mean(total)) / len(all_labels)
-    logits, labels = (gather_rows(torch.cat(every)) for every in (all_logits, all_labels))
-    return mean_loss, logits, labels
+        if schedule is not None:
+            schedule.step()
+        total += minimised.detach()
+        count += 1
+        if seen is not None:
+            seen.append((logits_of(output).detach().float(), batch.labels))
+    # The device synchronises here, once a pass.
+    return float(mean(total)) / count
 
 
 def _score(head: TaskHead, logits: Tensor, labels: Tensor) -> float:
