@@ -55,15 +55,6 @@ def evaluate(
     return Evaluation.of(*predict(network, forward, samples, device), head)
 
 
-def evaluate_several(
-    network: nn.Module, forward: Forward, samples: Samples, head: TaskHead, device: torch.device
-) -> list[Evaluation]:
-    """Return ``evaluate`` of each of the networks whose logits ``forward`` gives as (B, N, K)."""
-    logits, labels = predict(network, forward, samples, device)
-    # Copies: one may be kept, and the others are not wanted then.
-    return [Evaluation.of(own.clone(), labels, head) for own in logits.unbind(1)]
-
-
 @torch.no_grad()
 def predict(
     network: nn.Module, forward: Forward, samples: Samples, device: torch.device

@@ -21,7 +21,7 @@ from bmnas.features.samples import FeatureSamples
 from bmnas.training.fit import fit, require_finite_loss
 from bmnas.training.heads import TaskHead
 from bmnas.training.merging import Program
-from bmnas.training.metrics import Evaluation, Output, evaluate_several
+from bmnas.training.metrics import Evaluation, Output, predict
 from bmnas.training.recording import ApartError, Recorder, Weight
 from bmnas.training.settings import ShortTraining
 
@@ -222,7 +222,9 @@ def evaluate_together(
 ) -> list[Evaluation]:
     """Return ``evaluate`` of each of ``networks``, which are computed together."""
     together = joined(networks, samples, 2, device)
-    return evaluate_several(together, together, samples.select(together.features), head, device)
+    logits, labels = predict(together, together, samples.select(together.features), device)
+    # Copies: one may be kept, and the others are not wanted then.
+    return [Evaluation.of(own.clone(), labels, head) for own in logits.unbind(1)]
 
 
 def joined(
