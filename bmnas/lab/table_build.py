@@ -31,10 +31,8 @@ from bmnas.machine.distributed import lock_folders
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import (
     atomic_path,
-    read_json,
     remove_leftovers,
     sha256_json,
-    write_json,
 )
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, check_seed, one_thread, seed_stage, worker_pool
@@ -92,7 +90,6 @@ def build_table(
         Run(run), task, config, seed, backbones=backbones, runtime=_CPU, progress=progress
     )
     with lock_folders(run, context.kept):
-        remove_leftovers(run / "parts")
         networks = unimodal_networks(context)
         cache = context.features(
             {name: found.backbone for name, found in networks.items()},
@@ -114,8 +111,10 @@ def build_table(
             **config.to_dict(),
             "unimodal_validation": {name: found.validation for name, found in networks.items()},
         }
-        work = Work.of(cache, config, run)
-        _claim(run, about, cache)
+        # Networks of other settings may lie beside them.
+        parts = run / "parts" / _fingerprint(about, cache)[:16]
+        remove_leftovers(parts)
+        work = Work.of(cache, config, parts)
         arrays = _scores(work, range(seed, seed + seeds), workers, progress)
         arrays.update(_costs(work, progress))
         # The hardware's number of threads is that of the latency.
@@ -167,23 +166,15 @@ def _costs(work: Work, progress: Progress) -> dict[str, NDArray[Any]]:
     return {"parameters": np.array(parameters, dtype=np.int64), "latency_ms": np.array(latency)}
 
 
-def _claim(run: Path, about: Mapping[str, Any], cache: FeatureCache) -> None:
-    """Take ``run`` for a table; raises UserError when it holds parts of another one."""
+def _fingerprint(about: Mapping[str, Any], cache: FeatureCache) -> str:
+    """Return a digest of all that the result of a group depends on."""
     labels = cache.samples(*cache.parts).labels
     depends = {
         "about": {name: value for name, value in about.items() if name != "preset"},
         "features": cache.keys,
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
     }
-    fingerprint, path = sha256_json(depends), run / "tabular.json"
-    if not path.exists():
-        write_json(path, {"fingerprint": fingerprint, "about": about})
-    found = read_json(path)
-    if not isinstance(found, dict) or found.get("fingerprint") != fingerprint:
-        raise UserError(
-            f"{run}: holds parts of a table of other settings, backbones or data; choose another "
-            "folder with --run, or delete this one"
-        )
+    return sha256_json(depends)
 
 
 @dataclass(frozen=True)
@@ -219,8 +210,8 @@ class Work:
     parts: Path
 
     @classmethod
-    def of(cls, cache: FeatureCache, config: Config, run: Path) -> Work:
-        """Return the work of a table in the folder ``run`` on the features of ``cache``."""
+    def of(cls, cache: FeatureCache, config: Config, parts: Path) -> Work:
+        """Return the work of a table on the features of ``cache``; ``parts`` is its folder."""
         task = cache.task
         return cls(
             genotypes=tuple(CellSpace.of(cache.names, asdict(config.search)).distinct().values()),
@@ -228,7 +219,7 @@ class Work:
             head=head_for(task.kind, config.train.threshold),
             config=config.search,
             classes=task.outputs,
-            parts=run / "parts",
+            parts=parts,
         )
 
     def network(self, genotype: Genotype) -> FusionNetwork:

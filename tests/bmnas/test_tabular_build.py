@@ -144,7 +144,7 @@ def test_a_build_goes_on_where_it_was_stopped(
         assert not (tmp_path / "table.npz").exists()
     stop_at(-1)
     require_equal(build_tiny(tmp_path), load(built / "table.npz"))
-    assert len(trained) == len(set(trained)) == len(list((tmp_path / "table/parts").iterdir()))
+    assert len(trained) == len(set(trained)) == len(list((tmp_path / "table/parts").rglob("*.npz")))
 
 
 def test_a_build_survives_being_killed(tmp_path: Path) -> None:
@@ -162,12 +162,12 @@ def test_a_build_survives_being_killed(tmp_path: Path) -> None:
         start_new_session=True,
     )
     parts = tmp_path / "killed" / "parts"
-    while process.poll() is None and len(list(parts.glob("[!.]*"))) < 2:
+    while process.poll() is None and len(list(parts.glob("*/[!.]*"))) < 2:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     wait_for_group(process.pid)
-    left = {path: path.stat().st_mtime_ns for path in parts.glob("[!.]*")}
+    left = {path: path.stat().st_mtime_ns for path in parts.glob("*/[!.]*")}
     assert left
     assert not (tmp_path / "table.npz").exists()
     with pytest.MonkeyPatch.context() as patch:
@@ -191,18 +191,23 @@ def wait_for_group(group: int) -> None:
     raise AssertionError("a worker goes on without its parent")
 
 
-def test_parts_of_other_settings_are_refused(built: Path) -> None:
-    config = TABLE_CONFIG.override("search", candidate_epochs=2)
-    with pytest.raises(UserError, match="parts of a table of other settings"):
-        build_tiny(built, config=config)
+def test_networks_of_other_settings_are_trained_anew(tmp_path: Path) -> None:
+    tables = []
+    for epochs in (1, 2, 1):
+        config = TABLE_CONFIG.override("search", candidate_epochs=epochs)
+        tables.append(build_tiny(tmp_path, config=config, seeds=1))
+    first, other, again = tables
+    assert (first.arrays["validation_loss"] != other.arrays["validation_loss"]).any()
+    require_equal(first, again)
+    np.testing.assert_array_equal(first.arrays["seconds"], again.arrays["seconds"])
     with pytest.raises(UserError, match="was trained for another task"):
-        build_tiny(built, seed=1)
+        build_tiny(tmp_path, seed=1)
 
 
 def test_seeds_may_be_added_later(tmp_path: Path) -> None:
     one = build_tiny(tmp_path, seeds=1)
     parts = tmp_path / "table" / "parts"
-    left = {path: path.stat().st_mtime_ns for path in parts.iterdir()}
+    left = {path: path.stat().st_mtime_ns for path in parts.rglob("*.npz")}
     two = build_tiny(tmp_path, seeds=2)
     np.testing.assert_array_equal(one.arrays["test"][:, 0], two.arrays["test"][:, 0])
     assert {path: path.stat().st_mtime_ns for path in left} == left
@@ -210,7 +215,7 @@ def test_seeds_may_be_added_later(tmp_path: Path) -> None:
 
 def test_a_damaged_part_is_named(tmp_path: Path) -> None:
     build_tiny(tmp_path, seeds=1)
-    part = next((tmp_path / "table" / "parts").iterdir())
+    part = next((tmp_path / "table" / "parts").rglob("*.npz"))
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(UserError, match=f"{part.name}.*delete this file"):
         build_tiny(tmp_path, seeds=1)
