@@ -11,7 +11,7 @@ from bmnas.cli.options import Json, TaskOptions, grouped
 from bmnas.cli.output import next_command, print_json
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.run_folder import Run, genotype_file
-from bmnas.report import genotype_text
+from bmnas.report.text import genotype_text
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.genotypes import (

@@ -13,8 +13,9 @@ from bmnas.cli.options import Json, SearchSettings, Seed, StageOptions, TaskOpti
 from bmnas.cli.output import next_command, print_json, task_again
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config
-from bmnas.report import genotype_text, load_run
+from bmnas.report.record import load_run
 from bmnas.report.tables import print_tables, run_tables
+from bmnas.report.text import genotype_text
 from bmnas.tasks import Task
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from bmnas.cli.output import next_command, print_json, task_again
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.run_folder import Run, genotype_file
-from bmnas.report import load_run
+from bmnas.report.record import load_run
 from bmnas.report.tables import print_tables, run_tables
 from bmnas.spaces.registry import load_architecture, takes_unimodal_logits
 from bmnas.tasks import Task, load_task, reload_task

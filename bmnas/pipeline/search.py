@@ -24,7 +24,7 @@ from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.unimodal import Unimodal, remove_stale, unimodal_networks
-from bmnas.report import draw_genotype, figure_of, history_parts, load_run, write_figure
+from bmnas.report.history import history_parts
 from bmnas.report.metrics import (
     MemoryPeak,
     RunMetrics,
@@ -32,6 +32,9 @@ from bmnas.report.metrics import (
     SeedsMetrics,
     UnimodalMetrics,
 )
+from bmnas.report.picture import draw_genotype
+from bmnas.report.record import load_run
+from bmnas.report.style import figure_of, write_figure
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells import native
 from bmnas.spaces.cells.operations import operation_names

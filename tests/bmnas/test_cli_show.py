@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from bmnas.cli.show import show
 from bmnas.machine.errors import UserError
-from bmnas.report import genotype_text
+from bmnas.report.text import genotype_text
 from bmnas.spaces.cells.known import known_genotype
 
 GENOTYPE = known_genotype("aoa", ("image.1", "audio.1"), channels=8, length=4)

@@ -10,12 +10,15 @@ from tiny_runs import METRICS, scored, write_run
 from tiny_runs import svg_texts as texts
 
 from bmnas.machine.errors import UserError
-from bmnas.report import (
+from bmnas.report.comparison import (
+    Spread,
     comparison_rows,
+    comparison_tables,
     draw_comparison,
-    load_run,
+    format_spread,
+    pareto_front,
 )
-from bmnas.report.comparison import Spread, comparison_tables, format_spread, pareto_front
+from bmnas.report.record import load_run
 from bmnas.report.tables import TextTable, print_tables
 
 Make = Callable[..., Path]

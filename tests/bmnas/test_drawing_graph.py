@@ -11,11 +11,10 @@ import pytest
 from tiny_runs import svg_texts
 
 from bmnas.machine.errors import UserError
-from bmnas.report import draw_genotype, genotype_text, write_figure
 from bmnas.report.layout import Box, Layout, Wire
-from bmnas.report.picture import architecture_part
-from bmnas.report.style import drawing_style, figure_of, figure_svg
-from bmnas.report.text import description_text
+from bmnas.report.picture import architecture_part, draw_genotype
+from bmnas.report.style import drawing_style, figure_of, figure_svg, write_figure
+from bmnas.report.text import description_text, genotype_text
 from bmnas.spaces.cells.describe import describe_cells
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.operations import PAPER

@@ -10,11 +10,7 @@ import pytest
 from tiny_runs import epoch, manifest, write_run
 
 from bmnas.machine.errors import UserError
-from bmnas.report import (
-    load_bundle,
-    load_run,
-)
-from bmnas.report.record import best_epoch
+from bmnas.report.record import best_epoch, load_bundle, load_run
 
 Make = Callable[..., Path]
 

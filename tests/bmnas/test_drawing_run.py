@@ -12,16 +12,10 @@ from tiny_runs import GENOTYPE, METRICS, epoch, manifest, write_run
 from tiny_runs import svg_texts as texts
 
 from bmnas.machine.errors import UserError
-from bmnas.report import (
-    comparison_rows,
-    figure_of,
-    history_parts,
-    load_bundle,
-    load_run,
-    weights_parts,
-)
-from bmnas.report.comparison import comparison_page
-from bmnas.report.record import Record
+from bmnas.report.comparison import comparison_page, comparison_rows
+from bmnas.report.history import history_parts, weights_parts
+from bmnas.report.record import Record, load_bundle, load_run
+from bmnas.report.style import figure_of
 from bmnas.report.tables import html_tables, markdown, run_tables
 from bmnas.report.view import draw_record, record_page, record_tables
 from bmnas.spaces.cells.operations import OPERATIONS, Operation

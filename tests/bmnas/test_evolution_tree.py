@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bmnas.report import genotype_text
+from bmnas.report.text import genotype_text
 from bmnas.spaces.cells.genotype import GenotypeError
 from bmnas.spaces.registry import load_architecture
 from bmnas.spaces.trees.fusion_tree import FusionTree

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bmnas.report import draw_genotype, genotype_text
+from bmnas.report.picture import draw_genotype
 from bmnas.report.style import figure_svg
+from bmnas.report.text import genotype_text
 from bmnas.spaces.cells.genotype import GenotypeError
 from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.registry import load_architecture

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from bmnas.report import draw_genotype, genotype_text
+from bmnas.report.picture import draw_genotype
 from bmnas.report.style import figure_svg
+from bmnas.report.text import genotype_text
 from bmnas.spaces.cells.genotype import GenotypeError
 from bmnas.spaces.mfas.genotype import Layer, Layers, MFASGenotype, layer_choices
 from bmnas.spaces.mfas.space import MFASSpace

@@ -14,8 +14,8 @@ import bmnas
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config, load_preset
 from bmnas.pipeline.trained import load_network
-from bmnas.report import load_run
 from bmnas.report.comparison import comparison_rows
+from bmnas.report.record import load_run
 from bmnas.spaces.mfas.genotype import MFASGenotype
 from bmnas.strategies.mfas import MFASConfig
 

@@ -12,8 +12,9 @@ import torch
 from tiny_tasks import CONFIG
 
 from bmnas.machine.errors import UserError
-from bmnas.report import draw_genotype, genotype_text
+from bmnas.report.picture import draw_genotype
 from bmnas.report.style import figure_svg
+from bmnas.report.text import genotype_text
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import GenotypeError
 from bmnas.spaces.registry import (

@@ -15,7 +15,7 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Progress
 from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.search import write_pictures
-from bmnas.report import load_run
+from bmnas.report.record import load_run
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 
 

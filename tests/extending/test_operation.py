@@ -20,8 +20,11 @@ from torch import Tensor, nn
 
 import bmnas
 from bmnas.machine.errors import UserError
-from bmnas.report import draw_genotype, genotype_text, load_run, weights_parts, write_figure
-from bmnas.report.style import figure_of
+from bmnas.report.history import weights_parts
+from bmnas.report.picture import draw_genotype
+from bmnas.report.record import load_run
+from bmnas.report.style import figure_of, write_figure
+from bmnas.report.text import genotype_text
 from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.one_shot import OneShot
