@@ -22,7 +22,7 @@ from bmnas.machine.files import write_text
 
 @dataclass(frozen=True)
 class JobRecord:
-    """How a job stands: waiting; done; failed, so that the user must help; lost with its process.
+    """How a job stands: failed by a mistake of the user's, lost when its process was.
 
     ``settings`` are what tells it from the others; scores are fractions, ``seconds`` those of the
     search.
@@ -44,7 +44,7 @@ class Workers:
     """Processes that do orders: ``count`` at a time, each order again ``retries`` times when lost.
 
     ``command`` starts one; the name of its order's file is added. It ends when its standard input
-    is closed, with status 2 and one line on standard error where the user must help.
+    is closed, and with status 2 and one line on standard error for a mistake of the user's.
     """
 
     command: tuple[str, ...]

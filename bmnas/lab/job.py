@@ -1,6 +1,6 @@
 """One run of a sweep or a suite as plain data, and what a process does for it.
 
-Stopped at any moment, a job goes on there the next time.
+A job that was stopped goes on where it was the next time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BACKBONES = "backbones"
 #: A module: the Cells of the genotype that was found, on other pairs of features.
 SEARCHED = "searched"
 
-#: A job, the folder of all and the device as JSON, for any process.
+#: A job, the folder that its run folder lies in, and the device: JSON for the process that does it.
 Order = Mapping[str, Any]
 
 #: Writes the bundle of a trained network into its run folder, and its latency into the metrics.
@@ -49,12 +49,12 @@ Export = Callable[[Path, Task], None]
 class Job:
     """One run of a sweep or a suite.
 
-    ``name`` is its run folder inside the folder of all. ``way`` is ``search STRATEGY``,
-    ``fusion NAME``, ``module NAME/PAIRS``, or ``backbones``, which trains the backbones and
-    extracts the features that other jobs share; ``caches`` are then the lengths and types of the
-    features. ``task`` holds the task's name and source. ``label`` is what the table says of the
-    job. ``after`` names the job whose genotype this one starts from. ``space`` is where a search
-    looks, None for the strategy's own.
+    ``name`` is its run folder inside the sweep's. ``way`` is ``search STRATEGY``, ``fusion NAME``,
+    ``module NAME/PAIRS``, or ``backbones``, which trains the backbones and extracts the features
+    that other jobs share; ``caches`` are then the lengths and number types of the features.
+    ``task`` holds the task's name and source, ``label`` what tells the job from others in a table.
+    ``after`` is the name of the job whose genotype this one starts from. ``space`` is the name of
+    the search space, None for the strategy's own.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Job:
 
     @property
     def backbones(self) -> str:
-        """The folder of the backbones that this job shares with others, inside that of all."""
+        """The folder of the backbones that this job shares with others, inside the sweep's."""
         depends = [self.task["source"], self.seed, dataclasses.asdict(self.config.unimodal)]
         digest = sha256_json(depends)
         return f".{BACKBONES}/{digest[:12]}"
@@ -110,7 +110,7 @@ def backbones_jobs(jobs: Sequence[Job]) -> list[Job]:
 
 
 def do_order(order: Order, export: Export) -> None:
-    """Do what ``order`` says; raises UserError where the user must help."""
+    """Do what ``order`` says; raises UserError for a mistake of the user's."""
     config = Config.from_dict(order["job"]["config"], order["job"]["name"])
     config = dataclasses.replace(config, preset=order["preset"])
     job = Job(**{**order["job"], "config": config})

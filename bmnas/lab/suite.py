@@ -218,9 +218,9 @@ def _figures(rows: Sequence[ComparisonRow]) -> Iterator[Section]:
 
 
 def report_rows(runs: Sequence[tuple[Job, Record]]) -> list[ComparisonRow]:
-    """Return a row for each way to fuse, and one for what fuses nothing, the best score first.
+    """Return a row for each way to fuse, each modality alone, and the mean of unimodal logits.
 
-    The latter are each modality alone, and the mean of the unimodal networks' logits.
+    The best score comes first.
     """
     rows: list[ComparisonRow] = []
     for task in dict.fromkeys(job.label["task"] for job, _ in runs):

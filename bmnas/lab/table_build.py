@@ -42,7 +42,7 @@ from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.network import FusionNetwork
-from bmnas.spaces.cells.operations import added_operations, register_all
+from bmnas.spaces.cells.operations import added_operations, operation_names, register_all
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks import check_task, check_test
@@ -172,6 +172,7 @@ def _fingerprint(about: Mapping[str, Any], cache: FeatureCache) -> str:
     depends = {
         "about": {name: value for name, value in about.items() if name != "preset"},
         "features": cache.keys,
+        "operations": operation_names(),
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
     }
     return sha256_json(depends)
