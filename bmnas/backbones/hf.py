@@ -23,7 +23,7 @@ from bmnas.backbones.base import InputSpec, PooledHead
 from bmnas.backbones.conv import Pixels
 from bmnas.backbones.tap import Reader, TappedBackbone
 from bmnas.backbones.words import MaskedHead, PaddedBackbone
-from bmnas.machine.errors import UserError, at, one_line
+from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import read_json
 from bmnas.tasks.task import Array, Modality, ModalityType
 
@@ -85,41 +85,37 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         self.prune()
 
     @classmethod
-    def from_folder(cls, modality: Modality, folder: str, *, classes: int, rows: Array) -> Self:
+    def from_folder(cls, modality: Modality, folder: Path, *, classes: int, rows: Array) -> Self:
         """Load the model in ``folder`` for K ``classes`` and the train ``rows`` of ``modality``.
 
         Raises UserError when the package, the folder or one of its files is missing or damaged.
         """
-        if modality.type not in cls.types:
-            raise UserError(
-                f"modality {modality.name}: received backbone 'hf:{folder}', expected it for "
-                f"{' or '.join(cls.types)}, not for type {modality.type!r}"
-            )
         is_text = modality.type == "text"
-        place = Path(folder).expanduser()
         other = "tokenizer.json" if is_text else "preprocessor_config.json"
         names = ("config.json", "model.safetensors", other)
-        missing = [name for name in names if not (place / name).is_file()]
+        missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            why = f"lacks {', '.join(missing)}" if place.is_dir() else "there is no such folder"
+            why = f"lacks {', '.join(missing)}" if folder.is_dir() else "there is no such folder"
             raise UserError(
                 f"backbone hf:{folder}: {why}, expected {', '.join(names)}, as save_pretrained "
                 "writes them; nothing is downloaded"
             )
-        network, model = _pretrained(place)
-        content = read_json(place / other)
+        network, model = _pretrained(folder)
+        content = read_json(folder / other)
         if not isinstance(content, dict):
             raise UserError(
-                f"{place / other}: received a {type(content).__name__}, expected an object"
+                f"{folder / other}: received a {type(content).__name__}, expected an object"
             )
         pixels: dict[str, Any] | None = None
-        with at(place):
+        try:
             if is_text:
                 reader = _text_reader(rows, model, content)
             else:
                 reader = Reader.from_rows(modality, rows).config
                 pixels = _pixels(content, model)
             return cls(classes=classes, model=model, reader=reader, pixels=pixels, network=network)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from error
 
     def run(self, x: Tensor) -> object:
         """Return what the transformer makes of token numbers (B, T) or pixels (B, *shape)."""

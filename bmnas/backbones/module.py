@@ -6,15 +6,15 @@ import copy
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from bmnas.backbones.base import PooledHead
 from bmnas.backbones.tap import Reader, TappedBackbone, evaluating, first_tensor
-from bmnas.machine.errors import UserError, at, few, one_line
+from bmnas.machine.errors import UserError, few, one_line
 from bmnas.tasks.load import imported
-from bmnas.tasks.task import MODALITY_TYPES, Array, Modality, ModalityType
+from bmnas.tasks.task import MODALITY_TYPES, ModalityType
 
 _LAST = ":channels_last"
 
@@ -28,8 +28,9 @@ class ModuleBackbone(TappedBackbone):
     module's own output is the unimodal logits if it is (B, K); else a pooled head on the last
     feature is. ``network`` is copied: hooks and pruning do not touch the user's object.
 
-    Raises UserError for a path that is not there, or a module that is not called exactly once,
-    or whose output is no batch of features.
+    ``target`` is the ``"module:Class"`` that it was made from, for the record. Raises UserError
+    without features, for a path that is not there, or a module that is not called exactly once, or
+    whose output is no batch of features.
     """
 
     family: ClassVar[str] = "module"
@@ -46,6 +47,11 @@ class ModuleBackbone(TappedBackbone):
     ) -> None:
         super().__init__(Reader(reader), classes=classes, reader=dict(reader), target=target)
         self.prepare = self.reader.prepare()
+        if not features:
+            raise UserError(
+                f"received no features, expected module paths of {type(network).__name__} to tap: "
+                f"features = {few(_paths(network))}"
+            )
         network = copy.deepcopy(network)
         self.tap(network, {feature: _tapped(network, feature) for feature in features})
         recorded, output = self._first_pass()
@@ -74,32 +80,6 @@ class ModuleBackbone(TappedBackbone):
             self.head = nn.Identity()
         else:
             self.head = PooledHead(self.feature_channels[-1], classes)
-
-    @classmethod
-    def from_module(
-        cls,
-        modality: Modality,
-        network: nn.Module,
-        *,
-        classes: int,
-        rows: Array,
-        target: str | None = None,
-    ) -> Self:
-        """Build around ``network`` for K ``classes`` from the train ``rows`` of ``modality``.
-
-        ``target`` is the ``"module:Class"`` that it was made from, for the record. Raises
-        UserError as the class does.
-        """
-        if not modality.features:
-            raise UserError(
-                f"modality {modality.name}: received no features, expected module paths of "
-                f"{type(network).__name__} to tap: features = {few(_paths(network))}"
-            )
-        reader, features = Reader.from_rows(modality, rows).config, modality.features
-        with at(f"modality {modality.name}"):
-            return cls(
-                network=network, classes=classes, features=features, reader=reader, target=target
-            )
 
     def run(self, x: Tensor) -> object:
         """Return what the user's module makes of the raw input ``x`` (B, *shape)."""

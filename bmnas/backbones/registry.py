@@ -20,6 +20,7 @@ from bmnas.backbones.base import FORMAT, Backbone
 from bmnas.backbones.conv import ClipBackbone, ImageBackbone, SequenceBackbone, VectorBackbone
 from bmnas.backbones.hf import HFBackbone
 from bmnas.backbones.module import ModuleBackbone, user_module
+from bmnas.backbones.tap import Reader
 from bmnas.backbones.waveform import WaveformBackbone
 from bmnas.backbones.words import TextBackbone, TokenBackbone
 from bmnas.machine.errors import UserError, at, close, few, one_line
@@ -60,36 +61,46 @@ def build_backbone(modality: Modality, *, classes: int, rows: Array) -> Backbone
     ``modality.weights`` are not loaded: see ``load_weights``. A ready ``Backbone`` is returned as
     it is. Raises UserError for an unknown name, or one for another type.
     """
-    wanted, where = modality.backbone, f"modality {modality.name}"
+    if isinstance(modality.backbone, Backbone):
+        return modality.backbone
+    try:
+        return _built(modality, classes, rows)
+    except UserError as error:
+        raise UserError(f"modality {modality.name}: {error}") from error
+
+
+def _built(modality: Modality, classes: int, rows: Array) -> Backbone:
+    wanted = modality.backbone
     if wanted is None:
         wanted = DEFAULT_BACKBONES[modality.type]
-    if isinstance(wanted, Backbone):
-        return wanted
     name = wanted if isinstance(wanted, str) else None
     if name is None or (":" in name and not name.startswith(_HF)):
-        network = user_module(wanted, classes)
-        return ModuleBackbone.from_module(
-            modality, network, classes=classes, rows=rows, target=name
+        return ModuleBackbone(
+            network=user_module(wanted, classes),
+            classes=classes,
+            features=modality.features,
+            reader=Reader.from_rows(modality, rows).config,
+            target=name,
         )
     if modality.features:
         raise UserError(
-            f"{where}: received features for backbone {name!r}, which has its own: expected them "
-            "only for a network of yours, module:Class"
+            f"received features for backbone {name!r}, which has its own: expected them only for a "
+            "network of yours, module:Class"
         )
-    if name.startswith(_HF):
-        folder = name.removeprefix(_HF)
-        return HFBackbone.from_folder(modality, folder, classes=classes, rows=rows)
-    family = BACKBONES.get(name)
+    family = HFBackbone if name.startswith(_HF) else BACKBONES.get(name)
     if family is None:
         raise UserError(
-            f"{where}: received backbone {name!r}, expected {', '.join(BACKBONES)}, hf:<folder> or "
+            f"received backbone {name!r}, expected {', '.join(BACKBONES)}, hf:<folder> or "
             f"module:Class{close(name, list(BACKBONES))}"
         )
     if modality.type not in family.types:
         raise UserError(
-            f"{where}: received backbone {name!r}, which reads {', '.join(family.types)}, expected "
-            f"one for type {modality.type!r} such as {DEFAULT_BACKBONES[modality.type]!r}"
+            f"received backbone {name!r}, which reads {', '.join(family.types)}, expected one for "
+            f"type {modality.type!r} such as {DEFAULT_BACKBONES[modality.type]!r}"
         )
+    if family is HFBackbone:
+        folder = Path(name.removeprefix(_HF)).expanduser()
+        return HFBackbone.from_folder(modality, folder, classes=classes, rows=rows)
     return family.from_rows(modality, classes=classes, rows=rows)
 
 

@@ -176,7 +176,7 @@ def test_lacking_tensors_are_not_filled_at_random(bert: Path, tmp_path: Path) ->
 def test_wrong_use_gets_one_line(bert: Path, vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="there is no such folder"):
         built(Modality("t", "text", TEXTS, backbone="hf:/no/such/folder"))
-    with pytest.raises(UserError, match="not for type 'vector'"):
+    with pytest.raises(UserError, match="which reads text, image, expected one for type 'vector'"):
         built(Modality("v", "vector", np.zeros((2, 2)), backbone=f"hf:{bert}"))
     with pytest.raises(UserError, match=r"lacks tokenizer\.json"):
         built(text_modality(vit))
