@@ -122,11 +122,9 @@ class Layout:
             # What leaves a panel stands on top.
             inner[part[-1]] = max(inner[name] for name in part)
             levels.append(level)
-        tops = [inner[part[-1]] + 1 for part in self._parts]
-        depths = [
-            max(top for top, own in zip(tops, levels, strict=True) if own == level)
-            for level in range(max(levels) + 1)
-        ]
+        depths = [0] * (max(levels) + 1)
+        for part, level in zip(self._parts, levels, strict=True):
+            depths[level] = max(depths[level], 1 + inner[part[-1]])
         starts = list(accumulate(depths, initial=0))
         return {name: starts[levels[self._part[name]]] + row for name, row in inner.items()}
 

@@ -92,6 +92,9 @@ def test_no_wire_runs_through_a_box_and_none_overlaps_another(genotype: Genotype
     boxes = list(drawing.boxes.values())
     assert not [(w, b) for w in drawing.wires for b in boxes if crosses_box(w, b)]
     assert not [pair for pair in combinations(boxes, 2) if overlap(*pair)]
+    for wire, panel in product(drawing.wires, drawing.panels):
+        if panel.title not in (wire.source.group, wire.target.group):
+            assert not crosses_box(wire, panel.box)
     panels = [panel.box for panel in drawing.panels]
     assert not [pair for pair in combinations(panels, 2) if overlap(*pair)]
 
