@@ -56,10 +56,6 @@ class Config:
             raise SchemaError(told) from error
         return dataclasses.replace(config, promise=self.promise, preset=self.preset)
 
-    def of_strategy(self, strategy: str) -> dict[str, Any]:
-        """Return the settings in the section of ``strategy``, none where it has no section."""
-        return plain(self.strategies[strategy]) if strategy in self.strategies else {}
-
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready plain data, the promise left out."""
         stages = {"unimodal": self.unimodal, "search": self.search, "train": self.train}
@@ -84,8 +80,7 @@ class Config:
         stages = {"unimodal": UnimodalConfig, "search": SearchConfig, "train": TrainConfig}
         strategies = settings_of_strategies()
         sections = [
-            *((name, kind, field(default_factory=kind)) for name, kind in stages.items()),
-            *((name, kind, field(default_factory=kind)) for name, kind in strategies.items()),
+            *((n, kind, field(default_factory=kind)) for n, kind in (stages | strategies).items()),
             ("promise", Mapping[str, str], field(default_factory=dict)),
         ]
         found: Any = read(dataclasses.make_dataclass("Sections", sections), data, source)

@@ -17,14 +17,13 @@ from bmnas.report.metrics import RunMetrics
 #: What to do with results that are there already.
 Existing = Literal["refuse", "resume", "overwrite"]
 
-#: What a strategy found besides, the next best ones.
-_OTHERS = tuple(f"genotype-{number}.json" for number in range(2, 6))
 #: In the order in which they are removed: after a kill in between, no genotype counts as the
 #: result of new settings, and no old settings are forgotten while results of them are left.
 _SEARCH_FILES = (
-    "genotype.json", *_OTHERS, "metrics.json", "checkpoint.pt", "rerank-checkpoint.pt",
-    "history.jsonl", "rerank.jsonl", "architecture.svg", "history.svg",
-    "config.json",
+    # The next best genotypes are numbered.
+    "genotype.json", *(f"genotype-{number}.json" for number in range(2, 6)), "metrics.json",
+    "checkpoint.pt", "rerank-checkpoint.pt", "history.jsonl", "rerank.jsonl",
+    "architecture.svg", "history.svg", "config.json",
 )  # fmt: skip
 #: What a configuration may say of the things that a later command takes from it.
 _TYPES: Mapping[str, type | UnionType] = {
@@ -60,10 +59,6 @@ class Run:
         self.metrics = path / "metrics.json"
         #: Backbones and feature cache, unless they lie elsewhere.
         self.backbones = path / "backbones"
-
-    def other_genotype(self, number: int) -> Path:
-        """Return the file of the result that came out second to fifth, by ``number``."""
-        return self.path / _OTHERS[number - 2]
 
     def begun(self) -> bool:
         """Tell whether anything was done here; a configuration alone does not count."""

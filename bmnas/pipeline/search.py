@@ -257,7 +257,7 @@ def _write(
         path = folder.genotypes / f"{member.seed}.json"
         save(member.genotype, member.seed, member.validation, path)
     for place, (other, score) in enumerate(outcome.others, start=2):
-        save(other, context.seed, score, folder.other_genotype(place))
+        save(other, context.seed, score, folder.path / f"genotype-{place}.json")
     # Last: a folder with a genotype is a finished search.
     found_by = context.seed if outcome.seed is None else outcome.seed
     save(outcome.genotype, found_by, outcome.validation, folder.genotype)
@@ -296,7 +296,7 @@ def _fingerprint(
         "features": cache.keys,
         "labels": hashlib.sha256(labels.numpy().tobytes()).hexdigest(),
         "search": dataclasses.asdict(config.search),
-        "own": config.of_strategy(method.NAME),
+        "own": config.to_dict().get(method.NAME, {}),
         "strategy": method.NAME,
         "space": space,
         "seed": context.seed,

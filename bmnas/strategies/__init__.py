@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from bmnas.machine.errors import UserError, close
@@ -51,7 +51,7 @@ def strategy_named(name: str) -> type[Strategy]:
     return STRATEGIES[name]
 
 
-def settings_of_strategies() -> Mapping[str, type[Any]]:
+def settings_of_strategies() -> dict[str, type[Any]]:
     """Return the classes of settings of the strategies that have a section of their own."""
     found = {name: strategy.SETTINGS for name, strategy in STRATEGIES.items()}
     return {name: kind for name, kind in found.items() if kind is not None}

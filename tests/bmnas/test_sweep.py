@@ -139,7 +139,7 @@ def test_a_setting_that_changes_nothing_is_told(
 def test_what_one_strategy_reads_may_be_set_for_all(tmp_path: Path) -> None:
     both = "search.epochs = 2\nevolution.generations = 3\nstrategy = 'evolution'\n[[trial]]"
     jobs = unread(tmp_path, f"{both}\n[[trial]]\nstrategy = 'bmnas'")
-    assert [job.config.of_strategy("evolution")["generations"] for job in jobs] == [3, 3]
+    assert [job.config.to_dict()["evolution"]["generations"] for job in jobs] == [3, 3]
     (job,) = unread(tmp_path, "", "search.rerank=2", "search.candidate_epochs=1")
     assert job.config.search.candidate_epochs == 1
     (job,) = unread(tmp_path, "", "train.epochs=3", train=True)
