@@ -32,7 +32,6 @@ from bmnas.features.samples import RawInput, RawSamples, Samples, batches_per_ep
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import read_json, write_json
 from bmnas.machine.progress import Progress
-from bmnas.spaces.cells.native.network import speed_up
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.tasks import reload_task
 
@@ -70,7 +69,7 @@ def compare(run: Path, steps: int, epochs: int | None) -> dict[str, Any]:
     )
     train = cache.samples("train")
     sizes = {name: search[name] for name in ("cells", "steps", "channels", "length", "dropout")}
-    supernet = speed_up(Supernet(list(train.channels.values()), classes=task.classes, **sizes))
+    supernet = Supernet(list(train.channels.values()), classes=task.classes, **sizes)
     optimizer = torch.optim.Adam(supernet.parameters(), lr=1e-3, fused=True)
     raw = _Raw(task, backbones, Pool(search["length"]))
     kinds: dict[str, tuple[Samples, Callable[[list[Tensor]], list[Tensor]]]] = {

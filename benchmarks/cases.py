@@ -16,8 +16,6 @@ from torch import Tensor, nn
 
 from bmnas.lab.suite import SuiteTask
 from bmnas.machine.runtime import Runtime
-from bmnas.spaces.cells.native.network import speed_up
-from bmnas.spaces.cells.supernet import Supernet
 from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies import STRATEGIES
 from bmnas.tasks.task import Task
@@ -62,8 +60,8 @@ TINY = StepCase(channels_raw=(16, 32, 24), channels=16, batch=8, classes=5)
 
 
 def supernet(case: StepCase, form: type[nn.Module]) -> nn.Module:
-    """Return the ``Supernet``, with kernels on a CPU, or its ``PlainSupernet`` reference."""
-    network: nn.Module = form(
+    """Return the ``Supernet`` or its ``PlainSupernet`` reference."""
+    return form(
         list(case.channels_raw),
         cells=case.cells,
         steps=case.steps,
@@ -72,7 +70,6 @@ def supernet(case: StepCase, form: type[nn.Module]) -> nn.Module:
         classes=case.classes,
         dropout=case.dropout,
     )
-    return speed_up(network) if isinstance(network, Supernet) else network
 
 
 def step(

@@ -10,7 +10,6 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 import bmnas
-import bmnas.spaces.cells.native.network as native
 from benchmarks.cases import NTU, PRESET, Finished, products, step
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.strategies import STRATEGIES
@@ -24,14 +23,6 @@ COMPILED = bmnas.Runtime(torch.device("cpu"), compile=True)
 @pytest.mark.parametrize("form", [PlainSupernet, Supernet], ids=["plain", "supernet"])
 def test_supernet_step(benchmark: BenchmarkFixture, form: type[nn.Module]) -> None:
     benchmark.pedantic(step(NTU, form, EAGER), rounds=40, warmup_rounds=5)
-
-
-@pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")
-def test_supernet_step_without_kernels(
-    benchmark: BenchmarkFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(native, "kernels", lambda: None)
-    benchmark.pedantic(step(NTU, Supernet, EAGER), rounds=40, warmup_rounds=5)
 
 
 @pytest.mark.benchmark(group="search cost: supernet step (NTU configuration)")

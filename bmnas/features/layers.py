@@ -26,18 +26,12 @@ def keep_mask(x: Tensor, p: float, training: bool) -> tuple[Tensor | None, float
         return None, 1.0
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.empty_like(x).bernoulli_(1.0 - p), 1.0 / (1.0 - p)
-    threshold, factor = drop_threshold(p)
+    threshold = min(max(round(p * _BYTE), 1), _BYTE - 1)  # bytes below it drop their element
     words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
     random = words.view(torch.uint8)[: x.numel()].view(x.shape)
     # A boolean mask would be converted again in every product, which costs more than the product.
     mask = torch.ge(random, threshold, out=torch.empty(x.shape, dtype=x.dtype))
-    return mask, factor
-
-
-def drop_threshold(p: float) -> tuple[int, float]:
-    """Return below which value a random byte drops an element, and the factor for the others."""
-    threshold = 0 if p == 0.0 else min(max(round(p * _BYTE), 1), _BYTE - 1)
-    return threshold, _BYTE / (_BYTE - threshold)
+    return mask, _BYTE / (_BYTE - threshold)
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:

@@ -21,7 +21,6 @@ from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, check_seed
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.run_folder import Run
-from bmnas.spaces.cells import native
 from bmnas.tasks.task import Part, Task
 from bmnas.training.heads import TaskHead, head_for
 
@@ -79,8 +78,6 @@ class RunContext:
             "versions": versions(),
             "hardware": {
                 **hardware(self.runtime.device),
-                # Whether the supernet's fast path for a CPU runs, and if not, why.
-                "kernels": native.describe(),
                 "bfloat16": self.runtime.computes_bfloat16(),
                 "processes": world_size(),
             },

@@ -36,7 +36,6 @@ from bmnas.report.picture import draw_genotype
 from bmnas.report.record import load_run
 from bmnas.report.style import figure_of, write_figure
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.cells import native
 from bmnas.spaces.cells.operations import operation_names
 from bmnas.spaces.registry import load_architecture
 from bmnas.strategies import Strategy, strategy_named
@@ -305,8 +304,6 @@ def _fingerprint(
         "threshold": context.head.threshold,
     }
     if method.TRAINS_SUPERNET:
-        # What computes a step decides its last bits.
-        depends["native"] = native.kernels() is not None
         depends["operations"] = operation_names()
         bfloat16 = config.search.precision == "bfloat16"
         depends["autocast"] = bfloat16 and context.runtime.computes_bfloat16()

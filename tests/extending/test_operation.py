@@ -89,8 +89,6 @@ def test_it_is_drawn_at_random_judged_and_known_as_symmetric() -> None:
     assert "product" in {step.op for one in drawn for c in one.cells for step in c.steps}
     assert canonical(cell("x", "y")) == canonical(cell("y", "x"))
     supernet = space.supernet([3, 5, 4], classes=4, dropout=0.0)
-    # The kernels know the paper's pool alone.
-    assert supernet.fast_path is None
     samples = tiny_samples(40)
     one_shot = OneShot(supernet, samples, head_for("multiclass"), torch.device("cpu"), seed=0)
     losses = [one_shot.loss(one) for one in (cell("x", "y"), space.sample(draw))]

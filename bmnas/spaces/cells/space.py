@@ -76,10 +76,9 @@ class CellSpace(SearchSpace[Genotype]):
 
     def supernet(self, channels_raw: Sequence[int], *, classes: int, dropout: float) -> Supernet:
         """Return the relaxed network of the space, for ``bmnas.strategies.bilevel``."""
-        from bmnas.spaces.cells.native.network import speed_up
         from bmnas.spaces.cells.supernet import Supernet
 
-        supernet = Supernet(
+        return Supernet(
             channels_raw,
             cells=self.cells,
             steps=self.steps,
@@ -88,7 +87,6 @@ class CellSpace(SearchSpace[Genotype]):
             classes=classes,
             dropout=dropout,
         )
-        return speed_up(supernet)
 
     def genotype(self, cells: object, source: str = "genotype") -> Genotype:
         """Return the genotype with ``cells`` as in the file ``source``; raises GenotypeError."""

@@ -5,12 +5,12 @@ Legend: B batch, L length, C channels, F features, N Cells, M steps, K classes.
 These are the equations (BM-NAS, Eq. 1, 2, 9, 10) over the modules of ``operations``, with torch's
 own gradients. Three things make them fast: the sum over many edges is one contraction, layers that
 read one tensor are one product, and the BatchNorms behind them are one. torch.compile fuses what
-is left. ``fast_path`` may be another way to compute the same, such as ``native`` on a CPU.
+is left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
 
 import torch
@@ -91,9 +91,6 @@ class Supernet(nn.Module):
     entry that stands for an edge from a later node is never read.
     """
 
-    #: Computes the same logits faster, or None for what it cannot do.
-    fast_path: FastPath | None = None
-
     def __init__(
         self,
         channels_raw: Sequence[int],
@@ -124,10 +121,6 @@ class Supernet(nn.Module):
         """
         if len(features) != len(self.projections):
             raise ValueError(f"received {len(features)} features, expected {len(self.projections)}")
-        if weights is None and self.fast_path is not None:
-            logits = self.fast_path(self, features)
-            if logits is not None:
-                return logits
         return self.fuse(self.reshape(features, weights), weights)
 
     def reshape(
@@ -199,10 +192,6 @@ class Supernet(nn.Module):
         alpha = self.alpha.softmax(-1)[..., _IDENTITY]
         beta = self.beta.softmax(-1)[..., _IDENTITY]
         return alpha, beta, self.gamma.softmax(-1)
-
-
-#: From a supernet and its pooled features to its logits, or None.
-FastPath = Callable[[Supernet, Sequence[Tensor]], Tensor | None]
 
 
 def counting(weights: Weights) -> list[int]:
