@@ -31,8 +31,7 @@ from bmnas_export.latency import latency_report, measure_session
 from bmnas_export.parity import ParityReport, measure_parity
 from bmnas_export.prepare import prepare, reference_network
 from bmnas_export.samples import SampleInputs
-from bmnas_export.target import checked_target
-from bmnas_export.targets import target_named
+from bmnas_export.targets import checked_target, target_named
 
 _STAGES = ("samples", "graph", "check", "parity", "latency", "write")
 

@@ -15,11 +15,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from bmnas_serve import index_page, metadata
+from bmnas_serve import metadata
 from bmnas_serve.codec import JSON_ONLY, InferRequest, decode_request, encode_response
 from bmnas_serve.errors import FormatError, InferenceError, RequestError, shorten
-from bmnas_serve.lifecycle import Lifecycle
-from bmnas_serve.predictor import Predictor
+from bmnas_serve.lifecycle import Lifecycle, Predictor
 from bmnas_serve.session import Session
 
 MAX_BATCH = 1024
@@ -108,8 +107,8 @@ class _Endpoints:
     async def index(self, request: Request) -> Response:
         base_url = str(request.base_url).rstrip("/")
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(index_page.render(self._session, base_url))
-        return JsonResponse(index_page.describe(self._session, base_url))
+            return HTMLResponse(metadata.index_page(self._session, base_url))
+        return JsonResponse(metadata.index_data(self._session, base_url))
 
     async def server(self, request: Request) -> Response:
         return JsonResponse(metadata.server_metadata())

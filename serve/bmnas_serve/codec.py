@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bmnas_serve.checks import each, items, nonempty, nullable, parse_json, table, text, wrong
-from bmnas_serve.datatypes import BY_NUMPY, Datatype
+from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError, shorten
 from bmnas_serve.manifest import TensorSpec
 
@@ -79,7 +79,7 @@ def encode_tensor(name: str, array: NDArray[Any]) -> dict[str, Any]:
     """Return an array as the protocol's JSON tensor; float32 and float16 survive exactly."""
     return {
         "name": name,
-        "datatype": BY_NUMPY[array.dtype.name].protocol,
+        "datatype": PROTOCOL[array.dtype.name],
         "shape": list(array.shape),
         "data": array.ravel().tolist(),
     }
@@ -145,7 +145,7 @@ def _check_names(role: str, received: Sequence[str], specs: Sequence[TensorSpec]
 
 
 def _check_tensor(tensor: Mapping[str, Any], spec: TensorSpec) -> None:
-    place, expected = f"input {shorten(spec.name)}", BY_NUMPY[spec.dtype].protocol
+    place, expected = f"input {shorten(spec.name)}", PROTOCOL[spec.dtype]
     if tensor["datatype"] != expected:
         raise wrong(f"{place}: datatype", tensor["datatype"], expected)
     shape = tensor["shape"]
@@ -168,7 +168,7 @@ def _array(tensor: Mapping[str, Any], spec: TensorSpec) -> NDArray[Any]:
     """Return the data of a checked tensor; numpy alone would take null for NaN, true for 1."""
     shape, place = tuple(tensor["shape"]), f"input {shorten(spec.name)}: data"
     elements = _flatten(tensor["data"], shape, place)
-    return _flat_array(elements, BY_NUMPY[spec.dtype], place).reshape(shape)
+    return _flat_array(elements, np.dtype(spec.dtype), place).reshape(shape)
 
 
 def _flatten(elements: list[Any], shape: tuple[int, ...], place: str) -> list[Any]:
@@ -202,34 +202,33 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _flat_array(elements: list[Any], datatype: Datatype, place: str) -> NDArray[Any]:
-    dtype = datatype.dtype
+def _flat_array(elements: list[Any], dtype: np.dtype[Any], place: str) -> NDArray[Any]:
     if dtype.kind == "b":
         _check_types(elements, {bool}, place, "true or false")
         return np.array(elements, dtype)
     if dtype.kind in "iu":
-        _check_types(elements, {int}, place, f"integers of {datatype.protocol}")
+        _check_types(elements, {int}, place, f"integers of {PROTOCOL[dtype.name]}")
         low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
         for value in (min(elements), max(elements)):
             if not low <= value <= high:
-                raise _out_of_range(place, value, datatype, f"{low} to {high}")
+                raise _out_of_range(place, value, dtype, f"{low} to {high}")
         return np.array(elements, dtype)
-    _check_types(elements, {int, float}, place, f"numbers of {datatype.protocol}")
-    return _floats(elements, datatype, place)
+    _check_types(elements, {int, float}, place, f"numbers of {PROTOCOL[dtype.name]}")
+    return _floats(elements, dtype, place)
 
 
-def _floats(elements: list[Any], datatype: Datatype, place: str) -> NDArray[Any]:
-    largest = float(np.finfo(datatype.dtype).max)
+def _floats(elements: list[Any], dtype: np.dtype[Any], place: str) -> NDArray[Any]:
+    largest = float(np.finfo(dtype).max)
     try:
         with np.errstate(over="ignore"):
-            array = np.array(elements, np.float64).astype(datatype.dtype)
+            array = np.array(elements, np.float64).astype(dtype)
     except OverflowError as error:  # an integer of hundreds of digits is a JSON number too
         value = max(elements, key=abs)
-        raise _out_of_range(place, value, datatype, f"{-largest:g} to {largest:g}") from error
+        raise _out_of_range(place, value, dtype, f"{-largest:g} to {largest:g}") from error
     finite = np.isfinite(array)
     if not finite.all():
         value = elements[int(np.argmin(finite))]
-        raise _out_of_range(place, value, datatype, f"{-largest:g} to {largest:g}")
+        raise _out_of_range(place, value, dtype, f"{-largest:g} to {largest:g}")
     return array
 
 
@@ -239,7 +238,7 @@ def _check_types(elements: list[Any], allowed: set[type], place: str, expected: 
         raise wrong(f"{place}: element {position}", elements[position], expected)
 
 
-def _out_of_range(place: str, value: Any, datatype: Datatype, span: str) -> FormatError:
+def _out_of_range(place: str, value: Any, dtype: np.dtype[Any], span: str) -> FormatError:
     return FormatError(
-        f"{place}: received {shorten(value)}, out of range for {datatype.protocol}: {span}"
+        f"{place}: received {shorten(value)}, out of range for {PROTOCOL[dtype.name]}: {span}"
     )

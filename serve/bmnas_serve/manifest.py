@@ -25,7 +25,7 @@ from bmnas_serve.checks import (
     text,
     wrong,
 )
-from bmnas_serve.datatypes import BY_NUMPY
+from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import BundleError, FormatError
 
 FORMAT = "bmnas.bundle/1"
@@ -147,7 +147,7 @@ def _shape(value: Any, place: str) -> tuple[int, ...]:
     return axes
 
 
-_TENSOR: dict[str, Check] = {"name": nonempty, "shape": _shape, "dtype": one_of(BY_NUMPY)}
+_TENSOR: dict[str, Check] = {"name": nonempty, "shape": _shape, "dtype": one_of(PROTOCOL)}
 
 
 def _input(data: Any, place: str) -> InputSpec:

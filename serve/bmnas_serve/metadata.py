@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
 from bmnas_serve.codec import encode_tensor
-from bmnas_serve.datatypes import BY_NUMPY
+from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.manifest import InputSpec, TensorSpec
 from bmnas_serve.session import Session
 
@@ -56,10 +59,49 @@ def example_request(session: Session) -> dict[str, Any]:
     }
 
 
+def index_data(session: Session, base_url: str) -> dict[str, Any]:
+    """Return the index as JSON-ready plain data; ``base_url`` ends without a slash.
+
+    ``example`` is a shell command that sends one sample of zeros to the model.
+    """
+    root = f"/v2/models/{session.name}"
+    sample, infer = (shlex.quote(f"{base_url}{root}/{end}") for end in ("example.json", "infer"))
+    return {
+        "model": model_metadata(session),
+        "endpoints": {
+            "GET /v2": "the server: name and version",
+            "GET /v2/health/live": "200 while the process runs",
+            "GET /v2/health/ready": "200 while requests are welcome, 503 while stopping",
+            f"GET {root}": "the model: inputs, outputs, class names",
+            f"GET {root}/ready": "200 while the model takes requests, 503 while stopping",
+            f"GET {root}/example.json": "a request of zeros, to send to infer",
+            f"POST {root}/infer": "the outputs for the inputs in the body",
+        },
+        "example": f"curl -s {sample} | curl -s -H 'Content-Type: application/json' -d @- {infer}",
+    }
+
+
+def index_page(session: Session, base_url: str) -> str:
+    """Return the index as an HTML page; every text that comes from outside is escaped."""
+    index = index_data(session, base_url)
+    example = escape(index.pop("example"))
+    name, details = escape(session.name), escape(json.dumps(index, indent=2))
+    style = "body { max-width: 56rem; margin: 2rem auto } pre { white-space: pre-wrap }"
+    return f"""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>{name}</title><style>{style}</style>
+<h1>{name}</h1>
+<p>A model served by bmnas over the Open Inference Protocol v2. One sample of zeros, sent to it:</p>
+<pre>{example}</pre>
+<p>What it takes and gives (a length of -1 is the batch), and where to ask:</p>
+<pre>{details}</pre>
+</html>
+"""
+
+
 def _tensor_metadata(tensor: TensorSpec) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "name": tensor.name,
-        "datatype": BY_NUMPY[tensor.dtype].protocol,
+        "datatype": PROTOCOL[tensor.dtype],
         "shape": list(tensor.shape),
     }
     about: dict[str, Any] = {"meaning": tensor.meaning}

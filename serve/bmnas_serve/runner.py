@@ -1,20 +1,52 @@
 """What runs a model file on one target: three methods, whatever the target.
 
 ``OnnxRunner`` is the one of onnxruntime, which ``Session.open`` takes. Another target, such as an
-engine or a remote server, is a subclass in a file of its own, and goes to ``Session.of_bundle``.
+engine or a remote server, is another subclass of ``Runner``, and goes to ``Session.of_bundle``.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
+from bmnas_serve.datatypes import BY_ONNX, PROTOCOL
+from bmnas_serve.errors import BundleError, InferenceError, ServeError, one_line
 from bmnas_serve.manifest import TensorSpec
+
+CPU = "CPUExecutionProvider"
+
+
+def check_one_runtime() -> None:
+    """Raise ServeError when both builds of onnxruntime are installed.
+
+    They install files of the same names over each other, and what then runs is chance.
+    """
+    if _is_installed("onnxruntime") and _is_installed("onnxruntime-gpu"):
+        raise ServeError(
+            "both onnxruntime and onnxruntime-gpu are installed and overwrite each other; run:"
+            " pip uninstall -y onnxruntime onnxruntime-gpu, then install the one that is wanted"
+        )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+check_one_runtime()
+
+import onnxruntime as ort  # noqa: E402  (a broken pair must be named before it fails to load)
 
 
 @dataclass(frozen=True)
@@ -49,3 +81,83 @@ class Runner(ABC):
 
         Raises InferenceError when the target does not accept them or fails.
         """
+
+
+class OnnxRunner(Runner):
+    """An ``.onnx`` file in onnxruntime."""
+
+    def __init__(self, model: Path, runtime: ort.InferenceSession) -> None:
+        self._runtime = runtime
+        self._name = model.stem
+        self._description = Description(
+            inputs=tuple(_spec(node, model) for node in runtime.get_inputs()),
+            outputs=tuple(_spec(node, model) for node in runtime.get_outputs()),
+            threads=runtime.get_session_options().intra_op_num_threads,
+            providers=tuple(runtime.get_providers()),
+        )
+        self._outputs = [tensor.name for tensor in self._description.outputs]
+
+    @classmethod
+    def open(
+        cls, model: Path, *, threads: int | None = None, providers: Sequence[str] = (CPU,)
+    ) -> Self:
+        """Open the file ``model``.
+
+        ``threads`` None takes every CPU that this process may use. ``providers`` are onnxruntime's
+        execution providers, the preferred first. Raises BundleError when the file is no model, and
+        when a provider is not to be had: onnxruntime would run on the CPU without a word.
+        """
+        available = ort.get_available_providers()
+        for provider in providers:
+            if provider not in available:
+                raise BundleError(
+                    f"this onnxruntime has no {provider}, expected one of {', '.join(available)};"
+                    " for CUDA install onnxruntime-gpu in the place of onnxruntime"
+                )
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or _usable_cpus()
+        # Failures are raised below as one line; onnxruntime would print them a second time.
+        options.log_severity_level = 4
+        try:
+            runtime = ort.InferenceSession(str(model), options, providers=list(providers))
+        except Exception as error:  # onnxruntime's exceptions have no base class of their own
+            raise BundleError(
+                f"{model}: onnxruntime cannot open the model: {one_line(error)}"
+            ) from error
+        received = runtime.get_providers()
+        if received[: len(providers)] != list(providers):
+            raise BundleError(
+                f"{model}: onnxruntime runs on {', '.join(received)}, expected"
+                f" {', '.join(providers)}: check the driver and the CUDA libraries"
+            )
+        return cls(model, runtime)
+
+    def describe(self) -> Description:
+        """Return what the model takes and gives."""
+        return self._description
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return every output by name; raises InferenceError when onnxruntime fails."""
+        try:
+            results = self._runtime.run(self._outputs, dict(inputs))
+        except Exception as error:  # onnxruntime's exceptions have no base class of their own
+            raise InferenceError(f"{self._name}: onnxruntime failed: {one_line(error)}") from error
+        return dict(zip(self._outputs, map(np.asarray, results), strict=True))
+
+
+def _usable_cpus() -> int:
+    # Not os.cpu_count(): a container or taskset may allow fewer than the machine has.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _spec(node: Any, model: Path) -> TensorSpec:
+    """Return an input or output as onnxruntime describes it."""
+    if node.type not in BY_ONNX:
+        raise BundleError(
+            f"{model}: {node.name!r} has the type {node.type}, expected a tensor of"
+            f" {', '.join(PROTOCOL)}"
+        )
+    shape = tuple(axis if isinstance(axis, int) and axis > 0 else -1 for axis in node.shape)
+    return TensorSpec(node.name, shape, BY_ONNX[node.type])

@@ -18,7 +18,7 @@ import uvicorn
 from bmnas_serve.app import MAX_BATCH, MAX_BODY_BYTES, create_app
 from bmnas_serve.errors import ServeError, one_line
 from bmnas_serve.lifecycle import Lifecycle
-from bmnas_serve.onnx_runner import CPU
+from bmnas_serve.runner import CPU
 from bmnas_serve.session import Session
 
 #: How long a stop waits for requests in flight.

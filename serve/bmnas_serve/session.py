@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from bmnas_serve import manifest as bundle
 from bmnas_serve.errors import BundleError
 from bmnas_serve.manifest import InputSpec, Manifest, TensorSpec
-from bmnas_serve.onnx_runner import CPU, OnnxRunner
-from bmnas_serve.runner import Runner
+from bmnas_serve.runner import CPU, OnnxRunner, Runner
 
 
 class Session:

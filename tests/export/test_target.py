@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bmnas_export.target import checked_target
+from bmnas_export.targets import checked_target
 
 from bmnas.machine.errors import UserError
 

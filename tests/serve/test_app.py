@@ -288,10 +288,11 @@ def test_index_for_people_escapes_what_comes_from_outside(tmp_path):
         ),
     )
     assert response.headers["content-type"].startswith("text/html")
-    assert "&lt;b&gt;cat&lt;/b&gt;, dog &amp; owl" in response.text
+    assert "&lt;b&gt;cat&lt;/b&gt;" in response.text
+    assert "dog &amp; owl" in response.text
     assert "<script>" not in response.text
     assert "grey values" in response.text
-    assert "{&quot;sample_rate&quot;: 8000}" in response.text
+    assert "&quot;sample_rate&quot;: 8000" in response.text
 
 
 def test_a_large_body_is_answered_as_a_small_one_is(session, monkeypatch):

@@ -23,7 +23,7 @@ import bmnas_serve
 for module in pkgutil.iter_modules(bmnas_serve.__path__):
     __import__(f"bmnas_serve.{module.name}")
 
-from bmnas_serve.predictor import Predictor
+from bmnas_serve.lifecycle import Predictor
 from bmnas_serve.codec import decode_request, encode_response
 from bmnas_serve.metadata import example_request
 from bmnas_serve.session import Session

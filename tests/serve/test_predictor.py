@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 from bmnas_serve.errors import InferenceError
-from bmnas_serve.predictor import Predictor
+from bmnas_serve.lifecycle import Predictor
 from bmnas_serve.session import Session
 from onnx import TensorProto, helper
 from tiny_bundles import sample, save_bundle, save_model, value

@@ -12,8 +12,7 @@ from bmnas_serve.app import create_app
 from bmnas_serve.codec import encode_tensor
 from bmnas_serve.errors import BundleError
 from bmnas_serve.manifest import TensorSpec
-from bmnas_serve.onnx_runner import OnnxRunner
-from bmnas_serve.runner import Description, Runner
+from bmnas_serve.runner import Description, OnnxRunner, Runner
 from bmnas_serve.session import Session
 from starlette.testclient import TestClient
 from tiny_bundles import CLASSES, sample, save_bundle

@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from bmnas_serve.errors import BundleError, InferenceError, ServeError
 from bmnas_serve.manifest import InputSpec, TensorSpec
-from bmnas_serve.onnx_runner import CPU, check_one_runtime
+from bmnas_serve.runner import CPU, check_one_runtime
 from bmnas_serve.session import Session
 from onnx import TensorProto, helper
 from tiny_bundles import (
