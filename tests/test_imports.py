@@ -139,9 +139,8 @@ CLOSED = {
     "bmnas.spaces.mfas.space": ["torch", "numpy"],
     "bmnas.spaces.registry": ["torch", "numpy"],
     "bmnas.spaces.trees.fusion_tree": ["torch", "numpy"],
-    "bmnas.spaces.trees.operators": ["torch", "numpy"],
-    "bmnas.spaces.trees.space": ["torch", "numpy"],
     "bmnas.spaces.trees.tree": ["torch", "numpy"],
+    "bmnas.spaces.trees.space": ["torch", "numpy"],
 }
 
 

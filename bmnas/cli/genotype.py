@@ -13,12 +13,11 @@ from bmnas.machine.errors import UserError
 from bmnas.pipeline.run_folder import Run, genotype_file
 from bmnas.report.text import genotype_text
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.cells.known import FUSION_MODULES
-from bmnas.spaces.fusions.genotypes import (
+from bmnas.spaces.cells.known import (
+    FUSION_MODULES,
     late_pairs,
     module_genotype,
     random_pairs,
-    searched_pairs,
 )
 from bmnas.tasks import check_task
 
@@ -57,9 +56,8 @@ def genotype(
         file = genotype_file(Path(pairs))
         found = Genotype.load(file)
         shape = {"channels": found.channels, "length": found.length}
-        made = module_genotype(
-            module, searched_pairs(found), found.features, **shape, pairs_name="found"
-        )
+        taken = [cell.inputs for cell in found.cells]
+        made = module_genotype(module, taken, found.features, **shape, pairs_name="found")
         name, options = f"{file.resolve().parent.name}-{module}", _of_run(Run(file.parent))
     path = Run(Path("runs") / name if run is None else run).genotype
     if path.is_file() and Genotype.load(path) != made:

@@ -23,12 +23,11 @@ from bmnas.pipeline.search import search
 from bmnas.pipeline.train import train, train_fusion
 from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.fusions.genotypes import (
+from bmnas.spaces.cells.known import (
     late_pairs,
     module_genotype,
     random_pairs,
     searched_cells,
-    searched_pairs,
 )
 from bmnas.tasks import check_task, load_task
 from bmnas.tasks.task import Task
@@ -173,7 +172,7 @@ def _module(name: str, found: Genotype, config: Config, seed: int) -> Genotype:
     elif kind == "random":
         pairs = random_pairs(found.features, config.search.cells, seed)
     else:
-        pairs = searched_pairs(found)
+        pairs = [cell.inputs for cell in found.cells]
     if module == SEARCHED:
         return searched_cells(found, pairs, pairs_name=kind)
     shape = {"channels": config.search.channels, "length": config.search.length}

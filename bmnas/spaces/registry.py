@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bmnas.machine.errors import UserError, close
-from bmnas.spaces.architecture import Architecture, read_file
+from bmnas.spaces.architecture import Architecture, GenotypeError, read_file, wrong
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.description import Description
 from bmnas.spaces.fusions.space import FusionSpace
 from bmnas.spaces.mfas.space import MFASSpace
-from bmnas.spaces.plain_data import GenotypeError, wrong
 from bmnas.spaces.space import SearchSpace
 from bmnas.spaces.trees.space import TreeSpace
 

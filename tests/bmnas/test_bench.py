@@ -19,7 +19,7 @@ from bmnas.lab.suite import load_suite, suite_names
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.run_folder import Run
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
-from bmnas.spaces.fusions.genotypes import searched_cells
+from bmnas.spaces.cells.known import searched_cells
 
 SUITE = """
 seeds = 1

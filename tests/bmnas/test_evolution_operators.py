@@ -8,8 +8,16 @@ from random import Random
 import pytest
 from scripted import Scripted
 
-from bmnas.spaces.trees.operators import crossover, mutated, random_tree
-from bmnas.spaces.trees.tree import OPERATIONS, Tree, leaves, normal, usable
+from bmnas.spaces.trees.tree import (
+    OPERATIONS,
+    Tree,
+    crossover,
+    leaves,
+    mutated,
+    normal,
+    random_tree,
+    usable,
+)
 
 FEATURES = ("a.1", "a.2", "b.1", "b.2")
 

@@ -13,7 +13,6 @@ from bmnas.report.text import genotype_text
 from bmnas.spaces.cells.genotype import GenotypeError
 from bmnas.spaces.registry import load_architecture
 from bmnas.spaces.trees.fusion_tree import FusionTree
-from bmnas.spaces.trees.operators import random_tree
 from bmnas.spaces.trees.tree import (
     OPERATIONS,
     branch,
@@ -23,6 +22,7 @@ from bmnas.spaces.trees.tree import (
     leaves,
     modalities,
     normal,
+    random_tree,
     text,
     to_nodes,
     usable,

@@ -17,8 +17,7 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime
 from bmnas.report.metrics import LatencyMetrics
 from bmnas.spaces.cells.genotype import Genotype
-from bmnas.spaces.cells.known import FUSION_MODULES
-from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype, random_pairs, searched_pairs
+from bmnas.spaces.cells.known import FUSION_MODULES, late_pairs, module_genotype, random_pairs
 from bmnas.spaces.fusions.space import NamedFusion
 
 CPU = Runtime(torch.device("cpu"), compile=False)
@@ -142,7 +141,7 @@ def test_pairs_of_a_found_genotype_keep_their_sizes() -> None:
     again = bmnas_command("genotype", "aoa", "--pairs", "found.json", "--run", "made")
     assert again.err == "Next: bmnas train --genotype made/genotype.json\n"
     assert (made.features, made.channels, made.length) == (found.features, 12, 9)
-    assert searched_pairs(made) == [("m0.2", "m1.1"), ("m0.1", "cell1")]
+    assert [cell.inputs for cell in made.cells] == [("m0.2", "m1.1"), ("m0.1", "cell1")]
     assert {cell.steps for cell in made.cells} == {FUSION_MODULES["aoa"]} != {steps}
     assert made.provenance["fusion"] == "aoa, found pairs"
     refused = bmnas_command("genotype", "sum", "--pairs", "found.json", "--run", "made")

@@ -25,7 +25,7 @@ from bmnas.spaces.mfas.genotype import Layer, MFASGenotype
 from bmnas.spaces.mfas.network import MFASNetwork
 from bmnas.spaces.trees.fusion_tree import FusionTree
 from bmnas.spaces.trees.network import TreeFusion
-from bmnas.spaces.trees.operators import random_tree
+from bmnas.spaces.trees.tree import random_tree
 from bmnas.training.heads import TaskHead, head_for
 from bmnas.training.metrics import Evaluation, Output, evaluate, logits_of
 from bmnas.training.settings import ShortTraining

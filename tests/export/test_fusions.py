@@ -26,9 +26,8 @@ from bmnas.pipeline.trained import load_network, read_description
 from bmnas.report.record import load_bundle
 from bmnas.report.tables import bundle_tables
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.cells.known import FUSION_MODULES
+from bmnas.spaces.cells.known import FUSION_MODULES, late_pairs, module_genotype
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions.genotypes import late_pairs, module_genotype
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.spaces.registry import build_fusion

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 import bmnas
 from bmnas.machine.errors import UserError
-from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.architecture import Architecture, wrong
 from bmnas.spaces.description import Description, Node, feature_nodes
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.plain_data import wrong
 from bmnas.spaces.registry import SPACES, register_space
 from bmnas.spaces.space import Encoded, SearchSpace
 

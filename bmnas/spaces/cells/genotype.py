@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, ClassVar, TypeVar
 
-from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.architecture import Architecture, GenotypeError, check_features, wrong
 from bmnas.spaces.cells.operations import OPERATIONS
-from bmnas.spaces.plain_data import GenotypeError, check_features, wrong
 from bmnas.training.settings import Size
 
 __all__ = ["FORMAT", "Cell", "Genotype", "GenotypeError", "Step"]

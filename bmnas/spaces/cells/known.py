@@ -1,11 +1,20 @@
-"""Cells that are known by name: fusion modules of the literature, and what the paper found."""
+"""Cells that are known by name, and the pairs of features that they are put on.
+
+Counterparts of Tables 6 and 7 of the BM-NAS paper, which compare its Cells with Sum, ConcatFC, MHA
+and AoA, and its pairs of features with late and random ones.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
+from random import Random
 
-from bmnas.machine.errors import UserError
-from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.machine.errors import UserError, close
+from bmnas.spaces.cells.genotype import Cell, Genotype, Step, cell_nodes, free_pairs
+from bmnas.spaces.fusions.features import last_features
+
+Pairs = Sequence[tuple[str, str]]
 
 #: The steps of known fusion modules: DARTS' sum, MFAS' concatenation, Transformer, AoANet.
 FUSION_MODULES: Mapping[str, tuple[Step, ...]] = {
@@ -42,3 +51,62 @@ def known_genotype(name: str, features: Sequence[str], *, channels: int, length:
         first, second = (nodes.get(node, node) for node in cell.inputs)
         cells.append(Cell((first, second), cell.steps))
     return Genotype((x, y), channels, length, tuple(cells))
+
+
+def module_genotype(
+    module: str,
+    pairs: Pairs,
+    features: Sequence[str],
+    *,
+    channels: int,
+    length: int,
+    pairs_name: str,
+) -> Genotype:
+    """Return a genotype with a Cell for each of ``pairs``, all of them the known ``module``.
+
+    ``pairs`` name ``features`` and earlier Cells. ``pairs_name`` goes into the provenance, by
+    which `bmnas compare` calls the networks. Raises UserError for an unknown module.
+    """
+    if module not in FUSION_MODULES:
+        known = list(FUSION_MODULES)
+        raise UserError(
+            f"received module {module!r}, expected one of {', '.join(known)}{close(module, known)}"
+        )
+    cells = tuple(Cell(pair, FUSION_MODULES[module]) for pair in pairs)
+    provenance = {"strategy": "none", "fusion": f"{module}, {pairs_name} pairs"}
+    return Genotype(tuple(features), channels, length, cells, provenance)
+
+
+def searched_cells(genotype: Genotype, pairs: Pairs, *, pairs_name: str) -> Genotype:
+    """Return the Cells of a genotype that was found on other ``pairs``, as many as there are.
+
+    More pairs than Cells take the Cells again from the first one on.
+    """
+    cells = tuple(
+        Cell(pair, cell.steps) for pair, cell in zip(pairs, cycle(genotype.cells), strict=False)
+    )
+    provenance = {"strategy": "none", "fusion": f"searched, {pairs_name} pairs"}
+    return Genotype(genotype.features, genotype.channels, genotype.length, cells, provenance)
+
+
+def late_pairs(features: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs that join the last features of all modalities, one after another.
+
+    Two modalities are one Cell; each further one is joined with the Cell before. Inputs stand in
+    node order, features first. Raises UserError for fewer than two modalities.
+    """
+    first, second, *others = last_features(features)
+    joined = [(name, f"cell{k + 1}") for k, name in enumerate(others)]
+    return [(first, second), *joined]
+
+
+def random_pairs(features: Sequence[str], cells: int, seed: int) -> list[tuple[str, str]]:
+    """Return ``cells`` pairs drawn evenly from those that a derivation may take (footnote 1).
+
+    Features and earlier Cells are drawn alike; one of a pair at least is new.
+    """
+    draw = Random(seed)
+    pairs: list[tuple[str, str]] = []
+    for k in range(cells):
+        pairs.append(draw.choice(free_pairs(cell_nodes(features, k), pairs)))
+    return pairs

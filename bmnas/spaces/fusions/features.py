@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from bmnas.machine.errors import UserError
-from bmnas.spaces.plain_data import by_modality
+from bmnas.spaces.architecture import by_modality
 
 
 class Sizes(NamedTuple):

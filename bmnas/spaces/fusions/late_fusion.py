@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.features.layers import Dropout, LinearNorm
+from bmnas.spaces.architecture import by_modality
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.base import Deciding
 from bmnas.spaces.fusions.features import Sizes, last_features
-from bmnas.spaces.plain_data import by_modality
 
 
 class LateFusion(Deciding):

@@ -8,9 +8,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bmnas.machine.errors import at, close
-from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.architecture import Architecture, GenotypeError, parsed
 from bmnas.spaces.description import Description, Node
-from bmnas.spaces.plain_data import GenotypeError, parsed
 from bmnas.spaces.space import Encoded, SearchSpace
 from bmnas.training.settings import Size
 

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, ClassVar, Literal
 
-from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.plain_data import by_modality, check_features, wrong
+from bmnas.spaces.architecture import Architecture, by_modality, check_features, wrong
 from bmnas.training.settings import Size
 
 #: In the order of their numbers in the authors' program, which the surrogate reads.

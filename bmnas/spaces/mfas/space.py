@@ -8,10 +8,9 @@ from random import Random
 from typing import TYPE_CHECKING, ClassVar
 
 from bmnas.machine.errors import UserError
-from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.architecture import Architecture, by_modality
 from bmnas.spaces.description import Description, Node, leaf_nodes
 from bmnas.spaces.mfas.genotype import ACTIVATIONS, Layer, MFASGenotype, layer_choices
-from bmnas.spaces.plain_data import by_modality
 from bmnas.spaces.space import Encoded, SearchSpace
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from bmnas.machine.schema import OneOf, plain
-from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.plain_data import check_features, parsed, wrong
+from bmnas.spaces.architecture import Architecture, check_features, parsed, wrong
 from bmnas.spaces.trees.tree import (
     DEEPEST,
     OPERATIONS,

@@ -12,15 +12,17 @@ from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.description import Description, Node, leaf_nodes
 from bmnas.spaces.space import Encoded, SearchSpace
 from bmnas.spaces.trees.fusion_tree import FusionTree
-from bmnas.spaces.trees.operators import crossover, mutated, random_tree
 from bmnas.spaces.trees.tree import (
     OPERATIONS,
     Tree,
+    crossover,
     grafted,
     leaves,
     modalities,
+    mutated,
     normal,
     pruned,
+    random_tree,
     text,
     to_nodes,
     usable,
