@@ -6,7 +6,7 @@ torch through ``bmnas_serve.session``, so that the checked path is the served pa
 
 from bmnas_export.bundle import Bundle, export_bundle
 from bmnas_export.errors import ExportError, ParityError
-from bmnas_export.parity import BatchParity, ParityReport
+from bmnas_export.measure import BatchParity, ParityReport
 from bmnas_export.targets import TARGETS
 
 __all__ = [

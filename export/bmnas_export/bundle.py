@@ -27,10 +27,14 @@ from bmnas.pipeline.multimodal import MultimodalNetwork, parameter_counts
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Task
 from bmnas_export.errors import ExportError
-from bmnas_export.latency import latency_report, measure_session
-from bmnas_export.parity import ParityReport, measure_parity
+from bmnas_export.measure import (
+    ParityReport,
+    SampleInputs,
+    latency_report,
+    measure_parity,
+    measure_session,
+)
 from bmnas_export.prepare import prepare, reference_network
-from bmnas_export.samples import SampleInputs
 from bmnas_export.targets import checked_target, target_named
 
 _STAGES = ("samples", "graph", "check", "parity", "latency", "write")

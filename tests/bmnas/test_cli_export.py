@@ -10,7 +10,7 @@ from typing import Any
 import bmnas_export
 import pytest
 import typer
-from bmnas_export import latency
+from bmnas_export import measure
 from bmnas_serve.manifest import load
 from tiny_networks import tiny_network
 from tiny_tasks import write_tiny_task
@@ -56,7 +56,7 @@ def message(result: Result) -> str:
 
 @pytest.fixture
 def few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "_REPEATS", 3)
+    monkeypatch.setattr(measure, "_REPEATS", 3)
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_missing_packages_name_the_extra(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     without_export_modules(monkeypatch)
-    for name in ("session", "onnx_runner"):
+    for name in ("session", "runner"):
         monkeypatch.delitem(sys.modules, f"bmnas_serve.{name}", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
     shown = message(invoke("--genotype", run_folder / "genotype.json"))
@@ -243,7 +243,7 @@ def test_two_builds_of_onnxruntime_are_one_line(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_export_modules(monkeypatch)
-    for name in ("session", "onnx_runner"):
+    for name in ("session", "runner"):
         monkeypatch.delitem(sys.modules, f"bmnas_serve.{name}", raising=False)
     monkeypatch.setattr("importlib.metadata.distribution", lambda name: object())
     shown = message(invoke("--genotype", run_folder / "genotype.json"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from bmnas_export import export_bundle
 from bmnas_export.graph import export_graph
-from bmnas_export.parity import TOLERANCE
+from bmnas_export.measure import TOLERANCE
 from bmnas_export.prepare import prepare, reference_network
 from bmnas_serve import manifest as manifests
 from bmnas_serve.errors import BundleError

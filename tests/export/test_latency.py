@@ -4,8 +4,7 @@ import json
 from types import SimpleNamespace
 from typing import Any, cast
 
-from bmnas_export.latency import latency_report, measure_session
-from bmnas_export.samples import SampleInputs
+from bmnas_export.measure import SampleInputs, latency_report, measure_session
 from bmnas_serve.session import Session
 from tiny_networks import tiny_network, tiny_task
 

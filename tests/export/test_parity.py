@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from bmnas_export.errors import ParityError
-from bmnas_export.parity import TOLERANCE, ParityReport, measure_parity
+from bmnas_export.measure import TOLERANCE, ParityReport, SampleInputs, measure_parity
 from bmnas_export.prepare import reference_network
-from bmnas_export.samples import SampleInputs
 from bmnas_serve.session import Session
 from numpy.typing import NDArray
 from tiny_networks import tiny_network, tiny_task

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from bmnas_export.samples import SampleInputs
+from bmnas_export.measure import SampleInputs
 from tiny_networks import tiny_network, tiny_task
 
 from bmnas.machine.errors import UserError

@@ -1,11 +1,13 @@
-"""Whether a graph in onnxruntime says what the network says in torch.
+"""An exported network on real test samples: whether it says what torch says, and how fast.
 
-Legend: B batch, K classes.
+Legend: B batch, K classes, n samples.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,70 @@ from bmnas_serve.session import Session
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bmnas.features.samples import RawInput
+from bmnas.machine.costs import Latency, hardware, measure_latency
+from bmnas.machine.errors import UserError, few
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.pipeline.trained import TaskInfo
+from bmnas.tasks import check_task, check_test
+from bmnas.tasks.task import Task
 from bmnas_export.errors import ParityError
-from bmnas_export.samples import SampleInputs
 
 #: Largest difference of logits that are scaled to a maximum of one.
 TOLERANCE = 1e-5
 
 BATCHES = (1, 2, 7, 64)
+
+_TIMED_BATCHES = (1, 64)
+_REPEATS = 200
+
+
+class SampleInputs:
+    """The encoded test samples that a network can be tried with.
+
+    Raises UserError when the task is not the one that the network was trained for, when its test
+    data is malformed, or when it has no test sample.
+    """
+
+    def __init__(self, task: Task, info: TaskInfo, network: MultimodalNetwork) -> None:
+        check_task(task)
+        check_test(task)
+        _check_fit(task, info)
+        self._samples = task.samples("test")
+        if not len(self._samples):
+            raise UserError(
+                f"task {task.name}: received no test sample, expected at least one to compare the"
+                " exported network with torch"
+            )
+        self._inputs = {}
+        for name in network.modalities:
+            backbone = network.backbone(name)
+            self._inputs[name] = RawInput(task.modality(name), backbone, self._samples)
+
+    def __len__(self) -> int:
+        """Return the number of test samples."""
+        return len(self._samples)
+
+    def batch(self, size: int) -> dict[str, Tensor]:
+        """Return ``size`` samples spread evenly over the test part, (size, *shape) by modality.
+
+        Where there are fewer, samples are repeated.
+        """
+        chosen = np.linspace(0, len(self) - 1, size).round().astype(np.int64)
+        return {name: rows.batch(torch.from_numpy(chosen)) for name, rows in self._inputs.items()}
+
+
+def _check_fit(task: Task, info: TaskInfo) -> None:
+    received = (task.kind, tuple(task.class_names))
+    wanted = (info.kind, info.class_names)
+    if received != wanted:
+        found, trained = (
+            f"{kind} with {len(n)} classes ({few(n)})" for kind, n in (received, wanted)
+        )
+        raise UserError(
+            f"task {task.name}: received {found}, but the network was trained on {info.name}:"
+            f" {trained}; give its task with --task"
+        )
 
 
 @dataclass(frozen=True)
@@ -162,3 +219,27 @@ def _failure(report: ParityReport) -> str:
         f"onnxruntime and torch differ by more than {TOLERANCE:g} on logits scaled by"
         f" {report.scale:.4g}, no bundle was written: {figures}"
     )
+
+
+def measure_session(session: Session, inputs: SampleInputs) -> dict[int, Latency]:
+    """Return median and p99 of one run by batch size, 1 and 64, after warm-up.
+
+    Real test samples, repeated where there are fewer.
+    """
+    latency = {}
+    for size in _TIMED_BATCHES:
+        arrays = {name: tensor.numpy() for name, tensor in inputs.batch(size).items()}
+        latency[size] = measure_latency(partial(session.run, arrays), repeats=_REPEATS)
+    return latency
+
+
+def latency_report(latency: Mapping[int, Latency], session: Session) -> dict[str, Any]:
+    """Return the figures with threads, providers and hardware as JSON-ready plain data."""
+    runner = session.runner.describe()
+    machine = {key: value for key, value in hardware().items() if key != "threads"}
+    return {
+        "onnxruntime": {f"batch_{size}": found.to_dict() for size, found in latency.items()},
+        "threads": runner.threads,
+        "providers": list(runner.providers),
+        "hardware": machine,
+    }
