@@ -19,7 +19,7 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
-	$(BIN)/mypy examples
+	$(BIN)/mypy --package examples
 
 ## Parameters, latency, search cost; `pytest-benchmark compare` shows saved runs side by side.
 ## torch.compile warns of its own deprecations, which is no failure of a measurement.
