@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bmnas.backbones.base import Backbone, PooledHead
+from bmnas.backbones.base import Backbone, InputSpec, PooledHead
 from bmnas.features.reshape import Pool
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
@@ -28,8 +28,7 @@ class TwoStages(Backbone):
     types = ("vector",)
 
     def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        self.config = {}
+        super().__init__(InputSpec((inputs,), "float32", "numbers"))
         sizes = itertools.pairwise((inputs, *widths))
         self.feature_names = tuple(str(f + 1) for f in range(len(widths)))
         self.feature_channels = widths
