@@ -6,7 +6,7 @@ Legend: B batch, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -22,6 +22,10 @@ from bmnas.spaces.fusion import Fusion
 from bmnas.tasks.task import Part, Task
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Evaluation, Forward, Output, evaluate, logits_of
+from bmnas.training.weighing import Weighing
+
+#: The name of the fusion network among the members of a weighing.
+FUSION = "fusion network"
 
 _LATENCY_BATCHES = (1, 64)
 
@@ -32,26 +36,28 @@ class MultimodalNetwork(nn.Module):
     It holds copies of the backbones, each cut after the last stage that ``fusion`` reads, and none
     of modalities that are not read. ``modalities`` are the inputs of ``forward`` in order.
 
-    With ``unimodal_logits`` all modalities and whole backbones stay, and the logits are the sum of
-    those of ``fusion`` and of each backbone's own head. Raises ValueError for a backbone without.
+    With a ``weighing`` the logits are a weighted sum of those of ``fusion``, member ``FUSION``, and
+    of each modality's own head that has a weight; what no member needs is cut off. Raises
+    ValueError for a backbone without a head.
     """
 
     def __init__(
-        self, backbones: Mapping[str, Backbone], fusion: Fusion, *, unimodal_logits: bool = False
+        self, backbones: Mapping[str, Backbone], fusion: Fusion, weighing: Weighing | None = None
     ) -> None:
         super().__init__()
-        self.unimodal_logits = unimodal_logits
+        self.weighing = weighing
         self.features = fusion.features
+        self.heads = tuple(n for n in backbones if weighing is not None and n in weighing.weights)
         taps: dict[str, list[str]] = {}
         for feature in self.features:
             modality, _, name = feature.partition(".")
             taps.setdefault(modality, []).append(name)
-        self.modalities = tuple(name for name in backbones if unimodal_logits or name in taps)
+        self.modalities = tuple(n for n in backbones if n in taps or n in self.heads)
         self.backbones = nn.ModuleDict()
         for name in self.modalities:
             backbone = copy.deepcopy(backbones[name])
             self.backbones[name] = backbone
-            if not unimodal_logits:
+            if name not in self.heads:
                 backbone.truncate(1 + max(backbone.feature_names.index(tap) for tap in taps[name]))
             elif backbone.head is None:
                 raise ValueError(f"the backbone of {name} has no head of its own")
@@ -66,7 +72,7 @@ class MultimodalNetwork(nn.Module):
 
     def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
         """Return what the training of all of it minimises: each head has a loss of its own."""
-        if self.unimodal_logits and isinstance(output, tuple):
+        if self.heads and isinstance(output, tuple):
             # The first is the sum of the others.
             return head.summed_loss(output[1:], labels)
         return self.fusion.loss(head, output, labels)
@@ -74,26 +80,37 @@ class MultimodalNetwork(nn.Module):
     def forward(self, *inputs: Tensor) -> Output:
         """Return logits (B, K) from one raw input per modality, each (B, *shape).
 
-        In training this is all that the fusion network returns; with ``unimodal_logits`` the sum,
-        then what was added up.
+        In training this is all that the fusion network returns; with a weighing the sum, then the
+        logits of every member.
         """
+        output, members = self._outputs(inputs)
+        if self.weighing is None:
+            return output
+        total = self.weighing.of(members)
+        return (total, *members.values()) if self.training else total
+
+    def members(self, *inputs: Tensor) -> Tensor:
+        """Return the logits (B, M, K) of the M members of the weighing, in its order."""
+        assert self.weighing is not None
+        _, members = self._outputs(inputs)
+        return torch.stack([members[name] for name in self.weighing.weights], dim=1)
+
+    def _outputs(self, inputs: Sequence[Tensor]) -> tuple[Output, dict[str, Tensor]]:
+        """Return what the fusion network gives, and the logits of all members by name."""
         raw: dict[str, Tensor] = {}
-        unimodal = []
+        members: dict[str, Tensor] = {}
         for name, x in zip(self.modalities, inputs, strict=True):
             backbone = self.backbone(name)
-            if self.unimodal_logits:
-                features, logits = backbone.features_and_logits(x)
-                unimodal.append(logits)
+            if name in self.heads:
+                features, members[name] = backbone.features_and_logits(x)
             else:
                 features = backbone.features(x)
             for tap, feature in zip(backbone.feature_names, features, strict=True):
                 raw[f"{name}.{tap}"] = feature
+        if not self.features:
+            return next(iter(members.values())), members
         output: Output = self.fusion([self.pool(raw[name]) for name in self.features])
-        if not self.unimodal_logits:
-            return output
-        every = [logits_of(output), *unimodal]
-        total = torch.stack(every).sum(0)
-        return (total, *every) if self.training else total
+        return output, {FUSION: logits_of(output), **members}
 
 
 def parameter_counts(network: MultimodalNetwork) -> dict[str, int]:

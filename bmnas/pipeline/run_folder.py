@@ -34,8 +34,11 @@ _TYPES: Mapping[str, type | UnionType] = {
     "backbones.folder": str | None,
     "backbones.seed": int,
 }
-_TRAIN_FILES = ("network.safetensors", "train.jsonl", "train-checkpoint.pt")
-_TRAIN_METRICS = ("test", "parameters", "latency")
+_TRAIN_FILES = (
+    "network.safetensors", "judged.json", "train.jsonl", "train-checkpoint.pt",
+    "judge-checkpoint.pt",
+)  # fmt: skip
+_TRAIN_METRICS = ("test", "weighing", "parameters", "latency")
 
 
 class Run:
@@ -55,6 +58,8 @@ class Run:
         self.network = path / "network.safetensors"
         #: A line for each epoch of the training, and where it stands.
         self.training, self.train_checkpoint = path / "train.jsonl", path / "train-checkpoint.pt"
+        #: What validation said of the network that was trained on train alone.
+        self.judged, self.judge_checkpoint = path / "judged.json", path / "judge-checkpoint.pt"
         #: Scores, parameters, latency, seconds.
         self.metrics = path / "metrics.json"
         #: Backbones and feature cache, unless they lie elsewhere.

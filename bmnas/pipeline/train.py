@@ -11,18 +11,21 @@ from typing import Any
 
 import torch
 
+from bmnas.backbones import Backbone
 from bmnas.features.cache import weights_hash
 from bmnas.features.samples import Samples, batches_per_epoch, label_tensor, samples_per_epoch
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import COMPILE
-from bmnas.machine.distributed import on_rank_zero
+from bmnas.machine.distributed import broadcast, on_rank_zero
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import sha256_json, write_json
+from bmnas.machine.files import read_json, sha256_json, write_json
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, seed_stage
+from bmnas.machine.schema import plain, read
 from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.multimodal import (
+    FUSION,
     MultimodalNetwork,
     channels_of,
     evaluate_fusion,
@@ -34,16 +37,19 @@ from bmnas.pipeline.multimodal import (
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import write_pictures
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
-from bmnas.pipeline.unimodal import Unimodal, evaluate_unimodal, remove_stale, unimodal_networks
+from bmnas.pipeline.unimodal import evaluate_unimodal, remove_stale, unimodal_networks
 from bmnas.report.metrics import MemoryPeak, RunMetrics, TrainedMetrics, UnimodalMetrics
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.space import NamedFusion
+from bmnas.spaces.fusions.table import NO_FUSION
 from bmnas.spaces.registry import build_fusion, load_architecture, takes_unimodal_logits
 from bmnas.tasks import check_task, check_test, reload_task
 from bmnas.tasks.task import Part, Task
 from bmnas.training.fit import fit
-from bmnas.training.metrics import Forward
+from bmnas.training.heads import head_for
+from bmnas.training.metrics import Forward, predict
+from bmnas.training.weighing import Weighing, fit_weighing
 
 _INHERITED = ("search", "seconds", "processor_seconds", "samples_per_second", "peak_memory")
 
@@ -262,9 +268,12 @@ def _misfit(feature: str, task: Task, has: Iterable[str]) -> UserError:
 
 def _train(context: RunContext, architecture: Architecture) -> None:
     """Train, test and leave the network's file, which says that all is done."""
-    task, runtime, head = context.task, context.runtime, context.head
+    task, runtime = context.task, context.runtime
     networks = unimodal_networks(context)
-    network, checkpoint = _fit(context, architecture, networks)
+    stage = _Stage(context, architecture, {n: found.backbone for n, found in networks.items()})
+    stage.judge()
+    network, checkpoint = stage.fit()
+    head = stage.head
     # Before test and latency, which are no training.
     seconds, costs = checkpoint.seconds, checkpoint.meter.to_dict()
     test = evaluate_fusion(task, network, "test", head, runtime)
@@ -273,6 +282,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
         for name, found in networks.items()
     }
     samples, settings = task.samples("test"), context.config.train
+    labels = label_tensor(task, samples)
     seen = samples_per_epoch(len(task.samples("train", "validation")), settings.batch_size)
     mean = torch.stack([evaluation.logits for evaluation in alone.values()]).mean(0)
     measured = RunMetrics(
@@ -286,85 +296,157 @@ def _train(context: RunContext, architecture: Architecture) -> None:
             loss=test.loss,
             samples=len(samples),
             # A fusion that needs no training: the mean of the unimodal networks' logits.
-            unimodal_mean=head.score(mean, label_tensor(task, samples)),
+            unimodal_mean=head.score(mean, labels),
+            calibration_error=head.calibration_error(test.logits, labels),
         ),
+        weighing=network.weighing,
         parameters=parameter_counts(network),
-        seconds={"train": seconds, "train_compile": costs["seconds"][COMPILE]},
+        seconds={"train": seconds, "train_compile": costs["seconds"].get(COMPILE, 0.0)},
         samples_per_second={"train": settings.epochs * seen / costs["seconds"]["train"]},
         peak_memory={"train": MemoryPeak(**costs["peak_memory"])},
     )
-    on_rank_zero(lambda: _write(context, architecture, network, measured))
+    on_rank_zero(lambda: _write(context, stage, network, measured))
     checkpoint.remove()
 
 
 def _write(
-    context: RunContext,
-    architecture: Architecture,
-    network: MultimodalNetwork,
-    measured: RunMetrics,
+    context: RunContext, stage: _Stage, network: MultimodalNetwork, measured: RunMetrics
 ) -> None:
     """Write metrics and pictures, then the network, with which the training is finished."""
-    task, folder = context.task, context.folder
+    task, folder, found = context.task, context.folder, stage.architecture
     latency = torch_latency(task, network, context.runtime)
     folder.update_metrics(dataclasses.replace(measured, latency=latency))
-    write_pictures(folder, architecture if architecture.SEARCHED else None, context.progress)
-    threshold = context.head.threshold
-    info = TaskInfo(task.name, task.kind, task.class_names, threshold, task.source)
+    write_pictures(folder, found if found.SEARCHED else None, context.progress)
+    info = TaskInfo(task.name, task.kind, task.class_names, stage.head.threshold, task.source)
     dropout = context.config.train.dropout
-    TrainedNetwork(network.cpu(), architecture, info, dropout).save(folder.network)
+    TrainedNetwork(network.cpu(), found, info, dropout).save(folder.network)
 
 
-def _fit(
-    context: RunContext, architecture: Architecture, networks: Mapping[str, Unimodal]
-) -> tuple[MultimodalNetwork, Checkpoint]:
-    """Train a new network on train and validation; return it joined with its backbones.
+class _Stage:
+    """The two trainings of an architecture: on train, to be judged on validation, then on both.
 
-    The backbones are trained along with a peak learning rate of their own, or stay as they are
-    when the settings freeze them: then the feature cache is used. With the unimodal networks'
-    logits every head has a loss of its own; frozen backbones have nothing to learn, so with them
-    the fusion network is trained as if the logits were not added.
+    The first says with which weights the members are added up, and from which probability a label
+    is given; a network whose answer is its fusion's alone and needs no threshold has only the
+    second. Backbones are trained along with a learning rate of their own, or stay as they are when
+    the settings freeze them: then the feature cache is used.
     """
-    task, settings, runtime, folder = (
-        context.task, context.config.train, context.runtime, context.folder
-    )  # fmt: skip
-    backbones = {name: found.backbone for name, found in networks.items()}
-    channels = channels_of(backbones)
-    for name in architecture.features if architecture.SEARCHED else ():
-        if name not in channels:
-            raise _misfit(name, task, channels)
-    # Where a genotype comes from changes nothing in it.
-    depends = {
-        "genotype": {k: v for k, v in architecture.to_dict().items() if k != "provenance"},
-        "train": dataclasses.asdict(settings),
-        "seed": context.seed,
-        "backbones": {name: weights_hash(backbone) for name, backbone in backbones.items()},
-    }
-    checkpoint = Checkpoint(folder.train_checkpoint, sha256_json(depends), folder.training)
-    seed_stage(context.seed, "train")
-    fusion = build_fusion(architecture, channels, classes=task.outputs, dropout=settings.dropout)
-    with checkpoint.meter.stage("train"):
-        adds = settings.unimodal_logits and takes_unimodal_logits(architecture)
-        network = MultimodalNetwork(backbones, fusion, unimodal_logits=adds).to(runtime.device)
-        parts: tuple[Part, ...] = ("train", "validation")
+
+    def __init__(
+        self, context: RunContext, architecture: Architecture, backbones: dict[str, Backbone]
+    ) -> None:
+        self.context, self.architecture, self.backbones = context, architecture, backbones
+        self.head = context.head
+        self.weighing: Weighing | None = None
+        self.channels = channels_of(backbones)
+        for name in architecture.features if architecture.SEARCHED else ():
+            if name not in self.channels:
+                raise _misfit(name, context.task, self.channels)
+        no_fusion = isinstance(architecture, NamedFusion) and architecture.name == NO_FUSION
+        adds = context.config.train.unimodal_logits and (
+            takes_unimodal_logits(architecture) or context.folder.genotype.is_file()
+        )
+        if adds or no_fusion:
+            members = ([] if no_fusion else [FUSION]) + list(backbones)
+            self.weighing = Weighing(dict.fromkeys(members, 1.0))
+
+    def judge(self) -> None:
+        """Fit the weights and the threshold to validation, unless that was done."""
+        context, task = self.context, self.context.task
+        wanted = self.head.threshold is None and self.head.decision == "threshold"
+        if self.weighing is None and not wanted:
+            return
+        file, fingerprint = context.folder.judged, self._fingerprint("judged")
+        if broadcast(not file.is_file() or read_json(file).get("fingerprint") != fingerprint):
+            network, checkpoint = self._fit("judging", ("train",), context.folder.judge_checkpoint)
+            forward = network if self.weighing is None else network.members
+            logits, labels = predict(
+                network,
+                lambda inputs: forward(*inputs),
+                raw_samples(task, network, "validation"),
+                context.runtime.device,
+            )
+            if self.weighing is not None:
+                members = dict(zip(self.weighing.weights, logits.unbind(1), strict=True))
+                self.weighing = fit_weighing(members, labels, self.head)
+                logits = self.weighing.of(members)
+            threshold = self.head.best_threshold(logits, labels) if wanted else self.head.threshold
+            judged = _Judged(fingerprint, self.weighing, threshold)
+            on_rank_zero(lambda: write_json(file, plain(judged)))
+            checkpoint.remove()
+        judged = read(_Judged, read_json(file), str(file))
+        self.weighing = judged.weighing
+        self.head = head_for(task.kind, judged.threshold)
+        if self.weighing is not None and FUSION not in self.weighing.weights:
+            context.progress.note(
+                "the unimodal networks' own logits do as well without the fusion network, which "
+                "is left out"
+            )
+            search = context.config.search
+            self.architecture = NamedFusion(NO_FUSION, search.channels, search.length)
+
+    def fit(self) -> tuple[MultimodalNetwork, Checkpoint]:
+        """Return the network, trained on train and validation, and what that took."""
+        return self._fit("training", ("train", "validation"), self.context.folder.train_checkpoint)
+
+    def _fit(
+        self, stage: str, parts: tuple[Part, ...], file: Path
+    ) -> tuple[MultimodalNetwork, Checkpoint]:
+        context, settings = self.context, self.context.config.train
+        task, runtime = context.task, context.runtime
+        history = context.folder.training if "validation" in parts else None
+        checkpoint = Checkpoint(file, self._fingerprint(stage), history)
+        seed_stage(context.seed, "train")
+        fusion = build_fusion(
+            self.architecture, self.channels, classes=task.outputs, dropout=settings.dropout
+        )
+        network = MultimodalNetwork(self.backbones, fusion, self.weighing).to(runtime.device)
         steps = settings.epochs * batches_per_epoch(len(task.samples(*parts)), settings.batch_size)
         samples: Samples
-        if settings.freeze_backbones:
-            cache = context.features(backbones, parts, fusion.length)
-            samples = cache.on(runtime.device, fusion.features).samples(*parts)
-            trained: Fusion | MultimodalNetwork = fusion
-            forward: Forward = runtime.compiled(fusion, steps)
-        else:
-            samples, trained = raw_samples(task, network, *parts), network
-            forward = forward_of(network, runtime, steps)
-        fit(
-            trained,
-            forward,
-            samples,
-            context.head,
-            settings.recipe,
-            checkpoint=checkpoint,
-            progress=context.progress,
-            stage="training",
-            loss=functools.partial(trained.loss, context.head),
+        trained: Fusion | MultimodalNetwork
+        forward: Forward
+        with checkpoint.meter.stage("train"):
+            if not settings.freeze_backbones:
+                samples, trained = raw_samples(task, network, *parts), network
+                forward = forward_of(network, runtime, steps)
+            elif fusion.features:
+                # Frozen backbones have nothing to learn: the fusion is trained as if it were alone.
+                cache = context.features(self.backbones, parts, fusion.length)
+                samples = cache.on(runtime.device, fusion.features).samples(*parts)
+                trained, forward = fusion, runtime.compiled(fusion, steps)
+            else:
+                return network, checkpoint
+            fit(
+                trained,
+                forward,
+                samples,
+                self.head,
+                settings.recipe,
+                checkpoint=checkpoint,
+                progress=context.progress,
+                stage=stage,
+                loss=functools.partial(trained.loss, self.head),
+            )
+        return network, checkpoint
+
+    def _fingerprint(self, stage: str) -> str:
+        # Where a genotype comes from changes nothing in it.
+        found = self.architecture.to_dict()
+        architecture = {k: v for k, v in found.items() if k != "provenance"}
+        return sha256_json(
+            {
+                "stage": stage,
+                "genotype": architecture,
+                "train": dataclasses.asdict(self.context.config.train),
+                "seed": self.context.seed,
+                "backbones": {n: weights_hash(backbone) for n, backbone in self.backbones.items()},
+            }
         )
-    return network, checkpoint
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The file judged.json."""
+
+    fingerprint: str
+    weighing: Weighing | None = None
+    threshold: float | None = None

@@ -13,13 +13,14 @@ from bmnas.backbones import backbone_from_spec
 from bmnas.machine.errors import UserError, at, one_line
 from bmnas.machine.schema import Range, plain, read
 from bmnas.machine.tensor_file import read_tensors, write_tensors
-from bmnas.pipeline.multimodal import MultimodalNetwork, channels_of
+from bmnas.pipeline.multimodal import FUSION, MultimodalNetwork, channels_of
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import architecture_from_dict, build_fusion
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
 from bmnas.training.heads import TaskHead, head_for
+from bmnas.training.weighing import Weighing
 
 FORMAT = "bmnas.network/1"
 
@@ -66,8 +67,8 @@ class TrainedNetwork:
             {name: network.backbone(name).spec() for name in network.modalities},
             self.task,
             self.dropout,
-            network.unimodal_logits,
-            self.architecture.to_dict(),
+            genotype=self.architecture.to_dict(),
+            weighing=network.weighing,
         )
         content = {k: v for k, v in plain(description).items() if v is not None}
         write_tensors(path, network.state_dict(), content)
@@ -77,7 +78,8 @@ class TrainedNetwork:
 class Description:
     """What a network's file says beside the weights.
 
-    Files of earlier versions have a hand-made fusion as ``fusion`` instead of ``genotype``.
+    Files of earlier versions have a hand-made fusion as ``fusion`` instead of ``genotype``, and
+    ``unimodal_logits`` for a sum in which every weight is one.
     """
 
     format: str
@@ -87,6 +89,7 @@ class Description:
     unimodal_logits: bool = False
     genotype: Any = None
     fusion: Any = None
+    weighing: Weighing | None = None
 
     def architecture(self, path: Path) -> Architecture:
         """Return the architecture; raises UserError that names ``path``."""
@@ -124,8 +127,10 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
             classes=task_kind(info.kind).outputs(len(info.class_names)),
             dropout=description.dropout,
         )
-        adds = description.unimodal_logits
-        network = MultimodalNetwork(backbones, fusion, unimodal_logits=adds)
+        weighing = description.weighing
+        if description.unimodal_logits:
+            weighing = Weighing(dict.fromkeys((FUSION, *backbones), 1.0))
+        network = MultimodalNetwork(backbones, fusion, weighing)
         network.load_state_dict(tensors)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

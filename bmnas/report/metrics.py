@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from bmnas.machine.files import read_json, write_json
 from bmnas.machine.schema import Range, plain, read
+from bmnas.training.weighing import Weighing
 
 #: What earlier versions called stage ``single_path``.
 _EARLIER_SINGLE_PATH = "single_networks"
@@ -69,12 +70,16 @@ class SearchMetrics:
 
 @dataclass(frozen=True)
 class TrainedMetrics:
-    """The trained network on the test part, and the mean of the unimodal networks' logits."""
+    """The trained network on the test part, and the mean of the unimodal networks' logits.
+
+    ``calibration_error`` is the expected one, a fraction (see ``training/heads.py``).
+    """
 
     score: Number
     loss: Number | None = None
     samples: int | None = None
     unimodal_mean: Number | None = None
+    calibration_error: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ class RunMetrics:
     unimodal: Mapping[str, UnimodalMetrics] = field(default_factory=dict)
     search: SearchMetrics | None = None
     test: TrainedMetrics | None = None
+    weighing: Weighing | None = None
     parameters: Mapping[str, int] = field(default_factory=dict)
     latency: LatencyMetrics = field(default_factory=LatencyMetrics)
     seconds: Mapping[str, Number] = field(default_factory=dict)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import ClassVar
 
 import numpy as np
@@ -45,7 +46,7 @@ class TaskHead(ABC):
     #: How probabilities come from logits, in a word or two.
     activation: ClassVar[str]
 
-    def __init__(self, threshold: float | None = 0.5) -> None:
+    def __init__(self, threshold: float | None = None) -> None:
         """Take the ``threshold`` of the configuration; kinds that have none leave it."""
         self.threshold: float | None = None
 
@@ -81,6 +82,13 @@ class TaskHead(ABC):
 
     def best_threshold(self, logits: Tensor, labels: Tensor) -> float | None:
         """Return the threshold that suits logits (n, K) of validation data best; None without."""
+        return None
+
+    def calibration_error(self, logits: Tensor, labels: Tensor) -> float | None:
+        """Return how far probabilities are from frequencies, see ``calibration_error``.
+
+        None for a kind whose outputs are no probabilities.
+        """
         return None
 
     def served_outputs(self, classes: int) -> tuple[ServedOutput, ...]:
@@ -119,6 +127,11 @@ class MulticlassHead(TaskHead):
         """Return the softmax."""
         return logits.softmax(-1)
 
+    def calibration_error(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the error of the probability of the class that is chosen."""
+        probability, chosen = self.probabilities(logits).max(-1)
+        return calibration_error(probability, chosen == labels)
+
     def decide(self, logits: Tensor) -> Tensor:
         """Return the class (n, 1) of each sample."""
         return logits.argmax(-1, keepdim=True)
@@ -131,12 +144,13 @@ class MultilabelHead(TaskHead):
     metric = "weighted_f1"
     decision = "threshold"
     activation = "sigmoid"
-    threshold: float
 
-    def __init__(self, threshold: float | None = 0.5) -> None:
-        """Give a label from the probability ``threshold`` on."""
-        if threshold is None:
-            raise UserError("a multilabel task: received no threshold, expected one from 0 to 1")
+    def __init__(self, threshold: float | None = None) -> None:
+        """Give a label from the probability ``threshold`` on.
+
+        Without one nothing can be decided, and a score is that at the threshold that suits the
+        logits best: it compares networks before a threshold is chosen.
+        """
         self.threshold = threshold
 
     def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -145,20 +159,34 @@ class MultilabelHead(TaskHead):
 
     def score(self, logits: Tensor, labels: Tensor) -> float:
         """Return the weighted F1 at ``threshold``."""
+        if self.threshold is None:
+            return MultilabelHead(self.best_threshold(logits, labels)).score(logits, labels)
         return weighted_f1(self.decide(logits).numpy(), labels.numpy() > 0.5)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the sigmoid."""
         return logits.sigmoid()
 
+    def calibration_error(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the error over the probabilities of all labels alike."""
+        return calibration_error(self.probabilities(logits).flatten(), labels.flatten() > 0.5)
+
     def decide(self, logits: Tensor) -> Tensor:
-        """Return which labels (n, K) each sample gets."""
+        """Return which labels (n, K) each sample gets; raises UserError without a threshold."""
+        if self.threshold is None:
+            raise UserError("a multilabel task: received no threshold, expected one from 0 to 1")
         return logits.sigmoid() > self.threshold
 
     def best_threshold(self, logits: Tensor, labels: Tensor) -> float:
-        """Return the one in 0.05, 0.10, …, 0.95 with the best score; the lowest of equals."""
+        """Return one of 0.05, 0.10, …, 0.95 by the scores there; the lowest of equals.
+
+        The best is that with the highest mean of its own and its neighbours' scores: with few
+        samples a single one is high by luck.
+        """
         grid = [round(0.05 * step, 2) for step in range(1, 20)]
-        return max(grid, key=lambda threshold: MultilabelHead(threshold).score(logits, labels))
+        scores = [MultilabelHead(threshold).score(logits, labels) for threshold in grid]
+        means = [fmean(scores[max(0, place - 1) : place + 2]) for place in range(len(scores))]
+        return grid[means.index(max(means))]
 
 
 #: The head of every kind of task by the kind's name, see ``register_head``.
@@ -179,7 +207,7 @@ register_head(MulticlassHead)
 register_head(MultilabelHead)
 
 
-def head_for(kind: str, threshold: float | None = 0.5) -> TaskHead:
+def head_for(kind: str, threshold: float | None = None) -> TaskHead:
     """Return the head of the kind of task called ``kind``; raises UserError when there is none."""
     return TASK_HEADS[task_kind(kind).name](threshold)
 
@@ -196,3 +224,15 @@ def weighted_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
     # of weight zero, keeps it a set of labels.
     actual, predicted = (np.pad(each, ((0, 0), (0, 1))) for each in (actual, predicted))
     return float(f1_score(actual, predicted, average="weighted", zero_division=0))
+
+
+def calibration_error(probabilities: Tensor, happened: Tensor, bins: int = 15) -> float:
+    """Return the expected calibration error of probabilities (n,) of what ``happened`` (n,).
+
+    The mean over ``bins`` equal intervals of how far the mean probability is from the frequency,
+    weighted by how many fall there (Guo et al., 2017, Eq. 3).
+    """
+    place = (probabilities * bins).long().clamp(max=bins - 1)
+    gap = torch.zeros(bins, dtype=torch.float64)
+    gap.index_add_(0, place, happened.double() - probabilities.double())
+    return float(gap.abs().sum() / len(probabilities))

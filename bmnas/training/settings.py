@@ -74,9 +74,10 @@ class TrainConfig:
     """The evaluation stage: fixed epochs on train + validation (spec section 7).
 
     ``backbone_lr`` is the peak learning rate of the backbones, ``max_lr`` of everything else.
-    ``threshold`` turns probabilities into labels in multilabel tasks. ``freeze_backbones`` trains
-    on the feature cache and leaves the backbones as they are. ``unimodal_logits`` adds the
-    logits of the unimodal networks to those of what a search found.
+    ``threshold`` turns probabilities into labels in multilabel tasks; None: the one that suits
+    validation. ``freeze_backbones`` trains on the feature cache and leaves the backbones as they
+    are. ``unimodal_logits`` adds the logits of the unimodal networks to those of what a search
+    found, with weights that suit validation.
     """
 
     epochs: Count = 20
@@ -86,7 +87,7 @@ class TrainConfig:
     backbone_lr: Rate = 1e-4
     min_lr: Rate = 1e-6
     weight_decay: Rate = 1e-4
-    threshold: Threshold = 0.5
+    threshold: Threshold | None = None
     freeze_backbones: bool = False
     unimodal_logits: bool = False
 

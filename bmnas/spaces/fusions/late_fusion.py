@@ -69,3 +69,11 @@ class ConcatFusion(Fusion):
         x = torch.cat([feature.flatten(1) for feature in pooled], dim=1)
         logits: Tensor = self.output(self.dropout(self.hidden(x).relu()))
         return logits
+
+
+class NoFusion(Fusion):
+    """Nothing: the answer is the weighted sum of the unimodal networks' own logits."""
+
+    def __init__(self, raw: Mapping[str, int], sizes: Sizes) -> None:
+        super().__init__((), sizes.length)
+        self.output = nn.Identity()

@@ -9,12 +9,21 @@ from bmnas.spaces.fusions.central_difference import CentralDifferenceFusion
 from bmnas.spaces.fusions.centralnet import CentralNet
 from bmnas.spaces.fusions.features import Sizes
 from bmnas.spaces.fusions.gmu import GMUFusion
-from bmnas.spaces.fusions.late_fusion import ConcatFusion, LateFusion, WeightedLateFusion
+from bmnas.spaces.fusions.late_fusion import (
+    ConcatFusion,
+    LateFusion,
+    NoFusion,
+    WeightedLateFusion,
+)
 from bmnas.spaces.fusions.mmtm import MMTMFusion
 from bmnas.spaces.fusions.mtut import MTUTFusion
 
+#: The one that adds up what the unimodal networks say.
+NO_FUSION = "weighted_logits"
+
 #: How to build each fusion from C_raw of all features, each modality's in their order, and sizes.
 FUSIONS: Mapping[str, Callable[[Mapping[str, int], Sizes], Fusion]] = {
+    NO_FUSION: NoFusion,
     "two_stream": LateFusion,
     "weighted_two_stream": WeightedLateFusion,
     "concat": ConcatFusion,

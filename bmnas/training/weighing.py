@@ -1,0 +1,70 @@
+"""A weighted sum of what several networks say, fitted on samples that none of them has learned.
+
+Stacking (Wolpert, 1992) with one number a network: a product of experts whose weights are also
+their temperatures, so the sum is calibrated where it was fitted.
+
+Legend: M members, n samples, K outputs of a network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bmnas.training.heads import TaskHead
+
+_FAINT = 0.02  # of the weights' sum: a member below it changes no decision and is left out
+_ITERATIONS = 200
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """A sum of logits: each member's, times its weight, plus one ``bias`` for all outputs."""
+
+    weights: Mapping[str, float]
+    bias: float = 0.0
+
+    def of(self, logits: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum (n, K) from the logits (n, K) of every member that has a weight."""
+        terms = [weight * logits[name] for name, weight in self.weights.items()]
+        return torch.stack(terms).sum(0) + self.bias
+
+
+def fit_weighing(logits: Mapping[str, Tensor], labels: Tensor, head: TaskHead) -> Weighing:
+    """Return the weights, none negative, with the least loss of ``head`` on ``labels``.
+
+    ``logits`` are (n, K) by member. A member that hardly counts is left out, and the others are
+    fitted again. The bias is for labels that are rare: it is zero where the loss does not read it.
+    """
+    members = dict(logits)
+    while True:
+        found, bias = _fitted(torch.stack(list(members.values())), labels, head)
+        faint = [w < _FAINT * sum(found) for w in found]
+        if not any(faint):
+            return Weighing(dict(zip(members, found, strict=True)), bias)
+        # The faintest alone: members that say the same share a weight until one of them is gone.
+        members.pop(list(members)[found.index(min(found))])
+
+
+def _fitted(logits: Tensor, labels: Tensor, head: TaskHead) -> tuple[list[float], float]:
+    """Return the weights of logits (M, n, K), and the bias."""
+    terms = logits.detach().double()
+    labels = labels.double() if labels.is_floating_point() else labels
+    logs = torch.full((len(terms),), -math.log(len(terms)), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logs, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = head.loss(torch.tensordot(logs.exp(), terms, 1) + bias, labels)
+        # Holds the weights where samples are few, and the bias where no loss reads it.
+        loss = loss + 1e-3 * (logs.exp().square().sum() + bias.square()) / len(terms)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return logs.detach().exp().tolist(), float(bias)
