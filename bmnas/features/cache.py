@@ -122,10 +122,23 @@ class FeatureCache:
         return FeatureSamples(self.names, self.arrays, rows, labels, self.masks, extras)
 
 
+@dataclass(frozen=True)
+class Folds:
+    """Backbones of a modality, each trained without some rows: for features nobody knows by heart.
+
+    ``of_row`` (rows of the modality) is the number of the backbone that has not seen a row, -1 for
+    rows that the modality's own backbone is asked for.
+    """
+
+    backbones: tuple[Backbone, ...]
+    of_row: Array
+
+
 def open_features(
     task: Task,
     backbones: Mapping[str, Backbone],
     *,
+    folds: Mapping[str, Folds] | None = None,
     parts: tuple[Part, ...],
     reading: Reading,
     folder: Path,
@@ -135,7 +148,8 @@ def open_features(
 ) -> FeatureCache:
     """Return the features of ``parts``, from ``folder`` where nothing changed, else extracted.
 
-    Files are of ``dtype``: float32, float16 or bfloat16.
+    Files are of ``dtype``: float32, float16 or bfloat16. ``folds``, by modality, say which rows
+    another backbone than the modality's own is asked for.
     An entry's name is a hash of the backbone's weights, of the data of its rows, of ``reading``
     and ``dtype``, so a change of any makes another entry; those of the modality, ``reading`` and
     ``dtype`` that it replaces are removed. Whoever calls this holds ``folder`` or the one above,
@@ -153,7 +167,13 @@ def open_features(
     for modality in task.modalities:
         backbone = backbones[modality.name].to(device).eval()
         rows[modality.name] = np.unique(modality.rows_of(samples))
-        entry = _Entry(modality, backbone, rows[modality.name], reading, dtype, folder)
+        used = rows[modality.name]
+        own = (folds or {}).get(modality.name)
+        networks, fold = [backbone], np.full(len(used), -1)
+        if own is not None:
+            networks += [each.to(device).eval() for each in own.backbones]
+            fold = own.of_row[used]
+        entry = _Entry(modality, tuple(networks), fold, used, reading, dtype, folder)
         if broadcast(not entry.folder.exists()):
             entry.extract(device, progress)
         manifest = entry.read_manifest()
@@ -204,10 +224,14 @@ def rows_hash(data: Array, rows: Array) -> str:
 
 @dataclass(frozen=True)
 class _Entry:
-    """The features of some rows of a modality, in a folder of ``parent``."""
+    """The features of some rows of a modality, in a folder of ``parent``.
+
+    Row i is that of ``networks[fold[i] + 1]``; the first is the modality's own backbone.
+    """
 
     modality: Modality
-    backbone: Backbone
+    networks: tuple[Backbone, ...]
+    fold: Array
     rows: Array
     reading: Reading
     dtype: str
@@ -221,8 +245,9 @@ class _Entry:
     def key(self) -> str:
         return sha256_json(
             {
-                "spec": self.backbone.spec(),
-                "weights": weights_hash(self.backbone),
+                "spec": self.networks[0].spec(),
+                "weights": [weights_hash(network) for network in self.networks],
+                "fold": hashlib.sha256(self.fold.astype("<i8").tobytes()).hexdigest(),
                 "data": rows_hash(self.modality.data, self.rows),
                 **self.form,
             }
@@ -239,10 +264,10 @@ class _Entry:
         """Make the folder: of several ranks each computes its part, rank zero writes."""
         started = time.perf_counter()
         name = self.modality.name
-        source = RawInput(replace(self.modality, index=None), self.backbone, self.rows)
+        source = RawInput(replace(self.modality, index=None), self.networks[0], self.rows)
 
         def read(chosen: torch.Tensor) -> dict[str, torch.Tensor]:
-            return self._kept(source.batch(chosen).to(device))
+            return self._kept(source.batch(chosen).to(device), torch.from_numpy(self.fold)[chosen])
 
         shapes = {file: (len(self.rows), *x.shape[1:]) for file, x in read(torch.arange(1)).items()}
         with contextlib.ExitStack() as opened:
@@ -280,11 +305,19 @@ class _Entry:
         barrier()
 
     @torch.inference_mode()
-    def _kept(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _kept(self, x: torch.Tensor, fold: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return what is kept of each feature of the raw input ``x``, and masks, by their files."""
-        found, content = {}, self.backbone.mask(x)
-        features = self.backbone.features(x)
-        for name, feature in zip(self.backbone.feature_names, features, strict=True):
+        found: dict[str, torch.Tensor] = {}
+        for number in fold.unique().tolist():
+            asked = (fold == number).nonzero().flatten().to(x.device)
+            for file, kept in self._kept_by(self.networks[number + 1], x[asked]).items():
+                whole = found.setdefault(file, kept.new_empty(len(x), *kept.shape[1:]))
+                whole[asked] = kept
+        return found
+
+    def _kept_by(self, network: Backbone, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        found, content = {}, network.mask(x)
+        for name, feature in zip(network.feature_names, network.features(x), strict=True):
             found[name] = self.reading.read(feature).float()
             mask = self.reading.mask(found[name], content)
             if mask is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bmnas.backbones import Backbone
-from bmnas.features.cache import FeatureCache, open_features
+from bmnas.features.cache import FeatureCache, Folds, open_features
 from bmnas.features.reshape import Reading
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.distributed import (
@@ -99,6 +99,7 @@ class RunContext:
         parts: tuple[Part, ...],
         length: int,
         *,
+        folds: Mapping[str, Folds] | None = None,
         dtype: str | None = None,
         folder: Path | None = None,
     ) -> FeatureCache:
@@ -109,6 +110,7 @@ class RunContext:
         return open_features(
             self.task,
             backbones,
+            folds=folds,
             parts=parts,
             reading=Reading(length),
             folder=self.kept / "features" if folder is None else folder,

@@ -23,7 +23,7 @@ from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Existing, Run, require_same
-from bmnas.pipeline.unimodal import Unimodal, remove_stale, unimodal_networks
+from bmnas.pipeline.unimodal import Unimodal, folds_of, remove_stale, unimodal_networks
 from bmnas.report.history import history_parts
 from bmnas.report.metrics import (
     MemoryPeak,
@@ -149,7 +149,9 @@ def run_stages(
     networks = unimodal_networks(context)
     backbones = {name: found.backbone for name, found in networks.items()}
     _note_unreadable(context.task, backbones, context.progress)
-    cache = context.features(backbones, ("train", "validation"), config.search.length)
+    cache = context.features(
+        backbones, ("train", "validation"), config.search.length, folds=folds_of(networks)
+    )
     cache = cache.on(context.runtime.device)
     fingerprint, name = _fingerprint(context, cache, method, space, seeds), method.NAME
     problem = SearchProblem(

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from bmnas.backbones import Backbone
 from bmnas.features.cache import weights_hash
 from bmnas.features.samples import Samples, batches_per_epoch, label_tensor, samples_per_epoch
 from bmnas.machine.checkpoint import Checkpoint
@@ -37,7 +36,13 @@ from bmnas.pipeline.multimodal import (
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import write_pictures
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
-from bmnas.pipeline.unimodal import evaluate_unimodal, remove_stale, unimodal_networks
+from bmnas.pipeline.unimodal import (
+    Unimodal,
+    evaluate_unimodal,
+    folds_of,
+    remove_stale,
+    unimodal_networks,
+)
 from bmnas.report.metrics import MemoryPeak, RunMetrics, TrainedMetrics, UnimodalMetrics
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusion import Fusion
@@ -270,7 +275,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
     """Train, test and leave the network's file, which says that all is done."""
     task, runtime = context.task, context.runtime
     networks = unimodal_networks(context)
-    stage = _Stage(context, architecture, {n: found.backbone for n, found in networks.items()})
+    stage = _Stage(context, architecture, networks)
     stage.judge()
     network, checkpoint = stage.fit()
     head = stage.head
@@ -332,9 +337,11 @@ class _Stage:
     """
 
     def __init__(
-        self, context: RunContext, architecture: Architecture, backbones: dict[str, Backbone]
+        self, context: RunContext, architecture: Architecture, networks: Mapping[str, Unimodal]
     ) -> None:
-        self.context, self.architecture, self.backbones = context, architecture, backbones
+        self.context, self.architecture = context, architecture
+        self.backbones = backbones = {name: found.backbone for name, found in networks.items()}
+        self.folds = folds_of(networks)
         self.head = context.head
         self.weighing: Weighing | None = None
         self.channels = channels_of(backbones)
@@ -410,7 +417,7 @@ class _Stage:
                 forward = forward_of(network, runtime, steps)
             elif fusion.features:
                 # Frozen backbones have nothing to learn: the fusion is trained as if it were alone.
-                cache = context.features(self.backbones, parts, fusion.length)
+                cache = context.features(self.backbones, parts, fusion.length, folds=self.folds)
                 samples = cache.on(runtime.device, fusion.features).samples(*parts)
                 trained, forward = fusion, runtime.compiled(fusion, steps)
             else:

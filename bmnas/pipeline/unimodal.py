@@ -2,6 +2,15 @@
 
 A backbone without weights is trained on the train part. One that comes with weights stays as it
 is; where its head is new (the weights know other classes), the head alone is trained.
+
+A backbone answers its own train samples nearly without error, so nothing is left there for a fusion
+to learn. With ``folds`` K, features of train samples come from backbones that have not seen them:
+
+1. a common start, trained on all of train for a tenth of the epochs;
+2. K backbones that go on from it, each without one part in K of the rows;
+3. the mean of their weights, trained on with all of train for a quarter of the epochs, which is the
+   backbone of the final network. Backbones with a common start keep a common basis, and their mean
+   is a good one (Wortsman et al., 2022, arXiv 2203.05482).
 """
 
 from __future__ import annotations
@@ -10,13 +19,14 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bmnas.backbones import (
     Backbone,
@@ -25,21 +35,29 @@ from bmnas.backbones import (
     load_weights,
     save_backbone,
 )
-from bmnas.features.cache import rows_hash, weights_hash
+from bmnas.features.cache import Folds, rows_hash, weights_hash
 from bmnas.features.samples import RawInput, RawSamples, label_tensor
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import count_parameters
 from bmnas.machine.distributed import broadcast, on_rank_zero
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import sha256_file, sha256_json
-from bmnas.machine.runtime import seed_stage
+from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.machine.schema import read
 from bmnas.pipeline.context import RunContext
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.fit import fit
 from bmnas.training.metrics import Evaluation, Forward, evaluate
+from bmnas.training.settings import Recipe
 
 _SAMPLED_NUMBERS = 2_000_000
+_COMMON = 0.1  # of the epochs: later, backbones know their train samples by heart already
+_LAST = 0.25  # of the epochs, with a part of the learning rate
+_LAST_RATE = 0.15
+_ROWS_A_FOLD = 20
+_SEEN: tuple[Part, ...] = ("train", "validation")
+
+State = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,6 +71,7 @@ class Unimodal:
     validation: float
     pretrained: bool
     seconds: float
+    folds: Folds | None = None
 
     @property
     def parameters(self) -> int:
@@ -69,6 +88,14 @@ class _Extra:
     pretrained: bool
     seconds: float
     threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What the file of a part of a training says of it."""
+
+    owner: str
+    seconds: float
 
 
 def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
@@ -95,15 +122,26 @@ def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
         if extra.threshold != context.head.threshold:
             # The weights do not depend on it, so they stay; the score does.
             validation = evaluate_unimodal(context, name, backbone, "validation").score
-        found[name] = Unimodal(backbone.cpu(), validation, extra.pretrained, extra.seconds)
+        folds, fold_of_row = None, _fold_of_row(context, modality)
+        if fold_of_row is not None:
+            files = _fold_files(context, path)
+            each = tuple(load_backbone(file)[0] for file in files)
+            folds = Folds(each, fold_of_row)
+        found[name] = Unimodal(backbone.cpu(), validation, extra.pretrained, extra.seconds, folds)
     return found
+
+
+def folds_of(networks: Mapping[str, Unimodal]) -> dict[str, Folds]:
+    """Return the folds of the modalities that have some."""
+    return {name: found.folds for name, found in networks.items() if found.folds is not None}
 
 
 def remove_stale(context: RunContext) -> None:
     """Delete backbones that ``unimodal_networks`` would refuse, and unfinished trainings."""
     for modality in context.task.modalities:
         path = _path(context, modality)
-        _checkpoint_path(path).unlink(missing_ok=True)
+        for file in path.parent.glob(f"{path.stem}*-checkpoint.pt"):
+            file.unlink()
         if path.exists():
             try:
                 _read(path, modality, _fingerprint(context, modality))
@@ -153,29 +191,124 @@ def _new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module |
 
 def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str) -> None:
     """Train the backbone of ``modality``, where needed, and write its file."""
-    task, started = context.task, time.perf_counter()
-    checkpoint = Checkpoint(_checkpoint_path(path), fingerprint)
+    task, recipe = context.task, context.config.unimodal.recipe
+    train, fold_of_row = task.samples("train"), _fold_of_row(context, modality)
+    seconds, start = 0.0, None
+    if fold_of_row is not None:
+        whole, common = recipe.epochs, max(1, round(_COMMON * recipe.epochs))
+        constant = dataclasses.replace(recipe, epochs=common, min_lr=recipe.max_lr)
+        first = path.with_name(f"{path.stem}-start.safetensors")
+        start, spent = _piece(context, modality, first, fingerprint, train, constant, None)
+        seconds += spent
+        rest = dataclasses.replace(recipe, epochs=max(1, whole - common))
+        states, fold = [], fold_of_row[modality.rows_of(train)]
+        for number, file in enumerate(_fold_files(context, path)):
+            seen = train[fold != number]
+            state, spent = _piece(context, modality, file, fingerprint, seen, rest, start)
+            states.append(state)
+            seconds += spent
+        start = _mean(states)
+        rate = _LAST_RATE * recipe.max_lr
+        recipe = dataclasses.replace(
+            recipe, epochs=max(1, round(_LAST * whole)), max_lr=max(rate, recipe.min_lr)
+        )
+    started, checkpoint = time.perf_counter(), Checkpoint(_checkpoint_path(path), fingerprint)
+    backbone, trained = _trained(context, modality, checkpoint, train, recipe, start)
+    if trained is not None:
+        started = time.perf_counter() - checkpoint.seconds
+    score = evaluate_unimodal(context, modality.name, backbone, "validation").score
+    seconds += time.perf_counter() - started
+    extra = _Extra(fingerprint, score, trained is not backbone, seconds, context.head.threshold)
+    on_rank_zero(lambda: save_backbone(path, backbone.cpu(), dataclasses.asdict(extra)))
+    checkpoint.remove()
+    if fold_of_row is not None:
+        on_rank_zero(lambda: first.unlink(missing_ok=True))
+
+
+def _piece(
+    context: RunContext,
+    modality: Modality,
+    path: Path,
+    owner: str,
+    samples: Array,
+    recipe: Recipe,
+    start: State | None,
+) -> tuple[State, float]:
+    """Return the weights after a part of a training, and its seconds, from ``path`` if there."""
+    kept: dict[str, Any] = load_backbone(path)[1] if path.exists() else {}
+    if broadcast(kept.get("owner") != owner):
+        checkpoint = Checkpoint(_checkpoint_path(path), owner)
+        backbone, _ = _trained(context, modality, checkpoint, samples, recipe, start)
+        extra = {"owner": owner, "seconds": checkpoint.seconds}
+        on_rank_zero(lambda: save_backbone(path, backbone.cpu(), extra))
+        checkpoint.remove()
+    # Read back even when just made, so that a resumed run goes on from the very same state.
+    backbone, found = load_backbone(path)
+    return backbone.state_dict(), read(_Piece, found, str(path)).seconds
+
+
+def _trained(
+    context: RunContext,
+    modality: Modality,
+    checkpoint: Checkpoint,
+    samples: Array,
+    recipe: Recipe,
+    start: State | None,
+) -> tuple[Backbone, nn.Module | None]:
+    """Return a new backbone, trained on ``samples`` from ``start`` on, and what of it was."""
+    task = context.task
     seed_stage(context.backbone_seed, f"backbone {modality.name}")
     backbone, trained = _new_backbone(task, modality)
+    if start is not None:
+        backbone.load_state_dict(start)
     backbone.to(context.runtime.device)
     if trained is not None:
         fit(
             trained,
             _call(backbone),
-            _samples(task, modality, backbone, "train"),
+            RawSamples([RawInput(modality, backbone, samples)], label_tensor(task, samples)),
             context.head,
-            context.config.unimodal.recipe,
+            recipe,
             checkpoint=checkpoint,
             progress=context.progress,
             stage=f"backbone {modality.name}",
         )
         backbone.requires_grad_(True)
-        started = time.perf_counter() - checkpoint.seconds
-    score = evaluate_unimodal(context, modality.name, backbone, "validation").score
-    seconds = time.perf_counter() - started
-    extra = _Extra(fingerprint, score, trained is not backbone, seconds, context.head.threshold)
-    on_rank_zero(lambda: save_backbone(path, backbone.cpu(), dataclasses.asdict(extra)))
-    checkpoint.remove()
+    return backbone, trained
+
+
+def _mean(states: Sequence[State]) -> State:
+    """Return the mean of the weights; of counts the first."""
+    return {
+        name: torch.stack([state[name] for state in states]).mean(0)
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in states[0].items()
+    }
+
+
+def _fold_of_row(context: RunContext, modality: Modality) -> Array | None:
+    """Return which fold a row is in, -1 for all but train; None for a modality without folds.
+
+    There are none for a backbone that is not trained here, for too few rows, and where validation
+    shows rows of train again: the final network meets those as it has learned them.
+    """
+    folds, wanted = context.config.unimodal.folds, modality.backbone
+    ours = wanted is None or (isinstance(wanted, str) and not wanted.startswith("hf:"))
+    if folds < 2 or modality.weights is not None or not ours:
+        return None
+    train, validation = (np.unique(modality.rows_of(context.task.samples(part))) for part in _SEEN)
+    if len(train) < _ROWS_A_FOLD * folds or np.isin(validation, train).mean() > 0.5:
+        return None
+    fold = np.full(len(modality.data), -1)
+    draw = np.random.default_rng(stage_seed(context.backbone_seed, f"folds {modality.name}"))
+    fold[draw.permutation(train)] = np.arange(len(train)) % folds
+    return fold
+
+
+def _fold_files(context: RunContext, path: Path) -> list[Path]:
+    numbers = range(1, context.config.unimodal.folds + 1)
+    return [path.with_name(f"{path.stem}-fold{number}.safetensors") for number in numbers]
 
 
 def _train_rows(task: Task, modality: Modality) -> Array:

@@ -55,18 +55,26 @@ class ShortTraining(Recipe):
 
 @dataclass(frozen=True)
 class UnimodalConfig:
-    """How a backbone without weights is trained: AdamW, one cosine cycle, fixed epochs."""
+    """How a backbone without weights is trained: AdamW, one cosine cycle, fixed epochs.
+
+    With ``folds`` it is trained that many times without a part of the train samples each: what
+    fuses learns from features that the backbone has not learned by heart, see
+    ``pipeline/unimodal.py``.
+    """
 
     epochs: Count = 8
     batch_size: BatchSize = 96
     max_lr: Rate = 2e-3
     min_lr: Rate = 1e-6
     weight_decay: Rate = 1e-2
+    folds: Annotated[int, Range(0)] = 0
 
     @property
     def recipe(self) -> Recipe:
         """The recipe that these settings are."""
-        return Recipe(**asdict(self), decoupled=True)
+        given = asdict(self)
+        del given["folds"]
+        return Recipe(**given, decoupled=True)
 
 
 @dataclass(frozen=True)

@@ -67,4 +67,4 @@ def _fitted(logits: Tensor, labels: Tensor, head: TaskHead) -> tuple[list[float]
         return loss
 
     optimizer.step(closure)
-    return logs.detach().exp().tolist(), float(bias)
+    return logs.detach().exp().tolist(), float(bias.detach())
