@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -20,6 +21,14 @@ from bmnas.strategies import settings_of_strategies
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.task import Task
 from bmnas.training.settings import TrainConfig, UnimodalConfig
+
+#: The preset whose settings follow from the task.
+DEFAULT = "default"
+
+_LARGE = 4000
+_FOLDS = 3
+_UNIMODAL_STEPS, _SEARCH_STEPS, _CANDIDATE_STEPS, _TRAIN_STEPS = 800, 500, 250, 2000
+_DROPOUT, _RATE = 0.3, 2e-3
 
 _FOLDER = resources.files("bmnas.pipeline") / "presets"
 
@@ -67,7 +76,11 @@ class Config:
         # Numbers, flags and strings are written as in JSON; only keys and tables differ.
         return "\n".join(
             f"[{name}]\n"
-            + "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in table.items())
+            + "".join(
+                f"{k} = {json.dumps(v, ensure_ascii=False)}\n"
+                for k, v in table.items()
+                if v is not None  # TOML has none: what is missing takes its default
+            )
             for name, table in {**promise, **self.to_dict()}.items()
         )
 
@@ -99,11 +112,55 @@ def load_preset(name: str) -> Config:
 
 
 def config_for(task: Task, preset: str | None = None) -> Config:
-    """Return the settings in ``preset``, by default those of the preset that ``task`` names."""
+    """Return the settings in ``preset``, by default those of the preset that ``task`` names.
+
+    Preset ``default`` is no file: its settings follow from the task, see ``fitted_config``.
+    """
+    if (preset or task.preset) == DEFAULT:
+        return fitted_config(task)
     if preset is not None:
         return load_preset(preset)
     with at(f"task {task.name}"):
         return load_preset(task.preset)
+
+
+def fitted_config(task: Task, effort: float = 1.0) -> Config:
+    """Return settings that suit the number of samples of ``task``.
+
+    Every training takes about as many steps whatever the number is, ``effort`` times the usual
+    ones: an epoch of a thousand samples is a few steps and teaches little, one of thirty thousand
+    is most of a training.
+    """
+    train = len(task.samples("train"))
+    whole = len(task.samples("train", "validation"))
+    batch = 64 if train < _LARGE else 128
+
+    def epochs(steps: int, samples: int, least: int) -> int:
+        return max(least, math.ceil(effort * steps * min(batch, samples) / samples))
+
+    return Config(
+        unimodal=UnimodalConfig(
+            epochs=epochs(_UNIMODAL_STEPS, train, 3), batch_size=batch, folds=_FOLDS
+        ),
+        search=SearchConfig(
+            epochs=epochs(_SEARCH_STEPS, train, 3),
+            batch_size=batch,
+            dropout=_DROPOUT,
+            max_lr=_RATE,
+            rerank=4,
+            candidate_epochs=epochs(_CANDIDATE_STEPS, train, 2),
+            rivals=True,
+        ),
+        train=TrainConfig(
+            epochs=epochs(_TRAIN_STEPS, whole, 4),
+            batch_size=batch,
+            dropout=_DROPOUT,
+            max_lr=_RATE,
+            freeze_backbones=True,
+            unimodal_logits=True,
+        ),
+        preset=DEFAULT,
+    )
 
 
 def preset_names() -> list[str]:

@@ -22,7 +22,7 @@ from bmnas.spaces.fusion import Fusion
 from bmnas.tasks.task import Part, Task
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Evaluation, Forward, Output, evaluate, logits_of
-from bmnas.training.weighing import Weighing
+from bmnas.training.settings import Weighing
 
 #: The name of the fusion network among the members of a weighing.
 FUSION = "fusion network"

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from bmnas.backbones import Backbone
 from bmnas.backbones.words import TextBackbone
 from bmnas.features.cache import FeatureCache
@@ -23,7 +25,13 @@ from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Existing, Run, require_same
-from bmnas.pipeline.unimodal import Unimodal, folds_of, remove_stale, unimodal_networks
+from bmnas.pipeline.unimodal import (
+    Unimodal,
+    evaluate_unimodal,
+    folds_of,
+    remove_stale,
+    unimodal_networks,
+)
 from bmnas.report.history import history_parts
 from bmnas.report.metrics import (
     MemoryPeak,
@@ -168,6 +176,7 @@ def run_stages(
         seeds=seeds,
         own=config.strategies.get(name),
         space=space,
+        unimodal=_unimodal_logits(context, backbones),
     )
     outcome = method.search(problem)
     metrics = dataclasses.replace(
@@ -185,6 +194,16 @@ def run_stages(
         peak_memory={"search": MemoryPeak(**problem.checkpoint.meter.peak_memory)},
     )
     return backbones, outcome, metrics
+
+
+def _unimodal_logits(context: RunContext, backbones: Mapping[str, Backbone]) -> dict[str, Tensor]:
+    """Return what unimodal networks say of validation, where the found network is added to it."""
+    if not context.config.train.unimodal_logits:
+        return {}
+    return {
+        name: evaluate_unimodal(context, name, backbone, "validation").logits
+        for name, backbone in backbones.items()
+    }
 
 
 def _over_seeds(outcome: Outcome[Architecture]) -> SeedsMetrics:

@@ -46,15 +46,15 @@ from bmnas.pipeline.unimodal import (
 from bmnas.report.metrics import MemoryPeak, RunMetrics, TrainedMetrics, UnimodalMetrics
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.fusions.space import NamedFusion
-from bmnas.spaces.fusions.table import NO_FUSION
+from bmnas.spaces.fusions.space import NO_FUSION, NamedFusion
 from bmnas.spaces.registry import build_fusion, load_architecture, takes_unimodal_logits
 from bmnas.tasks import check_task, check_test, reload_task
 from bmnas.tasks.task import Part, Task
 from bmnas.training.fit import fit
 from bmnas.training.heads import head_for
 from bmnas.training.metrics import Forward, predict
-from bmnas.training.weighing import Weighing, fit_weighing
+from bmnas.training.settings import Weighing
+from bmnas.training.weighing import fit_weighing
 
 _INHERITED = ("search", "seconds", "processor_seconds", "samples_per_second", "peak_memory")
 
@@ -207,7 +207,8 @@ def _prepare(
     existing: Existing,
 ) -> None:
     """Make the folder ready to be trained in; raises UserError when it holds something else."""
-    folder, searched = context.folder, architecture.SEARCHED
+    folder = context.folder
+    searched = architecture.SEARCHED or wanted["strategy"] != "none"
     if searched:
         if folder.genotype.is_file() and load_architecture(folder.genotype) != architecture:
             raise UserError(

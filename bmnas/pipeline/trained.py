@@ -20,7 +20,7 @@ from bmnas.spaces.registry import architecture_from_dict, build_fusion
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
 from bmnas.training.heads import TaskHead, head_for
-from bmnas.training.weighing import Weighing
+from bmnas.training.settings import Weighing
 
 FORMAT = "bmnas.network/1"
 

@@ -8,7 +8,7 @@ to learn. With ``folds`` K, features of train samples come from backbones that h
 
 1. a common start, trained on all of train for a tenth of the epochs;
 2. K backbones that go on from it, each without one part in K of the rows;
-3. the mean of their weights, trained on with all of train for a quarter of the epochs, which is the
+3. the mean of their weights, trained on with all of train for two fifths of the epochs: the
    backbone of the final network. Backbones with a common start keep a common basis, and their mean
    is a good one (Wortsman et al., 2022, arXiv 2203.05482).
 """
@@ -52,8 +52,8 @@ from bmnas.training.settings import Recipe
 
 _SAMPLED_NUMBERS = 2_000_000
 _COMMON = 0.1  # of the epochs: later, backbones know their train samples by heart already
-_LAST = 0.25  # of the epochs, with a part of the learning rate
-_LAST_RATE = 0.15
+_LAST = 0.4  # of the epochs, with a part of the learning rate
+_LAST_RATE = 0.3
 _ROWS_A_FOLD = 20
 _SEEN: tuple[Part, ...] = ("train", "validation")
 

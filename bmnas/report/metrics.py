@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 from bmnas.machine.files import read_json, write_json
 from bmnas.machine.schema import Range, plain, read
-from bmnas.training.weighing import Weighing
+from bmnas.training.settings import Weighing
 
 #: What earlier versions called stage ``single_path``.
 _EARLIER_SINGLE_PATH = "single_networks"

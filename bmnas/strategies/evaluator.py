@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -15,10 +16,11 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Stage
 from bmnas.machine.runtime import seed_stage
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.registry import architecture_from_dict
+from bmnas.spaces.registry import architecture_from_dict, space_of
 from bmnas.spaces.space import SearchSpace
-from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record, is_best
+from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record
 from bmnas.strategies.strategy import Candidate, ProposingStrategy
+from bmnas.training.metrics import Evaluation
 from bmnas.training.settings import ShortTraining
 from bmnas.training.together import Trained, fit_together
 
@@ -67,12 +69,17 @@ def search_by_training(kind: type[ProposingStrategy], problem: SearchProblem) ->
     return evaluator.outcome(kind.RETURNS)
 
 
+def _score_of(found: Evaluation) -> float:
+    return found.score
+
+
 class TrainingEvaluator:
     """Candidates trained briefly on train and measured on validation.
 
     A candidate's result depends on nothing but the problem, its number, those that are trained
     with it, and the data. So the records are the whole state: a search that goes on takes from
     them what it knows. ``parts`` are saved with the records, which need to be restored before.
+    ``judge`` says what an evaluation on validation is worth, by default its score.
     Raises UserError when a loss is no longer finite, or there are too few samples for the subsets.
     """
 
@@ -87,10 +94,11 @@ class TrainingEvaluator:
         subsets: int = 0,
         stage: str = "candidates",
         parts: Mapping[str, Stateful] | None = None,
+        judge: Callable[[Evaluation], float] = _score_of,
     ) -> None:
         self._problem, self._space, self._training = problem, space, training
         self._checkpoint, self._parts = checkpoint, parts or {}
-        self._stage, self._budget = stage, budget
+        self._stage, self._budget, self._judge = stage, budget, judge
         #: Where progress is told.
         self.shown = Stage()
         self.records: list[Record] = checkpoint.restore(self._parts)
@@ -103,7 +111,7 @@ class TrainingEvaluator:
         self._validation = validation
 
     def score(self, candidates: Sequence[Candidate]) -> list[float]:
-        """Return the validation scores of ``candidates``, trained unless they were."""
+        """Return what ``candidates`` are worth, trained unless they were."""
         left = len(candidates) if self._budget is None else self._budget - self._told
         scores: list[float] = []
         for group in self._groups(candidates[:left]):
@@ -117,7 +125,7 @@ class TrainingEvaluator:
                         "the strategy asks for here; go on where the search was begun, or start "
                         "anew with --overwrite"
                     )
-            scores += [record["validation_score"] for record in known]
+            scores += [record["worth"] for record in known]
             self._told += len(known)
             self.shown.advance(len(known))
         if left < len(candidates):
@@ -128,9 +136,11 @@ class TrainingEvaluator:
         """Return the best of those that saw all of train, and the next of ``returned``."""
         found: dict[Architecture, float] = {}
         # sorted() keeps the order of candidates among equals.
-        for record in sorted(self.records, key=lambda record: -record["validation_score"]):
+        for record in sorted(self.records, key=lambda r: (-r.get("longer", 1), -r["worth"])):
             if record.get("subset", 0) == 0:
-                genotype = self._space.final(architecture_from_dict(record["genotype"]))
+                genotype = architecture_from_dict(record["genotype"])
+                if isinstance(genotype, self._space.GENOTYPE):
+                    genotype = self._space.final(genotype)
                 found.setdefault(genotype, record["validation_score"])
         (best, validation), *others = list(found.items())[:returned]
         sizes = [samples_per_epoch(len(data), self._training.batch_size) for data in self._data]
@@ -152,7 +162,7 @@ class TrainingEvaluator:
 
     def _groups(self, candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
         """Yield those of the same data that are trained as one network."""
-        for _, same in groupby(candidates, lambda candidate: candidate.data):
+        for _, same in groupby(candidates, lambda candidate: (candidate.data, candidate.longer)):
             each = list(same)
             for start in range(0, len(each), self._training.together):
                 yield each[start : start + self._training.together]
@@ -167,14 +177,22 @@ class TrainingEvaluator:
                 "candidate": len(self.records) + 1,
                 **candidate.note,
                 **({"subset": candidate.data} if len(self._data) > 1 else {}),
+                **({"longer": candidate.longer} if candidate.longer > 1 else {}),
                 "epochs": found.epochs,
                 "validation_loss": found.best.loss,
                 "validation_score": found.best.score,
+                "worth": self._judge(found.best),
                 "genotype": _plain(candidate.genotype),
             }
-            # Scores of networks that saw other data say nothing about which one is better.
-            rivals = [other for other in self.records if other.get("subset", 0) == 0]
-            record["best"] = candidate.data == 0 and is_best(found.best.score, rivals)
+            # Networks that saw other data, or less of it, say nothing about which one is better.
+            rivals = [
+                other
+                for other in self.records
+                if other.get("subset", 0) == 0 and other.get("longer", 1) == candidate.longer
+            ]
+            record["best"] = candidate.data == 0 and all(
+                record["worth"] > other["worth"] for other in rivals
+            )
             if record["best"]:
                 record |= self._problem.threshold(found.best.logits)
             self.records.append(record)
@@ -188,13 +206,14 @@ class TrainingEvaluator:
         for number, candidate in enumerate(group, start=first):
             seed_stage(problem.seed, f"candidate {number}")
             networks.append(
-                self._space.build_candidate(
+                space_of(candidate.genotype).build_candidate(
                     candidate.genotype,
                     problem.train.channels,
                     classes=problem.classes,
                     dropout=training.dropout,
                 )
             )
+        training = dataclasses.replace(training, epochs=group[0].longer * training.epochs)
         seed_stage(problem.seed, f"candidates from {first}")
         last = first + len(group) - 1
         return fit_together(

@@ -174,7 +174,7 @@ class Evolution(ProposingStrategy):
         new = {name: g for g, name in names.items() if name not in self._known}
         if new:
             note = {"generation": generation}
-            scores = yield [Candidate(genotype, data, note) for genotype in new.values()]
+            scores = yield [Candidate(genotype, data, note=note) for genotype in new.values()]
             self._known.update(zip(new, scores, strict=True))
         population.scores.update({g: self._known[name] for g, name in names.items()})
 

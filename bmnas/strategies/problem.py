@@ -20,6 +20,8 @@ from bmnas.spaces.space import SearchSpace
 from bmnas.strategies.settings import SearchConfig
 from bmnas.strategies.strategy import Strategy
 from bmnas.training.heads import TaskHead
+from bmnas.training.metrics import Evaluation
+from bmnas.training.weighing import held_out_loss
 
 #: What a strategy finds: a genotype of its own space.
 F_co = TypeVar("F_co", bound=Architecture, covariant=True)
@@ -33,7 +35,8 @@ class SearchProblem:
     ``candidates`` opens another, for a strategy that trains candidates after its epochs.
     ``seeds`` searches are wanted, of seed ``seed`` and those after it. ``own`` are the settings
     that the strategy has of its own, if any; ``space`` names the space to look in, None for the
-    strategy's.
+    strategy's. ``unimodal`` are the logits (n, K) of the unimodal networks for validation, where
+    what is found will be added to them.
     """
 
     train: FeatureSamples
@@ -49,6 +52,17 @@ class SearchProblem:
     seeds: int = 1
     own: Any = None
     space: str | None = None
+    unimodal: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def worth(self, found: Evaluation) -> float:
+        """Return what a network with this result on validation is worth, the higher the better.
+
+        Its score, or minus the loss of the sum that it would be part of, see ``held_out_loss``.
+        """
+        if not self.unimodal:
+            return found.score
+        members = {"": found.logits, **self.unimodal}
+        return -held_out_loss(members, self.validation.labels, self.head)
 
     @property
     def steps(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -12,12 +13,17 @@ from typing import Any
 from bmnas.features.samples import samples_per_epoch
 from bmnas.machine.costs import CostMeter
 from bmnas.machine.distributed import broadcast
+from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import seed_stage, stage_seed
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.derive import ArchitectureWeights
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.one_shot import OneShot, SinglePath
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.cells.supernet import Supernet
+from bmnas.spaces.fusions.space import NamedFusion
+from bmnas.spaces.fusions.table import FUSIONS
+from bmnas.spaces.registry import architecture_from_dict, build_fusion
 from bmnas.strategies.evaluator import TrainingEvaluator
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
 from bmnas.strategies.strategy import Candidate
@@ -26,6 +32,8 @@ from bmnas.training.fit import fit
 #: Networks that the supernet judges. With half as many, searches on easy-vqa saw too few that
 #: multiply; on av-digits, in simulation, half and twice as many do as well.
 SCREENED = 400
+_FINALISTS = 3
+_LONGER = 3
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
 
 
@@ -34,7 +42,7 @@ def rerank(
     derived: Outcome[Genotype],
     supernet: Supernet,
     rivals: Sequence[Genotype] = (),
-) -> Outcome[Genotype]:
+) -> Outcome[Any]:
     """Return the best on validation of the ``derived`` genotype and ``config.rerank`` others.
 
     The supernet's own score says little about the network that is derived from it: its weights
@@ -43,23 +51,38 @@ def rerank(
     relaxed weights of the ``supernet``, as Algorithm 1 leaves it, and with even choices. It is
     trained on for ``config.candidate_epochs``, as another one of them at each step, and judges
     them with its weights, see ``one_shot``; the best are trained for as many epochs. ``rivals``
-    come before those. No network is trained twice. The result's ``validation`` and ``threshold``
-    are those of the winner's short training, ``best_epoch`` stays.
+    come before those. With ``config.rivals`` hand-made fusions are compared with them, and the
+    best ``_FINALISTS`` of all are trained again, ``_LONGER`` times as long. The result's
+    ``validation`` and ``threshold`` are those of the winner's training, ``best_epoch`` stays.
     """
     config = problem.config
     checkpoint, wanted = problem.candidates(), _Wanted()
     parts = {"wanted": wanted}
     evaluator = TrainingEvaluator(
-        problem, problem.cells, config.short_training, checkpoint, stage="rerank", parts=parts
+        problem,
+        problem.cells,
+        config.short_training,
+        checkpoint,
+        stage="rerank",
+        parts=parts,
+        judge=problem.worth,
     )
     meter = checkpoint.meter
-    if not wanted.cells:
-        found = _candidates(problem, [derived.genotype, *rivals], supernet, meter)
-        wanted.cells = [genotype.to_dict()["cells"] for genotype in found]
+    if not wanted.genotypes:
+        found: list[Architecture] = []
+        found += _candidates(problem, [derived.genotype, *rivals], supernet, meter)
+        found += _hand_made(problem) if config.rivals else []
+        wanted.genotypes = [genotype.to_dict() for genotype in found]
         checkpoint.save(parts, evaluator.records)
-    genotypes = [problem.genotype(cells) for cells in wanted.cells]
-    with problem.progress.stage("reranking", len(genotypes)) as evaluator.shown:
-        evaluator.score([Candidate(genotype) for genotype in genotypes])
+    genotypes = [architecture_from_dict(data) for data in wanted.genotypes]
+    finalists = min(_FINALISTS, len(genotypes)) if config.rivals else 0
+    with problem.progress.stage("reranking", len(genotypes) + finalists) as evaluator.shown:
+        worth = evaluator.score([Candidate(genotype) for genotype in genotypes])
+        if finalists:
+            # sorted() keeps the order of candidates among equals.
+            ranked = sorted(range(len(worth)), key=lambda number: -worth[number])
+            last = [genotypes[number] for number in ranked[:finalists]]
+            evaluator.score([Candidate(genotype, longer=_LONGER) for genotype in last])
     best = evaluator.outcome()
     added = dict(best.stages)
     if "single_path" in meter.seconds:
@@ -80,21 +103,33 @@ def rerank(
     )
 
 
+def _hand_made(problem: SearchProblem) -> list[NamedFusion]:
+    """Return the hand-made fusions that can have the problem's features."""
+    channels, length = problem.config.channels, problem.config.length
+    found = []
+    for name in FUSIONS:
+        fusion = NamedFusion(name, channels, length)
+        with contextlib.suppress(UserError):
+            build_fusion(fusion, problem.train.channels, classes=problem.classes, dropout=0.0)
+            found.append(fusion)
+    return found
+
+
 class _Wanted:
-    """The Cells of the genotypes that are compared, in the form of a genotype's file.
+    """The genotypes that are compared, in the form of their files.
 
     A checkpoint keeps them: on another machine, which rounds otherwise, a supernet that is trained
     again would choose others.
     """
 
     def __init__(self) -> None:
-        self.cells: list[Any] = []
+        self.genotypes: list[Any] = []
 
     def state_dict(self) -> dict[str, Any]:
-        return {"cells": json.dumps(self.cells)}
+        return {"genotypes": json.dumps(self.genotypes)}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        self.cells = json.loads(state_dict["cells"])
+        self.genotypes = json.loads(state_dict["genotypes"])
 
 
 def train_single_path(

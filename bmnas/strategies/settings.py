@@ -15,7 +15,9 @@ class SearchConfig:
 
     ``candidates`` is the budget of strategies that train candidates, ``rerank`` how many genotypes
     Algorithm 1's own result is compared with in the end (0: the paper's method); each is trained
-    for ``candidate_epochs``, and before them the supernet, one path at a time. ``cache_dtype`` is
+    for ``candidate_epochs``, and before them the supernet, one path at a time. With ``rivals``
+    hand-made fusions are among them, and the best are compared again in longer trainings.
+    ``cache_dtype`` is
     the type of the feature cache, ``precision`` that of the matrix products of Algorithm 1.
     """
 
@@ -34,6 +36,7 @@ class SearchConfig:
     candidates: Count = 16
     candidate_epochs: Count = 3
     rerank: Annotated[int, Range(0)] = 0
+    rivals: bool = False
     cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     precision: Literal["float32", "bfloat16"] = "float32"
 

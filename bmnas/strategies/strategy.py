@@ -31,11 +31,13 @@ Proposals = Generator[Sequence["Candidate"], Sequence[float], None]
 class Candidate:
     """A genotype to be judged on the data number ``data``: 0 all of train, 1 and up a subset.
 
+    It is trained ``longer`` times as long as the others; those with a larger one are preferred.
     ``note`` goes into its record, such as the generation that it is of.
     """
 
     genotype: Architecture
     data: int = 0
+    longer: int = 1
     note: Mapping[str, int] = field(default_factory=dict)
 
 

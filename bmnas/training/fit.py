@@ -96,9 +96,9 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     slow = [] if recipe.backbone_lr is None else [p for n, p in named if n.startswith("backbones.")]
     backbones = set(slow)
-    groups = [{"params": [p for _, p in named if p not in backbones], "lr": recipe.max_lr}]
-    if slow:
-        groups.append({"params": slow, "lr": recipe.backbone_lr})
+    fast = [p for _, p in named if p not in backbones]
+    rates = ((fast, recipe.max_lr), (slow, recipe.backbone_lr))
+    groups = [{"params": params, "lr": rate} for params, rate in rates if params]
     return torch.optim.Adam(
         groups,
         weight_decay=recipe.weight_decay,

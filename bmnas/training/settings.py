@@ -1,11 +1,17 @@
-"""Settings of trainings, and the bounds that settings share; standard library only."""
+"""Settings of trainings, the bounds that settings share, and what fits a sum; no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Annotated
 
 from bmnas.machine.schema import Range
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Count = Annotated[int, Range(1)]
 #: BatchNorm has no statistics of one sample.
@@ -110,3 +116,16 @@ class TrainConfig:
             self.weight_decay,
             backbone_lr=self.backbone_lr,
         )
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """A sum of logits: each member's, times its weight, plus one ``bias`` for all outputs."""
+
+    weights: Mapping[str, float]
+    bias: float = 0.0
+
+    def of(self, logits: Mapping[str, Tensor]) -> Tensor:
+        """Return the sum (n, K) from the logits (n, K) of every member that has a weight."""
+        terms = [weight * logits[name] for name, weight in self.weights.items()]
+        return reduce(add, terms) + self.bias

@@ -10,28 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bmnas.training.heads import TaskHead
+from bmnas.training.settings import Weighing
 
 _FAINT = 0.02  # of the weights' sum: a member below it changes no decision and is left out
 _ITERATIONS = 200
-
-
-@dataclass(frozen=True)
-class Weighing:
-    """A sum of logits: each member's, times its weight, plus one ``bias`` for all outputs."""
-
-    weights: Mapping[str, float]
-    bias: float = 0.0
-
-    def of(self, logits: Mapping[str, Tensor]) -> Tensor:
-        """Return the sum (n, K) from the logits (n, K) of every member that has a weight."""
-        terms = [weight * logits[name] for name, weight in self.weights.items()]
-        return torch.stack(terms).sum(0) + self.bias
+_PARTS = 4
 
 
 def fit_weighing(logits: Mapping[str, Tensor], labels: Tensor, head: TaskHead) -> Weighing:
@@ -50,6 +38,20 @@ def fit_weighing(logits: Mapping[str, Tensor], labels: Tensor, head: TaskHead) -
         members.pop(list(members)[found.index(min(found))])
 
 
+def held_out_loss(logits: Mapping[str, Tensor], labels: Tensor, head: TaskHead) -> float:
+    """Return the loss of the weighted sum on samples that its weights were not fitted to.
+
+    The samples are taken in ``_PARTS`` parts; each is judged with weights of the others.
+    """
+    loss, place = 0.0, torch.arange(len(labels)) % _PARTS
+    for part in range(_PARTS):
+        inside, out = place != part, place == part
+        found = fit_weighing({k: x[inside] for k, x in logits.items()}, labels[inside], head)
+        total = found.of({k: x[out] for k, x in logits.items()})
+        loss += float(head.sample_losses(total, labels[out]).sum())
+    return loss / len(labels)
+
+
 def _fitted(logits: Tensor, labels: Tensor, head: TaskHead) -> tuple[list[float], float]:
     """Return the weights of logits (M, n, K), and the bias."""
     terms = logits.detach().double()
@@ -61,8 +63,10 @@ def _fitted(logits: Tensor, labels: Tensor, head: TaskHead) -> tuple[list[float]
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = head.loss(torch.tensordot(logs.exp(), terms, 1) + bias, labels)
-        # Holds the weights where samples are few, and the bias where no loss reads it.
-        loss = loss + 1e-3 * (logs.exp().square().sum() + bias.square()) / len(terms)
+        # A normal prior around the mean: where samples are few and all of them answered rightly,
+        # weights without end would have the least loss. It also holds a bias that no loss reads.
+        far = (logs.exp() - 1 / len(terms)).square().sum() + bias.square()
+        loss = loss + far / (2 * len(labels))
         loss.backward()
         return loss
 

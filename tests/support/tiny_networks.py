@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from bmnas.backbones import Backbone, build_backbone
-from bmnas.pipeline.multimodal import MultimodalNetwork
+from bmnas.pipeline.multimodal import FUSION, MultimodalNetwork
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.operations import PAPER
 from bmnas.spaces.registry import build_fusion
 from bmnas.tasks.task import Modality, ModalityType, Task
+from bmnas.training.settings import Weighing
 
 KINDS = ("image", "waveform", "sequence", "vector", "text", "clip", "tokens")
 WORDS = np.array(["a red cat", "is it blue?", "purple", "the cat and the dog are red"])
@@ -94,7 +95,8 @@ def tiny_network(
         steps = (Step("attention", ("x", "y")), Step("concat_fc", ("step1", "y")))
         architecture = Genotype(tuple(raw), channels, 4, (Cell((first, second), steps),))
     fusion = build_fusion(architecture, raw, classes=task.classes, dropout=0.1)
-    network = MultimodalNetwork(backbones, fusion, unimodal_logits=unimodal_logits).eval()
+    weighing = Weighing(dict.fromkeys((FUSION, *backbones), 1.0)) if unimodal_logits else None
+    network = MultimodalNetwork(backbones, fusion, weighing).eval()
     roughen(network)
     info = TaskInfo(
         name=task.name,

@@ -17,9 +17,15 @@ if TYPE_CHECKING:
     from bmnas.spaces.fusion import Fusion
 
 
+#: The one that has nothing to learn: the weighted sum of what the unimodal networks say.
+NO_FUSION = "weighted_logits"
+
+
 @dataclass(frozen=True)
 class NamedFusion(Architecture):
-    """A hand-made fusion: its name in ``bmnas.spaces.fusions.table``, channels C and length L.
+    """A hand-made fusion: its name, channels C and length L.
+
+    The name is in ``bmnas.spaces.fusions.table``, or ``NO_FUSION``.
 
     It has no features of its own: it takes those of the task. Raises GenotypeError for a name that
     there is not and for sizes out of range.
@@ -35,7 +41,7 @@ class NamedFusion(Architecture):
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        known = fusion_names()
+        known = [*fusion_names(), NO_FUSION]
         # A list: what a file says may be anything.
         if self.name not in known:
             hint = close(str(self.name), known)
@@ -78,11 +84,13 @@ class FusionSpace(SearchSpace[NamedFusion]):
     ) -> Fusion:
         """Return the fusion's network; raises UserError where it cannot have these features."""
         from bmnas.spaces.fusions.features import Sizes
+        from bmnas.spaces.fusions.late_fusion import NoFusion
         from bmnas.spaces.fusions.table import FUSIONS
 
         sizes = Sizes(genotype.channels, genotype.length, classes, dropout)
         with at(f"fusion {genotype.name}"):
-            return FUSIONS[genotype.name](channels_raw, sizes)
+            kind = NoFusion if genotype.name == NO_FUSION else FUSIONS[genotype.name]
+            return kind(channels_raw, sizes)
 
     @classmethod
     def describe(cls, genotype: NamedFusion) -> Description:

@@ -12,18 +12,13 @@ from bmnas.spaces.fusions.gmu import GMUFusion
 from bmnas.spaces.fusions.late_fusion import (
     ConcatFusion,
     LateFusion,
-    NoFusion,
     WeightedLateFusion,
 )
 from bmnas.spaces.fusions.mmtm import MMTMFusion
 from bmnas.spaces.fusions.mtut import MTUTFusion
 
-#: The one that adds up what the unimodal networks say.
-NO_FUSION = "weighted_logits"
-
 #: How to build each fusion from C_raw of all features, each modality's in their order, and sizes.
 FUSIONS: Mapping[str, Callable[[Mapping[str, int], Sizes], Fusion]] = {
-    NO_FUSION: NoFusion,
     "two_stream": LateFusion,
     "weighted_two_stream": WeightedLateFusion,
     "concat": ConcatFusion,
