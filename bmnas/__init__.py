@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bmnas.machine.errors import UserError as UserError
     from bmnas.machine.runtime import Runtime as Runtime
     from bmnas.pipeline.config import Config as Config
+    from bmnas.pipeline.config import config_for as config_for
     from bmnas.pipeline.config import load_preset as load_preset
     from bmnas.pipeline.search import SearchResult as SearchResult
     from bmnas.pipeline.search import search as search
@@ -40,6 +41,7 @@ _HOMES = {
     "TrainedNetwork": "bmnas.pipeline.trained",
     "UserError": "bmnas.machine.errors",
     "load_network": "bmnas.pipeline.trained",
+    "config_for": "bmnas.pipeline.config",
     "load_preset": "bmnas.pipeline.config",
     "load_task": "bmnas.tasks",
     "search": "bmnas.pipeline.search",

@@ -19,7 +19,7 @@ import bmnas
 def main(folder: Path, epochs: int | None = None) -> None:
     """Leave a run and its bundle in ``folder``, and print what the served network says."""
     task = bmnas.load_task("digits")
-    config = bmnas.load_preset(task.preset)
+    config = bmnas.config_for(task)
     for stage in ("unimodal", "search", "train"):
         config = config.override(stage, epochs=epochs)
 

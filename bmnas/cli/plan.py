@@ -13,7 +13,7 @@ from typer import Option
 from bmnas.cli.options import Compile, Data, Device, Json, Preset, SearchSettings, grouped
 from bmnas.cli.output import print_json
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.config import Config, load_preset
+from bmnas.pipeline.config import Config, config_for, load_preset
 from bmnas.report.metrics import STAGES
 from bmnas.report.tables import TextTable, print_tables
 from bmnas.tasks import Task, load_task
@@ -110,8 +110,11 @@ def plan(
     from bmnas.pipeline.search import check_seeds
 
     task = given.load()
-    name = preset or ("default" if task is None else task.preset)
-    config = load_preset(name).override("search", **settings.given())
+    if task is not None:
+        config = config_for(task, preset)
+    else:
+        config = Config() if preset is None else load_preset(preset)
+    config = config.override("search", **settings.given())
     check_seeds(seeds, "bmnas")
     runtime = Runtime.choose(device, compile_networks)
     if task is not None:

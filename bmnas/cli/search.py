@@ -60,7 +60,8 @@ class Method:
             raise UserError(
                 f"--recipe paper: received --rerank {settings.rerank} too, expected one"
             )
-        return config.override("search", rerank=0).override("train", unimodal_logits=False)
+        config = config.override("search", rerank=0, rivals=False).override("unimodal", folds=0)
+        return config.override("train", unimodal_logits=False)
 
 
 @grouped

@@ -18,7 +18,7 @@ from bmnas.machine.costs import hardware, versions
 from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml, write_json, write_text
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
-from bmnas.pipeline.config import load_preset
+from bmnas.pipeline.config import config_for
 from bmnas.report.comparison import (
     ComparisonRow,
     comparison_rows,
@@ -144,7 +144,7 @@ def suite_jobs(suite: Suite) -> list[Job]:
 def task_jobs(wanted: SuiteTask, ways: Sequence[str], *, seeds: Sequence[int]) -> list[Job]:
     """Return a run for each of ``seeds`` and ``ways`` to fuse on one task."""
     task = load_task(wanted.name, wanted.folder)
-    config = load_preset(wanted.preset or task.preset)
+    config = config_for(task, wanted.preset)
 
     def folder(seed: int, way: str) -> str:
         return f"{wanted.slug}/{seed}/{way.replace(' ', '-').replace('/', '-')}"

@@ -17,9 +17,10 @@ from bmnas.lab.job import Job
 from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import received
-from bmnas.pipeline.config import Config, load_preset
+from bmnas.pipeline.config import Config, config_for
 from bmnas.strategies import STRATEGIES, check_settings, strategy_named
 from bmnas.tasks import load_task
+from bmnas.tasks.task import Task
 
 #: Settings that are no configuration values, with their types.
 _PLAIN: Mapping[str, type] = {
@@ -46,12 +47,12 @@ class Setup:
     varied: Mapping[str, Any]
     settings: Mapping[str, Any]
 
-    def config(self, preset: str) -> Config:
-        """Return the configuration on top of the run's own preset, else of the task's ``preset``.
+    def config(self, task: Task) -> Config:
+        """Return the configuration on top of the run's own preset, else of what suits ``task``.
 
         Raises UserError that lists every unknown name and every value out of range.
         """
-        base = load_preset(self.settings.get("preset", preset))
+        base = config_for(task, self.settings.get("preset"))
         sections = base.to_dict()
         for key, value in self.settings.items():
             section, _, name = key.partition(".")
@@ -78,7 +79,7 @@ def sweep_jobs(setups: Sequence[Setup], *, train: bool) -> list[Job]:
             f"search {settings['strategy']}",
             {"name": task.name, "source": task.source},
             settings["seed"],
-            setup.config(task.preset),
+            setup.config(task),
             setup.varied,
             ("search", "train") if train else ("search",),
             space=settings.get("space"),

@@ -1,0 +1,109 @@
+"""Features of train samples from backbones that have not seen them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_tasks import CONFIG, changed, tiny_task
+
+import bmnas
+import bmnas.pipeline.unimodal
+from bmnas.features.cache import FeatureCache
+from bmnas.features.reshape import Pool
+from bmnas.machine.runtime import Runtime
+from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.run_folder import Run
+from bmnas.pipeline.unimodal import Unimodal, folds_of, unimodal_networks
+from bmnas.tasks import Task
+from bmnas.tasks.task import Part
+
+FOLDS = 2
+CONFIG_WITH_FOLDS = CONFIG.override("unimodal", folds=FOLDS, epochs=3)
+BOTH: tuple[Part, ...] = ("train", "validation")
+
+
+def context(folder: Path, task: Task) -> RunContext:
+    runtime = Runtime(torch.device("cpu"), compile=False)
+    return RunContext(Run(folder), task, CONFIG_WITH_FOLDS, 0, backbones=folder, runtime=runtime)
+
+
+def opened(folder: Path, task: Task) -> tuple[dict[str, Unimodal], FeatureCache]:
+    made = context(folder, task)
+    networks = unimodal_networks(made)
+    backbones = {name: found.backbone for name, found in networks.items()}
+    return networks, made.features(backbones, BOTH, 4, folds=folds_of(networks))
+
+
+def test_every_train_row_is_read_by_a_backbone_that_has_not_seen_it(tmp_path: Path) -> None:
+    task = tiny_task(samples=150)
+    networks, cache = opened(tmp_path, task)
+    for modality in task.modalities:
+        found = networks[modality.name]
+        assert found.folds is not None
+        of_row = found.folds.of_row
+        train, validation = task.samples("train"), task.samples("validation")
+        assert set(of_row[train]) == set(range(FOLDS))
+        assert set(of_row[validation]) == {-1}
+        for part, samples in (("train", train), ("validation", validation)):
+            features = cache.samples(part).batch(torch.arange(len(samples))).inputs
+            first = features[cache.names.index(f"{modality.name}.1")]
+            for row, feature in zip(samples, first, strict=True):
+                asked = (found.backbone, *found.folds.backbones)[of_row[row] + 1].eval()
+                x = torch.from_numpy(asked.encode(modality.data[[row]]))
+                # One row at a time and many at once round differently.
+                expected = Pool(4)(asked.features(x)[0])[0]
+                torch.testing.assert_close(feature, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_stopped_training_of_folds_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tiny_task(samples=150)
+    whole, _ = opened(tmp_path / "whole", task)
+
+    class StoppedError(Exception):
+        pass
+
+    real, calls = bmnas.pipeline.unimodal.fit, 0
+
+    def stopping(*arguments: object, **named: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise StoppedError
+        return real(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bmnas.pipeline.unimodal, "fit", stopping)
+    with pytest.raises(StoppedError):
+        opened(tmp_path / "stopped", task)
+    monkeypatch.undo()
+    again, _ = opened(tmp_path / "stopped", task)
+    for name, found in whole.items():
+        expected, state = found.backbone.state_dict(), again[name].backbone.state_dict()
+        assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert not list((tmp_path / "stopped").glob("*-start*"))
+
+
+def test_media_that_validation_shows_again_have_no_folds(tmp_path: Path) -> None:
+    task = tiny_task(samples=150)
+    shared = np.arange(150) % 40
+    task = changed(task, 0, index=shared)
+    networks, _ = opened(tmp_path, task)
+    assert networks["m0"].folds is None
+    assert networks["m1"].folds is not None
+
+
+def test_a_search_and_a_training_use_them(tmp_path: Path) -> None:
+    task = tiny_task(samples=150)
+    config = CONFIG_WITH_FOLDS.override("search", rerank=1, rivals=True)
+    config = config.override("train", freeze_backbones=True, unimodal_logits=True, epochs=2)
+    found = bmnas.search(task, run=tmp_path / "run", config=config)
+    result = bmnas.train(found.run / "genotype.json", task)
+    assert result.metrics["weighing"]["weights"]
+    assert 0 <= result.metrics["test"]["calibration_error"] <= 1
+    records = (found.run / "rerank.jsonl").read_text().splitlines()
+    assert sum('"longer"' in line for line in records) == 3
+    assert any('"gmu"' in line for line in records)
