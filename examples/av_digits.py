@@ -96,7 +96,6 @@ def load_av_digits(
         labels=labels.astype(np.int64),
         part=np.repeat(np.arange(3, dtype=np.uint8), [len(r) for r in rows]),
         class_names=tuple(str(k) for k in range(10)),
-        preset="av-digits",
         licence="images CC BY-SA 3.0 (MNIST, as commonly stated), audio CC BY-SA 4.0 (FSDD)",
     )
 

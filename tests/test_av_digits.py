@@ -138,7 +138,7 @@ def test_it_is_a_task_by_module_and_function(
     small_pack(tmp_path / "av-digits")
     monkeypatch.setenv("BMNAS_DATA", str(tmp_path))
     task = load_task("examples.av_digits:load")
-    assert (task.source, task.preset) == ({"task": "examples.av_digits:load"}, "av-digits")
+    assert (task.source, task.preset) == ({"task": "examples.av_digits:load"}, "default")
 
 
 def _check_published(task: Task) -> None:
