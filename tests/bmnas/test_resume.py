@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_tasks import write_tiny_task
+from tiny_tasks import CONFIG, write_tiny_task
 
 KILLS = 10
 
@@ -61,10 +61,19 @@ def kill_often(
     ended()
 
 
+def write_everything(folder: Path) -> None:
+    """Write a task, and settings with all stages that a run can have, some seconds of each."""
+    write_tiny_task(folder, samples=150)
+    config = CONFIG.override("unimodal", folds=2, epochs=20)
+    config = config.override("search", rerank=2, rivals=True, epochs=40, candidate_epochs=2)
+    config = config.override("train", unimodal_logits=True, epochs=40)
+    (folder / "all.toml").write_text(config.to_toml())
+
+
 @pytest.mark.slow
 def test_a_search_survives_being_killed(tmp_path: Path) -> None:
-    write_tiny_task(tmp_path)
-    words = ("search", "--task", "task.toml", "--epochs", "40", "--channels", "8")
+    write_everything(tmp_path)
+    words = ("search", "--task", "task.toml", "--preset", "all.toml")
     seconds = finish(tmp_path, *words, "--run", "whole")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
 
@@ -82,8 +91,8 @@ def test_a_search_survives_being_killed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_training_survives_being_killed(tmp_path: Path) -> None:
-    write_tiny_task(tmp_path)
-    search = ("search", "--task", "task.toml", "--epochs", "1", "--channels", "8")
+    write_everything(tmp_path)
+    search = ("search", "--task", "task.toml", "--preset", "all.toml", "--epochs", "1")
     finish(tmp_path, *search, "--run", "found")
     words = ("train", "--epochs", "40", "--genotype", "found/genotype.json")
     seconds = finish(tmp_path, *words, "--run", "whole")
