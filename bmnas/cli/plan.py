@@ -69,8 +69,8 @@ class PlannedData:
         text = config.promise.get("features") if self.features is None else self.features
         if text is None:
             raise UserError(
-                f"preset {config.preset} is for no features in particular: give the channels of "
-                "yours with --features 512,1024,…, or a task with --task"
+                "nothing says which features there are, as presets of the paper do: give the "
+                "channels of yours with --features 512,1024,…, or a task with --task"
             )
         words = [word.strip() for word in text.split(",")]
         if len(words) < 2 or not all(w.isdecimal() and 1 <= int(w) <= _LARGEST for w in words):

@@ -136,7 +136,8 @@ def fitted_config(task: Task, effort: float = 1.0) -> Config:
     batch = 64 if train < _LARGE else 128
 
     def epochs(steps: int, samples: int, least: int) -> int:
-        return max(least, math.ceil(effort * steps * min(batch, samples) / samples))
+        # Of no samples at all the check of the task tells.
+        return max(least, math.ceil(effort * steps * min(batch, samples) / max(1, samples)))
 
     return Config(
         unimodal=UnimodalConfig(

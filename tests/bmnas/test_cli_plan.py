@@ -68,7 +68,7 @@ def test_without_a_task_it_says_what_it_cannot_know(here: Path) -> None:
         (("--task", "task.toml", "--samples", "9"), "received a task and --samples, which a task"),
         (("--data", ".", "--features", "3,4"), "received a task and --features, which a task"),
         (("--features", "3,4"), "received --features without --samples, expected how many there"),
-        (("--samples", "100"), "preset default is for no features in particular: give the channel"),
+        (("--samples", "100"), "nothing says which features there are"),
         (("--samples", "3", "--preset", "ntu-1"), "--samples: received 3 samples"),
         (("--samples", "9", "--preset", "ntu"), "received preset 'ntu', expected one of"),
         (("--samples", "99", "--features", "x"), "--features: received 'x', expected the channels"),

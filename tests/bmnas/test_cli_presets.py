@@ -42,4 +42,4 @@ def test_a_printed_preset_is_a_file_that_can_be_given_back(tmp_path: Path) -> No
 def test_an_unknown_name_is_one_line() -> None:
     assert one_line_error(bmnas_command("presets", "quik")).endswith("; did you mean 'quick'?")
     message = one_line_error(bmnas_command("presets", "digit"))
-    assert message.startswith("received preset 'digit', expected one of av-digits, default, digits")
+    assert message.startswith("received preset 'digit', expected one of av-digits, digits")

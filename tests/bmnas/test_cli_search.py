@@ -110,7 +110,7 @@ def test_options_go_before_the_preset_and_json_is_one_object(here: Path) -> None
     [
         (["--task", "digit"], "received task 'digit', expected digits, a path"),
         (["--task", "nothing.toml"], "nothing.toml: cannot be read: No such file"),
-        (["--preset", "huge"], "received preset 'huge', expected one of av-digits, default"),
+        (["--preset", "huge"], "received preset 'huge', expected one of av-digits, digits"),
         (["--preset", "no.toml"], "no.toml: cannot be read: No such file or directory"),
         (["--strategy", "grid"], "received strategy 'grid', expected one of bmnas, random"),
         (["--device", "tpu"], "received device 'tpu', expected one of those here: auto, cpu"),

@@ -8,19 +8,30 @@ import pytest
 from tiny_tasks import tiny_task
 
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.config import Config, config_for, load_preset, preset_names
+from bmnas.pipeline.config import Config, config_for, fitted_config, load_preset, preset_names
 from bmnas.strategies.settings import SearchConfig
 from bmnas.training.settings import TrainConfig
 
 
-def test_the_default_preset_adds_reranking_to_the_method_of_the_paper() -> None:
-    default = load_preset("default")
-    assert default.search.rerank > Config().search.rerank == 0
-    plain = Config().search
-    without = default.override("search", rerank=0, candidate_epochs=plain.candidate_epochs)
-    assert without.to_dict() == Config().to_dict()
-    assert default.preset == "default"
-    assert Config().preset is None
+@pytest.mark.parametrize("samples", [30, 600, 30_000])
+def test_settings_that_follow_from_a_task_are_as_many_steps_whatever_its_size(samples: int) -> None:
+    task = tiny_task(samples=samples)
+    config = config_for(task)
+    assert config.preset == "default"
+    count = len(task.samples("train"))
+    for stage, steps in ((config.unimodal, 800), (config.search, 500)):
+        epoch = count / min(stage.batch_size, count)  # in steps
+        assert steps <= stage.epochs * epoch <= steps + 3 * epoch
+    assert fitted_config(task, effort=0.5).unimodal.epochs <= config.unimodal.epochs / 2 + 1
+    with pytest.raises(UserError, match="received preset 'default', expected one of"):
+        load_preset("default")
+
+
+def test_without_a_preset_settings_are_those_of_the_paper() -> None:
+    plain = Config()
+    assert (plain.search.rerank, plain.search.rivals, plain.unimodal.folds) == (0, False, 0)
+    assert not plain.train.unimodal_logits
+    assert plain.preset is None
 
 
 @pytest.mark.parametrize("name", preset_names())

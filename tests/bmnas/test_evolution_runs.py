@@ -9,6 +9,7 @@ import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import CONFIG, write_tiny_task
 
+import bmnas
 import bmnas.pipeline.search
 import bmnas.pipeline.train
 from bmnas.lab.sweep import read_sweep
@@ -111,5 +112,7 @@ def test_only_a_strategy_with_a_section_has_settings_of_its_own() -> None:
 def test_a_sweep_may_vary_them() -> None:
     (few, many) = read_sweep(None, {"strategy": "evolution"}, ["evolution.subsets=0,3"])
     assert (few.name, many.name) == ("subsets-0", "subsets-3")
-    assert many.config("digits").strategies["evolution"] == EvolutionConfig(subsets=3)
-    assert many.config("digits").preset == "digits"
+    assert many.config(bmnas.load_task("digits")).strategies["evolution"] == EvolutionConfig(
+        subsets=3
+    )
+    assert many.config(bmnas.load_task("digits")).preset == "digits"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import bmnas
 from bmnas.lab.sweep import read_sweep, sweep_jobs
 from bmnas.machine.errors import UserError
 
@@ -41,7 +42,7 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         "search.channels": 32,
         "search.epochs": 2,
     }
-    config = trials[1].config("digits")
+    config = trials[1].config(bmnas.load_task("digits"))
     assert (config.search.channels, config.search.epochs, config.preset) == (32, 2, "digits")
     assert config.search.batch_size == 64  # of the preset
 
@@ -112,7 +113,7 @@ def test_what_cannot_be_understood(
 def test_a_value_out_of_range_names_the_trial(tmp_path: Path) -> None:
     (trial,) = plan(tmp_path, "", "search.channels=0")
     with pytest.raises(UserError, match=r"trial channels-0: search\.channels: received 0"):
-        trial.config("default")
+        trial.config(bmnas.load_task("digits"))
 
 
 def unread(tmp_path: Path, text: str, *grid: str, train: bool = False) -> list[Any]:
