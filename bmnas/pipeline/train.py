@@ -308,7 +308,12 @@ def _train(context: RunContext, architecture: Architecture) -> None:
         weighing=network.weighing,
         parameters=parameter_counts(network),
         seconds={"train": seconds, "train_compile": costs["seconds"].get(COMPILE, 0.0)},
-        samples_per_second={"train": settings.epochs * seen / costs["seconds"]["train"]},
+        # Frozen backbones alone had nothing to learn.
+        samples_per_second=(
+            {"train": settings.epochs * seen / costs["seconds"]["train"]}
+            if network.features or not settings.freeze_backbones
+            else {}
+        ),
         peak_memory={"train": MemoryPeak(**costs["peak_memory"])},
     )
     on_rank_zero(lambda: _write(context, stage, network, measured))
@@ -349,12 +354,12 @@ class _Stage:
         for name in architecture.features if architecture.SEARCHED else ():
             if name not in self.channels:
                 raise _misfit(name, context.task, self.channels)
-        no_fusion = isinstance(architecture, NamedFusion) and architecture.name == NO_FUSION
+        self.no_fusion = isinstance(architecture, NamedFusion) and architecture.name == NO_FUSION
         adds = context.config.train.unimodal_logits and (
             takes_unimodal_logits(architecture) or context.folder.genotype.is_file()
         )
-        if adds or no_fusion:
-            members = ([] if no_fusion else [FUSION]) + list(backbones)
+        if adds or self.no_fusion:
+            members = ([] if self.no_fusion else [FUSION]) + list(backbones)
             self.weighing = Weighing(dict.fromkeys(members, 1.0))
 
     def judge(self) -> None:
@@ -384,7 +389,8 @@ class _Stage:
         judged = read(_Judged, read_json(file), str(file))
         self.weighing = judged.weighing
         self.head = head_for(task.kind, judged.threshold)
-        if self.weighing is not None and FUSION not in self.weighing.weights:
+        alone = self.weighing is not None and FUSION not in self.weighing.weights
+        if alone and not self.no_fusion:
             context.progress.note(
                 "the unimodal networks' own logits do as well without the fusion network, which "
                 "is left out"
