@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmnas.features.layers import Dropout, LinearNorm, dropout, keep_mask
+from bmnas.features.layers import Dropout, LinearNorm, dropout, keep_mask, linear
 from bmnas.spaces.cells.operations import OPERATIONS, PAPER
 from bmnas.spaces.cells.primitives import (
     Attention,
@@ -192,6 +193,18 @@ def test_dropout_does_nothing_when_it_should_not() -> None:
     assert torch.equal(state, torch.get_rng_state())
     assert repr(module) == "Dropout(p=0.5)"
     assert not torch.equal(module.train()(x), x)
+
+
+@pytest.mark.parametrize("axes", [(), (3,), (3, 4)])
+def test_linear_is_that_of_torch_with_its_gradients(axes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(*shape, requires_grad=True) for shape in ((*axes, 5), (6, 5), (6,))]
+    ours, theirs = linear(*leaves), F.linear(*leaves)
+    torch.testing.assert_close(ours, theirs)
+    some = torch.randn_like(theirs)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, leaves, some), torch.autograd.grad(theirs, leaves, some)
+    )
 
 
 def test_keep_mask_is_ones_and_zeros_and_says_the_factor() -> None:

@@ -64,9 +64,9 @@ def kill_often(
 def write_everything(folder: Path) -> None:
     """Write a task, and settings with all stages that a run can have, some seconds of each."""
     write_tiny_task(folder, samples=150)
-    config = CONFIG.override("unimodal", folds=2, epochs=20)
-    config = config.override("search", rerank=2, rivals=True, epochs=40, candidate_epochs=2)
-    config = config.override("train", unimodal_logits=True, epochs=40)
+    config = CONFIG.override("unimodal", folds=2, epochs=8)
+    config = config.override("search", rerank=2, rivals=True, epochs=20, candidate_epochs=1)
+    config = config.override("train", unimodal_logits=True, epochs=20)
     (folder / "all.toml").write_text(config.to_toml())
 
 

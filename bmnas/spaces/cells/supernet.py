@@ -14,10 +14,9 @@ from collections.abc import Iterable, Sequence
 from functools import reduce
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmnas.features.layers import LinearNorm, normalise_together
+from bmnas.features.layers import LinearNorm, linear, normalise_together
 from bmnas.features.reshape import Projection
 from bmnas.spaces.cells.derive import ArchitectureWeights
 from bmnas.spaces.cells.operations import OPERATIONS
@@ -241,7 +240,7 @@ def shared_product(t: Tensor, layers: Sequence[LinearNorm]) -> Tensor:
     parts = [layer.linear.weight.unflatten(1, (-1, t.shape[-1])) for layer in layers]
     weight = torch.cat([part.sum(1) if part.shape[1] > 1 else part[:, 0] for part in parts])
     bias = torch.cat([layer.linear.bias for layer in layers])
-    return F.linear(t.flatten(0, 1), weight, bias)
+    return linear(t.flatten(0, 1), weight, bias)
 
 
 def _taken(weights: Weights, places: Sequence[int]) -> Weights:
