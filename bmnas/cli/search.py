@@ -110,11 +110,7 @@ def _print(result: SearchResult, task: Task) -> None:
     print_tables(run_tables(record.metrics))
     read = {name.partition(".")[0] for name in result.genotype.live_features()}
     unread = [modality.name for modality in task.modalities if modality.name not in read]
-    if unread:
+    if unread and result.genotype.SEARCHED:  # a hand-made fusion takes all there are
         typer.echo(f"note: the network found reads nothing of {', '.join(unread)}", err=True)
-    threshold = result.metrics["search"].get("threshold")
-    if record.config.train.get("unimodal_logits"):
-        # It was chosen for the logits of what was found, to which others are added.
-        threshold = None
     path = result.run / "genotype.json"
-    next_command("train", genotype=path, **task_again(task), threshold=threshold)
+    next_command("train", genotype=path, **task_again(task))

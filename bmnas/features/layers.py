@@ -15,38 +15,26 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 _BYTE = 256
 
 
-def keep_mask(x: Tensor, p: float, training: bool) -> tuple[Tensor | None, float]:
-    """Return ones and zeros of the shape of ``x``, zero with probability ``p``, and 1 / (1 - p).
-
-    The mask is None where nothing is dropped. On a CPU it is cut out of 64-bit random numbers,
-    eight elements from each, and compared straight into floating point, which is many times
-    faster than one draw per element; ``p`` is then rounded to a multiple of 1/256.
-    """
-    if not training or p == 0.0:
-        return None, 1.0
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return torch.empty_like(x).bernoulli_(1.0 - p), 1.0 / (1.0 - p)
-    threshold = min(max(round(p * _BYTE), 1), _BYTE - 1)  # bytes below it drop their element
-    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-    random = words.view(torch.uint8)[: x.numel()].view(x.shape)
-    # A boolean mask would be converted again in every product, which costs more than the product.
-    mask = torch.ge(random, threshold, out=torch.empty(x.shape, dtype=x.dtype))
-    return mask, _BYTE / (_BYTE - threshold)
-
-
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zero each element with probability ``p`` and scale the others by 1 / (1 - p).
 
-    On a CPU ``p`` is rounded to a multiple of 1/256, see ``keep_mask``. It is one function to what
-    records the functions of torch.
+    On a CPU the mask is cut out of 64-bit random numbers, eight elements from each, and compared
+    straight into floating point, which is many times faster than one draw per element; ``p`` is
+    then rounded to a multiple of 1/256. It is one function to what records the functions of torch.
     """
     if has_torch_function_unary(x):
         result: Tensor = handle_torch_function(dropout, (x,), x, p, training)
         return result
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
-    mask, factor = keep_mask(x, p, training)
-    return x if mask is None else x * mask.mul_(factor)
+    if not training or p == 0.0:
+        return x
+    threshold = min(max(round(p * _BYTE), 1), _BYTE - 1)  # bytes below it drop their element
+    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    random = words.view(torch.uint8)[: x.numel()].view(x.shape)
+    # A boolean mask would be converted again in every product, which costs more than the product.
+    mask = torch.ge(random, threshold, out=torch.empty(x.shape, dtype=x.dtype))
+    return x * mask.mul_(_BYTE / (_BYTE - threshold))
 
 
 class Dropout(nn.Module):

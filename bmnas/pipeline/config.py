@@ -124,12 +124,11 @@ def config_for(task: Task, preset: str | None = None) -> Config:
         return load_preset(task.preset)
 
 
-def fitted_config(task: Task, effort: float = 1.0) -> Config:
+def fitted_config(task: Task) -> Config:
     """Return settings that suit the number of samples of ``task``.
 
-    Every training takes about as many steps whatever the number is, ``effort`` times the usual
-    ones: an epoch of a thousand samples is a few steps and teaches little, one of thirty thousand
-    is most of a training.
+    Every training takes about as many steps whatever the number is: an epoch of a thousand samples
+    is a few steps and teaches little, one of thirty thousand is most of a training.
     """
     train = len(task.samples("train"))
     whole = len(task.samples("train", "validation"))
@@ -137,7 +136,7 @@ def fitted_config(task: Task, effort: float = 1.0) -> Config:
 
     def epochs(steps: int, samples: int, least: int) -> int:
         # Of no samples at all the check of the task tells.
-        return max(least, math.ceil(effort * steps * min(batch, samples) / max(1, samples)))
+        return max(least, math.ceil(steps * min(batch, samples) / max(1, samples)))
 
     return Config(
         unimodal=UnimodalConfig(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -13,7 +12,6 @@ from typing import Any
 from bmnas.features.samples import samples_per_epoch
 from bmnas.machine.costs import CostMeter
 from bmnas.machine.distributed import broadcast
-from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.derive import ArchitectureWeights
@@ -23,7 +21,7 @@ from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.fusions.table import FUSIONS
-from bmnas.spaces.registry import architecture_from_dict, build_fusion
+from bmnas.spaces.registry import architecture_from_dict
 from bmnas.strategies.evaluator import TrainingEvaluator
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
 from bmnas.strategies.strategy import Candidate
@@ -71,7 +69,8 @@ def rerank(
     if not wanted.genotypes:
         found: list[Architecture] = []
         found += _candidates(problem, [derived.genotype, *rivals], supernet, meter)
-        found += _hand_made(problem) if config.rivals else []
+        if config.rivals:
+            found += [NamedFusion(name, config.channels, config.length) for name in FUSIONS]
         wanted.genotypes = [genotype.to_dict() for genotype in found]
         checkpoint.save(parts, evaluator.records)
     genotypes = [architecture_from_dict(data) for data in wanted.genotypes]
@@ -101,18 +100,6 @@ def rerank(
         seconds=derived.seconds + best.seconds,
         processor_seconds=derived.processor_seconds + best.processor_seconds,
     )
-
-
-def _hand_made(problem: SearchProblem) -> list[NamedFusion]:
-    """Return the hand-made fusions that can have the problem's features."""
-    channels, length = problem.config.channels, problem.config.length
-    found = []
-    for name in FUSIONS:
-        fusion = NamedFusion(name, channels, length)
-        with contextlib.suppress(UserError):
-            build_fusion(fusion, problem.train.channels, classes=problem.classes, dropout=0.0)
-            found.append(fusion)
-    return found
 
 
 class _Wanted:

@@ -31,19 +31,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TINY = ("search", "--task", "task.toml", "--preset", "tiny-preset.toml")
 
 
-def test_a_threshold_is_passed_on_where_it_fits_the_logits(here: Path) -> None:
-    write_tiny_task(here, kind="multilabel")
-    words = (*TINY, "--rerank", "1", "--run")
-    alone = bmnas_command(*words, "alone")
-    assert re.search(r"Next: bmnas train .* --threshold 0\.\d+", alone.err)
-    preset = here / "tiny-preset.toml"
-    text = preset.read_text()
-    preset.write_text(text.replace("unimodal_logits = false", "unimodal_logits = true"))
-    added = bmnas_command(*words, "added")
-    assert "Next: bmnas train" in added.err
-    assert "--threshold" not in added.err
-
-
 def test_the_papers_recipe_leaves_out_what_the_paper_does_not_have(here: Path) -> None:
     preset = here / "tiny-preset.toml"
     text = preset.read_text()

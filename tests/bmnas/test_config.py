@@ -8,7 +8,7 @@ import pytest
 from tiny_tasks import tiny_task
 
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.config import Config, config_for, fitted_config, load_preset, preset_names
+from bmnas.pipeline.config import Config, config_for, load_preset, preset_names
 from bmnas.strategies.settings import SearchConfig
 from bmnas.training.settings import TrainConfig
 
@@ -22,7 +22,6 @@ def test_settings_that_follow_from_a_task_are_as_many_steps_whatever_its_size(sa
     for stage, steps in ((config.unimodal, 800), (config.search, 500)):
         epoch = count / min(stage.batch_size, count)  # in steps
         assert steps <= stage.epochs * epoch <= steps + 3 * epoch
-    assert fitted_config(task, effort=0.5).unimodal.epochs <= config.unimodal.epochs / 2 + 1
     with pytest.raises(UserError, match="received preset 'default', expected one of"):
         load_preset("default")
 

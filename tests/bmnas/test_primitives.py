@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bmnas.features.layers import Dropout, LinearNorm, dropout, keep_mask, linear
+from bmnas.features.layers import Dropout, LinearNorm, dropout, linear
 from bmnas.spaces.cells.operations import OPERATIONS, PAPER
 from bmnas.spaces.cells.primitives import (
     Attention,
@@ -205,15 +205,6 @@ def test_linear_is_that_of_torch_with_its_gradients(axes: tuple[int, ...]) -> No
     torch.testing.assert_close(
         torch.autograd.grad(ours, leaves, some), torch.autograd.grad(theirs, leaves, some)
     )
-
-
-def test_keep_mask_is_ones_and_zeros_and_says_the_factor() -> None:
-    mask, factor = keep_mask(torch.empty(20, 7).T, 0.25, training=True)
-    assert mask is not None
-    assert mask.shape == (7, 20)
-    assert set(mask.unique().tolist()) == {0.0, 1.0}
-    assert factor == pytest.approx(4 / 3)
-    assert keep_mask(mask, 0.25, training=False) == (None, 1.0)
 
 
 def test_operations_are_modules_with_the_weights_of_the_table() -> None:

@@ -1,0 +1,181 @@
+"""The two trainings of the evaluation stage: one to be judged on validation, one to be kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bmnas.features.cache import weights_hash
+from bmnas.features.samples import Samples, batches_per_epoch
+from bmnas.machine.checkpoint import Checkpoint
+from bmnas.machine.distributed import broadcast, on_rank_zero
+from bmnas.machine.errors import UserError
+from bmnas.machine.files import read_json, sha256_json, write_json
+from bmnas.machine.runtime import seed_stage
+from bmnas.machine.schema import plain, read
+from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.multimodal import (
+    FUSION,
+    MultimodalNetwork,
+    channels_of,
+    forward_of,
+    raw_samples,
+)
+from bmnas.pipeline.unimodal import (
+    Unimodal,
+    folds_of,
+)
+from bmnas.spaces.architecture import Architecture
+from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.fusions.space import NO_FUSION, NamedFusion
+from bmnas.spaces.registry import build_fusion, takes_unimodal_logits
+from bmnas.tasks.task import Part, Task
+from bmnas.training.fit import fit
+from bmnas.training.heads import head_for
+from bmnas.training.metrics import Forward, predict
+from bmnas.training.settings import Weighing
+from bmnas.training.weighing import fit_weighing
+
+
+def misfit(feature: str, task: Task, has: Iterable[str]) -> UserError:
+    """Return the error for a genotype that reads a feature which ``task`` does not have."""
+    return UserError(
+        f"the genotype reads {feature}, task {task.name} has {', '.join(has)}: it was found for "
+        "another task; give its own with --task"
+    )
+
+
+class FinalTraining:
+    """The two trainings of an architecture: on train, to be judged on validation, then on both.
+
+    The first says with which weights the members are added up, and from which probability a label
+    is given; a network whose answer is its fusion's alone and needs no threshold has only the
+    second. Backbones are trained along with a learning rate of their own, or stay as they are when
+    the settings freeze them: then the feature cache is used.
+    """
+
+    def __init__(
+        self, context: RunContext, architecture: Architecture, networks: Mapping[str, Unimodal]
+    ) -> None:
+        self.context, self.architecture = context, architecture
+        self.backbones = backbones = {name: found.backbone for name, found in networks.items()}
+        self.folds = folds_of(networks)
+        self.head = context.head
+        self.weighing: Weighing | None = None
+        self.channels = channels_of(backbones)
+        for name in architecture.features if architecture.SEARCHED else ():
+            if name not in self.channels:
+                raise misfit(name, context.task, self.channels)
+        self.no_fusion = isinstance(architecture, NamedFusion) and architecture.name == NO_FUSION
+        adds = context.config.train.unimodal_logits and (
+            takes_unimodal_logits(architecture) or context.folder.genotype.is_file()
+        )
+        if adds or self.no_fusion:
+            members = ([] if self.no_fusion else [FUSION]) + list(backbones)
+            self.weighing = Weighing(dict.fromkeys(members, 1.0))
+
+    def judge(self) -> None:
+        """Fit the weights and the threshold to validation, unless that was done."""
+        context, task = self.context, self.context.task
+        wanted = self.head.threshold is None and self.head.decision == "threshold"
+        if self.weighing is None and not wanted:
+            return
+        file, fingerprint = context.folder.judged, self._fingerprint("judged")
+        if broadcast(not file.is_file() or read_json(file).get("fingerprint") != fingerprint):
+            network, checkpoint = self._fit("judging", ("train",), context.folder.judge_checkpoint)
+            forward = network if self.weighing is None else network.members
+            logits, labels = predict(
+                network,
+                lambda inputs: forward(*inputs),
+                raw_samples(task, network, "validation"),
+                context.runtime.device,
+            )
+            if self.weighing is not None:
+                members = dict(zip(self.weighing.weights, logits.unbind(1), strict=True))
+                self.weighing = fit_weighing(members, labels, self.head)
+                logits = self.weighing.of(members)
+            threshold = self.head.best_threshold(logits, labels) if wanted else self.head.threshold
+            judged = _Judged(fingerprint, self.weighing, threshold)
+            on_rank_zero(lambda: write_json(file, plain(judged)))
+            checkpoint.remove()
+        judged = read(_Judged, read_json(file), str(file))
+        self.weighing = judged.weighing
+        self.head = head_for(task.kind, judged.threshold)
+        alone = self.weighing is not None and FUSION not in self.weighing.weights
+        if alone and not self.no_fusion:
+            context.progress.note(
+                "the unimodal networks' own logits do as well without the fusion network, which "
+                "is left out"
+            )
+            search = context.config.search
+            self.architecture = NamedFusion(NO_FUSION, search.channels, search.length)
+
+    def fit(self) -> tuple[MultimodalNetwork, Checkpoint]:
+        """Return the network, trained on train and validation, and what that took."""
+        return self._fit("training", ("train", "validation"), self.context.folder.train_checkpoint)
+
+    def _fit(
+        self, stage: str, parts: tuple[Part, ...], file: Path
+    ) -> tuple[MultimodalNetwork, Checkpoint]:
+        context, settings = self.context, self.context.config.train
+        task, runtime = context.task, context.runtime
+        history = context.folder.training if "validation" in parts else None
+        checkpoint = Checkpoint(file, self._fingerprint(stage), history)
+        seed_stage(context.seed, "train")
+        fusion = build_fusion(
+            self.architecture, self.channels, classes=task.outputs, dropout=settings.dropout
+        )
+        network = MultimodalNetwork(self.backbones, fusion, self.weighing).to(runtime.device)
+        steps = settings.epochs * batches_per_epoch(len(task.samples(*parts)), settings.batch_size)
+        samples: Samples
+        trained: Fusion | MultimodalNetwork
+        forward: Forward
+        with checkpoint.meter.stage("train"):
+            if not settings.freeze_backbones:
+                samples, trained = raw_samples(task, network, *parts), network
+                forward = forward_of(network, runtime, steps)
+            elif fusion.features:
+                # Frozen backbones have nothing to learn: the fusion is trained as if it were alone.
+                cache = context.features(self.backbones, parts, fusion.length, folds=self.folds)
+                samples = cache.on(runtime.device, fusion.features).samples(*parts)
+                trained, forward = fusion, runtime.compiled(fusion, steps)
+            else:
+                return network, checkpoint
+            fit(
+                trained,
+                forward,
+                samples,
+                self.head,
+                settings.recipe,
+                checkpoint=checkpoint,
+                progress=context.progress,
+                stage=stage,
+                loss=functools.partial(trained.loss, self.head),
+            )
+        return network, checkpoint
+
+    def _fingerprint(self, stage: str) -> str:
+        # Where a genotype comes from changes nothing in it.
+        found = self.architecture.to_dict()
+        architecture = {k: v for k, v in found.items() if k != "provenance"}
+        return sha256_json(
+            {
+                "stage": stage,
+                "genotype": architecture,
+                "train": dataclasses.asdict(self.context.config.train),
+                "seed": self.context.seed,
+                "backbones": {n: weights_hash(backbone) for n, backbone in self.backbones.items()},
+            }
+        )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The file judged.json."""
+
+    fingerprint: str
+    weighing: Weighing | None = None
+    threshold: float | None = None
