@@ -15,11 +15,13 @@ from bmnas.machine.errors import UserError
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.fusions.attention import CrossAttention, NonLocalBlock
 from bmnas.spaces.fusions.central_difference import TemporalDifference
 from bmnas.spaces.fusions.features import Sizes, levels
 from bmnas.spaces.fusions.mtut import correlation, focal_weight
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.fusions.table import FUSIONS, CentralNet, MTUTFusion
+from bmnas.spaces.fusions.tensor_fusion import products
 from bmnas.spaces.registry import build_fusion
 from bmnas.training.heads import head_for
 
@@ -167,7 +169,95 @@ def cdc_t(w: Weights, x: Sequence[Array]) -> Array:
     return w.linear(flat(fused[0]), "output")
 
 
-FORMULAS = (two_stream, weighted_two_stream, concat, gmu, centralnet, mmtm, mtut, cdc_t)
+def vectors(w: Weights, x: Sequence[Array]) -> list[Array]:
+    return [relu(w.linear_norm(flat(f), f"vectors.{m}")) for m, f in enumerate(x)]
+
+
+def tensor(w: Weights, x: Sequence[Array]) -> Array:
+    extended = [np.insert(z, 0, 1, axis=1) for z in vectors(w, x)]
+    letters = "ijk"[: len(x)]
+    outer = np.einsum(f"{','.join('b' + i for i in letters)}->b{letters}", *extended)
+    return w.linear(relu(w.linear_norm(flat(outer), "hidden")), "output")
+
+
+def lmf(w: Weights, x: Sequence[Array]) -> Array:
+    """Return what a linear layer gives on the tensor, whose weights are summed up first."""
+    extended = [np.insert(z, 0, 1, axis=1) for z in vectors(w, x)]
+    factors = [
+        np.insert(w[f"factors.{m}.weight"].T, 0, w[f"factors.{m}.bias"], axis=0)
+        for m in range(len(x))
+    ]
+    letters = "ijk"[: len(x)]
+    weights = ",".join(i + "rc" for i in letters) + f"->{letters}c"
+    whole = np.einsum(weights, *(f.reshape(len(f), 4, CHANNELS) for f in factors))
+    h = np.einsum(
+        f"{','.join('b' + i for i in letters)},{letters}c->bc", *extended, whole, optimize=True
+    )
+    return w.linear(w.norm(h, "norm"), "output")
+
+
+def mi_matrix(w: Weights, x: Sequence[Array]) -> Array:
+    z, weight, start = vectors(w, x), w["output.weight"], 0
+    logits: Array = w["output.bias"]
+    for m, n in [(0, 1)] if len(x) == 2 else [(0, 1), (0, 2), (1, 2)]:
+        own = weight[:, start : start + CHANNELS**2].reshape(CLASSES, CHANNELS, CHANNELS)
+        logits, start = logits + np.einsum("bi,kij,bj->bk", z[m], own, z[n]), start + CHANNELS**2
+    for vector in z:
+        logits, start = logits + vector @ weight[:, start : start + CHANNELS].T, start + CHANNELS
+    assert start == weight.shape[1]
+    return logits
+
+
+def cross_attention(w: Weights, x: Array, y: Array, name: str) -> Array:
+    query, key, value = (
+        w.linear(of, f"{name}.{part}") for of, part in ((x, "query"), (y, "key"), (y, "value"))
+    )
+    scores = np.exp(query @ key.swapaxes(1, 2) / np.sqrt(query.shape[2]))
+    attended: Array = scores / scores.sum(2, keepdims=True) @ value
+    return attended
+
+
+def non_local_gate(w: Weights, x: Sequence[Array]) -> Array:
+    h = [w.projection(f, m) for m, f in enumerate(x)]
+    logits = []
+    for m, own in enumerate(h):
+        others = np.concatenate(h[:m] + h[m + 1 :], axis=1)
+        gathered = cross_attention(w, own, others, f"blocks.{m}.attention")
+        changed = own + w.linear_norm(gathered, f"blocks.{m}.change")
+        logits.append(w.linear(flat(changed), f"classifiers.{m}"))
+    return np.mean(logits, axis=0)
+
+
+def transformer_layer(w: Weights, x: Array, y: Array, name: str) -> Array:
+    def norm(of: Array, n: int) -> Array:
+        centred = of - of.mean(2, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(2, keepdims=True) + 1e-5)
+        normed: Array = scaled * w[f"{name}.norms.{n}.weight"] + w[f"{name}.norms.{n}.bias"]
+        return normed
+
+    target = norm(x, 0)
+    h = norm(target + cross_attention(w, target, norm(y, 1), f"{name}.attention"), 2)
+    return h + w.linear(relu(w.linear(h, f"{name}.first")), f"{name}.second")
+
+
+def mult(w: Weights, x: Sequence[Array]) -> Array:
+    h = [w.projection(f, m) + w["positions"][m] for m, f in enumerate(x)]
+    means, layer = [], 0
+    for m in range(len(h)):
+        gathered = []
+        for n in range(len(h)):
+            if n != m:
+                gathered.append(transformer_layer(w, h[m], h[n], f"crossmodal.{layer}"))
+                layer += 1
+        z = np.concatenate(gathered, axis=2)
+        means.append(transformer_layer(w, z, z, f"alone.{m}").mean(1))
+    return w.linear(np.concatenate(means, axis=1), "output")
+
+
+FORMULAS = (
+    *(two_stream, weighted_two_stream, concat, gmu, centralnet, mmtm, mtut, cdc_t),
+    *(tensor, lmf, mi_matrix, non_local_gate, mult),
+)
 
 
 def test_every_fusion_has_its_formula_here() -> None:
@@ -223,6 +313,36 @@ def test_a_difference_by_hand() -> None:
         y = layer(torch.tensor([[[1.0], [10.0], [100.0]]], dtype=torch.float64))
     # w0 - theta (w-1 + w1) = 2 - 0.5 * 4 = 0: only the neighbours are left.
     assert y.flatten().tolist() == [30.0, 301.0, 10.0]
+
+
+def test_products_by_hand() -> None:
+    x, y = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 3.0, 5.0]])
+    assert products(x, y).tolist() == [[1, 3, 5, 2, 6, 10]]
+
+
+@pytest.mark.parametrize(("modalities", "units"), [(2, 31), (3, 9), (5, 3), (12, 1)])
+def test_a_tensor_stays_small(modalities: int, units: int) -> None:
+    raw = {f"m{n}.1": 2 for n in range(modalities)}
+    fusion = build_fusion(NamedFusion("tensor", 64, 1), raw, classes=2, dropout=0.0)
+    assert fusion.hidden.linear.in_features == (1 + units) ** modalities
+    few = build_fusion(NamedFusion("tensor", 2, 1), raw, classes=2, dropout=0.0)
+    assert few.hidden.linear.in_features == (1 + min(2, units)) ** modalities
+
+
+def test_a_non_local_block_first_changes_nothing() -> None:
+    x, y = torch.randn(3, 2, 4), torch.randn(3, 5, 4)
+    assert torch.equal(NonLocalBlock(4)(x, y), x)
+
+
+def test_a_position_gathers_by_hand() -> None:
+    """Weights 1/4 and 3/4 of the doubled values 1 and 5."""
+    attention = CrossAttention(1)
+    with torch.no_grad():
+        for layer, weight in zip(attention.children(), (1.0, np.log(3) / 4, 2.0), strict=True):
+            layer.weight.fill_(weight)
+        # The keys are ln(3) / 4 times 1 and 5: a difference of ln 3.
+        gathered = attention(torch.ones(1, 1, 1), torch.tensor([[[1.0], [5.0]]]))
+    assert gathered.item() == pytest.approx(2 * (1 / 4 + 5 * 3 / 4))
 
 
 def test_levels_meet_at_the_last_features() -> None:

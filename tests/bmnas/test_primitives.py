@@ -51,7 +51,7 @@ def test_sum_by_hand() -> None:
 
 def test_attention_weights_by_hand() -> None:
     # One channel: the scores are products. Softmax of (0, 0) and of (0, ln 2): 1/2, 1/3 and 2/3.
-    z = scaled_attention(column(0.0, math.log(2.0)), column(0.0, 1.0))
+    z = scaled_attention(column(0.0, math.log(2.0)), column(0.0, 1.0), column(0.0, 1.0))
     torch.testing.assert_close(z, column(1 / 2, 2 / 3))
 
 
@@ -60,7 +60,7 @@ def test_attention_divides_by_the_root_of_the_channels() -> None:
     y = torch.tensor([[[0.0] * 4, [math.log(3.0) / 2] * 4]], dtype=torch.float64)
     # The score of the second token is 4 * ln(3)/2 / sqrt(4) = ln 3, its weight 3/4.
     expected = torch.full((1, 1, 4), 0.75 * math.log(3.0) / 2, dtype=torch.float64)
-    torch.testing.assert_close(scaled_attention(x, y), expected)
+    torch.testing.assert_close(scaled_attention(x, y, y), expected)
 
 
 def test_attention_is_normalised_over_channels_and_length() -> None:

@@ -16,11 +16,11 @@ from bmnas.features.layers import Dropout, LinearNorm
 ATTENTION_DROPOUT = 0.1
 
 
-def scaled_attention(query: Tensor, memory: Tensor) -> Tensor:
-    """Return softmax(Q K^T / sqrt(C)) V with Q = ``query`` and K = V = ``memory``, (B, L, C)."""
+def scaled_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return softmax(Q K^T / sqrt(C)) V, of (B, L, C) each; Q may have another L."""
     # Written out: scaled_dot_product_attention on three axes does not export to ONNX.
-    scores = torch.matmul(query, memory.transpose(1, 2)) / math.sqrt(query.shape[-1])
-    return torch.matmul(scores.softmax(-1), memory)
+    scores = torch.matmul(query, key.transpose(1, 2)) / math.sqrt(query.shape[-1])
+    return torch.matmul(scores.softmax(-1), value)
 
 
 class Sum(nn.Module):
@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return what the L tokens of x gather from those of y, (B, L, C)."""
-        z: Tensor = self.norm(self.dropout(scaled_attention(x, y)))
+        z: Tensor = self.norm(self.dropout(scaled_attention(x, y, y)))
         return z
 
 

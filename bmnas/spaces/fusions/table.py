@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.fusions.attention import MulTFusion, NonLocalGate
 from bmnas.spaces.fusions.central_difference import CentralDifferenceFusion
 from bmnas.spaces.fusions.centralnet import CentralNet
 from bmnas.spaces.fusions.features import Sizes
@@ -16,6 +17,11 @@ from bmnas.spaces.fusions.late_fusion import (
 )
 from bmnas.spaces.fusions.mmtm import MMTMFusion
 from bmnas.spaces.fusions.mtut import MTUTFusion
+from bmnas.spaces.fusions.tensor_fusion import (
+    LowRankFusion,
+    MultiplicativeFusion,
+    TensorFusion,
+)
 
 #: How to build each fusion from C_raw of all features, each modality's in their order, and sizes.
 FUSIONS: Mapping[str, Callable[[Mapping[str, int], Sizes], Fusion]] = {
@@ -27,4 +33,9 @@ FUSIONS: Mapping[str, Callable[[Mapping[str, int], Sizes], Fusion]] = {
     "mmtm": MMTMFusion,
     "mtut": MTUTFusion,
     "cdc_t": CentralDifferenceFusion,
+    "tensor": TensorFusion,
+    "lmf": LowRankFusion,
+    "mi_matrix": MultiplicativeFusion,
+    "non_local_gate": NonLocalGate,
+    "mult": MulTFusion,
 }
