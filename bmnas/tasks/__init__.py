@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bmnas.tasks.check import check_task, check_test
+from bmnas.tasks.check import check_task, check_test, note_unseen
 from bmnas.tasks.load import REGISTERED, load_task, reload_task, reloadable
 from bmnas.tasks.task import Modality, Task
 from bmnas.tasks.task_file import load_task_file
@@ -15,6 +15,7 @@ __all__ = [
     "check_test",
     "load_task",
     "load_task_file",
+    "note_unseen",
     "reload_task",
     "reloadable",
 ]

@@ -78,6 +78,21 @@ def check_test(task: Task) -> None:
     _raise(task, [*_content(task, "test")])
 
 
+def note_unseen(task: Task, *parts: Part) -> str | None:
+    """Return a note of how many samples in ``parts`` have a class that train does not have."""
+    kind, told = task_kind(task.kind), []
+    for part in parts:
+        unseen = kind.unseen(task.labels[task.samples(part)])
+        if unseen.any():
+            told.append(f"{unseen.sum()} of {len(unseen)} {part} samples")
+    if not told:
+        return None
+    return (
+        f"{' and '.join(told)} have a label that no train sample has: whatever is answered to them "
+        "counts as wrong, and nothing is trained on them"
+    )
+
+
 def _raise(task: Task, problems: list[str]) -> None:
     if problems:
         raise SchemaError([Problem((), text) for text in problems], f"task {task.name}")
@@ -187,7 +202,9 @@ def _content(task: Task, *parts: Part) -> Iterator[str]:
     """Problems of labels, index and data of the samples in ``parts``."""
     samples = task.samples(*parts)
     labels = task.labels[samples]
-    wrong, expected = task_kind(task.kind).wrong(labels, task.classes)
+    kind = task_kind(task.kind)
+    wrong, expected = kind.wrong(labels, task.classes)
+    wrong[kind.unseen(labels) & (task.part[samples] != PARTS.index("train"))] = False
     for sample, *column in np.argwhere(wrong)[:1]:
         label = labels[(sample, *column)]
         unknown = ""
@@ -240,12 +257,14 @@ def _bad_rows(modality: Modality, rows: Array) -> Array:
 
 def _missing_from_train(task: Task) -> Iterator[str]:
     """Classes without a sample, and texts without a word, so that no vocabulary can be made."""
-    train = task.samples("train")
-    absent = task_kind(task.kind).absent(task.labels[train], task.classes)
+    train, kind = task.samples("train"), task_kind(task.kind)
+    absent = kind.absent(task.labels[train], task.classes)
     if len(absent):
         names = ", ".join(repr(task.class_names[k]) for k in absent[:5])
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
         yield f"{'class' if len(absent) == 1 else 'classes'} {names}{more} missing from train"
+    if kind.unseen(task.labels[task.samples("validation")]).all():
+        yield "no validation sample has a label that train has, expected some to choose by"
     for modality in task.modalities:
         if modality.type == "text":
             rows = np.unique(modality.rows_of(train))

@@ -22,6 +22,9 @@ Array = npt.NDArray[Any]
 #: The label of a sample whose class name is none of the task's; only the test part may have it
 #: until it is checked.
 UNKNOWN_LABEL = -1
+#: The label of a validation or test sample whose class train does not have, as an answer to a
+#: question may be: whatever a network says is wrong, and no loss counts it.
+UNSEEN_LABEL = -100
 
 
 class TaskKind(ABC):
@@ -46,6 +49,10 @@ class TaskKind(ABC):
     def absent(self, labels: Array, classes: int) -> Array:
         """Return the numbers of the classes that none of ``labels`` has."""
 
+    def unseen(self, labels: Array) -> npt.NDArray[np.bool_]:
+        """Return which samples (n,) have a class that train does not have."""
+        return np.zeros(len(labels), dtype=np.bool_)
+
     def outputs(self, classes: int) -> int:
         """Return how many numbers a network gives for a sample."""
         return classes
@@ -59,10 +66,11 @@ class TaskKind(ABC):
     ) -> tuple[Array, tuple[str, ...]]:
         """Return labels of a user's table as numbers, and the names of the classes.
 
-        ``seen`` (n,) tells which samples are of train or validation, on which alone the classes
-        may depend; ``names`` are the class names where the user gave some; ``place`` stands in
-        messages. Raises UserError for a label that names no class. Labels of another form come
-        back as they are: ``check_task`` reports them with whatever else is wrong.
+        ``names`` are the class names where the user gave some. ``seen`` (n,) tells which samples
+        must have one of them, those of train and validation; without names, on which samples the
+        classes may depend, those of train. ``place`` stands in messages. Raises UserError for a
+        label that names no class. Labels of another form come back as they are: ``check_task``
+        reports them with whatever else is wrong.
         """
         return labels, _names_or_numbers(names, labels.shape[1] if labels.ndim == 2 else 1)
 
@@ -86,6 +94,10 @@ class Multiclass(TaskKind):
         """Return the classes that do not occur."""
         return np.setdiff1d(np.arange(classes), labels)
 
+    def unseen(self, labels: Array) -> npt.NDArray[np.bool_]:
+        """Return where the label is ``UNSEEN_LABEL``."""
+        return np.asarray(labels == UNSEEN_LABEL)
+
     def strata(self, labels: Array) -> Array | None:
         """Return the classes."""
         return labels if labels.ndim == 1 else None
@@ -103,9 +115,10 @@ class Multiclass(TaskKind):
                     f"{place}: received {most} among {len(labels)} samples, expected 0 to K - 1"
                 )
             return labels.astype(np.int64), _names_or_numbers(names, most + 1)
+        other = UNSEEN_LABEL if names is None else UNKNOWN_LABEL
         names = tuple(np.unique(labels[seen]).tolist() if names is None else names)
         numbers = {name: number for number, name in enumerate(names)}
-        coded = np.array([numbers.get(v, UNKNOWN_LABEL) for v in labels.tolist()], dtype=np.int64)
+        coded = np.array([numbers.get(v, other) for v in labels.tolist()], dtype=np.int64)
         # A test label that is no class is for check_test to report: a search must not depend on it.
         for row in np.flatnonzero((coded == UNKNOWN_LABEL) & seen)[:1]:
             raise UserError(

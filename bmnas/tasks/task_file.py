@@ -137,7 +137,8 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
                     "strings"
                 )
         names = tuple(array.tolist())
-    seen = part != PARTS.index("test")
+    # Without names the classes are those of train: what validation holds must not add one.
+    seen = part == PARTS.index("train") if names is None else part != PARTS.index("test")
     labels, class_names = kind.encode(labels, seen, names, "labels")
     return Task(
         name=file.name,

@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks.kinds import TASK_KINDS, Multiclass, Multilabel, TaskKind, task_kind
+from bmnas.tasks.kinds import (
+    TASK_KINDS,
+    UNSEEN_LABEL,
+    Multiclass,
+    Multilabel,
+    TaskKind,
+    task_kind,
+)
 
 
 @dataclass(frozen=True)
@@ -68,13 +75,18 @@ class TaskHead(ABC):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of logits (n, K)."""
-        return self.sample_losses(logits, labels).mean()
+        return self.sample_losses(logits, labels).sum() / self.counted(labels)
+
+    def counted(self, labels: Tensor) -> Tensor | int:
+        """Return how many samples a mean loss is over: all, unless a kind leaves some out."""
+        return len(labels)
 
     def network_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss (N,) of each of N networks from logits (n, N, K)."""
         count = logits.shape[1]
         repeated = labels.repeat_interleave(count, dim=0)
-        return self.sample_losses(logits.flatten(0, 1), repeated).view(-1, count).mean(0)
+        losses = self.sample_losses(logits.flatten(0, 1), repeated).view(-1, count)
+        return losses.sum(0) / self.counted(labels)
 
     def summed_loss(self, several: Sequence[Tensor], labels: Tensor) -> Tensor:
         """Return the sum of the losses of ``several`` logits (n, K), as of a network with heads."""
@@ -116,8 +128,15 @@ class MulticlassHead(TaskHead):
     activation = "softmax"
 
     def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy of each sample; labels are classes (n,)."""
-        return F.cross_entropy(logits, labels, reduction="none")
+        """Return the cross-entropy of each sample; labels are classes (n,).
+
+        It is zero where the class is one that train does not have.
+        """
+        return F.cross_entropy(logits, labels, reduction="none", ignore_index=UNSEEN_LABEL)
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """Return how many samples have a class of train, 1 where none has."""
+        return (labels != UNSEEN_LABEL).sum().clamp(min=1)
 
     def score(self, logits: Tensor, labels: Tensor) -> float:
         """Return the accuracy."""

@@ -43,13 +43,13 @@ def held_out_loss(logits: Mapping[str, Tensor], labels: Tensor, head: TaskHead) 
 
     The samples are taken in ``_PARTS`` parts; each is judged with weights of the others.
     """
-    loss, place = 0.0, torch.arange(len(labels)) % _PARTS
+    place = torch.arange(len(labels)) % _PARTS
+    totals = torch.empty_like(next(iter(logits.values())))
     for part in range(_PARTS):
         inside, out = place != part, place == part
         found = fit_weighing({k: x[inside] for k, x in logits.items()}, labels[inside], head)
-        total = found.of({k: x[out] for k, x in logits.items()})
-        loss += float(head.sample_losses(total, labels[out]).sum())
-    return loss / len(labels)
+        totals[out] = found.of({k: x[out] for k, x in logits.items()})
+    return float(head.loss(totals, labels))
 
 
 def _fitted(logits: Tensor, labels: Tensor, head: TaskHead) -> tuple[list[float], float]:
@@ -66,7 +66,7 @@ def _fitted(logits: Tensor, labels: Tensor, head: TaskHead) -> tuple[list[float]
         # A normal prior around the mean: where samples are few and all of them answered rightly,
         # weights without end would have the least loss. It also holds a bias that no loss reads.
         far = (logs.exp() - 1 / len(terms)).square().sum() + bias.square()
-        loss = loss + far / (2 * len(labels))
+        loss = loss + far / (2 * head.counted(labels))
         loss.backward()
         return loss
 

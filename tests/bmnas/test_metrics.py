@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.errors import UserError
+from bmnas.tasks.kinds import UNSEEN_LABEL
 from bmnas.training.heads import calibration_error, head_for, weighted_f1
 from bmnas.training.metrics import evaluate
 
@@ -90,6 +91,24 @@ def test_losses_of_several_networks_are_each_ones_own(kind: str) -> None:
     # Sums of ten float32 numbers in another order.
     torch.testing.assert_close(head.network_losses(logits, labels), expected)
     assert head.summed_loss(logits.unbind(1), labels).item() == pytest.approx(expected.sum().item())
+
+
+def test_a_class_that_train_does_not_have_counts_as_wrong_and_in_no_loss() -> None:
+    torch.manual_seed(0)
+    head, logits, labels = head_for("multiclass"), torch.randn(10, 3, 4), torch.randint(0, 4, (10,))
+    logits.requires_grad_()
+    unseen = torch.arange(10) % 3 == 0
+    some = torch.where(unseen, UNSEEN_LABEL, labels)
+    losses = head.network_losses(logits, some)
+    torch.testing.assert_close(losses, head.network_losses(logits[~unseen], labels[~unseen]))
+    torch.testing.assert_close(losses[1], head.loss(logits[:, 1], some))
+    losses.sum().backward()
+    assert logits.grad is not None
+    assert not logits.grad[unseen].any()
+    right = logits[:, 0].argmax(1) == labels
+    assert head.score(logits[:, 0], some) == float(right[~unseen].sum()) / 10
+    # A batch may hold nothing else.
+    assert head.loss(logits[:, 0], torch.full((10,), UNSEEN_LABEL)) == 0
 
 
 def test_the_best_threshold_is_the_lowest_of_equals_on_the_grid() -> None:

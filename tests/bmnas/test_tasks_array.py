@@ -9,7 +9,8 @@ import pytest
 from task_files import MODALITIES, SAMPLES, arrays, modality, write_task
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks import check_task, check_test, load_task_file
+from bmnas.tasks import check_task, check_test, load_task_file, note_unseen
+from bmnas.tasks.kinds import UNSEEN_LABEL
 
 
 def error_of(path: Path, data: Path | None = None) -> str:
@@ -121,10 +122,44 @@ def test_labels_as_names(tmp_path: Path) -> None:
 def test_an_unknown_name_in_the_test_part_waits_for_the_test(tmp_path: Path) -> None:
     words = np.array(["no", "yes", "maybe"])[np.arange(SAMPLES) // 3 % 3]
     words[2] = "what"
-    task = load_task_file(write_task(tmp_path, held=arrays(label=words)))
+    names = '["no", "yes", "maybe"]'
+    task = load_task_file(write_task(tmp_path, held=arrays(label=words), class_names=names))
     check_task(task)
     with pytest.raises(UserError, match=r"received -1 \(no class, or a name .* sample 2 \(test\)"):
         check_test(task)
+
+
+def test_without_names_the_classes_are_those_of_train_and_a_note_tells_of_others(
+    tmp_path: Path,
+) -> None:
+    words = np.array(["no", "yes", "maybe"])[np.arange(SAMPLES) // 3 % 3].astype("U8")
+    words[1::9], words[2] = "whether", "what"
+    task = load_task_file(write_task(tmp_path, held=arrays(label=words)))
+    check_task(task)
+    check_test(task)
+    assert task.class_names == ("maybe", "no", "yes")
+    of_train = task.part == 0
+    assert np.array_equal(np.array(task.class_names)[task.labels[of_train]], words[of_train])
+    unseen = np.isin(words, ["what", "whether"])
+    assert np.array_equal(task.labels == UNSEEN_LABEL, unseen)
+    assert note_unseen(task, "validation", "test") == (
+        f"{unseen[task.part == 1].sum()} of {SAMPLES // 3} validation samples and 1 of "
+        f"{SAMPLES // 3} test samples have a label that no train sample has: whatever is answered "
+        "to them counts as wrong, and nothing is trained on them"
+    )
+    assert note_unseen(task, "train") is None
+    words[1::3] = "whether"
+    task = load_task_file(write_task(tmp_path, held=arrays(label=words)))
+    with pytest.raises(UserError, match="no validation sample has a label that train has"):
+        check_task(task)
+
+
+def test_a_number_of_no_class_of_train_is_a_mistake(tmp_path: Path) -> None:
+    labels = arrays()["label"]
+    labels[1] = 7
+    task = load_task_file(write_task(tmp_path, held=arrays(label=labels)))
+    with pytest.raises(UserError, match=r"received 7 for sample 1 \(validation\), expected 0 to 2"):
+        check_task(task)
 
 
 def test_a_class_that_only_the_test_part_has_is_no_class(tmp_path: Path) -> None:

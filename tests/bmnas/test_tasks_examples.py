@@ -18,6 +18,7 @@ EXPECTED = {
     "easy-vqa": ("multiclass", ["image", "text"], 13, [34693, 3882, 9673]),
     "icon-tags": ("multilabel", ["image", "text"], 29, [1035, 162, 502]),
     "mosi-features": ("multiclass", ["vector", "vector", "vector"], 2, [1211, 236, 752]),
+    "vqa-rad": ("multiclass", ["image", "text"], 394, [1611, 186, 451]),
 }
 
 

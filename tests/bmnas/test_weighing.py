@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bmnas.tasks.kinds import UNSEEN_LABEL
 from bmnas.training.heads import head_for
 from bmnas.training.settings import Weighing
 from bmnas.training.weighing import fit_weighing, held_out_loss
@@ -58,6 +59,18 @@ def test_the_bias_is_for_rare_labels_and_zero_for_classes(labels: Tensor) -> Non
     assert fit_weighing(members, rare, head_for("multilabel")).bias < -1
     classes = {"a": speaker(labels, 2.0, 1.0, 1), "b": speaker(labels, 2.0, 2.0, 2)}
     assert fit_weighing(classes, labels, head_for("multiclass")).bias == pytest.approx(0, abs=1e-6)
+
+
+def test_samples_of_a_class_that_train_does_not_have_change_no_weight(labels: Tensor) -> None:
+    head = head_for("multiclass")
+    members = {"a": speaker(labels, 2.0, 1.0, 1), "b": speaker(labels, 2.0, 2.0, 2)}
+    unseen = torch.arange(SAMPLES) % 4 == 1  # one of the parts that judge, as a whole
+    some = torch.where(unseen, UNSEEN_LABEL, labels)
+    without = fit_weighing({k: x[~unseen] for k, x in members.items()}, labels[~unseen], head)
+    assert fit_weighing(members, some, head).weights == pytest.approx(without.weights, rel=1e-4)
+    assert held_out_loss(members, some, head) == pytest.approx(
+        float(head.loss(without.of(members), some)), rel=0.02
+    )
 
 
 def test_a_member_that_knows_nothing_does_not_lower_the_loss_on_other_samples(
