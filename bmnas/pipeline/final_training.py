@@ -17,6 +17,7 @@ from bmnas.machine.files import read_json, sha256_json, write_json
 from bmnas.machine.runtime import seed_stage
 from bmnas.machine.schema import plain, read
 from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.importance import permutation_importance
 from bmnas.pipeline.multimodal import (
     FUSION,
     MultimodalNetwork,
@@ -28,6 +29,7 @@ from bmnas.pipeline.unimodal import (
     Unimodal,
     folds_of,
 )
+from bmnas.report.metrics import ImportanceMetrics
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.space import NO_FUSION, NamedFusion
@@ -51,10 +53,11 @@ def misfit(feature: str, task: Task, has: Iterable[str]) -> UserError:
 class FinalTraining:
     """The two trainings of an architecture: on train, to be judged on validation, then on both.
 
-    The first says with which weights the members are added up, and from which probability a label
-    is given; a network whose answer is its fusion's alone and needs no threshold has only the
-    second. Backbones are trained along with a learning rate of their own, or stay as they are when
-    the settings freeze them: then the feature cache is used.
+    The first says with which weights the members are added up, from which probability a label is
+    given, and what each part is worth on samples that it has not learned from; a network whose
+    answer is its fusion's alone and needs no threshold has only the second. Backbones are trained
+    along with a learning rate of their own, or stay as they are when the settings freeze them: then
+    the feature cache is used.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class FinalTraining:
         self.folds = folds_of(networks)
         self.head = context.head
         self.weighing: Weighing | None = None
+        self.importance: ImportanceMetrics | None = None
         self.channels = channels_of(backbones)
         for name in architecture.features if architecture.SEARCHED else ():
             if name not in self.channels:
@@ -87,22 +91,23 @@ class FinalTraining:
         if broadcast(not file.is_file() or read_json(file).get("fingerprint") != fingerprint):
             network, checkpoint = self._fit("judging", ("train",), context.folder.judge_checkpoint)
             forward = network if self.weighing is None else network.members
-            logits, labels = predict(
-                network,
-                lambda inputs: forward(*inputs),
-                raw_samples(task, network, "validation"),
-                context.runtime.device,
-            )
+            device, samples = context.runtime.device, raw_samples(task, network, "validation")
+            logits, labels = predict(network, lambda inputs: forward(*inputs), samples, device)
             if self.weighing is not None:
                 members = dict(zip(self.weighing.weights, logits.unbind(1), strict=True))
                 self.weighing = fit_weighing(members, labels, self.head)
-                logits = self.weighing.of(members)
+                network.weighing, logits = self.weighing, self.weighing.of(members)
             threshold = self.head.best_threshold(logits, labels) if wanted else self.head.threshold
-            judged = _Judged(fingerprint, self.weighing, threshold)
-            on_rank_zero(lambda: write_json(file, plain(judged)))
+            head = head_for(task.kind, threshold)
+
+            def write() -> None:
+                worth = permutation_importance(network, samples, head, device)
+                write_json(file, plain(_Judged(fingerprint, self.weighing, threshold, worth)))
+
+            on_rank_zero(write)
             checkpoint.remove()
         judged = read(_Judged, read_json(file), str(file))
-        self.weighing = judged.weighing
+        self.weighing, self.importance = judged.weighing, judged.importance
         self.head = head_for(task.kind, judged.threshold)
         alone = self.weighing is not None and FUSION not in self.weighing.weights
         if alone and not self.no_fusion:
@@ -179,3 +184,4 @@ class _Judged:
     fingerprint: str
     weighing: Weighing | None = None
     threshold: float | None = None
+    importance: ImportanceMetrics | None = None

@@ -6,7 +6,7 @@ Legend: B batch, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -83,7 +83,7 @@ class MultimodalNetwork(nn.Module):
         In training this is all that the fusion network returns; with a weighing the sum, then the
         logits of every member.
         """
-        output, members = self._outputs(inputs)
+        output, members = self.fuse(*self.read(*inputs))
         if self.weighing is None:
             return output
         total = self.weighing.of(members)
@@ -92,25 +92,38 @@ class MultimodalNetwork(nn.Module):
     def members(self, *inputs: Tensor) -> Tensor:
         """Return the logits (B, M, K) of the M members of the weighing, in its order."""
         assert self.weighing is not None
-        _, members = self._outputs(inputs)
+        _, members = self.fuse(*self.read(*inputs))
         return torch.stack([members[name] for name in self.weighing.weights], dim=1)
 
-    def _outputs(self, inputs: Sequence[Tensor]) -> tuple[Output, dict[str, Tensor]]:
-        """Return what the fusion network gives, and the logits of all members by name."""
+    def read(self, *inputs: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what the backbones say of one raw input per modality, each (B, *shape).
+
+        That is the pooled features (B, L, C_raw) that the fusion network reads, by name, and the
+        logits (B, K) of the modalities' own heads, by modality.
+        """
         raw: dict[str, Tensor] = {}
-        members: dict[str, Tensor] = {}
+        alone: dict[str, Tensor] = {}
         for name, x in zip(self.modalities, inputs, strict=True):
             backbone = self.backbone(name)
             if name in self.heads:
-                features, members[name] = backbone.features_and_logits(x)
+                features, alone[name] = backbone.features_and_logits(x)
             else:
                 features = backbone.features(x)
             for tap, feature in zip(backbone.feature_names, features, strict=True):
                 raw[f"{name}.{tap}"] = feature
+        return {name: self.pool(raw[name]) for name in self.features}, alone
+
+    def fuse(
+        self, pooled: Mapping[str, Tensor], alone: Mapping[str, Tensor]
+    ) -> tuple[Output, dict[str, Tensor]]:
+        """Return what the fusion network gives, and the logits of all members by name.
+
+        ``pooled`` and ``alone`` are what ``read`` returns.
+        """
         if not self.features:
-            return next(iter(members.values())), members
-        output: Output = self.fusion([self.pool(raw[name]) for name in self.features])
-        return output, {FUSION: logits_of(output), **members}
+            return next(iter(alone.values())), dict(alone)
+        output: Output = self.fusion([pooled[name] for name in self.features])
+        return output, {FUSION: logits_of(output), **alone}
 
 
 def parameter_counts(network: MultimodalNetwork) -> dict[str, int]:

@@ -285,6 +285,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
             calibration_error=head.calibration_error(test.logits, labels),
         ),
         weighing=network.weighing,
+        importance=stage.importance,
         parameters=parameter_counts(network),
         seconds={"train": seconds, "train_compile": costs["seconds"].get(COMPILE, 0.0)},
         # Frozen backbones alone had nothing to learn.

@@ -83,6 +83,28 @@ class TrainedMetrics:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """How far a score falls when a part is shuffled: mean and sample deviation over repeats."""
+
+    mean: Number
+    deviation: Number
+
+
+@dataclass(frozen=True)
+class ImportanceMetrics:
+    """What each part is worth, see ``pipeline/importance.py``: drops of ``score`` by modality.
+
+    Those of ``features`` are of the features that the fusion network reads.
+    """
+
+    score: Number
+    samples: int
+    repeats: int
+    modalities: Mapping[str, Drop] = field(default_factory=dict)
+    features: Mapping[str, Drop] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class BatchLatency:
     """Median and 99th percentile of one run, in milliseconds."""
 
@@ -123,6 +145,7 @@ class RunMetrics:
     search: SearchMetrics | None = None
     test: TrainedMetrics | None = None
     weighing: Weighing | None = None
+    importance: ImportanceMetrics | None = None
     parameters: Mapping[str, int] = field(default_factory=dict)
     latency: LatencyMetrics = field(default_factory=LatencyMetrics)
     seconds: Mapping[str, Number] = field(default_factory=dict)

@@ -146,6 +146,11 @@ def run_tables(metrics: RunMetrics) -> list[TextTable]:
         _table(f"Scores, {metric}", ("network", "validation", "test"), scores, ".4f"),
         _table("Time", ("stage", "seconds", "samples/s"), times, ",.1f"),
     ]
+    if worth := metrics.importance:
+        title = f"What each part is worth: {metric} lost when it is shuffled, validation"
+        drops = {**worth.modalities, **worth.features}.items()
+        lines = [(name, drop.mean, drop.deviation) for name, drop in drops]
+        tables.insert(1, _table(title, ("part", "lost", "±"), lines, ".4f"))
     measured = [table for table in (table.measured() for table in tables) if table.rows]
     found = metrics.to_dict()
     if hours := metrics.seconds.get("gpu_hours"):

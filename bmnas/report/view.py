@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from bmnas.report.history import history_parts, weights_parts
+from bmnas.report.importance import importance_parts
 from bmnas.report.page import figure_html, page
 from bmnas.report.picture import architecture_part, draw_genotype
 from bmnas.report.record import Record, best_epoch
@@ -33,7 +34,9 @@ def draw_record(record: Record) -> Any:
     Raises UserError when there is nothing to draw or matplotlib is missing.
     """
     drawn = [] if record.genotype is None else [architecture_part(describe(record.genotype))]
-    return figure_of(*drawn, *weights_parts(record), *history_parts(record))
+    return figure_of(
+        *drawn, *importance_parts(record), *weights_parts(record), *history_parts(record)
+    )
 
 
 def record_page(record: Record) -> str:
@@ -44,6 +47,8 @@ def record_page(record: Record) -> str:
         details = f"<details><summary>As text</summary><pre>{text}</pre></details>\n"
         figure = figure_html(draw_genotype(record.genotype), "a")
         sections.append(("Architecture", figure + details))
+    if parts := importance_parts(record):
+        sections.append(("What each part is worth", figure_html(figure_of(*parts), "b")))
     if tables := record_tables(record):
         sections.append(("Measurements", html_tables(tables)))
     if parts := [*weights_parts(record), *history_parts(record)]:
