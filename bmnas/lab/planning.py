@@ -208,7 +208,7 @@ def stage_amounts(task: Task, config: Config, seeds: int = 1) -> dict[str, float
         ),
         "validation": seeds * search.epochs * validation,
         "single_path": screened * search.candidate_epochs * weights,
-        "rerank": trainings * search.candidate_epochs * weights,
+        "rerank": trainings * search.first_rung.epochs * weights,
         "screening": screened * min(SAMPLES, validation),
         "other": seeds * search.epochs,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from itertools import cycle
 from random import Random
@@ -16,6 +17,7 @@ from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.derive import ArchitectureWeights
 from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.known import FUSION_MODULES, late_pairs, module_genotype
 from bmnas.spaces.cells.one_shot import OneShot, SinglePath
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.cells.supernet import Supernet
@@ -24,14 +26,13 @@ from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.spaces.registry import architecture_from_dict
 from bmnas.strategies.evaluator import TrainingEvaluator
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
+from bmnas.strategies.settings import LONGER, RUNGS
 from bmnas.strategies.strategy import Candidate
 from bmnas.training.fit import fit
 
 #: Networks that the supernet judges. With half as many, searches on easy-vqa saw too few that
 #: multiply; on av-digits, in simulation, half and twice as many do as well.
 SCREENED = 400
-_FINALISTS = 3
-_LONGER = 3
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
 
 
@@ -49,9 +50,11 @@ def rerank(
     relaxed weights of the ``supernet``, as Algorithm 1 leaves it, and with even choices. It is
     trained on for ``config.candidate_epochs``, as another one of them at each step, and judges
     them with its weights, see ``one_shot``; the best are trained for as many epochs. ``rivals``
-    come before those. With ``config.rivals`` hand-made fusions are compared with them, and the
-    best ``_FINALISTS`` of all are trained again, ``_LONGER`` times as long. The result's
-    ``validation`` and ``threshold`` are those of the winner's training, ``best_epoch`` stays.
+    come before those. With ``config.rivals`` hand-made fusions and known modules are compared with
+    them, by successive halving (Jamieson and Talwalkar, AISTATS 2016): trainings are short at
+    first, and the better third of the networks is trained anew, three times as long, twice. The
+    result's ``validation`` and ``threshold`` are those of the winner's training, ``best_epoch``
+    stays.
     """
     config = problem.config
     checkpoint, wanted = problem.candidates(), _Wanted()
@@ -59,7 +62,7 @@ def rerank(
     evaluator = TrainingEvaluator(
         problem,
         problem.cells,
-        config.short_training,
+        config.first_rung,
         checkpoint,
         stage="rerank",
         parts=parts,
@@ -70,18 +73,20 @@ def rerank(
         found: list[Architecture] = []
         found += _candidates(problem, [derived.genotype, *rivals], supernet, meter)
         if config.rivals:
-            found += [NamedFusion(name, config.channels, config.length) for name in FUSIONS]
+            found += _rivals(problem)
         wanted.genotypes = [genotype.to_dict() for genotype in found]
         checkpoint.save(parts, evaluator.records)
     genotypes = [architecture_from_dict(data) for data in wanted.genotypes]
-    finalists = min(_FINALISTS, len(genotypes)) if config.rivals else 0
-    with problem.progress.stage("reranking", len(genotypes) + finalists) as evaluator.shown:
-        worth = evaluator.score([Candidate(genotype) for genotype in genotypes])
-        if finalists:
+    sizes = [len(genotypes)]
+    while config.rivals and len(sizes) < RUNGS:
+        sizes.append(math.ceil(sizes[-1] / LONGER))
+    with problem.progress.stage("reranking", sum(sizes)) as evaluator.shown:
+        for rung, size in enumerate(sizes):
+            genotypes = genotypes[:size]
+            worth = evaluator.score([Candidate(g, longer=LONGER**rung) for g in genotypes])
             # sorted() keeps the order of candidates among equals.
-            ranked = sorted(range(len(worth)), key=lambda number: -worth[number])
-            last = [genotypes[number] for number in ranked[:finalists]]
-            evaluator.score([Candidate(genotype, longer=_LONGER) for genotype in last])
+            ranked = sorted(range(size), key=lambda number: -worth[number])
+            genotypes = [genotypes[number] for number in ranked]
     best = evaluator.outcome()
     added = dict(best.stages)
     if "single_path" in meter.seconds:
@@ -117,6 +122,21 @@ class _Wanted:
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         self.genotypes = json.loads(state_dict["genotypes"])
+
+
+def _rivals(problem: SearchProblem) -> list[Architecture]:
+    """Return the hand-made fusions, and the known modules on the last features."""
+    names, channels, length = problem.train.names, problem.config.channels, problem.config.length
+    pairs = late_pairs(names)
+    return [
+        *(NamedFusion(name, channels, length) for name in FUSIONS),
+        *(
+            module_genotype(
+                module, pairs, names, channels=channels, length=length, pairs_name="late"
+            )
+            for module in FUSION_MODULES
+        ),
+    ]
 
 
 def train_single_path(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from bmnas.machine.schema import Range
 from bmnas.training.settings import BatchSize, Count, Dropout, Rate, ShortTraining, Size
+
+#: With rivals: so many times networks are compared, each time the better third is trained longer.
+RUNGS, LONGER = 3, 3
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,8 @@ class SearchConfig:
     ``candidates`` is the budget of strategies that train candidates, ``rerank`` how many genotypes
     Algorithm 1's own result is compared with in the end (0: the paper's method); each is trained
     for ``candidate_epochs``, and before them the supernet, one path at a time. With ``rivals``
-    hand-made fusions are among them, and the best are compared again in longer trainings.
+    hand-made fusions and known modules are among them, and trainings are of ``RUNGS`` lengths, see
+    ``first_rung``.
     ``cache_dtype`` is
     the type of the feature cache, ``precision`` that of the matrix products of Algorithm 1.
     """
@@ -39,6 +44,15 @@ class SearchConfig:
     rivals: bool = False
     cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     precision: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def first_rung(self) -> ShortTraining:
+        """How candidates are trained that come first; with ``rivals`` longer trainings follow.
+
+        These are ``LONGER`` times as long each, the second ones ``candidate_epochs``.
+        """
+        epochs = round(self.candidate_epochs / LONGER) if self.rivals else self.candidate_epochs
+        return dataclasses.replace(self.short_training, epochs=max(1, epochs))
 
     @property
     def short_training(self) -> ShortTraining:

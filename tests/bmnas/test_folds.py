@@ -105,5 +105,8 @@ def test_a_search_and_a_training_use_them(tmp_path: Path) -> None:
     assert result.metrics["weighing"]["weights"]
     assert 0 <= result.metrics["test"]["calibration_error"] <= 1
     records = (found.run / "rerank.jsonl").read_text().splitlines()
-    assert sum('"longer"' in line for line in records) == 3
+    # Two Cell networks, thirteen fusions and four modules; the better thirds, 7 and 3.
+    assert len(records) == 19 + 7 + 3
+    assert sum('"longer": 3' in line for line in records) == 7
+    assert sum('"longer": 9' in line for line in records) == 3
     assert any('"gmu"' in line for line in records)

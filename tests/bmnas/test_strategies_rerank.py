@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ import bmnas.strategies.evaluator as module
 import bmnas.strategies.rerank as module_of_rerank
 from bmnas.spaces.cells.canonical import canonical
 from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.cells.one_shot import OneShot, SinglePath
 from bmnas.spaces.cells.space import CellSpace
+from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.rerank import SCREENED
 from bmnas.training.metrics import Evaluation
@@ -58,6 +61,41 @@ def test_a_planted_best_wins(tmp_path: Path, best: int, monkeypatch: pytest.Monk
     winner = lines(tmp_path, "rerank.jsonl")[best - 1]
     assert outcome.genotype.to_dict()["cells"] == winner["genotype"]["cells"]
     assert outcome.validation == 0.99
+
+
+def planted_worths(worths: Sequence[float], epochs: list[int]) -> Any:
+    """Have trainings end with these scores, one after the other, and note their lengths."""
+    left = iter(worths)
+
+    def fit_together(networks: object, *args: Any, **options: object) -> list[Trained]:
+        epochs.append(args[-1].epochs)
+        return [Trained(Evaluation(0.5, next(left), torch.zeros(1, 2)))]
+
+    return fit_together
+
+
+def test_rivals_are_compared_in_ever_longer_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two Cell networks and 17 rivals, of which 7 and then 3 are trained longer."""
+    first = [0.9 - n / 100 for n in range(19)]
+    first[5], first[18] = 0.95, 0.94
+    second = [0.1, 0.7, 0.2, 0.3, 0.4, 0.6, 0.5]
+    epochs: list[int] = []
+    planted = planted_worths([*first, *second, 0.2, 0.3, 0.1], epochs)
+    monkeypatch.setattr(module, "fit_together", planted)
+    outcome = search_bilevel(tiny_problem(tmp_path, rerank=1, rivals=True, candidate_epochs=6))
+    assert epochs == 19 * [2] + 7 * [6] + 3 * [18]
+    records = lines(tmp_path, "rerank.jsonl")
+    seen = [record["genotype"] for record in records]
+    assert seen[19:26] == [seen[n] for n in (5, 18, 0, 1, 2, 3, 4)]
+    assert seen[26:] == [seen[n] for n in (18, 3, 4)]
+    # Not the highest score: that of the longest trainings.
+    assert outcome.validation == 0.3
+    assert {**outcome.genotype.to_dict(), "provenance": None} == {**seen[3], "provenance": None}
+    assert outcome.best_candidate == 28
+    names = [genotype.get("name") for genotype in seen[2:19]]
+    assert names == [*FUSIONS, *[None] * len(FUSION_MODULES)]
 
 
 def test_candidates_are_those_that_the_supernet_thinks_most_of(
