@@ -135,6 +135,10 @@ def bench(
     seeds: Annotated[
         int | None, Option(min=1, help="Number of seeds, from 0; by default the suite's.")
     ] = None,
+    robustness: Annotated[
+        bool,
+        Option("--robustness", help="Test also with noise, words left out, modalities missing."),
+    ] = False,
     report_only: Annotated[
         bool, Option("--report-only", help="Report on what is done so far.")
     ] = False,
@@ -153,8 +157,11 @@ def bench(
     from bmnas.lab.suite import load_suite, suite_jobs, write_report
 
     chosen = load_suite(suite, quick=quick)
-    if seeds is not None:
-        chosen = dataclasses.replace(chosen, seeds=seeds)
+    chosen = dataclasses.replace(
+        chosen,
+        seeds=chosen.seeds if seeds is None else seeds,
+        robustness=chosen.robustness or robustness,
+    )
     folder = Path("runs") / "bench" / chosen.name if out is None else out
     jobs = suite_jobs(chosen)
     failed = False

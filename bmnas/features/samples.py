@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -139,18 +139,24 @@ class RawInput:
     """One modality of some samples, in the form that its backbone takes.
 
     Strings are encoded once, everything else batch by batch, so that a memory-mapped array does
-    not have to fit in memory.
+    not have to fit in memory. ``change`` gets rows of the modality before the backbone does.
     """
 
-    def __init__(self, modality: Modality, backbone: Backbone, samples: Array) -> None:
-        self._backbone = backbone
+    def __init__(
+        self,
+        modality: Modality,
+        backbone: Backbone,
+        samples: Array,
+        change: Callable[[Array], Array] | None = None,
+    ) -> None:
+        self._backbone, self._change = backbone, change
         self._rows = modality.rows_of(samples)
         self._data = modality.data
         self._encoded: Array | None = None
         if modality.data.dtype.kind in "UST":
             unique, self._rows = np.unique(self._rows, return_inverse=True)
             chunks = [
-                backbone.encode(modality.data[unique[start : start + _ENCODE_ROWS]])
+                self._encode(unique[start : start + _ENCODE_ROWS])
                 for start in range(0, len(unique), _ENCODE_ROWS)
             ]
             self._encoded = np.concatenate(chunks)
@@ -160,7 +166,11 @@ class RawInput:
         rows = self._rows[chosen.numpy()]
         if self._encoded is not None:
             return torch.from_numpy(self._encoded[rows])
-        return torch.from_numpy(np.ascontiguousarray(self._backbone.encode(self._data[rows])))
+        return torch.from_numpy(np.ascontiguousarray(self._encode(rows)))
+
+    def _encode(self, numbers: Array) -> Array:
+        rows = self._data[numbers]
+        return self._backbone.encode(rows if self._change is None else self._change(rows))
 
 
 class RawSamples:

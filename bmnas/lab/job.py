@@ -18,10 +18,13 @@ from bmnas.machine.files import atomic_folder, sha256_json
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.robustness import measure_robustness
 from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.search import search
 from bmnas.pipeline.train import train, train_fusion
+from bmnas.pipeline.trained import load_network
 from bmnas.pipeline.unimodal import unimodal_networks
+from bmnas.report.metrics import RunMetrics
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import (
     late_pairs,
@@ -32,7 +35,7 @@ from bmnas.spaces.cells.known import (
 from bmnas.tasks import check_task, load_task
 from bmnas.tasks.task import Task
 
-Stage = Literal["search", "train", "export"]
+Stage = Literal["search", "train", "export", "robustness"]
 BACKBONES = "backbones"
 #: A module: the Cells of the genotype that was found, on other pairs of features.
 SEARCHED = "searched"
@@ -81,8 +84,11 @@ class Job:
             return run.genotype.is_file()
         if self.stages[-1] == "train":
             return self.trained(folder)
+        metrics = run.read_metrics()
+        if self.stages[-1] == "robustness":
+            return bool(metrics.robustness)
         # The latency in onnxruntime is noted last.
-        return bool(run.read_metrics().latency.onnxruntime)
+        return bool(metrics.latency.onnxruntime)
 
     def trained(self, folder: Path) -> bool:
         """Tell whether the run folder below ``folder`` has a trained network."""
@@ -160,8 +166,13 @@ def _do_stages(job: Job, task: Task, folder: Path, runtime: Runtime, export: Exp
             train_fusion(name, task, **options)
         else:
             train(run.genotype, task, **options)
-    if "export" in job.stages:
+    # What a killed process, or a suite that now wants more, left is not measured again.
+    if "export" in job.stages and not run.read_metrics().latency.onnxruntime:
         export(run.path, task)
+    if "robustness" in job.stages:
+        with lock_folders(run.path):
+            trained = load_network(run.network, task)
+            run.update_metrics(RunMetrics(robustness=measure_robustness(trained, task, runtime)))
 
 
 def _module(name: str, found: Genotype, config: Config, seed: int) -> Genotype:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
 from bmnas.lab.engines import JobRecord
-from bmnas.lab.job import SEARCHED, Job
+from bmnas.lab.job import SEARCHED, Job, Stage
 from bmnas.lab.runs import jobs_table, read_records, record_of
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.errors import UserError, close
@@ -29,6 +29,12 @@ from bmnas.report.comparison import (
 from bmnas.report.metrics import UnimodalMetrics
 from bmnas.report.page import Section, figure_html, page
 from bmnas.report.record import Record, load_run
+from bmnas.report.robustness import (
+    RobustnessRow,
+    draw_robustness,
+    missing_tables,
+    robustness_row,
+)
 from bmnas.report.tables import html_tables, markdown
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.table import FUSIONS
@@ -67,6 +73,7 @@ class Suite:
     """Ways to fuse, each run on every ``task`` for ``seeds`` seeds from 0.
 
     ``modules`` are known modules of the pool, or ``searched``, on each of ``pairs`` of features.
+    With ``robustness`` each network is tested once more with its inputs degraded.
     The file's tables ``[[task]]`` give ``task`` its name.
     """
 
@@ -76,6 +83,7 @@ class Suite:
     modules: tuple[Annotated[str, OneOf((*FUSION_MODULES, SEARCHED))], ...] = ()
     pairs: tuple[Annotated[str, OneOf(PAIRS)], ...] = ()
     seeds: Annotated[int, Range(1, 1000)] = 3
+    robustness: bool = False
     name: str = ""
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -137,14 +145,21 @@ def suite_jobs(suite: Suite) -> list[Job]:
     return [
         job
         for task in suite.task
-        for job in task_jobs(task, suite.ways(), seeds=range(suite.seeds))
+        for job in task_jobs(
+            task, suite.ways(), seeds=range(suite.seeds), robustness=suite.robustness
+        )
     ]
 
 
-def task_jobs(wanted: SuiteTask, ways: Sequence[str], *, seeds: Sequence[int]) -> list[Job]:
+def task_jobs(
+    wanted: SuiteTask, ways: Sequence[str], *, seeds: Sequence[int], robustness: bool = False
+) -> list[Job]:
     """Return a run for each of ``seeds`` and ``ways`` to fuse on one task."""
     task = load_task(wanted.name, wanted.folder)
     config = config_for(task, wanted.preset)
+    last: tuple[Stage, ...] = ("train", "export")
+    if robustness:
+        last = (*last, "robustness")
 
     def folder(seed: int, way: str) -> str:
         return f"{wanted.slug}/{seed}/{way.replace(' ', '-').replace('/', '-')}"
@@ -157,7 +172,7 @@ def task_jobs(wanted: SuiteTask, ways: Sequence[str], *, seeds: Sequence[int]) -
             seed,
             config,
             {"task": wanted.name, "way": way, "seed": seed},
-            ("search", "train", "export") if way.startswith("search ") else ("train", "export"),
+            ("search", *last) if way.startswith("search ") else last,
             after=folder(seed, _FIRST) if way.startswith("module ") else None,
         )
         for seed in seeds
@@ -174,9 +189,10 @@ def write_report(
     a whole.
     """
     runs = [(job, load_run(folder / job.name)) for job in jobs]
-    rows, records = report_rows(runs), read_records(folder)
+    rows, records, robust = report_rows(runs), read_records(folder), _robustness(runs)
     done = [record_of(job, folder, JobRecord(job.name, state="done"), records) for job in jobs]
     tables, trace = comparison_tables(rows), jobs_table(done, "Runs")
+    tables += missing_tables(robust)
     machine, software = hardware(), versions()
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     seeds = len({job.seed for job in jobs})
@@ -186,10 +202,15 @@ def write_report(
         f"{len(jobs)} runs of {seeds} seed{'s' * (seeds > 1)}; ± is the sample standard deviation.",
         # A fact of its own: the page shortens long ones.
         "Each network is trained on train and validation and tested once.",
+        *(
+            ["Afterwards its test inputs were degraded; nothing was chosen by it."]
+            if robust
+            else []
+        ),
     ]
     sections = [
         ("Tables", html_tables(tables)),
-        *_figures(rows),
+        *_figures(rows, robust),
         ("Where each number comes from", html_tables([trace])),
     ]
     plain = [fact.replace("`", "") for fact in facts]
@@ -203,6 +224,7 @@ def write_report(
         "hardware": machine,
         "versions": software,
         "rows": [row.to_dict() for row in rows],
+        "robustness": {task: [row.to_dict() for row in own] for task, own in robust.items()},
         "runs": [
             {**job.label, "run": job.name, "score": run.metrics.test_score} for job, run in runs
         ],
@@ -211,10 +233,15 @@ def write_report(
     return rows, files
 
 
-def _figures(rows: Sequence[ComparisonRow]) -> Iterator[Section]:
+def _figures(
+    rows: Sequence[ComparisonRow], robust: Mapping[str, Sequence[RobustnessRow]]
+) -> Iterator[Section]:
     for number, task in enumerate(dict.fromkeys(row.task for row in rows)):
         drawn = [row for row in rows if row.task == task and "fusion_parameters" in row.measures]
         yield f"Score and cost, {task}", figure_html(draw_comparison(drawn), f"p{number}")
+        if task in robust:
+            figure = figure_html(draw_robustness(task, robust[task]), f"d{number}")
+            yield f"Degraded inputs, {task}", figure
 
 
 def report_rows(runs: Sequence[tuple[Job, Record]]) -> list[ComparisonRow]:
@@ -223,11 +250,7 @@ def report_rows(runs: Sequence[tuple[Job, Record]]) -> list[ComparisonRow]:
     The best score comes first.
     """
     rows: list[ComparisonRow] = []
-    for task in dict.fromkeys(job.label["task"] for job, _ in runs):
-        ways: dict[str, list[Record]] = {}
-        for job, run in runs:
-            if job.label["task"] == task:
-                ways.setdefault(job.way, []).append(run)
+    for task, ways in _by_way(runs).items():
         found = [
             replace(row, task=task, name=way)
             for way, group in ways.items()
@@ -236,6 +259,24 @@ def report_rows(runs: Sequence[tuple[Job, Record]]) -> list[ComparisonRow]:
         found += _alone(found[0], next(iter(ways.values())))
         rows += sorted(found, key=lambda row: -row.score.mean if row.score else 0.0)
     return rows
+
+
+def _by_way(runs: Sequence[tuple[Job, Record]]) -> dict[str, dict[str, list[Record]]]:
+    """Return the runs by task and by way to fuse."""
+    found: dict[str, dict[str, list[Record]]] = {}
+    for job, run in runs:
+        found.setdefault(job.label["task"], {}).setdefault(job.way, []).append(run)
+    return found
+
+
+def _robustness(runs: Sequence[tuple[Job, Record]]) -> dict[str, list[RobustnessRow]]:
+    """Return by task the ways whose runs were all measured, if there are any, the best first."""
+    found: dict[str, list[RobustnessRow]] = {}
+    for task, ways in _by_way(runs).items():
+        rows = [robustness_row(way, [run.metrics for run in group]) for way, group in ways.items()]
+        if known := [row for row in rows if row is not None]:
+            found[task] = sorted(known, key=lambda row: -row.score.mean)
+    return found
 
 
 def _alone(like: ComparisonRow, runs: Sequence[Record]) -> list[ComparisonRow]:

@@ -6,7 +6,7 @@ Legend: B batch, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -19,7 +19,7 @@ from bmnas.machine.costs import count_parameters, hardware, measure_latency
 from bmnas.machine.runtime import Runtime
 from bmnas.report.metrics import BatchLatency, LatencyMetrics
 from bmnas.spaces.fusion import Fusion
-from bmnas.tasks.task import Part, Task
+from bmnas.tasks.task import Array, Part, Task
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Evaluation, Forward, Output, evaluate, logits_of
 from bmnas.training.settings import Weighing
@@ -148,11 +148,19 @@ def channels_of(backbones: Mapping[str, Backbone]) -> dict[str, int]:
     }
 
 
-def raw_samples(task: Task, network: MultimodalNetwork, *parts: Part) -> RawSamples:
-    """Return the samples of ``parts`` as raw inputs of the modalities that ``network`` reads."""
+def raw_samples(
+    task: Task,
+    network: MultimodalNetwork,
+    *parts: Part,
+    changes: Mapping[str, Callable[[Array], Array]] | None = None,
+) -> RawSamples:
+    """Return the samples of ``parts`` as raw inputs of the modalities that ``network`` reads.
+
+    ``changes``, by modality, are what is done to its rows before.
+    """
     samples = task.samples(*parts)
     inputs = [
-        RawInput(task.modality(name), network.backbone(name), samples)
+        RawInput(task.modality(name), network.backbone(name), samples, (changes or {}).get(name))
         for name in network.modalities
     ]
     return RawSamples(inputs, label_tensor(task, samples))

@@ -38,7 +38,7 @@ _TRAIN_FILES = (
     "network.safetensors", "judged.json", "train.jsonl", "train-checkpoint.pt",
     "judge-checkpoint.pt",
 )  # fmt: skip
-_TRAIN_METRICS = ("test", "weighing", "importance", "parameters", "latency")
+_TRAIN_METRICS = ("test", "weighing", "importance", "robustness", "parameters", "latency")
 
 
 class Run:

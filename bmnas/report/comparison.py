@@ -108,9 +108,12 @@ def format_spread(value: Spread | None, spec: str) -> str:
 def spread_of(values: Sequence[float | None]) -> Spread | None:
     """Return mean and deviation; None when any run lacks the value, as seeds are listed."""
     known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
+    return None if len(known) < len(values) else spread(known)
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Return mean and deviation."""
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def comparison_tables(rows: Sequence[ComparisonRow]) -> list[TextTable]:

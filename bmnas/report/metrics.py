@@ -7,13 +7,13 @@ out. Scores are fractions, in ``metric``; seconds, speeds and memory go by the n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from bmnas.machine.files import read_json, write_json
-from bmnas.machine.schema import Range, plain, read
+from bmnas.machine.schema import NotEmpty, Range, plain, read
 from bmnas.training.settings import Weighing
 
 #: What earlier versions called stage ``single_path``.
@@ -105,6 +105,25 @@ class ImportanceMetrics:
 
 
 @dataclass(frozen=True)
+class RobustnessMetrics:
+    """Test scores while the inputs of one modality are degraded, see ``pipeline/robustness.py``.
+
+    ``scores`` are those at each of ``strengths``: standard deviations of noise, or the share of
+    words left out; ``missing`` is the score without the modality.
+    """
+
+    kind: Literal["noise", "words"]
+    strengths: Annotated[tuple[Number, ...], NotEmpty()]
+    scores: tuple[Number, ...]
+    missing: Number
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what is missing."""
+        if len(self.scores) != len(self.strengths):
+            yield "scores", f"received {len(self.scores)}, expected {len(self.strengths)}"
+
+
+@dataclass(frozen=True)
 class BatchLatency:
     """Median and 99th percentile of one run, in milliseconds."""
 
@@ -146,6 +165,7 @@ class RunMetrics:
     test: TrainedMetrics | None = None
     weighing: Weighing | None = None
     importance: ImportanceMetrics | None = None
+    robustness: Mapping[str, RobustnessMetrics] = field(default_factory=dict)
     parameters: Mapping[str, int] = field(default_factory=dict)
     latency: LatencyMetrics = field(default_factory=LatencyMetrics)
     seconds: Mapping[str, Number] = field(default_factory=dict)

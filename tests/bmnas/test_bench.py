@@ -78,6 +78,20 @@ def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(here: Path) ->
         assert "trained on train and validation and tested once." in shown
     assert "<svg" in page
     assert "src=" not in page
+    assert "Degraded inputs" not in page
+
+    bundle = first.path / "bundle" / "manifest.json"
+    exported = bundle.stat().st_mtime_ns
+    again = bmnas_command("bench", "small.toml", "--out", "out", "--robustness")
+    assert again.status == 0, again.err
+    # Nothing is made again for it.
+    assert (first.network.stat().st_mtime_ns, bundle.stat().st_mtime_ns) == (kept, exported)
+    measured = first.read_metrics()
+    assert measured.robustness["m0"].scores[0] == measured.test_score
+    report = json.loads((here / "out" / "report.json").read_text())
+    assert sorted(row["name"] for row in report["robustness"]["task.toml"]) == sorted(ways)
+    assert "Degraded inputs, task.toml" in (here / "out" / "report.html").read_text()
+    assert "### Missing modality, task.toml" in (here / "out" / "report.md").read_text()
 
 
 def test_a_device_that_is_not_there_is_told_before_the_first_run(here: Path) -> None:
