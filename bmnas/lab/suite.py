@@ -26,6 +26,7 @@ from bmnas.report.comparison import (
     draw_comparison,
     spread_of,
 )
+from bmnas.report.importance import importance_tables
 from bmnas.report.metrics import UnimodalMetrics
 from bmnas.report.page import Section, figure_html, page
 from bmnas.report.record import Record, load_run
@@ -192,7 +193,11 @@ def write_report(
     rows, records, robust = report_rows(runs), read_records(folder), _robustness(runs)
     done = [record_of(job, folder, JobRecord(job.name, state="done"), records) for job in jobs]
     tables, trace = comparison_tables(rows), jobs_table(done, "Runs")
-    tables += missing_tables(robust)
+    worth = {
+        task: {way: [run.metrics for run in group] for way, group in ways.items()}
+        for task, ways in _by_way(runs).items()
+    }
+    tables += [*importance_tables(worth), *missing_tables(robust)]
     machine, software = hardware(), versions()
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     seeds = len({job.seed for job in jobs})

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bmnas.report.comparison import format_spread, spread_of
+from bmnas.report.metrics import RunMetrics
 from bmnas.report.record import Record
 from bmnas.report.style import GREY, INK, Part, modality_colours, printable, tint
+from bmnas.report.tables import TextTable
 from bmnas.spaces.description import modality_of
 
 _WIDTH = 10.0
@@ -47,3 +51,26 @@ def importance_parts(run: Record) -> list[Part]:
         )
 
     return [Part(_WIDTH, 0.95 + _ROW * len(names), paint)]
+
+
+def importance_tables(tasks: Mapping[str, Mapping[str, Sequence[RunMetrics]]]) -> list[TextTable]:
+    """Return a table a task: what each modality is worth to the ways to fuse, over their runs.
+
+    Ways of which a run was not measured are left out, and tasks without any other.
+    """
+    tables = []
+    for task, ways in tasks.items():
+        known = {
+            way: [run.importance.modalities for run in runs if run.importance]
+            for way, runs in ways.items()
+            if all(run.importance for run in runs)
+        }
+        modalities = dict.fromkeys(m for runs in known.values() for run in runs for m in run)
+        lines = []
+        for way, runs in known.items():
+            drops = ([run[m].mean if m in run else None for run in runs] for m in modalities)
+            lines.append((way, *(format_spread(spread_of(drop), ".4f") for drop in drops)))
+        if lines:
+            title = f"Score lost on validation when a modality is shuffled, {task}"
+            tables.append(TextTable(title, ("strategy", *modalities), tuple(lines)))
+    return tables

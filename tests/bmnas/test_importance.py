@@ -17,6 +17,7 @@ import bmnas
 from bmnas.pipeline.importance import permutation_importance
 from bmnas.pipeline.multimodal import FUSION, MultimodalNetwork, raw_samples
 from bmnas.pipeline.run_folder import Run
+from bmnas.report.importance import importance_tables
 from bmnas.report.metrics import Drop, ImportanceMetrics, RunMetrics
 from bmnas.report.record import load_run
 from bmnas.report.tables import run_tables
@@ -119,3 +120,14 @@ def test_it_is_shown_where_there_is_some(tmp_path: Path) -> None:
     assert "<h2>What each part is worth</h2>" in record_page(run)
     without = load_run(write_run(tmp_path / "without"))
     assert "What each part is worth" not in record_page(without)
+
+
+def test_a_suite_has_the_ways_whose_runs_were_all_measured() -> None:
+    def run(left: float) -> RunMetrics:
+        drops = {"left": Drop(left, 0.1), "right": Drop(0.0, 0.0)}
+        return RunMetrics(importance=ImportanceMetrics(0.9, 100, 5, drops))
+
+    ways = {"search bmnas": [run(0.25), run(0.75)], "fusion gmu": [run(0.5), RunMetrics()]}
+    (table,) = importance_tables({"digits": ways, "other": {"fusion gmu": [RunMetrics()]}})
+    assert table.columns == ("strategy", "left", "right")
+    assert table.rows == (("search bmnas", "0.5000 ± 0.3536", "0.0000 ± 0.0000"),)
