@@ -60,8 +60,7 @@ class Method:
             raise UserError(
                 f"--recipe paper: received --rerank {settings.rerank} too, expected one"
             )
-        config = config.override("search", rerank=0, rivals=False).override("unimodal", folds=0)
-        return config.override("train", unimodal_logits=False)
+        return config.as_in_the_paper()
 
 
 @grouped

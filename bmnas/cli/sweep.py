@@ -17,7 +17,6 @@ from bmnas.cli.options import Data, Device, Json, Preset, grouped
 from bmnas.cli.output import print_json
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Bars
-from bmnas.report.comparison import comparison_tables
 from bmnas.report.tables import print_tables
 
 if TYPE_CHECKING:
@@ -148,13 +147,15 @@ def bench(
     """Run every way to fuse on the same features; write report.html, report.md and report.json.
 
     Searches, hand-made fusions and known modules share unimodal networks and features of a task
-    and seed, are trained alike, tested once and exported. A suite that was stopped goes on where
-    it was. Latencies are measured while other workers work: compare those of one worker.
+    and seed, are trained alike, tested once and exported; a suite may have linear models of raw
+    inputs beside them. The last tables say which row is best over all tasks. A suite that was
+    stopped goes on where it was. Latencies are measured while other workers work: compare those of
+    one worker.
 
     Example: bmnas bench digits --quick
     """
     from bmnas.cli.export import require_export
-    from bmnas.lab.suite import load_suite, suite_jobs, write_report
+    from bmnas.lab.suite import load_suite, suite_jobs, suite_tables, write_report
 
     chosen = load_suite(suite, quick=quick)
     chosen = dataclasses.replace(
@@ -177,7 +178,7 @@ def bench(
     if as_json:
         print_json({"rows": [row.to_dict() for row in rows], "out": files})
     else:
-        print_tables(comparison_tables(rows))
+        print_tables(suite_tables(rows))
         typer.echo(f"wrote {', '.join(map(str, files))}", err=True)
     if failed:
         raise typer.Exit(1)

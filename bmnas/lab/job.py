@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bmnas.lab.linear import fit_linear
 from bmnas.machine.distributed import lock_folders
 from bmnas.machine.files import atomic_folder, sha256_json
 from bmnas.machine.runtime import Runtime
@@ -39,6 +40,10 @@ Stage = Literal["search", "train", "export", "robustness"]
 BACKBONES = "backbones"
 #: A module: the Cells of the genotype that was found, on other pairs of features.
 SEARCHED = "searched"
+#: A search: strategy bmnas with the paper's recipe.
+PAPER = "paper"
+#: Linear models of raw inputs, no network.
+LINEAR = "linear"
 
 #: A job, the folder that its run folder lies in, and the device: JSON for the process that does it.
 Order = Mapping[str, Any]
@@ -51,9 +56,10 @@ Export = Callable[[Path, Task], None]
 class Job:
     """One run of a sweep or a suite.
 
-    ``name`` is its run folder inside the sweep's. ``way`` is ``search STRATEGY``, ``fusion NAME``,
-    ``module NAME/PAIRS``, or ``backbones``, which trains the backbones and extracts the features
-    that other jobs share; ``caches`` are then the lengths and number types of the features.
+    ``name`` is its run folder inside the sweep's. ``way`` is ``search STRATEGY``, ``search paper``,
+    ``fusion NAME``, ``module NAME/PAIRS``, ``linear``, or ``backbones``, which trains the
+    backbones and extracts the features that other jobs share; ``caches`` are then the lengths and
+    number types of the features.
     ``task`` holds the task's name and source, ``label`` what tells the job from others in a table.
     ``after`` is the name of the job whose genotype this one starts from. ``space`` is the name of
     the search space, None for the strategy's own.
@@ -77,6 +83,12 @@ class Job:
         digest = sha256_json(depends)
         return f".{BACKBONES}/{digest[:12]}"
 
+    @property
+    def strategy(self) -> str:
+        """The strategy of a search."""
+        name = self.way.partition(" ")[2]
+        return "bmnas" if name == PAPER else name
+
     def finished(self, folder: Path) -> bool:
         """Tell whether all stages are done in the run folder below ``folder``."""
         run = Run(folder / self.name)
@@ -91,7 +103,9 @@ class Job:
         return bool(metrics.latency.onnxruntime)
 
     def trained(self, folder: Path) -> bool:
-        """Tell whether the run folder below ``folder`` has a trained network."""
+        """Tell whether the run folder below ``folder`` has a trained network, or linear models."""
+        if self.way == LINEAR:
+            return Run(folder / self.name).read_metrics().test is not None
         return Run(folder / self.name).network.is_file()
 
     def order(self, folder: Path, device: str) -> Order:
@@ -104,7 +118,7 @@ class Job:
 def backbones_jobs(jobs: Sequence[Job]) -> list[Job]:
     """Return a job for each set of backbones that ``jobs`` share."""
     groups: dict[str, list[Job]] = {}
-    for job in jobs:
+    for job in (job for job in jobs if job.way != LINEAR):
         groups.setdefault(job.backbones, []).append(job)
     made = []
     for name, group in groups.items():
@@ -125,6 +139,8 @@ def do_order(order: Order, export: Export) -> None:
     task = load_task(source["task"], None if data is None else Path(data))
     if job.way == BACKBONES:
         _make_backbones(job, task, folder / job.backbones, runtime)
+    elif job.way == LINEAR:
+        fit_linear(RunContext(Run(folder / job.name), task, job.config, job.seed, runtime=runtime))
     else:
         _do_stages(job, task, folder, runtime, export)
 
@@ -156,7 +172,7 @@ def _do_stages(job: Job, task: Task, folder: Path, runtime: Runtime, export: Exp
         "runtime": runtime,
     }
     if kind == "search":
-        search(task, strategy=name, space=job.space, **options)
+        search(task, strategy=job.strategy, space=job.space, **options)
     elif kind == "module" and not run.genotype.is_file():
         assert job.after is not None
         found = Genotype.load(Run(folder / job.after).genotype)

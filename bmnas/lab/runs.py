@@ -169,7 +169,7 @@ def _require_same(job: Job, folder: Path, option: str) -> None:
     run = Run(folder / job.name)
     if not run.config.is_file() or not run.begun():
         return
-    kind, _, name = job.way.partition(" ")
+    kind, name = job.way.partition(" ")[0], job.strategy
     own = {"strategy": name, "space": job.space}
     wanted = {"task": job.task, "seed": job.seed, **own, **job.config.to_dict()}
     keys = ["task", "seed", "unimodal", "search"]

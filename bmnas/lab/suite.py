@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bmnas.lab.engines import JobRecord
-from bmnas.lab.job import SEARCHED, Job, Stage
+from bmnas.lab.job import LINEAR, PAPER, SEARCHED, Job, Stage
 from bmnas.lab.runs import jobs_table, read_records, record_of
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.errors import UserError, close
@@ -29,6 +29,7 @@ from bmnas.report.comparison import (
 from bmnas.report.importance import importance_tables
 from bmnas.report.metrics import UnimodalMetrics
 from bmnas.report.page import Section, figure_html, page
+from bmnas.report.ranking import mean_ranks, ranking_tables
 from bmnas.report.record import Record, load_run
 from bmnas.report.robustness import (
     RobustnessRow,
@@ -36,13 +37,15 @@ from bmnas.report.robustness import (
     missing_tables,
     robustness_row,
 )
-from bmnas.report.tables import html_tables, markdown
+from bmnas.report.tables import TextTable, html_tables, markdown
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies import STRATEGIES
 from bmnas.tasks import load_task
 
 PAIRS = ("found", "late", "random")
+#: In place of the names of all fusions.
+ALL = "all"
 #: The strategy whose genotypes the known modules take their pairs of features from.
 _FIRST = "search bmnas"
 
@@ -73,16 +76,19 @@ class SuiteTask:
 class Suite:
     """Ways to fuse, each run on every ``task`` for ``seeds`` seeds from 0.
 
-    ``modules`` are known modules of the pool, or ``searched``, on each of ``pairs`` of features.
+    ``strategies`` may have ``paper``, which is bmnas with the paper's recipe, ``fusions`` may be
+    ``all``. ``modules`` are known modules of the pool, or ``searched``, on each of ``pairs`` of
+    features. ``linear`` asks for linear models of raw inputs too, which no seed changes: once.
     With ``robustness`` each network is tested once more with its inputs degraded.
     The file's tables ``[[task]]`` give ``task`` its name.
     """
 
     task: Annotated[tuple[SuiteTask, ...], NotEmpty()]
-    strategies: tuple[Annotated[str, OneOf(STRATEGIES)], ...]
-    fusions: tuple[Annotated[str, OneOf(FUSIONS)], ...] = ()
+    strategies: tuple[Annotated[str, OneOf((*STRATEGIES, PAPER))], ...]
+    fusions: tuple[Annotated[str, OneOf((*FUSIONS, ALL))], ...] = ()
     modules: tuple[Annotated[str, OneOf((*FUSION_MODULES, SEARCHED))], ...] = ()
     pairs: tuple[Annotated[str, OneOf(PAIRS)], ...] = ()
+    linear: bool = False
     seeds: Annotated[int, Range(1, 1000)] = 3
     robustness: bool = False
     name: str = ""
@@ -105,9 +111,10 @@ class Suite:
         modules = [f"module {name}/{pairs}" for name in self.modules for pairs in self.pairs]
         found = [
             *(f"search {name}" for name in self.strategies),
-            *(f"fusion {name}" for name in self.fusions),
+            *(f"fusion {name}" for name in (FUSIONS if ALL in self.fusions else self.fusions)),
             # The searched Cells on the pairs that they were found with are the search itself.
             *(way for way in modules if way != f"module {SEARCHED}/found"),
+            *([LINEAR] if self.linear else []),
         ]
         return list(dict.fromkeys(found))
 
@@ -165,19 +172,25 @@ def task_jobs(
     def folder(seed: int, way: str) -> str:
         return f"{wanted.slug}/{seed}/{way.replace(' ', '-').replace('/', '-')}"
 
+    def stages(way: str) -> tuple[Stage, ...]:
+        if way == LINEAR:
+            return ("train",)
+        return ("search", *last) if way.startswith("search ") else last
+
     return [
         Job(
             folder(seed, way),
             way,
             {"name": task.name, "source": task.source},
             seed,
-            config,
+            config.as_in_the_paper() if way == f"search {PAPER}" else config,
             {"task": wanted.name, "way": way, "seed": seed},
-            ("search", *last) if way.startswith("search ") else last,
+            stages(way),
             after=folder(seed, _FIRST) if way.startswith("module ") else None,
         )
         for seed in seeds
         for way in ways
+        if way != LINEAR or seed == seeds[0]
     ]
 
 
@@ -192,12 +205,12 @@ def write_report(
     runs = [(job, load_run(folder / job.name)) for job in jobs]
     rows, records, robust = report_rows(runs), read_records(folder), _robustness(runs)
     done = [record_of(job, folder, JobRecord(job.name, state="done"), records) for job in jobs]
-    tables, trace = comparison_tables(rows), jobs_table(done, "Runs")
+    trace = jobs_table(done, "Runs")
     worth = {
         task: {way: [run.metrics for run in group] for way, group in ways.items()}
         for task, ways in _by_way(runs).items()
     }
-    tables += [*importance_tables(worth), *missing_tables(robust)]
+    tables = [*suite_tables(rows), *importance_tables(worth), *missing_tables(robust)]
     machine, software = hardware(), versions()
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     seeds = len({job.seed for job in jobs})
@@ -230,6 +243,7 @@ def write_report(
         "versions": software,
         "rows": [row.to_dict() for row in rows],
         "robustness": {task: [row.to_dict() for row in own] for task, own in robust.items()},
+        "ranks": mean_ranks(rows),
         "runs": [
             {**job.label, "run": job.name, "score": run.metrics.test_score} for job, run in runs
         ],
@@ -238,12 +252,18 @@ def write_report(
     return rows, files
 
 
+def suite_tables(rows: Sequence[ComparisonRow]) -> list[TextTable]:
+    """Return a table for each task, and last what they say together."""
+    return [*comparison_tables(rows), *ranking_tables(rows, _FIRST)]
+
+
 def _figures(
     rows: Sequence[ComparisonRow], robust: Mapping[str, Sequence[RobustnessRow]]
 ) -> Iterator[Section]:
     for number, task in enumerate(dict.fromkeys(row.task for row in rows)):
         drawn = [row for row in rows if row.task == task and "fusion_parameters" in row.measures]
-        yield f"Score and cost, {task}", figure_html(draw_comparison(drawn), f"p{number}")
+        if drawn:  # of a suite that was stopped linear models may be all there is
+            yield f"Score and cost, {task}", figure_html(draw_comparison(drawn), f"p{number}")
         if task in robust:
             figure = figure_html(draw_robustness(task, robust[task]), f"d{number}")
             yield f"Degraded inputs, {task}", figure
@@ -252,16 +272,24 @@ def _figures(
 def report_rows(runs: Sequence[tuple[Job, Record]]) -> list[ComparisonRow]:
     """Return a row for each way to fuse, each modality alone, and the mean of unimodal logits.
 
-    The best score comes first.
+    The best score comes first. Of linear models there is a row for all modalities and for each.
     """
     rows: list[ComparisonRow] = []
     for task, ways in _by_way(runs).items():
+        linear = ways.pop(LINEAR, [])
         found = [
             replace(row, task=task, name=way)
             for way, group in ways.items()
             for row in comparison_rows(group)
         ]
-        found += _alone(found[0], next(iter(ways.values())))
+        for group in [*ways.values()][:1]:
+            mean = [None if r.metrics.test is None else r.metrics.test.unimodal_mean for r in group]
+            found.append(_with_score(found[0], "mean of unimodal logits", mean))
+            found += _alone(found[0], group, "{} alone")
+        for row in comparison_rows(linear):
+            measures = {key: row.measures[key] for key in row.measures if key != "best_unimodal"}
+            fused = replace(row, task=task, name=f"{LINEAR} fused", measures=measures)
+            found += [fused, *_alone(fused, linear, f"{LINEAR} {{}}")]
         rows += sorted(found, key=lambda row: -row.score.mean if row.score else 0.0)
     return rows
 
@@ -284,18 +312,19 @@ def _robustness(runs: Sequence[tuple[Job, Record]]) -> dict[str, list[Robustness
     return found
 
 
-def _alone(like: ComparisonRow, runs: Sequence[Record]) -> list[ComparisonRow]:
-    """Return the rows of the unimodal networks, which all runs of a task and a seed share."""
-    alone: dict[str, list[float | None]] = {
-        f"{name} alone": [run.metrics.unimodal.get(name, UnimodalMetrics()).test for run in runs]
+def _alone(like: ComparisonRow, runs: Sequence[Record], called: str) -> list[ComparisonRow]:
+    """Return the rows of the modalities, which all runs of a task and a seed share."""
+    return [
+        _with_score(
+            like,
+            called.format(name),
+            [run.metrics.unimodal.get(name, UnimodalMetrics()).test for run in runs],
+        )
         for name in runs[0].metrics.unimodal
-    }
-    alone["mean of unimodal logits"] = [
-        None if run.metrics.test is None else run.metrics.test.unimodal_mean for run in runs
     ]
-    rows = []
-    for name, scores in alone.items():
-        score = spread_of(scores)
-        kept = {key: like.measures[key] for key in ("best_unimodal",) if key in like.measures}
-        rows.append(replace(like, name=name, measures=kept | ({"score": score} if score else {})))
-    return rows
+
+
+def _with_score(like: ComparisonRow, name: str, scores: Sequence[float | None]) -> ComparisonRow:
+    score = spread_of(scores)
+    kept = {key: like.measures[key] for key in ("best_unimodal",) if key in like.measures}
+    return replace(like, name=name, measures=kept | ({"score": score} if score else {}))

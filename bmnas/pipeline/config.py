@@ -65,6 +65,11 @@ class Config:
             raise SchemaError(told) from error
         return dataclasses.replace(config, promise=self.promise, preset=self.preset)
 
+    def as_in_the_paper(self) -> Config:
+        """Return a copy without what the default adds to the paper's method."""
+        config = self.override("search", rerank=0, rivals=False).override("unimodal", folds=0)
+        return config.override("train", unimodal_logits=False)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready plain data, the promise left out."""
         stages = {"unimodal": self.unimodal, "search": self.search, "train": self.train}

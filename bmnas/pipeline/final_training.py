@@ -69,6 +69,8 @@ class FinalTraining:
         self.head = context.head
         self.weighing: Weighing | None = None
         self.importance: ImportanceMetrics | None = None
+        #: What the first training took.
+        self.judging_processor_seconds = 0.0
         self.channels = channels_of(backbones)
         for name in architecture.features if architecture.SEARCHED else ():
             if name not in self.channels:
@@ -98,16 +100,18 @@ class FinalTraining:
                 self.weighing = fit_weighing(members, labels, self.head)
                 network.weighing, logits = self.weighing, self.weighing.of(members)
             threshold = self.head.best_threshold(logits, labels) if wanted else self.head.threshold
-            head = head_for(task.kind, threshold)
+            head, spent = head_for(task.kind, threshold), checkpoint.processor_seconds
 
             def write() -> None:
                 worth = permutation_importance(network, samples, head, device)
-                write_json(file, plain(_Judged(fingerprint, self.weighing, threshold, worth)))
+                judged = _Judged(fingerprint, self.weighing, threshold, worth, spent)
+                write_json(file, plain(judged))
 
             on_rank_zero(write)
             checkpoint.remove()
         judged = read(_Judged, read_json(file), str(file))
         self.weighing, self.importance = judged.weighing, judged.importance
+        self.judging_processor_seconds = judged.processor_seconds
         self.head = head_for(task.kind, judged.threshold)
         alone = self.weighing is not None and FUSION not in self.weighing.weights
         if alone and not self.no_fusion:
@@ -185,3 +189,4 @@ class _Judged:
     weighing: Weighing | None = None
     threshold: float | None = None
     importance: ImportanceMetrics | None = None
+    processor_seconds: float = 0.0

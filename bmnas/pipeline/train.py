@@ -261,6 +261,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
     head = stage.head
     # Before test and latency, which are no training.
     seconds, costs = checkpoint.seconds, checkpoint.meter.to_dict()
+    processor = stage.judging_processor_seconds + checkpoint.processor_seconds
     test = evaluate_fusion(task, network, "test", head, runtime)
     alone = {
         name: evaluate_unimodal(context, name, found.backbone, "test")
@@ -288,6 +289,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
         importance=stage.importance,
         parameters=parameter_counts(network),
         seconds={"train": seconds, "train_compile": costs["seconds"].get(COMPILE, 0.0)},
+        processor_seconds={"train": processor},
         # Frozen backbones alone had nothing to learn.
         samples_per_second=(
             {"train": settings.epochs * seen / costs["seconds"]["train"]}

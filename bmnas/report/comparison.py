@@ -54,6 +54,7 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "search_seconds": Measure("search s", ".1f", "seconds.search", "search, seconds"),
     "search_processor_seconds": Measure("search CPU s", ".1f", "processor_seconds.search"),
+    "train_processor_seconds": Measure("train CPU s", ".1f", "processor_seconds.train"),
     "gpu_hours": Measure("GPU-hours", ".3g", "seconds.gpu_hours"),
 }
 

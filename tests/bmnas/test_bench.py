@@ -9,17 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 
-from bmnas.lab.suite import load_suite, suite_names
+from bmnas.lab.suite import load_suite, suite_jobs, suite_names
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.run_folder import Run
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.known import searched_cells
+from bmnas.spaces.fusions.table import FUSIONS
 
 SUITE = """
 seeds = 1
@@ -94,6 +96,45 @@ def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(here: Path) ->
     assert "### Missing modality, task.toml" in (here / "out" / "report.md").read_text()
 
 
+def test_a_suite_has_the_paper_s_recipe_and_linear_models(here: Path) -> None:
+    wanted = SUITE.replace('["bmnas"]', '["bmnas", "paper"]')
+    wanted = wanted.replace("[[task]]", "linear = true\n[[task]]")
+    (here / "small.toml").write_text(wanted)
+    preset = here / "tiny-preset.toml"
+    text = re.sub(r"(?m)^rerank = .*$", "rerank = 1", preset.read_text())
+    preset.write_text(re.sub(r"(?m)^unimodal_logits = .*$", "unimodal_logits = true", text))
+
+    printed = bmnas_command("bench", "small.toml", "--out", "out", "--json")
+
+    assert printed.status == 0, printed.err
+    report = json.loads((here / "out" / "report.json").read_text())
+    rows = {row["name"]: row for row in report["rows"]}
+    ways = ["search bmnas", "search paper", "fusion two_stream", "linear fused"]
+    others = ["linear m0", "linear m1", "m0 alone", "m1 alone", "mean of unimodal logits"]
+    assert sorted(rows) == sorted([*ways, *others]) == sorted(report["ranks"])
+    assert all(rows[way]["train_processor_seconds"]["mean"] > 0 for way in ways)
+    # Two bits a label: each modality says one of them.
+    assert rows["linear fused"]["score"]["mean"] > 0.8 > rows["linear m0"]["score"]["mean"]
+    for way, reranked in (("bmnas", 1), ("paper", 0)):
+        config = json.loads(
+            (here / "out" / "task" / "0" / f"search-{way}" / "config.json").read_text()
+        )
+        assert config["strategy"] == "bmnas"
+        assert config["search"]["rerank"] == reranked
+        assert config["train"]["unimodal_logits"] == bool(reranked)
+    assert "Mean rank over tasks" in (here / "out" / "report.md").read_text()
+    jobs = suite_jobs(replace(load_suite("small.toml"), seeds=2))
+    assert all(job.finished(here / "out") for job in jobs if job.seed == 0)
+    # No seed changes linear models.
+    assert [job.seed for job in jobs if job.way == "linear"] == [0]
+
+
+def test_all_stands_for_every_fusion(here: Path) -> None:
+    (here / "small.toml").write_text(SUITE.replace('["two_stream"]', '["all"]'))
+    ways = load_suite("small.toml").ways()
+    assert ways == ["search bmnas", *(f"fusion {name}" for name in FUSIONS)]
+
+
 def test_a_device_that_is_not_there_is_told_before_the_first_run(here: Path) -> None:
     printed = bmnas_command("bench", "small.toml", "--out", "out", "--device", "cuda:9")
     assert "received device 'cuda:9'" in one_line_error(printed)
@@ -101,7 +142,7 @@ def test_a_device_that_is_not_there_is_told_before_the_first_run(here: Path) -> 
 
 
 def test_suites_that_come_with_bmnas_can_be_read_and_have_runs() -> None:
-    assert {"digits", "digits-quick", "real-data"} <= set(suite_names())
+    assert {"all-tasks", "digits", "digits-quick", "real-data"} <= set(suite_names())
     for name in suite_names():
         suite = load_suite(name)
         ways = suite.ways()

@@ -1,0 +1,182 @@
+"""Linear models of raw inputs, of each modality and of all: what a network has to beat.
+
+Pixels and the numbers of sequences and vectors are standardised, and long ones reduced to principal
+components; of text it is the TF-IDF of words and pairs of words, of a waveform the log-mel
+spectrogram. Weight decay is chosen on validation.
+
+Legend: n samples, R rows, D numbers of a row, K outputs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bmnas.backbones.waveform import LogMel
+from bmnas.features.samples import label_tensor
+from bmnas.machine.files import write_json
+from bmnas.machine.runtime import seed_stage
+from bmnas.pipeline.context import RunContext
+from bmnas.report.metrics import RunMetrics, TrainedMetrics, UnimodalMetrics
+from bmnas.tasks import check_task, check_test
+from bmnas.tasks.task import Array, Modality, Part, Task
+from bmnas.training.heads import TaskHead, head_for
+
+#: 1 / C of scikit-learn's logistic regression, for rows of about length one; the strongest first.
+_DECAYS = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
+_ITERATIONS = 30  # for each of them, from where the one before it ended
+_MOST_NUMBERS = 40_000_000  # of all rows: of larger ones, evenly spaced numbers
+_MOST_TERMS = 4096
+_COMPONENTS = 256  # principal components of longer rows: with many classes weights are many
+_BINS = 8  # of time, in a spectrogram
+_FARTHEST = 5.0  # standard deviations
+
+
+class _Input(NamedTuple):
+    """The rows (R, D) of a modality that a task uses, sparse or not, and which each sample has."""
+
+    rows: Tensor
+    place: Tensor
+
+    def of(self, samples: Array) -> _Input:
+        """Return it for ``samples`` alone, with the rows that these use."""
+        used, place = torch.unique(self.place[torch.from_numpy(samples)], return_inverse=True)
+        return _Input(self.rows.index_select(0, used), place)
+
+
+def fit_linear(context: RunContext) -> None:
+    """Write the scores of linear models into the run folder of ``context``.
+
+    Fitted on train with the weight decay, and the threshold, that suit validation best, then on
+    train and validation; tested once. Raises UserError when the task cannot be used.
+    """
+    task, folder, started = context.task, context.folder, time.process_time()
+    check_task(task)
+    check_test(task)
+    seed_stage(context.seed, "linear")  # for the principal components
+    write_json(folder.config, {"strategy": "none", "fusion": "linear", **context.record()})
+    inputs = {modality.name: _input(task, modality) for modality in task.modalities}
+    alone = {name: _scores(task, context.head, [own]) for name, own in inputs.items()}
+    _, score = _scores(task, context.head, list(inputs.values()))
+    spent = time.process_time() - started
+    found = RunMetrics(
+        metric=context.head.metric,
+        unimodal={name: UnimodalMetrics(*both) for name, both in alone.items()},
+        test=TrainedMetrics(score),
+        processor_seconds={"train": spent},
+    )
+    # Last: with a test score the run is finished.
+    found.save(folder.metrics)
+
+
+def _scores(task: Task, head: TaskHead, inputs: Sequence[_Input]) -> tuple[float, float]:
+    """Return the scores on validation and test of a model of ``inputs`` together."""
+
+    def data(*parts: Part) -> tuple[list[_Input], Tensor]:
+        samples = task.samples(*parts)
+        return [own.of(samples) for own in inputs], label_tensor(task, samples)
+
+    (train, labels), (validation, wanted) = data("train"), data("validation")
+    weights = [torch.zeros(own.rows.shape[1], task.outputs) for own in inputs]
+    weights.append(torch.zeros(task.outputs))
+    tried = []
+    for decay in _DECAYS:
+        weights = _fitted(weights, train, labels, head, decay)
+        logits = _logits(weights, validation)
+        tried.append((head.score(logits, wanted), decay, weights, logits))
+    best, decay, weights, logits = max(tried, key=lambda one: one[0])  # of equals the first
+    threshold = head.best_threshold(logits, wanted) if head.threshold is None else head.threshold
+    both, labels = data("train", "validation")
+    (test, wanted), final = data("test"), _fitted(weights, both, labels, head, decay)
+    return best, head_for(task.kind, threshold).score(_logits(final, test), wanted)
+
+
+def _logits(weights: Sequence[Tensor], inputs: Sequence[_Input]) -> Tensor:
+    """Return logits (n, K); the last of ``weights`` is the bias."""
+    *matrices, bias = weights
+    # A row that samples share is multiplied once.
+    terms = [(own.rows @ w)[own.place] for own, w in zip(inputs, matrices, strict=True)]
+    return torch.stack(terms).sum(0) + bias
+
+
+def _fitted(
+    start: Sequence[Tensor], inputs: Sequence[_Input], labels: Tensor, head: TaskHead, decay: float
+) -> list[Tensor]:
+    weights = [w.clone().requires_grad_() for w in start]
+    optimizer = torch.optim.LBFGS(
+        weights, max_iter=_ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        length = torch.stack([w.square().sum() for w in weights[:-1]]).sum()
+        loss = head.loss(_logits(weights, inputs), labels) + decay / (2 * len(labels)) * length
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return [w.detach() for w in weights]
+
+
+def _input(task: Task, modality: Modality) -> _Input:
+    used, place = np.unique(modality.rows_of(np.arange(len(task.part))), return_inverse=True)
+    train = np.isin(used, modality.rows_of(task.samples("train")))
+    rows = modality.data[used]
+    if modality.type in ("text", "tokens"):
+        read = _terms(rows, train)
+    else:
+        read = _reduced(_standardised(_numbers(modality, rows, train), train), train)
+    return _Input(read, torch.from_numpy(place))
+
+
+def _terms(rows: Array, train: Array) -> Tensor:
+    """Return sparse TF-IDF (R, D) of texts (R,) or tokens (R, T), as frequent in ``train`` (R,)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    texts = [row if isinstance(row, str) else " ".join(map(str, row)) for row in rows.tolist()]
+    table = TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, max_features=_MOST_TERMS, token_pattern=r"\w+"
+    )
+    table.fit([text for text, seen in zip(texts, train, strict=True) if seen])
+    found = table.transform(texts).tocoo()
+    place = torch.from_numpy(np.stack([found.row, found.col]).astype(np.int64))
+    values = torch.from_numpy(found.data).float()
+    return torch.sparse_coo_tensor(place, values, found.shape, check_invariants=True)
+
+
+def _numbers(modality: Modality, rows: Array, train: Array) -> Tensor:
+    """Return what a row says, (R, D)."""
+    if modality.type == "waveform":
+        assert modality.sample_rate is not None
+        log_mel = LogMel(rows.shape[1], modality.sample_rate)
+        log_mel.fit(rows[train])
+        with torch.no_grad():
+            each = [log_mel(torch.from_numpy(rows[n : n + 256])) for n in range(0, len(rows), 256)]
+        return F.adaptive_avg_pool1d(torch.cat(each).transpose(1, 2), _BINS).flatten(1)
+    flat = rows.reshape(len(rows), -1)
+    kept = flat[:, :: math.ceil(flat.size / _MOST_NUMBERS)]
+    return torch.from_numpy(np.array(kept, np.float32))
+
+
+def _standardised(numbers: Tensor, train: Array) -> Tensor:
+    """Return numbers (R, D) as deviations from the mean of ``train``; a row's length is about 1."""
+    seen = numbers[torch.from_numpy(train)]
+    deviation, mean = torch.std_mean(seen, 0, correction=0)
+    scaled = (numbers - mean) / torch.where(deviation > 0, deviation, 1.0)
+    return scaled.clamp(-_FARTHEST, _FARTHEST) / math.sqrt(numbers.shape[1])
+
+
+def _reduced(numbers: Tensor, train: Array) -> Tensor:
+    """Return the principal components of long rows (R, D) by those of ``train``; others as are."""
+    if numbers.shape[1] <= _COMPONENTS:
+        return numbers
+    seen = numbers[torch.from_numpy(train)]
+    *_, axes = torch.pca_lowrank(seen, min(_COMPONENTS, len(seen)), center=False)
+    return numbers @ axes
