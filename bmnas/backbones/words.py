@@ -22,10 +22,11 @@ PAD, UNKNOWN = 0, 1
 _SPECIAL = ("<pad>", "<unk>")
 _WORD = re.compile(r"\w+")
 
-_EMBEDDING = 64
+#: C of new embeddings, and of those in files that do not say theirs.
+_EMBEDDING, _EARLIER_EMBEDDING = 128, 64
 _WIDTH = 96
 _KERNELS = (1, 3, 5)  # a word by itself, with its neighbours, in its phrase
-_HIDDEN_WORDS = 0.05
+_HIDDEN_WORDS = 0.1
 
 
 class Vocabulary:
@@ -152,7 +153,7 @@ class WordConvBackbone(PaddedBackbone):
     """Rows of integers (B, T), int64, through an embedding and three convolutional stages.
 
     ``entries`` is the size of the embedding; integers outside it count as ``unknown``. In
-    training one position in twenty is shown as unknown, so that its embedding is trained.
+    training one position in ten is shown as unknown, so that its embedding is trained.
     Features are three sequences (B, C_raw, T), zero where the row is padded.
     """
 
@@ -162,11 +163,11 @@ class WordConvBackbone(PaddedBackbone):
         super().__init__(input_spec, **config)
         self.entries, self.unknown, self.pad = entries, unknown, pad
         dropout = config["dropout"]
-        stem = nn.Embedding(entries, _EMBEDDING, padding_idx=pad)
+        stem = nn.Embedding(entries, config["embedding"], padding_idx=pad)
         # Unit variance, the default, would drown the gradient of rare words.
         with torch.no_grad():
             stem.weight.mul_(0.2)
-        widths = (_EMBEDDING, *[_WIDTH] * len(_KERNELS))
+        widths = (stem.embedding_dim, *[_WIDTH] * len(_KERNELS))
         stages = [
             MaskedConvStage(width_in, width, kernel, dropout)
             for width_in, width, kernel in zip(widths[:-1], widths[1:], _KERNELS, strict=True)
@@ -201,12 +202,24 @@ class TextBackbone(WordConvBackbone):
     types: ClassVar[tuple[ModalityType, ...]] = ("text",)
 
     def __init__(
-        self, *, classes: int, words: Sequence[str], length: int, dropout: float = 0.2
+        self,
+        *,
+        classes: int,
+        words: Sequence[str],
+        length: int,
+        dropout: float = 0.2,
+        embedding: int = _EARLIER_EMBEDDING,
     ) -> None:
         vocabulary = Vocabulary(words, length)
         meaning = f"one text as the numbers of its first {length} words"
         spec = InputSpec((length,), "int64", meaning, vocabulary.rule())
-        config = {"classes": classes, "words": list(words), "length": length, "dropout": dropout}
+        config = {
+            "classes": classes,
+            "words": list(words),
+            "length": length,
+            "dropout": dropout,
+            "embedding": embedding,
+        }
         super().__init__(spec, len(words), UNKNOWN, PAD, **config)
         self.vocabulary = vocabulary
 
@@ -214,7 +227,8 @@ class TextBackbone(WordConvBackbone):
     def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
         """Build for K ``classes`` and the vocabulary of the train texts ``rows`` (n,)."""
         vocabulary = Vocabulary.from_texts(rows)
-        return cls(classes=classes, words=vocabulary.words, length=vocabulary.length)
+        words, length = vocabulary.words, vocabulary.length
+        return cls(classes=classes, words=words, length=length, embedding=_EMBEDDING)
 
     def encode(self, rows: Array) -> Array:
         """Return word numbers int64 (n, T) for texts ``rows`` (n,)."""
@@ -237,7 +251,14 @@ class TokenBackbone(WordConvBackbone):
     types: ClassVar[tuple[ModalityType, ...]] = ("tokens",)
 
     def __init__(
-        self, *, classes: int, tokens: int, length: int, padded: bool, dropout: float = 0.2
+        self,
+        *,
+        classes: int,
+        tokens: int,
+        length: int,
+        padded: bool,
+        dropout: float = 0.2,
+        embedding: int = _EARLIER_EMBEDDING,
     ) -> None:
         pad = 0 if padded else None
         note = {
@@ -248,7 +269,13 @@ class TokenBackbone(WordConvBackbone):
         }
         meaning = f"one row of {length} token numbers, filled up at the end"
         spec = InputSpec((length,), "int64", meaning, note)
-        config = {"tokens": tokens, "length": length, "padded": padded, "dropout": dropout}
+        config = {
+            "tokens": tokens,
+            "length": length,
+            "padded": padded,
+            "dropout": dropout,
+            "embedding": embedding,
+        }
         super().__init__(spec, tokens + 1, tokens, pad, classes=classes, **config)
 
     @classmethod
@@ -258,4 +285,10 @@ class TokenBackbone(WordConvBackbone):
         0 is taken for padding where nothing but 0 ever follows it.
         """
         padded = not bool(np.any((rows[:, :-1] == 0) & (rows[:, 1:] != 0)))
-        return cls(classes=classes, tokens=int(rows.max()) + 1, length=rows.shape[1], padded=padded)
+        return cls(
+            classes=classes,
+            tokens=int(rows.max()) + 1,
+            length=rows.shape[1],
+            padded=padded,
+            embedding=_EMBEDDING,
+        )
