@@ -67,7 +67,9 @@ class Config:
 
     def as_in_the_paper(self) -> Config:
         """Return a copy without what the default adds to the paper's method."""
-        config = self.override("search", rerank=0, rivals=False).override("unimodal", folds=0)
+        config = self.override("search", rerank=0, rivals=False).override(
+            "unimodal", folds=0, early_stopping=False
+        )
         return config.override("train", unimodal_logits=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -145,7 +147,10 @@ def fitted_config(task: Task) -> Config:
 
     return Config(
         unimodal=UnimodalConfig(
-            epochs=epochs(_UNIMODAL_STEPS, train, 3), batch_size=batch, folds=_FOLDS
+            epochs=epochs(_UNIMODAL_STEPS, train, 3),
+            batch_size=batch,
+            folds=_FOLDS,
+            early_stopping=True,
         ),
         search=SearchConfig(
             epochs=epochs(_SEARCH_STEPS, train, 3),

@@ -16,10 +16,9 @@ to learn. With ``folds`` K, features of train samples come from backbones that h
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,15 +34,20 @@ from bmnas.backbones import (
     load_weights,
     save_backbone,
 )
-from bmnas.features.cache import Folds, rows_hash, weights_hash
+from bmnas.features.cache import Folds
 from bmnas.features.samples import RawInput, RawSamples, label_tensor
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import count_parameters
 from bmnas.machine.distributed import broadcast, on_rank_zero
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import sha256_file, sha256_json
+from bmnas.machine.files import read_json, write_json
 from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.machine.schema import read
+from bmnas.pipeline.backbone_files import (
+    backbone_fingerprint,
+    backbone_path,
+    checkpoint_path,
+)
 from bmnas.pipeline.context import RunContext
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.fit import fit
@@ -55,6 +59,8 @@ _COMMON = 0.1  # of the epochs: later, backbones know their train samples by hea
 _LAST = 0.4  # of the epochs, with a part of the learning rate
 _LAST_RATE = 0.3
 _ROWS_A_FOLD = 20
+#: Parts of the epochs after which a training may end, the least number of them worth a try.
+_SHORTER, _LEAST_EPOCHS = (1 / 8, 1 / 4, 1 / 2, 1), 2
 _SEEN: tuple[Part, ...] = ("train", "validation")
 
 State = Mapping[str, Tensor]
@@ -113,7 +119,10 @@ def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
                 f"received the modality name {name!r}, which torch keeps for itself, "
                 "expected another: rename the modality"
             )
-        path, fingerprint = _path(context, modality), _fingerprint(context, modality)
+        path, fingerprint = (
+            backbone_path(context, modality),
+            backbone_fingerprint(context, modality),
+        )
         if broadcast(not path.exists()):
             _make(context, modality, path, fingerprint)
         # Read back even when just made, so that a resumed run goes on from the very same state.
@@ -139,12 +148,12 @@ def folds_of(networks: Mapping[str, Unimodal]) -> dict[str, Folds]:
 def remove_stale(context: RunContext) -> None:
     """Delete backbones that ``unimodal_networks`` would refuse, and unfinished trainings."""
     for modality in context.task.modalities:
-        path = _path(context, modality)
+        path = backbone_path(context, modality)
         for file in path.parent.glob(f"{path.stem}*-checkpoint.pt"):
             file.unlink()
         if path.exists():
             try:
-                _read(path, modality, _fingerprint(context, modality))
+                _read(path, modality, backbone_fingerprint(context, modality))
             except UserError:
                 path.unlink()
 
@@ -193,7 +202,11 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
     """Train the backbone of ``modality``, where needed, and write its file."""
     task, recipe = context.task, context.config.unimodal.recipe
     train, fold_of_row = task.samples("train"), _fold_of_row(context, modality)
-    seconds, start = 0.0, None
+    started, start = time.perf_counter(), None
+    if context.config.unimodal.early_stopping:
+        epochs = _chosen_epochs(context, modality, path, fingerprint)
+        recipe = dataclasses.replace(recipe, epochs=epochs)
+    seconds = time.perf_counter() - started
     if fold_of_row is not None:
         whole, common = recipe.epochs, max(1, round(_COMMON * recipe.epochs))
         constant = dataclasses.replace(recipe, epochs=common, min_lr=recipe.max_lr)
@@ -212,7 +225,7 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
         recipe = dataclasses.replace(
             recipe, epochs=max(1, round(_LAST * whole)), max_lr=max(rate, recipe.min_lr)
         )
-    started, checkpoint = time.perf_counter(), Checkpoint(_checkpoint_path(path), fingerprint)
+    started, checkpoint = time.perf_counter(), Checkpoint(checkpoint_path(path), fingerprint)
     backbone, trained = _trained(context, modality, checkpoint, train, recipe, start)
     if trained is not None:
         started = time.perf_counter() - checkpoint.seconds
@@ -223,6 +236,46 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
     checkpoint.remove()
     if fold_of_row is not None:
         on_rank_zero(lambda: first.unlink(missing_ok=True))
+
+
+def useful_epochs(lengths: Sequence[int], judge: Callable[[int], Evaluation]) -> int:
+    """Return the first of ``lengths`` after which a longer training no longer scores better.
+
+    ``judge`` trains for so many epochs, with a cosine cycle of that length; of equal scores the
+    lower loss is better.
+    """
+    best, chosen = (-math.inf, -math.inf), lengths[0]
+    for epochs in lengths:
+        found = judge(epochs)
+        if (found.score, -found.loss) <= best:
+            break
+        best, chosen = (found.score, -found.loss), epochs
+    return chosen
+
+
+def _chosen_epochs(context: RunContext, modality: Modality, path: Path, owner: str) -> int:
+    """Return after how many epochs the training of a backbone does best on validation.
+
+    A backbone that learns its few samples by heart is no use to what fuses. Large data is seen too
+    few times for that. What was found is kept beside the backbone.
+    """
+    file = path.with_name(f"{path.stem}-epochs.json")
+    kept = read_json(file) if file.is_file() else {}
+    if broadcast(kept.get("owner") == owner):
+        return int(kept["epochs"])
+    recipe, train = context.config.unimodal.recipe, context.task.samples("train")
+
+    def judge(epochs: int) -> Evaluation:
+        shorter = dataclasses.replace(recipe, epochs=epochs)
+        checkpoint = Checkpoint(checkpoint_path(file.with_stem(f"{path.stem}-{epochs}")), owner)
+        backbone, _ = _trained(context, modality, checkpoint, train, shorter, None)
+        checkpoint.remove()
+        return evaluate_unimodal(context, modality.name, backbone, "validation")
+
+    lengths = [round(part * recipe.epochs) for part in _SHORTER]
+    chosen = useful_epochs(lengths, judge) if lengths[0] >= _LEAST_EPOCHS else recipe.epochs
+    on_rank_zero(lambda: write_json(file, {"owner": owner, "epochs": chosen}))
+    return chosen
 
 
 def _piece(
@@ -237,7 +290,7 @@ def _piece(
     """Return the weights after a part of a training, and its seconds, from ``path`` if there."""
     kept: dict[str, Any] = load_backbone(path)[1] if path.exists() else {}
     if broadcast(kept.get("owner") != owner):
-        checkpoint = Checkpoint(_checkpoint_path(path), owner)
+        checkpoint = Checkpoint(checkpoint_path(path), owner)
         backbone, _ = _trained(context, modality, checkpoint, samples, recipe, start)
         extra = {"owner": owner, "seconds": checkpoint.seconds}
         on_rank_zero(lambda: save_backbone(path, backbone.cpu(), extra))
@@ -338,50 +391,3 @@ def _read(path: Path, modality: Modality, fingerprint: str) -> tuple[Backbone, _
             "folder with --backbones, or delete it to train it again"
         )
     return backbone, read(_Extra, found, str(path), ignore_unknown=True)
-
-
-def _path(context: RunContext, modality: Modality) -> Path:
-    return context.kept / f"{modality.name}.safetensors"
-
-
-def _checkpoint_path(backbone: Path) -> Path:
-    return backbone.with_name(f"{backbone.stem}-checkpoint.pt")
-
-
-def _fingerprint(context: RunContext, modality: Modality) -> str:
-    """Return a digest of everything that a trained backbone depends on."""
-    task = context.task
-    samples = task.samples("train", "validation")
-    rows = modality.rows_of(samples)
-    used, position = np.unique(rows, return_inverse=True)
-    depends: Mapping[str, object] = {
-        "kind": task.kind,
-        "class_names": task.class_names,
-        "config": dataclasses.asdict(context.config.unimodal),
-        "seed": context.backbone_seed,
-        "type": modality.type,
-        "backbone": _identity(modality),
-        "features": modality.features,
-        "sample_rate": modality.sample_rate,
-        "weights": None if modality.weights is None else sha256_file(modality.weights),
-        "data": rows_hash(modality.data, used),
-        "rows": hashlib.sha256(position.astype("<i8").tobytes()).hexdigest(),
-        "parts": len(task.samples("train")),
-        "labels": hashlib.sha256(label_tensor(task, samples).numpy().tobytes()).hexdigest(),
-        "torch": str(torch.__version__),
-    }
-    return sha256_json(depends)
-
-
-def _identity(modality: Modality) -> object:
-    """Return what tells the modality's backbone from others, the weights in it included."""
-    backbone = modality.backbone
-    if isinstance(backbone, nn.Module) and modality.weights is None:
-        return [type(backbone).__name__, weights_hash(backbone)]
-    if isinstance(backbone, str) and backbone.startswith("hf:"):
-        files = Path(backbone.removeprefix("hf:")).expanduser().glob("*")
-        read = sorted(file for file in files if file.suffix in (".json", ".safetensors"))
-        return [backbone, {file.name: sha256_file(file) for file in read}]
-    if isinstance(backbone, str):
-        return backbone
-    return getattr(backbone, "__qualname__", type(backbone).__name__)

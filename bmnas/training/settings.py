@@ -65,7 +65,8 @@ class UnimodalConfig:
 
     With ``folds`` it is trained that many times without a part of the train samples each: what
     fuses learns from features that the backbone has not learned by heart, see
-    ``pipeline/unimodal.py``.
+    ``pipeline/unimodal.py``. With ``early_stopping`` validation says after how many ``epochs``, at
+    most, a training ends.
     """
 
     epochs: Count = 8
@@ -74,12 +75,13 @@ class UnimodalConfig:
     min_lr: Rate = 1e-6
     weight_decay: Rate = 1e-2
     folds: Annotated[int, Range(0)] = 0
+    early_stopping: bool = False
 
     @property
     def recipe(self) -> Recipe:
         """The recipe that these settings are."""
         given = asdict(self)
-        del given["folds"]
+        del given["folds"], given["early_stopping"]
         return Recipe(**given, decoupled=True)
 
 

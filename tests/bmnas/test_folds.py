@@ -13,12 +13,15 @@ import bmnas
 import bmnas.pipeline.unimodal
 from bmnas.features.cache import FeatureCache
 from bmnas.features.reshape import Pool
+from bmnas.machine.files import read_json
 from bmnas.machine.runtime import Runtime
+from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Run
-from bmnas.pipeline.unimodal import Unimodal, folds_of, unimodal_networks
+from bmnas.pipeline.unimodal import Unimodal, folds_of, unimodal_networks, useful_epochs
 from bmnas.tasks import Task
 from bmnas.tasks.task import Part
+from bmnas.training.metrics import Evaluation
 
 FOLDS = 2
 CONFIG_WITH_FOLDS = CONFIG.override("unimodal", folds=FOLDS, epochs=3)
@@ -110,3 +113,36 @@ def test_a_search_and_a_training_use_them(tmp_path: Path) -> None:
     assert sum('"longer": 3' in line for line in records) == 7
     assert sum('"longer": 9' in line for line in records) == 3
     assert any('"gmu"' in line for line in records)
+
+
+def test_a_training_gets_longer_while_validation_says_so() -> None:
+    scores = {2: 0.5, 4: 0.7, 8: 0.7, 16: 0.9}
+    losses = {2: 0.6, 4: 0.5, 8: 0.4, 16: 0.3}
+    asked: list[int] = []
+
+    def judge(epochs: int) -> Evaluation:
+        asked.append(epochs)
+        return Evaluation(losses[epochs], scores[epochs], torch.empty(0))
+
+    assert useful_epochs((2, 4, 8, 16), judge) == 16
+    losses[8] = 0.5
+    assert useful_epochs((2, 4, 8, 16), judge) == 4
+    assert asked == [2, 4, 8, 16, 2, 4, 8]
+
+
+def test_a_backbone_is_trained_as_long_as_validation_says(tmp_path: Path) -> None:
+    task = tiny_task(samples=150)
+    config = CONFIG.override("unimodal", epochs=16, early_stopping=True)
+    runtime = Runtime(torch.device("cpu"), compile=False)
+
+    def made(folder: Path, config: Config) -> dict[str, torch.Tensor]:
+        run = RunContext(Run(folder), task, config, 0, backbones=folder, runtime=runtime)
+        return dict(unimodal_networks(run)["m0"].backbone.state_dict())
+
+    found = made(tmp_path / "stopped", config)
+    chosen = read_json(tmp_path / "stopped" / "m0-epochs.json")["epochs"]
+    assert chosen in (2, 4, 8, 16)
+    alone = config.override("unimodal", epochs=chosen, early_stopping=False)
+    expected = made(tmp_path / "alone", alone)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not list((tmp_path / "stopped").glob("*checkpoint*"))
