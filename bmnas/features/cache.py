@@ -55,6 +55,7 @@ from bmnas.machine.files import (
     write_json,
 )
 from bmnas.machine.progress import Progress
+from bmnas.tasks.rows import Data, Rows
 from bmnas.tasks.task import Array, Modality, Part, Task
 
 FORMAT = "bmnas.features/2"
@@ -214,8 +215,10 @@ def weights_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def rows_hash(data: Array, rows: Array) -> str:
-    """Return a SHA-256 over the given rows of an array, read in chunks."""
+def rows_hash(data: Data, rows: Array) -> str:
+    """Return a SHA-256 over the given rows of an array, read in chunks, or the digest of others."""
+    if isinstance(data, Rows):
+        return data.digest(rows)
     digest = hashlib.sha256(f"{data.dtype} {data.shape[1:]} {len(rows)}\n".encode())
     for start in range(0, len(rows), _HASH_ROWS):
         digest.update(np.ascontiguousarray(data[rows[start : start + _HASH_ROWS]]).tobytes())

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from bmnas.tasks.check import check_task, check_test, note_unseen
 from bmnas.tasks.load import REGISTERED, load_task, reload_task, reloadable
+from bmnas.tasks.rows import Rows
 from bmnas.tasks.task import Modality, Task
 from bmnas.tasks.task_file import load_task_file
 
 __all__ = [
     "REGISTERED",
     "Modality",
+    "Rows",
     "Task",
     "check_task",
     "check_test",

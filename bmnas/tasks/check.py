@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 
 from bmnas.machine.schema import Problem, SchemaError
 from bmnas.tasks.kinds import TASK_KINDS, UNKNOWN_LABEL, Array, task_kind
+from bmnas.tasks.rows import Data, Rows
 from bmnas.tasks.task import (
     MODALITY_TYPES,
     PARTS,
@@ -102,7 +104,8 @@ def _not_arrays(task: Task) -> Iterator[str]:
     """Fields of a task built in Python that are no arrays, such as lists."""
     fields: dict[str, object] = {"labels": task.labels, "part": task.part}
     for modality in task.modalities:
-        fields[f"modality {modality.name}: data"] = modality.data
+        if not isinstance(modality.data, Rows):
+            fields[f"modality {modality.name}: data"] = modality.data
         if modality.index is not None:
             fields[f"modality {modality.name}: index"] = modality.index
     fields |= {f"extras: {name}": value for name, value in task.extras.items()}
@@ -238,7 +241,8 @@ def _bad_rows(modality: Modality, rows: Array) -> Array:
     data, bad = modality.data, [rows[:0]]
     if data.dtype.kind not in "fU" and modality.type != "tokens":
         return rows[:0]
-    step = max(_CHUNK_BYTES // max(data[:1].nbytes, 1), 1)
+    row_bytes = math.prod(data.shape[1:]) * data.dtype.itemsize
+    step = max(_CHUNK_BYTES // max(row_bytes, 1), 1)
     for start in range(0, len(rows), step):
         picked = rows[start : start + step]
         chunk = np.asarray(data[picked])
@@ -277,7 +281,7 @@ def _twice(names: list[str] | tuple[str, ...]) -> set[str]:
     return {name for name in names if names.count(name) > 1}
 
 
-def _length(array: Array) -> int:
+def _length(array: Data) -> int:
     return array.shape[0] if array.ndim else 0
 
 
@@ -285,5 +289,5 @@ def _place(task: Task, sample: int) -> str:
     return f"sample {sample} ({PARTS[int(task.part[sample])]})"
 
 
-def _shape(array: Array) -> str:
+def _shape(array: Data) -> str:
     return f"{array.dtype} of shape ({', '.join(map(str, array.shape))})"

@@ -12,6 +12,7 @@ import numpy as np
 from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import Array as Array
 from bmnas.tasks.kinds import task_kind
+from bmnas.tasks.rows import Data
 
 Part = Literal["train", "validation", "test"]
 ModalityType = Literal["image", "clip", "waveform", "sequence", "vector", "text", "tokens"]
@@ -36,7 +37,8 @@ class Modality:
     """One modality of a task: an array of rows, and which row each sample uses.
 
     ``data`` has shape (rows, *axes), see ``ROW_AXES``: uint8 or float for images and clips,
-    float or int16 for waveforms, numbers for sequences and vectors, strings for text.
+    float or int16 for waveforms, numbers for sequences and vectors, strings for text. It is an
+    array, or ``Rows`` that are read when they are asked for.
     ``index`` (samples,) names each sample's row, for media that several samples share;
     without it sample i uses row i. ``backbone`` is a registered name, ``"hf:<folder>"``,
     ``"module:Class"`` or a torch module; None takes the default of the type. ``features`` are
@@ -45,7 +47,7 @@ class Modality:
 
     name: str
     type: ModalityType
-    data: Array
+    data: Data
     index: Array | None = None
     backbone: Any = None
     weights: Path | None = None

@@ -1,0 +1,49 @@
+"""Rows of a modality that are read when they are asked for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+
+from bmnas.tasks.kinds import Array
+
+
+class Rows(ABC):
+    """What ``Modality.data`` may be in place of an array: media that are too large for memory.
+
+    ``shape`` is (rows, *axes) and ``dtype`` that of the rows. Nothing is open between two calls, so
+    that other processes may read the same rows.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        """The number of axes, the rows counted."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self.shape[0]
+
+    @abstractmethod
+    def __getitem__(self, numbers: Array) -> Array:
+        """Return the rows (n, *axes) of ``numbers`` (n,), in that order.
+
+        Raises UserError, with file and place, for a row that cannot be read.
+        """
+
+    @abstractmethod
+    def digest(self, numbers: Array) -> str:
+        """Return a digest of the rows ``numbers`` (n,) that need not read all of them.
+
+        It changes with the rows, and not with the folder that their files lie in: by it a run knows
+        the backbones and features that were made of the same data.
+        """
+
+
+#: What ``Modality.data`` is.
+Data = Array | Rows
