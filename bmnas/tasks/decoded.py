@@ -1,0 +1,98 @@
+"""Rows that are decoded from files, such as videos and folders of frames, by a pool of threads."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from bmnas.machine.errors import UserError
+from bmnas.tasks.kinds import Array
+from bmnas.tasks.rows import Rows
+
+T = TypeVar("T")
+
+_MOST_WORKERS = 16
+
+
+class DecodedRows(Rows, Generic[T]):
+    """Rows (rows, *axes) that ``decode`` makes of ``items``, one each.
+
+    ``decode`` raises UserError, with file and place, for what it cannot read. It should leave
+    Python's lock to others for most of its time, as Pillow and PyAV do. In memory are the rows that
+    were asked for, what each of ``workers`` threads decodes, and rows that were decoded before, as
+    far as they fit in ``keep`` bytes.
+
+    ``files`` returns the files that tell whether a row has changed. Their names below ``folder``,
+    sizes and times of change are in the digest, and so is ``recipe``, which says how a row is made
+    of them.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[T],
+        decode: Callable[[T], Array],
+        axes: Sequence[int],
+        dtype: npt.DTypeLike,
+        *,
+        folder: Path,
+        files: Callable[[T], Sequence[Path]],
+        recipe: str,
+        keep: int = 0,
+        workers: int | None = None,
+    ) -> None:
+        self.shape, self.dtype = (len(items), *axes), np.dtype(dtype)
+        self._items, self._decode = items, decode
+        self._folder, self._files, self._recipe = folder, files, recipe
+        self._kept: dict[int, Array] = {}
+        self._room = keep // (math.prod(axes) * self.dtype.itemsize)
+        self._workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+
+    def __getitem__(self, numbers: Array) -> Array:
+        """Return the rows (n, *axes) of ``numbers`` (n,); one that is asked for twice is read once.
+
+        Raises UserError at the first that cannot be decoded; what waits is then left.
+        """
+        unique, place = np.unique(numbers, return_inverse=True)
+        rows = np.empty((len(unique), *self.shape[1:]), self.dtype)
+
+        def fill(place: int) -> None:
+            rows[place] = self._row(int(unique[place]))
+
+        with ThreadPoolExecutor(self._workers) as pool:
+            for _ in pool.map(fill, range(len(unique))):
+                pass
+        return rows if np.array_equal(unique, numbers) else rows[place]
+
+    def _row(self, number: int) -> Array:
+        if number in self._kept:
+            return self._kept[number]
+        row = self._decode(self._items[number])
+        if len(self._kept) < self._room:
+            self._kept[number] = row
+        return row
+
+    def digest(self, numbers: Array) -> str:
+        """Return a digest of names, sizes and times of the files of the rows ``numbers`` (n,).
+
+        Raises UserError for a file that is not there.
+        """
+        digest = hashlib.sha256(f"{self._recipe} {self.dtype} {self.shape[1:]}\n".encode())
+        for number in numbers.tolist():
+            files = self._files(self._items[number])
+            digest.update(f"{len(files)}\n".encode())
+            for file in files:
+                try:
+                    state = file.stat()
+                except OSError as error:
+                    raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+                name = file.relative_to(self._folder).as_posix()
+                digest.update(f"{name} {state.st_size} {state.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
