@@ -12,13 +12,14 @@ from typer import Option
 from bmnas.cli.options import Json, SearchSettings, Seed, StageOptions, TaskOptions, grouped
 from bmnas.cli.output import next_command, print_json, task_again
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.config import Config
+from bmnas.pipeline.config import Config, follows_from_data
 from bmnas.report.record import load_run
 from bmnas.report.tables import print_tables, run_tables
 from bmnas.report.text import genotype_text
 from bmnas.tasks import Task
 
 if TYPE_CHECKING:
+    from bmnas.machine.runtime import Runtime
     from bmnas.pipeline.search import SearchResult
 
 
@@ -71,6 +72,13 @@ def search(
     method: Method,
     settings: SearchSettings,
     stage: StageOptions,
+    budget: Annotated[
+        float | None,
+        Option(
+            help="Minutes that search and training shall take on this machine, in place of a "
+            "preset: trainings become longer or shorter."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Find which features to fuse and how: unimodal networks, feature cache, search.
@@ -84,6 +92,9 @@ def search(
     from bmnas.pipeline.search import search as run_search
 
     task, config = source.load()
+    arguments = stage.arguments()
+    if budget is not None:
+        config = _within(budget, task, source.preset, run, stage.resume, arguments["runtime"])
     result = run_search(
         task,
         run=run,
@@ -92,7 +103,7 @@ def search(
         space=method.space,
         seed=method.seed,
         seeds=method.seeds,
-        **stage.arguments(),
+        **arguments,
     )
     if not is_rank_zero():
         return
@@ -101,6 +112,24 @@ def search(
         print_json({"run": str(result.run), **found})
     else:
         _print(result, task)
+
+
+def _within(
+    minutes: float, task: Task, preset: str | None, run: Path | None, resume: bool, runtime: Runtime
+) -> Config:
+    """Return settings that take so many ``minutes``; those of the run that is resumed."""
+    from bmnas.lab.planning import config_within
+    from bmnas.pipeline.train import recorded_config
+
+    if not follows_from_data(task, preset):
+        raise UserError(
+            f"--budget: received preset {preset or task.preset} too, whose trainings have their "
+            "lengths; leave out --budget, or say --preset default"
+        )
+    folder = Path("runs") / task.name if run is None else run
+    if resume and (folder / "config.json").is_file():
+        return recorded_config(folder / "genotype.json", task)
+    return config_within(task, minutes, runtime, folder)
 
 
 def _print(result: SearchResult, task: Task) -> None:

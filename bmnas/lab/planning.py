@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 import tempfile
 import time
@@ -20,11 +21,12 @@ from bmnas.features.samples import batches_per_epoch, samples_per_epoch
 from bmnas.machine.costs import COMPILE
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime, cores
-from bmnas.pipeline.config import Config
+from bmnas.pipeline.config import Config, fitted_config
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.multimodal import channels_of
 from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.search import run_stages
+from bmnas.pipeline.unimodal import fold_epochs, tried_epochs
 from bmnas.report.metrics import MemoryPeak, RunMetrics
 from bmnas.spaces.cells.one_shot import SAMPLES
 from bmnas.strategies import STRATEGIES
@@ -32,10 +34,13 @@ from bmnas.strategies.problem import search_steps
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks import check_task
 from bmnas.tasks.task import Modality, Task
+from bmnas.training.settings import UnimodalConfig
 
 _BUDGET = 6.0  # seconds of the run that counts
 _FEW = 2  # batches of the runs before it
 _EPOCHS = 3  # of a short search
+#: How much longer or shorter than by default trainings may be, and how near is near enough.
+_EFFORTS, _CLOSE = (1 / 8, 8.0), 1.05
 _CLASSES = 60  # where no task says how many; they hardly matter
 
 
@@ -67,6 +72,41 @@ def plan_task(task: Task, config: Config, runtime: Runtime, near: Path, *, seeds
     """
     check_task(task)
     return _plan(task, config, runtime, near, seeds)
+
+
+def config_within(task: Task, minutes: float, runtime: Runtime, near: Path) -> Config:
+    """Return settings with which search and training together take about ``minutes``.
+
+    They are those that follow from the task, all trainings shorter or longer by one factor from
+    ``_EFFORTS``, which a short search like that of ``plan_task`` finds; it counts as well. A step
+    of the final training is taken for one of a short training. Raises UserError for a time
+    that is not positive, and where the least takes more.
+    """
+    if not 0 < minutes < math.inf:
+        raise UserError(f"--budget: received {minutes}, expected minutes above 0")
+    check_task(task)
+    started = time.perf_counter()
+    timing = _timed(task, fitted_config(task), runtime, near)
+    left = 60 * minutes - (time.perf_counter() - started)
+
+    def seconds(effort: float) -> float:
+        config = fitted_config(task, effort)
+        planned = multiplied(timing.spent, timing.amounts, stage_amounts(task, config))
+        # It is trained twice, on train to be judged and then on both parts.
+        samples = len(task.samples("train")) + len(task.samples("train", "validation"))
+        return planned["total"] + config.train.epochs * samples / timing.samples_per_second
+
+    low, high = _EFFORTS
+    if seconds(low) > left:
+        least = (seconds(low) + 60 * minutes - left) / 60
+        raise UserError(
+            f"--budget: received {minutes:g} minutes, expected {math.ceil(10 * least) / 10:g} or "
+            "more: on this machine the shortest trainings of use take that"
+        )
+    while high / low > _CLOSE:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if seconds(middle) <= left else (low, middle)
+    return fitted_config(task, low)
 
 
 def plan_features(
@@ -119,6 +159,34 @@ def _made_up_task(channels: Sequence[int], parts: tuple[int, int]) -> Task:
 
 
 def _plan(task: Task, config: Config, runtime: Runtime, near: Path, seeds: int) -> Plan:
+    timing = _timed(task, config, runtime, near)
+    full = _cache_bytes(task, timing.backbones, config.search)
+    return Plan(
+        {part: len(task.samples(part)) for part in ("train", "validation")},
+        channels_of(timing.backbones),
+        config.search,
+        seeds,
+        full,
+        _memory(timing.peak, timing.cache_bytes, full, runtime, seeds),
+        multiplied(timing.spent, timing.amounts, stage_amounts(task, config, seeds)),
+        {"free_bytes": timing.free_bytes},
+    )
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """What a short search took: ``spent`` seconds by stage for ``amounts``, and what it left."""
+
+    spent: Mapping[str, float]
+    amounts: Mapping[str, float]
+    backbones: Mapping[str, Backbone]
+    samples_per_second: float  # of short trainings
+    peak: MemoryPeak
+    cache_bytes: int
+    free_bytes: int
+
+
+def _timed(task: Task, config: Config, runtime: Runtime, near: Path) -> _Timing:
     # A network that was given as an object is not to be trained.
     copies = (replace(m, backbone=copy.deepcopy(m.backbone)) for m in task.modalities)
     task, search = replace(task, modalities=tuple(copies)), config.search
@@ -159,18 +227,14 @@ def _plan(task: Task, config: Config, runtime: Runtime, near: Path, seeds: int) 
         free = shutil.disk_usage(folder).free
     fewer, backbones, metrics = runs[-1]
     compiling = max(measured.seconds[COMPILE] for _, _, measured in runs)
-    spent = {**metrics.seconds, COMPILE: compiling}
-    amounts = stage_amounts(fewer, short), stage_amounts(task, config, seeds)
-    full, part = (_cache_bytes(each, backbones, search) for each in (task, fewer))
-    return Plan(
-        {"train": len(train), "validation": len(validation)},
-        channels_of(backbones),
-        search,
-        seeds,
-        full,
-        _memory(metrics.peak_memory["search"], part, full, runtime, seeds),
-        multiplied(spent, *amounts),
-        {"free_bytes": free},
+    return _Timing(
+        {**metrics.seconds, COMPILE: compiling},
+        stage_amounts(fewer, short),
+        backbones,
+        metrics.samples_per_second.get("rerank", math.inf),
+        metrics.peak_memory["search"],
+        _cache_bytes(fewer, backbones, search),
+        free,
     )
 
 
@@ -196,7 +260,7 @@ def stage_amounts(task: Task, config: Config, seeds: int = 1) -> dict[str, float
     # Where there are more seeds, what they found is all that is compared.
     screened = search.rerank >= seeds
     trainings = search.rerank + 1 if search.rerank else 0
-    trained = unimodal.epochs * samples_per_epoch(train, unimodal.batch_size)
+    trained = _unimodal_epochs(unimodal) * samples_per_epoch(train, unimodal.batch_size)
     return {
         # A step of training costs about three forward passes.
         "backbones": 3 * trained + validation,
@@ -212,6 +276,16 @@ def stage_amounts(task: Task, config: Config, seeds: int = 1) -> dict[str, float
         "screening": screened * min(SAMPLES, validation),
         "other": seeds * search.epochs,
     }
+
+
+def _unimodal_epochs(unimodal: UnimodalConfig) -> float:
+    """Return how many epochs on all of train a backbone takes, at most."""
+    most, folds = unimodal.epochs, unimodal.folds
+    epochs: float = sum(tried_epochs(most)) if unimodal.early_stopping else 0
+    if folds < 2:
+        return epochs + most
+    common, apart, last = fold_epochs(most)
+    return epochs + common + (folds - 1) * apart + last
 
 
 def multiplied(

@@ -123,7 +123,7 @@ def config_for(task: Task, preset: str | None = None) -> Config:
 
     Preset ``default`` is no file: its settings follow from the task, see ``fitted_config``.
     """
-    if (preset or task.preset) == DEFAULT:
+    if follows_from_data(task, preset):
         return fitted_config(task)
     if preset is not None:
         return load_preset(preset)
@@ -131,11 +131,17 @@ def config_for(task: Task, preset: str | None = None) -> Config:
         return load_preset(task.preset)
 
 
-def fitted_config(task: Task) -> Config:
+def follows_from_data(task: Task, preset: str | None = None) -> bool:
+    """Tell whether the settings are those of ``fitted_config`` and not a preset's."""
+    return (preset or task.preset) == DEFAULT
+
+
+def fitted_config(task: Task, effort: float = 1.0) -> Config:
     """Return settings that suit the number of samples of ``task``.
 
     Every training takes about as many steps whatever the number is: an epoch of a thousand samples
-    is a few steps and teaches little, one of thirty thousand is most of a training.
+    is a few steps and teaches little, one of thirty thousand is most of a training. ``effort``
+    multiplies the steps of all trainings.
     """
     train = len(task.samples("train"))
     whole = len(task.samples("train", "validation"))
@@ -143,7 +149,7 @@ def fitted_config(task: Task) -> Config:
 
     def epochs(steps: int, samples: int, least: int) -> int:
         # Of no samples at all the check of the task tells.
-        return max(least, math.ceil(steps * min(batch, samples) / max(1, samples)))
+        return max(least, math.ceil(effort * steps * min(batch, samples) / max(1, samples)))
 
     return Config(
         unimodal=UnimodalConfig(

@@ -208,12 +208,12 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
         recipe = dataclasses.replace(recipe, epochs=epochs)
     seconds = time.perf_counter() - started
     if fold_of_row is not None:
-        whole, common = recipe.epochs, max(1, round(_COMMON * recipe.epochs))
+        common, apart, last = fold_epochs(recipe.epochs)
         constant = dataclasses.replace(recipe, epochs=common, min_lr=recipe.max_lr)
         first = path.with_name(f"{path.stem}-start.safetensors")
         start, spent = _piece(context, modality, first, fingerprint, train, constant, None)
         seconds += spent
-        rest = dataclasses.replace(recipe, epochs=max(1, whole - common))
+        rest = dataclasses.replace(recipe, epochs=apart)
         states, fold = [], fold_of_row[modality.rows_of(train)]
         for number, file in enumerate(_fold_files(context, path)):
             seen = train[fold != number]
@@ -222,9 +222,7 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
             seconds += spent
         start = _mean(states)
         rate = _LAST_RATE * recipe.max_lr
-        recipe = dataclasses.replace(
-            recipe, epochs=max(1, round(_LAST * whole)), max_lr=max(rate, recipe.min_lr)
-        )
+        recipe = dataclasses.replace(recipe, epochs=last, max_lr=max(rate, recipe.min_lr))
     started, checkpoint = time.perf_counter(), Checkpoint(checkpoint_path(path), fingerprint)
     backbone, trained = _trained(context, modality, checkpoint, train, recipe, start)
     if trained is not None:
@@ -236,6 +234,18 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
     checkpoint.remove()
     if fold_of_row is not None:
         on_rank_zero(lambda: first.unlink(missing_ok=True))
+
+
+def fold_epochs(whole: int) -> tuple[int, int, int]:
+    """Return the epochs of the common start, of the folds' backbones and of the last part."""
+    common = max(1, round(_COMMON * whole))
+    return common, max(1, whole - common), max(1, round(_LAST * whole))
+
+
+def tried_epochs(most: int) -> list[int]:
+    """Return the lengths of training that early stopping tries; none for large data."""
+    lengths = [round(part * most) for part in _SHORTER]
+    return lengths if lengths[0] >= _LEAST_EPOCHS else []
 
 
 def useful_epochs(lengths: Sequence[int], judge: Callable[[int], Evaluation]) -> int:
@@ -272,8 +282,8 @@ def _chosen_epochs(context: RunContext, modality: Modality, path: Path, owner: s
         checkpoint.remove()
         return evaluate_unimodal(context, modality.name, backbone, "validation")
 
-    lengths = [round(part * recipe.epochs) for part in _SHORTER]
-    chosen = useful_epochs(lengths, judge) if lengths[0] >= _LEAST_EPOCHS else recipe.epochs
+    lengths = tried_epochs(recipe.epochs)
+    chosen = useful_epochs(lengths, judge) if lengths else recipe.epochs
     on_rank_zero(lambda: write_json(file, {"owner": owner, "epochs": chosen}))
     return chosen
 

@@ -226,3 +226,12 @@ def test_several_seeds_are_one_run(here: Path) -> None:
     assert [row["name"] for row in rows] == ["bmnas (seeds 3)", "bmnas (seeds 1)"]
     assert bmnas_command(*one[:3], *TINY[3:], "--run", "run", "--overwrite").status == 0
     assert not (here / "run" / "genotypes").exists()
+
+
+def test_a_budget_and_a_preset_contradict() -> None:
+    printed = bmnas_command("search", "--task", "digits", "--budget", "1")
+    message = one_line_error(printed, status=2)
+    assert message == (
+        "--budget: received preset digits too, whose trainings have their lengths; leave out "
+        "--budget, or say --preset default"
+    )

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,19 @@ import bmnas
 import bmnas.pipeline.search
 from bmnas.cli.plan import PlannedData
 from bmnas.lab import planning
-from bmnas.lab.planning import Plan, multiplied, plan_features, plan_task, stage_amounts
+from bmnas.lab.planning import (
+    Plan,
+    config_within,
+    multiplied,
+    plan_features,
+    plan_task,
+    stage_amounts,
+)
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.config import Config, load_preset, preset_names
+from bmnas.pipeline.config import Config, fitted_config, load_preset, preset_names
+from bmnas.report.metrics import MemoryPeak
+from bmnas.tasks.task import Task
+from bmnas.training.settings import UnimodalConfig
 
 CONFIG_3 = CONFIG.override("search", epochs=3, rerank=1)
 SMALL_CACHE = 100 * 4 * 12 * 4  # samples, L = 4 positions, 12 channels, 4 bytes
@@ -177,3 +188,44 @@ def test_rows_that_samples_share_count_once() -> None:
     task = changed(tiny_task(), 0, index=index)
     used = task.samples("train", "validation")
     assert stage_amounts(task, CONFIG)["extraction"] == len(set(index[used].tolist())) + 64
+
+
+def timed(task: Task, *, seconds: float) -> Callable[..., planning._Timing]:
+    """Return what times ``task``, whose backbones take so long by default and nothing else."""
+    return lambda *_: planning._Timing(
+        {"backbones": seconds},
+        {"backbones": stage_amounts(task, fitted_config(task))["backbones"]},
+        {},
+        1e9,
+        MemoryPeak(),
+        0,
+        0,
+    )
+
+
+def test_a_budget_makes_all_trainings_longer_or_shorter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = replace(tiny_task(samples=300), preset="default")
+    usual = fitted_config(task)
+    monkeypatch.setattr(planning, "_timed", timed(task, seconds=60))
+    half, twice = (config_within(task, minutes, CPU, tmp_path) for minutes in (0.5, 2.0))
+    for section in ("unimodal", "search", "train"):
+        lengths = [getattr(config, section).epochs for config in (half, usual, twice)]
+        assert lengths[0] == pytest.approx(lengths[1] / 2, rel=0.1)
+        assert lengths[2] == pytest.approx(lengths[1] * 2, rel=0.1)
+    with pytest.raises(
+        UserError, match=r"--budget: received 0.1 minutes, expected 0\.[12] or more"
+    ):
+        config_within(task, 0.1, CPU, tmp_path)
+    for minutes in (0, -1, math.inf, math.nan):
+        with pytest.raises(UserError, match="expected minutes above 0"):
+            config_within(task, minutes, CPU, tmp_path)
+
+
+def test_epochs_of_backbones_with_folds_by_hand() -> None:
+    # A common start, three backbones on two thirds each, the last part; early stopping before.
+    folds = UnimodalConfig(epochs=40, folds=3)
+    assert planning._unimodal_epochs(folds) == 4 + 3 * 36 * 2 / 3 + 16
+    assert planning._unimodal_epochs(replace(folds, early_stopping=True)) == 92 + 5 + 10 + 20 + 40
+    assert planning._unimodal_epochs(UnimodalConfig(epochs=8)) == 8
