@@ -1,0 +1,140 @@
+"""EgoGesture: 24,161 gestures of 83 classes before a camera on the head, in colour and in depth.
+
+Source: Y. Zhang et al., "EgoGesture: A New Dataset and Benchmark for Egocentric Hand Gesture
+Recognition", IEEE Transactions on Multimedia, 2018. The lists that say where in its videos the
+gestures are come with the program of O. Köpüklü et al., arXiv 1901.10323: a line is the folder of
+the colour frames, class, first and last frame.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from bmnas.machine.errors import UserError
+from bmnas.tasks.decoded import DecodedRows
+from bmnas.tasks.kinds import Array
+from bmnas.tasks.media import read_frames
+from bmnas.tasks.task import Modality, Task
+
+#: One for each part, see ``PARTS``.
+LISTS = ("trainlistall_but_None.txt", "vallistall_but_None.txt", "testlistall_but_None.txt")
+CLASSES = "classIndAllbutNone.txt"
+FRAMES, SIZE = 32, 112
+
+_LINE = re.compile(r"(Subject\d+/Scene\d+)/Color/rgb(\d+) (\d+) (\d+)(?:\.0)? (\d+)(?:\.0)?")
+_CLASS = re.compile(r"(\d+) (\S+)")
+
+
+class _Clip(NamedTuple):
+    """Frames ``first`` to ``last``, pictures of a folder."""
+
+    folder: Path
+    first: int
+    last: int
+
+    def frames(self) -> list[Path]:
+        """Return the files of the middle frames; what is too short begins anew at its end."""
+        length = self.last - self.first + 1
+        start = self.first + max(0, length // 2 - FRAMES // 2)
+        numbers = start + np.arange(FRAMES) % min(length, FRAMES)
+        return [self.folder / f"{number:06}.jpg" for number in numbers.tolist()]
+
+    def ends(self) -> list[Path]:
+        """Return the first and the last of ``frames``: millions need not be looked at."""
+        frames = self.frames()
+        return [frames[0], frames[-1]]
+
+
+def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
+    """Load clips ``rgb`` (32, size, size, 3) and ``depth`` (32, size, size), uint8.
+
+    ``folder`` holds ``LISTS``, ``CLASSES`` and the frames, such as
+    ``Subject01/Scene1/Color/rgb1/000178.jpg`` and ``Subject01/Scene1/Depth/depth1/000178.jpg``. Of
+    a gesture the 32 frames in its middle are taken, as the program of the lists does in tests.
+
+    Raises UserError, with file and line, for a list of another form, and for a line whose folder of
+    frames is missing or empty.
+    """
+    names = _class_names(folder / CLASSES)
+    colour: list[_Clip] = []
+    depth: list[_Clip] = []
+    labels, parts = [], []
+    there: set[Path] = set()
+    for part, file in enumerate(LISTS):
+        for place, found in _matches(folder / file, _LINE, "Subject01/Scene1/Color/rgb1 2 178 218"):
+            scene, video, label, first, last = found.groups()
+            if not 1 <= int(label) <= len(names) or int(first) > int(last):
+                raise UserError(
+                    f"{place}: received class {label}, frames {first} to {last}, expected a class "
+                    f"from 1 to {len(names)}, and a first frame before the last"
+                )
+            for clips, frames in ((colour, f"Color/rgb{video}"), (depth, f"Depth/depth{video}")):
+                clip = _Clip(folder / scene / frames, int(first), int(last))
+                if clip.folder not in there:
+                    _expect_frames(clip.folder, place)
+                    there.add(clip.folder)
+                clips.append(clip)
+            labels.append(int(label) - 1)
+            parts.append(part)
+    rows = {
+        name: DecodedRows(
+            clips,
+            partial(_decode, size=size, grey=name == "depth"),
+            (FRAMES, size, size, *colours),
+            np.uint8,
+            folder=folder,
+            files=_Clip.ends,
+            recipe="middle frames",
+        )
+        for name, clips, colours in (("rgb", colour, (3,)), ("depth", depth, ()))
+    }
+    return Task(
+        name="egogesture",
+        kind="multiclass",
+        modalities=tuple(Modality(name, "clip", data) for name, data in rows.items()),
+        labels=np.array(labels),
+        part=np.array(parts),
+        class_names=names,
+        licence="for academic research only, by agreement with its authors",
+    )
+
+
+def _decode(clip: _Clip, size: int, grey: bool) -> Array:
+    return read_frames(clip.frames(), size, grey=grey)
+
+
+def _class_names(path: Path) -> tuple[str, ...]:
+    names: list[str] = []
+    for place, found in _matches(path, _CLASS, "1 Scroll_hand_towards_right"):
+        if int(found[1]) != len(names) + 1:
+            raise UserError(f"{place}: received class {found[1]}, expected {len(names) + 1}")
+        names.append(found[2].replace("_", " "))
+    return tuple(names)
+
+
+def _matches(path: Path, form: re.Pattern[str], such: str) -> Iterator[tuple[str, re.Match[str]]]:
+    """Yield the place and the match of every line of a file; raises UserError for another."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        found = form.fullmatch(line.strip())
+        if found is None:
+            raise UserError(
+                f"{path}: line {number}: received {line[:80]!r}, expected such as {such}"
+            )
+        yield f"{path}: line {number}", found
+
+
+def _expect_frames(folder: Path, place: str) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{place}: names {folder}, which does not exist")
+    if next(folder.iterdir(), None) is None:
+        raise UserError(f"{place}: names {folder}, which is empty, expected its frames")

@@ -1,0 +1,67 @@
+"""Videos and folders of frames as clips: (T, H, W, 3) or (T, H, W) uint8."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bmnas.machine.errors import UserError, one_line
+from bmnas.tasks.kinds import Array
+
+
+def read_video(path: Path, count: int, size: int) -> Array:
+    """Return ``count`` frames of a video, squeezed to (count, size, size, 3) RGB uint8.
+
+    They are the middle ones of ``count`` parts of the video, equally long.
+
+    Raises UserError, with file and frame, for a video that cannot be read so far.
+    """
+    import av
+
+    clip = np.empty((count, size, size, 3), np.uint8)
+    filled = number = 0
+    try:
+        with av.open(str(path)) as container:
+            stream = next(iter(container.streams.video), None)
+            if stream is None or not stream.frames:
+                raise UserError(f"{path}: received no pictures, expected a video that counts them")
+            stream.codec_context.thread_count = 1  # rows are decoded side by side
+            announced = stream.frames
+            wanted = ((np.arange(count) + 0.5) * announced / count).astype(int)
+            for number, frame in enumerate(container.decode(stream)):
+                while filled < count and wanted[filled] == number:
+                    clip[filled] = frame.to_ndarray(format="rgb24", width=size, height=size)
+                    filled += 1
+                if filled == count:
+                    return clip
+    except (av.error.FFmpegError, OSError) as error:
+        place = f"after frame {number}: " if number else ""
+        raise UserError(f"{path}: {place}cannot be read: {error.strerror}") from error
+    raise UserError(f"{path}: ends after {number + 1} of {announced} frames: truncated")
+
+
+def read_frames(paths: Sequence[Path], size: int, *, grey: bool = False) -> Array:
+    """Return pictures as a clip (T, size, size, 3), or (T, size, size) where it is ``grey``.
+
+    Each is scaled until its shorter side is ``size``, and cut to the middle of the longer one. A
+    picture that is there several times is read once.
+
+    Raises UserError, with the file, for one that is missing or cannot be read.
+    """
+    from PIL import Image, ImageOps
+
+    read: dict[Path, Array] = {}
+    for path in dict.fromkeys(paths):
+        try:
+            with Image.open(path, formats=("JPEG", "PNG")) as image:
+                picture = ImageOps.fit(
+                    image.convert("L" if grey else "RGB"), (size, size), Image.Resampling.BILINEAR
+                )
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: no such frame") from error
+        except (Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read: {one_line(error)}") from error
+        read[path] = np.asarray(picture)
+    return np.stack([read[path] for path in paths])
