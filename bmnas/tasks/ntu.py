@@ -9,6 +9,7 @@ Legend: T frames, J joints (25), D numbers a frame (2 bodies x J x 3).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -63,20 +64,14 @@ _KEEP = 1 << 30  # bytes of decoded skeletons: all of them take 0.8 GB
 def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
     """Load RGB clips (8, size, size, 3) uint8 and skeletons (32, 150) float32.
 
-    ``folder`` holds ``*_rgb.avi`` and ``*.skeleton`` files at any depth. ``variant`` is one of
-    ``TRAIN_SUBJECTS``. The 302 samples whose skeletons are missing or incomplete, by the list of
-    the data set's authors, are left out. Raises UserError where a sample has one file only.
+    ``folder`` holds ``*_rgb.avi`` and ``*.skeleton`` files, in folders of any depth. ``variant`` is
+    one of ``TRAIN_SUBJECTS``. The 302 samples whose skeletons are missing or incomplete, as the
+    data set's authors list them, are left out.
+
+    Raises UserError where a sample of a part has one file only, and where none is there.
     """
     videos, skeletons = _files(folder, _VIDEO), _files(folder, _SKELETON)
-    part_of = dict.fromkeys(TRAIN_SUBJECTS[variant], 0) | dict.fromkeys(_VALIDATION, 1)
-    part_of |= dict.fromkeys(_TEST, 2)
-    names, labels, parts = [], [], []
-    for name in sorted((videos.keys() | skeletons.keys()) - missing_skeletons()):
-        subject, action = _subject_and_action(name, (videos | skeletons)[name])
-        if subject in part_of:
-            names.append(name)
-            labels.append(action)
-            parts.append(part_of[subject])
+    names, labels, parts = _samples(videos | skeletons, TRAIN_SUBJECTS[variant])
     for kind, found in ((_VIDEO, videos), (_SKELETON, skeletons)):
         lacking = [f"{name}{kind}" for name in names if name not in found]
         if lacking:
@@ -213,18 +208,34 @@ class _Lines:
 
 
 def _files(folder: Path, kind: str) -> dict[str, Path]:
-    return {path.name.removesuffix(kind): path for path in folder.rglob(f"*{kind}")}
+    """Return the files in ``folder`` whose names end so, by the rest of their names."""
+    found: dict[str, Path] = {}
+    for parent, _, files in os.walk(folder, followlinks=True):
+        for file in files:
+            name, path = file.removesuffix(kind), Path(parent, file)
+            if name != file and found.setdefault(name, path) != path:
+                raise UserError(f"{path}: received {found[name]} too, expected one file of a name")
+    return found
 
 
-def _subject_and_action(name: str, path: Path) -> tuple[int, int]:
-    """Return the number of the subject, and of the action from 0."""
-    found = _NAME.fullmatch(name)
-    if found is None or not 1 <= int(found[2]) <= len(ACTIONS):
-        raise UserError(
-            f"{path}: received this name, expected SsssCcccPpppRrrrAaaa with an action from 1 to "
-            f"{len(ACTIONS)}"
-        )
-    return int(found[1]), int(found[2]) - 1
+def _samples(
+    paths: Mapping[str, Path], train: tuple[int, ...]
+) -> tuple[list[str], list[int], list[int]]:
+    """Return the names of the whole samples that are in a part, their actions from 0, and parts."""
+    part_of = dict.fromkeys(train, 0) | dict.fromkeys(_VALIDATION, 1) | dict.fromkeys(_TEST, 2)
+    names, labels, parts = [], [], []
+    for name in sorted(paths.keys() - missing_skeletons()):
+        found = _NAME.fullmatch(name)
+        if found is None or not 1 <= int(found[2]) <= len(ACTIONS):
+            raise UserError(
+                f"{paths[name]}: received this name, expected SsssCcccPpppRrrrAaaa with an action "
+                f"from 1 to {len(ACTIONS)}"
+            )
+        if int(found[1]) in part_of:
+            names.append(name)
+            labels.append(int(found[2]) - 1)
+            parts.append(part_of[int(found[1])])
+    return names, labels, parts
 
 
 def _itself(path: Path) -> tuple[Path]:

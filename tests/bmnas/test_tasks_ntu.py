@@ -163,7 +163,12 @@ def test_samples_must_be_whole(tmp_path: Path) -> None:
     (tmp_path / "nturgb+d_rgb" / f"{NAMES[0]}_rgb.avi").unlink()
     with pytest.raises(UserError, match=rf"1 files missing, such as {NAMES[0]}_rgb\.avi"):
         load_ntu(tmp_path)
-    (tmp_path / "nturgb+d_rgb" / "S001C001P001R001A061_rgb.avi").write_bytes(b"")
+    videos = tmp_path / "nturgb+d_rgb"
+    (tmp_path / "small").symlink_to(videos)
+    with pytest.raises(UserError, match=r"_rgb\.avi: received \S+ too, expected one"):
+        load_ntu(tmp_path)
+    (tmp_path / "small").unlink()
+    (videos / "S001C001P001R001A061_rgb.avi").write_bytes(b"")
     with pytest.raises(UserError, match=r"A061_rgb\.avi: received this name, expected SsssCccc"):
         load_ntu(tmp_path)
 
