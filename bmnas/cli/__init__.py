@@ -27,6 +27,8 @@ from bmnas.machine.errors import UserError
 
 #: Packages that some commands need, by the extra that brings them.
 _EXTRAS = {
+    "PIL": "paper",
+    "h5py": "paper",
     "matplotlib": "search",
     "ray": "sweep",
     "safetensors": "search",

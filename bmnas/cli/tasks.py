@@ -8,8 +8,8 @@ from typer import Argument
 
 from bmnas.cli.options import Json
 from bmnas.cli.output import print_facts, print_json
-from bmnas.pipeline.config import load_preset, preset_names, read_preset
-from bmnas.tasks import REGISTERED, load_task
+from bmnas.pipeline.config import DEFAULT, load_preset, preset_names, read_preset
+from bmnas.tasks import FOLDER_TASKS, REGISTERED, load_task
 from bmnas.tasks.task import PARTS
 
 
@@ -20,7 +20,7 @@ def tasks(as_json: Json = False) -> None:
 
     Example: bmnas tasks --json
     """
-    found = [_facts(name) for name in REGISTERED]
+    found = [*map(_facts, REGISTERED), *map(_facts_of_folder, FOLDER_TASKS)]
     if as_json:
         print_json({"tasks": found})
         return
@@ -51,8 +51,6 @@ def presets(
 
 def _facts(name: str) -> dict[str, object]:
     task = load_task(name)
-    # The preset says what was measured with it.
-    promise = read_preset(task.preset)["promise"]
     return {
         "name": name,
         "kind": task.kind,
@@ -62,6 +60,23 @@ def _facts(name: str) -> dict[str, object]:
         ],
         "samples": {part: len(task.samples(part)) for part in PARTS},
         "licence": task.licence,
-        "expected_time": promise["time"],
-        "expected_score": promise["score"],
+        **_expected(task.preset),
     }
+
+
+def _facts_of_folder(name: str) -> dict[str, object]:
+    task = FOLDER_TASKS[name]
+    return {
+        "name": name,
+        "data": f"--data DIR with {task.files}",
+        "samples": dict(zip(PARTS, task.samples, strict=True)),
+        **_expected(task.preset),
+    }
+
+
+def _expected(preset: str) -> dict[str, object]:
+    """Return what was measured with a preset, nothing for one that follows from the data."""
+    if preset == DEFAULT:
+        return {}
+    promise = read_preset(preset)["promise"]
+    return {"expected_time": promise["time"], "expected_score": promise["score"]}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bmnas.tasks.check import check_task, check_test, note_unseen
-from bmnas.tasks.load import REGISTERED, load_task, reload_task, reloadable
+from bmnas.tasks.load import FOLDER_TASKS, REGISTERED, load_task, reload_task, reloadable
 from bmnas.tasks.rows import Rows
 from bmnas.tasks.task import Modality, Task
 from bmnas.tasks.task_file import load_task_file
 
 __all__ = [
+    "FOLDER_TASKS",
     "REGISTERED",
     "Modality",
     "Rows",

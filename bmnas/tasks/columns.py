@@ -89,7 +89,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
 
 
 @contextlib.contextmanager
-def _reading(place: str) -> Iterator[None]:
+def reading(place: str) -> Iterator[None]:
     """Turn what readers raise at a damaged file into a UserError that names ``place``."""
     try:
         yield
@@ -112,7 +112,7 @@ def _open(path: Path) -> Mapping[str, _Reader]:
     if opened is None:
         expected = f"one of {', '.join(_OPENED)}"
         raise UserError(f"{path}: received a {path.suffix or 'nameless'} file, expected {expected}")
-    with _reading(str(path)):
+    with reading(str(path)):
         return opened(path)
 
 
@@ -131,7 +131,7 @@ def _npz(path: Path) -> Mapping[str, _Reader]:
 
 def _member(path: Path, name: str, text: bool) -> Array:
     """Return a member of an ``.npz``; what is a number in the file stays one."""
-    with _reading(f"{path}: {name}"), np.load(path, allow_pickle=False) as archive:
+    with reading(f"{path}: {name}"), np.load(path, allow_pickle=False) as archive:
         array: Array | bytes = archive[name]
     if isinstance(array, bytes):
         raise UserError(f"{path}: {name}: not an array: expected what numpy.savez writes")

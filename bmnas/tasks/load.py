@@ -6,13 +6,14 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bmnas.machine.errors import UserError, close
+from bmnas.tasks.mmimdb import load_mmimdb, load_mmimdb_raw, load_mmimdb_vgg
 from bmnas.tasks.task import Modality, Task, draw_parts
 from bmnas.tasks.task_file import load_task_file
 
@@ -47,8 +48,33 @@ def load_digits() -> Task:
     )
 
 
+@dataclass(frozen=True)
+class FolderTask:
+    """A task with a name of its own, which ``load`` reads from a folder.
+
+    ``files`` says what lies in the folder, ``samples`` how many of each part were published,
+    ``preset`` is the task's.
+    """
+
+    load: Callable[[Path], Task]
+    files: str
+    samples: tuple[int, int, int]
+    preset: str = "default"
+
+
+_FILMS, _STORED = (15_552, 2_608, 7_799), "multimodal_imdb.hdf5 and split.json"
+
 #: The tasks that have a name of their own and carry their data.
 REGISTERED: Mapping[str, Callable[[], Task]] = {"digits": load_digits}
+
+#: The tasks that have a name of their own and read the folder that --data names.
+FOLDER_TASKS: Mapping[str, FolderTask] = {
+    "mmimdb": FolderTask(load_mmimdb, _STORED, _FILMS, "mmimdb-1"),
+    "mmimdb-vgg": FolderTask(load_mmimdb_vgg, _STORED, _FILMS),
+    "mmimdb-raw": FolderTask(
+        load_mmimdb_raw, "split.json and the folder dataset of mmimdb.tar.gz", _FILMS
+    ),
+}
 
 
 def load_task(source: str | Path | Task, data: Path | None = None) -> Task:
@@ -56,7 +82,7 @@ def load_task(source: str | Path | Task, data: Path | None = None) -> Task:
 
     ``source`` is one of
 
-    - a registered name: ``"digits"``;
+    - a registered name: ``"digits"``, or one of ``FOLDER_TASKS``, which need ``data``;
     - the path of a ``task.toml``, or of the folder that holds one;
     - ``"module:attribute"``, a Task or a function that returns one; the module is looked for
       in the current directory first, and a function gets ``data`` where it is given;
@@ -78,7 +104,9 @@ def load_task(source: str | Path | Task, data: Path | None = None) -> Task:
         return replace(REGISTERED[text](), source={"task": text})
     if text.partition(":")[2]:
         return _load_attribute(text, data)
-    names = list(REGISTERED)
+    if text in FOLDER_TASKS:
+        return _load_folder(text, data)
+    names = [*REGISTERED, *FOLDER_TASKS]
     raise UserError(
         f"received task {text!r}, expected {', '.join(names)}, a path to a task.toml, "
         f"or module:attribute{close(text, names)}"
@@ -113,7 +141,7 @@ def reload_task(source: Mapping[str, Any], folder: Path | None = None) -> Task:
 def reloadable(source: Mapping[str, Any]) -> bool:
     """Tell whether ``reload_task`` can load ``source``; if not, the user must name the task."""
     name = str(source.get("task", ""))
-    return name in REGISTERED or name.endswith(".toml")
+    return name in REGISTERED or name in FOLDER_TASKS or name.endswith(".toml")
 
 
 def imported(place: str) -> Any:
@@ -143,6 +171,16 @@ def imported(place: str) -> Any:
             )
         value = getattr(value, part)
     return value
+
+
+def _load_folder(name: str, data: Path | None) -> Task:
+    files = f"the folder with {FOLDER_TASKS[name].files}"
+    if data is None:
+        raise UserError(f"task {name}: give --data DIR, {files}")
+    if not data.is_dir():
+        raise UserError(f"task {name}: received --data {data}, expected {files}")
+    source = {"task": name, "data": str(data.resolve())}
+    return replace(FOLDER_TASKS[name].load(data), source=source)
 
 
 def _load_attribute(place: str, data: Path | None) -> Task:

@@ -8,20 +8,28 @@ from typer.testing import CliRunner
 
 from bmnas.cli import app
 from bmnas.cli.output import task_again
-from bmnas.tasks import REGISTERED, load_task
+from bmnas.tasks import FOLDER_TASKS, REGISTERED, load_task
 
 
 def test_the_table_names_every_task() -> None:
     result = CliRunner().invoke(app, ["tasks"])
     assert result.exit_code == 0
-    for words in (*REGISTERED, "train 1078", "CC BY 4.0", "left (image 8x4), right (image 8x4)"):
+    for words in (
+        *REGISTERED,
+        *FOLDER_TASKS,
+        "train 1078",
+        "CC BY 4.0",
+        "left (image 8x4), right (image 8x4)",
+    ):
         assert words in result.stdout
 
 
 def test_json_is_one_object() -> None:
     result = CliRunner().invoke(app, ["tasks", "--json"])
     listed = {task["name"]: task for task in json.loads(result.stdout)["tasks"]}
-    assert list(listed) == list(REGISTERED)
+    assert list(listed) == [*REGISTERED, *FOLDER_TASKS]
+    assert listed["mmimdb"]["samples"] == {"train": 15552, "validation": 2608, "test": 7799}
+    assert "62.92" in listed["mmimdb"]["expected_score"]
     assert listed["digits"]["samples"] == {"train": 1078, "validation": 360, "test": 359}
     assert listed["digits"]["modalities"] == ["left (image 8x4)", "right (image 8x4)"]
 

@@ -51,8 +51,8 @@ def test_a_path_a_folder_and_the_way_back(here: Path, monkeypatch: pytest.Monkey
 def test_an_unknown_name_lists_what_there_is() -> None:
     message = error_of("digit")
     assert message == (
-        "received task 'digit', expected digits, a path to a task.toml, or "
-        "module:attribute; did you mean 'digits'?"
+        "received task 'digit', expected digits, mmimdb, mmimdb-vgg, mmimdb-raw, a path to a "
+        "task.toml, or module:attribute; did you mean 'digits'?"
     )
 
 
@@ -120,7 +120,7 @@ def test_a_recorded_module_is_not_imported(
         ("my_tasks:taks", "my_tasks has no attribute 'taks'; did you mean 'task'?"),
         ("my_tasks:number", "received a int, expected a bmnas.tasks.Task"),
         ("my_tasks:wrong", "received a int, expected a bmnas.tasks.Task"),
-        ("my_tasks:", "received task 'my_tasks:', expected digits, a path"),
+        ("my_tasks:", "received task 'my_tasks:', expected digits, mmimdb, "),
         ("my tasks:task", "received 'my tasks:task', expected module:attribute"),
         ("task.toml:task", "no module 'task.toml' in "),
     ],

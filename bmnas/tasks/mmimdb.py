@@ -1,0 +1,225 @@
+"""MM-IMDB: 25,959 films, each with a poster, a plot and some of 23 genres.
+
+Source: J. Arevalo et al., "Gated Multimodal Units for Information Fusion", ICLR 2017 workshop,
+arXiv 1702.01992. It is published as ``multimodal_imdb.hdf5`` and as the archive ``mmimdb.tar.gz``,
+with ``split.json`` and, in the folder ``dataset``, a ``.jpeg`` and a ``.json`` for each film.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from bmnas.machine.errors import UserError, few, one_line
+from bmnas.machine.files import read_json
+from bmnas.machine.schema import read, received
+from bmnas.tasks.columns import reading
+from bmnas.tasks.decoded import DecodedRows
+from bmnas.tasks.hdf5 import HDF5Rows, read_attribute, read_dataset
+from bmnas.tasks.kinds import Array
+from bmnas.tasks.task import Modality, ModalityType, Task
+
+#: The genres in the order of the HDF5 file, the most frequent first. News, Adult, Talk-Show and
+#: Reality-TV, which the archive has too, are left out, as in the papers.
+GENRES = (
+    "Drama", "Comedy", "Romance", "Thriller", "Crime", "Action", "Adventure", "Horror",
+    "Documentary", "Mystery", "Sci-Fi", "Fantasy", "Family", "Biography", "War", "History", "Music",
+    "Animation", "Musical", "Western", "Sport", "Short", "Film-Noir",
+)  # fmt: skip
+
+_FILE, _SPLIT = "multimodal_imdb.hdf5", "split.json"
+#: What was taken off the colours of the stored posters, blue first: VGG's means in Caffe.
+_MEANS = np.array([103.939, 116.779, 123.68], np.float32)[:, None, None]
+_WIDTH, _HEIGHT = 160, 256  # of the stored posters
+_FORMATS = "JPEG", "PNG", "GIF"  # whatever the name of a file says
+#: Of a plot; 19 in 20 are shorter. The longest has 1,887, and an array of texts is as wide as it.
+_MOST_WORDS = 300
+
+
+@dataclass(frozen=True)
+class _Split:
+    """What ``split.json`` holds: the IMDb numbers of each part."""
+
+    train: tuple[str, ...]
+    dev: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @property
+    def films(self) -> list[str]:
+        """All films, those of train first."""
+        return [*self.train, *self.dev, *self.test]
+
+    @property
+    def part(self) -> Array:
+        """The part of each of ``films``, see ``PARTS``."""
+        return np.repeat(np.arange(3), [len(self.train), len(self.dev), len(self.test)])
+
+
+@dataclass(frozen=True)
+class _Film:
+    """What of a film's ``.json`` counts; there are several plots by different people."""
+
+    genres: tuple[str, ...]
+    plot: tuple[str, ...]
+
+
+def load_mmimdb(folder: Path) -> Task:
+    """Load posters (256, 160, 3) uint8 and the mean word2vec of plots (300) from the HDF5 file.
+
+    That is what the papers use. ``folder`` holds ``multimodal_imdb.hdf5`` and ``split.json``; a
+    poster is read when it is asked for. Raises UserError, with file and place, for what is missing
+    or damaged.
+    """
+    posters = HDF5Rows(folder / _FILE, "images", _pixels)
+    shape, dtype = posters.stored_shape, posters.stored_dtype
+    if shape[1:2] != (3,) or len(shape) != 4 or dtype.kind not in "if":
+        raise UserError(
+            f"{folder / _FILE}: images: received {dtype} of shape {shape}, expected int32 or "
+            "float32 of shape (films, 3, height, width), the means of VGG taken off"
+        )
+    return replace(_of_hdf5("mmimdb", folder, "image", posters), preset="mmimdb-1")
+
+
+def load_mmimdb_vgg(folder: Path) -> Task:
+    """Load VGG-16's activations for posters (4096) and the mean word2vec of plots (300).
+
+    As ``load_mmimdb``, from the data set ``vgg_features``: a search without a network for images.
+    """
+    return _of_hdf5("mmimdb-vgg", folder, "vector", HDF5Rows(folder / _FILE, "vgg_features"))
+
+
+def load_mmimdb_raw(folder: Path) -> Task:
+    """Load posters (256, 160, 3) uint8 and plots as text, at most 300 words, from the archive.
+
+    ``folder`` holds ``split.json`` and the folder ``dataset``. Of several plots the longest counts.
+    Posters are cut to the form of the HDF5 file's, and decoded when they are asked for. Raises
+    UserError, with file and place, for what is missing or damaged.
+    """
+    split, dataset = _read_split(folder), folder / "dataset"
+    if not dataset.is_dir():
+        raise UserError(f"{dataset}: no such folder, expected a .jpeg and a .json for each film")
+    there = set(os.listdir(dataset))
+    files = [f"{film}.{kind}" for film in split.films for kind in ("jpeg", "json")]
+    _lacks(dataset, [file for file in files if file not in there], len(files), "files")
+    genres, plots = [], []
+    for film in split.films:
+        path = dataset / f"{film}.json"
+        found = read(_Film, read_json(path), str(path), ignore_unknown=True)
+        words = max(found.plot, key=len, default="").split()
+        if not words:
+            raise UserError(f"{path}: plot: received none, expected some words")
+        genres.append([genre in found.genres for genre in GENRES])
+        plots.append(" ".join(words[:_MOST_WORDS]))
+    posters = DecodedRows(
+        [dataset / f"{film}.jpeg" for film in split.films],
+        _decoded,
+        (_HEIGHT, _WIDTH, 3),
+        np.uint8,
+        folder=dataset,
+        files=lambda path: [path],
+        recipe="poster",
+    )
+    image, text = Modality("image", "image", posters), Modality("text", "text", np.array(plots))
+    labels = np.array(genres, np.int32)
+    return _task("mmimdb-raw", split, (image, text), labels, GENRES)
+
+
+def _of_hdf5(name: str, folder: Path, type_: ModalityType, images: HDF5Rows) -> Task:
+    path, split = folder / _FILE, _read_split(folder)
+    ids = read_dataset(path, "imdb_ids", text=True)
+    genres, features = read_dataset(path, "genres"), read_dataset(path, "features")
+    stored = {images.name: images.stored_shape, "genres": genres.shape, "features": features.shape}
+    for dataset, shape in stored.items():
+        if shape[0] != len(ids):
+            raise UserError(
+                f"{path}: {dataset} has {shape[0]} rows, "
+                f"expected {len(ids)}, one for each of imdb_ids"
+            )
+    row_of = {film: row for row, film in enumerate(ids.tolist())}
+    films = split.films
+    _lacks(f"{path}: imdb_ids", [film for film in films if film not in row_of], len(films), "films")
+    rows = np.array([row_of[film] for film in films])
+    image = Modality("image", type_, images, rows)
+    text = Modality("text", "vector", features, rows)
+    return _task(name, split, (image, text), genres[rows], _genres(path, genres.shape[1:]))
+
+
+def _task(
+    name: str,
+    split: _Split,
+    modalities: tuple[Modality, ...],
+    labels: Array,
+    genres: tuple[str, ...],
+) -> Task:
+    return Task(
+        name=name,
+        kind="multilabel",
+        modalities=modalities,
+        labels=labels,
+        part=split.part,
+        class_names=genres,
+        licence="not stated by its authors; posters and plots belong to others",
+    )
+
+
+def _read_split(folder: Path) -> _Split:
+    path = folder / _SPLIT
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such file, expected the official split, which mmimdb.tar.gz holds"
+        )
+    split = read(_Split, read_json(path), str(path), ignore_unknown=True)
+    films, count = np.unique(split.films, return_counts=True)
+    if (count > 1).any():
+        raise UserError(f"{path}: film {films[count > 1][0]} stands there twice, expected once")
+    return split
+
+
+def _lacks(place: object, missing: list[str], count: int, what: str) -> None:
+    if missing:
+        raise UserError(
+            f"{place}: received {count - len(missing)} of the {count} {what} of the split, "
+            f"{few(missing)} missing"
+        )
+
+
+def _genres(path: Path, columns: tuple[int, ...]) -> tuple[str, ...]:
+    """Return what the columns of the data set ``genres`` mean."""
+    place, told = f"{path}: genres: target_names", read_attribute(path, "genres", "target_names")
+    with reading(place):
+        names = json.loads(told) if isinstance(told, str | bytes) else told
+    count = len(GENRES)
+    if not isinstance(names, list) or sorted(map(str, names)) != sorted(GENRES):
+        raise UserError(f"{place}: {received(names, f'a list of the {count} genres of the task')}")
+    if columns != (count,):
+        raise UserError(f"{path}: genres: received columns {columns}, expected ({count},)")
+    return tuple(names)
+
+
+def _pixels(stored: Array) -> Array:
+    """Return a stored poster (3, H, W) as RGB (H, W, 3) uint8, at most 1 off where it was cut.
+
+    The authors took the means off and cut the fractions.
+    """
+    colours = np.clip(np.rint(stored + _MEANS), 0, 255).astype(np.uint8)
+    return colours[::-1].transpose(1, 2, 0)
+
+
+def _decoded(path: Path) -> Array:
+    """Return the middle of a poster as RGB (256, 160, 3) uint8.
+
+    As large a part as has that form, made smaller. Raises UserError for a damaged file.
+    """
+    from PIL import Image, ImageOps
+
+    size = _WIDTH, _HEIGHT
+    try:
+        with reading(str(path)), Image.open(path, formats=_FORMATS) as poster:
+            poster.draft("RGB", (2 * _WIDTH, 2 * _HEIGHT))
+            return np.asarray(ImageOps.fit(poster.convert("RGB"), size, Image.Resampling.LANCZOS))
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: {one_line(error)}") from error
