@@ -28,6 +28,7 @@ from bmnas.machine.errors import UserError
 #: Packages that some commands need, by the extra that brings them.
 _EXTRAS = {
     "PIL": "paper",
+    "av": "paper",
     "h5py": "paper",
     "matplotlib": "search",
     "ray": "sweep",

@@ -101,6 +101,7 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
         labels=np.array(labels),
         part=np.array(parts),
         class_names=names,
+        preset="ego-1",
         licence="for academic research only, by agreement with its authors",
     )
 

@@ -7,13 +7,16 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bmnas.machine.errors import UserError, close
+from bmnas.tasks.egogesture import load_egogesture
 from bmnas.tasks.mmimdb import load_mmimdb, load_mmimdb_raw, load_mmimdb_vgg
+from bmnas.tasks.ntu import load_ntu
 from bmnas.tasks.task import Modality, Task, draw_parts
 from bmnas.tasks.task_file import load_task_file
 
@@ -52,17 +55,18 @@ def load_digits() -> Task:
 class FolderTask:
     """A task with a name of its own, which ``load`` reads from a folder.
 
-    ``files`` says what lies in the folder, ``samples`` how many of each part were published,
-    ``preset`` is the task's.
+    ``files`` says what lies in the folder, ``samples`` how many of each part were published, None
+    where nobody says it, ``preset`` is the task's.
     """
 
     load: Callable[[Path], Task]
     files: str
-    samples: tuple[int, int, int]
+    samples: tuple[int, int, int] | None
     preset: str = "default"
 
 
 _FILMS, _STORED = (15_552, 2_608, 7_799), "multimodal_imdb.hdf5 and split.json"
+_VIDEOS = "the *_rgb.avi and *.skeleton files of NTU RGB+D"
 
 #: The tasks that have a name of their own and carry their data.
 REGISTERED: Mapping[str, Callable[[], Task]] = {"digits": load_digits}
@@ -73,6 +77,15 @@ FOLDER_TASKS: Mapping[str, FolderTask] = {
     "mmimdb-vgg": FolderTask(load_mmimdb_vgg, _STORED, _FILMS),
     "mmimdb-raw": FolderTask(
         load_mmimdb_raw, "split.json and the folder dataset of mmimdb.tar.gz", _FILMS
+    ),
+    "ntu": FolderTask(load_ntu, _VIDEOS, (23_760, 2_519, 16_558), "ntu-1"),
+    "ntu-released": FolderTask(partial(load_ntu, variant="ntu-released"), _VIDEOS, None, "ntu-1"),
+    "ntu-all": FolderTask(partial(load_ntu, variant="ntu-all"), _VIDEOS, None, "ntu-1"),
+    "egogesture": FolderTask(
+        load_egogesture,
+        "the frames of EgoGesture and the lists of its split",
+        (14_416, 4_768, 4_977),
+        "ego-1",
     ),
 }
 

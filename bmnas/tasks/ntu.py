@@ -107,6 +107,7 @@ def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
         labels=np.array(labels),
         part=np.array(parts),
         class_names=ACTIONS,
+        preset="ntu-1",
         licence="for academic research only, by agreement with the ROSE Lab",
     )
 

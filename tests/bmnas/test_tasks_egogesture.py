@@ -11,7 +11,7 @@ from paper_files import write_egogesture
 from PIL import Image
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks import Rows
+from bmnas.tasks import Rows, load_task
 from bmnas.tasks.egogesture import CLASSES, LISTS, load_egogesture
 from bmnas.tasks.media import read_frames
 
@@ -129,7 +129,7 @@ def test_the_published_lists_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     for file in (*LISTS, CLASSES):
         shutil.copy(LISTED / file, tmp_path)
     monkeypatch.setattr("bmnas.tasks.egogesture._expect_frames", lambda folder, place: None)
-    task = load_egogesture(tmp_path)
+    task = load_task("egogesture", tmp_path)
     assert [len(task.samples(part)) for part in ("train", "validation", "test")] == [
         14_416,
         4_768,

@@ -8,7 +8,7 @@ import pytest
 from paper_files import bodies, rising, skeleton_text, write_ntu, write_video
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks import check_task
+from bmnas.tasks import check_task, load_task, reload_task
 from bmnas.tasks.media import read_video
 from bmnas.tasks.ntu import (
     ACTIONS,
@@ -153,7 +153,10 @@ def test_a_task_of_files(tmp_path: Path) -> None:
     assert np.ptp(second[1], axis=1).all()
     with pytest.raises(UserError, match="classes 'eat meal', 'brush teeth'"):
         check_task(task)  # which has 2 of 60 classes, and nothing else to complain about
-    assert sorted(load_ntu(tmp_path, "ntu-all").part.tolist()) == [0, 0, 0, 0, 1, 1, 2, 2]
+    named = load_task("ntu-all", tmp_path)
+    assert sorted(named.part.tolist()) == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert named.modalities[0].data.shape == (8, 8, 256, 256, 3)
+    assert reload_task(named.source).name == "ntu-all"
 
 
 def test_samples_must_be_whole(tmp_path: Path) -> None:
