@@ -284,6 +284,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
             # A fusion that needs no training: the mean of the unimodal networks' logits.
             unimodal_mean=head.score(mean, labels),
             calibration_error=head.calibration_error(test.logits, labels),
+            macro_f1=head.macro_f1(test.logits, labels),
         ),
         weighing=network.weighing,
         importance=stage.importance,

@@ -72,7 +72,8 @@ class SearchMetrics:
 class TrainedMetrics:
     """The trained network on the test part, and the mean of the unimodal networks' logits.
 
-    ``calibration_error`` is the expected one, a fraction (see ``training/heads.py``).
+    ``calibration_error`` is the expected one, a fraction (see ``training/heads.py``); ``macro_f1``
+    is that of tasks with labels.
     """
 
     score: Number
@@ -80,6 +81,7 @@ class TrainedMetrics:
     samples: int | None = None
     unimodal_mean: Number | None = None
     calibration_error: Number | None = None
+    macro_f1: Number | None = None
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ def run_tables(metrics: RunMetrics) -> list[TextTable]:
         *((name, own.validation, own.test) for name, own in metrics.unimodal.items()),
         ("mean of their logits", None, mean),
         ("fused", metrics.validation_score, metrics.test_score),
+        ("fused, macro f1", None, None if metrics.test is None else metrics.test.macro_f1),
     ]
     # Nothing was compiled: no line of zeros.
     seconds = {k: v for k, v in metrics.seconds.items() if v or not k.endswith("compile")}

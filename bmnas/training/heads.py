@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -103,6 +103,10 @@ class TaskHead(ABC):
         """
         return None
 
+    def macro_f1(self, logits: Tensor, labels: Tensor) -> float | None:
+        """Return the F1 score of logits (n, K) with all labels alike; None for other kinds."""
+        return None
+
     def served_outputs(self, classes: int) -> tuple[ServedOutput, ...]:
         """Return the outputs of the served model, ``logits`` the first."""
         return (
@@ -182,6 +186,10 @@ class MultilabelHead(TaskHead):
             return MultilabelHead(self.best_threshold(logits, labels)).score(logits, labels)
         return weighted_f1(self.decide(logits).numpy(), labels.numpy() > 0.5)
 
+    def macro_f1(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the macro F1 at ``threshold``."""
+        return macro_f1(self.decide(logits).numpy(), labels.numpy() > 0.5)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the sigmoid."""
         return logits.sigmoid()
@@ -237,12 +245,24 @@ def weighted_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
     Both are boolean (n, K). A label that neither occurs nor is predicted counts 0, as in
     scikit-learn, whose function this calls.
     """
+    return float(_f1(predicted, actual, "weighted"))
+
+
+def macro_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """Return the mean F1 score of the labels, of which frequent ones count no more than others.
+
+    Both are boolean (n, K), see ``weighted_f1``.
+    """
+    return float(_f1(predicted, actual, None)[:-1].mean())
+
+
+def _f1(predicted: np.ndarray, actual: np.ndarray, average: str | None) -> Any:
     from sklearn.metrics import f1_score
 
-    # A single column would be taken for a choice between two classes: a label that never occurs,
-    # of weight zero, keeps it a set of labels.
+    # A single column would be taken for a choice between two classes: a last label that never
+    # occurs, of weight zero, keeps it a set of labels.
     actual, predicted = (np.pad(each, ((0, 0), (0, 1))) for each in (actual, predicted))
-    return float(f1_score(actual, predicted, average="weighted", zero_division=0))
+    return f1_score(actual, predicted, average=average, zero_division=0)
 
 
 def calibration_error(probabilities: Tensor, happened: Tensor, bins: int = 15) -> float:

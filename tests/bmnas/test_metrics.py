@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import UNSEEN_LABEL
-from bmnas.training.heads import calibration_error, head_for, weighted_f1
+from bmnas.training.heads import calibration_error, head_for, macro_f1, weighted_f1
 from bmnas.training.metrics import evaluate
 
 CPU = torch.device("cpu")
@@ -36,6 +36,22 @@ SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12)
 def test_weighted_f1_is_its_definition(arrays: tuple[np.ndarray, np.ndarray]) -> None:
     predicted, actual = arrays
     assert weighted_f1(predicted, actual) == pytest.approx(f1_by_counting(predicted, actual))
+
+
+@settings(deadline=None)
+@given(SHAPES.flatmap(lambda shape: st.tuples(*[hnp.arrays(np.bool_, shape)] * 2)))
+def test_macro_f1_is_the_mean_over_labels(arrays: tuple[np.ndarray, np.ndarray]) -> None:
+    predicted, actual = arrays
+    labels = range(actual.shape[1])
+    each = [f1_by_counting(predicted[:, [k]], actual[:, [k]]) for k in labels]
+    assert macro_f1(predicted, actual) == pytest.approx(np.mean(each))
+
+
+def test_only_tasks_with_labels_have_a_macro_f1() -> None:
+    logits, labels = torch.tensor([[2.0, -2.0], [2.0, 2.0]]), torch.tensor([[1.0, 0.0]] * 2)
+    # The first label is always right, the second once predicted and never there.
+    assert head_for("multilabel", 0.5).macro_f1(logits, labels) == 0.5
+    assert head_for("multiclass").macro_f1(logits, labels[:, 0]) is None
 
 
 @settings(deadline=None)

@@ -299,6 +299,7 @@ def test_from_the_files_to_a_bundle(
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["metric"] == "weighted_f1"
     assert metrics["test"]["samples"] == COUNTS["test"]
+    assert 0 <= metrics["test"]["macro_f1"] <= 1
     manifest = load(tmp_path / "bundle")
     verify_files(manifest, tmp_path / "bundle")
     assert [spec.name for spec in manifest.inputs] == ["image", "text"]
