@@ -21,7 +21,7 @@ def read_video(path: Path, count: int, size: int) -> Array:
     import av
 
     clip = np.empty((count, size, size, 3), np.uint8)
-    filled = number = 0
+    filled = decoded = 0
     try:
         with av.open(str(path)) as container:
             stream = next(iter(container.streams.video), None)
@@ -30,16 +30,17 @@ def read_video(path: Path, count: int, size: int) -> Array:
             stream.codec_context.thread_count = 1  # rows are decoded side by side
             announced = stream.frames
             wanted = ((np.arange(count) + 0.5) * announced / count).astype(int)
-            for number, frame in enumerate(container.decode(stream)):
-                while filled < count and wanted[filled] == number:
+            for frame in container.decode(stream):
+                while filled < count and wanted[filled] == decoded:
                     clip[filled] = frame.to_ndarray(format="rgb24", width=size, height=size)
                     filled += 1
                 if filled == count:
                     return clip
+                decoded += 1
     except (av.error.FFmpegError, OSError) as error:
-        place = f"after frame {number}: " if number else ""
+        place = f"after frame {decoded}: " if decoded else ""
         raise UserError(f"{path}: {place}cannot be read: {error.strerror}") from error
-    raise UserError(f"{path}: ends after {number + 1} of {announced} frames: truncated")
+    raise UserError(f"{path}: ends after {decoded} of {announced} frames: truncated")
 
 
 def read_frames(paths: Sequence[Path], size: int, *, grey: bool = False) -> Array:
