@@ -7,7 +7,7 @@ torch expect; fusion turns them into (B, L, C_raw).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -50,6 +50,8 @@ class Backbone(nn.Module):
 
     family: ClassVar[str]
     types: ClassVar[tuple[ModalityType, ...]]
+    #: Whose files of weights it takes, beside its own.
+    published: ClassVar[str] = ""
     feature_names: tuple[str, ...]
     feature_channels: tuple[int, ...]
     stem: nn.Module
@@ -127,6 +129,13 @@ class Backbone(nn.Module):
     def weights_module(self) -> nn.Module:
         """Return the module whose ``state_dict`` a file of pretrained weights holds."""
         return self
+
+    def adopt(self, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], bool]:
+        """Return the tensors of a file of weights under the names of those of ``weights_module``.
+
+        Also tell whether all of this backbone is among them, the head included.
+        """
+        return state, self.weights_module() is self
 
     def spec(self) -> dict[str, Any]:
         """Return plain JSON data from which ``backbone_from_spec`` builds this again.

@@ -269,15 +269,28 @@ class VectorBackbone(FittedBackbone):
         self.set_stages(stem, stages, (self.width,) * self.count, head)
 
 
+def pixel_spec(
+    type_: ModalityType, shape: Sequence[int], dtype: str, value_range: Sequence[float]
+) -> InputSpec:
+    """Return what an image or a clip of ``shape`` is to a network that scales it by itself."""
+    colour = has_colour(type_, tuple(shape))
+    layout, what = "HW", "one image, rows from the top"
+    if type_ == "clip":
+        layout, what = "THW", f"one clip of {shape[0]} frames in order of time"
+    note = {
+        "layout": layout + ("C" if colour else ""),
+        "colours": "RGB" if colour else "grey",
+        "value_range": list(value_range),
+        "scaling": "none: the network scales and standardises its input",
+    }
+    return InputSpec(tuple(shape), dtype, f"{what}, raw pixel values", note)
+
+
 class PixelBackbone(ConvBackbone):
     """A residual network for rows of pixels (*positions) or (*positions, 3), uint8 or float32.
 
-    ``shape`` is that of one row, ``value_range`` what the train rows span. ``layout`` names the
-    axes of positions; ``meaning`` is that of the input, with {count} for the first axis.
+    ``shape`` is that of one row, ``value_range`` what the train rows span.
     """
-
-    layout: ClassVar[str]
-    meaning: ClassVar[str]
 
     def __init__(
         self,
@@ -288,23 +301,17 @@ class PixelBackbone(ConvBackbone):
         value_range: Sequence[float],
         dropout: float = 0.1,
     ) -> None:
-        colour = has_colour(self.types[0], tuple(shape))
-        note = {
-            "layout": self.layout + ("C" if colour else ""),
-            "colours": "RGB" if colour else "grey",
-            "value_range": list(value_range),
-            "scaling": "none: the network scales and standardises its input",
-        }
         super().__init__(
-            InputSpec(tuple(shape), dtype, self.meaning.format(count=shape[0]), note),
+            pixel_spec(self.types[0], shape, dtype, value_range),
             classes=classes,
             shape=list(shape),
             dtype=dtype,
             value_range=list(value_range),
             dropout=dropout,
         )
-        positions = shape[: len(self.layout)]
-        more = (128,) if self.layout == "HW" and max(positions) >= _LARGE_IMAGE else ()
+        colour = has_colour(self.types[0], tuple(shape))
+        positions = shape[: len(self.limits)]
+        more = (128,) if len(positions) == 2 and max(positions) >= _LARGE_IMAGE else ()
         prepare = Pixels(colour=colour, dtype=dtype)
         self.build(prepare, (3 if colour else 1, *positions), more=more)
 
@@ -323,9 +330,7 @@ class ImageBackbone(PixelBackbone):
 
     family: ClassVar[str] = "cnn"
     types: ClassVar[tuple[ModalityType, ...]] = ("image",)
-    layout = "HW"
     limits = (48, 48)
-    meaning = "one image, rows from the top, raw pixel values"
 
 
 class ClipBackbone(PixelBackbone):
@@ -336,9 +341,7 @@ class ClipBackbone(PixelBackbone):
 
     family: ClassVar[str] = "cnn3d"
     types: ClassVar[tuple[ModalityType, ...]] = ("clip",)
-    layout = "THW"
     limits = (16, 28, 28)
-    meaning = "one clip of {count} frames in order of time, raw pixel values"
 
 
 def _strides(

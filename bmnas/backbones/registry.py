@@ -18,9 +18,13 @@ from torch import Tensor, nn
 
 from bmnas.backbones.base import FORMAT, Backbone
 from bmnas.backbones.conv import ClipBackbone, ImageBackbone, SequenceBackbone, VectorBackbone
+from bmnas.backbones.hcn import HCNBackbone
 from bmnas.backbones.hf import HFBackbone
+from bmnas.backbones.maxout import MaxoutBackbone
 from bmnas.backbones.module import ModuleBackbone, user_module
+from bmnas.backbones.resnet3d import InflatedResNet50Backbone, ResNeXt3DBackbone
 from bmnas.backbones.tap import Reader
+from bmnas.backbones.vgg import VGG19Backbone
 from bmnas.backbones.waveform import WaveformBackbone
 from bmnas.backbones.words import TextBackbone, TokenBackbone
 from bmnas.machine.errors import UserError, at, close, few, one_line
@@ -28,7 +32,8 @@ from bmnas.machine.schema import OneOf, Range, read
 from bmnas.machine.tensor_file import read_tensors, write_tensors
 from bmnas.tasks.task import Array, Modality, ModalityType
 
-#: Families that are built from rows alone; their names are what ``Modality.backbone`` may say.
+#: Families that are built from rows alone; their names are what ``Modality.backbone`` may say. The
+#: first of a type is its default.
 BACKBONES: dict[str, type[Backbone]] = {
     family.family: family
     for family in (
@@ -39,12 +44,17 @@ BACKBONES: dict[str, type[Backbone]] = {
         VectorBackbone,
         TextBackbone,
         TokenBackbone,
+        VGG19Backbone,
+        MaxoutBackbone,
+        InflatedResNet50Backbone,
+        HCNBackbone,
+        ResNeXt3DBackbone,
     )
 }
 
 #: The name of the backbone that a modality of each type gets when it asks for none.
 DEFAULT_BACKBONES: dict[ModalityType, str] = {
-    type_: name for name, family in BACKBONES.items() for type_ in family.types
+    type_: name for name, family in reversed(BACKBONES.items()) for type_ in family.types
 }
 
 _FAMILIES = {**BACKBONES, HFBackbone.family: HFBackbone, ModuleBackbone.family: ModuleBackbone}
@@ -173,8 +183,11 @@ def load_backbone(path: Path, module: object = None) -> tuple[Backbone, dict[str
     return backbone.eval(), description["extra"]
 
 
-def load_weights(backbone: Backbone, path: Path) -> None:
+def load_weights(backbone: Backbone, path: Path) -> bool:
     """Load pretrained weights into ``backbone``, for a user's own module into that module.
+
+    Return whether its head is among them. A network of a paper takes published files as well, with
+    their names and forms, and whatever their head.
 
     ``path`` is a ``.safetensors`` file or a ``state_dict`` saved by torch, by itself or under
     ``state_dict``, ``model_state_dict`` or ``model``, its names with or without ``module.``.
@@ -187,7 +200,9 @@ def load_weights(backbone: Backbone, path: Path) -> None:
         state = _torch_state(path)
     if state and all(name.startswith(_PREFIX) for name in state):
         state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
-    _load_state(backbone.weights_module(), state, path)
+    adopted, whole = backbone.adopt(state)
+    _load_state(backbone.weights_module(), adopted, path, backbone.published)
+    return whole
 
 
 def _torch_state(path: Path) -> dict[str, Tensor]:
@@ -219,7 +234,9 @@ def _torch_state(path: Path) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in state.items()}
 
 
-def _load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def _load_state(
+    module: nn.Module, state: Mapping[str, Tensor], path: Path, published: str = ""
+) -> None:
     own = module.state_dict()
     misshaped = [
         f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}"
@@ -233,8 +250,10 @@ def _load_state(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
     }
     found = [f"{len(names)} {what} ({few(names)})" for what, names in wrong.items() if names]
     if found:
+        expected = f"; expected weights of {published}, or saved by bmnas" if published else ""
         raise UserError(
             f"{path}: received weights that do not fit this backbone's {len(own)} tensors: "
             + "; ".join(found)
+            + expected
         )
     module.load_state_dict(state)

@@ -181,8 +181,7 @@ def _new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module |
     were given.
     """
     backbone = build_backbone(modality, classes=task.outputs, rows=_train_rows(task, modality))
-    if modality.weights is not None:
-        load_weights(backbone, modality.weights)
+    whole = modality.weights is not None and load_weights(backbone, modality.weights)
     wanted, head = modality.backbone, backbone.head
     backbone.eval()
     if isinstance(wanted, Backbone):
@@ -190,7 +189,6 @@ def _new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module |
     hub = isinstance(wanted, str) and wanted.startswith("hf:")
     if modality.weights is None and not hub and not isinstance(wanted, nn.Module):
         return backbone, backbone
-    whole = modality.weights is not None and backbone.weights_module() is backbone
     if whole or head is None or count_parameters(head) == 0:
         return backbone, None
     backbone.requires_grad_(False)

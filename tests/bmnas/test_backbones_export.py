@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -11,7 +12,7 @@ import torch
 from backbone_cases import TinyNet, modality
 from torch import Tensor, nn
 
-from bmnas.backbones import Backbone, build_backbone
+from bmnas.backbones import BACKBONES, Backbone, build_backbone
 from bmnas.tasks.task import Modality
 
 
@@ -80,6 +81,27 @@ def test_the_exported_graph_equals_torch(kind: str) -> None:
     part = modality(kind)
     torch.manual_seed(0)
     assert_graph_equals_torch(build_backbone(part, classes=3, rows=part.data), part.data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "shape", "config"),
+    [
+        ("vgg19", (32, 40, 3), {"width": 2}),
+        ("maxout", (12,), {"width": 4}),
+        ("inflated_resnet50", (4, 24, 20, 3), {"width": 2}),
+        ("hcn", (16, 150), {"width": 4}),
+        ("resnext101_3d", (8, 24, 20), {"width": 2, "cardinality": 2}),
+    ],
+)
+def test_networks_of_papers_export(
+    family: str, shape: tuple[int, ...], config: dict[str, Any]
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+    if family not in ("maxout", "hcn"):
+        rows, config = (rows * 50 + 128).clip(0, 255).astype(np.uint8), config | {"dtype": "uint8"}
+    torch.manual_seed(0)
+    assert_graph_equals_torch(BACKBONES[family](classes=3, shape=shape, **config), rows)
 
 
 @pytest.mark.slow

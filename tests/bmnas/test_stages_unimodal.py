@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import published_weights
 import pytest
 import torch
 from tiny_tasks import CONFIG, changed, tiny_task
@@ -99,6 +100,27 @@ def test_a_module_with_other_weights_is_another_backbone(tmp_path: Path) -> None
     networks(tmp_path, first)
     with pytest.raises(UserError, match=r"m0\.safetensors: was trained for"):
         networks(tmp_path, task())
+
+
+@pytest.mark.parametrize("classes", [4, 23])
+def test_published_weights_are_kept_and_only_a_missing_head_is_trained(
+    tmp_path: Path, classes: int
+) -> None:
+    state = published_weights.maxout(64, 3, classes)
+    torch.save(state, tmp_path / "w.pth")
+    rows = tiny_task().modalities[0].data.mean(1)
+    of = {"type": "vector", "data": rows, "backbone": "maxout", "weights": tmp_path / "w.pth"}
+    task = changed(tiny_task(), 0, **of)
+    found = networks(tmp_path / "kept", task)["m0"]
+    assert found.pretrained
+    kept = found.backbone.state_dict()
+    for name in ("weight", "bias"):
+        assert torch.equal(kept[f"stages.1.op3.lin.{name}"], state[f"op3.lin.{name}"])
+        given = kept[f"head.hid2val.{name}"]
+        assert (given.shape == state[f"hid2val.{name}"].shape) == (classes == 4)
+    assert torch.equal(kept["stages.1.op2.0.running_mean"], state["op2.0.running_mean"])
+    counted = int(kept["head.op4.0.num_batches_tracked"])
+    assert (counted == 0) == (classes == 4)
 
 
 def test_a_name_that_no_network_can_hold_is_told_before_training(tmp_path: Path) -> None:
