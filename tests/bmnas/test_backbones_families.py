@@ -167,7 +167,7 @@ def test_colours_and_scale_of_uint8_images() -> None:
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (Modality("p", "image", np.zeros((3, 8, 8)), backbone="cn"), "did you mean 'cnn'"),
+        (Modality("p", "image", np.zeros((3, 8, 8)), backbone="cnnn"), "did you mean 'cnn'"),
         (Modality("p", "vector", np.zeros((3, 2)), features=("a",)), "received features"),
         (Modality("p", "image", np.zeros((3, 8, 8)), backbone="mlp"), "which reads vector"),
     ],
