@@ -97,7 +97,9 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
     return Task(
         name="egogesture",
         kind="multiclass",
-        modalities=tuple(Modality(name, "clip", data) for name, data in rows.items()),
+        modalities=tuple(
+            Modality(name, "clip", data, backbone="resnext101_3d") for name, data in rows.items()
+        ),
         labels=np.array(labels),
         part=np.array(parts),
         class_names=names,

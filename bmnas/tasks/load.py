@@ -95,7 +95,8 @@ def load_task(source: str | Path | Task, data: Path | None = None) -> Task:
 
     ``source`` is one of
 
-    - a registered name: ``"digits"``, or one of ``FOLDER_TASKS``, which need ``data``;
+    - a registered name: ``"digits"``, or one of ``FOLDER_TASKS``, which need ``data``; weights of
+      backbones lie there in ``weights``, each file called as its modality;
     - the path of a ``task.toml``, or of the folder that holds one;
     - ``"module:attribute"``, a Task or a function that returns one; the module is looked for
       in the current directory first, and a function gets ``data`` where it is given;
@@ -192,8 +193,19 @@ def _load_folder(name: str, data: Path | None) -> Task:
         raise UserError(f"task {name}: give --data DIR, {files}")
     if not data.is_dir():
         raise UserError(f"task {name}: received --data {data}, expected {files}")
+    task = FOLDER_TASKS[name].load(data)
     source = {"task": name, "data": str(data.resolve())}
-    return replace(FOLDER_TASKS[name].load(data), source=source)
+    return replace(task, modalities=_with_weights(task, data / "weights"), source=source)
+
+
+def _with_weights(task: Task, folder: Path) -> tuple[Modality, ...]:
+    """Return the modalities, each with the file of ``folder`` that has its name, where one has."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*")):
+        task.modality(path.stem)  # raises UserError where there is none of that name
+        if found.setdefault(path.stem, path) != path:
+            raise UserError(f"{path}: received {found[path.stem]} too, expected one of them")
+    return tuple(replace(m, weights=found.get(m.name, m.weights)) for m in task.modalities)
 
 
 def _load_attribute(place: str, data: Path | None) -> Task:

@@ -103,7 +103,10 @@ def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
     return Task(
         name=variant,
         kind="multiclass",
-        modalities=(Modality("rgb", "clip", rgb), Modality("skeleton", "sequence", skeleton)),
+        modalities=(
+            Modality("rgb", "clip", rgb, backbone="inflated_resnet50"),
+            Modality("skeleton", "sequence", skeleton, backbone="hcn"),
+        ),
         labels=np.array(labels),
         part=np.array(parts),
         class_names=ACTIONS,

@@ -156,7 +156,23 @@ def test_a_task_of_files(tmp_path: Path) -> None:
     named = load_task("ntu-all", tmp_path)
     assert sorted(named.part.tolist()) == [0, 0, 0, 0, 1, 1, 2, 2]
     assert named.modalities[0].data.shape == (8, 8, 256, 256, 3)
+    assert [m.backbone for m in named.modalities] == ["inflated_resnet50", "hcn"]
     assert reload_task(named.source).name == "ntu-all"
+
+
+def test_weights_lie_beside_the_data_and_are_called_as_their_modality(tmp_path: Path) -> None:
+    write_ntu(tmp_path, NAMES)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "skeleton.pth").touch()
+    task = load_task("ntu", tmp_path)
+    assert [m.weights for m in task.modalities] == [None, folder / "skeleton.pth"]
+    (folder / "skeleton.safetensors").touch()
+    with pytest.raises(UserError, match=r"skeleton\.safetensors: received \S+\.pth too, expected"):
+        load_task("ntu", tmp_path)
+    (folder / "skeleton.safetensors").rename(folder / "pose.pth")
+    with pytest.raises(UserError, match="task ntu: received modality 'pose', expected one of rgb"):
+        load_task("ntu", tmp_path)
 
 
 def test_samples_must_be_whole(tmp_path: Path) -> None:
