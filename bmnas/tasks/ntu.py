@@ -75,7 +75,10 @@ def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
     for kind, found in ((_VIDEO, videos), (_SKELETON, skeletons)):
         lacking = [f"{name}{kind}" for name in names if name not in found]
         if lacking:
-            raise UserError(f"{folder}: {len(lacking)} files missing, such as {few(lacking)}")
+            raise UserError(
+                f"{folder}: received {len(names) - len(lacking)} *{kind} files for {len(names)} "
+                f"samples, {few(lacking)} missing: add them, or take their other files away"
+            )
     if not names:
         raise UserError(
             f"{folder}: received no sample of the subjects of {variant}, expected files such as "

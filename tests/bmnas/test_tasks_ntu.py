@@ -180,7 +180,7 @@ def test_samples_must_be_whole(tmp_path: Path) -> None:
         load_ntu(tmp_path)
     write_ntu(tmp_path, NAMES)
     (tmp_path / "nturgb+d_rgb" / f"{NAMES[0]}_rgb.avi").unlink()
-    with pytest.raises(UserError, match=rf"1 files missing, such as {NAMES[0]}_rgb\.avi"):
+    with pytest.raises(UserError, match=rf"avi files for 6 samples, {NAMES[0]}_rgb\.avi missing"):
         load_ntu(tmp_path)
     videos = tmp_path / "nturgb+d_rgb"
     (tmp_path / "small").symlink_to(videos)
