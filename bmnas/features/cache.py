@@ -55,12 +55,11 @@ from bmnas.machine.files import (
     write_json,
 )
 from bmnas.machine.progress import Progress
-from bmnas.tasks.rows import Data, Rows
+from bmnas.tasks.rows import Data, Rows, pieces
 from bmnas.tasks.task import Array, Modality, Part, Task
 
 FORMAT = "bmnas.features/2"
 _BATCH = 256
-_HASH_ROWS = 4096
 _MASK = ".mask"  # ends the name of a mask's file
 #: Of a device's free memory, what features may take; networks, gradients and batches need some.
 _FRACTION = 0.6
@@ -220,8 +219,8 @@ def rows_hash(data: Data, rows: Array) -> str:
     if isinstance(data, Rows):
         return data.digest(rows)
     digest = hashlib.sha256(f"{data.dtype} {data.shape[1:]} {len(rows)}\n".encode())
-    for start in range(0, len(rows), _HASH_ROWS):
-        digest.update(np.ascontiguousarray(data[rows[start : start + _HASH_ROWS]]).tobytes())
+    for some in pieces(data, rows):
+        digest.update(np.ascontiguousarray(data[some]).tobytes())
     return digest.hexdigest()
 
 

@@ -26,6 +26,7 @@ from bmnas.machine.runtime import seed_stage
 from bmnas.pipeline.context import RunContext
 from bmnas.report.metrics import RunMetrics, TrainedMetrics, UnimodalMetrics
 from bmnas.tasks import check_task, check_test
+from bmnas.tasks.rows import pieces
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.heads import TaskHead, head_for
 
@@ -128,11 +129,10 @@ def _fitted(
 def _input(task: Task, modality: Modality) -> _Input:
     used, place = np.unique(modality.rows_of(np.arange(len(task.part))), return_inverse=True)
     train = np.isin(used, modality.rows_of(task.samples("train")))
-    rows = modality.data[used]
     if modality.type in ("text", "tokens"):
-        read = _terms(rows, train)
+        read = _terms(modality.data[used], train)
     else:
-        read = _reduced(_standardised(_numbers(modality, rows, train), train), train)
+        read = _reduced(_standardised(_numbers(modality, used, train), train), train)
     return _Input(read, torch.from_numpy(place))
 
 
@@ -151,18 +151,23 @@ def _terms(rows: Array, train: Array) -> Tensor:
     return torch.sparse_coo_tensor(place, values, found.shape, check_invariants=True)
 
 
-def _numbers(modality: Modality, rows: Array, train: Array) -> Tensor:
-    """Return what a row says, (R, D)."""
+def _numbers(modality: Modality, used: Array, train: Array) -> Tensor:
+    """Return what each of the rows ``used`` (R,) says, (R, D)."""
+    data = modality.data
     if modality.type == "waveform":
+        rows = data[used]
         assert modality.sample_rate is not None
         log_mel = LogMel(rows.shape[1], modality.sample_rate)
         log_mel.fit(rows[train])
         with torch.no_grad():
             each = [log_mel(torch.from_numpy(rows[n : n + 256])) for n in range(0, len(rows), 256)]
         return F.adaptive_avg_pool1d(torch.cat(each).transpose(1, 2), _BINS).flatten(1)
-    flat = rows.reshape(len(rows), -1)
-    kept = flat[:, :: math.ceil(flat.size / _MOST_NUMBERS)]
-    return torch.from_numpy(np.array(kept, np.float32))
+    every = math.ceil(len(used) * math.prod(data.shape[1:]) / _MOST_NUMBERS)
+    kept = [
+        np.array(data[some].reshape(len(some), -1)[:, ::every], np.float32)
+        for some in pieces(data, used)
+    ]
+    return torch.from_numpy(np.concatenate(kept))
 
 
 def _standardised(numbers: Tensor, train: Array) -> Tensor:

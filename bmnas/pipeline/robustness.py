@@ -9,7 +9,6 @@ Legend: n rows, T tokens of a row; axes are those of a row, see ``ROW_AXES``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -18,12 +17,12 @@ from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.multimodal import raw_samples
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.report.metrics import RobustnessMetrics
+from bmnas.tasks.rows import pieces
 from bmnas.tasks.task import Array, Modality, ModalityType, Task
 from bmnas.training.metrics import evaluate
 
 _NOISE = (0.0, 0.25, 0.5, 1.0, 2.0)
 _WORDS = (0.0, 0.1, 0.25, 0.5, 0.75)
-_CHUNK = 1024
 #: Over which axes of a row the standard deviation is taken: columns keep their own.
 _POOLED: dict[ModalityType, tuple[int, ...]] = {"vector": (), "sequence": (0,)}
 
@@ -70,8 +69,8 @@ def train_statistics(task: Task, modality: Modality) -> tuple[Array, Array]:
     """
     rows = np.sort(modality.rows_of(task.samples("train")))
     total = squares = np.zeros(())
-    for chunk in np.array_split(rows, math.ceil(len(rows) / _CHUNK)):
-        x = modality.data[chunk].astype(np.float64)
+    for some in pieces(modality.data, rows):
+        x = modality.data[some].astype(np.float64)
         total, squares = total + x.sum(0), squares + (x * x).sum(0)
     mean, square = total / len(rows), squares / len(rows)
     axes = _POOLED.get(modality.type)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from bmnas.machine.schema import Problem, SchemaError
 from bmnas.tasks.kinds import TASK_KINDS, UNKNOWN_LABEL, Array, task_kind
-from bmnas.tasks.rows import Data, Rows
+from bmnas.tasks.rows import Data, Rows, pieces
 from bmnas.tasks.task import (
     MODALITY_TYPES,
     PARTS,
@@ -30,7 +29,6 @@ from bmnas.tasks.task import (
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _NAMED = "expected letters, digits, _ and -"
 _WORD = re.compile(r"\w")
-_CHUNK_BYTES = 32_000_000
 
 #: Tables as large as the vocabulary, and filters as long as a 25 ms frame, are made of these.
 _MOST_TOKENS = 1_000_000
@@ -60,7 +58,7 @@ _FORMS: dict[ModalityType, _Form] = {
 def check_task(task: Task) -> None:
     """Check names, shapes, types, parts, and the labels and data of train and validation.
 
-    Arrays are read in chunks of at most 32 MB, so that one on disk need not fit in memory.
+    Arrays are read in pieces, so that one on disk need not fit in memory.
 
     Raises UserError: one line with every problem that was found.
     """
@@ -241,10 +239,7 @@ def _bad_rows(modality: Modality, rows: Array) -> Array:
     data, bad = modality.data, [rows[:0]]
     if data.dtype.kind not in "fU" and modality.type != "tokens":
         return rows[:0]
-    row_bytes = math.prod(data.shape[1:]) * data.dtype.itemsize
-    step = max(_CHUNK_BYTES // max(row_bytes, 1), 1)
-    for start in range(0, len(rows), step):
-        picked = rows[start : start + step]
+    for picked in pieces(data, rows):
         chunk = np.asarray(data[picked])
         if modality.type == "text":
             wrong = np.char.str_len(np.char.strip(chunk)) == 0

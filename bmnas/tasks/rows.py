@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from bmnas.tasks.kinds import Array
+
+_PIECE_BYTES = 32_000_000
 
 
 class Rows(ABC):
@@ -47,3 +51,11 @@ class Rows(ABC):
 
 #: What ``Modality.data`` is.
 Data = Array | Rows
+
+
+def pieces(data: Data, numbers: Array) -> Iterator[Array]:
+    """Yield stretches of ``numbers`` (n,) whose rows are at most 32 MB, or a single row."""
+    row_bytes = math.prod(data.shape[1:]) * data.dtype.itemsize
+    step = max(_PIECE_BYTES // max(row_bytes, 1), 1)
+    for start in range(0, len(numbers), step):
+        yield numbers[start : start + step]

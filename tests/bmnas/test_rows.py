@@ -16,6 +16,7 @@ from bmnas.machine.errors import UserError
 from bmnas.pipeline.search import search
 from bmnas.pipeline.train import train
 from bmnas.tasks import Rows, Task, check_task
+from bmnas.tasks.rows import pieces
 
 
 class Stored(Rows):
@@ -49,7 +50,7 @@ def test_a_run_on_rows_is_the_run_on_arrays(tmp_path: Path) -> None:
 
 
 def test_rows_are_checked_as_arrays_are_and_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bmnas.tasks.check._CHUNK_BYTES", 10 * 6 * 3 * 4)
+    monkeypatch.setattr("bmnas.tasks.rows._PIECE_BYTES", 10 * 6 * 3 * 4)
     task = stored(tiny_task())
     check_task(task)
     rows = task.modalities[0].data
@@ -65,3 +66,11 @@ def test_rows_are_checked_as_arrays_are_and_piece_by_piece(monkeypatch: pytest.M
 def test_the_digest_of_rows_is_theirs() -> None:
     rows = Stored(np.zeros((4, 2), np.float32))
     assert rows_hash(rows, np.arange(2)) == rows.digest(np.arange(2))
+
+
+def test_pieces_hold_all_rows_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bmnas.tasks.rows._PIECE_BYTES", 20)
+    numbers = np.array([4, 1, 1, 0, 2])
+    for width, expected in ((2, [[4, 1], [1, 0], [2]]), (9, [[4], [1], [1], [0], [2]])):
+        rows = Stored(np.zeros((5, width), np.float32))
+        assert [some.tolist() for some in pieces(rows, numbers)] == expected

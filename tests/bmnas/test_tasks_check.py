@@ -10,7 +10,7 @@ from tiny_tasks import changed, tiny_task
 
 from bmnas.machine.errors import UserError
 from bmnas.tasks import Modality, Task, check_task, check_test
-from bmnas.tasks import check as check_module
+from bmnas.tasks import rows as rows_module
 
 N = 96
 
@@ -140,7 +140,7 @@ def test_a_shared_row_is_named_with_a_sample_that_uses_it() -> None:
 
 
 def test_all_rows_are_looked_at_chunk_by_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check_module, "_CHUNK_BYTES", 200)
+    monkeypatch.setattr(rows_module, "_PIECE_BYTES", 200)
     data = np.zeros((N, 6, 3), np.float32)
     check_task(changed(tiny_task(), 0, data=data))
     data[[0, 1, 45, 94]] = np.nan
