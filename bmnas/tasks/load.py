@@ -199,13 +199,15 @@ def _load_folder(name: str, data: Path | None) -> Task:
 
 
 def _with_weights(task: Task, folder: Path) -> tuple[Modality, ...]:
-    """Return the modalities, each with the file of ``folder`` that has its name, where one has."""
+    """Return the modalities; one that names its backbone has the file in ``folder`` of its name."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*")):
         task.modality(path.stem)  # raises UserError where there is none of that name
         if found.setdefault(path.stem, path) != path:
             raise UserError(f"{path}: received {found[path.stem]} too, expected one of them")
-    return tuple(replace(m, weights=found.get(m.name, m.weights)) for m in task.modalities)
+    return tuple(
+        replace(m, weights=found.get(m.name)) if m.backbone else m for m in task.modalities
+    )
 
 
 def _load_attribute(place: str, data: Path | None) -> Task:

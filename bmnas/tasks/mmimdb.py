@@ -70,9 +70,9 @@ class _Film:
 def load_mmimdb(folder: Path) -> Task:
     """Load posters (256, 160, 3) uint8 and the mean word2vec of plots (300) from the HDF5 file.
 
-    That is what the papers use. ``folder`` holds ``multimodal_imdb.hdf5`` and ``split.json``; a
-    poster is read when it is asked for. Raises UserError, with file and place, for what is missing
-    or damaged.
+    That is what the papers use, with the networks VGG-19 and Maxout MLP. ``folder`` holds
+    ``multimodal_imdb.hdf5`` and ``split.json``; a poster is read when it is asked for. Raises
+    UserError, with file and place, for what is missing or damaged.
     """
     posters = HDF5Rows(folder / _FILE, "images", _pixels)
     shape, dtype = posters.stored_shape, posters.stored_dtype
@@ -143,8 +143,8 @@ def _of_hdf5(name: str, folder: Path, type_: ModalityType, images: HDF5Rows) -> 
     films = split.films
     _lacks(f"{path}: imdb_ids", [film for film in films if film not in row_of], len(films), "films")
     rows = np.array([row_of[film] for film in films])
-    image = Modality("image", type_, images, rows)
-    text = Modality("text", "vector", features, rows)
+    image = Modality("image", type_, images, rows, "vgg19" if type_ == "image" else None)
+    text = Modality("text", "vector", features, rows, "maxout")
     return _task(name, split, (image, text), genres[rows], _genres(path, genres.shape[1:]))
 
 

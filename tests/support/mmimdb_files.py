@@ -39,7 +39,7 @@ def poster(number: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def write_hdf5(folder: Path, height: int = 32, width: int = 20) -> Path:
+def write_hdf5(folder: Path, height: int = 48, width: int = 32) -> Path:
     """Write ``multimodal_imdb.hdf5`` and ``split.json``, the films in another order than there."""
     write_split(folder)
     rng = np.random.default_rng(0)
