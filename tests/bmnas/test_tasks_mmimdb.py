@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -16,12 +17,18 @@ from PIL import Image
 
 from bmnas.backbones.vgg import VGG19Backbone
 from bmnas.features.cache import rows_hash
+from bmnas.machine.costs import count_parameters
 from bmnas.machine.errors import UserError
+from bmnas.pipeline.config import load_preset
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.cells.known import known_genotype
+from bmnas.spaces.cells.network import FusionNetwork
 from bmnas.tasks import Rows, check_task, check_test, load_task, reload_task
 from bmnas.tasks.mmimdb import GENRES
 from bmnas.tasks.task import PARTS
 
 EVERY = np.arange(len(FILMS))
+FOUND = Path(__file__).parents[2] / "examples" / "mmimdb-1.json"
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +314,32 @@ def test_from_the_files_to_a_bundle(
     verify_files(manifest, tmp_path / "bundle")
     assert {spec.name for spec in manifest.inputs} <= {"image", "text"}
     assert tuple(manifest.class_names) == GENRES
+
+
+def test_the_papers_network_has_the_size_that_its_layers_add_up_to() -> None:
+    genotype, settings = Genotype.load(FOUND), load_preset("mmimdb-1").search
+    c, length = settings.channels, settings.length
+    expected = known_genotype("mmimdb", ("image.3", "text.1"), channels=c, length=length)
+    assert dataclasses.replace(genotype, provenance={}) == expected
+    network = FusionNetwork(genotype, {"image.3": 512, "text.1": 64}, classes=23, dropout=0.1)
+    reshape = (512 + 64) * c + 2 * 3 * c  # bias and BatchNorm of both
+    concat_fc, linear_glu = 2 * c * c + 3 * c, 2 * (c * c + 3 * c)
+    norms = 2 * 2 * c * length + 2 * 2 * c * length  # of two Cells, of the head
+    fusion = count_parameters(network) - count_parameters(network.classifier)
+    assert fusion == reshape + concat_fc + linear_glu + norms == 285_504
+
+
+@pytest.mark.slow
+def test_the_papers_network_is_trained(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(VGG19Backbone.__init__.__kwdefaults__, "width", 4)
+    words = ["train", "--genotype", FOUND, "--run", tmp_path / "run", "--task", "mmimdb"]
+    preset = write_tiny_preset(tmp_path)
+    done = bmnas_command(*words, "--data", stored, "--preset", preset, "--device", "cpu")
+    assert done.status == 0, done.err
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["parameters"]["classifier"] == 2 * 192 * 16 * 23 + 23
 
 
 def test_weights_lie_beside_the_files(stored: Path, archived: Path, tmp_path: Path) -> None:
