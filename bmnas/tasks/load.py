@@ -15,7 +15,12 @@ import numpy as np
 
 from bmnas.machine.errors import UserError, close
 from bmnas.tasks.egogesture import load_egogesture
-from bmnas.tasks.mmimdb import load_mmimdb, load_mmimdb_raw, load_mmimdb_vgg
+from bmnas.tasks.mmimdb import (
+    load_mmimdb,
+    load_mmimdb_raw,
+    load_mmimdb_vgg,
+    load_mmimdb_words,
+)
 from bmnas.tasks.ntu import load_ntu
 from bmnas.tasks.task import Modality, Task, draw_parts
 from bmnas.tasks.task_file import load_task_file
@@ -74,6 +79,7 @@ REGISTERED: Mapping[str, Callable[[], Task]] = {"digits": load_digits}
 #: The tasks that have a name of their own and read the folder that --data names.
 FOLDER_TASKS: Mapping[str, FolderTask] = {
     "mmimdb": FolderTask(load_mmimdb, _STORED, _FILMS, "mmimdb-1"),
+    "mmimdb-words": FolderTask(load_mmimdb_words, _STORED, _FILMS),
     "mmimdb-vgg": FolderTask(load_mmimdb_vgg, _STORED, _FILMS),
     "mmimdb-raw": FolderTask(
         load_mmimdb_raw, "split.json and the folder dataset of mmimdb.tar.gz", _FILMS

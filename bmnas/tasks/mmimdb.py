@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from bmnas.tasks.columns import reading
 from bmnas.tasks.decoded import DecodedRows
 from bmnas.tasks.hdf5 import HDF5Rows, read_attribute, read_dataset
 from bmnas.tasks.kinds import Array
-from bmnas.tasks.task import Modality, ModalityType, Task
+from bmnas.tasks.task import Modality, Task
 
 #: The genres in the order of the HDF5 file, the most frequent first. News, Adult, Talk-Show and
 #: Reality-TV, which the archive has too, are left out, as in the papers.
@@ -74,14 +75,25 @@ def load_mmimdb(folder: Path) -> Task:
     ``multimodal_imdb.hdf5`` and ``split.json``; a poster is read when it is asked for. Raises
     UserError, with file and place, for what is missing or damaged.
     """
-    posters = HDF5Rows(folder / _FILE, "images", _pixels)
-    shape, dtype = posters.stored_shape, posters.stored_dtype
-    if shape[1:2] != (3,) or len(shape) != 4 or dtype.kind not in "if":
-        raise UserError(
-            f"{folder / _FILE}: images: received {dtype} of shape {shape}, expected int32 or "
-            "float32 of shape (films, 3, height, width), the means of VGG taken off"
-        )
-    return replace(_of_hdf5("mmimdb", folder, "image", posters), preset="mmimdb-1")
+    stored = {"images": _posters(folder / _FILE), "features": _word2vec(folder / _FILE)}
+    return replace(_of_hdf5("mmimdb", folder, stored), preset="mmimdb-1")
+
+
+def load_mmimdb_words(folder: Path) -> Task:
+    """Load posters as ``load_mmimdb`` does, and plots as the numbers of their first 300 words.
+
+    The numbers are those of the data set ``sequences`` and 1 more; 0 fills up short plots.
+    """
+    path = folder / _FILE
+    sequences = read_dataset(path, "sequences")
+    words = np.zeros((len(sequences), _MOST_WORDS), np.int32)
+    for number, sequence in enumerate(map(np.asarray, sequences)):
+        if sequence.ndim != 1 or sequence.dtype.kind not in "iu":
+            place = f"{path}: sequences: row {number}"
+            raise UserError(f"{place}: {received(sequence.tolist(), 'numbers of words')}")
+        words[number, : len(sequence)] = sequence[:_MOST_WORDS] + 1
+    stored = {"images": _posters(path), "sequences": Modality("text", "tokens", words)}
+    return _of_hdf5("mmimdb-words", folder, stored)
 
 
 def load_mmimdb_vgg(folder: Path) -> Task:
@@ -89,7 +101,9 @@ def load_mmimdb_vgg(folder: Path) -> Task:
 
     As ``load_mmimdb``, from the data set ``vgg_features``: a search without a network for images.
     """
-    return _of_hdf5("mmimdb-vgg", folder, "vector", HDF5Rows(folder / _FILE, "vgg_features"))
+    path = folder / _FILE
+    image = Modality("image", "vector", HDF5Rows(path, "vgg_features"))
+    return _of_hdf5("mmimdb-vgg", folder, {"vgg_features": image, "features": _word2vec(path)})
 
 
 def load_mmimdb_raw(folder: Path) -> Task:
@@ -128,24 +142,38 @@ def load_mmimdb_raw(folder: Path) -> Task:
     return _task("mmimdb-raw", split, (image, text), labels, GENRES)
 
 
-def _of_hdf5(name: str, folder: Path, type_: ModalityType, images: HDF5Rows) -> Task:
+def _posters(path: Path) -> Modality:
+    posters = HDF5Rows(path, "images", _pixels)
+    shape, dtype = posters.stored_shape, posters.stored_dtype
+    if shape[1:2] != (3,) or len(shape) != 4 or dtype.kind not in "if":
+        raise UserError(
+            f"{path}: images: received {dtype} of shape {shape}, expected int32 or float32 of "
+            "shape (films, 3, height, width), the means of VGG taken off"
+        )
+    return Modality("image", "image", posters, backbone="vgg19")
+
+
+def _word2vec(path: Path) -> Modality:
+    return Modality("text", "vector", read_dataset(path, "features"), backbone="maxout")
+
+
+def _of_hdf5(name: str, folder: Path, stored: Mapping[str, Modality]) -> Task:
+    """Return the task of the modalities ``stored``, each under the name of its data set."""
     path, split = folder / _FILE, _read_split(folder)
-    ids = read_dataset(path, "imdb_ids", text=True)
-    genres, features = read_dataset(path, "genres"), read_dataset(path, "features")
-    stored = {images.name: images.stored_shape, "genres": genres.shape, "features": features.shape}
-    for dataset, shape in stored.items():
-        if shape[0] != len(ids):
+    ids, genres = read_dataset(path, "imdb_ids", text=True), read_dataset(path, "genres")
+    lengths = {dataset: len(modality.data) for dataset, modality in stored.items()}
+    for dataset, length in {**lengths, "genres": len(genres)}.items():
+        if length != len(ids):
             raise UserError(
-                f"{path}: {dataset} has {shape[0]} rows, "
-                f"expected {len(ids)}, one for each of imdb_ids"
+                f"{path}: {dataset} has {length} rows, expected {len(ids)}, one for each of "
+                "imdb_ids"
             )
     row_of = {film: row for row, film in enumerate(ids.tolist())}
     films = split.films
     _lacks(f"{path}: imdb_ids", [film for film in films if film not in row_of], len(films), "films")
     rows = np.array([row_of[film] for film in films])
-    image = Modality("image", type_, images, rows, "vgg19" if type_ == "image" else None)
-    text = Modality("text", "vector", features, rows, "maxout")
-    return _task(name, split, (image, text), genres[rows], _genres(path, genres.shape[1:]))
+    modalities = tuple(replace(modality, index=rows) for modality in stored.values())
+    return _task(name, split, modalities, genres[rows], _genres(path, genres.shape[1:]))
 
 
 def _task(

@@ -91,6 +91,17 @@ def test_the_official_size_and_the_stored_activations(tmp_path: Path) -> None:
         assert np.array_equal(image.data[np.array([7, 0])], file["vgg_features"][:][[7, 0]])
 
 
+def test_plots_as_numbers_of_words(stored: Path) -> None:
+    task = load_task("mmimdb-words", stored)
+    check_task(task)
+    text = task.modality("text")
+    assert (text.type, text.data.shape) == ("tokens", (92, 300))
+    short, long = text.data[text.rows_of(np.array([7, 3]))]
+    assert short[:6].tolist() == [8, 1, 108, 108, 0, 0]
+    assert long.tolist() == [4, 1, *[104] * 298]
+    assert not short[6:].any()
+
+
 def test_the_archive_has_the_same_films_with_plots(archived: Path, stored: Path) -> None:
     task, other = load_task("mmimdb-raw", archived), load_task("mmimdb", stored)
     check_task(task)
@@ -222,6 +233,15 @@ def test_a_broken_hdf5_file_is_told_with_its_place(
     assert expected in error_of("mmimdb", tmp_path)
 
 
+def test_sequences_that_are_none_are_told(stored: Path, tmp_path: Path) -> None:
+    shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
+    change("sequences", np.arange(92))(tmp_path)
+    path = tmp_path / "multimodal_imdb.hdf5"
+    assert error_of("mmimdb-words", tmp_path) == (
+        f"{path}: sequences: row 0: received 0, expected numbers of words"
+    )
+
+
 def test_a_row_that_cannot_be_read_is_told(stored: Path, tmp_path: Path) -> None:
     shutil.copytree(stored, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "multimodal_imdb.hdf5"
@@ -288,7 +308,7 @@ def test_a_broken_poster_is_told(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mmimdb", "mmimdb-vgg", "mmimdb-raw"])
+@pytest.mark.parametrize("name", ["mmimdb", "mmimdb-words", "mmimdb-vgg", "mmimdb-raw"])
 def test_from_the_files_to_a_bundle(
     name: str, stored: Path, archived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,10 +371,11 @@ def test_weights_lie_beside_the_files(stored: Path, archived: Path, tmp_path: Pa
     (weights / "image.pth").touch()
     found = {
         name: [(m.backbone, m.weights) for m in load_task(name, tmp_path).modalities]
-        for name in ("mmimdb", "mmimdb-vgg", "mmimdb-raw")
+        for name in ("mmimdb", "mmimdb-words", "mmimdb-vgg", "mmimdb-raw")
     }
     assert found == {
         "mmimdb": [("vgg19", weights / "image.pth"), ("maxout", None)],
+        "mmimdb-words": [("vgg19", weights / "image.pth"), (None, None)],
         "mmimdb-vgg": [(None, None), ("maxout", None)],
         "mmimdb-raw": [(None, None), (None, None)],
     }
