@@ -33,7 +33,7 @@ class VGG19Backbone(PublishedPixels):
 
     family: ClassVar[str] = "vgg19"
     types: ClassVar[tuple[ModalityType, ...]] = ("image",)
-    published: ClassVar[str] = "torchvision's vgg19"
+    published: ClassVar[str] = "torchvision's vgg19, or BM-NAS's GP_VGG"
     prefixes = MappingProxyType({"features.": "", "vgg.": ""})
     left_out = r"classifier\.\d"
 

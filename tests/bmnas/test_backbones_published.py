@@ -161,6 +161,7 @@ def test_published_weights_load_but_for_a_head_of_other_classes(
 @pytest.mark.parametrize(
     ("family", "state", "head"),
     [
+        ("vgg19", weights.gp_vgg(2, K), "classifier"),
         ("inflated_resnet50", weights.resnet50(2, K), "fc"),
         ("inflated_resnet50", weights.visual(2, K), "classifier"),
         ("resnext101_3d", weights.resnext101(2, 2, K, (3, 7)), "fc"),

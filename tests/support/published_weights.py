@@ -44,6 +44,20 @@ def vgg19(width: int, classes: int = 1000) -> State:
     return _filled(shapes)
 
 
+def gp_vgg(width: int, classes: int) -> State:
+    """As the image network of BM-NAS."""
+    state = {
+        name.replace("features", "vgg"): tensor
+        for name, tensor in vgg19(width).items()
+        if name.startswith("features")
+    }
+    head = _norm("bn4", 8 * width) | {
+        "classifier.weight": (classes, 8 * width),
+        "classifier.bias": (classes,),
+    }
+    return state | _filled(head)
+
+
 def resnet50(width: int, classes: int = 1000, *, inflated: bool = False) -> State:
     """As torchvision's ``resnet50``, without the counts of batches that old files lack.
 
