@@ -159,7 +159,7 @@ def test_sizes_are_measured_and_drawn(tmp_path: Path) -> None:
 
 
 def test_what_the_cache_saves_is_measured(tmp_path: Path) -> None:
-    config = bmnas.load_preset("digits").override("search", epochs=1, rerank=0)
+    config = bmnas.load_preset("digits-quick").override("search", epochs=1, rerank=0)
     config = config.override("unimodal", epochs=1)
     task = bmnas.load_task("digits")
     bmnas.search(task, run=tmp_path / "run", config=config)

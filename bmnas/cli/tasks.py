@@ -37,7 +37,7 @@ def presets(
 
     With a name the preset is printed as TOML: a file that --preset of search and train takes.
 
-    Example: bmnas presets digits > mine.toml
+    Example: bmnas presets quick > mine.toml
     """
     found = {n: load_preset(n) for n in (preset_names() if name is None else [name])}
     if as_json:

@@ -51,7 +51,6 @@ def load_digits() -> Task:
         labels=labels,
         part=draw_parts(labels, (0.6, 0.2, 0.2), 20240520),
         class_names=tuple(str(k) for k in range(10)),
-        preset="digits",
         licence="CC BY 4.0",
     )
 

@@ -26,8 +26,8 @@ def test_json_is_one_object_with_every_setting() -> None:
     for preset in found:
         assert preset["search"] == load_preset(preset["name"]).to_dict()["search"]
         assert preset["command"]
-    (one,) = json.loads(bmnas_command("presets", "digits", "--json").out)["presets"]
-    assert one["name"] == "digits"
+    (one,) = json.loads(bmnas_command("presets", "digits-quick", "--json").out)["presets"]
+    assert one["name"] == "digits-quick"
 
 
 def test_a_printed_preset_is_a_file_that_can_be_given_back(tmp_path: Path) -> None:
@@ -42,4 +42,4 @@ def test_a_printed_preset_is_a_file_that_can_be_given_back(tmp_path: Path) -> No
 def test_an_unknown_name_is_one_line() -> None:
     assert one_line_error(bmnas_command("presets", "quik")).endswith("; did you mean 'quick'?")
     message = one_line_error(bmnas_command("presets", "digit"))
-    assert message.startswith("received preset 'digit', expected one of av-digits, digits")
+    assert message.startswith("received preset 'digit', expected one of av-digits, digits-quick")

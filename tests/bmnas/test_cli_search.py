@@ -229,9 +229,9 @@ def test_several_seeds_are_one_run(here: Path) -> None:
 
 
 def test_a_budget_and_a_preset_contradict() -> None:
-    printed = bmnas_command("search", "--task", "digits", "--budget", "1")
+    printed = bmnas_command("search", "--preset", "digits-quick", "--budget", "1")
     message = one_line_error(printed, status=2)
     assert message == (
-        "--budget: received preset digits too, whose trainings have their lengths; leave out "
-        "--budget, or say --preset default"
+        "--budget: received preset digits-quick too, whose trainings have their lengths; leave "
+        "out --budget, or say --preset default"
     )

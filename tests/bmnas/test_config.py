@@ -62,10 +62,10 @@ def test_settings_of_the_paper_are_those_of_its_table() -> None:
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(UserError) as line:
-        load_preset("digit")
+        load_preset("qick")
     assert str(line.value) == (
-        f"received preset 'digit', expected one of {', '.join(preset_names())}, or a .toml file"
-        "; did you mean 'digits'?"
+        f"received preset 'qick', expected one of {', '.join(preset_names())}, or a .toml file"
+        "; did you mean 'quick'?"
     )
 
 
@@ -143,21 +143,21 @@ def test_several_values_out_of_range_are_one_line() -> None:
 
 
 def test_the_preset_of_a_task_is_told_with_the_task() -> None:
-    task = dataclasses.replace(tiny_task(), preset="digit")
-    assert config_for(task, "digits") == load_preset("digits")
-    with pytest.raises(UserError, match=r"^task .*: received preset 'digit', .* mean 'digits'\?$"):
+    task = dataclasses.replace(tiny_task(), preset="qick")
+    assert config_for(task, "digits-quick") == load_preset("digits-quick")
+    with pytest.raises(UserError, match=r"^task .*: received preset 'qick', .* mean 'quick'\?$"):
         config_for(task)
 
 
 def test_an_override_changes_what_is_given_and_nothing_else() -> None:
-    preset = load_preset("digits")
+    preset = load_preset("digits-quick")
     assert preset.override("search", cells=None, steps=None) == preset
     changed = preset.override("search", cells=5)
     assert changed.search == dataclasses.replace(preset.search, cells=5)
     assert (changed.train, changed.unimodal, changed.preset) == (
         preset.train,
         preset.unimodal,
-        "digits",
+        "digits-quick",
     )
     joint = preset.override("train", freeze_backbones=False)
     assert joint.train.freeze_backbones is False

@@ -86,7 +86,7 @@ def test_a_run_from_before_there_was_the_section_can_be_trained(here: Path) -> N
     config = json.loads(path.read_text())
     del config["evolution"]
     path.write_text(json.dumps(config))
-    words = ("train", "--genotype", "run", "--epochs", 1, "--preset", "digits")
+    words = ("train", "--genotype", "run", "--epochs", 1, "--preset", "digits-quick")
     assert bmnas_command(*words).status == 0
     assert json.loads(path.read_text())["train"]["batch_size"] == 64
 
@@ -115,4 +115,4 @@ def test_a_sweep_may_vary_them() -> None:
     assert many.config(bmnas.load_task("digits")).strategies["evolution"] == EvolutionConfig(
         subsets=3
     )
-    assert many.config(bmnas.load_task("digits")).preset == "digits"
+    assert many.config(bmnas.load_task("digits")).preset == "default"

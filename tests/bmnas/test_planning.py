@@ -64,7 +64,7 @@ def test_the_presets_of_the_paper_say_their_features() -> None:
         if name.startswith(("ntu", "ego", "mmimdb")):
             assert len(feature_channels(None, load_preset(name))) >= 6
     with pytest.raises(UserError, match="nothing says which features there are"):
-        feature_channels(None, load_preset("digits"))
+        feature_channels(None, load_preset("digits-quick"))
     for text in ("", "512", "512,x", "0,3", "3,-1", "3,70000", "1.5,2"):
         with pytest.raises(UserError, match=r"--features: received .*expected the channels of two"):
             feature_channels(text, ntu)

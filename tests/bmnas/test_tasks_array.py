@@ -67,7 +67,7 @@ def test_optional_keys(tmp_path: Path) -> None:
         held=data,
         modalities=tables,
         class_names='["x", "y", "z"]',
-        preset='"digits"',
+        preset='"digits-quick"',
         licence='"CC0"',
     )
     task = load_task_file(path)
@@ -79,7 +79,7 @@ def test_optional_keys(tmp_path: Path) -> None:
         f"hf:{(tmp_path / 'models/speech').resolve()}",
     )
     assert (a.weights, a.features) == ((tmp_path / "net.safetensors").resolve(), ("one", "two"))
-    assert (task.class_names, task.preset, task.licence) == (("x", "y", "z"), "digits", "CC0")
+    assert (task.class_names, task.preset, task.licence) == (("x", "y", "z"), "digits-quick", "CC0")
     assert task.part.tolist() == [0, 1, 2] * (SAMPLES // 3)
 
 
