@@ -103,9 +103,9 @@ class InflatedResNet50Backbone(ResNet3DBackbone):
     """ResNet-50 (He et al., 2016) whose 3 x 3 convolutions see three frames as well.
 
     So does MFAS (Pérez-Rúa et al., 2019); the first convolution sees single frames, and time keeps
-    its length. Kernels of two axes are repeated in time and divided by its length (Carreira and
-    Zisserman, 2017, section 2.4): a convolution sees a still clip as the picture, but for the first
-    and the last frame, beyond which there are zeros.
+    its length. A kernel of two axes becomes the middle frame of one of three, zeros around it:
+    every frame is seen as a picture until training on clips says more. Repeated kernels (Carreira
+    and Zisserman, 2017) see the zeros beyond the first and the last of few frames.
     """
 
     family: ClassVar[str] = "inflated_resnet50"
@@ -128,9 +128,10 @@ class InflatedResNet50Backbone(ResNet3DBackbone):
         return found
 
     def fitted(self, name: str, tensor: Tensor, own: Tensor) -> Tensor:
-        """Return a kernel of two axes as one of three."""
+        """Return a kernel of two axes as the middle of one of three."""
         if tensor.dim() == 4 and own.dim() == 5:
-            return tensor.unsqueeze(2).expand(-1, -1, own.shape[2], -1, -1) / own.shape[2]
+            around = own.shape[2] // 2
+            return F.pad(tensor.unsqueeze(2), (0, 0, 0, 0, around, around))
         return tensor
 
 
