@@ -159,9 +159,7 @@ def bench(
 
     chosen = load_suite(suite, quick=quick)
     chosen = dataclasses.replace(
-        chosen,
-        seeds=chosen.seeds if seeds is None else seeds,
-        robustness=chosen.robustness or robustness,
+        chosen, seeds=seeds or chosen.seeds, robustness=chosen.robustness or robustness
     )
     folder = Path("runs") / "bench" / chosen.name if out is None else out
     jobs = suite_jobs(chosen)

@@ -43,11 +43,7 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, write_json
 from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.machine.schema import read
-from bmnas.pipeline.backbone_files import (
-    backbone_fingerprint,
-    backbone_path,
-    checkpoint_path,
-)
+from bmnas.pipeline.backbone_files import backbone_fingerprint, backbone_path, checkpoint_path
 from bmnas.pipeline.context import RunContext
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.fit import fit
@@ -255,17 +251,17 @@ def useful_epochs(lengths: Sequence[int], judge: Callable[[int], Evaluation]) ->
     best, chosen = (-math.inf, -math.inf), lengths[0]
     for epochs in lengths:
         found = judge(epochs)
-        if (found.score, -found.loss) <= best:
+        if (worth := (found.score, -found.loss)) <= best:
             break
-        best, chosen = (found.score, -found.loss), epochs
+        best, chosen = worth, epochs
     return chosen
 
 
 def _chosen_epochs(context: RunContext, modality: Modality, path: Path, owner: str) -> int:
     """Return after how many epochs the training of a backbone does best on validation.
 
-    A backbone that learns its few samples by heart is no use to what fuses. Large data is seen too
-    few times for that. What was found is kept beside the backbone.
+    One that learns its few samples by heart is no use to what fuses; large data is seen too few
+    times for that. What was found is kept beside it.
     """
     file = path.with_name(f"{path.stem}-epochs.json")
     kept = read_json(file) if file.is_file() else {}

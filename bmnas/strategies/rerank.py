@@ -77,16 +77,7 @@ def rerank(
         wanted.genotypes = [genotype.to_dict() for genotype in found]
         checkpoint.save(parts, evaluator.records)
     genotypes = [architecture_from_dict(data) for data in wanted.genotypes]
-    sizes = [len(genotypes)]
-    while config.rivals and len(sizes) < RUNGS:
-        sizes.append(math.ceil(sizes[-1] / LONGER))
-    with problem.progress.stage("reranking", sum(sizes)) as evaluator.shown:
-        for rung, size in enumerate(sizes):
-            genotypes = genotypes[:size]
-            worth = evaluator.score([Candidate(g, longer=LONGER**rung) for g in genotypes])
-            # sorted() keeps the order of candidates among equals.
-            ranked = sorted(range(size), key=lambda number: -worth[number])
-            genotypes = [genotypes[number] for number in ranked]
+    _halve(problem, evaluator, genotypes)
     best = evaluator.outcome()
     added = dict(best.stages)
     if "single_path" in meter.seconds:
@@ -105,6 +96,22 @@ def rerank(
         seconds=derived.seconds + best.seconds,
         processor_seconds=derived.processor_seconds + best.processor_seconds,
     )
+
+
+def _halve(
+    problem: SearchProblem, evaluator: TrainingEvaluator, genotypes: Sequence[Architecture]
+) -> None:
+    """Train all; with rivals then the better third ``LONGER`` times as long, and again."""
+    sizes = [len(genotypes)]
+    while problem.config.rivals and len(sizes) < RUNGS:
+        sizes.append(math.ceil(sizes[-1] / LONGER))
+    with problem.progress.stage("reranking", sum(sizes)) as evaluator.shown:
+        for rung, size in enumerate(sizes):
+            genotypes = genotypes[:size]
+            worth = evaluator.score([Candidate(g, longer=LONGER**rung) for g in genotypes])
+            # sorted() keeps the order of candidates among equals.
+            ranked = sorted(range(size), key=lambda number: -worth[number])
+            genotypes = [genotypes[number] for number in ranked]
 
 
 class _Wanted:
