@@ -239,7 +239,7 @@ def test_a_preset_that_is_not_there_is_told_before_the_first_run(here: Path) -> 
 
 def test_what_the_command_cannot_use(here: Path) -> None:
     unknown = bmnas_command("bench", "digit")
-    assert "received suite 'digit', expected digits" in one_line_error(unknown)
+    assert "received suite 'digit', expected all-tasks, digits" in one_line_error(unknown)
     slow = bmnas_command("bench", "real-data", "--quick")
     assert "--quick: received suite 'real-data'" in one_line_error(slow)
     nothing = bmnas_command("bench", "small.toml", "--report-only")

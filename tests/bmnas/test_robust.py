@@ -81,8 +81,11 @@ BAD_DATA: dict[str, tuple[dict[str, Any], str]] = {
         "task mine: modality b: NaN or infinite value in row 1, of sample 1 (validation)",
     ),
     "class missing from train": (
-        {"held": arrays(label=np.where(np.arange(SAMPLES) == 4, 2, np.arange(SAMPLES) // 3 % 2))},
-        "task mine: class '2' missing from train",
+        {
+            "held": arrays(label=np.where(np.arange(SAMPLES) == 4, 2, np.arange(SAMPLES) // 3 % 2)),
+            "class_names": '["x", "y", "z"]',
+        },
+        "task mine: class 'z' missing from train",
     ),
     "label too large": (
         {"held": spoilt("label", 3, 3), "class_names": '["x", "y", "z"]'},

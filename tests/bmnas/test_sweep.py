@@ -43,8 +43,8 @@ def test_a_grid_is_every_combination(tmp_path: Path) -> None:
         "search.epochs": 2,
     }
     config = trials[1].config(bmnas.load_task("digits"))
-    assert (config.search.channels, config.search.epochs, config.preset) == (32, 2, "digits")
-    assert config.search.batch_size == 64  # of the preset
+    assert (config.search.channels, config.search.epochs, config.preset) == (32, 2, "default")
+    assert config.search.batch_size == 64  # of the task
 
 
 def test_a_list_stands_beside_a_grid(tmp_path: Path) -> None:
