@@ -17,8 +17,8 @@ from bmnas.machine.errors import UserError
 from bmnas.tasks.task import ModalityType
 
 _CONVOLUTIONS = (2, 2, 4, 4, 4)  # of each block; a maximum over 2 x 2 follows
-#: Numbers of the layers after the first convolution of block 4, after the last of blocks 4 and 5,
-#: and after block 5: BM-NAS's program takes its maps there.
+#: Numbers of the layers after the first and the last convolution of block 4, after the third of
+#: block 5, and after block 5: BM-NAS's program takes its maps there.
 _ENDS = (21, 27, 34, 37)
 _SMALLEST = 32  # pixels, which five blocks halve to one
 

@@ -24,7 +24,7 @@ from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.search import search
 from bmnas.pipeline.train import train, train_fusion
 from bmnas.pipeline.trained import load_network
-from bmnas.pipeline.unimodal import unimodal_networks
+from bmnas.pipeline.unimodal import folds_of, unimodal_networks
 from bmnas.report.metrics import RunMetrics
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import (
@@ -153,7 +153,9 @@ def _make_backbones(job: Job, task: Task, folder: Path, runtime: Runtime) -> Non
         networks = unimodal_networks(context)
         backbones = {name: found.backbone for name, found in networks.items()}
         for length, dtype in job.caches:
-            context.features(backbones, ("train", "validation"), length, dtype=dtype)
+            # By the same folds as the stages, or they would find nothing in the cache.
+            folds = folds_of(networks)
+            context.features(backbones, ("train", "validation"), length, dtype=dtype, folds=folds)
 
 
 def _do_stages(job: Job, task: Task, folder: Path, runtime: Runtime, export: Export) -> None:

@@ -118,7 +118,8 @@ def _fitted(
     def closure() -> Tensor:
         optimizer.zero_grad()
         length = torch.stack([w.square().sum() for w in weights[:-1]]).sum()
-        loss = head.loss(_logits(weights, inputs), labels) + decay / (2 * len(labels)) * length
+        # The loss is a mean over samples, and with several labels over these too.
+        loss = head.loss(_logits(weights, inputs), labels) + decay / (2 * labels.numel()) * length
         loss.backward()
         return loss
 

@@ -197,7 +197,7 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
     task, recipe = context.task, context.config.unimodal.recipe
     train, fold_of_row = task.samples("train"), _fold_of_row(context, modality)
     started, start = time.perf_counter(), None
-    if context.config.unimodal.early_stopping:
+    if context.config.unimodal.early_stopping and _new_backbone(task, modality)[1] is not None:
         epochs = _chosen_epochs(context, modality, path, fingerprint)
         recipe = dataclasses.replace(recipe, epochs=epochs)
     seconds = time.perf_counter() - started

@@ -46,7 +46,8 @@ def ranking_tables(rows: Sequence[ComparisonRow], default: str) -> list[TextTabl
         if default in scored:
             first = max(scored, key=lambda name: scored[name].mean)
             best, own = scored[first], scored[default]
-            allowed = best.deviation or own.deviation or 0.0
+            known = [s.deviation for s in (best, own) if s.deviation is not None]
+            allowed = known[0] if known else 0.0
             verdict = "yes" if best.mean - own.mean <= allowed else "no"
             lines.append((task, first, verdict, *(format_spread(s, ".4f") for s in (best, own))))
     heads = ("task", "first", "within one deviation", "its score", default)

@@ -21,9 +21,8 @@ class SearchConfig:
     Algorithm 1's own result is compared with in the end (0: the paper's method); each is trained
     for ``candidate_epochs``, and before them the supernet, one path at a time. With ``rivals``
     hand-made fusions and known modules are among them, and trainings are of ``RUNGS`` lengths, see
-    ``first_rung``.
-    ``cache_dtype`` is
-    the type of the feature cache, ``precision`` that of the matrix products of Algorithm 1.
+    ``first_rung``. ``cache_dtype`` is the type of the feature cache, ``precision`` that of the
+    matrix products of Algorithm 1.
     """
 
     cells: Count = 2
