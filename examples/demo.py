@@ -38,6 +38,7 @@ def main() -> None:
     bmnas_command("export", "--genotype", RUN / "genotype.json")
     with served(RUN / "bundle") as address:
         accuracy, difference, agreeing = verify(address)
+    print_compared()
     print_table(accuracy, difference, agreeing, time.perf_counter() - started)
 
 
@@ -112,6 +113,26 @@ def infer(url: str, tensors: dict[str, torch.Tensor]) -> np.ndarray:
     with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as response:
         (logits,) = json.load(response)["outputs"]
     return np.array(logits["data"], dtype=np.float32).reshape(logits["shape"])
+
+
+def print_compared() -> None:
+    """Print what the search compared on validation, what was trained longest first."""
+    lines = (RUN / "rerank.jsonl").read_text().splitlines()
+    trained = sorted(map(json.loads, lines), key=lambda one: (-one["epochs"], -one["worth"]))
+    table = Table(title="compared by the search, on validation", min_width=64)
+    table.add_column("fusion network")
+    for column in ("epochs", "accuracy by itself", "loss of the weighted sum"):
+        table.add_column(column, justify="right")
+    shown = set()
+    for one in trained:
+        genotype = json.dumps(one["genotype"])
+        if genotype not in shown:
+            shown.add(genotype)
+            name = one["genotype"].get("name", "Cells")
+            score, loss = f"{one['validation_score']:.4f}", f"{-one['worth']:.4f}"
+            table.add_row(name, str(one["epochs"]), score, loss)
+    table.caption = "each after its longest training; the longest trained and best is kept"
+    Console().print("\n", table)
 
 
 def print_table(accuracy: float, difference: float, agreeing: int, seconds: float) -> None:
