@@ -22,6 +22,7 @@ def main(folder: Path, epochs: int | None = None) -> None:
     config = bmnas.config_for(task)
     for stage in ("unimodal", "search", "train"):
         config = config.override(stage, epochs=epochs)
+    config = config.override("search", candidate_epochs=epochs)
 
     found = bmnas.search(task, run=folder, config=config)
     trained = bmnas.train(folder / "genotype.json", task)
