@@ -58,13 +58,14 @@ def fit_linear(context: RunContext) -> None:
     Fitted on train with the weight decay, and the threshold, that suit validation best, then on
     train and validation; tested once. Raises UserError when the task cannot be used.
     """
-    task, folder, started = context.task, context.folder, time.process_time()
+    task, folder = context.task, context.folder
     check_task(task)
     check_test(task)
     seed_stage(context.seed, "linear")  # for the principal components
     write_json(folder.config, {"strategy": "none", "fusion": "linear", **context.record()})
     inputs = {modality.name: _input(task, modality) for modality in task.modalities}
     alone = {name: _scores(task, context.head, [own]) for name, own in inputs.items()}
+    started = time.process_time()  # the row of all modalities has the cost of its own model
     _, score = _scores(task, context.head, list(inputs.values()))
     spent = time.process_time() - started
     found = RunMetrics(

@@ -96,7 +96,7 @@ def replaced_by(mean: Array) -> Change:
 def words_left_out(share: float) -> Change:
     """Return what leaves each word of texts (n,), or token of (n, T), out with this probability.
 
-    What follows moves up; rows of tokens are filled up with 0.
+    What follows moves up; rows of tokens are filled up with 0, also where 0 is a token like others.
     """
     generator = np.random.default_rng(0)
 
