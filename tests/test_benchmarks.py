@@ -22,6 +22,7 @@ from benchmarks import (
     gpu_checks,
     gpu_search,
     gpu_speed,
+    ntu_epoch,
     ranks,
     scaling,
 )
@@ -172,3 +173,11 @@ def test_what_the_cache_saves_is_measured(tmp_path: Path) -> None:
     assert seconds.keys() == {"cached", "forward", "forward_and_backward"}
     expected = {name: each / seconds["cached"] for name, each in seconds.items()}
     assert found["times_faster"] == pytest.approx(expected)
+
+
+def test_an_epoch_of_a_search_is_measured_and_multiplied(tmp_path: Path) -> None:
+    found = ntu_epoch.measure(tmp_path, (192, 96, 60))
+    assert found["cache_bytes"] // (288 * 8 * 7552 * 4) == 1
+    assert found["whole_search_hours"] == pytest.approx(found["seconds"]["search"] * 30 / 3600)
+    assert found["peak_memory"]["resident_bytes"] > 0
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from bmnas.report.tables import TextTable, print_tables
 from bmnas.tasks import Task, load_task
 
 if TYPE_CHECKING:
+    from bmnas.lab.cards import CardEstimate
     from bmnas.lab.planning import Plan
 
 _LARGEST = 65536  # as many channels as a genotype's file may have
@@ -100,10 +102,12 @@ def plan(
     Part of an epoch is run. With --samples no data are needed; with a task its backbones and
     their features are timed too. Estimates hold within a factor of two for a machine that is as
     busy as now, and has the memory to read the cache from the disk once; several seeds are counted
-    one after another.
+    one after another. What Algorithm 1 would take on common GPUs is arithmetic: half of their peaks
+    in float32, 10 microseconds to launch an operation.
 
     Example: bmnas plan --preset ntu-1 --samples 40000
     """
+    from bmnas.lab.cards import on_cards
     from bmnas.lab.planning import plan_features, plan_task
     from bmnas.machine.costs import hardware
     from bmnas.machine.runtime import Runtime
@@ -124,11 +128,13 @@ def plan(
         held_out = round(_VALIDATION * samples)
         parts = (samples - held_out, held_out)
         found = plan_features(given.channels(config), parts, config, runtime, run, seeds=seeds)
+    cards = on_cards(found)
     if as_json:
-        machine = hardware(runtime.device)
-        print_json({"preset": config.preset, **asdict(found), "hardware": machine})
+        machine, by_card = hardware(runtime.device), [asdict(card) for card in cards]
+        of_plan = {"preset": config.preset, **asdict(found)}
+        print_json({**of_plan, "hardware": machine, "arithmetic": by_card})
         return
-    print_tables(_tables(found))
+    print_tables([*_tables(found), _cards_table(cards)])
     if task is None:
         typer.echo("note: without a task there are no backbones and features to time", err=True)
     if found.disk["free_bytes"] < found.cache_bytes:
@@ -151,11 +157,7 @@ def _tables(plan: Plan) -> list[TextTable]:
     if "device_bytes" in plan.memory:
         sizes.append(("memory of the device", _size(plan.memory["device_bytes"])))
     time = tuple(
-        (
-            key.replace("_", " "),
-            f"{plan.seconds[key]:,.1f}",
-            str(timedelta(seconds=round(plan.seconds[key]))),
-        )
+        (key.replace("_", " "), f"{plan.seconds[key]:,.1f}", _clock(plan.seconds[key]))
         for key in STAGES
         if plan.seconds.get(key)
     )
@@ -163,6 +165,19 @@ def _tables(plan: Plan) -> list[TextTable]:
         TextTable("Size", ("what", "estimate"), tuple(sizes)),
         TextTable("Time", ("stage", "seconds", "h:min:s"), time),
     ]
+
+
+def _cards_table(cards: Sequence[CardEstimate]) -> TextTable:
+    rows = tuple(
+        (card.name, card.limit, f"{card.step_ms:.1f}", _clock(card.seconds), _size(card.bytes))
+        for card in cards
+    )
+    columns = ("GPU", "waits for", "step, ms", "h:min:s", "memory")
+    return TextTable("Algorithm 1 elsewhere: arithmetic, not measured", columns, rows, words=2)
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _size(count: float) -> str:

@@ -62,7 +62,7 @@ FORMAT = "bmnas.features/2"
 _BATCH = 256
 _MASK = ".mask"  # ends the name of a mask's file
 #: Of a device's free memory, what features may take; networks, gradients and batches need some.
-_FRACTION = 0.6
+FRACTION = 0.6
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def room(device: torch.device) -> int:
     free, _ = torch.cuda.mem_get_info(device)
     # What torch holds and does not use is free too.
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return int(_FRACTION * (free + unused))
+    return int(FRACTION * (free + unused))
 
 
 def weights_hash(module: torch.nn.Module) -> str:

@@ -128,7 +128,7 @@ def plan_features(
             f"--samples: received {sum(parts)} samples, of which {parts[1]} for validation; "
             "expected at least 2 for each part"
         )
-    plan = _plan(_made_up_task(channels, parts), config, runtime, near, seeds)
+    plan = _plan(made_up_task(channels, parts), config, runtime, near, seeds)
     skipped = ("backbones", "extraction", "total")
     seconds = {name: spent for name, spent in plan.seconds.items() if name not in skipped}
     return replace(plan, seconds={**seconds, "total": seconds["search"]})
@@ -144,16 +144,24 @@ class _MadeUp(nn.ModuleList):
         return tuple(layer(x) for layer in self)
 
 
-def _made_up_task(channels: Sequence[int], parts: tuple[int, int]) -> Task:
-    count, draw = sum(parts), np.random.default_rng(0)
-    rows = draw.standard_normal((count, 1), dtype=np.float32)
-    names = tuple(str(number) for number in range(len(channels)))
+def made_up_task(channels: Sequence[int], parts: Sequence[int]) -> Task:
+    """Return a task of two modalities with features of ``channels``, which cost next to nothing.
+
+    ``parts`` are the numbers of samples of train, validation and, if there are three, test.
+    """
+    count, draw, half = sum(parts), np.random.default_rng(0), (len(channels) + 1) // 2
+    modalities = []
+    for name, own in (("a", channels[:half]), ("b", channels[half:])):
+        rows = draw.standard_normal((count, 1), dtype=np.float32)
+        features = tuple(str(number) for number in range(len(own)))
+        made_up = Modality(name, "vector", rows, backbone=_MadeUp(own), features=features)
+        modalities.append(made_up)
     return Task(
         "plan",
         "multiclass",
-        (Modality("m", "vector", rows, backbone=_MadeUp(channels), features=names),),
-        labels=draw.integers(0, _CLASSES, count),
-        part=np.repeat([0, 1], parts),
+        tuple(modalities),
+        labels=np.arange(count) % _CLASSES,
+        part=np.repeat(range(len(parts)), parts),
         class_names=tuple(map(str, range(_CLASSES))),
     )
 

@@ -44,6 +44,9 @@ from bmnas.strategies import STRATEGIES
 from bmnas.tasks import load_task
 
 PAIRS = ("found", "late", "random")
+MODULES = (*FUSION_MODULES, SEARCHED)
+#: A module on pairs of its own.
+_ON_PAIRS = tuple(f"{module}/{pairs}" for module in MODULES for pairs in PAIRS)
 #: In place of the names of all fusions.
 ALL = "all"
 #: The strategy whose genotypes the known modules take their pairs of features from.
@@ -78,7 +81,8 @@ class Suite:
 
     ``strategies`` may have ``paper``, which is bmnas with the paper's recipe, ``fusions`` may be
     ``all``. ``modules`` are known modules of the pool, or ``searched``, on each of ``pairs`` of
-    features. ``linear`` asks for linear models of raw inputs too, which no seed changes: once.
+    features, or on the pairs that follow a name, as in ``aoa/found``. ``linear`` asks for linear
+    models of raw inputs too, which no seed changes: once.
     With ``robustness`` each network is tested once more with its inputs degraded.
     The file's tables ``[[task]]`` give ``task`` its name.
     """
@@ -86,7 +90,7 @@ class Suite:
     task: Annotated[tuple[SuiteTask, ...], NotEmpty()]
     strategies: tuple[Annotated[str, OneOf((*STRATEGIES, PAPER))], ...]
     fusions: tuple[Annotated[str, OneOf((*FUSIONS, ALL))], ...] = ()
-    modules: tuple[Annotated[str, OneOf((*FUSION_MODULES, SEARCHED))], ...] = ()
+    modules: tuple[Annotated[str, OneOf((*MODULES, *_ON_PAIRS))], ...] = ()
     pairs: tuple[Annotated[str, OneOf(PAIRS)], ...] = ()
     linear: bool = False
     seeds: Annotated[int, Range(1, 1000)] = 3
@@ -98,7 +102,7 @@ class Suite:
         # What the search finds is what the others are compared with, and gives its pairs and Cells.
         if self.strategies[:1] != ("bmnas",):
             yield "strategies", f"received {list(self.strategies)}, expected bmnas in first place"
-        if self.modules and not self.pairs:
+        if not self.pairs and not set(self.modules) <= set(_ON_PAIRS):
             yield "modules", f"received no pairs for them, expected some of {', '.join(PAIRS)}"
         slugs = [task.slug for task in self.task]
         for task in self.task:
@@ -108,7 +112,11 @@ class Suite:
 
     def ways(self) -> list[str]:
         """Return the ways to fuse, as a job names them, each once."""
-        modules = [f"module {name}/{pairs}" for name in self.modules for pairs in self.pairs]
+        modules = [
+            f"module {on_pairs}"
+            for name in self.modules
+            for on_pairs in ([name] if "/" in name else [f"{name}/{p}" for p in self.pairs])
+        ]
         found = [
             *(f"search {name}" for name in self.strategies),
             *(f"fusion {name}" for name in (FUSIONS if ALL in self.fusions else self.fusions)),

@@ -31,6 +31,7 @@ def test_a_task_is_planned_and_nothing_is_left(here: Path) -> None:
     assert printed.status == 0, printed
     for words in ("feature cache on disk", "backbones", "search weights", "total"):
         assert words in printed.out
+    assert "arithmetic, not measured" in printed.out
     assert printed.err == ""
     assert "rerank" not in printed.out
     assert sorted(here.rglob("*")) == before
@@ -45,6 +46,7 @@ def test_json_is_one_object(here: Path) -> None:
     assert (found["search"]["epochs"], found["preset"]) == (5, "tiny-preset.toml")
     assert found["seconds"]["rerank"] > 0
     assert found["hardware"]["threads"] > 0
+    assert {card["name"] for card in found["arithmetic"]} >= {"RTX 4090", "H100 SXM"}
 
 
 def test_several_seeds_and_a_precision_are_planned(here: Path) -> None:

@@ -47,19 +47,6 @@ def test_every_preset_states_its_promise_and_can_be_printed_and_read_back(
     assert again.preset == str(path)
 
 
-def test_settings_of_the_paper_are_those_of_its_table() -> None:
-    # BM-NAS, Table 8: the first columns of each data set.
-    shapes = {
-        "mmimdb-1": (2, 1, 192, 16, 12, 96),
-        "ntu-1": (2, 2, 128, 8, 30, 96),
-        "ego-1": (2, 3, 128, 8, 7, 72),
-    }
-    for name, expected in shapes.items():
-        s = load_preset(name).search
-        assert (s.cells, s.steps, s.channels, s.length, s.epochs, s.batch_size) == expected
-        assert (s.arch_lr, s.arch_weight_decay) == (3e-4, 1e-3)
-
-
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(UserError) as line:
         load_preset("qick")

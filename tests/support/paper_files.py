@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import numpy.typing as npt
+import pytest
 from PIL import Image
 
+from bmnas.backbones.hcn import HCNBackbone
+from bmnas.backbones.resnet3d import InflatedResNet50Backbone, ResNeXt3DBackbone
+from bmnas.backbones.vgg import VGG19Backbone
 from bmnas.tasks.egogesture import CLASSES, LISTS
+
+_NARROW: dict[Any, dict[str, int]] = {
+    VGG19Backbone: {"width": 4},
+    InflatedResNet50Backbone: {"width": 2},
+    HCNBackbone: {"width": 4},
+    ResNeXt3DBackbone: {"width": 2, "cardinality": 2},
+}
 
 Bodies = Sequence[npt.NDArray[np.float64]]
 
@@ -82,3 +94,24 @@ def write_egogesture(folder: Path, lines: Sequence[Sequence[str]], classes: int 
                 for kept, picture in ((folder / colour, np.stack([grey] * 3, 2)), (depth, grey)):
                     kept.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(picture).save(kept / f"{number:06}.jpg")
+
+
+def write_all_of_ntu(folder: Path) -> None:
+    """Write a sample of each action for each part."""
+    write_ntu(folder, [f"S001C001P{p:03}R001A{a:03}" for p in (1, 2, 40) for a in range(1, 61)])
+
+
+def write_all_of_egogesture(folder: Path) -> None:
+    """Write a gesture of each class for each part."""
+    lines = [
+        [f"Subject0{part}/Scene1/Color/rgb1 {k} {2 * k} {2 * k + 1}" for k in range(1, 84)]
+        for part in (1, 2, 3)
+    ]
+    write_egogesture(folder, lines)
+
+
+def make_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the networks of the papers be a few channels wide: in full they are slow on a CPU."""
+    for network, widths in _NARROW.items():
+        for name, width in widths.items():
+            monkeypatch.setitem(network.__init__.__kwdefaults__, name, width)
