@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from bmnas.cli.check import check
 from bmnas.cli.export import export
 from bmnas.cli.genotype import genotype
 from bmnas.cli.plan import plan
@@ -52,7 +53,7 @@ app = typer.Typer(
     add_completion=False,
 )
 _commands = (
-    search, train, genotype, sweep, export, serve, show, compare, bench, plan, tasks, presets
+    search, train, genotype, sweep, export, serve, show, compare, bench, plan, check, tasks, presets
 )  # fmt: skip
 for _command in _commands:
     app.command()(_command)

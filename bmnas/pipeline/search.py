@@ -48,7 +48,7 @@ from bmnas.spaces.cells.operations import operation_names
 from bmnas.spaces.registry import load_architecture
 from bmnas.strategies import Strategy, strategy_named
 from bmnas.strategies.problem import Outcome, SearchProblem
-from bmnas.tasks import check_task, note_unseen
+from bmnas.tasks import check_task, notes
 from bmnas.tasks.task import Task
 
 _FIXED = ("task", "strategy", "space", "seed", "seeds", "search", "unimodal", "backbones")
@@ -157,7 +157,7 @@ def run_stages(
     networks = unimodal_networks(context)
     backbones = {name: found.backbone for name, found in networks.items()}
     _note_unreadable(context.task, backbones, context.progress)
-    if note := note_unseen(context.task, "validation"):
+    for note in notes(context.task, "validation"):
         context.progress.note(note)
     cache = context.features(
         backbones, ("train", "validation"), config.search.length, folds=folds_of(networks)

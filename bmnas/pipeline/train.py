@@ -38,7 +38,7 @@ from bmnas.report.metrics import MemoryPeak, RunMetrics, TrainedMetrics, Unimoda
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import load_architecture
-from bmnas.tasks import check_task, check_test, note_unseen, reload_task
+from bmnas.tasks import check_task, check_test, notes, reload_task
 from bmnas.tasks.task import Task
 
 _INHERITED = ("search", "seconds", "processor_seconds", "samples_per_second", "peak_memory")
@@ -252,7 +252,7 @@ def _check_features(genotype: Architecture, task: Task) -> None:
 def _train(context: RunContext, architecture: Architecture) -> None:
     """Train, test and leave the network's file, which says that all is done."""
     task, runtime = context.task, context.runtime
-    if note := note_unseen(task, "validation", "test"):
+    for note in notes(task, "validation", "test"):
         context.progress.note(note)
     networks = unimodal_networks(context)
     stage = FinalTraining(context, architecture, networks)

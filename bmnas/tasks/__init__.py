@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bmnas.tasks.check import check_task, check_test, note_unseen
+from bmnas.tasks.check import check_task, check_test, notes
 from bmnas.tasks.load import FOLDER_TASKS, REGISTERED, load_task, reload_task, reloadable
 from bmnas.tasks.rows import Rows
 from bmnas.tasks.task import Modality, Task
@@ -18,7 +18,7 @@ __all__ = [
     "check_test",
     "load_task",
     "load_task_file",
-    "note_unseen",
+    "notes",
     "reload_task",
     "reloadable",
 ]

@@ -15,6 +15,7 @@ import numpy as np
 
 from bmnas.machine.schema import Problem, SchemaError
 from bmnas.tasks.kinds import TASK_KINDS, UNKNOWN_LABEL, Array, task_kind
+from bmnas.tasks.left_out import LEFT_OUT
 from bmnas.tasks.rows import Data, Rows, pieces
 from bmnas.tasks.task import (
     MODALITY_TYPES,
@@ -78,19 +79,35 @@ def check_test(task: Task) -> None:
     _raise(task, [*_content(task, "test")])
 
 
-def note_unseen(task: Task, *parts: Part) -> str | None:
-    """Return a note of how many samples in ``parts`` have a class that train does not have."""
+def task_problems(task: Task) -> tuple[list[str], bool]:
+    """Return the problems that show without reading data, of all parts, each a line.
+
+    The other value says whether names, shapes and types are right, so that data can be read.
+    """
+    problems = [*_not_arrays(task)] or [*_frame(task)]
+    if problems:
+        return problems, False
+    return [*_content(task, *PARTS, read=False), *_missing_from_train(task)], True
+
+
+def notes(task: Task, *parts: Part) -> Iterator[str]:
+    """Yield what is to be known of a task that can be used: samples left out, unseen classes.
+
+    A class is unseen that a sample in ``parts`` has and no train sample.
+    """
+    if count := task.source.get("left_out"):
+        what = "1 sample is" if count == 1 else f"{count} samples are"
+        yield f"{what} left out, as {task.source['data']}/{LEFT_OUT} says"
     kind, told = task_kind(task.kind), []
     for part in parts:
         unseen = kind.unseen(task.labels[task.samples(part)])
         if unseen.any():
             told.append(f"{unseen.sum()} of {len(unseen)} {part} samples")
-    if not told:
-        return None
-    return (
-        f"{' and '.join(told)} have a label that no train sample has: whatever is answered to them "
-        "counts as wrong, and nothing is trained on them"
-    )
+    if told:
+        yield (
+            f"{' and '.join(told)} have a label that no train sample has: whatever is answered to "
+            "them counts as wrong, and nothing is trained on them"
+        )
 
 
 def _raise(task: Task, problems: list[str]) -> None:
@@ -131,6 +148,8 @@ def _frame(task: Task) -> Iterator[str]:
         yield from (
             f"modality {modality.name}{text}" for text in _modality_frame(modality, samples)
         )
+    if task.names and len(task.names) != samples:
+        yield f"received {len(task.names)} names of samples and split has {samples}"
     for name, extra in task.extras.items():
         if _length(extra) != samples or extra.dtype.kind not in "biuf":
             yield f"extras: {name}: received {_shape(extra)}, expected numbers of ({samples}, …)"
@@ -199,8 +218,8 @@ def _modality_frame(modality: Modality, samples: int) -> Iterator[str]:
         yield f": index has {len(index)} samples and split has {samples}"
 
 
-def _content(task: Task, *parts: Part) -> Iterator[str]:
-    """Problems of labels, index and data of the samples in ``parts``."""
+def _content(task: Task, *parts: Part, read: bool = True) -> Iterator[str]:
+    """Problems of labels and index of the samples in ``parts``, and of data if they are read."""
     samples = task.samples(*parts)
     labels = task.labels[samples]
     kind = task_kind(task.kind)
@@ -222,15 +241,11 @@ def _content(task: Task, *parts: Part) -> Iterator[str]:
                 f"{_place(task, samples[outside[0]])}, expected 0 to {last}"
             )
             continue
-        bad = _bad_rows(modality, np.unique(rows))
+        bad = _bad_rows(modality, np.unique(rows)) if read else rows[:0]
         if len(bad):
             sample = samples[np.flatnonzero(rows == bad[0])[0]]
             count = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
-            what = {
-                "text": "empty text",
-                "tokens": f"a token outside 0 to {_MOST_TOKENS - 1}",
-            }.get(modality.type, "NaN or infinite value")
-            place = _place(task, sample)
+            what, place = wrong_values(modality), _place(task, sample)
             yield f"modality {modality.name}: {what} in row {bad[0]}, of {place}{count}"
 
 
@@ -240,18 +255,33 @@ def _bad_rows(modality: Modality, rows: Array) -> Array:
     if data.dtype.kind not in "fU" and modality.type != "tokens":
         return rows[:0]
     for picked in pieces(data, rows):
-        chunk = np.asarray(data[picked])
-        if modality.type == "text":
-            wrong = np.char.str_len(np.char.strip(chunk)) == 0
-        elif modality.type == "tokens":
-            wrong = ((chunk < 0) | (chunk >= _MOST_TOKENS)).any(1)
-        else:
-            # As float32, which the networks compute in: a larger number is infinite there.
-            with np.errstate(over="ignore"):
-                narrow = chunk.astype(np.float32, copy=False)
-            wrong = ~np.isfinite(narrow).reshape(len(chunk), -1).all(1)
-        bad.append(picked[wrong])
+        bad.append(picked[wrong_rows(modality, np.asarray(data[picked]))])
     return np.concatenate(bad)
+
+
+def wrong_rows(modality: Modality, rows: Array) -> Array:
+    """Return which of ``rows`` (n, *axes), read from ``modality``, no network can take, (n,) bool.
+
+    What is wrong with them is ``wrong_values``.
+    """
+    if modality.type == "text":
+        return np.asarray(np.char.str_len(np.char.strip(rows)) == 0)
+    if modality.type == "tokens":
+        return np.asarray(((rows < 0) | (rows >= _MOST_TOKENS)).any(1))
+    if rows.dtype.kind != "f":
+        return np.zeros(len(rows), np.bool_)
+    # As float32, which the networks compute in: a larger number is infinite there.
+    with np.errstate(over="ignore"):
+        narrow = rows.astype(np.float32, copy=False)
+    return np.asarray(~np.isfinite(narrow).reshape(len(rows), -1).all(1))
+
+
+def wrong_values(modality: Modality) -> str:
+    """Return what is wrong with a row that no network can take, in words."""
+    return {
+        "text": "empty text",
+        "tokens": f"a token outside 0 to {_MOST_TOKENS - 1}",
+    }.get(modality.type, "NaN or infinite value")
 
 
 def _missing_from_train(task: Task) -> Iterator[str]:
@@ -281,7 +311,8 @@ def _length(array: Data) -> int:
 
 
 def _place(task: Task, sample: int) -> str:
-    return f"sample {sample} ({PARTS[int(task.part[sample])]})"
+    name = f", {task.names[sample]}" if task.names else ""
+    return f"sample {sample} ({PARTS[int(task.part[sample])]}{name})"
 
 
 def _shape(array: Data) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from bmnas.machine.errors import UserError
 from bmnas.tasks.decoded import DecodedRows
 from bmnas.tasks.kinds import Array
+from bmnas.tasks.left_out import left_out
 from bmnas.tasks.media import read_frames
 from bmnas.tasks.task import Modality, Task
 
@@ -61,18 +62,21 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
     Raises UserError, with file and line, for a list of another form, and for a line whose folder of
     frames is missing or empty.
     """
-    names = _class_names(folder / CLASSES)
+    class_names = _class_names(folder / CLASSES)
     colour: list[_Clip] = []
     depth: list[_Clip] = []
+    names: list[str] = []
     labels, parts = [], []
-    there: set[Path] = set()
+    there, absent = set[Path](), left_out(folder)
     for part, file in enumerate(LISTS):
         for place, found in _matches(folder / file, _LINE, "Subject01/Scene1/Color/rgb1 2 178 218"):
+            if found[0] in absent:
+                continue
             scene, video, label, first, last = found.groups()
-            if not 1 <= int(label) <= len(names) or int(first) > int(last):
+            if not 1 <= int(label) <= len(class_names) or int(first) > int(last):
                 raise UserError(
                     f"{place}: received class {label}, frames {first} to {last}, expected a class "
-                    f"from 1 to {len(names)}, and a first frame before the last"
+                    f"from 1 to {len(class_names)}, and a first frame before the last"
                 )
             for clips, frames in ((colour, f"Color/rgb{video}"), (depth, f"Depth/depth{video}")):
                 clip = _Clip(folder / scene / frames, int(first), int(last))
@@ -80,6 +84,7 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
                     _expect_frames(clip.folder, place)
                     there.add(clip.folder)
                 clips.append(clip)
+            names.append(found[0])
             labels.append(int(label) - 1)
             parts.append(part)
     rows = {
@@ -102,9 +107,10 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
         ),
         labels=np.array(labels),
         part=np.array(parts),
-        class_names=names,
+        class_names=class_names,
         preset="ego-1",
         licence="for academic research only, by agreement with its authors",
+        names=tuple(names),
     )
 
 

@@ -49,6 +49,10 @@ class TaskKind(ABC):
     def absent(self, labels: Array, classes: int) -> Array:
         """Return the numbers of the classes that none of ``labels`` has."""
 
+    def belonging(self, labels: Array, classes: int) -> npt.NDArray[np.bool_] | None:
+        """Return which sample has which class (n, K), None where labels are no classes."""
+        return None
+
     def unseen(self, labels: Array) -> npt.NDArray[np.bool_]:
         """Return which samples (n,) have a class that train does not have."""
         return np.zeros(len(labels), dtype=np.bool_)
@@ -93,6 +97,10 @@ class Multiclass(TaskKind):
     def absent(self, labels: Array, classes: int) -> Array:
         """Return the classes that do not occur."""
         return np.setdiff1d(np.arange(classes), labels)
+
+    def belonging(self, labels: Array, classes: int) -> npt.NDArray[np.bool_]:
+        """Return one class a sample, none for a label that is none."""
+        return np.asarray(labels[:, None] == np.arange(classes))
 
     def unseen(self, labels: Array) -> npt.NDArray[np.bool_]:
         """Return where the label is ``UNSEEN_LABEL``."""
@@ -146,6 +154,10 @@ class Multilabel(TaskKind):
     def absent(self, labels: Array, classes: int) -> Array:
         """Return the labels that no sample has."""
         return np.flatnonzero(~(labels == 1).any(0))
+
+    def belonging(self, labels: Array, classes: int) -> npt.NDArray[np.bool_]:
+        """Return what the matrix says."""
+        return np.asarray(labels == 1)
 
 
 #: Every kind of task by its name; ``bmnas.training.heads.register_head`` adds one.

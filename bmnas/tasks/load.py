@@ -15,6 +15,7 @@ import numpy as np
 
 from bmnas.machine.errors import UserError, close
 from bmnas.tasks.egogesture import load_egogesture
+from bmnas.tasks.left_out import left_out
 from bmnas.tasks.mmimdb import (
     load_mmimdb,
     load_mmimdb_raw,
@@ -101,7 +102,8 @@ def load_task(source: str | Path | Task, data: Path | None = None) -> Task:
     ``source`` is one of
 
     - a registered name: ``"digits"``, or one of ``FOLDER_TASKS``, which need ``data``; weights of
-      backbones lie there in ``weights``, each file called as its modality;
+      backbones lie there in ``weights``, each file called as its modality, and ``left_out.txt``
+      may name samples that are not loaded;
     - the path of a ``task.toml``, or of the folder that holds one;
     - ``"module:attribute"``, a Task or a function that returns one; the module is looked for
       in the current directory first, and a function gets ``data`` where it is given;
@@ -199,7 +201,9 @@ def _load_folder(name: str, data: Path | None) -> Task:
     if not data.is_dir():
         raise UserError(f"task {name}: received --data {data}, expected {files}")
     task = FOLDER_TASKS[name].load(data)
-    source = {"task": name, "data": str(data.resolve())}
+    source: dict[str, Any] = {"task": name, "data": str(data.resolve())}
+    if absent := left_out(data):
+        source["left_out"] = len(absent)
     return replace(task, modalities=_with_weights(task, data / "weights"), source=source)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bmnas.machine.errors import UserError, one_line
 from bmnas.tasks.kinds import Array
+
+if TYPE_CHECKING:
+    from av.codec.context import CodecContext
 
 
 def read_video(path: Path, count: int, size: int) -> Array:
@@ -27,7 +31,10 @@ def read_video(path: Path, count: int, size: int) -> Array:
             stream = next(iter(container.streams.video), None)
             if stream is None or not stream.frames:
                 raise UserError(f"{path}: received no pictures, expected a video that counts them")
-            stream.codec_context.thread_count = 1  # rows are decoded side by side
+            context: CodecContext | None = stream.codec_context
+            if context is None:
+                raise UserError(f"{path}: received pictures of a codec that FFmpeg does not know")
+            context.thread_count = 1  # rows are decoded side by side
             announced = stream.frames
             wanted = ((np.arange(count) + 0.5) * announced / count).astype(int)
             for frame in container.decode(stream):

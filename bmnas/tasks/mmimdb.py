@@ -17,11 +17,12 @@ import numpy as np
 
 from bmnas.machine.errors import UserError, few, one_line
 from bmnas.machine.files import read_json
-from bmnas.machine.schema import read, received
+from bmnas.machine.schema import Problem, SchemaError, read, received
 from bmnas.tasks.columns import reading
 from bmnas.tasks.decoded import DecodedRows
 from bmnas.tasks.hdf5 import HDF5Rows, read_attribute, read_dataset
 from bmnas.tasks.kinds import Array
+from bmnas.tasks.left_out import LEFT_OUT, left_out
 from bmnas.tasks.task import Modality, Task
 
 #: The genres in the order of the HDF5 file, the most frequent first. News, Adult, Talk-Show and
@@ -119,15 +120,7 @@ def load_mmimdb_raw(folder: Path) -> Task:
     there = set(os.listdir(dataset))
     files = [f"{film}.{kind}" for film in split.films for kind in ("jpeg", "json")]
     _lacks(dataset, [file for file in files if file not in there], len(files), "files")
-    genres, plots = [], []
-    for film in split.films:
-        path = dataset / f"{film}.json"
-        found = read(_Film, read_json(path), str(path), ignore_unknown=True)
-        words = max(found.plot, key=len, default="").split()
-        if not words:
-            raise UserError(f"{path}: plot: received none, expected some words")
-        genres.append([genre in found.genres for genre in GENRES])
-        plots.append(" ".join(words[:_MOST_WORDS]))
+    genres, plots = _read_films(dataset, split.films)
     posters = DecodedRows(
         [dataset / f"{film}.jpeg" for film in split.films],
         _decoded,
@@ -137,9 +130,8 @@ def load_mmimdb_raw(folder: Path) -> Task:
         files=lambda path: [path],
         recipe="poster",
     )
-    image, text = Modality("image", "image", posters), Modality("text", "text", np.array(plots))
-    labels = np.array(genres, np.int32)
-    return _task("mmimdb-raw", split, (image, text), labels, GENRES)
+    image, text = Modality("image", "image", posters), Modality("text", "text", plots)
+    return _task("mmimdb-raw", split, (image, text), genres, GENRES)
 
 
 def _posters(path: Path) -> Modality:
@@ -191,6 +183,7 @@ def _task(
         part=split.part,
         class_names=genres,
         licence="not stated by its authors; posters and plots belong to others",
+        names=tuple(split.films),
     )
 
 
@@ -204,14 +197,40 @@ def _read_split(folder: Path) -> _Split:
     films, count = np.unique(split.films, return_counts=True)
     if (count > 1).any():
         raise UserError(f"{path}: film {films[count > 1][0]} stands there twice, expected once")
-    return split
+    absent = left_out(folder)
+    return _Split(
+        *(
+            tuple(film for film in part if film not in absent)
+            for part in (split.train, split.dev, split.test)
+        )
+    )
+
+
+def _read_films(dataset: Path, films: list[str]) -> tuple[Array, Array]:
+    """Return genres (films, 23) and plots (films,); raises SchemaError with every broken file."""
+    genres, plots, problems = [], [], []
+    for film in films:
+        path = dataset / f"{film}.json"
+        try:
+            found = read(_Film, read_json(path), str(path), ignore_unknown=True)
+            words = max(found.plot, key=len, default="").split()
+            if not words:
+                raise UserError(f"{path}: plot: received none, expected some words")
+        except UserError as error:
+            problems.append(Problem((), str(error)))
+            continue
+        genres.append([genre in found.genres for genre in GENRES])
+        plots.append(" ".join(words[:_MOST_WORDS]))
+    if problems:
+        raise SchemaError(problems)
+    return np.array(genres, np.int32), np.array(plots)
 
 
 def _lacks(place: object, missing: list[str], count: int, what: str) -> None:
     if missing:
         raise UserError(
             f"{place}: received {count - len(missing)} of the {count} {what} of the split, "
-            f"{few(missing)} missing"
+            f"{few(missing)} missing: get them, or name the films in {LEFT_OUT}"
         )
 
 

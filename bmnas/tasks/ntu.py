@@ -21,6 +21,7 @@ import numpy as np
 from bmnas.machine.errors import UserError, few
 from bmnas.tasks.decoded import DecodedRows
 from bmnas.tasks.kinds import Array
+from bmnas.tasks.left_out import LEFT_OUT, left_out
 from bmnas.tasks.media import read_video
 from bmnas.tasks.task import Modality, Task
 
@@ -52,6 +53,14 @@ TRAIN_SUBJECTS: Mapping[str, tuple[int, ...]] = {
 FRAMES, SKELETON_FRAMES, SIZE = 8, 32, 256
 JOINTS, BODIES = 25, 2
 
+#: Pairs of joints, counted from 0: spine and head, arms with tip of the hand and thumb, legs.
+BONES = (
+    (0, 1), (1, 20), (20, 2), (2, 3),
+    (20, 4), (4, 5), (5, 6), (6, 7), (7, 21), (7, 22),
+    (20, 8), (8, 9), (9, 10), (10, 11), (11, 23), (11, 24),
+    (0, 12), (12, 13), (13, 14), (14, 15), (0, 16), (16, 17), (17, 18), (18, 19),
+)  # fmt: skip
+
 _NAME = re.compile(r"S\d{3}C\d{3}P(\d{3})R\d{3}A(\d{3})")
 _ORIGIN = 1  # joint 2, the middle of the spine
 _NUMBERS = 12  # of a joint; the first three are its place in metres
@@ -71,13 +80,15 @@ def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
     Raises UserError where a sample of a part has one file only, and where none is there.
     """
     videos, skeletons = _files(folder, _VIDEO), _files(folder, _SKELETON)
-    names, labels, parts = _samples(videos | skeletons, TRAIN_SUBJECTS[variant])
+    absent = missing_skeletons() | left_out(folder)
+    whole = {name: path for name, path in (videos | skeletons).items() if name not in absent}
+    names, labels, parts = _samples(whole, TRAIN_SUBJECTS[variant])
     for kind, found in ((_VIDEO, videos), (_SKELETON, skeletons)):
         lacking = [f"{name}{kind}" for name in names if name not in found]
         if lacking:
             raise UserError(
                 f"{folder}: received {len(names) - len(lacking)} *{kind} files for {len(names)} "
-                f"samples, {few(lacking)} missing: add them, or take their other files away"
+                f"samples, {few(lacking)} missing: get them, or name the samples in {LEFT_OUT}"
             )
     if not names:
         raise UserError(
@@ -115,6 +126,7 @@ def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
         class_names=ACTIONS,
         preset="ntu-1",
         licence="for academic research only, by agreement with the ROSE Lab",
+        names=tuple(names),
     )
 
 
@@ -228,10 +240,10 @@ def _files(folder: Path, kind: str) -> dict[str, Path]:
 def _samples(
     paths: Mapping[str, Path], train: tuple[int, ...]
 ) -> tuple[list[str], list[int], list[int]]:
-    """Return the names of the whole samples that are in a part, their actions from 0, and parts."""
+    """Return the names of the samples that are in a part, their actions from 0, and parts."""
     part_of = dict.fromkeys(train, 0) | dict.fromkeys(_VALIDATION, 1) | dict.fromkeys(_TEST, 2)
     names, labels, parts = [], [], []
-    for name in sorted(paths.keys() - missing_skeletons()):
+    for name in sorted(paths):
         found = _NAME.fullmatch(name)
         if found is None or not 1 <= int(found[2]) <= len(ACTIONS):
             raise UserError(

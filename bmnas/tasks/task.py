@@ -69,7 +69,7 @@ class Task:
     ``part`` (samples,) is 0, 1 or 2, see ``PARTS``. ``preset`` names the configuration that suits
     the task. ``source`` is what ``load_task`` was given, so that a later command finds the same
     data. ``extras`` are further arrays (samples, *shape) by name, such as boxes, for networks that
-    read tokens.
+    read tokens. ``names`` are those of the samples in their data set, where they have some.
     """
 
     name: str
@@ -82,6 +82,7 @@ class Task:
     licence: str = "not stated"
     source: dict[str, Any] = field(default_factory=dict)
     extras: Mapping[str, Array] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:

@@ -26,6 +26,7 @@ COMMANDS = [
     "compare",
     "bench",
     "plan",
+    "check",
     "tasks",
     "presets",
     "tabular",

@@ -9,7 +9,7 @@ import pytest
 from task_files import MODALITIES, SAMPLES, arrays, modality, write_task
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks import check_task, check_test, load_task_file, note_unseen
+from bmnas.tasks import check_task, check_test, load_task_file, notes
 from bmnas.tasks.kinds import UNSEEN_LABEL
 
 
@@ -142,12 +142,12 @@ def test_without_names_the_classes_are_those_of_train_and_a_note_tells_of_others
     assert np.array_equal(np.array(task.class_names)[task.labels[of_train]], words[of_train])
     unseen = np.isin(words, ["what", "whether"])
     assert np.array_equal(task.labels == UNSEEN_LABEL, unseen)
-    assert note_unseen(task, "validation", "test") == (
+    assert [*notes(task, "validation", "test")] == [
         f"{unseen[task.part == 1].sum()} of {SAMPLES // 3} validation samples and 1 of "
         f"{SAMPLES // 3} test samples have a label that no train sample has: whatever is answered "
         "to them counts as wrong, and nothing is trained on them"
-    )
-    assert note_unseen(task, "train") is None
+    ]
+    assert not [*notes(task, "train")]
     words[1::3] = "whether"
     task = load_task_file(write_task(tmp_path, held=arrays(label=words)))
     with pytest.raises(UserError, match="no validation sample has a label that train has"):

@@ -137,6 +137,17 @@ def test_an_unreadable_video_is_told_with_its_place(tmp_path: Path) -> None:
             read_video(tmp_path / name, 8, 16)
 
 
+def test_a_video_of_an_unknown_codec_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    write_video(path, rising(4))
+    assert b"FMP4" in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"?!?!"))
+    with pytest.raises(
+        UserError, match=r"a\.avi: received pictures of a codec that FFmpeg does no"
+    ):
+        read_video(path, 4, 16)
+
+
 def test_a_task_of_files(tmp_path: Path) -> None:
     write_ntu(tmp_path, NAMES)
     task = load_ntu(tmp_path, size=16)
@@ -180,7 +191,10 @@ def test_samples_must_be_whole(tmp_path: Path) -> None:
         load_ntu(tmp_path)
     write_ntu(tmp_path, NAMES)
     (tmp_path / "nturgb+d_rgb" / f"{NAMES[0]}_rgb.avi").unlink()
-    with pytest.raises(UserError, match=rf"avi files for 6 samples, {NAMES[0]}_rgb\.avi missing"):
+    message = (
+        rf"avi files for 6 samples, {NAMES[0]}_rgb\.avi missing: get them, or name the samples"
+    )
+    with pytest.raises(UserError, match=message):
         load_ntu(tmp_path)
     videos = tmp_path / "nturgb+d_rgb"
     (tmp_path / "small").symlink_to(videos)

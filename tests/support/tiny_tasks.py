@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config
 from bmnas.strategies.evolution import EvolutionConfig
 from bmnas.strategies.mfas import MFASConfig
 from bmnas.strategies.settings import SearchConfig
-from bmnas.tasks import Modality, Task
+from bmnas.tasks import Modality, Rows, Task
+from bmnas.tasks.kinds import Array
 from bmnas.training.settings import TrainConfig, UnimodalConfig
 
 CONFIG = Config(
@@ -28,6 +30,24 @@ CONFIG = Config(
         ),
     },
 )
+
+
+class Fragile(Rows):
+    """The rows of an array, some of which cannot be read; ``asked`` are those that were read."""
+
+    def __init__(self, data: Array, broken: set[int]) -> None:
+        self._data, self._broken, self.asked = data, broken, list[int]()
+        self.shape, self.dtype = data.shape, data.dtype
+
+    def __getitem__(self, numbers: Array) -> Array:
+        for number in numbers.tolist():
+            if number in self._broken:
+                raise UserError(f"file {number}: cannot be read")
+        self.asked += numbers.tolist()
+        return np.asarray(self._data[numbers])
+
+    def digest(self, numbers: Array) -> str:
+        return str(numbers)
 
 
 def tiny_task(*, kind: str = "multiclass", modalities: int = 2, samples: int = 96) -> Task:

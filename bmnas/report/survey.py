@@ -1,0 +1,156 @@
+"""What a task consists of, as tables, as a page and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from bmnas.report.contact_sheet import contact_sheet
+from bmnas.report.page import figure_html, page
+from bmnas.report.style import printable
+from bmnas.report.tables import DASH, TextTable, html_tables, shown
+from bmnas.tasks.load import FOLDER_TASKS
+from bmnas.tasks.survey import ReadModality, Survey
+from bmnas.tasks.task import PARTS
+
+_MOST_CLASSES = 12  # that are listed; of more, half of them are the most frequent, half the least
+
+
+def published(found: Survey) -> dict[str, int]:
+    """Return how many samples of each part were published, nothing where nobody says it."""
+    known = FOLDER_TASKS.get(str(found.task.source.get("task")))
+    if known is None or known.samples is None:
+        return {}
+    return dict(zip(PARTS, known.samples, strict=True))
+
+
+def survey_tables(found: Survey) -> list[TextTable]:
+    """Return the samples of each part, the classes and the modalities."""
+    task, expected = found.task, published(found)
+    rows = tuple(
+        (part, f"{len(task.samples(part)):,}", shown(expected.get(part)))
+        for part in PARTS
+        if task.part.ndim
+    )
+    tables = [TextTable("Samples", ("part", "samples", "published"), rows).measured()]
+    if found.counts is not None:
+        tables.append(_classes(found, found.counts))
+    if found.modalities:
+        columns = ("modality", "type", "backbone", "row", "values", "rows", "read", "seconds")
+        lines = tuple(map(_line, found.modalities))
+        tables.append(TextTable("Modalities", (*columns, "constant", "unusable"), lines, words=5))
+    return tables
+
+
+def unusable_lines(found: Survey) -> Iterator[str]:
+    """Yield a line for each row that cannot be used: the reason, and whose it is."""
+    for _, _, reason, samples in found.unusable():
+        more = f" and {len(samples) - 1} more samples" if len(samples) > 1 else ""
+        yield f"{reason} ({sample_name(found, samples[0])}{more})"
+
+
+def sample_name(found: Survey, sample: int) -> str:
+    """Return the part, number and name of a sample."""
+    name = f" {found.task.names[sample]}" if found.task.names else ""
+    return f"{PARTS[found.task.part[sample]]} sample {sample}{name}"
+
+
+def survey_page(found: Survey) -> str:
+    """Return a self-contained HTML page: tables, rows that cannot be used, some samples."""
+    task = found.task
+    sections = [("Contents", html_tables(survey_tables(found)))]
+    lines = [*found.problems, *unusable_lines(found)]
+    if lines:
+        table = TextTable("", ("problem",), tuple((line,) for line in lines))
+        sections.append(("Problems", html_tables([table])))
+    if found.modalities:
+        sections.append(("Some samples", figure_html(contact_sheet(found), "a")))
+    facts = [f"kind: {task.kind}", f"classes: {task.classes}", f"licence: {task.licence}"]
+    return page(f"Task {task.name}", facts, sections)
+
+
+def survey_data(found: Survey) -> dict[str, Any]:
+    """Return all of it for --json."""
+    task = found.task
+    labels = {}
+    if found.counts is not None:
+        counts = (dict(zip(PARTS, of_class, strict=True)) for of_class in found.counts.T.tolist())
+        labels = dict(zip(task.class_names, counts, strict=True))
+    return {
+        "task": task.name,
+        "kind": task.kind,
+        "samples": {part: len(task.samples(part)) for part in PARTS},
+        "published": published(found) or None,
+        "left_out": task.source.get("left_out", 0),
+        "classes": labels,
+        "modalities": {
+            read.modality.name: {
+                "type": read.modality.type,
+                "backbone": _backbone(read),
+                "shape": list(read.modality.data.shape[1:]),
+                "dtype": str(read.modality.data.dtype),
+                "low": read.low,
+                "high": read.high,
+                "rows": read.rows,
+                "read": read.read,
+                "seconds": read.seconds,
+                "constant": read.constant,
+            }
+            for read in found.modalities
+        },
+        "problems": found.problems,
+        "unusable": [
+            {
+                "modality": modality.name,
+                "row": row,
+                "reason": reason,
+                "samples": [sample_name(found, sample) for sample in samples],
+            }
+            for modality, row, reason, samples in found.unusable()
+        ],
+    }
+
+
+def _classes(found: Survey, counts: Any) -> TextTable:
+    names, samples = found.task.class_names, max(len(found.task.part), 1)
+    totals = counts.sum(0)
+    order = np.argsort(-totals, kind="stable").tolist()
+    title = f"Classes, {len(names)}"
+    if len(order) > _MOST_CLASSES:
+        half = _MOST_CLASSES // 2
+        order = [*order[:half], *order[-half:]]
+        title += f": the {half} most and the {half} least frequent"
+    lines = tuple(
+        (
+            printable(names[k]),
+            *(f"{count:,}" for count in counts[:, k].tolist()),
+            f"{totals[k] / samples:.2%}",
+        )
+        for k in order
+    )
+    return TextTable(title, ("class", *PARTS, "share"), lines)
+
+
+def _line(found: ReadModality) -> tuple[str, ...]:
+    modality, data = found.modality, found.modality.data
+    shape = "x".join(map(str, data.shape[1:]))
+    values = DASH if found.low is None else f"{shown(found.low)} to {shown(found.high)}"
+    return (
+        modality.name,
+        modality.type,
+        _backbone(found) or DASH,
+        f"{shape} {data.dtype}".strip(),
+        f"{values} words" if modality.type == "text" else values,
+        *(f"{count:,}" for count in (found.rows, found.read)),
+        f"{found.seconds:,.1f}",
+        *(f"{len(rows):,}" for rows in (found.constant, found.unusable)),
+    )
+
+
+def _backbone(found: ReadModality) -> str | None:
+    backbone = found.modality.backbone
+    if backbone is None or isinstance(backbone, str):
+        return backbone
+    return str(getattr(backbone, "__qualname__", type(backbone).__name__))
