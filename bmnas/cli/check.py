@@ -89,10 +89,9 @@ def _leave_out(found: Survey, folder: Path | None) -> None:
 def _judge(found: Survey, *, left_out: bool) -> None:
     """Raise UserError where something is wrong; rows that are ``left_out`` are settled."""
     name, count = found.task.name, len([*found.unusable()])
+    remedy = "get their files again, or "
+    remedy += "leave their samples out with --leave-out" if found.task.names else "take them out"
     if found.problems:
         raise UserError(f"task {name} cannot be used: see the problems above")
     if count and not left_out:
-        raise UserError(
-            f"task {name}: rows that cannot be used: {count}, see above: get their files again, or "
-            "leave their samples out with --leave-out"
-        )
+        raise UserError(f"task {name}: rows that cannot be used: {count}, see above: {remedy}")

@@ -38,9 +38,21 @@ def survey_tables(found: Survey) -> list[TextTable]:
     if found.counts is not None:
         tables.append(_classes(found, found.counts))
     if found.modalities:
-        columns = ("modality", "type", "backbone", "row", "values", "rows", "read", "seconds")
-        lines = tuple(map(_line, found.modalities))
-        tables.append(TextTable("Modalities", (*columns, "constant", "unusable"), lines, words=5))
+        forms = tuple(map(_form, found.modalities))
+        read = tuple(
+            (
+                one.modality.name,
+                *(f"{count:,}" for count in (one.rows, one.read)),
+                f"{one.seconds:,.1f}",
+                *(f"{len(rows):,}" for rows in (one.constant, one.unusable)),
+            )
+            for one in found.modalities
+        )
+        columns = ("modality", "rows", "read", "seconds", "constant", "unusable")
+        tables += [
+            TextTable("Modalities", ("modality", "type", "backbone", "row", "values"), forms, 5),
+            TextTable("Rows", columns, read),
+        ]
     return tables
 
 
@@ -133,7 +145,7 @@ def _classes(found: Survey, counts: Any) -> TextTable:
     return TextTable(title, ("class", *PARTS, "share"), lines)
 
 
-def _line(found: ReadModality) -> tuple[str, ...]:
+def _form(found: ReadModality) -> tuple[str, ...]:
     modality, data = found.modality, found.modality.data
     shape = "x".join(map(str, data.shape[1:]))
     values = DASH if found.low is None else f"{shown(found.low)} to {shown(found.high)}"
@@ -143,9 +155,6 @@ def _line(found: ReadModality) -> tuple[str, ...]:
         _backbone(found) or DASH,
         f"{shape} {data.dtype}".strip(),
         f"{values} words" if modality.type == "text" else values,
-        *(f"{count:,}" for count in (found.rows, found.read)),
-        f"{found.seconds:,.1f}",
-        *(f"{len(rows):,}" for rows in (found.constant, found.unusable)),
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from bmnas.machine.errors import UserError
 from bmnas.tasks.decoded import DecodedRows
 from bmnas.tasks.kinds import Array
-from bmnas.tasks.left_out import left_out
+from bmnas.tasks.left_out import LEFT_OUT, left_out
 from bmnas.tasks.media import read_frames
 from bmnas.tasks.task import Modality, Task
 
@@ -143,7 +143,8 @@ def _matches(path: Path, form: re.Pattern[str], such: str) -> Iterator[tuple[str
 
 
 def _expect_frames(folder: Path, place: str) -> None:
+    remedy = f"get its frames, or name the gesture in {LEFT_OUT}"
     if not folder.is_dir():
-        raise UserError(f"{place}: names {folder}, which does not exist")
+        raise UserError(f"{place}: names {folder}, which does not exist: {remedy}")
     if next(folder.iterdir(), None) is None:
-        raise UserError(f"{place}: names {folder}, which is empty, expected its frames")
+        raise UserError(f"{place}: names {folder}, which is empty: {remedy}")

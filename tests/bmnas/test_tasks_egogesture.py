@@ -13,6 +13,7 @@ from PIL import Image
 from bmnas.machine.errors import UserError
 from bmnas.tasks import Rows, load_task
 from bmnas.tasks.egogesture import CLASSES, LISTS, load_egogesture
+from bmnas.tasks.left_out import leave_out
 from bmnas.tasks.media import read_frames
 
 LISTED = Path(os.environ.get("BMNAS_DATA", "nowhere")) / "samples" / "egogesture-annotations"
@@ -91,11 +92,16 @@ def test_lists_that_name_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trainlist\S+: line 1: names \S+depth1, which does not"):
         load_egogesture(tmp_path)
     depth.mkdir()
-    with pytest.raises(UserError, match=r"trainlist\S+: line 1: names \S+depth1, which is empty"):
+    with pytest.raises(
+        UserError, match=r"trainlist\S+: line 1: names \S+depth1, which is empty: g"
+    ):
+        load_egogesture(tmp_path)
+    leave_out(tmp_path, {LINES[0][0]: "not there"})
+    with pytest.raises(UserError, match=r"trainlist\S+: line 2: names \S+depth1, which is empty"):
         load_egogesture(tmp_path)
     (tmp_path / LISTS[2]).unlink()
     shutil.rmtree(tmp_path / "Subject03")
-    with pytest.raises(UserError, match=r"line 1: names \S+rgb1, which does not exist"):
+    with pytest.raises(UserError, match=r"line 2: names \S+rgb1, which does not exist"):
         load_egogesture(tmp_path)
 
 

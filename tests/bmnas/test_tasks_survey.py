@@ -15,9 +15,11 @@ from tiny_tasks import Fragile, changed, tiny_task
 from bmnas.features.cache import rows_hash
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Progress, Stage
+from bmnas.report.contact_sheet import contact_sheet
+from bmnas.report.survey import survey_data, survey_tables
 from bmnas.tasks import load_task, notes, reload_task
 from bmnas.tasks.egogesture import load_egogesture
-from bmnas.tasks.kinds import Array
+from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind
 from bmnas.tasks.left_out import LEFT_OUT, leave_out, left_out
 from bmnas.tasks.ntu import load_ntu
 from bmnas.tasks.survey import survey
@@ -101,6 +103,32 @@ def test_classes_are_counted_part_by_part(kind: str) -> None:
         labels = task.labels[task.samples(part)]
         expected = labels.sum(0) if kind == "multilabel" else np.bincount(labels, minlength=4)
         assert row.tolist() == expected.tolist()
+
+
+class Amount(TaskKind):
+    """One number a sample."""
+
+    name = "amount"
+
+    def form(self, labels: Array, classes: int) -> str | None:
+        return None
+
+    def wrong(self, labels: Array, classes: int) -> tuple[Array, str]:
+        return np.zeros(len(labels), np.bool_), ""
+
+    def absent(self, labels: Array, classes: int) -> Array:
+        return labels[:0]
+
+
+def test_labels_that_are_no_classes_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASK_KINDS, "amount", Amount())
+    labels = np.linspace(0, 1, 96)
+    task = dataclasses.replace(tiny_task(), kind="amount", labels=labels, class_names=("dose",))
+    found = survey(task)
+    assert (found.problems, found.counts) == ([], None)
+    assert [table.title for table in survey_tables(found)] == ["Samples", "Modalities", "Rows"]
+    assert survey_data(found)["classes"] == {}
+    assert contact_sheet(found).subfigs[0].axes[0].texts[0].get_text() == "train 0\n0.0"
 
 
 def test_texts_are_counted_in_words_and_tokens_in_numbers() -> None:
