@@ -17,6 +17,7 @@ from bmnas.cli.check import check
 from bmnas.cli.export import export
 from bmnas.cli.genotype import genotype
 from bmnas.cli.plan import plan
+from bmnas.cli.pretrain import pretrain
 from bmnas.cli.search import search
 from bmnas.cli.serve import serve
 from bmnas.cli.show import compare, show
@@ -53,7 +54,8 @@ app = typer.Typer(
     add_completion=False,
 )
 _commands = (
-    search, train, genotype, sweep, export, serve, show, compare, bench, plan, check, tasks, presets
+    pretrain, search, train, genotype, sweep, export, serve, show, compare, bench, plan, check,
+    tasks, presets,
 )  # fmt: skip
 for _command in _commands:
     app.command()(_command)
@@ -108,7 +110,7 @@ def _run() -> int:
         command = "bmnas" if error.ctx is None else error.ctx.command_path
         return _failed(2, f"{error.format_message().rstrip('.')}; see {command} --help")
     except typer.Abort:
-        return _failed(1, "stopped; search and train go on with --resume")
+        return _failed(1, "stopped; pretrain, search and train go on with --resume")
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise

@@ -127,29 +127,46 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class StageOptions:
+class WorkOptions:
     """Where it runs, and what becomes of results that are there."""
 
-    backbones: Backbones = None
     device: Device = "auto"
-    compile_networks: Compile = None
     resume: Annotated[bool, Option("--resume", help="Continue a run that was stopped.")] = False
     overwrite: Annotated[
         bool, Option("--overwrite", help="Delete what the run folder holds and start anew.")
     ] = False
 
     def arguments(self) -> dict[str, Any]:
-        """Return what ``search`` and ``train`` take; raises UserError for what contradicts."""
+        """Return what ``pretrain`` takes; raises UserError for what contradicts."""
         from bmnas.machine.runtime import Runtime
 
         if self.resume and self.overwrite:
             raise UserError("received --resume and --overwrite, expected at most one of them")
         return {
             "existing": "resume" if self.resume else "overwrite" if self.overwrite else "refuse",
-            "backbones": self.backbones,
-            "runtime": Runtime.choose(self.device, self.compile_networks),
+            "runtime": Runtime.choose(self.device, self._compile),
             "progress": Bars(),
         }
+
+    @property
+    def _compile(self) -> bool | None:
+        return False
+
+
+@dataclass(frozen=True)
+class StageOptions(WorkOptions):
+    """Where it runs, and what becomes of results that are there."""
+
+    backbones: Backbones = None
+    compile_networks: Compile = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what ``search`` and ``train`` take; raises UserError for what contradicts."""
+        return {**super().arguments(), "backbones": self.backbones}
+
+    @property
+    def _compile(self) -> bool | None:
+        return self.compile_networks
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

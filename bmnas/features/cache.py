@@ -13,13 +13,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import os
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,15 +25,16 @@ import torch
 from bmnas.backbones.base import Backbone
 from bmnas.features.files import (
     AGAIN,
+    Form,
     MappedArrays,
     MappedFile,
     checksum_of,
     moved,
-    npy_header,
     to_file,
+    written,
 )
 from bmnas.features.reshape import Reading
-from bmnas.features.samples import FeatureSamples, RawInput, label_tensor
+from bmnas.features.samples import FeatureSamples, RawInput, ahead, label_tensor
 from bmnas.machine.distributed import (
     barrier,
     broadcast,
@@ -47,19 +46,16 @@ from bmnas.machine.distributed import (
 )
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import (
-    atomic_folder,
     read_json,
     remove_folder,
     remove_leftovers,
     sha256_json,
-    write_json,
 )
 from bmnas.machine.progress import Progress
 from bmnas.tasks.rows import Data, Rows, pieces
 from bmnas.tasks.task import Array, Modality, Part, Task
 
 FORMAT = "bmnas.features/2"
-_BATCH = 256
 _MASK = ".mask"  # ends the name of a mask's file
 #: Of a device's free memory, what features may take; networks, gradients and batches need some.
 FRACTION = 0.6
@@ -263,47 +259,39 @@ class _Entry:
         return "bool" if file.endswith(_MASK) else self.dtype
 
     def extract(self, device: torch.device, progress: Progress) -> None:
-        """Make the folder: of several ranks each computes its part, rank zero writes."""
-        started = time.perf_counter()
+        """Make the folder: of several ranks each computes its part, rank zero writes.
+
+        What a process that was stopped had written is not computed again.
+        """
         name = self.modality.name
         source = RawInput(replace(self.modality, index=None), self.networks[0], self.rows)
-
-        def read(chosen: torch.Tensor) -> dict[str, torch.Tensor]:
-            return self._kept(source.batch(chosen).to(device), torch.from_numpy(self.fold)[chosen])
-
-        shapes = {file: (len(self.rows), *x.shape[1:]) for file, x in read(torch.arange(1)).items()}
+        one = self._kept(source.batch(torch.arange(1)).to(device), torch.from_numpy(self.fold[:1]))
+        forms = {
+            file: Form(self.type_of(file), (len(self.rows), *x.shape[1:]))
+            for file, x in one.items()
+        }
         with contextlib.ExitStack() as opened:
-            files: dict[str, BinaryIO] = {}
+            writer = None
             if is_rank_zero():
-                aside = opened.enter_context(atomic_folder(self.folder))
-                for file, shape in shapes.items():
-                    files[file] = opened.enter_context((aside / f"{file}.npy").open("wb"))
-                    files[file].write(npy_header(shape, self.type_of(file)))
-            batches = torch.arange(len(self.rows)).split(_BATCH)
+                identity = {"key": self.key, **self.form}
+                writer = opened.enter_context(written(self.folder, identity, forms))
+            done = broadcast(0 if writer is None else writer.rows)
+            batches = torch.arange(len(self.rows)).split(source.at_once)
+            left = [chosen for chosen in batches if chosen[0] >= done]
+            inputs = ahead(source.batch, left[rank() :: world_size()])
             stage = opened.enter_context(progress.stage(f"features of {name}", len(batches)))
-            for start in range(0, len(batches), world_size()):
-                group = batches[start : start + world_size()]
-                own = read(group[rank()]) if rank() < len(group) else {}
-                arrays = {
-                    file: to_file(x.cpu(), self.type_of(file), f"{name}.{file}")
-                    for file, x in own.items()
-                }
-                for found in gather(arrays):
-                    for file in files.keys() & found:
-                        files[file].write(found[file].tobytes())
+            stage.advance(len(batches) - len(left))
+            for start in range(0, len(left), world_size()):
+                group = left[start : start + world_size()]
+                arrays = {}
+                if rank() < len(group):
+                    fold = torch.from_numpy(self.fold)[group[rank()]]
+                    for file, x in self._kept(next(inputs).to(device), fold).items():
+                        arrays[file] = to_file(x.cpu(), self.type_of(file), f"{name}.{file}")
+                found = gather(arrays)
+                if writer is not None:
+                    writer.write(found, sum(map(len, group)))
                 stage.advance(len(group))
-            for opened_file in files.values():
-                opened_file.flush()
-                os.fsync(opened_file.fileno())  # the disk's time is part of the extraction's
-            if is_rank_zero():
-                manifest = {
-                    "key": self.key,
-                    **self.form,
-                    "shapes": shapes,
-                    "crc32": {file: checksum_of(aside / f"{file}.npy") for file in files},
-                    "seconds": time.perf_counter() - started,
-                }
-                write_json(aside / "manifest.json", manifest)
         barrier()
 
     @torch.inference_mode()
@@ -356,11 +344,13 @@ class _Entry:
 
         A folder of backbones belongs to one backbone a modality, so another entry of the same form
         is of a backbone that was trained anew. Others serve other configurations, but for those of
-        another format, which nobody reads any more.
+        another format, which nobody reads any more, and unfinished ones, which cost time alone.
         """
-        name = re.compile(re.escape(self.modality.name) + "-[0-9a-f]{16}")
+        name = re.escape(self.modality.name) + "-[0-9a-f]{16}"
         for other in list(self.parent.iterdir()):
-            if other == self.folder or not name.fullmatch(other.name):
+            if re.fullmatch(rf"\.{name}\.part", other.name):
+                remove_folder(other)
+            if other == self.folder or not re.fullmatch(name, other.name):
                 continue
             with contextlib.suppress(UserError):
                 manifest = read_json(other / "manifest.json")

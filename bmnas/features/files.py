@@ -8,18 +8,23 @@ are.
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
 import mmap
+import os
+import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bmnas.machine.errors import UserError
+from bmnas.machine.files import growing_folder, read_json, write_json
 from bmnas.tasks.task import Array
 
 #: Of each type of a cache, what torch and what NumPy has for it; bool is for the masks of tokens.
@@ -35,6 +40,9 @@ _AROUND = 1 << 16  # what a system maps around a page that is asked for, where i
 _ACCOUNT = Path("/proc/self/statm")
 _CHUNK_BYTES = 1 << 22
 _CHUNK_ROWS = 1024
+_MANIFEST = "manifest.json"
+#: After so many seconds what was written so far is brought to the disk, and noted.
+SAVE_SECONDS = 10.0
 AGAIN = "delete its folder, it will be made again"
 
 
@@ -77,6 +85,99 @@ def checksum_of(path: Path) -> int:
         while content := file.read(_CHUNK_BYTES):
             checksum = zlib.crc32(content, checksum)
     return checksum
+
+
+class Form(NamedTuple):
+    """Type and shape of the array in a file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def size(self, rows: int) -> int:
+        """Return the bytes of the file with its first ``rows`` rows."""
+        row_bytes = math.prod(self.shape[1:]) * _TYPES[self.dtype][1].itemsize
+        return len(npy_header(self.shape, self.dtype)) + rows * row_bytes
+
+
+class EntryWriter:
+    """The files of an entry while they grow in ``folder``; after a kill they grow on.
+
+    ``identity`` tells the entry from others, ``forms`` are those of its files by name. ``rows`` of
+    them are written, which took ``seconds``.
+    """
+
+    def __init__(
+        self, folder: Path, identity: Mapping[str, object], forms: Mapping[str, Form]
+    ) -> None:
+        self._folder, self._forms = folder, forms
+        self._identity = {**identity, "shapes": {n: list(form.shape) for n, form in forms.items()}}
+        self._files: dict[str, BinaryIO] = {}
+        self.rows, self.seconds = self._earlier()
+        self._started = self._saved = time.perf_counter()
+
+    def _earlier(self) -> tuple[int, float]:
+        """Return what an earlier process noted of the same entry, whose files have it."""
+        with contextlib.suppress(UserError):
+            found = read_json(self._folder / _MANIFEST)
+            if isinstance(found, dict) and self._identity.items() <= found.items():
+                rows = int(found["rows"])
+                paths = {self._folder / f"{n}.npy": form for n, form in self._forms.items()}
+                if all(p.is_file() and p.stat().st_size >= f.size(rows) for p, f in paths.items()):
+                    return rows, float(found["seconds"])
+        return 0, 0.0
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[EntryWriter]:
+        """Open the files where they end; nothing is left of those that were never noted."""
+        try:
+            with contextlib.ExitStack() as opened:
+                for name, form in self._forms.items():
+                    path = self._folder / f"{name}.npy"
+                    file = opened.enter_context(path.open("r+b" if self.rows else "wb"))
+                    if not self.rows:
+                        file.write(npy_header(form.shape, form.dtype))
+                    file.truncate(form.size(self.rows))
+                    file.seek(form.size(self.rows))
+                    self._files[name] = file
+                yield self
+        except BaseException:
+            if not (self._folder / _MANIFEST).exists():
+                for name in self._forms:
+                    (self._folder / f"{name}.npy").unlink(missing_ok=True)
+            raise
+
+    def write(self, arrays: Sequence[Mapping[str, Array]], rows: int) -> None:
+        """Write ``arrays``, by their files, one after the other: ``rows`` rows of each file."""
+        for found in arrays:
+            for name, array in found.items():
+                self._files[name].write(array.tobytes())
+        self.rows += rows
+        if time.perf_counter() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self, **more: object) -> None:
+        """Bring what was written to the disk, then note it, and ``more``, in the manifest."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self._saved = time.perf_counter()
+        seconds = self.seconds + self._saved - self._started
+        manifest = {**self._identity, **more, "rows": self.rows, "seconds": seconds}
+        write_json(self._folder / _MANIFEST, manifest)
+
+
+@contextlib.contextmanager
+def written(
+    folder: Path, identity: Mapping[str, object], forms: Mapping[str, Form]
+) -> Iterator[EntryWriter]:
+    """Yield what writes the entry ``folder``, which has its name when the block ends well."""
+    with (
+        growing_folder(folder) as aside,
+        EntryWriter(aside, identity, forms).opened() as writer,
+    ):
+        yield writer
+        writer.save()
+        writer.save(crc32={name: checksum_of(aside / f"{name}.npy") for name in forms})
 
 
 class MappedFile(NamedTuple):

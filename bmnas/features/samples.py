@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -19,8 +20,11 @@ from bmnas.backbones.base import Backbone
 from bmnas.features.files import note_read
 from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import task_kind
+from bmnas.tasks.rows import DRAWS, Rows, piece_rows
 from bmnas.tasks.task import Array, Modality, Task
 
+#: Samples that are computed at once in evaluation mode, at most.
+AT_ONCE = 256
 _ENCODE_ROWS = 4096
 _UNDER_WAY = 2  # steps that a device may have in its queue
 
@@ -97,6 +101,18 @@ def iterate_batches(
         under_way.append(current.record_event())
 
 
+def ahead(read: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield ``read`` of each of ``batches`` (B,); the next is read while the caller computes."""
+    with ThreadPoolExecutor(1) as pool:
+        coming: deque[Future[Tensor]] = deque()
+        for chosen in batches:
+            coming.append(pool.submit(read, chosen))
+            if len(coming) > 1:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
 def _sent(x: Tensor, device: torch.device) -> Tensor:
     pinned = device.type == "cuda" and x.device.type == "cpu"
     if pinned and not x.is_pinned():
@@ -140,6 +156,8 @@ class RawInput:
 
     Strings are encoded once, everything else batch by batch, so that a memory-mapped array does
     not have to fit in memory. ``change`` gets rows of the modality before the backbone does.
+    ``varies`` tells whether training sees other parts of a row each time, ``at_once`` how many
+    samples are computed at once where nobody says it: fewer of clips, whose maps are large.
     """
 
     def __init__(
@@ -152,6 +170,8 @@ class RawInput:
         self._backbone, self._change = backbone, change
         self._rows = modality.rows_of(samples)
         self._data = modality.data
+        self.varies = isinstance(modality.data, Rows) and modality.data.varies
+        self.at_once = min(AT_ONCE, piece_rows(modality.data))
         self._encoded: Array | None = None
         if modality.data.dtype.kind in "UST":
             unique, self._rows = np.unique(self._rows, return_inverse=True)
@@ -161,23 +181,36 @@ class RawInput:
             ]
             self._encoded = np.concatenate(chunks)
 
-    def batch(self, chosen: Tensor) -> Tensor:
-        """Return the raw input (B, *shape) of the samples ``chosen`` (B,)."""
+    def batch(self, chosen: Tensor, draws: Array | None = None) -> Tensor:
+        """Return the raw input (B, *shape) of the samples ``chosen`` (B,).
+
+        With ``draws`` (B, DRAWS) it is what training sees of them, see ``Rows.varied``.
+        """
         rows = self._rows[chosen.numpy()]
         if self._encoded is not None:
             return torch.from_numpy(self._encoded[rows])
-        return torch.from_numpy(np.ascontiguousarray(self._encode(rows)))
+        return torch.from_numpy(np.ascontiguousarray(self._encode(rows, draws)))
 
-    def _encode(self, numbers: Array) -> Array:
-        rows = self._data[numbers]
+    def _encode(self, numbers: Array, draws: Array | None = None) -> Array:
+        if draws is not None and isinstance(self._data, Rows):
+            rows = self._data.varied(numbers, draws)
+        else:
+            rows = self._data[numbers]
         return self._backbone.encode(rows if self._change is None else self._change(rows))
 
 
 class RawSamples:
-    """Raw inputs of several modalities with labels."""
+    """Raw inputs of several modalities with labels.
 
-    def __init__(self, inputs: Sequence[RawInput], labels: Tensor) -> None:
+    For ``training`` rows that vary do so, and each batch draws from torch's global generator.
+    """
+
+    def __init__(
+        self, inputs: Sequence[RawInput], labels: Tensor, *, training: bool = False
+    ) -> None:
         self._inputs = inputs
+        self._varies = training and any(source.varies for source in inputs)
+        self.at_once = min(source.at_once for source in inputs)
         self.labels = labels
 
     def __len__(self) -> int:
@@ -186,7 +219,9 @@ class RawSamples:
 
     def batch(self, chosen: Tensor, device: torch.device | None = None) -> Batch:
         """Return one raw input per modality, and the labels, of the samples ``chosen`` (B,)."""
-        batch = Batch([source.batch(chosen) for source in self._inputs], self.labels[chosen])
+        draws = torch.rand(len(chosen), DRAWS).double().numpy() if self._varies else None
+        inputs = [source.batch(chosen, draws) for source in self._inputs]
+        batch = Batch(inputs, self.labels[chosen])
         return batch if device is None else batch.to(device)
 
 

@@ -69,6 +69,31 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def growing_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder beside ``path`` that takes this name when the block ends well.
+
+    After an exception, and after a kill, it is there again with what it held; an empty one goes.
+    The block brings files to the disk itself. ``path`` must not exist.
+    """
+    aside = unfinished(path)
+    aside.mkdir(parents=True, exist_ok=True)
+    try:
+        yield aside
+        os.replace(aside, path)
+        _flush(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.rmdir()
+        _name(error, path)
+        raise
+
+
+def unfinished(path: Path) -> Path:
+    """Return where ``growing_folder`` keeps what is to become ``path``."""
+    return path.with_name(f".{path.name}.part")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed writers left in ``folder``, and put back what they had moved away.
 

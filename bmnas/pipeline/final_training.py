@@ -144,7 +144,7 @@ class FinalTraining:
         forward: Forward
         with checkpoint.meter.stage("train"):
             if not settings.freeze_backbones:
-                samples, trained = raw_samples(task, network, *parts), network
+                samples, trained = raw_samples(task, network, *parts, training=True), network
                 forward = forward_of(network, runtime, steps)
             elif fusion.features:
                 # Frozen backbones have nothing to learn: the fusion is trained as if it were alone.

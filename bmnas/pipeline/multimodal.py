@@ -153,17 +153,19 @@ def raw_samples(
     network: MultimodalNetwork,
     *parts: Part,
     changes: Mapping[str, Callable[[Array], Array]] | None = None,
+    training: bool = False,
 ) -> RawSamples:
     """Return the samples of ``parts`` as raw inputs of the modalities that ``network`` reads.
 
-    ``changes``, by modality, are what is done to its rows before.
+    ``changes``, by modality, are what is done to its rows before; ``training`` is as in
+    ``RawSamples``.
     """
     samples = task.samples(*parts)
     inputs = [
         RawInput(task.modality(name), network.backbone(name), samples, (changes or {}).get(name))
         for name in network.modalities
     ]
-    return RawSamples(inputs, label_tensor(task, samples))
+    return RawSamples(inputs, label_tensor(task, samples), training=training)
 
 
 def evaluate_fusion(

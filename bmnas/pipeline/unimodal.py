@@ -157,7 +157,9 @@ def remove_stale(context: RunContext) -> None:
 def evaluate_unimodal(context: RunContext, name: str, backbone: Backbone, part: Part) -> Evaluation:
     """Return how the backbone ``name`` with its own head does on a part of the task."""
     task, device = context.task, context.runtime.device
-    samples = _samples(task, task.modality(name), backbone, part)
+    chosen = task.samples(part)
+    source = RawInput(task.modality(name), backbone, chosen)
+    samples = RawSamples([source], label_tensor(task, chosen))
     return evaluate(backbone.to(device), _call(backbone), samples, context.head, device)
 
 
@@ -176,7 +178,7 @@ def _new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module |
     That is the whole backbone, its new head (the rest is then frozen), or None where all weights
     were given.
     """
-    backbone = build_backbone(modality, classes=task.outputs, rows=_train_rows(task, modality))
+    backbone = build_backbone(modality, classes=task.outputs, rows=train_rows(task, modality))
     whole = modality.weights is not None and load_weights(backbone, modality.weights)
     wanted, head = modality.backbone, backbone.head
     backbone.eval()
@@ -323,7 +325,7 @@ def _trained(
         fit(
             trained,
             _call(backbone),
-            RawSamples([RawInput(modality, backbone, samples)], label_tensor(task, samples)),
+            train_samples(task, modality, backbone, samples),
             context.head,
             recipe,
             checkpoint=checkpoint,
@@ -368,7 +370,7 @@ def _fold_files(context: RunContext, path: Path) -> list[Path]:
     return [path.with_name(f"{path.stem}-fold{number}.safetensors") for number in numbers]
 
 
-def _train_rows(task: Task, modality: Modality) -> Array:
+def train_rows(task: Task, modality: Modality) -> Array:
     """Return the train rows: all of texts and tokens, of others an evenly spaced sample."""
     used = np.unique(modality.rows_of(task.samples("train")))
     if modality.type not in ("text", "tokens"):
@@ -378,9 +380,10 @@ def _train_rows(task: Task, modality: Modality) -> Array:
     return np.asarray(modality.data[used])
 
 
-def _samples(task: Task, modality: Modality, backbone: Backbone, part: Part) -> RawSamples:
-    samples = task.samples(part)
-    return RawSamples([RawInput(modality, backbone, samples)], label_tensor(task, samples))
+def train_samples(task: Task, modality: Modality, backbone: Backbone, samples: Array) -> RawSamples:
+    """Return ``samples`` (n,) as the training of ``backbone`` sees them."""
+    source = RawInput(modality, backbone, samples)
+    return RawSamples([source], label_tensor(task, samples), training=True)
 
 
 def _call(backbone: Backbone) -> Forward:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +21,31 @@ T = TypeVar("T")
 _MOST_WORKERS = 16
 
 
+class Kept(Generic[T]):
+    """What ``read`` makes of an item, kept in memory as far as ``room`` bytes go."""
+
+    def __init__(self, read: Callable[[T], Array], room: int) -> None:
+        self._read, self._room = read, room
+        self._kept: dict[T, Array] = {}
+
+    def __call__(self, item: T) -> Array:
+        """Return what ``read`` makes of ``item``, which is not to be changed."""
+        if item in self._kept:
+            return self._kept[item]
+        found = self._read(item)
+        if found.nbytes <= self._room:
+            self._room -= found.nbytes
+            self._kept[item] = found
+        return found
+
+
 class DecodedRows(Rows, Generic[T]):
     """Rows (rows, *axes) that ``decode`` makes of ``items``, one each.
 
     ``decode`` raises UserError, with file and place, for what it cannot read. It should leave
     Python's lock to others for most of its time, as Pillow and PyAV do. In memory are the rows that
-    were asked for, what each of ``workers`` threads decodes, and rows that were decoded before, as
-    far as they fit in ``keep`` bytes.
+    were asked for, and what each of ``workers`` threads decodes. ``vary`` makes of an item, and of
+    ``DRAWS`` numbers from 0 to 1, the row that training sees.
 
     ``files`` returns the files that tell whether a row has changed. Their names below ``folder``,
     sizes and times of change are in the digest, and so is ``recipe``, which says how a row is made
@@ -45,14 +62,13 @@ class DecodedRows(Rows, Generic[T]):
         folder: Path,
         files: Callable[[T], Sequence[Path]],
         recipe: str,
-        keep: int = 0,
+        vary: Callable[[T, Array], Array] | None = None,
         workers: int | None = None,
     ) -> None:
         self.shape, self.dtype = (len(items), *axes), np.dtype(dtype)
         self._items, self._decode = items, decode
         self._folder, self._files, self._recipe = folder, files, recipe
-        self._kept: dict[int, Array] = {}
-        self._room = keep // (math.prod(axes) * self.dtype.itemsize)
+        self._vary, self.varies = vary, vary is not None
         self._workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
 
     def __getitem__(self, numbers: Array) -> Array:
@@ -61,23 +77,26 @@ class DecodedRows(Rows, Generic[T]):
         Raises UserError at the first that cannot be decoded; what waits is then left.
         """
         unique, place = np.unique(numbers, return_inverse=True)
-        rows = np.empty((len(unique), *self.shape[1:]), self.dtype)
-
-        def fill(place: int) -> None:
-            rows[place] = self._row(int(unique[place]))
-
-        with ThreadPoolExecutor(self._workers) as pool:
-            for _ in pool.map(fill, range(len(unique))):
-                pass
+        rows = self._rows(unique, lambda place: self._decode(self._items[unique[place]]))
         return rows if np.array_equal(unique, numbers) else rows[place]
 
-    def _row(self, number: int) -> Array:
-        if number in self._kept:
-            return self._kept[number]
-        row = self._decode(self._items[number])
-        if len(self._kept) < self._room:
-            self._kept[number] = row
-        return row
+    def varied(self, numbers: Array, draws: Array) -> Array:
+        """Return the rows (n, *axes) of ``numbers`` (n,) as training sees them, see ``vary``."""
+        vary = self._vary
+        if vary is None:
+            return self[numbers]
+        return self._rows(numbers, lambda n: vary(self._items[numbers[n]], draws[n]))
+
+    def _rows(self, numbers: Array, row: Callable[[int], Array]) -> Array:
+        rows = np.empty((len(numbers), *self.shape[1:]), self.dtype)
+
+        def fill(place: int) -> None:
+            rows[place] = row(place)
+
+        with ThreadPoolExecutor(self._workers) as pool:
+            for _ in pool.map(fill, range(len(numbers))):
+                pass
+        return rows
 
     def digest(self, numbers: Array) -> str:
         """Return a digest of names, sizes and times of the files of the rows ``numbers`` (n,).

@@ -27,6 +27,8 @@ from bmnas.tasks.task import Modality, Task
 LISTS = ("trainlistall_but_None.txt", "vallistall_but_None.txt", "testlistall_but_None.txt")
 CLASSES = "classIndAllbutNone.txt"
 FRAMES, SIZE = 32, 112
+#: Of the squares that training sees, in shorter sides of a picture.
+_SCALES = tuple(2 ** (-step / 4) for step in range(5))
 
 _LINE = re.compile(r"(Subject\d+/Scene\d+)/Color/rgb(\d+) (\d+) (\d+)(?:\.0)? (\d+)(?:\.0)?")
 _CLASS = re.compile(r"(\d+) (\S+)")
@@ -39,11 +41,16 @@ class _Clip(NamedTuple):
     first: int
     last: int
 
-    def frames(self) -> list[Path]:
-        """Return the files of the middle frames; what is too short begins anew at its end."""
+    def frames(self, place: float | None = None) -> list[Path]:
+        """Return the files of the middle frames, or of those at a ``place`` from 0 to 1.
+
+        What is too short begins anew at its end.
+        """
         length = self.last - self.first + 1
-        start = self.first + max(0, length // 2 - FRAMES // 2)
-        numbers = start + np.arange(FRAMES) % min(length, FRAMES)
+        start = max(0, length // 2 - FRAMES // 2)
+        if place is not None:
+            start = int(place * (max(0, length - FRAMES) + 1))
+        numbers = self.first + start + np.arange(FRAMES) % min(length, FRAMES)
         return [self.folder / f"{number:06}.jpg" for number in numbers.tolist()]
 
     def ends(self) -> list[Path]:
@@ -57,7 +64,9 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
 
     ``folder`` holds ``LISTS``, ``CLASSES`` and the frames, such as
     ``Subject01/Scene1/Color/rgb1/000178.jpg`` and ``Subject01/Scene1/Depth/depth1/000178.jpg``. Of
-    a gesture the 32 frames in its middle are taken, as the program of the lists does in tests.
+    a gesture the 32 frames in its middle are taken, as the program of the lists does in tests. As
+    there, training sees 32 frames from anywhere in it, and a square of any place and of one of five
+    sizes, the same of both modalities.
 
     Raises UserError, with file and line, for a list of another form, and for a line whose folder of
     frames is missing or empty.
@@ -96,6 +105,7 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
             folder=folder,
             files=_Clip.ends,
             recipe="middle frames",
+            vary=partial(_varied, size=size, grey=name == "depth"),
         )
         for name, clips, colours in (("rgb", colour, (3,)), ("depth", depth, ()))
     }
@@ -116,6 +126,17 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
 
 def _decode(clip: _Clip, size: int, grey: bool) -> Array:
     return read_frames(clip.frames(), size, grey=grey)
+
+
+def _varied(clip: _Clip, draws: Array, size: int, grey: bool) -> Array:
+    when, scale, *place = draws.tolist()
+    return read_frames(
+        clip.frames(when),
+        size,
+        grey=grey,
+        scale=_SCALES[int(scale * len(_SCALES))],
+        place=(place[0], place[1]),
+    )
 
 
 def _class_names(path: Path) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from bmnas.machine.errors import UserError, few
-from bmnas.tasks.decoded import DecodedRows
+from bmnas.tasks.decoded import DecodedRows, Kept
 from bmnas.tasks.kinds import Array
 from bmnas.tasks.left_out import LEFT_OUT, left_out
 from bmnas.tasks.media import read_video
@@ -67,7 +67,8 @@ _NUMBERS = 12  # of a joint; the first three are its place in metres
 _INFO = 10  # numbers of a body, its number among them
 _MOST_BODIES = 6
 _VIDEO, _SKELETON = "_rgb.avi", ".skeleton"
-_KEEP = 1 << 30  # bytes of decoded skeletons: all of them take 0.8 GB
+_KEEP = 1 << 31  # bytes of joints that are kept: 50 KB a sample of 84 frames, the mean
+_LEAST_PART, _LEAST_FRAMES = 0.5, 64  # of a sample that training sees
 
 
 def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
@@ -95,24 +96,26 @@ def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
             f"{folder}: received no sample of the subjects of {variant}, expected files such as "
             f"S001C001P001R001A001{_VIDEO} and S001C001P001R001A001{_SKELETON}"
         )
+    read, joints = partial(read_video, count=FRAMES, size=size), Kept(read_joints, _KEEP)
     rgb = DecodedRows(
         [videos[name] for name in names],
-        partial(read_video, count=FRAMES, size=size),
+        read,
         (FRAMES, size, size, 3),
         np.uint8,
         folder=folder,
         files=_itself,
         recipe="middle frames",
+        vary=partial(_middle, read),
     )
     skeleton = DecodedRows(
         [skeletons[name] for name in names],
-        read_skeleton,
+        partial(_interpolated, joints),
         (SKELETON_FRAMES, BODIES * JOINTS * 3),
         np.float32,
         folder=folder,
         files=_itself,
         recipe="joint 2 is the origin",
-        keep=_KEEP,
+        vary=partial(_stretch, joints),
     )
     return Task(
         name=variant,
@@ -137,25 +140,56 @@ def missing_skeletons() -> frozenset[str]:
 
 
 def read_skeleton(path: Path, frames: int = SKELETON_FRAMES) -> Array:
-    """Return the joints of a ``.skeleton`` file, (frames, D) float32, metres.
+    """Return ``read_joints`` of a file at ``frames`` times: (frames, D) float32, metres.
+
+    Time is interpolated between the two nearest frames. Raises UserError as ``read_joints`` does.
+    """
+    return _at(read_joints(path), frames)
+
+
+def read_joints(path: Path) -> Array:
+    """Return the joints of every frame of a ``.skeleton`` file, (T, D) float32, metres.
 
     A row is (2 bodies, 25 joints, x y z), flattened: the first two bodies of a frame, as it lists
     them. What a frame lacks is 0. In every frame the first body's joint 2 is then the origin, of
-    both bodies. Time is interpolated between the two nearest frames. All this is as in the released
-    programs of MFAS and BM-NAS, whose weights expect it: a body that is not there lies at minus the
-    origin, and the other of two that stays may become the first.
+    both bodies. All this is as in the released programs of MFAS and BM-NAS, whose weights expect
+    it: a body that is not there lies at minus the origin, and the other of two that stays may
+    become the first.
 
     Raises UserError, with file and line, for a file of another form.
     """
     joints = _joints(path)
     joints -= joints[:, :1, _ORIGIN : _ORIGIN + 1].copy()
+    return joints.reshape(len(joints), -1).astype(np.float32)
+
+
+def _at(joints: Array, frames: int) -> Array:
     place = np.clip((np.arange(frames) + 0.5) * len(joints) / frames - 0.5, 0, len(joints) - 1)
     before = place.astype(int)
     after = np.minimum(before + 1, len(joints) - 1)
     weight = (place - before)[:, None]
-    flat = joints.reshape(len(joints), -1)
-    row: Array = (flat[before] * (1 - weight) + flat[after] * weight).astype(np.float32)
+    row: Array = (joints[before] * (1 - weight) + joints[after] * weight).astype(np.float32)
     return row
+
+
+def _interpolated(joints: Callable[[Path], Array], path: Path) -> Array:
+    return _at(joints(path), SKELETON_FRAMES)
+
+
+# Training sees half to all of a sample, of the video in its middle, of the skeleton anywhere and 64
+# frames at least, as in the released programs.
+
+
+def _middle(read: Callable[..., Array], path: Path, draws: Array) -> Array:
+    return read(path, middle=1 - _LEAST_PART * float(draws[0]))
+
+
+def _stretch(joints: Callable[[Path], Array], path: Path, draws: Array) -> Array:
+    whole = joints(path)
+    part = _LEAST_PART + (1 - _LEAST_PART) * float(draws[1])
+    length = min(max(int(part * len(whole)), _LEAST_FRAMES), len(whole))
+    begin = int(draws[2] * (len(whole) - length + 1))
+    return _at(whole[begin : begin + length], SKELETON_FRAMES)
 
 
 def _joints(path: Path) -> Array:

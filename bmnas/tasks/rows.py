@@ -12,17 +12,21 @@ import numpy as np
 from bmnas.tasks.kinds import Array
 
 _PIECE_BYTES = 32_000_000
+#: How many numbers from 0 to 1 choose what training sees of a row.
+DRAWS = 4
 
 
 class Rows(ABC):
     """What ``Modality.data`` may be in place of an array: media that are too large for memory.
 
-    ``shape`` is (rows, *axes) and ``dtype`` that of the rows. Nothing is open between two calls, so
-    that other processes may read the same rows.
+    ``shape`` is (rows, *axes) and ``dtype`` that of the rows. With ``varies``, training sees other
+    parts of a row each time, see ``varied``. Nothing is open between two calls, so that other
+    processes may read the same rows.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    varies = False
 
     @property
     def ndim(self) -> int:
@@ -40,6 +44,14 @@ class Rows(ABC):
         Raises UserError, with file and place, for a row that cannot be read.
         """
 
+    def varied(self, numbers: Array, draws: Array) -> Array:
+        """Return the rows (n, *axes) of ``numbers`` (n,) as training sees them.
+
+        ``draws`` (n, DRAWS), from 0 to 1, choose what of them: the same of all modalities of a
+        sample, if they wish.
+        """
+        return self[numbers]
+
     @abstractmethod
     def digest(self, numbers: Array) -> str:
         """Return a digest of the rows ``numbers`` (n,) that need not read all of them.
@@ -53,9 +65,14 @@ class Rows(ABC):
 Data = Array | Rows
 
 
+def piece_rows(data: Data) -> int:
+    """Return how many rows are at most 32 MB; 1 where a single one is more."""
+    row_bytes = math.prod(data.shape[1:]) * data.dtype.itemsize
+    return max(_PIECE_BYTES // max(row_bytes, 1), 1)
+
+
 def pieces(data: Data, numbers: Array) -> Iterator[Array]:
     """Yield stretches of ``numbers`` (n,) whose rows are at most 32 MB, or a single row."""
-    row_bytes = math.prod(data.shape[1:]) * data.dtype.itemsize
-    step = max(_PIECE_BYTES // max(row_bytes, 1), 1)
+    step = piece_rows(data)
     for start in range(0, len(numbers), step):
         yield numbers[start : start + step]

@@ -83,13 +83,20 @@ def fit(
             )
             if checkpoint is not None:
                 checkpoint.save(parts, records)
-            shown.message(f"loss {found:.3f}  {head.metric} {score:.3f}")
+            shown.message(_told(records[-1], head.metric))
             shown.advance()
             if until is not None and until():
                 break
     broadcast_buffers(network)
     network.eval()
     return records
+
+
+def _told(record: Record, metric: str) -> str:
+    text = f"loss {record['train_loss']:.3f}  {metric} {record['train_score']:.3f}"
+    # What a checkpoint may have added.
+    judged = record.get("validation_score")
+    return text if judged is None else f"{text}  validation {judged:.3f}"
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -16,6 +16,7 @@ import bmnas.cli
 from bmnas.machine.errors import UserError
 
 COMMANDS = [
+    "pretrain",
     "search",
     "train",
     "genotype",
@@ -142,7 +143,7 @@ def raising(error: BaseException) -> Any:
         (OSError(28, "No space left on device"), 1, "No space left on device"),
         (OSError(28, "No space left on device", "a/b"), 1, "a/b: No space left on device"),
         (OSError("odd"), 1, "odd"),
-        (typer.Abort(), 1, "stopped; search and train go on with --resume"),
+        (typer.Abort(), 1, "stopped; pretrain, search and train go on with --resume"),
         (
             ModuleNotFoundError("No module named 'torch'", name="torch"),
             2,
@@ -175,7 +176,7 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["bmnas.cli.tasks"], "preset_names", interrupt)
     printed = bmnas_command("presets")
     assert printed.status == 1
-    assert printed.err.strip() == "error: stopped; search and train go on with --resume"
+    assert printed.err.strip() == "error: stopped; pretrain, search and train go on with --resume"
 
 
 def test_a_reader_that_goes_away_is_no_traceback(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_ctrl_c_ends_a_sweep_at_once(here: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err == "error: stopped; search and train go on with --resume\n"
+    assert err == "error: stopped; pretrain, search and train go on with --resume\n"
 
 
 def test_a_worker_that_is_always_lost_is_given_up(

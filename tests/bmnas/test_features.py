@@ -18,6 +18,7 @@ from tiny_tasks import changed, tiny_task
 
 from bmnas.backbones import Backbone, InputSpec
 from bmnas.backbones.conv import SequenceBackbone
+from bmnas.features import cache, files
 from bmnas.features.cache import rows_hash, weights_hash
 from bmnas.features.reshape import Pool
 from bmnas.machine.errors import UserError
@@ -279,20 +280,77 @@ def test_an_exception_in_between_leaves_nothing(
     assert len(opened(tmp_path, task, backbones).arrays["m0.1"]) == 600
 
 
+def test_rows_that_were_noted_are_not_computed_again(
+    tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tiny_task(samples=900)
+    backbones = made(task)
+    expected = opened(tmp_path / "whole", task, backbones)
+    runs.clear()
+    monkeypatch.setattr(files, "SAVE_SECONDS", 0.0)
+    to_file = cache.to_file
+
+    def stopped(x: torch.Tensor, dtype: str, name: str) -> np.ndarray:
+        if name == "m1.1" and len(runs) == 5:
+            raise KeyboardInterrupt
+        return to_file(x, dtype, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "to_file", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            opened(tmp_path / "stopped", task, backbones)
+    (unfinished,) = (tmp_path / "stopped").glob(".m1-*.part")
+    # More than what was noted, as a kill leaves it; a file that lacks some is not gone on with.
+    with (unfinished / "2.npy").open("ab") as file:
+        file.write(b"half a row")
+    runs.clear()
+    found = opened(tmp_path / "stopped", task, backbones)
+    assert runs == [256, 88]
+    assert found.keys == expected.keys
+    assert all(torch.equal(found.arrays[n], expected.arrays[n]) for n in found.names)
+    assert sorted(p.name[:3] for p in (tmp_path / "stopped").iterdir()) == ["m0-", "m1-"]
+
+
+@pytest.mark.parametrize("damage", ["shorter", "another", "text"])
+def test_unfinished_files_that_do_not_fit_are_made_anew(
+    tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    task = tiny_task(samples=900)
+    backbones = made(task)
+    whole = opened(tmp_path, task, backbones)
+    place = entry(tmp_path)
+    before = {p.name: p.read_bytes() for p in place.glob("*.npy")}
+    aside = place.rename(place.with_name(f".{place.name}.part"))
+    manifest = json.loads((aside / "manifest.json").read_text())
+    if damage == "shorter":
+        (aside / "2.npy").write_bytes(before["2.npy"][:-1])
+    changes = {"another": {"key": "0" * 64}, "shorter": {}, "text": None}[damage]
+    text = "half" if changes is None else json.dumps({**manifest, **changes})
+    (aside / "manifest.json").write_text(text)
+    runs.clear()
+    again = opened(tmp_path, task, backbones)
+    assert sum(runs) == 600
+    assert again.keys == whole.keys
+    assert {p.name: p.read_bytes() for p in place.glob("*.npy")} == before
+
+
 CHILD = """
 import os, resource, signal, sys
 from pathlib import Path
 import torch
 from test_features import made, opened, tiny_task
 from bmnas.backbones.conv import SequenceBackbone
+from bmnas.features import files
 
+if "noted" in sys.argv[2]:
+    files.SAVE_SECONDS = 0.0
 task = tiny_task(samples=900)
 backbones = made(task)
 calls, whole = 0, SequenceBackbone.features
 def features(self, x):
     global calls
     calls += 1
-    if sys.argv[2] == "kill" and calls == 7:  # in the middle of the second modality
+    if "kill" in sys.argv[2] and calls == 7:  # in the middle of the second modality
         os.kill(os.getpid(), signal.SIGKILL)
     return whole(self, x)
 SequenceBackbone.features = features
@@ -317,14 +375,17 @@ def child(folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_after_a_kill_the_next_run_goes_on_and_clears_up(tmp_path: Path, runs: list[int]) -> None:
-    assert child(tmp_path, "kill").returncode == -signal.SIGKILL
+@pytest.mark.parametrize(("mode", "left"), [("kill", 600), ("kill noted", 344)])
+def test_after_a_kill_the_next_run_goes_on_and_clears_up(
+    tmp_path: Path, runs: list[int], mode: str, left: int
+) -> None:
+    assert child(tmp_path, mode).returncode == -signal.SIGKILL
     assert len(list(tmp_path.glob("m0-*"))) == 1
     assert len(list(tmp_path.glob(".m1-*.part"))) == 1
     assert list(tmp_path.glob("m1-*")) == []
     task = tiny_task(samples=900)
     cache = opened(tmp_path, task, made(task))
-    assert sum(runs) == 600  # of the second modality: the first was whole
+    assert sum(runs) == left  # of the second modality: the first was whole
     assert sorted(p.name[:3] for p in tmp_path.iterdir()) == ["m0-", "m1-"]
     assert len(cache.arrays["m1.1"]) == 600
 

@@ -25,6 +25,7 @@ from bmnas.features.samples import (
 )
 from bmnas.machine.errors import UserError
 from bmnas.tasks import Modality
+from bmnas.tasks import Rows as LazyRows
 from bmnas.tasks.task import Array
 
 
@@ -125,6 +126,43 @@ def test_raw_samples_join_modalities_and_labels() -> None:
     for found, modality in zip((first, second), task.modalities, strict=True):
         assert np.array_equal(found.numpy(), 2 * modality.data[used[[1, 4]]])
     assert labels.tolist() == task.labels[used[[1, 4]]].tolist()
+
+
+class Drawn(LazyRows):
+    """Rows that are their number, and in training what was drawn."""
+
+    shape, dtype, varies = (9, 4), np.dtype(np.float32), True
+
+    def __getitem__(self, numbers: Array) -> Array:
+        return np.repeat(numbers[:, None], 4, 1).astype(np.float32)
+
+    def varied(self, numbers: Array, draws: Array) -> Array:
+        return (self[numbers] + draws).astype(np.float32)
+
+    def digest(self, numbers: Array) -> str:
+        return ""
+
+
+def test_training_draws_for_rows_that_vary_the_same_for_all_modalities() -> None:
+    chosen, labels = torch.tensor([1, 4, 4]), torch.zeros(9)
+    used = np.arange(9)
+    inputs = [RawInput(Modality(n, "vector", Drawn()), Rows(), used) for n in "ab"]  # type: ignore[arg-type]
+    plain, training = RawSamples(inputs, labels), RawSamples(inputs, labels, training=True)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert torch.equal(plain.batch(chosen).inputs[0], 2 * chosen[:, None].float().expand(3, 4))
+    fixed = RawInput(Modality("c", "vector", np.ones((9, 2))), Rows(), used)  # type: ignore[arg-type]
+    RawSamples([fixed], labels, training=True).batch(chosen)
+    assert torch.equal(torch.get_rng_state(), before)
+    first, second = training.batch(chosen).inputs
+    assert torch.equal(first, second)
+    draws = first / 2 - chosen[:, None]
+    assert (draws >= 0).all()
+    assert (draws < 1).all()
+    assert len(draws.unique()) == 12
+    assert not torch.equal(training.batch(chosen).inputs[0], first)
+    torch.set_rng_state(before)
+    assert torch.equal(training.batch(chosen).inputs[0], first)
 
 
 def test_a_real_backbone_encodes_what_it_takes() -> None:

@@ -13,7 +13,8 @@ from tiny_tasks import changed, tiny_task
 from bmnas.features.cache import rows_hash
 from bmnas.machine.errors import UserError
 from bmnas.tasks import check_task
-from bmnas.tasks.decoded import DecodedRows
+from bmnas.tasks.decoded import DecodedRows, Kept
+from bmnas.tasks.rows import DRAWS
 from bmnas.tasks.task import Array
 
 SHAPE = (96, 6, 3)
@@ -28,11 +29,16 @@ def read_npy(read: list[str], path: Path) -> Array:
     return row
 
 
+def shifted(read: list[str], path: Path, draws: Array) -> Array:
+    row: Array = read_npy(read, path) + draws[0]
+    return row
+
+
 def itself(path: Path) -> Sequence[Path]:
     return [path]
 
 
-def stored(folder: Path, data: Array, keep: int = 0) -> tuple[DecodedRows[Path], list[str]]:
+def stored(folder: Path, data: Array) -> tuple[DecodedRows[Path], list[str]]:
     """Return the rows of ``data`` as files of their own, and the names of those that were read."""
     paths = [folder / f"{number:03}.npy" for number in range(len(data))]
     for path, row in zip(paths, data, strict=True):
@@ -46,7 +52,7 @@ def stored(folder: Path, data: Array, keep: int = 0) -> tuple[DecodedRows[Path],
         folder=folder,
         files=itself,
         recipe="as it is",
-        keep=keep,
+        vary=partial(shifted, read),
         workers=2,
     )
     return rows, read
@@ -75,11 +81,26 @@ def test_a_row_asked_for_twice_is_decoded_once(tmp_path: Path, data: Array) -> N
     assert sorted(read) == ["003", "007", "007"]
 
 
-def test_as_many_rows_are_kept_as_fit(tmp_path: Path, data: Array) -> None:
-    rows, read = stored(tmp_path, data, keep=10 * data[0].nbytes + 1)
+def test_training_sees_what_the_draws_say(tmp_path: Path, data: Array) -> None:
+    rows, read = stored(tmp_path, data)
+    assert rows.varies
+    numbers, draws = np.array([7, 3, 7]), np.random.default_rng(1).random((3, DRAWS))
+    expected = data[numbers] + draws[:, :1, None]
+    np.testing.assert_allclose(rows.varied(numbers, draws), expected.astype(np.float32))
+    assert sorted(read) == ["003", "007", "007"]
+
+
+def test_as_much_is_kept_as_fits(tmp_path: Path, data: Array) -> None:
+    asked: list[int] = []
+
+    def read(item: int) -> Array:
+        asked.append(item)
+        return data[item]
+
+    kept = Kept(read, 10 * data[0].nbytes + 1)
     for _ in range(2):
-        np.testing.assert_array_equal(rows[ALL], data)
-    assert len(read) == 96 + 86
+        np.testing.assert_array_equal([kept(item) for item in range(96)], data)
+    assert len(asked) == 96 + 86
 
 
 def test_a_broken_file_is_reported_and_the_rest_is_not_read(tmp_path: Path, data: Array) -> None:

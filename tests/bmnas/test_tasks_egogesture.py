@@ -41,6 +41,28 @@ def test_a_task_of_frames(tmp_path: Path) -> None:
         np.testing.assert_allclose(long, [2 * (15 + n) + 2 for n in range(32)], atol=1)
 
 
+def test_training_sees_any_frames_and_any_square(tmp_path: Path) -> None:
+    write_egogesture(tmp_path, LINES)
+    corner = np.zeros((24, 32), np.uint8)
+    corner[12:, 20:] = 200
+    for kind in ("Color/rgb1", "Depth/depth1"):
+        Image.fromarray(corner).save(tmp_path / f"Subject03/Scene1/{kind}/000050.jpg")
+    data = [m.data for m in load_egogesture(tmp_path, size=16).modalities]
+    numbers = np.array([1, 1, 0])
+    # When, how large, where; the first two are of a gesture of 40 frames from 11 on.
+    draws = np.array([[0, 0, 0.5, 0.5], [0.999, 0.999, 0.999, 0.999], [0.999, 0, 0.5, 0.5]])
+    for rows in data:
+        assert isinstance(rows, Rows)
+        first, second, short = rows.varied(numbers, draws)
+        grey = [row.reshape(32, -1).mean(1) for row in (first, second, short)]
+        np.testing.assert_allclose(grey[0], [2 * (11 + n) + 2 for n in range(32)], atol=1)
+        np.testing.assert_allclose(grey[1][:-1], [2 * (19 + n) + 2 for n in range(31)], atol=1)
+        # A square of half the shorter side, right below.
+        assert np.median(second[-1]) > 195
+        assert second[-1].min() > 120
+        np.testing.assert_allclose(grey[2], [2 * (1 + n % 3) + 7 for n in range(32)], atol=1)
+
+
 def test_the_digest_follows_the_ends_of_a_clip(tmp_path: Path) -> None:
     write_egogesture(tmp_path, LINES)
     data = load_egogesture(tmp_path, size=16).modalities[1].data

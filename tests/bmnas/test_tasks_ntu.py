@@ -8,7 +8,7 @@ import pytest
 from paper_files import bodies, rising, skeleton_text, write_ntu, write_video
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks import check_task, load_task, reload_task
+from bmnas.tasks import Rows, check_task, load_task, reload_task
 from bmnas.tasks.media import read_video
 from bmnas.tasks.ntu import (
     ACTIONS,
@@ -121,6 +121,26 @@ def test_frames_are_the_middle_ones_of_equal_parts(tmp_path: Path) -> None:
     np.testing.assert_allclose(clip.mean((1, 2, 3)), wanted, atol=4)
     # A video of fewer frames than are asked for shows some of them twice.
     assert read_video(tmp_path / "a.avi", 40, 8).shape == (40, 8, 8, 3)
+
+
+def test_training_sees_half_to_all_of_a_sample(tmp_path: Path) -> None:
+    name = "S001C001P001R001A001"
+    frames = [[np.eye(25, 3) * (number, 0, 0)] for number in range(200)]  # joint 1 runs away
+    written(tmp_path / f"{name}.skeleton", skeleton_text(frames))
+    write_video(tmp_path / f"{name}_rgb.avi", rising(64))
+    rgb, skeleton = (m.data for m in load_ntu(tmp_path, size=16).modalities)
+    assert isinstance(rgb, Rows)
+    assert isinstance(skeleton, Rows)
+    one, most = np.zeros(1, int), 1 - 1e-7
+    whole, half = np.array([[0, most, 0, 0]]), np.array([[most, 0, most, 0]])
+    np.testing.assert_array_equal(rgb.varied(one, whole), rgb[one])
+    np.testing.assert_allclose(skeleton.varied(one, whole)[0, :, 0], skeleton[one][0, :, 0], atol=4)
+    middle = rgb.varied(one, half)[0].mean((1, 2, 3))
+    wanted = [rising(64)[16 + 2 + 4 * n][0, 0, 0] for n in range(8)]
+    np.testing.assert_allclose(middle, wanted, atol=4)
+    last = skeleton.varied(one, half)[0, :, 0]
+    np.testing.assert_allclose((last[0], last[-1]), (100, 199), atol=2)
+    np.testing.assert_allclose(skeleton[one][0, :, 0], np.arange(32) * 6.25 + 2.625, atol=1e-4)
 
 
 def test_an_unreadable_video_is_told_with_its_place(tmp_path: Path) -> None:
