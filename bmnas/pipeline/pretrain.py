@@ -34,7 +34,7 @@ from bmnas.training.settings import UnimodalConfig
 FORMAT = "bmnas.weights/1"
 
 #: How the networks of papers are trained from nothing: epochs and batches of their programs, and
-#: the rate where these use Adam. In place of SGD and steps of the rate there is AdamW with a cosine.
+#: the rate where these use Adam. For SGD and for steps of the rate stands AdamW with a cosine.
 RECIPES: Mapping[str, UnimodalConfig] = {
     # Li et al. (2018), HCN-pytorch: Adam.
     "hcn": UnimodalConfig(epochs=400, batch_size=64, max_lr=1e-3),

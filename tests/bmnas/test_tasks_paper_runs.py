@@ -23,6 +23,7 @@ from bmnas.tasks import load_task
 from bmnas.tasks.egogesture import load_egogesture
 from bmnas.tasks.ntu import load_ntu
 
+
 def mmimdb(folder: Path) -> None:
     write_hdf5(folder)
 

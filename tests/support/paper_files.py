@@ -16,7 +16,6 @@ from PIL import Image
 from bmnas.backbones.hcn import HCNBackbone
 from bmnas.backbones.resnet3d import InflatedResNet50Backbone, ResNeXt3DBackbone
 from bmnas.backbones.vgg import VGG19Backbone
-from bmnas.backbones.vgg import VGG19Backbone
 from bmnas.tasks.egogesture import CLASSES, LISTS
 
 _NARROW: dict[Any, dict[str, int]] = {
@@ -24,7 +23,6 @@ _NARROW: dict[Any, dict[str, int]] = {
     InflatedResNet50Backbone: {"width": 2},
     HCNBackbone: {"width": 4},
     ResNeXt3DBackbone: {"width": 2, "cardinality": 2},
-    VGG19Backbone: {"width": 4},
 }
 
 Bodies = Sequence[npt.NDArray[np.float64]]
