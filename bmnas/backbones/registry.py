@@ -26,7 +26,7 @@ from bmnas.backbones.resnet3d import InflatedResNet50Backbone, ResNeXt3DBackbone
 from bmnas.backbones.tap import Reader
 from bmnas.backbones.vgg import VGG19Backbone
 from bmnas.backbones.waveform import WaveformBackbone
-from bmnas.backbones.words import TextBackbone, TokenBackbone
+from bmnas.backbones.words import EmbeddingBackbone, TextBackbone, TokenBackbone
 from bmnas.machine.errors import UserError, at, close, few, one_line
 from bmnas.machine.schema import OneOf, Range, read
 from bmnas.machine.tensor_file import read_tensors, write_tensors
@@ -44,6 +44,7 @@ BACKBONES: dict[str, type[Backbone]] = {
         VectorBackbone,
         TextBackbone,
         TokenBackbone,
+        EmbeddingBackbone,
         VGG19Backbone,
         MaxoutBackbone,
         InflatedResNet50Backbone,

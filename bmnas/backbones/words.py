@@ -167,13 +167,18 @@ class WordConvBackbone(PaddedBackbone):
         # Unit variance, the default, would drown the gradient of rare words.
         with torch.no_grad():
             stem.weight.mul_(0.2)
-        widths = (stem.embedding_dim, *[_WIDTH] * len(_KERNELS))
-        stages = [
+        stages, widths = self.stages_on(stem.embedding_dim, dropout)
+        head = MaskedHead(widths[-1], config["classes"], dropout)
+        self.set_stages(stem, stages, widths, head)
+
+    def stages_on(self, width: int, dropout: float) -> tuple[list[nn.Module], list[int]]:
+        """Return the stages on an embedding of ``width`` channels, and C_raw of each."""
+        widths = (width, *[_WIDTH] * len(_KERNELS))
+        stages: list[nn.Module] = [
             MaskedConvStage(width_in, width, kernel, dropout)
             for width_in, width, kernel in zip(widths[:-1], widths[1:], _KERNELS, strict=True)
         ]
-        head = MaskedHead(_WIDTH, config["classes"], dropout)
-        self.set_stages(stem, stages, widths[1:], head)
+        return stages, [*widths[1:]]
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the features (B, C_raw, T) of integers ``x`` (B, T)."""
@@ -199,6 +204,8 @@ class TextBackbone(WordConvBackbone):
     """
 
     family: ClassVar[str] = "text_conv"
+    #: C of the embedding of a new one.
+    new_width: ClassVar[int] = _EMBEDDING
     types: ClassVar[tuple[ModalityType, ...]] = ("text",)
 
     def __init__(
@@ -228,7 +235,7 @@ class TextBackbone(WordConvBackbone):
         """Build for K ``classes`` and the vocabulary of the train texts ``rows`` (n,)."""
         vocabulary = Vocabulary.from_texts(rows)
         words, length = vocabulary.words, vocabulary.length
-        return cls(classes=classes, words=words, length=length, embedding=_EMBEDDING)
+        return cls(classes=classes, words=words, length=length, embedding=cls.new_width)
 
     def encode(self, rows: Array) -> Array:
         """Return word numbers int64 (n, T) for texts ``rows`` (n,)."""
@@ -237,6 +244,25 @@ class TextBackbone(WordConvBackbone):
     def unreadable(self, rows: Array) -> int:
         """Count the texts in ``rows`` (n,) that have no known word at all."""
         return int((self.encode(rows) <= UNKNOWN).all(axis=1).sum())
+
+
+class Unchanged(nn.Module):
+    """A stage that does nothing."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return ``x`` (B, C, T)."""
+        return x
+
+
+class EmbeddingBackbone(TextBackbone):
+    """The embedding of words alone, as MMnas reads texts: its one feature is (B, 300, T)."""
+
+    family: ClassVar[str] = "embedding"
+    new_width = 300
+
+    def stages_on(self, width: int, dropout: float) -> tuple[list[nn.Module], list[int]]:
+        """Return a stage that does nothing, and the width."""
+        return [Unchanged()], [width]
 
 
 class TokenBackbone(WordConvBackbone):

@@ -37,7 +37,7 @@ class Method:
     ] = "bmnas"
     space: Annotated[
         str | None,
-        Option(help="cells, mfas, trees or fusions; by default the strategy's own."),
+        Option(help="cells, mfas, trees, fusions or mmnas; by default the strategy's own."),
     ] = None
     recipe: Annotated[
         Literal["default", "paper"],

@@ -33,7 +33,7 @@ from bmnas.features.files import (
     to_file,
     written,
 )
-from bmnas.features.reshape import Reading
+from bmnas.features.reshape import MASK, Reading
 from bmnas.features.samples import FeatureSamples, RawInput, ahead, label_tensor
 from bmnas.machine.distributed import (
     barrier,
@@ -56,7 +56,6 @@ from bmnas.tasks.rows import Data, Rows, pieces
 from bmnas.tasks.task import Array, Modality, Part, Task
 
 FORMAT = "bmnas.features/2"
-_MASK = ".mask"  # ends the name of a mask's file
 #: Of a device's free memory, what features may take; networks, gradients and batches need some.
 FRACTION = 0.6
 
@@ -178,8 +177,8 @@ def open_features(
         seconds += manifest["seconds"]
         names += [f"{modality.name}.{feature}" for feature in backbone.feature_names]
         for file, shape in manifest["shapes"].items():
-            kept = masks if file.endswith(_MASK) else files
-            kept[f"{modality.name}.{file.removesuffix(_MASK)}"] = MappedFile(
+            kept = masks if file.endswith(MASK) else files
+            kept[f"{modality.name}.{file.removesuffix(MASK)}"] = MappedFile(
                 entry.folder / f"{file}.npy", tuple(shape), entry.type_of(file)
             )
     mapped = MappedArrays(files), MappedArrays(masks)
@@ -256,7 +255,7 @@ class _Entry:
         return self.parent / f"{self.modality.name}-{self.key[:16]}"
 
     def type_of(self, file: str) -> str:
-        return "bool" if file.endswith(_MASK) else self.dtype
+        return "bool" if file.endswith(MASK) else self.dtype
 
     def extract(self, device: torch.device, progress: Progress) -> None:
         """Make the folder: of several ranks each computes its part, rank zero writes.
@@ -311,7 +310,7 @@ class _Entry:
             found[name] = self.reading.read(feature).float()
             mask = self.reading.mask(found[name], content)
             if mask is not None:
-                found[f"{name}{_MASK}"] = mask
+                found[f"{name}{MASK}"] = mask
         return found
 
     def read_manifest(self) -> dict[str, Any]:

@@ -57,12 +57,24 @@ class Pool(nn.Module):
         return F.adaptive_max_pool2d(x, (side, side))
 
 
+class Tokens(nn.Module):
+    """Every position of a raw feature (B, C_raw, *rest) as a token; a vector is one."""
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Return tokens (B, T, C_raw)."""
+        return feature.flatten(2).transpose(1, 2) if feature.dim() > 2 else feature.unsqueeze(1)
+
+
+#: Ends the names of the masks of tokens: that of feature ``image.1`` is ``image.1.mask``.
+MASK = ".mask"
+
+
 @dataclass(frozen=True)
 class Reading:
     """What the feature cache keeps of a raw feature (B, C_raw, *rest).
 
     Pooled to ``length``, see ``Pool``; or, where that is None, every position as a token: a word,
-    a patch, a moment; a vector is one token.
+    a patch, a moment, see ``Tokens``.
     """
 
     length: int | None
@@ -76,10 +88,12 @@ class Reading:
 
     def read(self, feature: Tensor) -> Tensor:
         """Return what is kept of ``feature``: (B, L or T, C_raw)."""
-        if self.length is not None:
-            pooled: Tensor = Pool(self.length)(feature)
-            return pooled
-        return feature.flatten(2).transpose(1, 2) if feature.dim() > 2 else feature.unsqueeze(1)
+        kept: Tensor = self.module()(feature)
+        return kept
+
+    def module(self) -> nn.Module:
+        """Return what reads a feature, a module without weights."""
+        return Tokens() if self.length is None else Pool(self.length)
 
     def mask(self, kept: Tensor, content: Tensor | None) -> Tensor | None:
         """Return which tokens (B, T) of what is kept count; None where it is pooled.
@@ -89,7 +103,7 @@ class Reading:
         if self.length is not None:
             return None
         if content is None:
-            return torch.ones(kept.shape[:2], dtype=torch.bool)
+            return torch.ones(kept.shape[:2], dtype=torch.bool, device=kept.device)
         return content.expand(kept.shape[:2])
 
 

@@ -33,6 +33,7 @@ from bmnas.spaces.cells.known import (
     random_pairs,
     searched_cells,
 )
+from bmnas.strategies import strategy_named
 from bmnas.tasks import check_task, load_task
 from bmnas.tasks.task import Task
 
@@ -74,7 +75,7 @@ class Job:
     stages: tuple[Stage, ...] = ("search",)
     after: str | None = None
     space: str | None = None
-    caches: tuple[tuple[int, str], ...] = ()
+    caches: tuple[tuple[int | None, str], ...] = ()
 
     @property
     def backbones(self) -> str:
@@ -88,6 +89,14 @@ class Job:
         """The strategy of a search."""
         name = self.way.partition(" ")[2]
         return "bmnas" if name == PAPER else name
+
+    @property
+    def length(self) -> int | None:
+        """The length of the features that it reads; None of tokens."""
+        pooled = self.config.search.length
+        if not self.way.startswith("search "):
+            return pooled
+        return strategy_named(self.strategy).length(self.space, pooled)
 
     def finished(self, folder: Path) -> bool:
         """Tell whether all stages are done in the run folder below ``folder``."""
@@ -122,8 +131,7 @@ def backbones_jobs(jobs: Sequence[Job]) -> list[Job]:
         groups.setdefault(job.backbones, []).append(job)
     made = []
     for name, group in groups.items():
-        shapes = {(j.config.search.length, j.config.search.cache_dtype) for j in group}
-        caches = tuple(sorted(shapes))
+        caches = tuple(dict.fromkeys((j.length, j.config.search.cache_dtype) for j in group))
         made.append(dataclasses.replace(group[0], name=name, way=BACKBONES, caches=caches))
     return made
 

@@ -97,7 +97,7 @@ class RunContext:
         self,
         backbones: Mapping[str, Backbone],
         parts: tuple[Part, ...],
-        length: int,
+        length: int | None,
         *,
         folds: Mapping[str, Folds] | None = None,
         dtype: str | None = None,
@@ -105,6 +105,7 @@ class RunContext:
     ) -> FeatureCache:
         """Return the features of ``parts``, pooled to ``length``, from the cache in ``folder``.
 
+        With a length of None they are tokens with masks.
         That is by default the one in ``kept``, with the number type of the settings.
         """
         return open_features(

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from bmnas.features.reshape import MASK
 from bmnas.features.samples import Samples, iterate_batches
 from bmnas.pipeline.multimodal import FUSION, MultimodalNetwork
 from bmnas.report.metrics import Drop, ImportanceMetrics
@@ -61,7 +62,7 @@ def permutation_importance(
         len(chosen),
         _REPEATS,
         {modality: drop(*names) for modality, names in own.items()},
-        {name: drop(name) for name in features},
+        {name: drop(name, name + MASK) for name in features},
     )
 
 
@@ -70,15 +71,15 @@ def _read(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return what the backbones say of the samples ``chosen`` (n,) and their labels, on the CPU.
 
-    That is the pooled features (n, L, C_raw) by name, and by modality the logits (n, K) of its
-    head.
+    That is the pooled features (n, L, C_raw) by name, or tokens and their masks, and by modality
+    the logits (n, K) of its head.
     """
     found: dict[str, list[Tensor]] = {}
     labels = []
     for batch in iterate_batches(samples, chosen.split(_BATCH), device):
         pooled, alone = network.read(*batch.inputs)
         for name, x in (pooled | alone).items():
-            found.setdefault(name, []).append(x.float().cpu())
+            found.setdefault(name, []).append((x if x.dtype == torch.bool else x.float()).cpu())
         labels.append(batch.labels.cpu())
     return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels)
 
@@ -96,8 +97,8 @@ def _logits(
         taken = {
             name: x[order[own] if name in shuffled else own].to(device) for name, x in read.items()
         }
-        pooled = {name: taken[name] for name in network.features}
-        output, members = network.fuse(pooled, {name: taken[name] for name in network.heads})
+        alone = {name: taken.pop(name) for name in network.heads}
+        output, members = network.fuse(taken, alone)
         weighing = network.weighing
         logits.append((logits_of(output) if weighing is None else weighing.of(members)).float())
     return torch.cat(logits).cpu()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.backbones import Backbone
-from bmnas.features.reshape import Pool
+from bmnas.features.reshape import MASK, Reading
 from bmnas.features.samples import RawInput, RawSamples, label_tensor
 from bmnas.machine.costs import count_parameters, hardware, measure_latency
 from bmnas.machine.runtime import Runtime
@@ -63,7 +63,8 @@ class MultimodalNetwork(nn.Module):
                 raise ValueError(f"the backbone of {name} has no head of its own")
             else:
                 backbone.drop_unused()
-        self.pool = Pool(fusion.length)
+        self.reading = Reading(fusion.length)
+        self.pool = self.reading.module()
         self.fusion = fusion
 
     def backbone(self, modality: str) -> Backbone:
@@ -99,9 +100,10 @@ class MultimodalNetwork(nn.Module):
         """Return what the backbones say of one raw input per modality, each (B, *shape).
 
         That is the pooled features (B, L, C_raw) that the fusion network reads, by name, and the
-        logits (B, K) of the modalities' own heads, by modality.
+        logits (B, K) of the modalities' own heads, by modality. Of a fusion network that reads
+        tokens (B, T, C_raw), the masks (B, T) are among them.
         """
-        raw: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         alone: dict[str, Tensor] = {}
         for name, x in zip(self.modalities, inputs, strict=True):
             backbone = self.backbone(name)
@@ -110,8 +112,11 @@ class MultimodalNetwork(nn.Module):
             else:
                 features = backbone.features(x)
             for tap, feature in zip(backbone.feature_names, features, strict=True):
-                raw[f"{name}.{tap}"] = feature
-        return {name: self.pool(raw[name]) for name in self.features}, alone
+                if f"{name}.{tap}" in self.features:
+                    kept = found[f"{name}.{tap}"] = self.pool(feature)
+                    if (mask := self.reading.mask(kept, backbone.mask(x))) is not None:
+                        found[f"{name}.{tap}{MASK}"] = mask
+        return found, alone
 
     def fuse(
         self, pooled: Mapping[str, Tensor], alone: Mapping[str, Tensor]
@@ -122,7 +127,9 @@ class MultimodalNetwork(nn.Module):
         """
         if not self.features:
             return next(iter(alone.values())), dict(alone)
-        output: Output = self.fusion([pooled[name] for name in self.features])
+        inputs = [pooled[name] for name in self.features]
+        masks = [pooled[n + MASK] for n in self.features if n + MASK in pooled]
+        output: Output = self.fusion(inputs, masks) if masks else self.fusion(inputs)
         return output, {FUSION: logits_of(output), **alone}
 
 

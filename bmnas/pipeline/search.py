@@ -159,9 +159,8 @@ def run_stages(
     _note_unreadable(context.task, backbones, context.progress)
     for note in notes(context.task, "validation"):
         context.progress.note(note)
-    cache = context.features(
-        backbones, ("train", "validation"), config.search.length, folds=folds_of(networks)
-    )
+    length = method.length(space, config.search.length)
+    cache = context.features(backbones, ("train", "validation"), length, folds=folds_of(networks))
     cache = cache.on(context.runtime.device)
     fingerprint, name = _fingerprint(context, cache, method, space, seeds), method.NAME
     problem = SearchProblem(
@@ -179,6 +178,7 @@ def run_stages(
         own=config.strategies.get(name),
         space=space,
         unimodal=_unimodal_logits(context, backbones),
+        types={modality.name: modality.type for modality in context.task.modalities},
     )
     outcome = method.search(problem)
     metrics = dataclasses.replace(

@@ -95,7 +95,7 @@ def _show(value: Any) -> str:
 
 
 class Architecture(ABC):
-    """An architecture over ``features``, those pooled to ``length`` positions, as plain data.
+    """An architecture over ``features``, as plain data.
 
     A subclass is a frozen dataclass whose annotations and ``__post_init__`` check it.
     ``provenance`` says where it comes from and does not count when two are compared.
@@ -108,7 +108,6 @@ class Architecture(ABC):
     SEARCHED: ClassVar[bool] = True
 
     features: tuple[str, ...]
-    length: int
     provenance: Mapping[str, Any]
 
     @abstractmethod

@@ -1,6 +1,6 @@
-"""What a network of any search space is: pooled features to logits.
+"""What a network of any search space is: pooled features, or tokens, to logits.
 
-Legend: B batch, L length, C_raw channels of a raw feature, K classes.
+Legend: B batch, L length, T tokens, C_raw channels of a raw feature, K classes.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from bmnas.training.metrics import Output, logits_of
 
 
 class Fusion(nn.Module):
-    """What fuses pooled features: reads ``features``, in their order, pooled to ``length``."""
+    """What fuses features: reads ``features``, in their order, pooled to ``length``.
+
+    With a length of None it reads them as tokens, see ``Reading``: its ``forward`` then takes one
+    (B, T, C_raw) for each, their masks (B, T), and what else a task says of a sample, if anything.
+    """
 
     #: The attribute that is the classifier.
     CLASSIFIER: ClassVar[str] = "output"
 
-    def __init__(self, features: Iterable[str], length: int) -> None:
+    def __init__(self, features: Iterable[str], length: int | None) -> None:
         super().__init__()
         self.features = tuple(features)
         self.length = length

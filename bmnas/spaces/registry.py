@@ -13,6 +13,7 @@ from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.description import Description
 from bmnas.spaces.fusions.space import FusionSpace
 from bmnas.spaces.mfas.space import MFASSpace
+from bmnas.spaces.mmnas.space import MMnasSpace
 from bmnas.spaces.space import SearchSpace
 from bmnas.spaces.trees.space import TreeSpace
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 Space = type[SearchSpace[Any]]
 
 SPACES: dict[str, Space] = {
-    space.NAME: space for space in (CellSpace, MFASSpace, TreeSpace, FusionSpace)
+    space.NAME: space for space in (CellSpace, MFASSpace, TreeSpace, FusionSpace, MMnasSpace)
 }
 
 

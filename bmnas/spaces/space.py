@@ -42,6 +42,9 @@ class SearchSpace(ABC, Generic[A]):
     #: Whether the unimodal networks' logits may be added to those of its networks.
     TAKES_UNIMODAL_LOGITS: ClassVar[bool] = True
 
+    #: Whether its networks read features as tokens, with masks, and not pooled.
+    READS_TOKENS: ClassVar[bool] = False
+
     #: Whether its networks read features through their mean over positions alone.
     READS_MEANS: ClassVar[bool] = False
 

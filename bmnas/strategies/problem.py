@@ -29,14 +29,14 @@ F_co = TypeVar("F_co", bound=Architecture, covariant=True)
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """Pooled features of train and validation, the task's head, the budget; no test data.
+    """Features of train and validation, the task's head, the budget; no test data.
 
     ``checkpoint`` is where the strategy leaves its state after every epoch or candidate;
     ``candidates`` opens another, for a strategy that trains candidates after its epochs.
     ``seeds`` searches are wanted, of seed ``seed`` and those after it. ``own`` are the settings
     that the strategy has of its own, if any; ``space`` names the space to look in, None for the
     strategy's. ``unimodal`` are the logits (n, K) of the unimodal networks for validation, where
-    what is found will be added to them.
+    what is found will be added to them. ``types`` are those of the modalities, by name.
     """
 
     train: FeatureSamples
@@ -53,6 +53,7 @@ class SearchProblem:
     own: Any = None
     space: str | None = None
     unimodal: Mapping[str, Tensor] = field(default_factory=dict)
+    types: Mapping[str, str] = field(default_factory=dict)
 
     def worth(self, found: Evaluation) -> float:
         """Return what a network with this result on validation is worth, the higher the better.
@@ -78,7 +79,8 @@ class SearchProblem:
         """Return the space to look in, over the features and of the sizes of the settings."""
         own = {} if self.own is None else asdict(self.own)
         chosen = space_named(self.space or strategy.SPACE)
-        return chosen.of(self.train.names, {**asdict(self.config), **own})
+        settings = {**asdict(self.config), **own, "types": self.types}
+        return chosen.of(self.train.names, settings)
 
     @property
     def cells(self) -> CellSpace:

@@ -62,6 +62,11 @@ class Strategy(ABC):
         space_named(space or cls.SPACE)
 
     @classmethod
+    def length(cls, space: str | None, pooled: int) -> int | None:
+        """Return the length that features have: ``pooled``, or None in a space of tokens."""
+        return None if space_named(space or cls.SPACE).READS_TOKENS else pooled
+
+    @classmethod
     @abstractmethod
     def search(cls, problem: SearchProblem) -> Outcome[Any]:
         """Search and return what was found; raises UserError when a loss is no longer finite."""

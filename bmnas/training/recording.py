@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from bmnas.features.reshape import MASK
+
 _EACH = """abs add clamp clamp_max clamp_min detach div elu exp expm1 gelu hardtanh leaky_relu log
     log1p maximum minimum mul neg ones_like pow relu rsqrt rsub sigmoid sign silu softplus sqrt
     square sub tanh true_divide where zeros_like"""
@@ -119,6 +121,12 @@ def name_of(func: Any) -> str:
     return str(getattr(func, "__name__", func)).strip("_")
 
 
+def arguments_of(reads: Sequence[str], named: Mapping[str, Tensor]) -> tuple[list[Tensor], ...]:
+    """Return what a network that ``reads`` these features takes: them, and masks of tokens."""
+    inputs, masks = [named[n] for n in reads], [named[n + MASK] for n in reads if n + MASK in named]
+    return (inputs, masks) if masks else (inputs,)
+
+
 class Recorder(TorchFunctionMode):
     """Records networks, one after the other; what they share once."""
 
@@ -149,7 +157,7 @@ class Recorder(TorchFunctionMode):
             weights[name] = x.detach().to(self._device, copy=copy)
             self._give(Weight(number, name, x.requires_grad), weights[name])
         with torch.enable_grad(), self:
-            found = functional_call(network, weights, ([self._features[n] for n in reads],))
+            found = functional_call(network, weights, arguments_of(reads, self._features))
         return [self._value(x) for x in (found if isinstance(found, tuple) else (found,))]
 
     def __torch_function__(

@@ -17,22 +17,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from bmnas.features.reshape import MASK
 from bmnas.features.samples import FeatureSamples
 from bmnas.training.fit import fit, require_finite_loss
 from bmnas.training.heads import TaskHead
 from bmnas.training.merging import Program
 from bmnas.training.metrics import Evaluation, Output, predict
-from bmnas.training.recording import ApartError, Recorder, Weight
+from bmnas.training.recording import ApartError, Recorder, Weight, arguments_of
 from bmnas.training.settings import ShortTraining
 
 
 class Together(nn.Module):
     """N networks of any search spaces as one, with the weights that they have.
 
-    ``pooled`` is a batch of every feature that one of them reads, of which shape, type and device
-    matter; ``features`` are these features, in the order in which ``forward`` takes them. In
-    training all networks see the same dropout masks, as they see the same batches: what becomes of
-    one does not depend on those beside it.
+    ``pooled`` is a batch of every feature that one of them reads, and of their masks, of which
+    shape, type and device matter; ``features`` are these features, in the order in which
+    ``forward`` takes them. In training all networks see the same dropout masks, as they see the
+    same batches: what becomes of one does not depend on those beside it.
 
     Calls that torch cannot batch are made one by one. Where one of the networks cannot be recorded
     (it asks for the value of a tensor, changes a tensor in place, BatchNorm apart, or has a
@@ -49,21 +50,28 @@ class Together(nn.Module):
         self._tensors = [_tensors(network) for network in networks]
         self._places: dict[Weight, tuple[str, int]] = {}
         self._programs: dict[Any, tuple[Program, list[int]] | None] = {}
-        inputs = [pooled[name] for name in self.features]
-        self._device = inputs[0].device
+        names = (*self.features, *(name + MASK for name in self.features))
+        inputs = {name: pooled[name] for name in names if name in pooled}
+        self._device = next(iter(inputs.values())).device
         found = self._programs[self._key(inputs)] = self._program(inputs)
         if found is None:
             self.alone.extend(networks)
 
-    def forward(self, pooled: Sequence[Tensor]) -> Output:
+    def forward(
+        self,
+        pooled: Sequence[Tensor],
+        masks: Sequence[Tensor] = (),
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> Output:
         """Return logits (B, N, K) of all networks from the pooled ``features``, (B, L, C_raw) each.
 
-        In training what networks give besides their logits follows, for ``loss``.
+        Of tokens (B, T, C_raw) also from their ``masks`` (B, T). In training what networks give
+        besides their logits follows, for ``loss``.
         """
-        named = dict(zip(self.features, pooled, strict=True))
-        key = self._key(pooled)
+        named = self._named(pooled, masks)
+        key = self._key(named)
         if key not in self._programs:
-            self._programs[key] = self._program(pooled)
+            self._programs[key] = self._program(named)
         merged = self._programs[key]
         if merged is None:
             return self._one_by_one(named)
@@ -96,14 +104,18 @@ class Together(nn.Module):
                     buffer += self._steps
         self._steps = 0
 
-    def _key(self, pooled: Sequence[Tensor]) -> Any:
-        return self.training, *((x.shape, x.dtype) for x in pooled)
+    def _named(self, pooled: Sequence[Tensor], masks: Sequence[Tensor]) -> dict[str, Tensor]:
+        names = [f + MASK for f in self.features if masks]
+        return dict(zip((*self.features, *names), (*pooled, *masks), strict=True))
+
+    def _key(self, named: Mapping[str, Tensor]) -> Any:
+        return self.training, *((x.shape, x.dtype) for x in named.values())
 
     def _one_by_one(self, named: Mapping[str, Tensor]) -> Output:
         if not self.alone:
             self.unstack()
         outputs = [
-            network.train(self.training)([named[name] for name in network.features])
+            network.train(self.training)(*arguments_of(network.features, named))
             for network in self._networks
         ]
         each = [own if isinstance(own, tuple) else (own,) for own in outputs]
@@ -111,14 +123,14 @@ class Together(nn.Module):
         logits = torch.stack([own[0] for own in each], dim=1)
         return (logits, *(x for own in each for x in own[1:])) if any(self._more) else logits
 
-    def _program(self, pooled: Sequence[Tensor]) -> tuple[Program, list[int]] | None:
+    def _program(self, named: Mapping[str, Tensor]) -> tuple[Program, list[int]] | None:
         """Return a program of the networks, and how much each of them gives after its logits.
 
         None where they are computed one by one.
         """
         if len(self._networks) == 1:
             return None
-        recorder = Recorder(dict(zip(self.features, pooled, strict=True)))
+        recorder = Recorder(named)
         try:
             results = [
                 recorder.record(number, network.train(self.training), network.features)
@@ -236,8 +248,9 @@ def joined(
     """Return ``networks`` together, for batches of ``samples``; what is so already is returned."""
     if isinstance(networks, Together):
         return networks
-    few = samples.batch(torch.arange(min(batch_size, len(samples)))).inputs
-    pooled = {name: x.to(device) for name, x in zip(samples.names, few, strict=True)}
+    few = samples.batch(torch.arange(min(batch_size, len(samples)))).to(device)
+    names = (*samples.names, *(name + MASK for name in samples.names if few.masks))
+    pooled = dict(zip(names, (*few.inputs, *few.masks), strict=True))
     return Together(networks, pooled).to(device)
 
 

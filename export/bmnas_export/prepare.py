@@ -70,7 +70,8 @@ def prepare(network: MultimodalNetwork, head: TaskHead) -> ExportNetwork:
     follows it. ``network`` comes from ``reference_network`` and is left as it is.
     """
     prepared = copy.deepcopy(network)
-    prepared.pool = ExportPool(prepared.pool.length)
+    if isinstance(prepared.pool, Pool):
+        prepared.pool = ExportPool(prepared.pool.length)
     for parent in list(prepared.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LinearNorm):

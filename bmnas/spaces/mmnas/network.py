@@ -1,0 +1,153 @@
+"""The network of an ``MMnasGenotype``, and what a supernet has in common with it.
+
+Legend: B batch, T tokens of the first feature, N of the second, C_raw channels of a raw feature,
+d width, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.mmnas.genotype import MMnasGenotype, Norm, has_boxes
+from bmnas.spaces.mmnas.operations import Around, AttentiveSum, Block, Relations, norm_of
+
+_BOX = 4
+
+
+class Shape(Protocol):
+    """The sizes of a network: those of a genotype, or of a space."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The two features."""
+
+    @property
+    def width(self) -> int:
+        """Channels of a token."""
+
+    @property
+    def head(self) -> int:
+        """Channels of a head."""
+
+    @property
+    def hidden(self) -> int:
+        """How many times as wide a feed-forward layer is."""
+
+    @property
+    def norm(self) -> Norm:
+        """Whose LayerNorm it has."""
+
+
+class EncoderDecoder(Fusion):
+    """Tokens of two features through a chain of blocks each; the second sees the first one's end.
+
+    The first feature comes through an LSTM, whose outputs at all tokens are X; the second through a
+    linear layer, Y. The logits are linear in LN(AttFlat(X) + AttFlat(Y)), of 2 d channels. Of a
+    feature with boxes (``has_boxes``) the last four channels are not among those of Y; where they
+    have no area, the token does not count. ``blocks`` returns the block number n of a chain.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        channels_raw: Mapping[str, int],
+        *,
+        encoder: Iterable[nn.Module],
+        decoder: Iterable[nn.Module],
+        relates: bool,
+        classes: int,
+        dropout: float,
+    ) -> None:
+        super().__init__(shape.features, None)
+        width = shape.width
+        first, second = (channels_raw[name] for name in self.features)
+        self.has_boxes = has_boxes(self.features[1])
+        self.sequence = nn.LSTM(first, width, batch_first=True)
+        self.project = nn.Linear(second - (_BOX if self.has_boxes else 0), width)
+        self.relations = Relations() if relates else None
+        self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
+        self.summaries = nn.ModuleList(AttentiveSum(width, 2 * width, dropout) for _ in range(2))
+        self.norm = norm_of(shape.norm, 2 * width)
+        self.output = nn.Linear(2 * width, classes)
+
+    def forward(
+        self,
+        tokens: Sequence[Tensor],
+        masks: Sequence[Tensor] = (),
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Return logits (B, K) from tokens (B, T, C_raw) and (B, N, C_raw).
+
+        ``masks``, (B, T) and (B, N), say which of them count; without any, all do.
+        """
+        first, second = tokens
+        counted, mask = masks or [x.new_ones(x.shape[:2], dtype=torch.bool) for x in tokens]
+        return self.decode(self.encode(first, counted), counted, second, mask)
+
+    def encode(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return the end of the encoder (B, T, d), which depends on the first feature alone."""
+        x, _ = self.sequence(tokens)
+        around = Around(mask)
+        for block in self.encoder:
+            x = block(x, around)
+        encoded: Tensor = x
+        return encoded
+
+    def decode(self, encoded: Tensor, counted: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Return logits (B, K) from the end of the encoder (B, T, d) and the second feature.
+
+        ``counted`` (B, T) and ``mask`` (B, N) say which tokens of them count.
+        """
+        related = None
+        if self.has_boxes:
+            tokens, boxes = tokens[..., :-_BOX], tokens[..., -_BOX:]
+            mask = mask & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+            related = None if self.relations is None else self.relations(boxes, mask)
+        around = Around(mask, encoded, counted, related)
+        y = self.project(tokens)
+        for block in self.decoder:
+            y = block(y, around)
+        return self.decide(encoded, counted, y, mask)
+
+    def decide(self, x: Tensor, counted: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+        """Return logits (B, K) from the ends of both chains and their masks."""
+        one, other = self.summaries
+        logits: Tensor = self.output(self.norm(one(x, counted) + other(y, mask)))
+        return logits
+
+
+class MMnasNetwork(EncoderDecoder):
+    """The network of ``found``: a block for each of its operations."""
+
+    def __init__(
+        self,
+        found: MMnasGenotype,
+        channels_raw: Mapping[str, int],
+        *,
+        classes: int,
+        dropout: float,
+    ) -> None:
+        block = block_of(found, dropout)
+        super().__init__(
+            found,
+            channels_raw,
+            encoder=map(block, found.encoder),
+            decoder=map(block, found.decoder),
+            relates="rsa" in found.decoder,
+            classes=classes,
+            dropout=dropout,
+        )
+
+
+def block_of(shape: Shape, dropout: float) -> Callable[[str], Block]:
+    """Return what makes a block of these sizes from the name of its operation."""
+
+    def made(operation: str) -> Block:
+        return Block(operation, shape.width, shape.head, shape.hidden, shape.norm, dropout)
+
+    return made

@@ -1,0 +1,174 @@
+"""Networks of MMnas: sizes of the known ones, masks, and what a genotype may say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from command_line import bmnas_command
+
+from bmnas.machine.costs import count_parameters
+from bmnas.machine.errors import UserError
+from bmnas.spaces.architecture import GenotypeError
+from bmnas.spaces.mmnas.genotype import MMnasGenotype
+from bmnas.spaces.mmnas.known import SEQUENCES, known_sequence
+from bmnas.spaces.mmnas.network import EncoderDecoder, MMnasNetwork
+from bmnas.spaces.mmnas.space import MMnasSpace
+from bmnas.spaces.registry import architecture_from_dict, space_of
+
+FEATURES = ("question.1", "image.regions")
+RAW = {"question.1": 300, "image.regions": 2048 + 4}
+SMALL = {"question.1": 6, "image.regions": 5 + 4}
+
+#: Of the blocks, and of the whole network without word embedding, with so many answers.
+PUBLISHED = {
+    "vqa": (46_205_984, 3129, 53_708_699),
+    "itm": (40_950_304, 1, 45_246_819),
+    "vgd": (43_053_096, None, None),
+    "mcan": (44_101_632, None, None),
+    "mcan_rsa": (44_104_752, None, None),
+}
+
+
+def build(found: MMnasGenotype, raw: dict[str, int] = SMALL, classes: int = 3) -> EncoderDecoder:
+    made = MMnasSpace.build(found, raw, classes=classes, dropout=0.1)
+    assert isinstance(made, EncoderDecoder)
+    return made.eval()
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_known_networks_have_the_published_sizes(name: str) -> None:
+    blocks, answers, whole = PUBLISHED[name]
+    with torch.device("meta"):
+        network = build(known_sequence(name, FEATURES), RAW, answers or 1)
+    assert count_parameters(network.encoder) + count_parameters(network.decoder) == blocks
+    if whole is not None:
+        assert count_parameters(network) == whole
+    assert count_parameters(network.sequence) == 1_667_072
+    assert count_parameters(network.project) == 1_049_088
+    assert [count_parameters(each) for each in network.summaries] == [788_481] * 2
+    assert (network.relations is None) == (name == "mcan")
+
+
+def small(name: str = "vqa", **sizes: Any) -> MMnasGenotype:
+    return known_sequence(name, FEATURES, width=8, head=4, **sizes)
+
+
+def inputs(rows: int = 3) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    torch.manual_seed(1)
+    first = torch.randint(0, 20, (rows, 5, 2)).float()
+    boxes = torch.cat([first, first + torch.randint(1, 9, (rows, 5, 2))], -1)
+    tokens = [torch.randn(rows, 4, 6), torch.cat([torch.randn(rows, 5, 5), boxes], -1)]
+    masks = [torch.arange(4) < torch.tensor([[4], [2], [1]]), torch.ones(rows, 5) > 0]
+    return tokens, masks
+
+
+@pytest.mark.parametrize("norm", ["layer", "official"])
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_what_does_not_count_changes_nothing(name: str, norm: str) -> None:
+    torch.manual_seed(0)
+    network, (tokens, masks) = build(small(name, norm=norm)), inputs()
+    # A box without area is padding too.
+    tokens[1][1, 3:, 5:] = 0
+    first = network(tokens, masks)
+    with_other_padding = [x.clone() for x in tokens]
+    with_other_padding[0][1, 2:] = 9.0
+    with_other_padding[0][2, 1:] = -9.0
+    with_other_padding[1][1, 3:, :5] = 7.0
+    torch.testing.assert_close(network(with_other_padding, masks), first)
+    shorter = [tokens[0][1:2, :2], tokens[1][1:2, :3]]
+    torch.testing.assert_close(network(shorter), first[1:2], atol=1e-5, rtol=1e-4)
+    with_other_padding[0][0, 0] = 9.0
+    assert not torch.allclose(network(with_other_padding, masks)[0], first[0])
+
+
+def test_guided_attention_reads_the_end_of_the_encoder() -> None:
+    network, (tokens, masks) = build(small("mcan")), inputs()
+    encoded = network.encode(tokens[0], masks[0])
+    torch.testing.assert_close(
+        network.decode(encoded, masks[0], tokens[1], masks[1]), network(tokens, masks)
+    )
+
+
+def test_the_space_draws_changes_and_encodes() -> None:
+    space, draw = MMnasSpace.of(["image.1", "image.regions", "question.1"], TYPES), Random(0)
+    assert space.features == FEATURES
+    drawn = [space.sample(draw) for _ in range(100)]
+    assert {op for genotype in drawn for op in genotype.decoder} == {"sa", "rsa", "ga", "ffn"}
+    others = space.neighbours(drawn[0])
+    assert len(others) == len({*map(space.canonical, others)}) == 4 + 6 * 3
+    rows = [space.encode(genotype) for genotype in (drawn[0], *others)]
+    assert len({*rows}) == len(rows)
+    assert {len(row) for each in rows for row in each} == {2}
+    assert space_of(drawn[0]) is MMnasSpace
+    assert space.start().decoder == ("rsa", "ga", "ffn") * 2
+
+
+TYPES = {"types": {"image": "image", "question": "text"}}
+
+
+def test_without_boxes_there_are_no_relations() -> None:
+    space, draw = MMnasSpace.of(["image.1", "image.2", "question.1"], TYPES), Random(0)
+    assert space.features == ("question.1", "image.2")
+    assert all("rsa" not in space.sample(draw).decoder for _ in range(50))
+    assert space.start().decoder == ("sa", "ga", "ffn") * 2
+    with pytest.raises(
+        GenotypeError, match=r"decoder\[6\]: received 'rsa', .*image.2 has no boxes"
+    ):
+        known_sequence("vqa", space.features)
+    with pytest.raises(UserError, match="the modality image alone, expected two"):
+        MMnasSpace.of(["image.1"], TYPES)
+
+
+GOOD = small("mcan").to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": ["question.1"]}, "features: received"),
+        ({"features": ["question.1", "question.2"]}, "expected two, of two modalities"),
+        ({"features": ["question.1", "image.regions", "a.1"]}, "expected two, of two modalities"),
+        ({"head": 3}, "width: received 8, expected a multiple of head, 3"),
+        ({"head": 0}, "head: received 0"),
+        ({"encoder": []}, "encoder: received '0 operations', expected from 1 to 200"),
+        ({"decoder": ["sa"] * 201}, "decoder: received '201 operations'"),
+        ({"encoder": ["ga"]}, r"encoder\[0\]: received 'ga', expected one of sa, ffn"),
+        ({"decoder": ["sa", 3]}, r"decoder\[1\]: received 3"),
+        ({"norm": "batch"}, "norm: received 'batch', expected one of layer, official"),
+        ({"hidden": "4"}, "hidden: received '4', expected an integer"),
+        ({"depth": 3}, "depth"),
+        ({"features": ["question.1", "image.1"], "decoder": ["rsa"]}, "has no boxes to relate"),
+    ],
+)
+def test_a_malformed_genotype_is_refused_in_a_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    path = tmp_path / "genotype.json"
+    path.write_text(json.dumps({**GOOD, **change}))
+    with pytest.raises(GenotypeError, match=message) as raised:
+        MMnasGenotype.load(path)
+    assert str(raised.value).startswith(str(path))
+    printed = bmnas_command("show", path)
+    assert printed.status == 2
+    assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_a_file_gives_the_genotype_again(tmp_path: Path) -> None:
+    found = small("itm", norm="official", hidden=2)
+    found.save(tmp_path / "genotype.json")
+    assert MMnasGenotype.load(tmp_path / "genotype.json") == found
+    assert architecture_from_dict(found.to_dict()) == found
+    assert isinstance(MMnasNetwork(found, SMALL, classes=2, dropout=0.0), torch.nn.Module)
+    printed = bmnas_command("show", tmp_path / "genotype.json")
+    assert printed.status == 0
+    assert "MMnas: encoder of 12 and decoder of 18 operations" in printed.out
+
+
+def test_an_unknown_sequence_is_refused() -> None:
+    with pytest.raises(UserError, match=r"received sequence 'mcam', expected one of mcan, .*mean"):
+        known_sequence("mcam", FEATURES)

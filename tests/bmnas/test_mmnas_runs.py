@@ -1,0 +1,68 @@
+"""MMnas from the data to a served answer: known sequences, and searches on its space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bmnas_export import export_bundle
+from bmnas_serve.session import Session
+from tiny_tasks import CONFIG
+from tiny_words import tiny_questions
+
+import bmnas
+from bmnas.features.samples import label_tensor
+from bmnas.pipeline.importance import permutation_importance
+from bmnas.pipeline.multimodal import raw_samples
+from bmnas.spaces.mmnas.genotype import MMnasGenotype
+from bmnas.training.metrics import predict
+
+CPU = torch.device("cpu")
+FEATURES = ("question.1", "image.3")
+
+
+def sequence_file(folder: Path) -> Path:
+    path = folder / "sequence" / "genotype.json"
+    path.parent.mkdir()
+    MMnasGenotype(FEATURES, 16, 8, ("sa", "ffn"), ("sa", "ga", "ffn")).save(path)
+    return path
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_sequence_trains_exports_and_is_served(tmp_path: Path, frozen: bool) -> None:
+    task, run = tiny_questions(), tmp_path / "run"
+    config = CONFIG.override("train", freeze_backbones=frozen)
+    trained = bmnas.train(sequence_file(tmp_path), task, run=run, config=config)
+    assert 0 <= trained.score <= 1
+    network = bmnas.load_network(trained.network)
+    assert isinstance(network.genotype, MMnasGenotype)
+    bundle = export_bundle(network, task, tmp_path / "bundle")
+    assert bundle.parity.passed
+    session = Session.open(tmp_path / "bundle")
+    test = task.samples("test")
+    image, question = task.modalities
+    encoded = network.network.backbone("question").encode(question.data[test])
+    answer = session.run({"image": image.data[test], "question": encoded})
+    samples = raw_samples(task, network.network, "test")
+    logits, labels = predict(network.network, lambda x: network.network(*x), samples, CPU)
+    np.testing.assert_allclose(answer["logits"], logits.numpy(), atol=1e-4)
+    assert torch.equal(labels, label_tensor(task, test))
+    worth = permutation_importance(network.network, samples, network.task.head, CPU)
+    assert worth.score == pytest.approx(trained.score)
+    assert (set(worth.features), set(worth.modalities)) == ({*FEATURES}, {"image", "question"})
+
+
+@pytest.mark.parametrize("backbone", ["embedding", None])
+def test_random_search_looks_in_the_space(tmp_path: Path, backbone: str | None) -> None:
+    task, run = tiny_questions(backbone=backbone), tmp_path / "run"
+    found = bmnas.search(task, run=run, config=CONFIG, strategy="random", space="mmnas")
+    assert isinstance(found.genotype, MMnasGenotype)
+    assert found.genotype.features[1] == "image.3"
+    assert (len(found.genotype.encoder), len(found.genotype.decoder)) == (4, 6)
+    assert (run / "architecture.svg").is_file()
+    again = bmnas.search(
+        task, run=run, config=CONFIG, strategy="random", space="mmnas", existing="resume"
+    )
+    assert again.genotype == found.genotype
