@@ -126,6 +126,17 @@ def test_two_ranks_train(searched: Path) -> None:
     assert not (trained / "train-checkpoint.pt").exists()
 
 
+def test_two_ranks_pretrain_a_backbone(tmp_path: Path) -> None:
+    write_tiny_task(tmp_path)
+    words = ("pretrain", "--task", "task.toml", "--modality", "m0", "--epochs", "3", "--json")
+    printed = run_ranks(tmp_path, "-m", "bmnas", *words, "--batch-size", "16")
+    assert [p.status for p in printed] == [0, 0], printed
+    found = json.loads("".join(p.out for p in printed))
+    assert (tmp_path / found["weights"]).is_file()
+    lines = (tmp_path / "runs" / "tiny-m0" / "m0.jsonl").read_text().splitlines()
+    assert found["validation"] == max(json.loads(line)["validation_score"] for line in lines)
+
+
 def test_a_mistake_is_told_once_and_keeps_its_status(tmp_path: Path) -> None:
     printed = run_ranks(tmp_path, "-m", "bmnas", "search", "--task", "no.toml")
     assert [p.status for p in printed] == [2, 2]

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from command_line import bmnas_command, one_line_error
@@ -21,7 +22,8 @@ from bmnas.pipeline import pretrain as stage
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.pretrain import RECIPES, Pretrained, pretrain, recipe_for
 from bmnas.pipeline.search import search
-from bmnas.tasks import Task, load_task
+from bmnas.tasks import Rows, Task, load_task
+from bmnas.tasks.task import Array
 from bmnas.training.metrics import Evaluation
 
 SETTINGS = CONFIG.override("unimodal", epochs=4)
@@ -79,11 +81,31 @@ def _named(task: Task) -> list[tuple[str, torch.nn.Parameter]]:
     return list(build_backbone(modality, classes=4, rows=modality.data).named_parameters())
 
 
+class Shaken(Rows):
+    """Rows of an array, to which training adds what was drawn."""
+
+    varies = True
+
+    def __init__(self, data: Array) -> None:
+        self._data, self.shape, self.dtype = data, data.shape, data.dtype
+
+    def __getitem__(self, numbers: Array) -> Array:
+        return self._data[numbers]
+
+    def varied(self, numbers: Array, draws: Array) -> Array:
+        return (self[numbers] + draws[:, :1, None]).astype(self.dtype)
+
+    def digest(self, numbers: Array) -> str:
+        return "shaken"
+
+
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_resumed_it_ends_as_if_nothing_had_happened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    whole, found = pretrain(tiny_task(), "m0", run=tmp_path / "whole", config=SETTINGS)
+    task = tiny_task()
+    task = changed(task, 0, data=Shaken(np.asarray(task.modalities[0].data)))
+    whole, found = pretrain(task, "m0", run=tmp_path / "whole", config=SETTINGS)
     write = Checkpoint.save
 
     def stopped(self: Checkpoint, parts: dict, records: list) -> None:
@@ -94,16 +116,14 @@ def test_resumed_it_ends_as_if_nothing_had_happened(
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", stopped)
         with pytest.raises(KeyboardInterrupt):
-            pretrain(tiny_task(), "m0", run=tmp_path / "b", config=SETTINGS)
+            pretrain(task, "m0", run=tmp_path / "b", config=SETTINGS)
     if after:
         with pytest.raises(UserError, match=r"m0-checkpoint\.pt: there is one already; go on with"):
-            pretrain(tiny_task(), "m0", run=tmp_path / "b", config=SETTINGS)
+            pretrain(task, "m0", run=tmp_path / "b", config=SETTINGS)
         other = SETTINGS.override("unimodal", max_lr=0.5)
         with pytest.raises(UserError, match="belongs to other settings"):
-            pretrain(tiny_task(), "m0", run=tmp_path / "b", config=other, existing="resume")
-    path, again = pretrain(
-        tiny_task(), "m0", run=tmp_path / "b", config=SETTINGS, existing="resume"
-    )
+            pretrain(task, "m0", run=tmp_path / "b", config=other, existing="resume")
+    path, again = pretrain(task, "m0", run=tmp_path / "b", config=SETTINGS, existing="resume")
     assert dataclasses.replace(again, seconds=found.seconds) == found
     first, second = load_file(whole), load_file(path)
     assert all(torch.equal(first[name], second[name]) for name in first)
