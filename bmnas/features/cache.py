@@ -277,7 +277,8 @@ class _Entry:
             done = broadcast(0 if writer is None else writer.rows)
             batches = torch.arange(len(self.rows)).split(source.at_once)
             left = [chosen for chosen in batches if chosen[0] >= done]
-            inputs = ahead(source.batch, left[rank() :: world_size()])
+            own = left[rank() :: world_size()]
+            inputs = ahead(functools.partial(source.batch, chosen) for chosen in own)
             stage = opened.enter_context(progress.stage(f"features of {name}", len(batches)))
             stage.advance(len(batches) - len(left))
             for start in range(0, len(left), world_size()):

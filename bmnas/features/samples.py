@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.rows import DRAWS, Rows, piece_rows
 from bmnas.tasks.task import Array, Modality, Task
+
+T = TypeVar("T")
 
 #: Samples that are computed at once in evaluation mode, at most.
 AT_ONCE = 256
@@ -77,21 +79,24 @@ def iterate_batches(
 ) -> Iterator[Batch]:
     """Yield the samples of each of ``batches`` (B,) on ``device``.
 
-    On CUDA a batch is copied beside the computation, and nothing waits for the work that the
-    caller queues for a batch but for that of the batch before the last: two are in memory.
+    What ``RawSamples`` must read first is read a batch ahead. On CUDA a batch is copied beside the
+    computation, and nothing waits for the work that the caller queues for a batch but for that of
+    the batch before the last: two are in memory.
     """
+    ready = _read(samples, batches, device)
     if device.type != "cuda":
-        for chosen in batches:
-            yield samples.batch(chosen, device)
+        yield from ready
         return
     copies = torch.cuda.Stream(device)
     copies.wait_stream(torch.cuda.current_stream(device))
     under_way: deque[torch.cuda.Event] = deque()
-    for chosen in batches:
+    while True:
         if len(under_way) == _UNDER_WAY:
             under_way.popleft().synchronize()
         with torch.cuda.stream(copies):
-            batch = samples.batch(chosen, device)
+            batch = next(ready, None)
+        if batch is None:
+            return
         current = torch.cuda.current_stream(device)
         current.wait_stream(copies)
         for x in (*batch.inputs, batch.labels, *batch.masks, *batch.extras.values()):
@@ -101,12 +106,21 @@ def iterate_batches(
         under_way.append(current.record_event())
 
 
-def ahead(read: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Yield ``read`` of each of ``batches`` (B,); the next is read while the caller computes."""
-    with ThreadPoolExecutor(1) as pool:
-        coming: deque[Future[Tensor]] = deque()
+def _read(samples: Samples, batches: Iterable[Tensor], device: torch.device) -> Iterator[Batch]:
+    if isinstance(samples, RawSamples) and samples.lazy:
+        for batch in ahead(samples.reading(chosen) for chosen in batches):
+            yield batch.to(device)
+    else:
         for chosen in batches:
-            coming.append(pool.submit(read, chosen))
+            yield samples.batch(chosen, device)
+
+
+def ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Yield what each of ``reads`` returns; the next is at work while the caller is."""
+    with ThreadPoolExecutor(1) as pool:
+        coming: deque[Future[T]] = deque()
+        for read in reads:
+            coming.append(pool.submit(read))
             if len(coming) > 1:
                 yield coming.popleft().result()
         while coming:
@@ -156,8 +170,9 @@ class RawInput:
 
     Strings are encoded once, everything else batch by batch, so that a memory-mapped array does
     not have to fit in memory. ``change`` gets rows of the modality before the backbone does.
-    ``varies`` tells whether training sees other parts of a row each time, ``at_once`` how many
-    samples are computed at once where nobody says it: fewer of clips, whose maps are large.
+    ``lazy`` tells whether rows are read when they are asked for, ``varies`` whether training sees
+    other parts of a row each time, ``at_once`` how many samples are computed at once where nobody
+    says it: fewer of clips, whose maps are large.
     """
 
     def __init__(
@@ -170,6 +185,7 @@ class RawInput:
         self._backbone, self._change = backbone, change
         self._rows = modality.rows_of(samples)
         self._data = modality.data
+        self.lazy = isinstance(modality.data, Rows)
         self.varies = isinstance(modality.data, Rows) and modality.data.varies
         self.at_once = min(AT_ONCE, piece_rows(modality.data))
         self._encoded: Array | None = None
@@ -203,6 +219,7 @@ class RawSamples:
     """Raw inputs of several modalities with labels.
 
     For ``training`` rows that vary do so, and each batch draws from torch's global generator.
+    ``lazy`` tells whether some are read when they are asked for.
     """
 
     def __init__(
@@ -210,6 +227,7 @@ class RawSamples:
     ) -> None:
         self._inputs = inputs
         self._varies = training and any(source.varies for source in inputs)
+        self.lazy = any(source.lazy for source in inputs)
         self.at_once = min(source.at_once for source in inputs)
         self.labels = labels
 
@@ -219,10 +237,18 @@ class RawSamples:
 
     def batch(self, chosen: Tensor, device: torch.device | None = None) -> Batch:
         """Return one raw input per modality, and the labels, of the samples ``chosen`` (B,)."""
-        draws = torch.rand(len(chosen), DRAWS).double().numpy() if self._varies else None
-        inputs = [source.batch(chosen, draws) for source in self._inputs]
-        batch = Batch(inputs, self.labels[chosen])
+        batch = self.reading(chosen)()
         return batch if device is None else batch.to(device)
+
+    def reading(self, chosen: Tensor) -> Callable[[], Batch]:
+        """Return what reads the samples ``chosen`` (B,), in any thread: its draws are made now."""
+        draws = torch.rand(len(chosen), DRAWS).double().numpy() if self._varies else None
+
+        def read() -> Batch:
+            inputs = [source.batch(chosen, draws) for source in self._inputs]
+            return Batch(inputs, self.labels[chosen])
+
+        return read
 
 
 @dataclass(frozen=True)

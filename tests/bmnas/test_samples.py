@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -163,6 +164,33 @@ def test_training_draws_for_rows_that_vary_the_same_for_all_modalities() -> None
     assert not torch.equal(training.batch(chosen).inputs[0], first)
     torch.set_rng_state(before)
     assert torch.equal(training.batch(chosen).inputs[0], first)
+
+
+def test_what_is_read_lazily_is_read_a_batch_ahead_and_draws_in_order() -> None:
+    asked: list[int] = []
+    second = threading.Event()
+
+    class Slow(Drawn):
+        def varied(self, numbers: Array, draws: Array) -> Array:
+            asked.append(int(numbers[0]))
+            if len(asked) == 2:
+                second.set()
+            return super().varied(numbers, draws)
+
+    inputs = [RawInput(Modality("a", "vector", Slow()), Rows(), np.arange(9))]  # type: ignore[arg-type]
+    samples = RawSamples(inputs, torch.zeros(9), training=True)
+    batches = [torch.tensor([n, n + 1]) for n in (0, 4, 7)]
+    torch.manual_seed(0)
+    expected = [samples.batch(chosen).inputs[0] for chosen in batches]
+    asked.clear()
+    second.clear()
+    torch.manual_seed(0)
+    found = []
+    for batch in iterate_batches(samples, iter(batches), torch.device("cpu")):
+        assert second.wait(10)  # while the first one is computed
+        found.append(batch.inputs[0])
+    assert asked == [0, 4, 7]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_a_real_backbone_encodes_what_it_takes() -> None:
