@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,10 @@ from bmnas.pipeline.search import search
 from bmnas.pipeline.train import train
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.network import FusionNetwork
+from bmnas.spaces.fusions.features import Sizes
+from bmnas.spaces.fusions.table import FUSIONS
+from bmnas.spaces.mfas.genotype import Layer, MFASGenotype
+from bmnas.spaces.mfas.network import MFASNetwork
 
 #: C, L, N, M, epochs, batch, dropout, highest learning rate, M parameters.
 TABLE_8 = {
@@ -32,6 +37,7 @@ TABLE_8 = {
     "ego-4": (192, 12, 2, 2, 7, 72, 0.0, 3e-3, 1.59),
     "mmimdb-1": (192, 16, 2, 1, 12, 96, 0.1, 1e-3, 0.65),
 }
+NTU = tuple(f"{name}.{n}" for name in ("rgb", "skeleton") for n in range(1, 5))
 DOCS = Path(__file__).parents[2] / "docs" / "reproduce.md"
 
 
@@ -134,6 +140,21 @@ def test_ntu_with_the_features_that_are_always_taken() -> None:
         found.append(size(genotype, raw))
     found.append(found[-1] + more_in_the_released_program(genotype))
     assert [f"{count / 1e6:.2f}" for count in found] == ["0.67", "0.80", "0.93"]
+
+
+def test_sizes_of_others_on_ntu() -> None:
+    widths = dict(zip(NTU, channels_of_preset("ntu-1"), strict=True))
+    # MFAS's [3,0,0], [1,3,0], [1,1,1], [3,3,0]: numbers from 0, the skeleton's first.
+    chosen = ((3, 0, "relu"), (1, 3, "relu"), (1, 1, "sigmoid"), (3, 3, "relu"))
+    layers = tuple(Layer((NTU[j], NTU[4 + i]), act) for i, j, act in chosen)
+    genotype = MFASGenotype(NTU, 8, 256, layers)
+    networks = {
+        "mfas": MFASNetwork(genotype, widths, classes=60, dropout=0.1),
+        "mmtm": FUSIONS["mmtm"](widths, Sizes(128, 8, 60, 0.1)),
+    }
+    for name, network in networks.items():
+        own = count_parameters(network) - count_parameters(network.classifier)
+        assert re.search(rf"{name}`, fusion params: {own / 1e6:.2f} M", DOCS.read_text())
 
 
 def test_the_released_program_counts_alike() -> None:

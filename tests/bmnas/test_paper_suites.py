@@ -68,7 +68,8 @@ def test_a_suite_runs_to_its_report(
     monkeypatch.setattr("bmnas.tasks.mmimdb._HEIGHT", 48)
     monkeypatch.setattr("bmnas.tasks.mmimdb._WIDTH", 32)
     suite = dataclasses.replace(load_suite(name), seeds=1)
-    # Exports of these networks are tested elsewhere.
+    # Large batches take most of the time; exports of these networks are tested elsewhere.
+    monkeypatch.setattr("bmnas.pipeline.multimodal._LATENCY_BATCHES", (1,))
     jobs = [
         dataclasses.replace(job, config=CONFIG, stages=job.stages[:-1]) for job in suite_jobs(suite)
     ]
