@@ -23,6 +23,7 @@ from bmnas.tasks.mmimdb import (
     load_mmimdb_words,
 )
 from bmnas.tasks.ntu import load_ntu
+from bmnas.tasks.refshapes import load_refshapes_answers
 from bmnas.tasks.task import Modality, Task, draw_parts
 from bmnas.tasks.task_file import load_task_file
 
@@ -74,7 +75,10 @@ _FILMS, _STORED = (15_552, 2_608, 7_799), "multimodal_imdb.hdf5 and split.json"
 _VIDEOS = "the *_rgb.avi and *.skeleton files of NTU RGB+D"
 
 #: The tasks that have a name of their own and carry their data.
-REGISTERED: Mapping[str, Callable[[], Task]] = {"digits": load_digits}
+REGISTERED: Mapping[str, Callable[[], Task]] = {
+    "digits": load_digits,
+    "refshapes-answers": load_refshapes_answers,
+}
 
 #: The tasks that have a name of their own and read the folder that --data names.
 FOLDER_TASKS: Mapping[str, FolderTask] = {

@@ -51,8 +51,8 @@ def test_a_path_a_folder_and_the_way_back(here: Path, monkeypatch: pytest.Monkey
 def test_an_unknown_name_lists_what_there_is() -> None:
     message = error_of("digit")
     assert message == (
-        "received task 'digit', expected digits, mmimdb, mmimdb-words, mmimdb-vgg, mmimdb-raw, "
-        "ntu, ntu-released, ntu-all, egogesture, a path to a task.toml, or module:attribute; "
+        "received task 'digit', expected digits, refshapes-answers, mmimdb, mmimdb-words, "
+        "mmimdb-vgg, mmimdb-raw, ntu, ntu-released, ntu-all, egogesture, a path to a task.toml, or module:attribute; "
         "did you mean 'digits'?"
     )
 

@@ -1,0 +1,218 @@
+"""refshapes read literally: what its sentences mean, and what cannot tell what they mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from bmnas.tasks import Task, check_task, check_test, refshapes
+from bmnas.tasks.kinds import Array
+from bmnas.tasks.shapes import ATTRIBUTES
+
+RELATION = re.compile(f" ({'|'.join(refshapes.RELATIONS)}) ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    words: tuple[str, ...]
+    box: tuple[int, ...]
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        x1, y1, x2, y2 = self.box
+        return (x1 + x2) / 2, (y1 + y2) / 2
+
+    def fits(self, phrase: str) -> bool:
+        words = phrase.removesuffix("s").split()
+        return all(w in (*self.words, "shape", "a", "an", "the") for w in words)
+
+    def stands(self, relation: str, other: Shape) -> bool:
+        right, down = (a - b for a, b in zip(self.middle, other.middle, strict=True))
+        return {
+            "left of": -right > abs(down),
+            "right of": right > abs(down),
+            "above": -down > abs(right),
+            "below": down > abs(right),
+            "beside": abs(right) > abs(down),
+            "over or under": abs(down) > abs(right),
+        }[relation]
+
+    def from_(self, other: Shape) -> float:
+        return math.dist(self.middle, other.middle)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refshapes, "_SCENES", (150, 30, 60))
+
+
+@functools.cache
+def scenes(seed: int) -> list[list[Shape]]:
+    """The shapes of every scene of all parts."""
+    parts, _, _ = refshapes._scenes(seed)
+    return [
+        [
+            Shape(
+                tuple(names[v] for names, v in zip(ATTRIBUTES, part.attributes[s, m], strict=True)),
+                tuple(part.boxes[s, m].tolist()),
+            )
+            for m in np.flatnonzero(part.there[s])
+        ]
+        for part in parts
+        for s in range(len(part.there))
+    ]
+
+
+@functools.cache
+def task_of(name: str) -> Task:
+    return {
+        "expressions": refshapes.load_refshapes,
+        "answers": refshapes.load_refshapes_answers,
+        "captions": refshapes.load_refshapes_captions,
+    }[name]()
+
+
+def sentences(task: Task) -> Iterator[tuple[str, list[Shape], Array]]:
+    """Each text, the shapes of its scene and its label."""
+    rows = task.modality("image").rows_of(np.arange(len(task.part)))
+    for text, row, label in zip(task.modality("text").data, rows, task.labels, strict=True):
+        yield str(text), scenes(0)[row], label
+
+
+def read(text: str, shapes: list[Shape]) -> tuple[list[Shape], list[Shape], Shape, str]:
+    """Return what fits the first words, what stands in the relation, the anchor, the relation."""
+    (relation,) = RELATION.findall(text)
+    words, anchor_words = text.split(f" {relation} ")
+    (anchor,) = (shape for shape in shapes if shape.fits(anchor_words))
+    others = [shape for shape in shapes if shape is not anchor]
+    fitting = [shape for shape in others if shape.fits(words)]
+    if relation == "nearest to":
+        near = min(shape.from_(anchor) for shape in fitting)
+        return fitting, [s for s in others if s.from_(anchor) <= near], anchor, relation
+    if relation == "farthest from":
+        far = max(shape.from_(anchor) for shape in fitting)
+        return fitting, [s for s in others if s.from_(anchor) >= far], anchor, relation
+    return fitting, [s for s in others if s.stands(relation, anchor)], anchor, relation
+
+
+def overlap(one: Array, two: Array) -> float:
+    low, high = np.maximum(one[:2], two[:2]), np.minimum(one[2:], two[2:])
+    common, *areas = (
+        np.prod(np.maximum(b - a + 1, 0))
+        for a, b in ((low, high), (one[:2], one[2:]), (two[:2], two[2:]))
+    )
+    return float(common / (sum(areas) - common))
+
+
+@pytest.mark.parametrize("name", ["expressions", "answers", "captions"])
+def test_parts_have_scenes_of_their_own(name: str) -> None:
+    task = task_of(name)
+    rows = [
+        task.modality("image").rows_of(task.samples(p)) for p in ("train", "validation", "test")
+    ]
+    assert [len(own) for own in rows] == [4 * 150, 4 * 30, 4 * 60]
+    assert len({*rows[0], *rows[1], *rows[2]}) == sum(len(set(own)) for own in rows)
+    images = task.modality("image").data
+    assert len({image.tobytes() for image in images}) == len(images) == 240
+
+
+def test_an_expression_means_one_shape_and_needs_all_of_its_words() -> None:
+    by_words, by_relation, kinds = [], [], Counter[str]()
+    for text, shapes, box in sentences(task_of("expressions")):
+        fitting, standing, _, relation = read(text, shapes)
+        (meant,) = (shape for shape in fitting if shape in standing)
+        assert meant.box == tuple(box)
+        assert len(fitting) > 1 < len(standing)
+        by_words.append(1 / len(fitting))
+        by_relation.append(1 / len(standing))
+        kinds[relation] += 1
+    assert np.mean(by_words) < 0.5
+    assert np.mean(by_relation) < 0.45
+    # Directions tell a part without their anchor: who fits and is outermost. The others do not.
+    assert sum(kinds[name] for name in refshapes.RELATIONS[:4]) == len(by_words) // 3
+
+
+def test_a_text_alone_does_not_tell_where() -> None:
+    task = task_of("expressions")
+    relation = np.array([RELATION.findall(text)[0] for text in task.modality("text").data])
+    train, test = task.samples("train"), task.samples("test")
+    hits = []
+    for name in refshapes.RELATIONS:
+        own = task.labels[train[relation[train] == name]]
+        guess = np.median(own, axis=0)
+        hits += [overlap(guess, box) >= 0.5 for box in task.labels[test[relation[test] == name]]]
+    assert len(hits) == len(test)
+    assert np.mean(hits) < 0.15
+
+
+def test_answers_are_true_and_neither_text_nor_picture_tells_them() -> None:
+    task = task_of("answers")
+    check_task(task)
+    check_test(task)
+    kinds: dict[str, Counter[str]] = {}
+    for text, shapes, label in sentences(task):
+        answer = task.class_names[label]
+        kind = text.split()[0]
+        if kind == "is":
+            fitting, standing, *_ = read(text.removeprefix("is there "), shapes)
+            assert answer == ("yes" if any(s in standing for s in fitting) else "no")
+        elif kind == "how":
+            body = text.removeprefix("how many ").replace(" are ", " ")
+            fitting, standing, *_ = read(body, shapes)
+            assert answer == str(sum(s in standing for s in fitting))
+        else:
+            _, attribute, body = text.split(" ", 2)
+            kind = attribute
+            fitting, standing, *_ = read(body.removeprefix("is "), shapes)
+            (meant,) = (s for s in fitting if s in standing)
+            place = ["size", "colour", "shape"].index(attribute)
+            assert answer == meant.words[place]
+            assert len({s.words[place] for s in fitting}) > 1
+        kinds.setdefault(kind, Counter())[answer] += 1
+    assert kinds["is"]["yes"] == kinds["is"]["no"]
+    assert sum(kinds["how"].values()) == 2 * kinds["is"]["yes"]
+    # The best that can be said without the picture.
+    best = sum(counts.most_common(1)[0][1] for counts in kinds.values())
+    assert best < 0.5 * len(task.labels)
+
+
+def test_captions_are_true_of_their_scene_and_of_hardly_another() -> None:
+    task, others = task_of("captions"), 0
+
+    def true(text: str, shapes: list[Shape]) -> bool:
+        for statement in text.split(" and "):
+            (relation,) = RELATION.findall(statement)
+            one, two = statement.split(f" {relation} ")
+            if not any(
+                a.fits(one) and b.fits(two) and a is not b and a.stands(relation, b)
+                for a in shapes
+                for b in shapes
+            ):
+                return False
+        return True
+
+    for text, shapes, label in sentences(task):
+        assert true(text, shapes)
+        others += true(text, scenes(0)[(label + 1) % len(scenes(0))])
+    assert others < 0.02 * len(task.labels)
+    rows = task.modality("image").rows_of(np.arange(len(task.labels)))
+    assert np.array_equal(task.labels, rows)
+
+
+def test_the_seed_is_the_documented_one() -> None:
+    """A changed scene or sentence would make published scores incomparable."""
+    digest = hashlib.sha256()
+    for name in ("expressions", "answers", "captions"):
+        task = task_of(name)
+        digest.update("\n".join(task.modality("text").data).encode())
+        digest.update(task.labels.astype("<i8").tobytes())
+    digest.update(task.modality("image").data.tobytes())
+    assert digest.hexdigest()[:16] == "1ada958e2d822729"
