@@ -78,12 +78,9 @@ class _Tries:
     @functools.cached_property
     def usable(self) -> Array:
         """Where the words of the target and its relation need each other."""
-        found: Array = (
-            (self.fits <= self.plain).all(1)
-            & (self.stands & ~self.fits).any(1)
-            & (self.fits & ~self.stands).any(1)
-        )
-        return found
+        needed = self.fits & ~self.plain, self.stands & ~self.fits, self.fits & ~self.stands
+        unclear, others, fitting = (np.any(shapes, axis=1) for shapes in needed)
+        return np.asarray(~unclear & others & fitting)
 
     @functools.cached_property
     def count(self) -> Array:

@@ -55,7 +55,7 @@ class Scenes:
     def differences(self) -> Array:
         """In which attributes two shapes differ, (S, M, M) uint8: bit a is set for attribute a."""
         differ = self.attributes[:, :, None] != self.attributes[:, None]
-        return (differ @ (1 << np.arange(len(ATTRIBUTES)))).astype(np.uint8)
+        return np.asarray(differ @ (1 << np.arange(len(ATTRIBUTES))), np.uint8)
 
     def take(self, chosen: Array) -> Scenes:
         """Return the scenes ``chosen`` (n,), in that order."""

@@ -52,8 +52,8 @@ def test_an_unknown_name_lists_what_there_is() -> None:
     message = error_of("digit")
     assert message == (
         "received task 'digit', expected digits, refshapes-answers, mmimdb, mmimdb-words, "
-        "mmimdb-vgg, mmimdb-raw, ntu, ntu-released, ntu-all, egogesture, a path to a task.toml, or module:attribute; "
-        "did you mean 'digits'?"
+        "mmimdb-vgg, mmimdb-raw, ntu, ntu-released, ntu-all, egogesture, a path to a task.toml, "
+        "or module:attribute; did you mean 'digits'?"
     )
 
 
