@@ -121,7 +121,7 @@ def test_a_recorded_module_is_not_imported(
         ("my_tasks:taks", "my_tasks has no attribute 'taks'; did you mean 'task'?"),
         ("my_tasks:number", "received a int, expected a bmnas.tasks.Task"),
         ("my_tasks:wrong", "received a int, expected a bmnas.tasks.Task"),
-        ("my_tasks:", "received task 'my_tasks:', expected digits, mmimdb, "),
+        ("my_tasks:", "received task 'my_tasks:', expected digits, "),
         ("my tasks:task", "received 'my tasks:task', expected module:attribute"),
         ("task.toml:task", "no module 'task.toml' in "),
     ],
