@@ -16,6 +16,7 @@ from bmnas.pipeline.config import Config, follows_from_data
 from bmnas.report.record import load_run
 from bmnas.report.tables import print_tables, run_tables
 from bmnas.report.text import genotype_text
+from bmnas.strategies import strategy_named
 from bmnas.tasks import Task
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ class Method:
         str,
         Option(
             help="bmnas (Algorithm 1); random, local or regularised (regularised evolution), which "
-            "try --candidates; mfas or evolution, whose settings are in the preset's section of "
-            "that name."
+            "try --candidates; mmnas, mfas or evolution, whose settings are in the section of that "
+            "name of a preset."
         ),
     ] = "bmnas"
     space: Annotated[
@@ -41,7 +42,7 @@ class Method:
     ] = None
     recipe: Annotated[
         Literal["default", "paper"],
-        Option(help="For strategy bmnas; paper: without reranking and unimodal logits."),
+        Option(help="For bmnas and mmnas; paper: without reranking and unimodal logits."),
     ] = "default"
     seed: Seed = 0
     seeds: Annotated[
@@ -53,7 +54,7 @@ class Method:
         config = config.override("search", **settings.given(self.strategy, self.space))
         if self.recipe == "default":
             return config
-        if self.strategy != "bmnas":
+        if not strategy_named(self.strategy).PAPER:
             raise UserError(
                 f"--recipe paper: received --strategy {self.strategy} too, expected one"
             )
@@ -61,7 +62,7 @@ class Method:
             raise UserError(
                 f"--recipe paper: received --rerank {settings.rerank} too, expected one"
             )
-        return config.as_in_the_paper()
+        return config.as_in_the_paper(self.strategy)
 
 
 @grouped

@@ -17,7 +17,7 @@ from typing import Any
 from bmnas.machine.errors import UserError, at, close
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import Problem, SchemaError, plain, read
-from bmnas.strategies import settings_of_strategies
+from bmnas.strategies import settings_of_strategies, strategy_named
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.task import Task
 from bmnas.training.settings import TrainConfig, UnimodalConfig
@@ -65,11 +65,11 @@ class Config:
             raise SchemaError(told) from error
         return dataclasses.replace(config, promise=self.promise, preset=self.preset)
 
-    def as_in_the_paper(self) -> Config:
-        """Return a copy without what the default adds to the paper's method."""
-        config = self.override("search", rerank=0, rivals=False).override(
-            "unimodal", folds=0, early_stopping=False
-        )
+    def as_in_the_paper(self, strategy: str = "bmnas") -> Config:
+        """Return a copy without what the default adds to the method of the strategy's paper."""
+        config = self.override("unimodal", folds=0, early_stopping=False)
+        for section, values in strategy_named(strategy).PAPER.items():
+            config = config.override(section, **values)
         return config.override("train", unimodal_logits=False)
 
     def to_dict(self) -> dict[str, Any]:

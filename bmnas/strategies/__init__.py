@@ -10,12 +10,13 @@ from bmnas.spaces.registry import space_named
 from bmnas.strategies.bmnas import BMNAS
 from bmnas.strategies.evolution import Evolution
 from bmnas.strategies.mfas import MFAS
+from bmnas.strategies.mmnas import MMnas
 from bmnas.strategies.random import LocalSearch, RandomSearch, RegularisedEvolution
 from bmnas.strategies.strategy import Candidate, ProposingStrategy, Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.NAME: strategy
-    for strategy in (BMNAS, RandomSearch, LocalSearch, RegularisedEvolution, MFAS, Evolution)
+    for strategy in (BMNAS, RandomSearch, LocalSearch, RegularisedEvolution, MFAS, Evolution, MMnas)
 }
 
 __all__ = [

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bmnas.machine.errors import UserError
 from bmnas.spaces.registry import space_named
@@ -19,6 +20,7 @@ class BMNAS(Strategy):
 
     NAME = "bmnas"
     TRAINS_SUPERNET = True
+    PAPER: ClassVar[Mapping[str, Mapping[str, Any]]] = {"search": {"rerank": 0, "rivals": False}}
     READS = frozenset({field.name for field in dataclasses.fields(SearchConfig)} - {"candidates"})
 
     @classmethod

@@ -5,25 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 
 from bmnas.features.samples import samples_per_epoch
 from bmnas.machine.costs import CostMeter
 from bmnas.machine.distributed import broadcast
 from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.cells.derive import ArchitectureWeights
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import FUSION_MODULES, late_pairs, module_genotype
 from bmnas.spaces.cells.one_shot import OneShot, SinglePath
-from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.cells.supernet import Supernet
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.fusions.table import FUSIONS
-from bmnas.spaces.registry import architecture_from_dict
+from bmnas.spaces.registry import architecture_from_dict, space_of
+from bmnas.spaces.space import SearchSpace
 from bmnas.strategies.evaluator import TrainingEvaluator
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
 from bmnas.strategies.settings import LONGER, RUNGS
@@ -33,6 +32,8 @@ from bmnas.training.fit import fit
 #: Networks that the supernet judges. With half as many, searches on easy-vqa saw too few that
 #: multiply; on av-digits, in simulation, half and twice as many do as well.
 SCREENED = 400
+A = TypeVar("A", bound=Architecture)
+
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
 
 
@@ -57,12 +58,33 @@ def rerank(
     stays.
     """
     config = problem.config
+
+    def found(meter: CostMeter) -> list[Architecture]:
+        own = _candidates(problem, [derived.genotype, *rivals], supernet, meter)
+        return [*own, *(_rivals(problem) if config.rivals else [])]
+
+    each = config.candidate_epochs * samples_per_epoch(len(problem.train), config.batch_size)
+    return compare(problem, problem.cells, derived, found, {"single_path": each, "screening": 0})
+
+
+def compare(
+    problem: SearchProblem,
+    space: SearchSpace[Any],
+    derived: Outcome[Any],
+    found: Callable[[CostMeter], Sequence[Architecture]],
+    stages: Mapping[str, int],
+) -> Outcome[Any]:
+    """Return ``derived`` with the genotype that does best in short trainings.
+
+    They compare what ``found`` returns; ``stages`` are those of finding it, each with the samples
+    that pass through it.
+    """
     checkpoint, wanted = problem.candidates(), _Wanted()
     parts = {"wanted": wanted}
     evaluator = TrainingEvaluator(
         problem,
-        problem.cells,
-        config.first_rung,
+        space,
+        problem.config.first_rung,
         checkpoint,
         stage="rerank",
         parts=parts,
@@ -70,20 +92,15 @@ def rerank(
     )
     meter = checkpoint.meter
     if not wanted.genotypes:
-        found: list[Architecture] = []
-        found += _candidates(problem, [derived.genotype, *rivals], supernet, meter)
-        if config.rivals:
-            found += _rivals(problem)
-        wanted.genotypes = [genotype.to_dict() for genotype in found]
+        wanted.genotypes = [genotype.to_dict() for genotype in found(meter)]
         checkpoint.save(parts, evaluator.records)
     genotypes = [architecture_from_dict(data) for data in wanted.genotypes]
     _halve(problem, evaluator, genotypes)
     best = evaluator.outcome()
-    added = dict(best.stages)
-    if "single_path" in meter.seconds:
-        each = config.candidate_epochs * samples_per_epoch(len(problem.train), config.batch_size)
-        added["single_path"] = StageCost(meter.seconds["single_path"], each)
-        added["screening"] = StageCost(meter.seconds["screening"], 0)
+    added = {
+        **best.stages,
+        **{n: StageCost(meter.seconds[n], s) for n, s in stages.items() if n in meter.seconds},
+    }
     return dataclasses.replace(
         derived,
         genotype=best.genotype,
@@ -178,50 +195,65 @@ def _candidates(
     meter: CostMeter,
 ) -> list[Genotype]:
     """Return ``config.rerank`` + 1 genotypes: ``first``, then the best of ``SCREENED``."""
-    count = problem.config.rerank + 1
-    chosen: dict[str, Genotype] = {}
-    for genotype in first:
-        chosen.setdefault(CellSpace.canonical(genotype), genotype)
-    wanted = max(0, count - len(chosen))
-    weights = supernet.architecture_weights()
-    drawn = _drawn(problem, set(chosen), weights, max(wanted, SCREENED)) if wanted else []
-    if len(drawn) > wanted:
+    space, weights = problem.cells, supernet.architecture_weights()
+
+    def judge(genotypes: Sequence[Genotype]) -> Callable[[Genotype], float]:
         with meter.stage("single_path"):
-            train_single_path(problem, drawn, supernet)
+            train_single_path(problem, genotypes, supernet)
+        seed, device = stage_seed(problem.seed, "screening"), problem.runtime.device
         with meter.stage("screening"):
-            losses = _losses(problem, drawn, supernet)
+            return OneShot(supernet, problem.validation, problem.head, device, seed).loss
+
+    ways = [lambda draw: space.sample_from(weights, draw), space.sample]
+    return screened(problem, first, ways, judge, meter)
+
+
+def screened(
+    problem: SearchProblem,
+    first: Sequence[A],
+    ways: Sequence[Callable[[Random], A]],
+    judge: Callable[[Sequence[A]], Callable[[A], float]],
+    meter: CostMeter,
+) -> list[A]:
+    """Return ``config.rerank`` + 1 genotypes: ``first``, then the best of ``SCREENED``.
+
+    These are drawn in each of the ``ways`` by turns. ``judge`` gets them all, where there is
+    something to choose, and returns what says which loss one has.
+    """
+    count = problem.config.rerank + 1
+    chosen: dict[str, A] = {}
+    for genotype in first:
+        chosen.setdefault(space_of(genotype).canonical(genotype), genotype)
+    wanted = max(0, count - len(chosen))
+    drawn = _drawn(problem, set(chosen), ways, max(wanted, SCREENED)) if wanted else []
+    if len(drawn) > wanted:
+        loss = judge(drawn)
+        with (
+            meter.stage("screening"),
+            problem.progress.stage("screening", len(drawn)) as shown,
+        ):
+            losses = []
+            for genotype in drawn:
+                losses.append(loss(genotype))
+                shown.advance()
+        # Of several ranks, which may round otherwise, all must train the same.
+        losses = broadcast(losses)
         # sorted() keeps the order of draws among equals.
         drawn = [drawn[n] for n in sorted(range(len(drawn)), key=losses.__getitem__)]
     return [*chosen.values(), *drawn][:count]
 
 
-def _losses(
-    problem: SearchProblem, genotypes: Sequence[Genotype], supernet: Supernet
-) -> list[float]:
-    device, seed = problem.runtime.device, stage_seed(problem.seed, "screening")
-    with problem.progress.stage("screening", len(genotypes)) as shown:
-        one_shot = OneShot(supernet, problem.validation, problem.head, device, seed)
-        losses = []
-        for genotype in genotypes:
-            losses.append(one_shot.loss(genotype))
-            shown.advance()
-    # Of several ranks, which may round otherwise, all must train the same.
-    return broadcast(losses)
-
-
 def _drawn(
-    problem: SearchProblem, known: set[str], weights: ArchitectureWeights, wanted: int
-) -> list[Genotype]:
+    problem: SearchProblem, known: set[str], ways: Sequence[Callable[[Random], A]], wanted: int
+) -> list[A]:
     """Return up to ``wanted`` genotypes of different networks that are not ``known``."""
-    draw, space = Random(f"{problem.seed} rerank"), problem.cells
-    by_turns = cycle((True, False))
-    drawn: list[Genotype] = []
+    draw, by_turns = Random(f"{problem.seed} rerank"), cycle(ways)
+    drawn: list[A] = []
     for _ in range(_DRAWS * wanted):
         if len(drawn) == wanted:
             break
-        relaxed = next(by_turns)
-        genotype = space.sample_from(weights, draw) if relaxed else space.sample(draw)
-        network = CellSpace.canonical(genotype)
+        genotype = next(by_turns)(draw)
+        network = space_of(genotype).canonical(genotype)
         if network not in known:
             known.add(network)
             drawn.append(genotype)

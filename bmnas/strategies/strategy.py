@@ -55,6 +55,8 @@ class Strategy(ABC):
     SETTINGS: ClassVar[type[Any] | None] = None
     READS: ClassVar[frozenset[str]] = frozenset({"cache_dtype"})
     TRAINS_SUPERNET: ClassVar[bool] = False
+    #: Settings by section that make it the paper's method; none: there is no such recipe.
+    PAPER: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @classmethod
     def check_space(cls, space: str | None) -> None:

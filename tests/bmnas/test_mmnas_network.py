@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from random import Random
@@ -88,10 +89,12 @@ def test_what_does_not_count_changes_nothing(name: str, norm: str) -> None:
 
 def test_guided_attention_reads_the_end_of_the_encoder() -> None:
     network, (tokens, masks) = build(small("mcan")), inputs()
-    encoded = network.encode(tokens[0], masks[0])
-    torch.testing.assert_close(
-        network.decode(encoded, masks[0], tokens[1], masks[1]), network(tokens, masks)
-    )
+    read = network.read(tokens, masks)
+    encoded, whole = network.encode(read), network(tokens, masks)
+    torch.testing.assert_close(network.decode(encoded, read), whole)
+    assert not torch.allclose(network.decode(read.x, read), whole)
+    texts_alone = dataclasses.replace(read, y=read.y + 1)
+    torch.testing.assert_close(network.encode(texts_alone), encoded)
 
 
 def test_the_space_draws_changes_and_encodes() -> None:

@@ -12,6 +12,7 @@ from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config
 from bmnas.strategies.evolution import EvolutionConfig
 from bmnas.strategies.mfas import MFASConfig
+from bmnas.strategies.mmnas import MMnasConfig
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks import Modality, Rows, Task
 from bmnas.tasks.kinds import Array
@@ -27,6 +28,9 @@ CONFIG = Config(
         ),
         "evolution": EvolutionConfig(
             population=4, generations=2, epochs=3, patience=2, batch_size=16, width=6
+        ),
+        "mmnas": MMnasConfig(
+            encoder=2, decoder=3, width=8, head=4, hidden=2, warm_up=0.0, alpha_every=1
         ),
     },
 )

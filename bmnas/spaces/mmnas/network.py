@@ -7,6 +7,7 @@ d width, K classes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -41,6 +42,20 @@ class Shape(Protocol):
     @property
     def norm(self) -> Norm:
         """Whose LayerNorm it has."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the chains begin with: X (B, T, d) and Y (B, N, d), and which tokens count.
+
+    ``counted`` is (B, T), ``mask`` (B, N), ``related`` (B, N, N, 64) where there are relations.
+    """
+
+    x: Tensor
+    counted: Tensor
+    y: Tensor
+    mask: Tensor
+    related: Tensor | None
 
 
 class EncoderDecoder(Fusion):
@@ -85,39 +100,39 @@ class EncoderDecoder(Fusion):
 
         ``masks``, (B, T) and (B, N), say which of them count; without any, all do.
         """
+        return self.fuse(self.read(tokens, masks))
+
+    def read(self, tokens: Sequence[Tensor], masks: Sequence[Tensor] = ()) -> Read:
+        """Return what the chains begin with, which no operation of theirs changes."""
         first, second = tokens
         counted, mask = masks or [x.new_ones(x.shape[:2], dtype=torch.bool) for x in tokens]
-        return self.decode(self.encode(first, counted), counted, second, mask)
-
-    def encode(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Return the end of the encoder (B, T, d), which depends on the first feature alone."""
-        x, _ = self.sequence(tokens)
-        around = Around(mask)
-        for block in self.encoder:
-            x = block(x, around)
-        encoded: Tensor = x
-        return encoded
-
-    def decode(self, encoded: Tensor, counted: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Return logits (B, K) from the end of the encoder (B, T, d) and the second feature.
-
-        ``counted`` (B, T) and ``mask`` (B, N) say which tokens of them count.
-        """
+        x, _ = self.sequence(first)
         related = None
         if self.has_boxes:
-            tokens, boxes = tokens[..., :-_BOX], tokens[..., -_BOX:]
+            second, boxes = second[..., :-_BOX], second[..., -_BOX:]
             mask = mask & (boxes[..., 2:] > boxes[..., :2]).all(-1)
             related = None if self.relations is None else self.relations(boxes, mask)
-        around = Around(mask, encoded, counted, related)
-        y = self.project(tokens)
+        return Read(x, counted, self.project(second), mask, related)
+
+    def fuse(self, read: Read) -> Tensor:
+        """Return logits (B, K)."""
+        return self.decode(self.encode(read), read)
+
+    def encode(self, read: Read) -> Tensor:
+        """Return the end of the encoder (B, T, d), which depends on the first feature alone."""
+        encoded, around = read.x, Around(read.counted)
+        for block in self.encoder:
+            encoded = block(encoded, around)
+        return encoded
+
+    def decode(self, encoded: Tensor, read: Read) -> Tensor:
+        """Return logits (B, K) from the end of the encoder and the second feature."""
+        y, around = read.y, Around(read.mask, encoded, read.counted, read.related)
         for block in self.decoder:
             y = block(y, around)
-        return self.decide(encoded, counted, y, mask)
-
-    def decide(self, x: Tensor, counted: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        """Return logits (B, K) from the ends of both chains and their masks."""
         one, other = self.summaries
-        logits: Tensor = self.output(self.norm(one(x, counted) + other(y, mask)))
+        summed = one(encoded, read.counted) + other(y, read.mask)
+        logits: Tensor = self.output(self.norm(summed))
         return logits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -31,7 +32,8 @@ class MMnasSpace(SearchSpace[MMnasGenotype]):
     """Chains of ``encoder`` and ``decoder`` blocks over two ``features``, each of any operation.
 
     Only a feature with boxes can have relations. ``width``, ``head``, ``hidden`` and ``norm`` are
-    those of the genotypes. Raises UserError for sizes that no genotype has.
+    those of the genotypes, ``final_width`` is what is trained in the end; 0: as wide. Raises
+    UserError for sizes that no genotype has.
     """
 
     NAME: ClassVar[str] = "mmnas"
@@ -45,9 +47,10 @@ class MMnasSpace(SearchSpace[MMnasGenotype]):
     head: int = 16
     hidden: int = 4
     norm: Norm = "layer"
+    final_width: int = 0
 
     def __post_init__(self) -> None:
-        self.start()
+        self.final(self.start())
 
     @classmethod
     def of(cls, features: Sequence[str], settings: Mapping[str, Any]) -> Self:
@@ -140,6 +143,10 @@ class MMnasSpace(SearchSpace[MMnasGenotype]):
             for other in pool
             if other != own[place]
         ]
+
+    def final(self, genotype: MMnasGenotype) -> MMnasGenotype:
+        """Return the genotype in the final width."""
+        return dataclasses.replace(genotype, width=self.final_width or genotype.width)
 
     def encode(self, genotype: MMnasGenotype) -> Encoded:
         """Return a row a block: whether it is the decoder's, and which operation it has."""
