@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from bmnas.features.samples import label_tensor, samples_per_epoch
 from bmnas.machine.costs import COMPILE
@@ -40,6 +42,7 @@ from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import load_architecture
 from bmnas.tasks import check_task, check_test, notes, reload_task
 from bmnas.tasks.task import Task
+from bmnas.training.heads import TaskHead
 
 _INHERITED = ("search", "seconds", "processor_seconds", "samples_per_second", "peak_memory")
 
@@ -285,6 +288,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
             unimodal_mean=head.score(mean, labels),
             calibration_error=head.calibration_error(test.logits, labels),
             macro_f1=head.macro_f1(test.logits, labels),
+            by_type=_by_type(task, head, test.logits),
         ),
         weighing=network.weighing,
         importance=stage.importance,
@@ -301,6 +305,16 @@ def _train(context: RunContext, architecture: Architecture) -> None:
     )
     on_rank_zero(lambda: _write(context, stage, network, measured))
     checkpoint.remove()
+
+
+def _by_type(task: Task, head: TaskHead, logits: Tensor) -> dict[str, float]:
+    """Return the score of each type of test samples, of which ``logits`` (n, K) are all."""
+    if task.types is None:
+        return {}
+    samples = task.samples("test")
+    labels, types = label_tensor(task, samples), task.types[samples]
+    found = {name: torch.from_numpy(types == name) for name in np.unique(types).tolist()}
+    return {name: head.score(logits[own], labels[own]) for name, own in found.items()}
 
 
 def _write(

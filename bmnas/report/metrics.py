@@ -73,7 +73,7 @@ class TrainedMetrics:
     """The trained network on the test part, and the mean of the unimodal networks' logits.
 
     ``calibration_error`` is the expected one, a fraction (see ``training/heads.py``); ``macro_f1``
-    is that of tasks with labels.
+    is that of tasks with labels, ``by_type`` the scores of each of ``Task.types``.
     """
 
     score: Number
@@ -82,6 +82,7 @@ class TrainedMetrics:
     unimodal_mean: Number | None = None
     calibration_error: Number | None = None
     macro_f1: Number | None = None
+    by_type: Mapping[str, Number] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,8 @@ def _not_arrays(task: Task) -> Iterator[str]:
         if modality.index is not None:
             fields[f"modality {modality.name}: index"] = modality.index
     fields |= {f"extras: {name}": value for name, value in task.extras.items()}
+    if task.types is not None:
+        fields["types"] = task.types
     for place, value in fields.items():
         if not isinstance(value, np.ndarray):
             yield f"{place}: received a {type(value).__name__}, expected a NumPy array"
@@ -153,6 +155,9 @@ def _frame(task: Task) -> Iterator[str]:
     for name, extra in task.extras.items():
         if _length(extra) != samples or extra.dtype.kind not in "biuf":
             yield f"extras: {name}: received {_shape(extra)}, expected numbers of ({samples}, …)"
+    types = task.types
+    if types is not None and (types.shape != (samples,) or types.dtype.kind != "U"):
+        yield f"types: received {_shape(types)}, expected strings of shape ({samples})"
 
 
 def _names(task: Task) -> Iterator[str]:

@@ -160,8 +160,67 @@ class Multilabel(TaskKind):
         return np.asarray(labels == 1)
 
 
+class Answers(TaskKind):
+    """What A people answered: class numbers (n, A), -1 for an answer that is no class.
+
+    The fewer said the same, the less it counts, see ``AnswersHead``.
+    """
+
+    name = "answers"
+    least = 2
+
+    def form(self, labels: Array, classes: int) -> str | None:
+        """Expect an integer for each answer."""
+        good = labels.ndim == 2 and labels.dtype.kind in "iu"
+        return None if good else "integers of shape (samples, answers)"
+
+    def wrong(self, labels: Array, classes: int) -> tuple[npt.NDArray[np.bool_], str]:
+        """Find what is neither a class number nor -1."""
+        expected = f"0 to {classes - 1}, or {UNKNOWN_LABEL} for an answer that is no class"
+        return (labels < UNKNOWN_LABEL) | (labels >= classes), expected
+
+    def absent(self, labels: Array, classes: int) -> Array:
+        """Return the classes that nobody answered."""
+        return np.setdiff1d(np.arange(classes), labels)
+
+    def belonging(self, labels: Array, classes: int) -> npt.NDArray[np.bool_]:
+        """Return which classes somebody answered."""
+        found = np.zeros((len(labels), classes + 1), np.bool_)
+        np.put_along_axis(found, labels, True, axis=1)  # -1 is the last
+        return found[:, :-1]
+
+    def unseen(self, labels: Array) -> npt.NDArray[np.bool_]:
+        """Return where no answer is a class."""
+        return np.asarray((labels == UNKNOWN_LABEL).all(-1))
+
+    def strata(self, labels: Array) -> Array | None:
+        """Return the first answers."""
+        return labels[:, 0] if labels.ndim == 2 else None
+
+    def encode(
+        self, labels: Array, seen: Array, names: Sequence[str] | None, place: str
+    ) -> tuple[Array, tuple[str, ...]]:
+        """Number the answers (n, A) of A people, or of one (n,), numbers or strings.
+
+        What is none of the classes, such as an empty string, is no answer.
+        """
+        table = labels[:, None] if labels.ndim == 1 else labels
+        if table.ndim != 2 or table.dtype.kind not in "iuU" or len(table) != len(seen):
+            return labels, _names_or_numbers(names, 0)
+        if table.dtype.kind != "U":
+            most = int(table[seen].astype(np.int64).max(initial=-1))
+            return table.astype(np.int64), _names_or_numbers(names, most + 1)
+        if names is None:
+            names = [name for name in np.unique(table[seen]).tolist() if name.strip()]
+        numbers = {name: number for number, name in enumerate(names)}
+        coded = [[numbers.get(v, UNKNOWN_LABEL) for v in row] for row in table.tolist()]
+        return np.array(coded, np.int64).reshape(table.shape), tuple(names)
+
+
 #: Every kind of task by its name; ``bmnas.training.heads.register_head`` adds one.
-TASK_KINDS: dict[str, TaskKind] = {kind.name: kind for kind in (Multiclass(), Multilabel())}
+TASK_KINDS: dict[str, TaskKind] = {
+    kind.name: kind for kind in (Multiclass(), Multilabel(), Answers())
+}
 
 
 def task_kind(name: str) -> TaskKind:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ _AT_ONCE = 16  # tries of a scene
 _TOLD = (0.4, 0.6, 0.7), (0.8, 0.95, 0.95)
 _CLEAR = 1.25  # by so much one distance has to exceed another for a relation to be plain
 _ASKED = "size", "colour", "shape"
+_TYPES = {"is": "yes/no", "how": "number", "what": "other"}  # of questions, as in VQA
 _ONE = 0.4  # of the questions for a number with the answer one are kept
 
 
@@ -115,14 +116,10 @@ def load_refshapes_answers() -> Task:
     scenes, images, draw = _scenes(2)
     told = [_collect(part, _A_SCENE, draw, _QUESTIONS) for part in scenes]
     answers = sorted({answer for part in told for _, _, answer in part})
-    return _task(
-        "refshapes-answers",
-        "multiclass",
-        images,
-        told,
-        labels=[answers.index(answer) for part in told for _, _, answer in part],
-        class_names=tuple(answers),
-    )
+    numbers = [[answers.index(answer)] for part in told for _, _, answer in part]
+    task = _task("refshapes-answers", "answers", images, told, numbers, tuple(answers))
+    types = [_TYPES[text.split()[0]] for text in task.modality("text").data.tolist()]
+    return replace(task, types=np.array(types))
 
 
 def load_refshapes() -> Task:

@@ -82,6 +82,7 @@ class Task:
     licence: str = "not stated"
     source: dict[str, Any] = field(default_factory=dict)
     extras: Mapping[str, Array] = field(default_factory=dict)
+    types: Array | None = None
     names: tuple[str, ...] = ()
 
     @property

@@ -92,6 +92,7 @@ class TaskFile:
     split: Name | Split
     modality: Annotated[Mapping[str, ModalityTable], NotEmpty()]
     class_names: Name | tuple[Name, ...] | None = None
+    types: Name | None = None
     preset: Name = "default"
     licence: Name = "not stated"
 
@@ -140,6 +141,10 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
     # Without names the classes are those of train: what validation holds must not add one.
     seen = part == PARTS.index("train") if names is None else part != PARTS.index("test")
     labels, class_names = kind.encode(labels, seen, names, "labels")
+    types = None
+    if file.types is not None:
+        with at("types"):
+            types = columns.get(file.types, text=True)
     return Task(
         name=file.name,
         kind=kind.name,
@@ -150,6 +155,7 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
         preset=file.preset,
         licence=file.licence,
         source=source,
+        types=types,
     )
 
 

@@ -20,6 +20,7 @@ from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import (
     TASK_KINDS,
     UNSEEN_LABEL,
+    Answers,
     Multiclass,
     Multilabel,
     TaskKind,
@@ -216,6 +217,52 @@ class MultilabelHead(TaskHead):
         return grid[means.index(max(means))]
 
 
+class AnswersHead(TaskHead):
+    """One of K answers to a question that A people answered: cross-entropy and VQA accuracy.
+
+    Each answer is worth .3 for each of ten people who gave it, at most 1: the official accuracy of
+    VQA (Antol et al., 2015). Of fewer people each counts more, and one is worth 1 if it is alone.
+    """
+
+    kind = Answers()
+    metric = "vqa_accuracy"
+    decision = "argmax"
+    activation = "sigmoid"
+
+    def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return binary cross-entropy, summed over the answers; ``labels`` are (n, A)."""
+        counts = logits.new_zeros(len(logits), logits.shape[1] + 1)
+        given = torch.where(labels < 0, logits.shape[1], labels)
+        counts = counts.scatter_add(1, given, counts.new_ones(labels.shape))[:, :-1]
+        worth = _worth(counts, labels.shape[1])
+        return F.binary_cross_entropy_with_logits(logits, worth, reduction="none").sum(-1)
+
+    def score(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the mean worth of the answers with the highest logits."""
+        return float(self._worth_of_best(logits, labels).mean())
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the sigmoid: how much each answer is worth, as far as the network knows."""
+        return logits.sigmoid()
+
+    def calibration_error(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the error of the worth of the answer that is chosen."""
+        chosen = self.probabilities(logits).amax(-1)
+        return calibration_error(chosen, self._worth_of_best(logits, labels))
+
+    def decide(self, logits: Tensor) -> Tensor:
+        """Return the answer (n, 1) to each question."""
+        return logits.argmax(-1, keepdim=True)
+
+    def _worth_of_best(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return _worth((labels == self.decide(logits)).sum(1).double(), labels.shape[1])
+
+
+def _worth(counts: Tensor, people: int) -> Tensor:
+    """Return what answers are worth that so many of ``people`` gave."""
+    return (counts / min(people, 10 / 3)).clamp(max=1)
+
+
 #: The head of every kind of task by the kind's name, see ``register_head``.
 TASK_HEADS: dict[str, type[TaskHead]] = {}
 
@@ -232,6 +279,7 @@ def register_head(head: type[TaskHead]) -> type[TaskHead]:
 
 register_head(MulticlassHead)
 register_head(MultilabelHead)
+register_head(AnswersHead)
 
 
 def head_for(kind: str, threshold: float | None = None) -> TaskHead:
