@@ -118,7 +118,7 @@ def load_refshapes_answers() -> Task:
     answers = sorted({answer for part in told for _, _, answer in part})
     numbers = [[answers.index(answer)] for part in told for _, _, answer in part]
     task = _task("refshapes-answers", "answers", images, told, numbers, tuple(answers))
-    types = [_TYPES[text.split()[0]] for text in task.modality("text").data.tolist()]
+    types = [_TYPES[text.split()[0]] for part in told for _, text, _ in part]
     return replace(task, types=np.array(types))
 
 
