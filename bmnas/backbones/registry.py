@@ -198,7 +198,7 @@ def load_weights(backbone: Backbone, path: Path) -> bool:
     if path.suffix == ".safetensors":
         _, state = read_tensors(path)
     else:
-        state = _torch_state(path)
+        state = torch_state(path)
     if state and all(name.startswith(_PREFIX) for name in state):
         state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
     adopted, whole = backbone.adopt(state)
@@ -206,7 +206,7 @@ def load_weights(backbone: Backbone, path: Path) -> bool:
     return whole
 
 
-def _torch_state(path: Path) -> dict[str, Tensor]:
+def torch_state(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file that torch.save wrote."""
     try:
         with warnings.catch_warnings():

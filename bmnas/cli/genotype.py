@@ -12,6 +12,7 @@ from bmnas.cli.output import next_command, print_json
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.run_folder import Run, genotype_file
 from bmnas.report.text import genotype_text
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import (
     FUSION_MODULES,
@@ -19,13 +20,22 @@ from bmnas.spaces.cells.known import (
     module_genotype,
     random_pairs,
 )
+from bmnas.spaces.mmnas.known import SEQUENCES
+from bmnas.spaces.mmnas.space import MMnasSpace
+from bmnas.spaces.registry import load_architecture
 from bmnas.tasks import check_task
 
 
 @grouped
 def genotype(
     *,
-    module: Annotated[str, Argument(help=f"One of {', '.join(FUSION_MODULES)}.")],
+    module: Annotated[
+        str,
+        Argument(
+            help=f"One of {', '.join(FUSION_MODULES)}; or a sequence of MMnas: "
+            f"{', '.join(SEQUENCES)}."
+        ),
+    ],
     pairs: Annotated[
         str,
         Option(
@@ -45,12 +55,16 @@ def genotype(
     """Write the genotype of a known fusion module: every Cell is that module.
 
     bmnas train takes it like a genotype that a search found. Channels, length and the number of
-    random Cells come from the preset; with the pairs of a run, its backbones can be used again.
+    random Cells come from the preset; with the pairs of a run, its backbones can be used again. A
+    known sequence of MMnas has the width of the preset's section mmnas, MCAN also its lengths.
 
     Example: bmnas genotype aoa --pairs late --task digits
     """
     options: dict[str, Any] = {"task": source.task, "data": source.data}
-    if pairs in ("late", "random"):
+    made: Architecture
+    if module in SEQUENCES:
+        made, name = _sequence(module, source)
+    elif pairs in ("late", "random"):
         made, name = _for_task(module, pairs, source, seed)
     else:
         file = genotype_file(Path(pairs))
@@ -60,7 +74,7 @@ def genotype(
         made = module_genotype(module, taken, found.features, **shape, pairs_name="found")
         name, options = f"{file.resolve().parent.name}-{module}", _of_run(Run(file.parent))
     path = Run(Path("runs") / name if run is None else run).genotype
-    if path.is_file() and Genotype.load(path) != made:
+    if path.is_file() and load_architecture(path) != made:
         raise UserError(f"{path}: holds another genotype; choose another folder with --run")
     path.parent.mkdir(parents=True, exist_ok=True)
     made.save(path)
@@ -69,6 +83,18 @@ def genotype(
     else:
         print(genotype_text(made))
         next_command("train", genotype=path, **options)
+
+
+def _sequence(name: str, source: TaskOptions) -> tuple[Architecture, str]:
+    """Return the sequence ``name`` on a task's features, and its folder's name."""
+    from bmnas.pipeline.unimodal import feature_names
+
+    task, config = source.load()
+    check_task(task)
+    types = {modality.name: modality.type for modality in task.modalities}
+    settings = {**vars(config.strategies["mmnas"]), "types": types}
+    space = MMnasSpace.of(feature_names(task), settings)
+    return space.known(name), f"{task.name}-{name}"
 
 
 def _for_task(module: str, pairs: str, source: TaskOptions, seed: int) -> tuple[Genotype, str]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from bmnas_export import export_bundle
 from bmnas_serve.session import Session
-from tiny_tasks import CONFIG
+from command_line import bmnas_command
+from tiny_tasks import CONFIG, write_tiny_task
 from tiny_words import tiny_questions
 
 import bmnas
@@ -52,6 +53,20 @@ def test_a_sequence_trains_exports_and_is_served(tmp_path: Path, frozen: bool) -
     worth = permutation_importance(network.network, samples, network.task.head, CPU)
     assert worth.score == pytest.approx(trained.score)
     assert (set(worth.features), set(worth.modalities)) == ({*FEATURES}, {"image", "question"})
+
+
+def test_the_command_line_writes_a_sequence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_task(tmp_path)
+    words = ("genotype", "--task", "task.toml", "--run", "sequence")
+    assert bmnas_command(*words, "mcan").status == 0
+    found = MMnasGenotype.load(tmp_path / "sequence" / "genotype.json")
+    assert (found.encoder, found.decoder) == (("sa", "ffn") * 2, ("sa", "ga", "ffn") * 2)
+    assert (found.features, found.width) == (("m0.3", "m1.3"), 64)
+    assert "holds another genotype" in bmnas_command(*words, "sum").err
+    assert "m1.3 has no boxes to relate" in bmnas_command(*words, "vqa").err
 
 
 @pytest.mark.parametrize("backbone", ["embedding", None])

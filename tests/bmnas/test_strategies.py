@@ -71,9 +71,9 @@ def test_what_it_took_is_counted(tmp_path: Path, name: str) -> None:
     # Batches of 16: of 40 train samples 32 are seen in an epoch, so they are of the subset, which
     # is as large; of 24 validation samples 16.
     seen = 32 * sum(record["epochs"] for record in records(tmp_path, name))
-    if strategy_named(name).TRAINS_SUPERNET:
-        # The epochs of Algorithm 1, and those of the supernet as single paths.
-        seen += 2 * (32 + 16) + 2 * 32
+    # The epochs of Algorithm 1, and those of the supernet as single paths; or two steps an epoch of
+    # the weights, on four fifths of train, and of alpha, on the rest.
+    seen += {"bmnas": 2 * (32 + 16) + 2 * 32, "mmnas": 2 * (2 * 16 + 2 * 8)}.get(name, 0)
     assert outcome.samples_seen == seen
     assert sum(cost.seconds for cost in outcome.stages.values()) <= outcome.seconds
 

@@ -20,6 +20,9 @@ SEQUENCES: dict[str, tuple[str, str]] = {
     "vgd": ("SFFSFFFFFFFS", "GGGGGGFGRRGFRGGRGR"),
 }
 
+#: Of which there is one of every length.
+CYCLES = ("mcan", "mcan_rsa")
+
 _LETTERS = {"S": "sa", "R": "rsa", "G": "ga", "F": "ffn"}
 #: Of the networks of the paper.
 _WIDTH, _HEAD = 512, 64

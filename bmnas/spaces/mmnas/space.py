@@ -12,7 +12,7 @@ from bmnas.machine.errors import UserError
 from bmnas.spaces.architecture import Architecture, by_modality
 from bmnas.spaces.description import Description, Node, feature_nodes
 from bmnas.spaces.mmnas.genotype import DECODER, ENCODER, MMnasGenotype, Norm, has_boxes
-from bmnas.spaces.mmnas.known import mcan
+from bmnas.spaces.mmnas.known import CYCLES, known_sequence, mcan
 from bmnas.spaces.space import Encoded, SearchSpace
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class MMnasSpace(SearchSpace[MMnasGenotype]):
         chains = ("encoder", genotype.encoder), ("decoder", genotype.decoder)
         for (group, chain), below in zip(chains, genotype.features, strict=True):
             for number, operation in enumerate(chain, start=1):
-                reads = (below, ends[0]) if operation == "ga" else (below,)
+                reads = (ends[0], below) if operation == "ga" else (below,)
                 name = f"{group}/{operation} {number}"
                 label = _NAMES[operation]
                 nodes.append(Node(name, label, group=group, reads=reads, ordered=len(reads) > 1))
@@ -129,6 +129,18 @@ class MMnasSpace(SearchSpace[MMnasGenotype]):
         related = has_boxes(self.features[1])
         encoder, decoder = mcan(self.encoder, self.decoder, relations=related)
         return self.made([*encoder, *decoder])
+
+    def known(self, name: str) -> MMnasGenotype:
+        """Return the sequence ``name`` in this width; MCAN's are as long as those here.
+
+        Raises UserError for an unknown name, GenotypeError for features that it cannot have.
+        """
+        if name in CYCLES:
+            related = name == "mcan_rsa"
+            encoder, decoder = mcan(self.encoder, self.decoder, relations=related)
+            return self.made([*encoder, *decoder]).with_provenance({"fusion": name})
+        sizes: dict[str, Any] = {"hidden": self.hidden, "norm": self.norm}
+        return known_sequence(name, self.features, width=self.width, head=self.head, **sizes)
 
     def sample(self, draw: Random) -> MMnasGenotype:
         """Return an operation for each block, each as likely."""
