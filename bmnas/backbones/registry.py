@@ -22,6 +22,7 @@ from bmnas.backbones.hcn import HCNBackbone
 from bmnas.backbones.hf import HFBackbone
 from bmnas.backbones.maxout import MaxoutBackbone
 from bmnas.backbones.module import ModuleBackbone, user_module
+from bmnas.backbones.regions import RegionsBackbone, WindowsBackbone
 from bmnas.backbones.resnet3d import InflatedResNet50Backbone, ResNeXt3DBackbone
 from bmnas.backbones.tap import Reader
 from bmnas.backbones.vgg import VGG19Backbone
@@ -50,6 +51,8 @@ BACKBONES: dict[str, type[Backbone]] = {
         InflatedResNet50Backbone,
         HCNBackbone,
         ResNeXt3DBackbone,
+        WindowsBackbone,
+        RegionsBackbone,
     )
 }
 

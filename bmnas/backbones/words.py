@@ -5,8 +5,6 @@ Legend: B batch, T positions, C channels, K classes.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Self, cast
@@ -17,10 +15,10 @@ from torch import Tensor, nn
 
 from bmnas.backbones.base import Backbone, InputSpec
 from bmnas.tasks.task import Array, Modality, ModalityType
+from bmnas.tasks.words import WORD, words_of
 
 PAD, UNKNOWN = 0, 1
 _SPECIAL = ("<pad>", "<unk>")
-_WORD = re.compile(r"\w+")
 
 #: C of new embeddings, and of those in files that do not say theirs.
 _EMBEDDING, _EARLIER_EMBEDDING = 128, 64
@@ -80,17 +78,12 @@ class Vocabulary:
                 "replace a word by its place in the vocabulary, an unknown one by 1",
                 "cut at the length; fill up with 0 at the end",
             ],
-            "pattern": _WORD.pattern,
+            "pattern": WORD.pattern,
             "pad": PAD,
             "unknown": UNKNOWN,
             "length": self.length,
             "vocabulary": self.words,
         }
-
-
-def words_of(text: str) -> list[str]:
-    """Return the words of a text: NFKC, lower case, then runs of Unicode word characters."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 class MaskedConvStage(nn.Module):

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from bmnas.features.samples import label_tensor
 from bmnas.machine.files import sha256_file, sha256_json
 from bmnas.pipeline.context import RunContext
 from bmnas.tasks.task import Modality
+from bmnas.training.settings import UnimodalConfig
 
 
 def backbone_path(context: RunContext, modality: Modality) -> Path:
@@ -37,7 +39,7 @@ def backbone_fingerprint(context: RunContext, modality: Modality) -> str:
     depends: Mapping[str, object] = {
         "kind": task.kind,
         "class_names": task.class_names,
-        "config": dataclasses.asdict(context.config.unimodal),
+        "config": _config(context.config.unimodal),
         "seed": context.backbone_seed,
         "type": modality.type,
         "backbone": _identity(modality),
@@ -51,6 +53,12 @@ def backbone_fingerprint(context: RunContext, modality: Modality) -> str:
         "torch": str(torch.__version__),
     }
     return sha256_json(depends)
+
+
+def _config(unimodal: UnimodalConfig) -> dict[str, Any]:
+    settings = dataclasses.asdict(unimodal)
+    del settings["words"]  # the labels tell
+    return settings
 
 
 def _identity(modality: Modality) -> object:

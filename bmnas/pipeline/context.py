@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, check_seed
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.run_folder import Run
-from bmnas.tasks.task import Part, Task
+from bmnas.tasks.kinds import task_kind
+from bmnas.tasks.task import Modality, Part, Task
+from bmnas.tasks.words import word_task
 from bmnas.training.heads import TaskHead, head_for
 
 
@@ -58,6 +61,30 @@ class RunContext:
     def head(self) -> TaskHead:
         """Loss and score of the task."""
         return head_for(self.task.kind, self.config.train.threshold)
+
+    @property
+    def learns_words(self) -> bool:
+        """Whether unimodal networks learn the words of texts in place of the task."""
+        return self.config.unimodal.words or not task_kind(self.task.kind).ALONE
+
+    @property
+    def adds_logits(self) -> bool:
+        """Whether logits of unimodal networks are added to those of what is found."""
+        return self.config.train.unimodal_logits and not self.learns_words
+
+    @property
+    def own_metric(self) -> str | None:
+        """In what unimodal networks are measured, if not as the task is."""
+        return head_for("multilabel").metric if self.learns_words else None
+
+    def alone(self, modality: Modality) -> RunContext:
+        """Return the context of the network of ``modality``: with what it learns as the task."""
+        if not self.learns_words:
+            return self
+        context = copy.copy(self)
+        context.task = word_task(self.task, modality)
+        context.config = self.config.override("unimodal", words=False)  # it is the task now
+        return context
 
     @property
     def shares_backbones(self) -> bool:

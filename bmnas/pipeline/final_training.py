@@ -76,7 +76,7 @@ class FinalTraining:
             if name not in self.channels:
                 raise misfit(name, context.task, self.channels)
         self.no_fusion = isinstance(architecture, NamedFusion) and architecture.name == NO_FUSION
-        adds = context.config.train.unimodal_logits and (
+        adds = context.adds_logits and (
             takes_unimodal_logits(architecture) or context.folder.genotype.is_file()
         )
         if adds or self.no_fusion:

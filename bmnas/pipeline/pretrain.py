@@ -121,7 +121,7 @@ def pretrain(
     config = config.override("unimodal", **settings, folds=0, early_stopping=False)
     context = RunContext(
         folder, task, config, seed, backbones=folder.path, runtime=runtime, progress=progress
-    )
+    ).alone(modality)
     owner = backbone_fingerprint(context, modality)
     checkpoint = _Judging(context, name, folder.path / f"{name}-checkpoint.pt", owner)
 

@@ -200,7 +200,7 @@ def run_stages(
 
 def _unimodal_logits(context: RunContext, backbones: Mapping[str, Backbone]) -> dict[str, Tensor]:
     """Return what unimodal networks say of validation, where the found network is added to it."""
-    if not context.config.train.unimodal_logits:
+    if not context.adds_logits:
         return {}
     return {
         name: evaluate_unimodal(context, name, backbone, "validation").logits
@@ -249,7 +249,9 @@ def _metrics(
     return RunMetrics(
         metric=context.head.metric,
         unimodal={
-            name: UnimodalMetrics(found.validation, parameters=found.parameters)
+            name: UnimodalMetrics(
+                found.validation, parameters=found.parameters, metric=context.own_metric
+            )
             for name, found in networks.items()
         },
         seconds=seconds,

@@ -273,11 +273,15 @@ def _train(context: RunContext, architecture: Architecture) -> None:
     samples, settings = task.samples("test"), context.config.train
     labels = label_tensor(task, samples)
     seen = samples_per_epoch(len(task.samples("train", "validation")), settings.batch_size)
-    mean = torch.stack([evaluation.logits for evaluation in alone.values()]).mean(0)
+    mean = None
+    if not context.learns_words:
+        mean = torch.stack([evaluation.logits for evaluation in alone.values()]).mean(0)
     measured = RunMetrics(
         metric=head.metric,
         unimodal={
-            name: UnimodalMetrics(found.validation, alone[name].score, found.parameters)
+            name: UnimodalMetrics(
+                found.validation, alone[name].score, found.parameters, context.own_metric
+            )
             for name, found in networks.items()
         },
         test=TrainedMetrics(
@@ -285,7 +289,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
             loss=test.loss,
             samples=len(samples),
             # A fusion that needs no training: the mean of the unimodal networks' logits.
-            unimodal_mean=head.score(mean, labels),
+            unimodal_mean=None if mean is None else head.score(mean, labels),
             calibration_error=head.calibration_error(test.logits, labels),
             macro_f1=head.macro_f1(test.logits, labels),
             by_type=_by_type(task, head, test.logits),

@@ -1,7 +1,8 @@
 """The unimodal stage: a trained backbone for every modality, and its own score.
 
-A backbone without weights is trained on the train part. One that comes with weights stays as it
-is; where its head is new (the weights know other classes), the head alone is trained.
+A backbone without weights is trained on the train part, for the task or for words of its texts. One
+that comes with weights stays as it is; where its head is new (the weights know other classes), the
+head alone is trained.
 
 A backbone answers its own train samples nearly without error, so nothing is left there for a fusion
 to learn. With ``folds`` K, features of train samples come from backbones that have not seen them:
@@ -115,16 +116,14 @@ def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
                 f"received the modality name {name!r}, which torch keeps for itself, "
                 "expected another: rename the modality"
             )
-        path, fingerprint = (
-            backbone_path(context, modality),
-            backbone_fingerprint(context, modality),
-        )
+        own = context.alone(modality)
+        path, fingerprint = backbone_path(own, modality), backbone_fingerprint(own, modality)
         if broadcast(not path.exists()):
-            _make(context, modality, path, fingerprint)
+            _make(own, modality, path, fingerprint)
         # Read back even when just made, so that a resumed run goes on from the very same state.
         backbone, extra = _read(path, modality, fingerprint)
         validation = extra.validation
-        if extra.threshold != context.head.threshold:
+        if extra.threshold != own.head.threshold:
             # The weights do not depend on it, so they stay; the score does.
             validation = evaluate_unimodal(context, name, backbone, "validation").score
         folds, fold_of_row = None, _fold_of_row(context, modality)
@@ -149,13 +148,14 @@ def remove_stale(context: RunContext) -> None:
             file.unlink()
         if path.exists():
             try:
-                _read(path, modality, backbone_fingerprint(context, modality))
+                _read(path, modality, backbone_fingerprint(context.alone(modality), modality))
             except UserError:
                 path.unlink()
 
 
 def evaluate_unimodal(context: RunContext, name: str, backbone: Backbone, part: Part) -> Evaluation:
-    """Return how the backbone ``name`` with its own head does on a part of the task."""
+    """Return how the backbone ``name`` with its own head does on a part of what it learns."""
+    context = context.alone(context.task.modality(name))
     task, device = context.task, context.runtime.device
     chosen = task.samples(part)
     source = RawInput(task.modality(name), backbone, chosen)

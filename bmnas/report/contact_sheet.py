@@ -99,7 +99,7 @@ def _draw(axes: Any, read: ReadModality, sample: int) -> None:
         _pictures(axes, row if modality.type == "clip" else row[None], read)
     elif _of_skeletons(modality):
         _skeletons(axes, row.reshape(len(row), BODIES, JOINTS, 3))
-    elif modality.type == "sequence" and row.shape[1] > _CURVES:
+    elif modality.type in ("sequence", "regions") and row.shape[1] > _CURVES:
         axes.imshow(row.T, aspect="auto", origin="lower", cmap="viridis")
     else:
         _curves(axes, row)

@@ -32,11 +32,15 @@ STAGES = (
 
 @dataclass(frozen=True)
 class UnimodalMetrics:
-    """A modality's own network: scores on validation and test, number of weights."""
+    """A modality's own network: scores on validation and test, number of weights.
+
+    They are in ``metric`` where the network has learned something else than the task.
+    """
 
     validation: Number | None = None
     test: Number | None = None
     parameters: int | None = None
+    metric: str | None = None
 
 
 @dataclass(frozen=True)

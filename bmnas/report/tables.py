@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from bmnas.report.metrics import STAGES, RunMetrics
+from bmnas.report.metrics import STAGES, RunMetrics, UnimodalMetrics
 from bmnas.report.style import printable
 
 DASH = "–"
@@ -134,7 +134,7 @@ def run_tables(metrics: RunMetrics) -> list[TextTable]:
     """Return scores, sizes, latency and time of a run, without what no stage has measured yet."""
     mean = None if metrics.test is None else metrics.test.unimodal_mean
     scores = [
-        *((name, own.validation, own.test) for name, own in metrics.unimodal.items()),
+        *((_own(name, own), own.validation, own.test) for name, own in metrics.unimodal.items()),
         ("mean of their logits", None, mean),
         ("fused", metrics.validation_score, metrics.test_score),
         ("fused, macro f1", None, None if metrics.test is None else metrics.test.macro_f1),
@@ -160,6 +160,11 @@ def run_tables(metrics: RunMetrics) -> list[TextTable]:
         found["search"] = {**found.get("search", {}), "GPU-hours": hours}
     kept = ("search", "parameters", "latency", "peak_memory")
     return [*measured, *_sections({key: found[key] for key in kept if key in found})]
+
+
+def _own(name: str, own: UnimodalMetrics) -> str:
+    """Return the name of a modality's network, with its metric if that is its own."""
+    return name if own.metric is None else f"{name} alone, {_words(own.metric)} of words"
 
 
 def bundle_tables(manifest: Mapping[str, Any]) -> list[TextTable]:

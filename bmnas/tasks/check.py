@@ -48,6 +48,7 @@ class _Form(NamedTuple):
 _FORMS: dict[ModalityType, _Form] = {
     "clip": _Form((4, 5), "f", "uint8", "uint8 or floats"),
     "image": _Form((3, 4), "f", "uint8", "uint8 or floats"),
+    "regions": _Form((3,), "f", "", "floats"),
     "sequence": _Form((3,), "fiu", "", "floats or integers"),
     "text": _Form((1,), "U", "", "strings (NumPy dtype U)"),
     "tokens": _Form((2,), "iu", "", "integers"),

@@ -31,11 +31,13 @@ class TaskKind(ABC):
     """How the labels of a kind of task are read and checked.
 
     ``least`` is the smallest number of classes, ``dtype`` the type in which labels reach a loss.
+    ``ALONE`` tells whether a network of one modality can learn it; else it learns words of texts.
     """
 
     name: ClassVar[str]
     least: ClassVar[int] = 1
     dtype: ClassVar[npt.DTypeLike] = np.int64
+    ALONE: ClassVar[bool] = True
 
     @abstractmethod
     def form(self, labels: Array, classes: int) -> str | None:

@@ -24,7 +24,7 @@ ATTRIBUTES = (
 _LEAST, _MOST = 5, 8  # shapes of a scene
 _PLACES = 60  # that a shape is tried at
 _GAP = 1  # pixels between two shapes
-_SIDES = (9, 12), (15, 19)  # of a small and of a large shape, in pixels
+_SIDES = (13, 15), (19, 23)  # of a small and of a large shape, in pixels
 _COLOURS = np.array(
     [[230, 40, 40], [40, 190, 60], [50, 80, 240], [235, 220, 50], [165, 60, 200], [245, 140, 30]]
 )

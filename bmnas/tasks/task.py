@@ -15,7 +15,9 @@ from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.rows import Data
 
 Part = Literal["train", "validation", "test"]
-ModalityType = Literal["image", "clip", "waveform", "sequence", "vector", "text", "tokens"]
+ModalityType = Literal[
+    "image", "clip", "waveform", "sequence", "vector", "text", "tokens", "regions"
+]
 
 PARTS: tuple[Part, ...] = get_args(Part)
 MODALITY_TYPES: tuple[ModalityType, ...] = get_args(ModalityType)
@@ -29,6 +31,7 @@ ROW_AXES: dict[ModalityType, str] = {
     "vector": "(D)",
     "text": "() of strings",
     "tokens": "(T) of integers",
+    "regions": "(N, D + 4), the last four the corners x1, y1, x2, y2 of a box in pixels",
 }
 
 

@@ -66,7 +66,8 @@ class UnimodalConfig:
     With ``folds`` it is trained that many times without a part of the train samples each: what
     fuses learns from features that the backbone has not learned by heart, see
     ``pipeline/unimodal.py``. With ``early_stopping`` validation says after how many ``epochs``, at
-    most, a training ends.
+    most, a training ends. With ``words`` it learns which words occur in the texts that a row comes
+    with, and not the task: for tasks that one modality alone says little of.
     """
 
     epochs: Count = 8
@@ -76,12 +77,13 @@ class UnimodalConfig:
     weight_decay: Rate = 1e-2
     folds: Annotated[int, Range(0)] = 0
     early_stopping: bool = False
+    words: bool = False
 
     @property
     def recipe(self) -> Recipe:
         """The recipe that these settings are."""
         given = asdict(self)
-        del given["folds"], given["early_stopping"]
+        del given["folds"], given["early_stopping"], given["words"]
         return Recipe(**given, decoupled=True)
 
 
