@@ -16,7 +16,7 @@ from bmnas.cli.output import print_json
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config, config_for, load_preset
 from bmnas.report.metrics import STAGES
-from bmnas.report.tables import TextTable, print_tables
+from bmnas.report.tables import DASH, TextTable, print_tables
 from bmnas.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def plan(
     their features are timed too. Estimates hold within a factor of two for a machine that is as
     busy as now, and has the memory to read the cache from the disk once; several seeds are counted
     one after another. What Algorithm 1 would take on common GPUs is arithmetic: half of their peaks
-    in float32, 10 microseconds to launch an operation.
+    in float32, 10 microseconds to launch a kernel; without torch.compile.
 
     Example: bmnas plan --preset ntu-1 --samples 40000
     """
@@ -169,11 +169,19 @@ def _tables(plan: Plan) -> list[TextTable]:
 
 def _cards_table(cards: Sequence[CardEstimate]) -> TextTable:
     rows = tuple(
-        (card.name, card.limit, f"{card.step_ms:.1f}", _clock(card.seconds), _size(card.bytes))
+        (
+            card.name,
+            f"{card.arithmetic_ms:.1f}",
+            f"{card.launches_ms:.1f}",
+            f"{card.copying_ms:.1f}" if card.copying_ms else DASH,
+            _clock(card.seconds),
+            _size(card.bytes),
+        )
         for card in cards
     )
-    columns = ("GPU", "waits for", "step, ms", "h:min:s", "memory")
-    return TextTable("Algorithm 1 elsewhere: arithmetic, not measured", columns, rows, words=2)
+    columns = ("GPU", "arithmetic, ms", "launches, ms", "copying, ms", "h:min:s", "memory")
+    title = "Algorithm 1 elsewhere: not measured; a step takes the longest of its times"
+    return TextTable(title, columns, rows).measured()
 
 
 def _clock(seconds: float) -> str:

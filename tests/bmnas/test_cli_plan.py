@@ -31,7 +31,7 @@ def test_a_task_is_planned_and_nothing_is_left(here: Path) -> None:
     assert printed.status == 0, printed
     for words in ("feature cache on disk", "backbones", "search weights", "total"):
         assert words in printed.out
-    assert "arithmetic, not measured" in printed.out
+    assert "Algorithm 1 elsewhere: not measured" in printed.out
     assert printed.err == ""
     assert "rerank" not in printed.out
     assert sorted(here.rglob("*")) == before
