@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from bmnas.report.style import GREY, INK, PALETTE, Part, printable
 from bmnas.spaces.cells.derive import cell_inputs, step_inputs
 from bmnas.spaces.cells.genotype import cell_nodes, step_nodes
 from bmnas.spaces.cells.operations import OPERATIONS
+from bmnas.spaces.mmnas.genotype import DECODER, ENCODER, POOLS
 
 _WIDTH = 10.0
 _ROW = 0.27  # height of a row of a heat map
@@ -39,9 +41,12 @@ def history_parts(run: Record) -> list[Part]:
 def weights_parts(run: Record) -> list[Part]:
     """Return heat maps of the weights of the best epoch, none where no epoch has weights.
 
-    What Algorithm 1 derives from them is framed (Eq. 1, 3, 9 to 11); reranking may have kept
-    another genotype.
+    What Algorithm 1 derives from them is framed (Eq. 1, 3, 9 to 11), and of MMnas the likeliest
+    operations; reranking may have kept another genotype.
     """
+    if run.history and (chances := run.history[-1].probabilities):
+        title = f"Chances of the operations after epoch {run.history[-1].number}; frames: likeliest"
+        return [_fields([_chances(chances)], title)]
     epochs = [epoch for epoch in run.history if epoch.alpha]
     if not epochs:
         return []
@@ -118,6 +123,20 @@ def _heat_maps(best: Epoch, features: Sequence[str]) -> tuple[_HeatMap, _HeatMap
         _HeatMap(f"alpha: {identity} Cell", cells, nodes, alpha, cell_inputs(alpha)),
         _HeatMap(f"beta: {identity} step", steps, operands, beta, list(map(step_inputs, beta))),
         _HeatMap("gamma: weight of each operation", steps, labels, gamma, best_ops),
+    )
+
+
+def _chances(rows: Sequence[Sequence[float]]) -> _HeatMap:
+    """Return the probabilities of the operations of MMnas, a row a block."""
+    pools = [POOLS[len(row)] for row in rows]
+    chains = ["encoder" if pool == ENCODER else "decoder" for pool in pools]
+    blocks = [f"{chain} {n + 1 - chains.index(chain)}" for n, chain in enumerate(chains)]
+    values = [
+        [row[pool.index(name)] if name in pool else math.nan for name in DECODER]
+        for row, pool in zip(rows, pools, strict=True)
+    ]
+    return _HeatMap(
+        "softmax(alpha)", blocks, DECODER, values, [(int(np.nanargmax(row)),) for row in values]
     )
 
 

@@ -17,6 +17,7 @@ from bmnas.machine.schema import NotEmpty, Range, read, received
 from bmnas.report.metrics import Number, RunMetrics
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.operations import OPERATIONS, PAPER
+from bmnas.spaces.mmnas.genotype import POOLS
 from bmnas.spaces.registry import architecture_from_dict, load_architecture
 
 Table = Annotated[tuple[Annotated[tuple[Number, ...], NotEmpty()], ...], NotEmpty()]
@@ -29,7 +30,8 @@ class Epoch:
 
     ``alpha``, ``beta`` and ``gamma`` are softmax weights as the search saw them, all or none:
     ``alpha`` has a row a Cell over its F+k earlier nodes; ``beta`` a table a Cell with a row a
-    step over x, y and earlier steps; ``gamma`` likewise over ``OPERATIONS``.
+    step over x, y and earlier steps; ``gamma`` likewise over ``OPERATIONS``. ``probabilities``
+    are those of the operations of each block of MMnas, the encoder's first.
     """
 
     epoch: Annotated[int, Range(0)] | None = None
@@ -44,6 +46,7 @@ class Epoch:
     alpha: Table | None = None
     beta: Tables | None = None
     gamma: Tables | None = None
+    probabilities: Table | None = None
 
     @property
     def unit(self) -> str:
@@ -59,6 +62,9 @@ class Epoch:
         """Yield what is missing, and weights that do not fit each other."""
         if self.epoch is None and self.candidate is None:
             yield "epoch", "expected the number of the epoch, which is missing"
+        lengths = [len(row) for row in self.probabilities or ()]
+        if not set(lengths) <= set(POOLS):
+            yield "probabilities", f"received rows of lengths {lengths}, expected {list(POOLS)}"
         if not (self.alpha and self.beta and self.gamma):
             if self.alpha or self.beta or self.gamma:
                 yield "alpha", "expected all of alpha, beta and gamma, or none of them"

@@ -67,7 +67,7 @@ class MMnas(Strategy):
         }
     )
     PAPER: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "search": {"rerank": 0, "rivals": False, "max_lr": 4e-4, "dropout": 0.1},
+        "search": {"rerank": 0, "rivals": False},
         "mmnas": {"split": "order", "start": "mcan", "steps": "official", "stale_momentum": True},
     }
 

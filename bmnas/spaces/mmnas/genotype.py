@@ -16,6 +16,11 @@ from bmnas.training.settings import Size
 ENCODER: tuple[Literal["sa", "ffn"], ...] = ("sa", "ffn")
 DECODER: tuple[Literal["sa", "rsa", "ga", "ffn"], ...] = ("sa", "rsa", "ga", "ffn")
 
+#: The operations that a block may have, by how many there are: the decoder has relations or none.
+POOLS: dict[int, tuple[str, ...]] = {
+    len(pool): pool for pool in (ENCODER, tuple(op for op in DECODER if op != "rsa"), DECODER)
+}
+
 #: The end of the name of a feature whose last four channels are boxes: x1, y1, x2, y2 in pixels.
 REGIONS = ".regions"
 

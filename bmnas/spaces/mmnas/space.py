@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from bmnas.machine.errors import UserError
 from bmnas.spaces.architecture import Architecture, by_modality
 from bmnas.spaces.description import Description, Node, feature_nodes
-from bmnas.spaces.mmnas.genotype import DECODER, ENCODER, MMnasGenotype, Norm, has_boxes
+from bmnas.spaces.mmnas.genotype import (
+    DECODER,
+    ENCODER,
+    POOLS,
+    MMnasGenotype,
+    Norm,
+    has_boxes,
+)
 from bmnas.spaces.mmnas.known import CYCLES, known_sequence, mcan
 from bmnas.spaces.space import Encoded, SearchSpace
 
@@ -103,8 +110,7 @@ class MMnasSpace(SearchSpace[MMnasGenotype]):
     @property
     def pools(self) -> tuple[tuple[str, ...], ...]:
         """The operations that each block may have, block by block, the encoder's first."""
-        related = has_boxes(self.features[1])
-        second = tuple(op for op in DECODER if related or op != "rsa")
+        second = POOLS[4 if has_boxes(self.features[1]) else 3]
         return (ENCODER,) * self.encoder + (second,) * self.decoder
 
     def made(self, operations: Sequence[str]) -> MMnasGenotype:
