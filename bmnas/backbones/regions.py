@@ -95,7 +95,7 @@ class WindowsBackbone(ImageBackbone):
         pooled = [
             each.flatten(2) @ self.get_buffer(f"cover{place}") for place, each in enumerate(maps)
         ]
-        boxes = self.boxes.to(pooled[0].dtype).expand(len(pooled[0]), -1, -1)
+        boxes = self.boxes.to(pooled[0].dtype).expand(pooled[0].shape[0], -1, -1)
         return [torch.cat([*pooled, boxes], dim=1)]
 
     def truncate(self, count: int) -> None:

@@ -18,14 +18,27 @@ from bmnas.machine.distributed import (
     on_rank_zero,
     world_size,
 )
+from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime, check_seed
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.run_folder import Run
-from bmnas.tasks.kinds import task_kind
+from bmnas.spaces.registry import SPACES
+from bmnas.spaces.space import SearchSpace
+from bmnas.tasks.kinds import REGIONWISE, task_kind
 from bmnas.tasks.task import Modality, Part, Task
 from bmnas.tasks.words import word_task
 from bmnas.training.heads import TaskHead, head_for
+
+
+def check_outputs(task: Task, space: type[SearchSpace[Any]]) -> None:
+    """Raise UserError where networks of ``space`` cannot give what ``task`` is about."""
+    if task.outputs == REGIONWISE and not space.FINDS_REGIONS:
+        names = [name for name, known in SPACES.items() if known.FINDS_REGIONS]
+        raise UserError(
+            f"task {task.name}: is about regions of pictures, which networks of space {space.NAME} "
+            f"do not tell apart, expected space {' or '.join(names)}: give --strategy {names[0]}"
+        )
 
 
 class RunContext:

@@ -16,7 +16,7 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, sha256_json, write_json
 from bmnas.machine.runtime import seed_stage
 from bmnas.machine.schema import plain, read
-from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.context import RunContext, check_outputs
 from bmnas.pipeline.importance import permutation_importance
 from bmnas.pipeline.multimodal import (
     FUSION,
@@ -33,7 +33,7 @@ from bmnas.report.metrics import ImportanceMetrics
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.space import NO_FUSION, NamedFusion
-from bmnas.spaces.registry import build_fusion, takes_unimodal_logits
+from bmnas.spaces.registry import build_fusion, space_of, takes_unimodal_logits
 from bmnas.tasks.task import Part, Task
 from bmnas.training.fit import fit
 from bmnas.training.heads import head_for
@@ -63,6 +63,7 @@ class FinalTraining:
     def __init__(
         self, context: RunContext, architecture: Architecture, networks: Mapping[str, Unimodal]
     ) -> None:
+        check_outputs(context.task, space_of(architecture))
         self.context, self.architecture = context, architecture
         self.backbones = backbones = {name: found.backbone for name, found in networks.items()}
         self.folds = folds_of(networks)

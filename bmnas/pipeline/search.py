@@ -23,7 +23,7 @@ from bmnas.machine.files import sha256_json, write_json
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config, config_for
-from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.context import RunContext, check_outputs
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.unimodal import (
     Unimodal,
@@ -45,7 +45,7 @@ from bmnas.report.record import load_run
 from bmnas.report.style import figure_of, write_figure
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.operations import operation_names
-from bmnas.spaces.registry import load_architecture
+from bmnas.spaces.registry import load_architecture, space_named
 from bmnas.strategies import Strategy, strategy_named
 from bmnas.strategies.problem import Outcome, SearchProblem
 from bmnas.tasks import check_task, notes
@@ -100,6 +100,7 @@ def search(
     config = config_for(task) if config is None else config
     check_seeds(seeds, strategy)
     method.check_space(space)
+    check_outputs(task, space_named(space or method.SPACE))
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     context = RunContext(
         folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress

@@ -293,6 +293,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
             calibration_error=head.calibration_error(test.logits, labels),
             macro_f1=head.macro_f1(test.logits, labels),
             by_type=_by_type(task, head, test.logits),
+            details=head.details(test.logits, labels),
         ),
         weighing=network.weighing,
         importance=stage.importance,

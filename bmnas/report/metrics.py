@@ -77,7 +77,8 @@ class TrainedMetrics:
     """The trained network on the test part, and the mean of the unimodal networks' logits.
 
     ``calibration_error`` is the expected one, a fraction (see ``training/heads.py``); ``macro_f1``
-    is that of tasks with labels, ``by_type`` the scores of each of ``Task.types``.
+    is that of tasks with labels, ``by_type`` the scores of each of ``Task.types``,
+    ``details`` what else its head tells, fractions by name.
     """
 
     score: Number
@@ -87,6 +88,7 @@ class TrainedMetrics:
     calibration_error: Number | None = None
     macro_f1: Number | None = None
     by_type: Mapping[str, Number] = field(default_factory=dict)
+    details: Mapping[str, Number] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

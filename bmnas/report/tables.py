@@ -140,7 +140,8 @@ def run_tables(metrics: RunMetrics) -> list[TextTable]:
         ("fused, macro f1", None, None if metrics.test is None else metrics.test.macro_f1),
     ]
     if metrics.test is not None:
-        scores += [(f"fused, {name}", None, own) for name, own in metrics.test.by_type.items()]
+        more = {**metrics.test.by_type, **metrics.test.details}
+        scores += [(f"fused, {_words(name)}", None, own) for name, own in more.items()]
     # Nothing was compiled: no line of zeros.
     seconds = {k: v for k, v in metrics.seconds.items() if v or not k.endswith("compile")}
     times = [(_words(k), seconds.get(k), metrics.samples_per_second.get(k)) for k in STAGES]

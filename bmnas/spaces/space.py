@@ -45,6 +45,9 @@ class SearchSpace(ABC, Generic[A]):
     #: Whether its networks read features as tokens, with masks, and not pooled.
     READS_TOKENS: ClassVar[bool] = False
 
+    #: Whether its networks can give numbers for each region of a feature with boxes.
+    FINDS_REGIONS: ClassVar[bool] = False
+
     #: Whether its networks read features through their mean over positions alone.
     READS_MEANS: ClassVar[bool] = False
 

@@ -25,6 +25,10 @@ UNKNOWN_LABEL = -1
 #: The label of a validation or test sample whose class train does not have, as an answer to a
 #: question may be: whatever a network says is wrong, and no loss counts it.
 UNSEEN_LABEL = -100
+#: The outputs of a network that gives numbers for each region and not for the whole sample.
+REGIONWISE = 0
+#: The numbers of a box.
+BOX = "x1", "y1", "x2", "y2"
 
 
 class TaskKind(ABC):
@@ -60,7 +64,7 @@ class TaskKind(ABC):
         return np.zeros(len(labels), dtype=np.bool_)
 
     def outputs(self, classes: int) -> int:
-        """Return how many numbers a network gives for a sample."""
+        """Return how many numbers a network gives for a sample, or ``REGIONWISE``."""
         return classes
 
     def strata(self, labels: Array) -> Array | None:
@@ -219,9 +223,45 @@ class Answers(TaskKind):
         return np.array(coded, np.int64).reshape(table.shape), tuple(names)
 
 
+class Grounding(TaskKind):
+    """Which region of a picture a text means: the corners x1, y1, x2, y2 of its box, (n, 4).
+
+    They are the first and last pixels that it covers. A network gives numbers for each region.
+    """
+
+    name = "grounding"
+    dtype = np.float32
+    ALONE = False
+
+    def form(self, labels: Array, classes: int) -> str | None:
+        """Expect four numbers a sample."""
+        good = labels.ndim == 2 and labels.shape[1] == len(BOX) and labels.dtype.kind in "iuf"
+        return None if good else "boxes x1, y1, x2, y2 in pixels, of shape (samples, 4)"
+
+    def wrong(self, labels: Array, classes: int) -> tuple[npt.NDArray[np.bool_], str]:
+        """Find what is no number, and where a box ends before it begins."""
+        wrong = ~np.isfinite(labels.astype(np.float64))
+        wrong[:, 2:] |= labels[:, 2:] < labels[:, :2]
+        return wrong, "numbers, x1 at most x2 and y1 at most y2"
+
+    def absent(self, labels: Array, classes: int) -> Array:
+        """Return nothing: there are no classes."""
+        return np.arange(0)
+
+    def outputs(self, classes: int) -> int:
+        """Return that there are numbers for each region."""
+        return REGIONWISE
+
+    def encode(
+        self, labels: Array, seen: Array, names: Sequence[str] | None, place: str
+    ) -> tuple[Array, tuple[str, ...]]:
+        """Return boxes as they are; the names are those of their numbers."""
+        return labels, BOX
+
+
 #: Every kind of task by its name; ``bmnas.training.heads.register_head`` adds one.
 TASK_KINDS: dict[str, TaskKind] = {
-    kind.name: kind for kind in (Multiclass(), Multilabel(), Answers())
+    kind.name: kind for kind in (Multiclass(), Multilabel(), Answers(), Grounding())
 }
 
 

@@ -23,7 +23,7 @@ from bmnas.tasks.mmimdb import (
     load_mmimdb_words,
 )
 from bmnas.tasks.ntu import load_ntu
-from bmnas.tasks.refshapes import load_refshapes_answers
+from bmnas.tasks.refshapes import load_refshapes, load_refshapes_answers
 from bmnas.tasks.task import Modality, Task, draw_parts
 from bmnas.tasks.task_file import load_task_file
 
@@ -77,6 +77,7 @@ _VIDEOS = "the *_rgb.avi and *.skeleton files of NTU RGB+D"
 #: The tasks that have a name of their own and carry their data.
 REGISTERED: Mapping[str, Callable[[], Task]] = {
     "digits": load_digits,
+    "refshapes": load_refshapes,
     "refshapes-answers": load_refshapes_answers,
 }
 

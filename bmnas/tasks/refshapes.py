@@ -174,7 +174,7 @@ def _task(
         kind=kind,
         modalities=(
             Modality("text", "text", np.array([text for own in told for _, text, _ in own])),
-            Modality("image", "image", images, scene),
+            Modality("image", "image", images, scene, backbone="windows"),
         ),
         labels=scene if labels is None else np.asarray(labels),
         part=np.repeat(np.arange(3), [len(own) for own in told]),

@@ -5,11 +5,8 @@ Legend: n samples, N networks, K outputs of a network (``TaskKind.outputs``).
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,105 +20,12 @@ from bmnas.tasks.kinds import (
     Answers,
     Multiclass,
     Multilabel,
-    TaskKind,
     task_kind,
 )
-
-
-@dataclass(frozen=True)
-class ServedOutput:
-    """An output of the served model: a float32 tensor (n, columns), with a sentence for people."""
-
-    name: str
-    columns: int
-    meaning: str
-
-
-class TaskHead(ABC):
-    """Loss, score and decision of a kind of task (spec section 7).
-
-    ``kind`` is the data side of it, ``metric`` the score's name in files. ``threshold`` is the
-    probability from which a label is given; None for a kind that has none. ``decision`` says how a
-    client of the served model decides: ``argmax`` or ``threshold`` of its probabilities, or
-    ``none`` where the numbers are the answer.
-
-    A kind of your own is a subclass, given to ``register_head``.
-    """
-
-    kind: ClassVar[TaskKind]
-    metric: ClassVar[str]
-    decision: ClassVar[str]
-    #: How probabilities come from logits, in a word or two.
-    activation: ClassVar[str]
-
-    def __init__(self, threshold: float | None = None) -> None:
-        """Take the ``threshold`` of the configuration; kinds that have none leave it."""
-        self.threshold: float | None = None
-
-    @abstractmethod
-    def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss (n,) of each sample from logits (n, K)."""
-
-    @abstractmethod
-    def score(self, logits: Tensor, labels: Tensor) -> float:
-        """Return the score of logits (n, K) on the CPU: a fraction, the higher the better."""
-
-    @abstractmethod
-    def probabilities(self, logits: Tensor) -> Tensor:
-        """Return what a client reads, by default one probability for each class, of (n, K)."""
-
-    @abstractmethod
-    def decide(self, logits: Tensor) -> Tensor:
-        """Return what is decided for each sample, (n, any number), from logits (n, K)."""
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of logits (n, K)."""
-        return self.sample_losses(logits, labels).sum() / self.counted(labels)
-
-    def counted(self, labels: Tensor) -> Tensor | int:
-        """Return how many samples a mean loss is over: all, unless a kind leaves some out."""
-        return len(labels)
-
-    def network_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss (N,) of each of N networks from logits (n, N, K)."""
-        count = logits.shape[1]
-        repeated = labels.repeat_interleave(count, dim=0)
-        losses = self.sample_losses(logits.flatten(0, 1), repeated).view(-1, count)
-        return losses.sum(0) / self.counted(labels)
-
-    def summed_loss(self, several: Sequence[Tensor], labels: Tensor) -> Tensor:
-        """Return the sum of the losses of ``several`` logits (n, K), as of a network with heads."""
-        return torch.stack([self.loss(logits, labels) for logits in several]).sum()
-
-    def best_threshold(self, logits: Tensor, labels: Tensor) -> float | None:
-        """Return the threshold that suits logits (n, K) of validation data best; None without."""
-        return None
-
-    def calibration_error(self, logits: Tensor, labels: Tensor) -> float | None:
-        """Return how far probabilities are from frequencies, see ``calibration_error``.
-
-        None for a kind whose outputs are no probabilities.
-        """
-        return None
-
-    def macro_f1(self, logits: Tensor, labels: Tensor) -> float | None:
-        """Return the F1 score of logits (n, K) with all labels alike; None for other kinds."""
-        return None
-
-    def served_outputs(self, classes: int) -> tuple[ServedOutput, ...]:
-        """Return the outputs of the served model, ``logits`` the first."""
-        return (
-            ServedOutput(
-                "logits", self.kind.outputs(classes), f"one per class, before the {self.activation}"
-            ),
-            ServedOutput(
-                "probabilities", classes, f"{self.activation} of the logits, one per class"
-            ),
-        )
-
-    def served(self, logits: Tensor) -> tuple[Tensor, ...]:
-        """Return the tensors of ``served_outputs`` from logits (n, K)."""
-        return logits, self.probabilities(logits)
+from bmnas.training.grounding import GroundingHead
+from bmnas.training.task_head import ServedOutput as ServedOutput
+from bmnas.training.task_head import TaskHead as TaskHead
+from bmnas.training.task_head import calibration_error as calibration_error
 
 
 class MulticlassHead(TaskHead):
@@ -280,6 +184,7 @@ def register_head(head: type[TaskHead]) -> type[TaskHead]:
 register_head(MulticlassHead)
 register_head(MultilabelHead)
 register_head(AnswersHead)
+register_head(GroundingHead)
 
 
 def head_for(kind: str, threshold: float | None = None) -> TaskHead:
@@ -311,15 +216,3 @@ def _f1(predicted: np.ndarray, actual: np.ndarray, average: str | None) -> Any:
     # occurs, of weight zero, keeps it a set of labels.
     actual, predicted = (np.pad(each, ((0, 0), (0, 1))) for each in (actual, predicted))
     return f1_score(actual, predicted, average=average, zero_division=0)
-
-
-def calibration_error(probabilities: Tensor, happened: Tensor, bins: int = 15) -> float:
-    """Return the expected calibration error of probabilities (n,) of what ``happened`` (n,).
-
-    The mean over ``bins`` equal intervals of how far the mean probability is from the frequency,
-    weighted by how many fall there (Guo et al., 2017, Eq. 3).
-    """
-    place = (probabilities * bins).long().clamp(max=bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64)
-    gap.index_add_(0, place, happened.double() - probabilities.double())
-    return float(gap.abs().sum() / len(probabilities))

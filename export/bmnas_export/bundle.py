@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import onnxruntime
 import onnxscript
+import torch
 from bmnas_serve import manifest as bundle
 from bmnas_serve.codec import InferRequest, encode_response, encode_tensor
 from bmnas_serve.errors import InferenceError, ServeError
@@ -90,7 +91,7 @@ def export_bundle(
         stage.message("samples")
         reference = reference_network(trained.network)
         inputs = SampleInputs(task, trained.task, reference)
-        manifest = _describe(trained, reference, scores or {})
+        manifest = _describe(trained, reference, inputs, scores or {})
         _next(stage, "graph")
         prepared = prepare(reference, trained.task.head)
         try:
@@ -132,13 +133,18 @@ def _write_example(folder: Path, session: Session, inputs: SampleInputs) -> tupl
 
 
 def _describe(
-    trained: TrainedNetwork, network: MultimodalNetwork, scores: Mapping[str, Any]
+    trained: TrainedNetwork,
+    network: MultimodalNetwork,
+    inputs: SampleInputs,
+    scores: Mapping[str, Any],
 ) -> Manifest:
     """Return the manifest as far as it is known before the export; digests are still zero."""
     info = trained.task
+    with torch.inference_mode():
+        columns = network(*inputs.batch(1).values()).shape[1]
     outputs = tuple(
         TensorSpec(output.name, (-1, output.columns), "float32", output.meaning)
-        for output in info.head.served_outputs(len(info.class_names))
+        for output in info.head.served_outputs(len(info.class_names), columns)
     )
     taken = [name for name in network.modalities if name in {spec.name for spec in outputs}]
     if taken:

@@ -11,7 +11,7 @@ from task_files import write_task
 from tiny_tasks import tiny_task
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks import load_task, reload_task
+from bmnas.tasks import FOLDER_TASKS, REGISTERED, load_task, reload_task
 
 
 def error_of(*arguments: Any) -> str:
@@ -50,10 +50,10 @@ def test_a_path_a_folder_and_the_way_back(here: Path, monkeypatch: pytest.Monkey
 
 def test_an_unknown_name_lists_what_there_is() -> None:
     message = error_of("digit")
+    names = ", ".join([*REGISTERED, *FOLDER_TASKS])
     assert message == (
-        "received task 'digit', expected digits, refshapes-answers, mmimdb, mmimdb-words, "
-        "mmimdb-vgg, mmimdb-raw, ntu, ntu-released, ntu-all, egogesture, a path to a task.toml, "
-        "or module:attribute; did you mean 'digits'?"
+        f"received task 'digit', expected {names}, a path to a task.toml, or module:attribute; "
+        "did you mean 'digits'?"
     )
 
 

@@ -13,9 +13,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bmnas.machine.errors import UserError
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.mmnas.genotype import MMnasGenotype, Norm, has_boxes
 from bmnas.spaces.mmnas.operations import Around, AttentiveSum, Block, Relations, norm_of
+from bmnas.tasks.kinds import REGIONWISE
 
 _BOX = 4
 
@@ -48,7 +50,8 @@ class Shape(Protocol):
 class Read:
     """What the chains begin with: X (B, T, d) and Y (B, N, d), and which tokens count.
 
-    ``counted`` is (B, T), ``mask`` (B, N), ``related`` (B, N, N, 64) where there are relations.
+    ``counted`` is (B, T), ``mask`` (B, N), ``related`` (B, N, N, 64) where there are relations,
+    ``boxes`` (B, N, 4) where Y has some.
     """
 
     x: Tensor
@@ -56,14 +59,16 @@ class Read:
     y: Tensor
     mask: Tensor
     related: Tensor | None
+    boxes: Tensor | None
 
 
 class EncoderDecoder(Fusion):
     """Tokens of two features through a chain of blocks each; the second sees the first one's end.
 
     The first feature comes through an LSTM, whose outputs at all tokens are X; the second through a
-    linear layer, Y. The logits are linear in LN(AttFlat(X) + AttFlat(Y)), of 2 d channels. Of a
-    feature with boxes (``has_boxes``) the last four channels are not among those of Y; where they
+    linear layer, Y. The logits are linear in LN(AttFlat(X) + AttFlat(Y)), of 2 d channels; where
+    each region has its own, in LN(AttFlat(X) + W Y_i + b). Of a feature with boxes
+    (``has_boxes``) the last four channels are not among those of Y; where they
     have no area, the token does not count. ``blocks`` returns the block number n of a chain.
     """
 
@@ -86,9 +91,18 @@ class EncoderDecoder(Fusion):
         self.project = nn.Linear(second - (_BOX if self.has_boxes else 0), width)
         self.relations = Relations() if relates else None
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
-        self.summaries = nn.ModuleList(AttentiveSum(width, 2 * width, dropout) for _ in range(2))
+        self.regionwise = classes == REGIONWISE
+        sums = 1 if self.regionwise else 2
+        self.summaries = nn.ModuleList(AttentiveSum(width, 2 * width, dropout) for _ in range(sums))
         self.norm = norm_of(shape.norm, 2 * width)
-        self.output = nn.Linear(2 * width, classes)
+        if self.regionwise:
+            if not self.has_boxes:
+                raise UserError(
+                    f"received {self.features[1]}, which has no boxes to choose from, expected a "
+                    "feature called regions: give the image the backbone windows"
+                )
+            self.place = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(2 * width, 1 + _BOX if self.regionwise else classes)
 
     def forward(
         self,
@@ -107,12 +121,12 @@ class EncoderDecoder(Fusion):
         first, second = tokens
         counted, mask = masks or [x.new_ones(x.shape[:2], dtype=torch.bool) for x in tokens]
         x, _ = self.sequence(first)
-        related = None
+        related = boxes = None
         if self.has_boxes:
             second, boxes = second[..., :-_BOX], second[..., -_BOX:]
             mask = mask & (boxes[..., 2:] > boxes[..., :2]).all(-1)
             related = None if self.relations is None else self.relations(boxes, mask)
-        return Read(x, counted, self.project(second), mask, related)
+        return Read(x, counted, self.project(second), mask, related, boxes)
 
     def fuse(self, read: Read) -> Tensor:
         """Return logits (B, K)."""
@@ -126,12 +140,19 @@ class EncoderDecoder(Fusion):
         return encoded
 
     def decode(self, encoded: Tensor, read: Read) -> Tensor:
-        """Return logits (B, K) from the end of the encoder and the second feature."""
+        """Return logits (B, K) from the end of the encoder and the second feature.
+
+        Where they are ``REGIONWISE``, K is 9 N: a score, four deltas and the box of each region.
+        """
         y, around = read.y, Around(read.mask, encoded, read.counted, read.related)
         for block in self.decoder:
             y = block(y, around)
-        one, other = self.summaries
-        summed = one(encoded, read.counted) + other(y, read.mask)
+        one, *other = self.summaries
+        if self.regionwise:
+            each = self.output(self.norm(one(encoded, read.counted)[:, None] + self.place(y)))
+            assert read.boxes is not None
+            return torch.cat([each, read.boxes], dim=-1).flatten(1)
+        summed = one(encoded, read.counted) + other[0](y, read.mask)
         logits: Tensor = self.output(self.norm(summed))
         return logits
 

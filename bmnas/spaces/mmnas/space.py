@@ -46,6 +46,7 @@ class MMnasSpace(SearchSpace[MMnasGenotype]):
     NAME: ClassVar[str] = "mmnas"
     GENOTYPE: ClassVar[type[Architecture]] = MMnasGenotype
     READS_TOKENS: ClassVar[bool] = True
+    FINDS_REGIONS: ClassVar[bool] = True
 
     features: tuple[str, ...]
     encoder: int = 4
