@@ -50,7 +50,13 @@ def check(
     """
     from bmnas.report.contact_sheet import contact_sheet
     from bmnas.report.style import check_suffix, write_figure
-    from bmnas.report.survey import survey_data, survey_page, survey_tables, unusable_lines
+    from bmnas.report.survey import (
+        published_notes,
+        survey_data,
+        survey_page,
+        survey_tables,
+        unusable_lines,
+    )
 
     if out is not None:
         check_suffix(out, ".html", ".png", ".svg")
@@ -62,7 +68,7 @@ def check(
         print_tables(survey_tables(found))
         for line in (*found.problems, *unusable_lines(found)):
             print(line)
-    for note in notes(loaded, *PARTS[1:]):
+    for note in (*published_notes(found), *notes(loaded, *PARTS[1:])):
         typer.echo(f"note: {note}", err=True)
     if out is not None:
         write_figure(survey_page(found) if out.suffix == ".html" else contact_sheet(found), out)

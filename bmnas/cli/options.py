@@ -138,19 +138,18 @@ class WorkOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Return what ``pretrain`` takes; raises UserError for what contradicts."""
+        return self._arguments(compile_networks=False)
+
+    def _arguments(self, *, compile_networks: bool | None) -> dict[str, Any]:
         from bmnas.machine.runtime import Runtime
 
         if self.resume and self.overwrite:
             raise UserError("received --resume and --overwrite, expected at most one of them")
         return {
             "existing": "resume" if self.resume else "overwrite" if self.overwrite else "refuse",
-            "runtime": Runtime.choose(self.device, self._compile),
+            "runtime": Runtime.choose(self.device, compile_networks),
             "progress": Bars(),
         }
-
-    @property
-    def _compile(self) -> bool | None:
-        return False
 
 
 @dataclass(frozen=True)
@@ -162,11 +161,8 @@ class StageOptions(WorkOptions):
 
     def arguments(self) -> dict[str, Any]:
         """Return what ``search`` and ``train`` take; raises UserError for what contradicts."""
-        return {**super().arguments(), "backbones": self.backbones}
-
-    @property
-    def _compile(self) -> bool | None:
-        return self.compile_networks
+        work = self._arguments(compile_networks=self.compile_networks)
+        return {**work, "backbones": self.backbones}
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:

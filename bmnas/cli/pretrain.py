@@ -54,10 +54,11 @@ def pretrain(
 ) -> None:
     """Train one modality's backbone by itself, for weights that search and train then take.
 
-    A network of a paper is trained about as its authors did, any other by the task's preset. A
-    --preset, its section unimodal, and the options below win. The epoch with the best validation
-    score is kept. Test data is not read. A training that was stopped goes on with --resume and ends
-    exactly as it would have without the stop.
+    A network of a paper is trained about as its authors did where their program is known, else by
+    a recipe of ours; any other network by the task's preset. A --preset, its section unimodal, and
+    the options below win. The epoch with the best validation score is kept. Test data is not read.
+    A training that was stopped goes on with --resume and ends exactly as it would have without the
+    stop.
 
     Example: bmnas pretrain --task ntu --data DIR --modality skeleton
     """

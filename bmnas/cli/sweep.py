@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class WorkOptions:
+class JobOptions:
     """How many runs go side by side, and where."""
 
     engine: Annotated[
@@ -87,7 +87,7 @@ def sweep(
     data: Data = None,
     preset: Preset = None,
     train: Annotated[bool, Option("--train", help="Train and test what is found.")] = False,
-    work: WorkOptions,
+    work: JobOptions,
     resume: Annotated[bool, Option("--resume", help="Go on with the runs not done.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -141,7 +141,7 @@ def bench(
     report_only: Annotated[
         bool, Option("--report-only", help="Report on what is done so far.")
     ] = False,
-    work: WorkOptions,
+    work: JobOptions,
     as_json: Json = False,
 ) -> None:
     """Run every way to fuse on the same features; write report.html, report.md and report.json.

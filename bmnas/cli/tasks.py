@@ -66,11 +66,10 @@ def _facts(name: str) -> dict[str, object]:
 
 def _facts_of_folder(name: str) -> dict[str, object]:
     task = FOLDER_TASKS[name]
-    samples = {} if task.samples is None else dict(zip(PARTS, task.samples, strict=True))
     return {
         "name": name,
         "data": f"--data DIR with {task.files}",
-        **({"samples": samples} if samples else {}),
+        "samples": dict(zip(PARTS, task.samples, strict=True)),
         **_expected(task.preset),
     }
 

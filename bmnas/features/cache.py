@@ -275,12 +275,12 @@ class _Entry:
                 identity = {"key": self.key, **self.form}
                 writer = opened.enter_context(written(self.folder, identity, forms))
             done = broadcast(0 if writer is None else writer.rows)
-            batches = torch.arange(len(self.rows)).split(source.at_once)
-            left = [chosen for chosen in batches if chosen[0] >= done]
+            rows = torch.arange(done, len(self.rows))
+            left = [chosen for chosen in rows.split(source.at_once) if len(chosen)]
             own = left[rank() :: world_size()]
             inputs = ahead(functools.partial(source.batch, chosen) for chosen in own)
-            stage = opened.enter_context(progress.stage(f"features of {name}", len(batches)))
-            stage.advance(len(batches) - len(left))
+            stage = opened.enter_context(progress.stage(f"features of {name}", len(self.rows)))
+            stage.advance(done)
             for start in range(0, len(left), world_size()):
                 group = left[start : start + world_size()]
                 arrays = {}
@@ -288,10 +288,10 @@ class _Entry:
                     fold = torch.from_numpy(self.fold)[group[rank()]]
                     for file, x in self._kept(next(inputs).to(device), fold).items():
                         arrays[file] = to_file(x.cpu(), self.type_of(file), f"{name}.{file}")
-                found = gather(arrays)
+                found, count = gather(arrays), sum(map(len, group))
                 if writer is not None:
-                    writer.write(found, sum(map(len, group)))
-                stage.advance(len(group))
+                    writer.write(found, count)
+                stage.advance(count)
         barrier()
 
     @torch.inference_mode()

@@ -119,12 +119,21 @@ class EntryWriter:
         """Return what an earlier process noted of the same entry, whose files have it."""
         with contextlib.suppress(UserError):
             found = read_json(self._folder / _MANIFEST)
-            if isinstance(found, dict) and self._identity.items() <= found.items():
-                rows = int(found["rows"])
-                paths = {self._folder / f"{n}.npy": form for n, form in self._forms.items()}
-                if all(p.is_file() and p.stat().st_size >= f.size(rows) for p, f in paths.items()):
-                    return rows, float(found["seconds"])
+            types = {"rows": int, "seconds": float}
+            if (
+                isinstance(found, dict)
+                and self._identity.items() <= found.items()
+                and all(isinstance(found.get(name), type_) for name, type_ in types.items())
+                and all(self._holds(name, found["rows"]) for name in self._forms)
+            ):
+                return found["rows"], found["seconds"]
         return 0, 0.0
+
+    def _holds(self, name: str, rows: int) -> bool:
+        path, form = self._folder / f"{name}.npy", self._forms[name]
+        return (
+            0 <= rows <= form.shape[0] and path.is_file() and path.stat().st_size >= form.size(rows)
+        )
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[EntryWriter]:
@@ -170,12 +179,18 @@ class EntryWriter:
 def written(
     folder: Path, identity: Mapping[str, object], forms: Mapping[str, Form]
 ) -> Iterator[EntryWriter]:
-    """Yield what writes the entry ``folder``, which has its name when the block ends well."""
+    """Yield what writes the entry ``folder``, which has its name when the block ends well.
+
+    Raises ValueError when that has not written all rows.
+    """
     with (
         growing_folder(folder) as aside,
         EntryWriter(aside, identity, forms).opened() as writer,
     ):
         yield writer
+        (expected,) = {form.shape[0] for form in forms.values()}
+        if writer.rows != expected:
+            raise ValueError(f"{folder}: received {writer.rows} rows, expected {expected}")
         writer.save()
         writer.save(crc32={name: checksum_of(aside / f"{name}.npy") for name in forms})
 

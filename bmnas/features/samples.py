@@ -6,11 +6,12 @@ Legend: B batch, L length, T tokens, C_raw channels of a raw feature, K classes.
 from __future__ import annotations
 
 import functools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from bmnas.backbones.base import Backbone
 from bmnas.features.files import note_read
 from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import task_kind
-from bmnas.tasks.rows import DRAWS, Rows, piece_rows
+from bmnas.tasks.rows import DRAWS, Rows, piece_rows, read_rows
 from bmnas.tasks.task import Array, Modality, Task
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ T = TypeVar("T")
 #: Samples that are computed at once in evaluation mode, at most.
 AT_ONCE = 256
 _ENCODE_ROWS = 4096
+_SAMPLED_NUMBERS = 2_000_000
 _UNDER_WAY = 2  # steps that a device may have in its queue
 
 
@@ -64,6 +66,11 @@ class Batch:
 
 class Samples(Protocol):
     """A set of labelled samples that yields batches by sample number."""
+
+    @property
+    def at_once(self) -> int:
+        """How many are computed at once in evaluation mode, at most."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -208,10 +215,7 @@ class RawInput:
         return torch.from_numpy(np.ascontiguousarray(self._encode(rows, draws)))
 
     def _encode(self, numbers: Array, draws: Array | None = None) -> Array:
-        if draws is not None and isinstance(self._data, Rows):
-            rows = self._data.varied(numbers, draws)
-        else:
-            rows = self._data[numbers]
+        rows = read_rows(self._data, numbers, draws)
         return self._backbone.encode(rows if self._change is None else self._change(rows))
 
 
@@ -251,6 +255,22 @@ class RawSamples:
         return read
 
 
+def train_rows(task: Task, modality: Modality) -> Array:
+    """Return the train rows: all of texts and tokens, of others an evenly spaced sample."""
+    used = np.unique(modality.rows_of(task.samples("train")))
+    if modality.type not in ("text", "tokens"):
+        size = max(1, math.prod(modality.data.shape[1:]))
+        count = min(len(used), 4096, max(16, _SAMPLED_NUMBERS // size))
+        used = used[np.linspace(0, len(used) - 1, count).astype(np.int64)]
+    return np.asarray(read_rows(modality.data, used))
+
+
+def train_samples(task: Task, modality: Modality, backbone: Backbone, samples: Array) -> RawSamples:
+    """Return ``samples`` (n,) as the training of ``backbone`` sees them."""
+    source = RawInput(modality, backbone, samples)
+    return RawSamples([source], label_tensor(task, samples), training=True)
+
+
 @dataclass(frozen=True)
 class FeatureSamples:
     """Features of some samples with labels, read from arrays that need not fit in memory.
@@ -268,6 +288,7 @@ class FeatureSamples:
     labels: Tensor
     masks: Mapping[str, Tensor] = field(default_factory=dict)
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    at_once: ClassVar[int] = AT_ONCE
 
     def __len__(self) -> int:
         """Return the number of samples."""

@@ -18,6 +18,7 @@ from bmnas.backbones import Backbone
 from bmnas.features.cache import room
 from bmnas.features.files import cache_bytes
 from bmnas.features.samples import batches_per_epoch, samples_per_epoch
+from bmnas.lab.cards import CLASSES
 from bmnas.machine.costs import COMPILE
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime, cores
@@ -41,7 +42,6 @@ _FEW = 2  # batches of the runs before it
 _EPOCHS = 3  # of a short search
 #: How much longer or shorter than by default trainings may be, and how near is near enough.
 _EFFORTS, _CLOSE = (1 / 8, 8.0), 1.05
-_CLASSES = 60  # where no task says how many; they hardly matter
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ def made_up_task(channels: Sequence[int], parts: Sequence[int]) -> Task:
         "plan",
         "multiclass",
         tuple(modalities),
-        labels=np.arange(count) % _CLASSES,
+        labels=np.arange(count) % CLASSES,
         part=np.repeat(range(len(parts)), parts),
-        class_names=tuple(map(str, range(_CLASSES))),
+        class_names=tuple(map(str, range(CLASSES))),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from bmnas.backbones import build_backbone, load_weights
+from bmnas.features.samples import train_rows, train_samples
 from bmnas.machine.checkpoint import Checkpoint, Record, Stateful
 from bmnas.machine.distributed import on_rank_zero
 from bmnas.machine.errors import UserError
@@ -24,7 +25,7 @@ from bmnas.pipeline.backbone_files import backbone_fingerprint
 from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Existing, Run
-from bmnas.pipeline.unimodal import evaluate_unimodal, train_rows, train_samples
+from bmnas.pipeline.unimodal import evaluate_unimodal
 from bmnas.tasks import FOLDER_TASKS, check_task
 from bmnas.tasks.task import Modality, Task
 from bmnas.training.fit import fit
@@ -42,7 +43,7 @@ RECIPES: Mapping[str, UnimodalConfig] = {
     "maxout": UnimodalConfig(epochs=200, batch_size=128, max_lr=1e-2),
     # Köpüklü et al. (2019), Real-time-GesRec: SGD.
     "resnext101_3d": UnimodalConfig(epochs=60, batch_size=24, max_lr=1e-3),
-    # No program was found that trains these two.
+    # No program was found that trains these two: a choice of ours.
     "inflated_resnet50": UnimodalConfig(epochs=30, batch_size=24, max_lr=1e-3),
     "vgg19": UnimodalConfig(epochs=30, batch_size=64, max_lr=1e-3),
 }
@@ -64,7 +65,7 @@ class Pretrained:
 
 
 def recipe_for(modality: Modality, config: Config) -> UnimodalConfig:
-    """Return how the backbone of ``modality`` is trained: as its paper does, else by ``config``.
+    """Return how the backbone of ``modality`` is trained: by ``RECIPES``, else by ``config``.
 
     From weights on, a network of a paper learns at a tenth of the rate.
     """
@@ -98,12 +99,12 @@ def pretrain(
 ) -> tuple[Path, Pretrained]:
     """Train the backbone of modality ``name`` on train; return its file and what that says.
 
-    All of it is trained, from the modality's ``weights`` on if it has some; ``config.unimodal``,
-    by default ``recipe_for``, says how, its folds and early stopping left out, and ``settings``
-    what is otherwise. Kept are the weights
-    of the epoch with the best validation score. ``run`` (default: ``runs/<task>-<name>``) holds the
-    checkpoint and a line for each epoch, ``out`` is the file, by default in ``weights_folder``,
-    else in ``run``. Reads no test data. Raises UserError when something given cannot be used.
+    All of it is trained, from the modality's ``weights`` on if it has some. ``config.unimodal``
+    says how; without ``config`` it is ``recipe_for``. There are no folds and no early stopping.
+    ``settings`` are values that win over those. The weights of the epoch with the best validation
+    score are kept. ``run`` (default: ``runs/<task>-<name>``) holds the checkpoint and a line for
+    each epoch, ``out`` is the file, by default in ``weights_folder``, else in ``run``. Reads no
+    test data. Raises UserError when something given cannot be used.
     """
     modality = task.modality(name)
     check_task(task)

@@ -36,7 +36,13 @@ from bmnas.backbones import (
     save_backbone,
 )
 from bmnas.features.cache import Folds
-from bmnas.features.samples import RawInput, RawSamples, label_tensor
+from bmnas.features.samples import (
+    RawInput,
+    RawSamples,
+    label_tensor,
+    train_rows,
+    train_samples,
+)
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import count_parameters
 from bmnas.machine.distributed import broadcast, on_rank_zero
@@ -51,7 +57,6 @@ from bmnas.training.fit import fit
 from bmnas.training.metrics import Evaluation, Forward, evaluate
 from bmnas.training.settings import Recipe
 
-_SAMPLED_NUMBERS = 2_000_000
 _COMMON = 0.1  # of the epochs: later, backbones know their train samples by heart already
 _LAST = 0.4  # of the epochs, with a part of the learning rate
 _LAST_RATE = 0.3
@@ -368,22 +373,6 @@ def _fold_of_row(context: RunContext, modality: Modality) -> Array | None:
 def _fold_files(context: RunContext, path: Path) -> list[Path]:
     numbers = range(1, context.config.unimodal.folds + 1)
     return [path.with_name(f"{path.stem}-fold{number}.safetensors") for number in numbers]
-
-
-def train_rows(task: Task, modality: Modality) -> Array:
-    """Return the train rows: all of texts and tokens, of others an evenly spaced sample."""
-    used = np.unique(modality.rows_of(task.samples("train")))
-    if modality.type not in ("text", "tokens"):
-        size = max(1, math.prod(modality.data.shape[1:]))
-        count = min(len(used), 4096, max(16, _SAMPLED_NUMBERS // size))
-        used = used[np.linspace(0, len(used) - 1, count).astype(np.int64)]
-    return np.asarray(modality.data[used])
-
-
-def train_samples(task: Task, modality: Modality, backbone: Backbone, samples: Array) -> RawSamples:
-    """Return ``samples`` (n,) as the training of ``backbone`` sees them."""
-    source = RawInput(modality, backbone, samples)
-    return RawSamples([source], label_tensor(task, samples), training=True)
 
 
 def _call(backbone: Backbone) -> Forward:

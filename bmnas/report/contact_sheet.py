@@ -86,8 +86,12 @@ def _about(task: Task, sample: int) -> str:
 
 def _draw(axes: Any, read: ReadModality, sample: int) -> None:
     modality = read.modality
+    number = modality.rows_of(np.array([sample]))
+    if not 0 <= number[0] < len(modality.data):
+        _write(axes, "no such row", PALETTE[1], 40)
+        return
     try:
-        row = np.asarray(modality.data[modality.rows_of(np.array([sample]))])[0]
+        row = np.asarray(modality.data[number])[0]
     except UserError as error:
         _write(axes, str(error), PALETTE[1], 40)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from bmnas.report.style import printable
 from bmnas.report.tables import DASH, TextTable, html_tables, shown
 from bmnas.tasks.load import FOLDER_TASKS
 from bmnas.tasks.survey import ReadModality, Survey
-from bmnas.tasks.task import PARTS
+from bmnas.tasks.task import PARTS, Part
 
 _MOST_CLASSES = 12  # that are listed; of more, half of them are the most frequent, half the least
 
@@ -21,9 +21,16 @@ _MOST_CLASSES = 12  # that are listed; of more, half of them are the most freque
 def published(found: Survey) -> dict[str, int]:
     """Return how many samples of each part were published, nothing where nobody says it."""
     known = FOLDER_TASKS.get(str(found.task.source.get("task")))
-    if known is None or known.samples is None:
-        return {}
-    return dict(zip(PARTS, known.samples, strict=True))
+    return {} if known is None else dict(zip(PARTS, known.samples, strict=True))
+
+
+def published_notes(found: Survey) -> Iterator[str]:
+    """Yield a line for each part that has other samples than published."""
+    for part, expected in published(found).items():
+        count = len(found.task.samples(cast("Part", part)))
+        if count != expected:
+            lacking = f"{abs(expected - count):,} {'missing' if count < expected else 'too many'}"
+            yield f"{part}: {count:,} samples, {expected:,} published: {lacking}"
 
 
 def survey_tables(found: Survey) -> list[TextTable]:

@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bmnas.machine.errors import few
 from bmnas.machine.schema import Problem, SchemaError
 from bmnas.tasks.kinds import TASK_KINDS, UNKNOWN_LABEL, Array, task_kind
-from bmnas.tasks.left_out import LEFT_OUT
-from bmnas.tasks.rows import Data, Rows, pieces
+from bmnas.tasks.left_out import LEFT_OUT, left_out
+from bmnas.tasks.load import FOLDER_TASKS
+from bmnas.tasks.rows import Data, Rows, pieces, read_rows
 from bmnas.tasks.task import (
     MODALITY_TYPES,
     PARTS,
@@ -99,6 +101,14 @@ def notes(task: Task, *parts: Part) -> Iterator[str]:
     if count := task.source.get("left_out"):
         what = "1 sample is" if count == 1 else f"{count} samples are"
         yield f"{what} left out, as {task.source['data']}/{LEFT_OUT} says"
+    if task.source.get("task") in FOLDER_TASKS:
+        folder = Path(task.source["data"])
+        if unknown := left_out(folder) - {*task.left_out}:
+            yield (
+                f"{folder / LEFT_OUT}: names no sample of task {task.name} by "
+                f"{few(sorted(unknown))} ({len(unknown)}): right if other tasks on these files "
+                "have them"
+            )
     kind, told = task_kind(task.kind), []
     for part in parts:
         unseen = kind.unseen(task.labels[task.samples(part)])
@@ -261,7 +271,7 @@ def _bad_rows(modality: Modality, rows: Array) -> Array:
     if data.dtype.kind not in "fU" and modality.type != "tokens":
         return rows[:0]
     for picked in pieces(data, rows):
-        bad.append(picked[wrong_rows(modality, np.asarray(data[picked]))])
+        bad.append(picked[wrong_rows(modality, read_rows(data, picked))])
     return np.concatenate(bad)
 
 

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Generic, TypeVar
+from threading import Lock
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +23,26 @@ _MOST_WORKERS = 16
 
 
 class Kept(Generic[T]):
-    """What ``read`` makes of an item, kept in memory as far as ``room`` bytes go."""
+    """What ``read`` makes of an item, kept as far as ``room`` bytes go, in each process anew."""
 
     def __init__(self, read: Callable[[T], Array], room: int) -> None:
-        self._read, self._room = read, room
+        self._read, self._room, self._taken = read, room, 0
         self._kept: dict[T, Array] = {}
+        self._lock = Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kept, (self._read, self._room)
 
     def __call__(self, item: T) -> Array:
         """Return what ``read`` makes of ``item``, which is not to be changed."""
-        if item in self._kept:
-            return self._kept[item]
+        found = self._kept.get(item)
+        if found is not None:
+            return found
         found = self._read(item)
-        if found.nbytes <= self._room:
-            self._room -= found.nbytes
-            self._kept[item] = found
+        with self._lock:
+            if item not in self._kept and self._taken + found.nbytes <= self._room:
+                self._taken += found.nbytes
+                self._kept[item] = found
         return found
 
 
@@ -44,8 +51,10 @@ class DecodedRows(Rows, Generic[T]):
 
     ``decode`` raises UserError, with file and place, for what it cannot read. It should leave
     Python's lock to others for most of its time, as Pillow and PyAV do. In memory are the rows that
-    were asked for, and what each of ``workers`` threads decodes. ``vary`` makes of an item, and of
-    ``DRAWS`` numbers from 0 to 1, the row that training sees.
+    were asked for, what each of ``workers`` threads decodes, and what ``decode`` keeps, see
+    ``Kept``. ``vary`` makes of an item, and of ``DRAWS`` numbers from 0 to 1, the row that training
+    sees. ``whole``, by default ``decode``, returns the same row as ``decode``, having read all that
+    ``vary`` may take.
 
     ``files`` returns the files that tell whether a row has changed. Their names below ``folder``,
     sizes and times of change are in the digest, and so is ``recipe``, which says how a row is made
@@ -63,12 +72,13 @@ class DecodedRows(Rows, Generic[T]):
         files: Callable[[T], Sequence[Path]],
         recipe: str,
         vary: Callable[[T, Array], Array] | None = None,
+        whole: Callable[[T], Array] | None = None,
         workers: int | None = None,
     ) -> None:
         self.shape, self.dtype = (len(items), *axes), np.dtype(dtype)
         self._items, self._decode = items, decode
         self._folder, self._files, self._recipe = folder, files, recipe
-        self._vary, self.varies = vary, vary is not None
+        self._vary, self.varies, self._whole = vary, vary is not None, whole or decode
         self._workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
 
     def __getitem__(self, numbers: Array) -> Array:
@@ -86,6 +96,10 @@ class DecodedRows(Rows, Generic[T]):
         if vary is None:
             return self[numbers]
         return self._rows(numbers, lambda n: vary(self._items[numbers[n]], draws[n]))
+
+    def read_whole(self, numbers: Array) -> Array:
+        """Return the rows (n, *axes) of ``numbers`` (n,), having read all, see ``whole``."""
+        return self._rows(numbers, lambda n: self._whole(self._items[numbers[n]]))
 
     def _rows(self, numbers: Array, row: Callable[[int], Array]) -> Array:
         rows = np.empty((len(numbers), *self.shape[1:]), self.dtype)

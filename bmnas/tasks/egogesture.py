@@ -50,13 +50,18 @@ class _Clip(NamedTuple):
         start = max(0, length // 2 - FRAMES // 2)
         if place is not None:
             start = int(place * (max(0, length - FRAMES) + 1))
-        numbers = self.first + start + np.arange(FRAMES) % min(length, FRAMES)
-        return [self.folder / f"{number:06}.jpg" for number in numbers.tolist()]
+        return self._files(self.first + start + np.arange(FRAMES) % min(length, FRAMES))
 
     def ends(self) -> list[Path]:
-        """Return the first and the last of ``frames``: millions need not be looked at."""
-        frames = self.frames()
-        return [frames[0], frames[-1]]
+        """Return the files of the first and the last frame: millions need not be looked at."""
+        return self._files(np.array([self.first, self.last]))
+
+    def all_frames(self) -> list[Path]:
+        """Return the files of all frames, then ``frames``."""
+        return [*self._files(np.arange(self.first, self.last + 1)), *self.frames()]
+
+    def _files(self, numbers: Array) -> list[Path]:
+        return [self.folder / f"{number:06}.jpg" for number in numbers.tolist()]
 
 
 def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
@@ -76,10 +81,11 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
     depth: list[_Clip] = []
     names: list[str] = []
     labels, parts = [], []
-    there, absent = set[Path](), left_out(folder)
+    there, absent, dropped = set[Path](), left_out(folder), list[str]()
     for part, file in enumerate(LISTS):
         for place, found in _matches(folder / file, _LINE, "Subject01/Scene1/Color/rgb1 2 178 218"):
             if found[0] in absent:
+                dropped.append(found[0])
                 continue
             scene, video, label, first, last = found.groups()
             if not 1 <= int(label) <= len(class_names) or int(first) > int(last):
@@ -104,8 +110,9 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
             np.uint8,
             folder=folder,
             files=_Clip.ends,
-            recipe="middle frames",
+            recipe="middle frames; in training any, and squares of any place and five sizes",
             vary=partial(_varied, size=size, grey=name == "depth"),
+            whole=partial(_whole, size=size, grey=name == "depth"),
         )
         for name, clips, colours in (("rgb", colour, (3,)), ("depth", depth, ()))
     }
@@ -121,11 +128,16 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
         preset="ego-1",
         licence="for academic research only, by agreement with its authors",
         names=tuple(names),
+        left_out=tuple(dropped),
     )
 
 
 def _decode(clip: _Clip, size: int, grey: bool) -> Array:
     return read_frames(clip.frames(), size, grey=grey)
+
+
+def _whole(clip: _Clip, size: int, grey: bool) -> Array:
+    return read_frames(clip.all_frames(), size, grey=grey)[-FRAMES:]
 
 
 def _varied(clip: _Clip, draws: Array, size: int, grey: bool) -> Array:

@@ -15,7 +15,6 @@ import numpy as np
 
 from bmnas.machine.errors import UserError, close
 from bmnas.tasks.egogesture import load_egogesture
-from bmnas.tasks.left_out import left_out
 from bmnas.tasks.mmimdb import (
     load_mmimdb,
     load_mmimdb_raw,
@@ -61,18 +60,19 @@ def load_digits() -> Task:
 class FolderTask:
     """A task with a name of its own, which ``load`` reads from a folder.
 
-    ``files`` says what lies in the folder, ``samples`` how many of each part were published, None
-    where nobody says it, ``preset`` is the task's.
+    ``files`` says what lies in the folder, ``samples`` how many of each part were published,
+    ``preset`` is the task's.
     """
 
     load: Callable[[Path], Task]
     files: str
-    samples: tuple[int, int, int] | None
+    samples: tuple[int, int, int]
     preset: str = "default"
 
 
 _FILMS, _STORED = (15_552, 2_608, 7_799), "multimodal_imdb.hdf5 and split.json"
 _VIDEOS = "the *_rgb.avi and *.skeleton files of NTU RGB+D"
+_JUDGING = 2_509, 16_487  # in validation and test, whatever the train subjects
 
 #: The tasks that have a name of their own and carry their data.
 REGISTERED: Mapping[str, Callable[[], Task]] = {
@@ -89,9 +89,13 @@ FOLDER_TASKS: Mapping[str, FolderTask] = {
     "mmimdb-raw": FolderTask(
         load_mmimdb_raw, "split.json and the folder dataset of mmimdb.tar.gz", _FILMS
     ),
-    "ntu": FolderTask(load_ntu, _VIDEOS, (23_760, 2_519, 16_558), "ntu-1"),
-    "ntu-released": FolderTask(partial(load_ntu, variant="ntu-released"), _VIDEOS, None, "ntu-1"),
-    "ntu-all": FolderTask(partial(load_ntu, variant="ntu-all"), _VIDEOS, None, "ntu-1"),
+    "ntu": FolderTask(load_ntu, _VIDEOS, (22_952, *_JUDGING), "ntu-1"),
+    "ntu-released": FolderTask(
+        partial(load_ntu, variant="ntu-released"), _VIDEOS, (23_633, *_JUDGING), "ntu-1"
+    ),
+    "ntu-all": FolderTask(
+        partial(load_ntu, variant="ntu-all"), _VIDEOS, (37_582, *_JUDGING), "ntu-1"
+    ),
     "egogesture": FolderTask(
         load_egogesture,
         "the frames of EgoGesture and the lists of its split",
@@ -207,8 +211,8 @@ def _load_folder(name: str, data: Path | None) -> Task:
         raise UserError(f"task {name}: received --data {data}, expected {files}")
     task = FOLDER_TASKS[name].load(data)
     source: dict[str, Any] = {"task": name, "data": str(data.resolve())}
-    if absent := left_out(data):
-        source["left_out"] = len(absent)
+    if task.left_out:
+        source["left_out"] = len(task.left_out)
     return replace(task, modalities=_with_weights(task, data / "weights"), source=source)
 
 

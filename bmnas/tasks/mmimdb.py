@@ -44,11 +44,12 @@ _MOST_WORDS = 300
 
 @dataclass(frozen=True)
 class _Split:
-    """What ``split.json`` holds: the IMDb numbers of each part."""
+    """What ``split.json`` holds: the IMDb numbers of each part; ``absent`` are left out of them."""
 
     train: tuple[str, ...]
     dev: tuple[str, ...]
     test: tuple[str, ...]
+    absent: tuple[str, ...] = ()
 
     @property
     def films(self) -> list[str]:
@@ -184,6 +185,7 @@ def _task(
         class_names=genres,
         licence="not stated by its authors; posters and plots belong to others",
         names=tuple(split.films),
+        left_out=split.absent,
     )
 
 
@@ -198,12 +200,11 @@ def _read_split(folder: Path) -> _Split:
     if (count > 1).any():
         raise UserError(f"{path}: film {films[count > 1][0]} stands there twice, expected once")
     absent = left_out(folder)
-    return _Split(
-        *(
-            tuple(film for film in part if film not in absent)
-            for part in (split.train, split.dev, split.test)
-        )
+    train, dev, test = (
+        tuple(film for film in part if film not in absent)
+        for part in (split.train, split.dev, split.test)
     )
+    return _Split(train, dev, test, tuple(film for film in split.films if film in absent))
 
 
 def _read_films(dataset: Path, films: list[str]) -> tuple[Array, Array]:

@@ -81,8 +81,9 @@ def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
     Raises UserError where a sample of a part has one file only, and where none is there.
     """
     videos, skeletons = _files(folder, _VIDEO), _files(folder, _SKELETON)
-    absent = missing_skeletons() | left_out(folder)
-    whole = {name: path for name, path in (videos | skeletons).items() if name not in absent}
+    missing, absent = missing_skeletons(), left_out(folder)
+    whole = {name: path for name, path in (videos | skeletons).items() if name not in missing}
+    dropped = {name: whole.pop(name) for name in absent & whole.keys()}
     names, labels, parts = _samples(whole, TRAIN_SUBJECTS[variant])
     for kind, found in ((_VIDEO, videos), (_SKELETON, skeletons)):
         lacking = [f"{name}{kind}" for name in names if name not in found]
@@ -104,7 +105,7 @@ def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
         np.uint8,
         folder=folder,
         files=_itself,
-        recipe="middle frames",
+        recipe="middle frames; in training of a part in the middle",
         vary=partial(_middle, read),
     )
     skeleton = DecodedRows(
@@ -114,7 +115,7 @@ def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
         np.float32,
         folder=folder,
         files=_itself,
-        recipe="joint 2 is the origin",
+        recipe="joint 2 is the origin; in training a part from anywhere",
         vary=partial(_stretch, joints),
     )
     return Task(
@@ -130,6 +131,7 @@ def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
         preset="ntu-1",
         licence="for academic research only, by agreement with the ROSE Lab",
         names=tuple(names),
+        left_out=tuple(_samples(dropped, TRAIN_SUBJECTS[variant])[0]),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import Array
 
 _PIECE_BYTES = 32_000_000
@@ -52,6 +53,10 @@ class Rows(ABC):
         """
         return self[numbers]
 
+    def read_whole(self, numbers: Array) -> Array:
+        """Return the rows (n, *axes) of ``numbers`` (n,), having read all that training may see."""
+        return self[numbers]
+
     @abstractmethod
     def digest(self, numbers: Array) -> str:
         """Return a digest of the rows ``numbers`` (n,) that need not read all of them.
@@ -69,6 +74,22 @@ def piece_rows(data: Data) -> int:
     """Return how many rows are at most 32 MB; 1 where a single one is more."""
     row_bytes = math.prod(data.shape[1:]) * data.dtype.itemsize
     return max(_PIECE_BYTES // max(row_bytes, 1), 1)
+
+
+def read_rows(data: Data, numbers: Array, draws: Array | None = None) -> Array:
+    """Return the rows (n, *axes) of ``numbers`` (n,); with ``draws`` (n, DRAWS) as training does.
+
+    Raises UserError, which says how to find and leave out all that cannot be read.
+    """
+    if not isinstance(data, Rows):
+        return data[numbers]
+    try:
+        return data[numbers] if draws is None else data.varied(numbers, draws)
+    except UserError as error:
+        raise UserError(
+            f"{error}: bmnas check finds all such files, and with --leave-out leaves their "
+            "samples out"
+        ) from error
 
 
 def pieces(data: Data, numbers: Array) -> Iterator[Array]:

@@ -15,7 +15,7 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Progress
 from bmnas.tasks.check import task_problems, wrong_rows, wrong_values
 from bmnas.tasks.kinds import Array, task_kind
-from bmnas.tasks.rows import Data, pieces
+from bmnas.tasks.rows import Data, Rows, pieces
 from bmnas.tasks.task import PARTS, Modality, Task
 
 
@@ -83,8 +83,9 @@ class Survey:
 def survey(task: Task, most: int | None = None, progress: Progress | None = None) -> Survey:
     """Look at all parts of a task and read every row of its modalities.
 
-    Of more than ``most`` rows of a modality so many are read, evenly spaced. In memory are 32 MB of
-    rows, or one. What cannot be read is no error here: it is in the result.
+    Of more than ``most`` rows of a modality so many are read, evenly spaced, each with all that
+    training may see of it. In memory are 32 MB of rows, or one, and what the rows keep themselves,
+    see ``bmnas.tasks.decoded.Kept``. What cannot be read is no error here: it is in the result.
     """
     problems, readable = task_problems(task)
     if not readable:
@@ -120,7 +121,10 @@ def _readable(
 ) -> Iterator[tuple[Array, Array]]:
     """Yield the rows that can be read: all at once, or each alone where one of them cannot."""
     try:
-        yield numbers, np.asarray(data[numbers])
+        yield (
+            numbers,
+            np.asarray(data.read_whole(numbers) if isinstance(data, Rows) else data[numbers]),
+        )
     except UserError as error:
         if len(numbers) == 1:
             unreadable[int(numbers[0])] = str(error)

@@ -72,7 +72,8 @@ class Task:
     ``part`` (samples,) is 0, 1 or 2, see ``PARTS``. ``preset`` names the configuration that suits
     the task. ``source`` is what ``load_task`` was given, so that a later command finds the same
     data. ``extras`` are further arrays (samples, *shape) by name, such as boxes, for networks that
-    read tokens. ``names`` are those of the samples in their data set, where they have some.
+    read tokens. ``names`` are those of the samples in their data set, where they have some, and
+    ``left_out`` those of samples that are not loaded because ``left_out.txt`` names them.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Task:
     extras: Mapping[str, Array] = field(default_factory=dict)
     types: Array | None = None
     names: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:

@@ -93,10 +93,13 @@ def fit(
 
 
 def _told(record: Record, metric: str) -> str:
-    text = f"loss {record['train_loss']:.3f}  {metric} {record['train_score']:.3f}"
-    # What a checkpoint may have added.
-    judged = record.get("validation_score")
-    return text if judged is None else f"{text}  validation {judged:.3f}"
+    """Return the loss and every score of an epoch; a checkpoint may have added some."""
+    scores = (
+        f"{key.removesuffix('_score')} {metric} {value:.3f}"
+        for key, value in record.items()
+        if key.endswith("_score")
+    )
+    return "  ".join([f"loss {record['train_loss']:.3f}", *scores])
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bmnas.features.samples import AT_ONCE, RawSamples, Samples, iterate_batches
+from bmnas.features.samples import Samples, iterate_batches
 from bmnas.machine.distributed import broadcast_buffers, gather_rows, rank, world_size
 from bmnas.training.heads import TaskHead
 
@@ -64,8 +64,7 @@ def predict(
     split = len(samples) >= world_size()  # else somebody would have none
     chosen = torch.arange(len(samples))
     own = chosen.tensor_split(world_size())[rank()] if split else chosen
-    size = samples.at_once if isinstance(samples, RawSamples) else AT_ONCE
-    for batch in iterate_batches(samples, own.split(size), device):
+    for batch in iterate_batches(samples, own.split(samples.at_once), device):
         logits.append(logits_of(forward(*batch.arguments)).float())
         labels.append(batch.labels)
     # The device synchronises here, once for all samples.

@@ -53,7 +53,12 @@ def test_broken_files_are_listed_and_left_out(tmp_path: Path) -> None:
     skeleton.write_bytes(skeleton.read_bytes().replace(b"\r\n25\r\n", b"\r\n24\r\n", 1))
     printed = bmnas_command(*check)
     assert printed.status == 2
-    assert printed.err == (
+    notes = (
+        "note: train: 120 samples, 22,952 published: 22,832 missing\n"
+        "note: validation: 120 samples, 2,509 published: 2,389 missing\n"
+        "note: test: 120 samples, 16,487 published: 16,367 missing\n"
+    )
+    assert printed.err == notes + (
         "error: task ntu: rows that cannot be used: 2, see above: get their files again, or leave "
         "their samples out with --leave-out\n"
     )
@@ -62,7 +67,7 @@ def test_broken_files_are_listed_and_left_out(tmp_path: Path) -> None:
     assert f"{NAMES[1]}_rgb.avi: cannot be read: " in lines[0]
     assert lines[0].endswith(f"(train sample 1 {NAMES[1]})")
     assert f"{NAMES[130]}.skeleton: line 4: the number of joints: received '24'" in lines[1]
-    assert "23,760" in printed.out  # as published
+    assert "22,952" in printed.out  # as published
 
     printed = bmnas_command(*check, "--leave-out", "--out", tmp_path / "sheet.html")
     assert printed.status == 0, printed.err
@@ -73,7 +78,8 @@ def test_broken_files_are_listed_and_left_out(tmp_path: Path) -> None:
 
     printed = bmnas_command(*check, "--json")
     assert printed.status == 0
-    assert printed.err == f"note: 2 samples are left out, as {folder}/{LEFT_OUT} says\n"
+    assert f"note: 2 samples are left out, as {folder}/{LEFT_OUT} says\n" in printed.err
+    assert "note: train: 119 samples, 22,952 published: 22,833 missing\n" in printed.err
     found = json.loads(printed.out)
     assert (found["left_out"], found["unusable"]) == (2, [])
     assert found["samples"] == {"train": 119, "validation": 120, "test": 119}
@@ -188,6 +194,19 @@ def test_what_cannot_be_read_has_the_reason_in_its_place() -> None:
     written = [len(row.axes[2].texts) for row in rows]
     assert written == [0] * 4 + [1] + [0] * 7
     assert rows[4].axes[2].texts[0].get_text() == f"file {sample}: cannot be read"
+
+
+@pytest.mark.parametrize("row", [-1, 96])
+def test_a_row_that_is_not_there_is_not_drawn(row: int) -> None:
+    task = tiny_task()
+    index = np.arange(96)
+    index[task.samples("validation")[0]] = row
+    rows = contact_sheet(survey(changed(task, 1, index=index))).subfigs
+    assert [[text.get_text() for text in part.axes[2].texts] for part in rows] == [
+        *[[]] * 4,
+        ["no such row"],
+        *[[]] * 7,
+    ]
 
 
 def test_skeletons_are_drawn_as_bones_of_the_bodies_that_are_there() -> None:

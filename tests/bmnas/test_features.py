@@ -1,24 +1,16 @@
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_features import LENGTH, made, opened
+from tiny_features import LENGTH, counted_runs, entry, made, opened
 from tiny_tasks import changed, tiny_task
 
 from bmnas.backbones import Backbone, InputSpec
-from bmnas.backbones.conv import SequenceBackbone
-from bmnas.features import cache, files
 from bmnas.features.cache import rows_hash, weights_hash
 from bmnas.features.reshape import Pool
 from bmnas.machine.errors import UserError
@@ -26,18 +18,8 @@ from bmnas.tasks import Task
 
 
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """The batch sizes of every call of a backbone; a single row only asks for shapes."""
-    sizes: list[int] = []
-    whole = SequenceBackbone.features
-
-    def features(self: SequenceBackbone, x: torch.Tensor) -> list[torch.Tensor]:
-        sizes.extend([len(x)] if len(x) > 1 else [])
-        return whole(self, x)
-
-    monkeypatch.setattr(SequenceBackbone, "features", features)
-    yield sizes
-    monkeypatch.undo()
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    return counted_runs(monkeypatch)
 
 
 def stamps(folder: Path) -> dict[str, int]:
@@ -198,10 +180,6 @@ def test_a_part_that_was_not_opened_is_refused(tmp_path: Path) -> None:
         cache.samples("train", "test")
 
 
-def entry(folder: Path) -> Path:
-    return next(folder.glob("m0-*"))
-
-
 def refused(folder: Path, task: Task, backbones: dict[str, Backbone], match: str) -> None:
     with pytest.raises(UserError, match=match) as line:
         opened(folder, task, backbones)
@@ -255,148 +233,6 @@ def test_a_damaged_manifest_is_one_line(tmp_path: Path, content: str) -> None:
     with pytest.raises(UserError, match=r"damaged feature cache|not a JSON file") as line:
         opened(tmp_path, task, backbones)
     assert "\n" not in str(line.value)
-
-
-def test_an_exception_in_between_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = dataclasses.replace(tiny_task(samples=900), name="many")
-    backbones = made(task)
-    calls = 0
-    whole = SequenceBackbone.features
-
-    def features(self: SequenceBackbone, x: torch.Tensor) -> list[torch.Tensor]:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return whole(self, x)
-
-    monkeypatch.setattr(SequenceBackbone, "features", features)
-    with pytest.raises(KeyboardInterrupt):
-        opened(tmp_path, task, backbones)
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.undo()
-    assert len(opened(tmp_path, task, backbones).arrays["m0.1"]) == 600
-
-
-def test_rows_that_were_noted_are_not_computed_again(
-    tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = tiny_task(samples=900)
-    backbones = made(task)
-    expected = opened(tmp_path / "whole", task, backbones)
-    runs.clear()
-    monkeypatch.setattr(files, "SAVE_SECONDS", 0.0)
-    to_file = cache.to_file
-
-    def stopped(x: torch.Tensor, dtype: str, name: str) -> np.ndarray:
-        if name == "m1.1" and len(runs) == 5:
-            raise KeyboardInterrupt
-        return to_file(x, dtype, name)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(cache, "to_file", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            opened(tmp_path / "stopped", task, backbones)
-    (unfinished,) = (tmp_path / "stopped").glob(".m1-*.part")
-    # More than what was noted, as a kill leaves it; a file that lacks some is not gone on with.
-    with (unfinished / "2.npy").open("ab") as file:
-        file.write(b"half a row")
-    runs.clear()
-    found = opened(tmp_path / "stopped", task, backbones)
-    assert runs == [256, 88]
-    assert found.keys == expected.keys
-    assert all(torch.equal(found.arrays[n], expected.arrays[n]) for n in found.names)
-    assert sorted(p.name[:3] for p in (tmp_path / "stopped").iterdir()) == ["m0-", "m1-"]
-
-
-@pytest.mark.parametrize("damage", ["shorter", "another", "text"])
-def test_unfinished_files_that_do_not_fit_are_made_anew(
-    tmp_path: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, damage: str
-) -> None:
-    task = tiny_task(samples=900)
-    backbones = made(task)
-    whole = opened(tmp_path, task, backbones)
-    place = entry(tmp_path)
-    before = {p.name: p.read_bytes() for p in place.glob("*.npy")}
-    aside = place.rename(place.with_name(f".{place.name}.part"))
-    manifest = json.loads((aside / "manifest.json").read_text())
-    if damage == "shorter":
-        (aside / "2.npy").write_bytes(before["2.npy"][:-1])
-    changes = {"another": {"key": "0" * 64}, "shorter": {}, "text": None}[damage]
-    text = "half" if changes is None else json.dumps({**manifest, **changes})
-    (aside / "manifest.json").write_text(text)
-    runs.clear()
-    again = opened(tmp_path, task, backbones)
-    assert sum(runs) == 600
-    assert again.keys == whole.keys
-    assert {p.name: p.read_bytes() for p in place.glob("*.npy")} == before
-
-
-CHILD = """
-import os, resource, signal, sys
-from pathlib import Path
-import torch
-from test_features import made, opened, tiny_task
-from bmnas.backbones.conv import SequenceBackbone
-from bmnas.features import files
-
-if "noted" in sys.argv[2]:
-    files.SAVE_SECONDS = 0.0
-task = tiny_task(samples=900)
-backbones = made(task)
-calls, whole = 0, SequenceBackbone.features
-def features(self, x):
-    global calls
-    calls += 1
-    if "kill" in sys.argv[2] and calls == 7:  # in the middle of the second modality
-        os.kill(os.getpid(), signal.SIGKILL)
-    return whole(self, x)
-SequenceBackbone.features = features
-if sys.argv[2] == "full":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    opened(Path(sys.argv[1]), task, backbones)
-except OSError as error:
-    print(error.filename, error.strerror, sep="|")
-"""
-
-
-def child(folder: Path, mode: str) -> subprocess.CompletedProcess[str]:
-    here = Path(__file__).parent
-    paths = [str(here), str(here.parent / "support"), str(here.parents[1])]
-    return subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), mode],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-@pytest.mark.parametrize(("mode", "left"), [("kill", 600), ("kill noted", 344)])
-def test_after_a_kill_the_next_run_goes_on_and_clears_up(
-    tmp_path: Path, runs: list[int], mode: str, left: int
-) -> None:
-    assert child(tmp_path, mode).returncode == -signal.SIGKILL
-    assert len(list(tmp_path.glob("m0-*"))) == 1
-    assert len(list(tmp_path.glob(".m1-*.part"))) == 1
-    assert list(tmp_path.glob("m1-*")) == []
-    task = tiny_task(samples=900)
-    cache = opened(tmp_path, task, made(task))
-    assert sum(runs) == left  # of the second modality: the first was whole
-    assert sorted(p.name[:3] for p in tmp_path.iterdir()) == ["m0-", "m1-"]
-    assert len(cache.arrays["m1.1"]) == 600
-
-
-def test_a_full_disk_is_an_exception_not_a_signal_and_leaves_nothing(tmp_path: Path) -> None:
-    done = child(tmp_path, "full")
-    assert (done.returncode, done.stderr) == (0, "")
-    name, reason = done.stdout.strip().split("|")
-    assert Path(name).parent == tmp_path
-    assert reason == "File too large"
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_hashes_tell_names_shapes_types_and_values_apart() -> None:

@@ -19,6 +19,8 @@ CPU = torch.device("cpu")
 class Points:
     """Points of the plane, labelled by the side of a line."""
 
+    at_once = 64
+
     def __init__(self, count: int) -> None:
         generator = torch.Generator().manual_seed(0)
         self.points = torch.randn(count, 2, generator=generator)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tasks import changed, tiny_task
+from tiny_tasks import Fragile, changed, tiny_task
 from torch import Tensor
 
 from bmnas.backbones import build_backbone
@@ -25,7 +25,7 @@ from bmnas.features.samples import (
     samples_per_epoch,
 )
 from bmnas.machine.errors import UserError
-from bmnas.tasks import Modality
+from bmnas.tasks import Modality, check_task
 from bmnas.tasks import Rows as LazyRows
 from bmnas.tasks.task import Array
 
@@ -307,3 +307,17 @@ def test_on_a_cpu_batches_are_what_the_samples_give() -> None:
     found = list(iterate_batches(samples, torch.arange(4).split(2), torch.device("cpu")))
     assert [batch.labels.tolist() for batch in found] == [[3, 2], [1, 0]]
     assert torch.equal(found[1].inputs[0], samples.batch(torch.tensor([2, 3])).inputs[0])
+
+
+def test_a_row_that_cannot_be_read_is_told_with_what_to_do() -> None:
+    task = tiny_task()
+    broken = changed(task, 0, data=Fragile(np.asarray(task.modalities[0].data), {3}))
+    backbone = build_backbone(
+        task.modalities[0], classes=4, rows=np.asarray(task.modalities[0].data)
+    )
+    source = RawInput(broken.modalities[0], backbone, np.arange(96))
+    match = "file 3: cannot be read: bmnas check finds all such files, and with --leave-out"
+    with pytest.raises(UserError, match=match):
+        source.batch(torch.arange(8))
+    with pytest.raises(UserError, match=match):
+        check_task(broken)

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -101,10 +104,37 @@ def test_as_much_is_kept_as_fits(tmp_path: Path, data: Array) -> None:
     for _ in range(2):
         np.testing.assert_array_equal([kept(item) for item in range(96)], data)
     assert len(asked) == 96 + 86
+    again = pickle.loads(pickle.dumps(Kept(np.load, 7)))  # noqa: S301
+    assert isinstance(again, Kept)
 
 
-def test_a_broken_file_is_reported_and_the_rest_is_not_read(tmp_path: Path, data: Array) -> None:
+def test_what_two_threads_read_at_once_is_kept_once(data: Array) -> None:
+    both, asked = Barrier(2, timeout=10), list[int]()
+
+    def read(item: int) -> Array:
+        asked.append(item)
+        if item == 0:
+            both.wait()
+        return data[item]
+
+    kept = Kept(read, 2 * data[0].nbytes)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(kept, [0, 0]))
+    for item in (0, 1, 1):
+        kept(item)
+    assert asked == [0, 0, 1]
+
+
+def test_a_broken_file_is_reported_and_the_rest_is_not_read(
+    tmp_path: Path, data: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows, read = stored(tmp_path, data)
+
+    def slow(path: Path) -> Array:
+        time.sleep(0.01)  # else all are read before the first is asked how it went
+        return data[int(path.stem)]
+
+    monkeypatch.setattr(np, "load", slow)
     (tmp_path / "001.npy").write_bytes(b"")
     with pytest.raises(UserError, match=r"001\.npy: received an empty file"):
         rows[ALL]

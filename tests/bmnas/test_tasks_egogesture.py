@@ -15,6 +15,7 @@ from bmnas.tasks import Rows, load_task
 from bmnas.tasks.egogesture import CLASSES, LISTS, load_egogesture
 from bmnas.tasks.left_out import leave_out
 from bmnas.tasks.media import read_frames
+from bmnas.tasks.survey import survey
 
 LISTED = Path(os.environ.get("BMNAS_DATA", "nowhere")) / "samples" / "egogesture-annotations"
 LINES = (
@@ -68,8 +69,31 @@ def test_the_digest_follows_the_ends_of_a_clip(tmp_path: Path) -> None:
     data = load_egogesture(tmp_path, size=16).modalities[1].data
     assert isinstance(data, Rows)
     before = data.digest(np.array([1]))
-    os.utime(tmp_path / "Subject03/Scene1/Depth/depth1/000046.jpg", ns=(1, 1))
+    os.utime(tmp_path / "Subject03/Scene1/Depth/depth1/000050.jpg", ns=(1, 1))
     assert data.digest(np.array([1])) != before
+
+
+def test_whatever_training_may_see_is_checked(tmp_path: Path) -> None:
+    long = "Subject03/Scene1/Color/rgb1 2 1 45"
+    again = "Subject01/Scene2/Color/rgb2 83 41 45"
+    write_egogesture(tmp_path, ([LINES[0][0], long], [*LINES[1], again], LINES[2]))
+    task = load_egogesture(tmp_path, size=16)
+    whole = [modality.data[np.arange(5)] for modality in task.modalities]
+    second, last = (
+        tmp_path / "Subject03/Scene1" / frame
+        for frame in ("Color/rgb1/000004.jpg", "Depth/depth1/000044.jpg")
+    )
+    second.unlink()
+    last.write_bytes(b"")
+    # The middle 32 of 45 frames are 7 to 38.
+    for modality, rows in zip(task.modalities, whole, strict=True):
+        np.testing.assert_array_equal(modality.data[np.arange(5)], rows)
+        assert isinstance(modality.data, Rows)
+        np.testing.assert_array_equal(modality.data.read_whole(np.array([0, 2])), rows[[0, 2]])
+    colour, depth = survey(task).modalities
+    assert colour.unusable == {1: f"{second}: no such frame"}
+    assert list(depth.unusable) == [1]
+    assert depth.unusable[1].startswith(f"{last}: cannot be read")
 
 
 def test_pictures_are_cut_to_their_middle(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from bmnas.tasks import load_task, notes, reload_task
 from bmnas.tasks.egogesture import load_egogesture
 from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind
 from bmnas.tasks.left_out import LEFT_OUT, leave_out, left_out
-from bmnas.tasks.ntu import load_ntu
+from bmnas.tasks.ntu import load_ntu, missing_skeletons
 from bmnas.tasks.survey import survey
 from bmnas.tasks.task import PARTS
 
@@ -186,7 +186,21 @@ def test_samples_of_ntu_are_left_out_whatever_is_wrong_with_them(tmp_path: Path)
     assert (task.labels.tolist(), task.part.tolist()) == ([0, 0, 54, 0, 54], [0, 1, 1, 2, 2])
     assert task.source["left_out"] == 1
     assert reload_task(task.source).names == task.names
-    assert [*notes(task)] == [f"1 sample is left out, as {tmp_path}/{LEFT_OUT} says"]
+    said = f"1 sample is left out, as {tmp_path}/{LEFT_OUT} says"
+    assert [*notes(task)] == [said]
+    # Of a subject that is in no part here, on the authors' list, and of nobody.
+    other, missing = NAMES[0].replace("P001", "P016"), sorted(missing_skeletons())[0]
+    for name in (other, missing):
+        (tmp_path / "nturgb+d_rgb" / f"{name}_rgb.avi").write_bytes(b"")
+    leave_out(tmp_path, dict.fromkeys([other, missing, "typo"], "?"))
+    again = load_task("ntu", tmp_path)
+    assert (again.names, again.source) == (task.names, task.source)
+    assert [*notes(again)] == [
+        said,
+        f"{tmp_path}/{LEFT_OUT}: names no sample of task ntu by "
+        f"{', '.join(sorted([other, missing, 'typo']))} (3): right if other tasks on these files "
+        "have them",
+    ]
     for number, modality in enumerate(load_ntu(tmp_path, size=16).modalities):
         np.testing.assert_array_equal(modality.data[np.arange(5)], kept[number])
         # What was made of more samples is not taken for what these would make.
@@ -200,6 +214,7 @@ def test_gestures_and_films_are_left_out(tmp_path: Path) -> None:
     leave_out(tmp_path / "ego", {lines[1][0]: "blurred"})
     task = load_egogesture(tmp_path / "ego", size=16)
     assert task.names == (*lines[0], lines[1][1], *lines[2])
+    assert task.left_out == (lines[1][0],)
     assert (task.labels.tolist(), task.part.tolist()) == ([0, 1, 1, 0, 1], [0, 0, 1, 2, 2])
     (tmp_path / "raw").mkdir()
     dataset = write_archive(tmp_path / "raw")
@@ -213,4 +228,5 @@ def test_gestures_and_films_are_left_out(tmp_path: Path) -> None:
     leave_out(tmp_path / "raw", dict.fromkeys([FILMS[0], FILMS[60]], "broken"))
     task = load_task("mmimdb-raw", tmp_path / "raw")
     assert task.names == tuple(film for n, film in enumerate(FILMS) if n not in (0, 60))
+    assert (set(task.left_out), task.source["left_out"]) == ({FILMS[0], FILMS[60]}, 2)
     assert len(task.labels) == len(task.modality("text").data) == 90

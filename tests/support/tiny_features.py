@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from bmnas.backbones import Backbone, build_backbone
+from bmnas.backbones.conv import SequenceBackbone
 from bmnas.features.cache import FeatureCache, open_features
 from bmnas.features.reshape import Reading
 from bmnas.machine.progress import Progress
@@ -42,3 +44,20 @@ def opened(
         progress=Progress(),
         dtype=dtype,
     )
+
+
+def entry(folder: Path) -> Path:
+    return next(folder.glob("m0-*"))
+
+
+def counted_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the batch sizes of every call of a backbone; a single row only asks for shapes."""
+    sizes: list[int] = []
+    whole = SequenceBackbone.features
+
+    def features(self: SequenceBackbone, x: torch.Tensor) -> list[torch.Tensor]:
+        sizes.extend([len(x)] if len(x) > 1 else [])
+        return whole(self, x)
+
+    monkeypatch.setattr(SequenceBackbone, "features", features)
+    return sizes
