@@ -193,11 +193,16 @@ def load_weights(backbone: Backbone, path: Path) -> bool:
     Return whether its head is among them. A network of a paper takes published files as well, with
     their names and forms, and whatever their head.
 
+    For backbone ``embedding`` it may be a ``.txt`` file of vectors, like GloVe's.
+
     ``path`` is a ``.safetensors`` file or a ``state_dict`` saved by torch, by itself or under
     ``state_dict``, ``model_state_dict`` or ``model``, its names with or without ``module.``.
     Raises UserError when the file is missing, damaged, holds anything but tensors, or when
     names or shapes differ from the backbone's.
     """
+    if path.suffix == ".txt" and isinstance(backbone, EmbeddingBackbone):
+        backbone.take_vectors(path)
+        return False
     if path.suffix == ".safetensors":
         _, state = read_tensors(path)
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.backbones.base import Backbone, InputSpec
+from bmnas.machine.errors import UserError, one_line
 from bmnas.tasks.task import Array, Modality, ModalityType
 from bmnas.tasks.words import WORD, words_of
 
@@ -256,6 +258,35 @@ class EmbeddingBackbone(TextBackbone):
     def stages_on(self, width: int, dropout: float) -> tuple[list[nn.Module], list[int]]:
         """Return a stage that does nothing, and the width."""
         return [Unchanged()], [width]
+
+    @torch.no_grad()
+    def take_vectors(self, path: Path) -> None:
+        """Take the vectors of known words from a text file like GloVe's: a word and its numbers.
+
+        Words that it does not have keep theirs. Raises UserError, naming the file, where it has
+        none of them, or other lines.
+        """
+        weight, found = cast(nn.Embedding, self.stem).weight, 0
+        try:
+            with path.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, start=1):
+                    word, *values = line.rstrip().split(" ")
+                    place = self.vocabulary.ids.get(word)
+                    if place is None:
+                        continue
+                    if len(values) != weight.shape[1]:
+                        raise UserError(
+                            f"{path}: line {number}: received {len(values)} numbers, expected "
+                            f"{weight.shape[1]}"
+                        )
+                    weight[place] = torch.tensor([float(value) for value in values])
+                    found += 1
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path}: cannot be read as vectors of words: {one_line(error)}"
+            ) from error
+        if not found:
+            raise UserError(f"{path}: has none of the {len(self.vocabulary.ids)} words of train")
 
 
 class TokenBackbone(WordConvBackbone):

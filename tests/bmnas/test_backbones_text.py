@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from backbone_cases import modality
 
-from bmnas.backbones import build_backbone
-from bmnas.backbones.words import TextBackbone, Vocabulary, words_of
+from bmnas.backbones import backbone_from_spec, build_backbone, load_weights
+from bmnas.backbones.words import EmbeddingBackbone, TextBackbone, Vocabulary, words_of
+from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Modality
 
 TRAIN = ["The cat.", "the DOG, the end", "Ähre & cafe\u0301", ""]
@@ -111,3 +113,58 @@ def test_tokens_beyond_the_train_rows_are_unknown() -> None:
     logits = backbone(torch.from_numpy(backbone.encode(rows)))
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
+
+
+def embedding() -> EmbeddingBackbone:
+    rows = np.array(TRAIN)
+    torch.manual_seed(0)
+    wanted = Modality("t", "text", rows, backbone="embedding")
+    backbone = build_backbone(wanted, classes=2, rows=rows)
+    assert isinstance(backbone, EmbeddingBackbone)
+    return backbone.eval()
+
+
+def test_an_embedding_gives_the_vectors_of_the_words() -> None:
+    backbone = embedding()
+    ids = torch.tensor([[2, 4, 0, 0]])
+    (feature,) = backbone.features(ids)
+    assert (backbone.feature_names, backbone.feature_channels) == (("1",), (300,))
+    weight = backbone.get_parameter("stem.weight")
+    torch.testing.assert_close(
+        feature, torch.stack([*weight[[2, 4]], *torch.zeros(2, 300)]).T[None]
+    )
+    mask = backbone.mask(ids)
+    assert mask is not None
+    assert mask.tolist() == [[True, True, False, False]]
+    assert backbone(ids).shape == (1, 2)
+    again = backbone_from_spec(backbone.spec())
+    again.load_state_dict(backbone.state_dict())
+    torch.testing.assert_close(again.eval()(ids), backbone(ids))
+
+
+def test_an_embedding_takes_vectors_from_a_text_file(tmp_path: Path) -> None:
+    backbone, path = embedding(), tmp_path / "glove.txt"
+    before = backbone.get_parameter("stem.weight").detach().clone()
+    numbers = " ".join(["0.5"] * 300)
+    path.write_text(f"2 300\ncat {numbers}\nzebra {numbers}\n", encoding="utf-8")
+    assert not load_weights(backbone, path)
+    after, cat = backbone.get_parameter("stem.weight"), backbone.vocabulary.ids["cat"]
+    assert after[cat].tolist() == [0.5] * 300
+    others = [n for n in range(len(after)) if n != cat]
+    assert torch.equal(after[others], before[others])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("zebra 1.0\n", "has none of the 8 words of train"),
+        ("zebra 1.0\ncat 1.0 2.0\n", "line 2: received 2 numbers, expected 300"),
+        ("cat" + " x" * 300, "cannot be read as vectors of words: could not convert"),
+    ],
+)
+def test_another_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "glove.txt"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as raised:
+        load_weights(embedding(), path)
+    assert str(raised.value).startswith(str(path))
