@@ -24,18 +24,20 @@ CPU = torch.device("cpu")
 FEATURES = ("question.1", "image.3")
 
 
-def sequence_file(folder: Path) -> Path:
+def sequence_file(folder: Path, *, boxes: bool) -> Path:
     path = folder / "sequence" / "genotype.json"
     path.parent.mkdir()
-    MMnasGenotype(FEATURES, 16, 8, ("sa", "ffn"), ("sa", "ga", "ffn")).save(path)
+    features = ("question.1", "image.regions") if boxes else FEATURES
+    decoder = ("rsa" if boxes else "sa", "ga", "ffn")
+    MMnasGenotype(features, 16, 8, ("sa", "ffn"), decoder).save(path)
     return path
 
 
-@pytest.mark.parametrize("frozen", [True, False])
-def test_a_sequence_trains_exports_and_is_served(tmp_path: Path, frozen: bool) -> None:
-    task, run = tiny_questions(), tmp_path / "run"
+@pytest.mark.parametrize(("frozen", "boxes"), [(True, False), (False, False), (False, True)])
+def test_a_sequence_trains_exports_and_is_served(tmp_path: Path, frozen: bool, boxes: bool) -> None:
+    task, run = tiny_questions(images_by="windows" if boxes else None), tmp_path / "run"
     config = CONFIG.override("train", freeze_backbones=frozen)
-    trained = bmnas.train(sequence_file(tmp_path), task, run=run, config=config)
+    trained = bmnas.train(sequence_file(tmp_path, boxes=boxes), task, run=run, config=config)
     assert 0 <= trained.score <= 1
     network = bmnas.load_network(trained.network)
     assert isinstance(network.genotype, MMnasGenotype)
@@ -52,7 +54,8 @@ def test_a_sequence_trains_exports_and_is_served(tmp_path: Path, frozen: bool) -
     assert torch.equal(labels, label_tensor(task, test))
     worth = permutation_importance(network.network, samples, network.task.head, CPU)
     assert worth.score == pytest.approx(trained.score)
-    assert (set(worth.features), set(worth.modalities)) == ({*FEATURES}, {"image", "question"})
+    assert set(worth.features) == {*network.architecture.features}
+    assert set(worth.modalities) == {"image", "question"}
 
 
 def test_the_command_line_writes_a_sequence(

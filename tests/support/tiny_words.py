@@ -17,7 +17,9 @@ from bmnas.tasks import Modality, Task
 _COLOURS = ("red", "green", "blue")
 
 
-def tiny_questions(samples: int = 96, backbone: str | None = "embedding") -> Task:
+def tiny_questions(
+    samples: int = 96, backbone: str | None = "embedding", images_by: str | None = None
+) -> Task:
     """Is the image of the colour that is asked for? Questions differ in length."""
     draw = np.random.default_rng(0)
     shown, asked = draw.integers(0, 3, (2, samples))
@@ -32,7 +34,7 @@ def tiny_questions(samples: int = 96, backbone: str | None = "embedding") -> Tas
         name="questions",
         kind="multiclass",
         modalities=(
-            Modality("image", "image", images),
+            Modality("image", "image", images, backbone=images_by),
             Modality("question", "text", np.array(texts), backbone=backbone),
         ),
         labels=(shown == asked).astype(np.int64),
