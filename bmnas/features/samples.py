@@ -229,7 +229,7 @@ class RawSamples:
     def __init__(
         self, inputs: Sequence[RawInput], labels: Tensor, *, training: bool = False
     ) -> None:
-        self._inputs = inputs
+        self.inputs = inputs
         self._varies = training and any(source.varies for source in inputs)
         self.lazy = any(source.lazy for source in inputs)
         self.at_once = min(source.at_once for source in inputs)
@@ -249,7 +249,7 @@ class RawSamples:
         draws = torch.rand(len(chosen), DRAWS).double().numpy() if self._varies else None
 
         def read() -> Batch:
-            inputs = [source.batch(chosen, draws) for source in self._inputs]
+            inputs = [source.batch(chosen, draws) for source in self.inputs]
             return Batch(inputs, self.labels[chosen])
 
         return read
@@ -336,7 +336,7 @@ class FeatureSamples:
             for name in self.names:
                 if name.partition(".")[0] == modality:
                     arrays[name] = self._means(name, used)
-        return FeatureSamples(self.names, arrays, rows, self.labels)
+        return replace(self, arrays=arrays, rows=rows)
 
     def _means(self, name: str, used: Tensor) -> Tensor:
         """Return the feature ``name`` of the rows ``used``, averaged: (rows, 1, C_raw)."""

@@ -21,11 +21,13 @@ from torch import Tensor
 
 from bmnas.backbones.waveform import LogMel
 from bmnas.features.samples import label_tensor
+from bmnas.machine.errors import UserError
 from bmnas.machine.files import write_json
 from bmnas.machine.runtime import seed_stage
 from bmnas.pipeline.context import RunContext
 from bmnas.report.metrics import RunMetrics, TrainedMetrics, UnimodalMetrics
 from bmnas.tasks import check_task, check_test
+from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.rows import pieces
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.heads import TaskHead, head_for
@@ -61,6 +63,8 @@ def fit_linear(context: RunContext) -> None:
     task, folder = context.task, context.folder
     check_task(task)
     check_test(task)
+    if not task_kind(task.kind).ALONE:
+        raise UserError(f"task {task.name}: kind {task.kind} is beyond a linear model")
     seed_stage(context.seed, "linear")  # for the principal components
     write_json(folder.config, {"strategy": "none", "fusion": "linear", **context.record()})
     inputs = {modality.name: _input(task, modality) for modality in task.modalities}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bmnas.features.cache import weights_hash
+from bmnas.features.pairs import shown
 from bmnas.features.samples import Samples, batches_per_epoch
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.distributed import broadcast, on_rank_zero
@@ -150,7 +151,7 @@ class FinalTraining:
             elif fusion.features:
                 # Frozen backbones have nothing to learn: the fusion is trained as if it were alone.
                 cache = context.features(self.backbones, parts, fusion.length, folds=self.folds)
-                samples = cache.on(runtime.device, fusion.features).samples(*parts)
+                samples = shown(task, cache.on(runtime.device, fusion.features).samples(*parts))
                 trained, forward = fusion, runtime.compiled(fusion, steps)
             else:
                 return network, checkpoint

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bmnas.features.reshape import MASK
-from bmnas.features.samples import Samples, iterate_batches
-from bmnas.pipeline.multimodal import FUSION, MultimodalNetwork
+from bmnas.features.samples import Samples
+from bmnas.pipeline.multimodal import FUSION, MultimodalNetwork, read_samples
 from bmnas.report.metrics import Drop, ImportanceMetrics
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import logits_of
@@ -41,7 +41,7 @@ def permutation_importance(
     network.eval()
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(samples), generator=generator)[:_MOST]
-    read, labels = _read(network, samples, chosen, device)
+    read, labels = read_samples(network, samples, chosen, device)
     weighing = network.weighing
     fused = weighing is None or FUSION in weighing.weights
     features = network.features if fused else ()
@@ -64,24 +64,6 @@ def permutation_importance(
         {modality: drop(*names) for modality, names in own.items()},
         {name: drop(name, name + MASK) for name in features},
     )
-
-
-def _read(
-    network: MultimodalNetwork, samples: Samples, chosen: Tensor, device: torch.device
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Return what the backbones say of the samples ``chosen`` (n,) and their labels, on the CPU.
-
-    That is the pooled features (n, L, C_raw) by name, or tokens and their masks, and by modality
-    the logits (n, K) of its head.
-    """
-    found: dict[str, list[Tensor]] = {}
-    labels = []
-    for batch in iterate_batches(samples, chosen.split(_BATCH), device):
-        pooled, alone = network.read(*batch.inputs)
-        for name, x in (pooled | alone).items():
-            found.setdefault(name, []).append((x if x.dtype == torch.bool else x.float()).cpu())
-        labels.append(batch.labels.cpu())
-    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels)
 
 
 def _logits(

@@ -9,16 +9,26 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bmnas.backbones import Backbone
+from bmnas.features.pairs import RawPairSamples, gallery
 from bmnas.features.reshape import MASK, Reading
-from bmnas.features.samples import RawInput, RawSamples, label_tensor
+from bmnas.features.samples import (
+    FeatureSamples,
+    RawInput,
+    RawSamples,
+    Samples,
+    iterate_batches,
+    label_tensor,
+)
 from bmnas.machine.costs import count_parameters, hardware, measure_latency
 from bmnas.machine.runtime import Runtime
 from bmnas.report.metrics import BatchLatency, LatencyMetrics
 from bmnas.spaces.fusion import Fusion
+from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Array, Part, Task
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Evaluation, Forward, Output, evaluate, logits_of
@@ -27,7 +37,12 @@ from bmnas.training.settings import Weighing
 #: The name of the fusion network among the members of a weighing.
 FUSION = "fusion network"
 
+#: From rows of a modality to what a network gets instead.
+Change = Callable[[Array], Array]
+
 _LATENCY_BATCHES = (1, 64)
+_PAIRS = 1_000_000  # of a gallery that is tested
+_BATCH = 256
 
 
 class MultimodalNetwork(nn.Module):
@@ -159,7 +174,7 @@ def raw_samples(
     task: Task,
     network: MultimodalNetwork,
     *parts: Part,
-    changes: Mapping[str, Callable[[Array], Array]] | None = None,
+    changes: Mapping[str, Change] | None = None,
     training: bool = False,
 ) -> RawSamples:
     """Return the samples of ``parts`` as raw inputs of the modalities that ``network`` reads.
@@ -172,16 +187,57 @@ def raw_samples(
         RawInput(task.modality(name), network.backbone(name), samples, (changes or {}).get(name))
         for name in network.modalities
     ]
-    return RawSamples(inputs, label_tensor(task, samples), training=training)
+    pairs = training and task_kind(task.kind).PAIRS
+    kind = RawPairSamples if pairs else RawSamples
+    return kind(inputs, label_tensor(task, samples), training=training)
 
 
 def evaluate_fusion(
-    task: Task, network: MultimodalNetwork, part: Part, head: TaskHead, runtime: Runtime
+    task: Task,
+    network: MultimodalNetwork,
+    part: Part,
+    head: TaskHead,
+    runtime: Runtime,
+    changes: Mapping[str, Change] | None = None,
 ) -> Evaluation:
-    """Return loss and score of a joined network on one part, in evaluation mode."""
-    samples = raw_samples(task, network, part)
-    network.to(runtime.device)
-    return evaluate(network, lambda inputs: network(*inputs), samples, head, runtime.device)
+    """Return loss and score of a joined network on one part, in evaluation mode.
+
+    Of a matching task that is a gallery, of whose rows the backbones see each sample's once.
+    ``changes`` are as in ``raw_samples``.
+    """
+    samples, device = raw_samples(task, network, part, changes=changes), runtime.device
+    network.to(device).eval()
+    if not task_kind(task.kind).PAIRS:
+        return evaluate(network, lambda inputs: network(*inputs), samples, head, device)
+    read, labels = read_samples(network, samples, torch.arange(len(samples)), device)
+    rows = {}
+    for name in network.modalities:
+        used = task.modality(name).rows_of(task.samples(part))
+        _, first, place = np.unique(used, return_index=True, return_inverse=True)
+        rows[name] = torch.from_numpy(first[place])
+    masks = {name: read[name + MASK] for name in network.features if name + MASK in read}
+    arrays = {name: read[name] for name in network.features}
+    every = gallery(FeatureSamples(network.features, arrays, rows, labels, masks), _PAIRS)
+    return evaluate(network.fusion, network.fusion, every, head, device)
+
+
+@torch.no_grad()
+def read_samples(
+    network: MultimodalNetwork, samples: Samples, chosen: Tensor, device: torch.device
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return what the backbones say of the samples ``chosen`` (n,) and their labels, on the CPU.
+
+    That is the pooled features (n, L, C_raw) by name, or tokens and their masks, and by modality
+    the logits (n, K) of its head.
+    """
+    found: dict[str, list[Tensor]] = {}
+    labels = []
+    for batch in iterate_batches(samples, chosen.split(_BATCH), device):
+        pooled, alone = network.read(*batch.inputs)
+        for name, x in (pooled | alone).items():
+            found.setdefault(name, []).append((x if x.dtype == torch.bool else x.float()).cpu())
+        labels.append(batch.labels.cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}, torch.cat(labels)
 
 
 def forward_of(network: MultimodalNetwork, runtime: Runtime, steps: int) -> Forward:

@@ -9,25 +9,19 @@ Legend: n rows, T tokens of a row; axes are those of a row, see ``ROW_AXES``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from bmnas.machine.runtime import Runtime
-from bmnas.pipeline.multimodal import raw_samples
+from bmnas.pipeline.multimodal import Change, evaluate_fusion
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.report.metrics import RobustnessMetrics
 from bmnas.tasks.rows import pieces
 from bmnas.tasks.task import Array, Modality, ModalityType, Task
-from bmnas.training.metrics import evaluate
 
 _NOISE = (0.0, 0.25, 0.5, 1.0, 2.0)
 _WORDS = (0.0, 0.1, 0.25, 0.5, 0.75)
 #: Over which axes of a row the standard deviation is taken: columns keep their own.
 _POOLED: dict[ModalityType, tuple[int, ...]] = {"vector": (), "sequence": (0,)}
-
-#: From rows of a modality to what a network gets instead.
-Change = Callable[[Array], Array]
 
 
 def measure_robustness(
@@ -40,9 +34,7 @@ def measure_robustness(
     network, head = trained.network.to(runtime.device), trained.task.head
 
     def score(name: str, change: Change) -> float:
-        samples = raw_samples(task, network, "test", changes={name: change})
-        forward = lambda inputs: network(*inputs)  # noqa: E731
-        return evaluate(network, forward, samples, head, runtime.device).score
+        return evaluate_fusion(task, network, "test", head, runtime, {name: change}).score
 
     found = {}
     for modality in task.modalities:

@@ -15,6 +15,7 @@ from torch import Tensor
 from bmnas.backbones import Backbone
 from bmnas.backbones.words import TextBackbone
 from bmnas.features.cache import FeatureCache
+from bmnas.features.pairs import judged, shown
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import COMPILE, versions
 from bmnas.machine.distributed import on_rank_zero, world_size
@@ -51,6 +52,7 @@ from bmnas.strategies.problem import Outcome, SearchProblem
 from bmnas.tasks import check_task, notes
 from bmnas.tasks.task import Task
 
+_PAIRS = 20_000  # of a gallery: every candidate is judged on it
 _FIXED = ("task", "strategy", "space", "seed", "seeds", "search", "unimodal", "backbones")
 
 
@@ -165,8 +167,8 @@ def run_stages(
     cache = cache.on(context.runtime.device)
     fingerprint, name = _fingerprint(context, cache, method, space, seeds), method.NAME
     problem = SearchProblem(
-        train=cache.samples("train"),
-        validation=cache.samples("validation"),
+        train=shown(context.task, cache.samples("train")),
+        validation=judged(context.task, cache.samples("validation"), _PAIRS),
         classes=context.task.outputs,
         head=context.head,
         config=config.search,

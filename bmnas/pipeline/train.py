@@ -41,6 +41,7 @@ from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import load_architecture
 from bmnas.tasks import check_task, check_test, notes, reload_task
+from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
 from bmnas.training.heads import TaskHead
 
@@ -271,7 +272,8 @@ def _train(context: RunContext, architecture: Architecture) -> None:
         for name, found in networks.items()
     }
     samples, settings = task.samples("test"), context.config.train
-    labels = label_tensor(task, samples)
+    labels = test.labels
+    assert labels is not None
     seen = samples_per_epoch(len(task.samples("train", "validation")), settings.batch_size)
     mean = None
     if not context.learns_words:
@@ -314,7 +316,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
 
 def _by_type(task: Task, head: TaskHead, logits: Tensor) -> dict[str, float]:
     """Return the score of each type of test samples, of which ``logits`` (n, K) are all."""
-    if task.types is None:
+    if task.types is None or task_kind(task.kind).PAIRS:
         return {}
     samples = task.samples("test")
     labels, types = label_tensor(task, samples), task.types[samples]

@@ -176,6 +176,8 @@ def _names(task: Task) -> Iterator[str]:
     if len(names) < 2:
         received = f"one modality only ({names[0]})" if names else "no modality"
         yield f"{received}, expected two or more"
+    elif len(names) > 2 and task_kind(task.kind).PAIRS:
+        yield f"received the modalities {', '.join(names)}, expected two, of which pairs are made"
     yield from (
         f"received the modality name {n!r}, {_NAMED}" for n in names if not _NAME.fullmatch(n)
     )

@@ -36,12 +36,14 @@ class TaskKind(ABC):
 
     ``least`` is the smallest number of classes, ``dtype`` the type in which labels reach a loss.
     ``ALONE`` tells whether a network of one modality can learn it; else it learns words of texts.
+    ``PAIRS``: a sample is a pair of rows of two modalities, and its label their group.
     """
 
     name: ClassVar[str]
     least: ClassVar[int] = 1
     dtype: ClassVar[npt.DTypeLike] = np.int64
     ALONE: ClassVar[bool] = True
+    PAIRS: ClassVar[bool] = False
 
     @abstractmethod
     def form(self, labels: Array, classes: int) -> str | None:
@@ -259,9 +261,46 @@ class Grounding(TaskKind):
         return labels, BOX
 
 
+class Matching(TaskKind):
+    """Whether rows of two modalities belong together: samples are pairs that do.
+
+    Labels are groups (n,): rows of samples of one group belong together, such as a picture and all
+    of its captions.
+    """
+
+    name = "matching"
+    ALONE = False
+    PAIRS = True
+
+    def form(self, labels: Array, classes: int) -> str | None:
+        """Expect one integer a sample."""
+        good = labels.ndim == 1 and labels.dtype.kind in "iu"
+        return None if good else "integers of shape (samples), equal for what belongs together"
+
+    def wrong(self, labels: Array, classes: int) -> tuple[npt.NDArray[np.bool_], str]:
+        """Find what is no number of a group."""
+        return labels < 0, "0 or more"
+
+    def absent(self, labels: Array, classes: int) -> Array:
+        """Return nothing: there are no classes."""
+        return np.arange(0)
+
+    def outputs(self, classes: int) -> int:
+        """Return that there is one logit for a pair."""
+        return 1
+
+    def encode(
+        self, labels: Array, seen: Array, names: Sequence[str] | None, place: str
+    ) -> tuple[Array, tuple[str, ...]]:
+        """Number groups that are strings."""
+        if labels.dtype.kind == "U" and labels.ndim == 1:
+            labels = np.unique(labels, return_inverse=True)[1]
+        return labels, ("match",)
+
+
 #: Every kind of task by its name; ``bmnas.training.heads.register_head`` adds one.
 TASK_KINDS: dict[str, TaskKind] = {
-    kind.name: kind for kind in (Multiclass(), Multilabel(), Answers(), Grounding())
+    kind.name: kind for kind in (Multiclass(), Multilabel(), Answers(), Grounding(), Matching())
 }
 
 

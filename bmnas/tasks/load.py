@@ -22,7 +22,7 @@ from bmnas.tasks.mmimdb import (
     load_mmimdb_words,
 )
 from bmnas.tasks.ntu import load_ntu
-from bmnas.tasks.refshapes import load_refshapes, load_refshapes_answers
+from bmnas.tasks.refshapes import load_refshapes, load_refshapes_answers, load_refshapes_captions
 from bmnas.tasks.task import Modality, Task, draw_parts
 from bmnas.tasks.task_file import load_task_file
 
@@ -79,6 +79,7 @@ REGISTERED: Mapping[str, Callable[[], Task]] = {
     "digits": load_digits,
     "refshapes": load_refshapes,
     "refshapes-answers": load_refshapes_answers,
+    "refshapes-captions": load_refshapes_captions,
 }
 
 #: The tasks that have a name of their own and read the folder that --data names.

@@ -23,6 +23,7 @@ from bmnas.tasks.kinds import (
     task_kind,
 )
 from bmnas.training.grounding import GroundingHead
+from bmnas.training.matching import MatchingHead
 from bmnas.training.task_head import ServedOutput as ServedOutput
 from bmnas.training.task_head import TaskHead as TaskHead
 from bmnas.training.task_head import calibration_error as calibration_error
@@ -185,6 +186,7 @@ register_head(MulticlassHead)
 register_head(MultilabelHead)
 register_head(AnswersHead)
 register_head(GroundingHead)
+register_head(MatchingHead)
 
 
 def head_for(kind: str, threshold: float | None = None) -> TaskHead:

@@ -30,16 +30,17 @@ def logits_of(output: Output) -> Tensor:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Mean loss and score of a network over a set of samples, with its logits (n, K)."""
+    """Mean loss and score of a network over a set of samples, with its logits (n, K) and labels."""
 
     loss: float
     score: float
     logits: Tensor
+    labels: Tensor | None = None
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor, head: TaskHead) -> Evaluation:
         """Return that of logits (n, K) on the CPU."""
-        return cls(float(head.loss(logits, labels)), head.score(logits, labels), logits)
+        return cls(float(head.loss(logits, labels)), head.score(logits, labels), logits, labels)
 
 
 def evaluate(

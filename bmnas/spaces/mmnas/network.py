@@ -6,6 +6,7 @@ d width, K classes.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bmnas.features.pairs import FIRST
 from bmnas.machine.errors import UserError
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.mmnas.genotype import MMnasGenotype, Norm, has_boxes
@@ -112,9 +114,17 @@ class EncoderDecoder(Fusion):
     ) -> Tensor:
         """Return logits (B, K) from tokens (B, T, C_raw) and (B, N, C_raw).
 
-        ``masks``, (B, T) and (B, N), say which of them count; without any, all do.
+        ``masks``, (B, T) and (B, N), say which of them count; without any, all do. Of a gallery,
+        whose ``extras`` number the first rows, what is the same is encoded once.
         """
-        return self.fuse(self.read(tokens, masks))
+        if not extras or FIRST not in extras:
+            return self.fuse(self.read(tokens, masks))
+        _, place, counts = extras[FIRST].unique_consecutive(return_inverse=True, return_counts=True)
+        begin = counts.cumsum(0) - counts
+        first, second = ([x[begin], y] for x, y in (tokens, masks))
+        read = self.read(first, second)
+        encoded = self.encode(read)[place]
+        return self.decode(encoded, dataclasses.replace(read, counted=read.counted[place]))
 
     def read(self, tokens: Sequence[Tensor], masks: Sequence[Tensor] = ()) -> Read:
         """Return what the chains begin with, which no operation of theirs changes."""

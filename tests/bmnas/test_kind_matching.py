@@ -1,0 +1,220 @@
+"""What belongs together: pairs for training, galleries and their ranks, all the way to a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bmnas_export import export_bundle
+from bmnas_serve.session import Session
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_tasks import CONFIG
+
+import bmnas
+from bmnas.features.pairs import FIRST, PairSamples, drawn_pairs, gallery, judged, shown
+from bmnas.features.samples import FeatureSamples
+from bmnas.machine.errors import UserError
+from bmnas.spaces.mmnas.genotype import MMnasGenotype
+from bmnas.spaces.registry import build_fusion
+from bmnas.tasks import Modality, Task, check_task
+from bmnas.tasks.kinds import task_kind
+from bmnas.training.heads import head_for
+from bmnas.training.matching import ranks
+
+HEAD = head_for("matching")
+TOKENS = ("text.1", "image.1")
+
+
+@settings(deadline=None)
+@given(st.integers(1, 6), st.integers(1, 7), st.integers(0, 2**32 - 1))
+def test_a_rank_is_one_more_than_the_wrong_ones_that_are_not_lower(
+    first: int, second: int, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    scores = torch.from_numpy(draw.integers(0, 4, (first, second)))  # with many equals
+    right = torch.from_numpy(draw.random((first, second)) < 0.4)
+    wanted = []
+    for row, own in zip(scores.double().tolist(), right.tolist(), strict=True):
+        if any(own):
+            best = max(s for s, r in zip(row, own, strict=True) if r)
+            wrong = sum(s >= best for s, r in zip(row, own, strict=True) if not r)
+            wanted.append(1 + wrong)
+    assert ranks(scores.double(), right).tolist() == wanted
+
+
+def test_recalls_and_median_ranks_of_a_gallery() -> None:
+    # Two pictures of one caption and one of two; captions 1 and 3 are mistaken.
+    scores = torch.tensor([[9.0, 1, 0, 8], [3, 2, 0, 0], [0, 0, 4, 1]])
+    match = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 1]])
+    place = torch.cartesian_prod(torch.arange(3), torch.arange(4))
+    labels = torch.cat([match.flatten()[:, None], place], dim=1)
+    order = torch.randperm(12)
+    found = HEAD.details(scores.flatten()[order, None], labels[order])
+    assert found["recall_at_1_by_first"] == pytest.approx(2 / 3)
+    assert found["recall_at_5_by_first"] == 1
+    assert found["median_rank_by_first"] == 1
+    # Of captions 0, 1, 2 and 3: the last is beaten by the first picture.
+    assert found["recall_at_1_by_second"] == pytest.approx(3 / 4)
+    recalls = [2 / 3, 1, 1, 3 / 4, 1, 1]
+    score = HEAD.score(scores.flatten()[order, None], labels[order])
+    assert score == pytest.approx(np.mean(recalls))
+
+
+def test_a_match_counts_twice_in_the_loss() -> None:
+    logits = torch.tensor([[2.0], [-1.0], [0.5]])
+    labels = torch.tensor([[1, -1, -1], [0, -1, -1], [0, -1, -1]])
+    p = logits[:, 0].sigmoid()
+    wanted = -(2 * p[0].log() + (1 - p[1]).log() + (1 - p[2]).log()) / 3
+    assert HEAD.loss(logits, labels).item() == pytest.approx(wanted.item(), rel=1e-6)
+    # Without a gallery: how many are told rightly.
+    assert HEAD.score(logits, labels) == pytest.approx(2 / 3)
+    assert HEAD.details(logits, labels) == {}
+
+
+GROUPS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+
+
+def samples() -> FeatureSamples:
+    """Four pictures with two texts each, of 5 and 4 tokens."""
+    draw = torch.Generator().manual_seed(0)
+    arrays = {
+        "text.1": torch.randn(8, 5, 3, generator=draw),
+        "image.1": torch.randn(4, 4, 6, generator=draw),
+    }
+    rows = {"text": torch.arange(8), "image": torch.arange(8) // 2}
+    masks = {"text.1": torch.arange(5) < 2 + torch.arange(8)[:, None] % 4}
+    masks["image.1"] = torch.ones(4, 4, dtype=torch.bool)
+    return FeatureSamples(TOKENS, arrays, rows, GROUPS, masks)
+
+
+def test_each_sample_comes_with_a_wrong_second_and_a_wrong_first() -> None:
+    torch.manual_seed(0)
+    chosen = torch.tensor([0, 5, 3]).repeat(50)
+    first, second, labels = drawn_pairs(GROUPS, chosen)
+    one, two = first.view(-1, 3).T, second.view(-1, 3).T
+    assert torch.equal(one[0], chosen)
+    assert torch.equal(one[1], chosen)
+    assert torch.equal(two[2], chosen)
+    assert torch.equal(GROUPS[first] == GROUPS[second], labels[:, 0] == 1)
+    assert labels[:, 0].view(-1, 3).tolist() == [[1, 0, 0]] * len(chosen)
+    # Every other sample has its turn.
+    assert set(two[1][chosen == 0].tolist()) == {2, 3, 4, 5, 6, 7}
+    with pytest.raises(UserError, match="all belong together, expected two groups"):
+        drawn_pairs(torch.zeros(4), torch.arange(2))
+
+
+def test_batches_of_pairs_have_the_rows_and_masks_of_their_samples() -> None:
+    own = samples()
+    task = dataclasses.replace(captioned(8), labels=GROUPS.numpy())
+    pairs = shown(task, own)
+    assert isinstance(pairs, PairSamples)
+    assert isinstance(pairs.select(TOKENS).take(torch.arange(6)), PairSamples)
+    torch.manual_seed(1)
+    batch = pairs.batch(torch.tensor([2, 7]))
+    torch.manual_seed(1)
+    first, second, labels = drawn_pairs(GROUPS, torch.tensor([2, 7]))
+    assert torch.equal(batch.inputs[0], own.arrays["text.1"][first])
+    assert torch.equal(batch.inputs[1], own.arrays["image.1"][second // 2])
+    assert torch.equal(batch.masks[0], own.masks["text.1"][first])
+    assert torch.equal(batch.labels, labels)
+    plain = dataclasses.replace(task, kind="multiclass")
+    assert shown(plain, own) is own
+    assert judged(plain, own, 10) is own
+
+
+def test_a_gallery_has_every_row_with_every_other_once() -> None:
+    own = gallery(samples(), 1000)
+    assert len(own) == 8 * 4
+    batch = own.batch(torch.arange(len(own)))
+    for k, (match, first, second) in enumerate(own.labels.tolist()):
+        assert (first, second) == divmod(k, 4)
+        assert match == (first // 2 == second)
+        assert torch.equal(batch.inputs[0][k], samples().arrays["text.1"][first])
+        assert torch.equal(batch.inputs[1][k], samples().arrays["image.1"][second])
+    # Where that are too many, whole groups are left out.
+    few = gallery(samples(), 8)
+    assert len(few) == 4 * 2
+    assert few.labels[:, 0].sum() == 4
+
+
+def test_a_network_encodes_the_firsts_of_a_gallery_once() -> None:
+    torch.manual_seed(0)
+    found = MMnasGenotype(TOKENS, 16, 8, ("sa", "ffn"), ("ga", "sa"))
+    network = build_fusion(found, {"text.1": 3, "image.1": 6}, classes=1, dropout=0.1).eval()
+    batch = gallery(samples(), 1000).batch(torch.arange(3, 30))
+    inputs, masks, extras = batch.arguments
+    sizes = []
+    network.encoder[0].register_forward_hook(lambda _, args, out: sizes.append(len(out)))
+    whole, once = network(inputs, masks), network(inputs, masks, extras)
+    assert sizes == [27, 8]
+    assert FIRST in extras
+    torch.testing.assert_close(once, whole)
+
+
+def captioned(count: int = 96) -> Task:
+    """Pictures with a bright square in one of four corners, and a caption that names it."""
+    draw = np.random.default_rng(0)
+    place = np.arange(count) // 3 % 4
+    images = draw.integers(0, 40, (count, 16, 16), dtype=np.uint8)
+    for image, own in zip(images, place, strict=True):
+        x, y = 8 * (own % 2), 8 * (own // 2)
+        image[y : y + 8, x : x + 8] += 180
+    words = np.array(["up left", "up right", "down left", "down right"])
+    return Task(
+        name="captioned",
+        kind="matching",
+        modalities=(Modality("text", "text", words[place]), Modality("image", "image", images)),
+        labels=place,
+        part=np.arange(count) % 3,
+        class_names=("match",),
+    )
+
+
+def test_what_is_wrong_with_groups_is_told() -> None:
+    task = captioned()
+    check_task(task)
+    with pytest.raises(UserError, match=r"received -1 .*, expected 0 or more"):
+        check_task(dataclasses.replace(task, labels=task.labels - 1))
+    third = dataclasses.replace(task.modalities[1], name="other")
+    with pytest.raises(UserError, match="text, image, other, expected two, of which pairs"):
+        check_task(dataclasses.replace(task, modalities=(*task.modalities, third)))
+    labels, names = task_kind("matching").encode(np.array(["b", "a", "b"]), task.part, None, "")
+    assert (labels.tolist(), names) == ([1, 0, 1], ("match",))
+
+
+def test_a_search_over_cells_trains_on_pairs_and_judges_by_a_gallery(tmp_path: Path) -> None:
+    found = bmnas.search(captioned(), run=tmp_path, config=CONFIG, strategy="random")
+    assert found.metrics["metric"] == "mean_recall"
+    # That 10 of 32 at random, of which 8 are right, have a right one is the rule.
+    assert 0.2 < found.validation <= 1
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_from_training_to_served_pairs(tmp_path: Path, frozen: bool) -> None:
+    task = captioned()
+    config = CONFIG.override("train", epochs=25, max_lr=5e-3, freeze_backbones=frozen).override(
+        "unimodal", epochs=15
+    )
+    found = MMnasGenotype(("text.3", "image.3"), 16, 8, ("sa",), ("ga", "ffn"))
+    found.save(tmp_path / "genotype.json")
+    trained = bmnas.train(tmp_path / "genotype.json", task, run=tmp_path / "run", config=config)
+    details = trained.metrics["test"]["details"]
+    assert details["recall_at_1_by_first"] == 1
+    assert details["median_rank_by_second"] == 1
+    assert trained.score > 0.95
+    if frozen:
+        return
+    network = bmnas.load_network(trained.network)
+    bundle = export_bundle(network, task, tmp_path / "bundle")
+    assert bundle.parity.agree == bundle.parity.rows
+    backbones = network.network
+    texts = backbones.backbone("text").encode(task.modality("text").data[[0, 3]])
+    images = backbones.backbone("image").encode(task.modality("image").data[[0, 3]])
+    answer = Session.open(tmp_path / "bundle").run(
+        {"text": texts[[0, 0, 1, 1]], "image": images[[0, 1, 0, 1]]}
+    )
+    assert (answer["probability"][:, 0] > 0.5).tolist() == [True, False, False, True]
