@@ -38,6 +38,8 @@ from bmnas.training.settings import Recipe
 class Pictures:
     """Eleven pictures of three classes; a batch of five leaves one sample out of two parts."""
 
+    at_once = 11
+
     def __init__(self) -> None:
         generator = torch.Generator().manual_seed(0)
         self.labels = torch.arange(11) % 3
