@@ -12,6 +12,7 @@ import pytest
 import torch
 from command_line import bmnas_command
 
+from bmnas.features.reshape import MASK
 from bmnas.machine.costs import count_parameters
 from bmnas.machine.errors import UserError
 from bmnas.spaces.architecture import GenotypeError
@@ -20,6 +21,7 @@ from bmnas.spaces.mmnas.known import SEQUENCES, known_sequence
 from bmnas.spaces.mmnas.network import EncoderDecoder, MMnasNetwork
 from bmnas.spaces.mmnas.space import MMnasSpace
 from bmnas.spaces.registry import architecture_from_dict, space_of
+from bmnas.training.together import Together
 
 FEATURES = ("question.1", "image.regions")
 RAW = {"question.1": 300, "image.regions": 2048 + 4}
@@ -175,3 +177,16 @@ def test_a_file_gives_the_genotype_again(tmp_path: Path) -> None:
 def test_an_unknown_sequence_is_refused() -> None:
     with pytest.raises(UserError, match=r"received sequence 'mcam', expected one of mcan, .*mean"):
         known_sequence("mcam", FEATURES)
+
+
+def test_networks_that_are_computed_together_are_those_alone() -> None:
+    torch.manual_seed(0)
+    space, draw = MMnasSpace(FEATURES, 2, 3, 8, 4, 2), Random(0)
+    networks = [build(space.sample(draw)) for _ in range(3)]
+    tokens, masks = inputs()
+    names = (*FEATURES, *(name + MASK for name in FEATURES))
+    together = Together(networks, dict(zip(names, (*tokens, *masks), strict=True))).eval()
+    wanted = [network(tokens, masks) for network in networks]
+    torch.testing.assert_close(together(tokens, masks), torch.stack(wanted, dim=1))
+    # An LSTM cannot be recorded: they are called one by one.
+    assert [*together.alone] == networks
