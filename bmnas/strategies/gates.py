@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from bmnas.features.samples import (
     Batch,
@@ -35,13 +35,16 @@ from bmnas.spaces.mmnas.supernet import Supernet
 from bmnas.strategies.mmnas import MMnas, MMnasConfig
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
 from bmnas.strategies.rerank import compare, screened
-from bmnas.training.fit import Loss, descend, loss_of_logits, require_finite_loss
-from bmnas.training.metrics import Output, evaluate
+from bmnas.training.fit import (
+    clipped_adam,
+    descend,
+    loss_of_logits,
+    official_schedule,
+    require_finite_loss,
+)
+from bmnas.training.metrics import evaluate
 
-_WEIGHT_BETAS, _WEIGHT_EPSILON = (0.9, 0.98), 1e-9
 _ALPHA_BETAS = (0.0, 0.999)
-_CLIP = 1.0  # norm of the gradient
-_WARM_UP = 3  # epochs of the official schedule, at 1/4, 2/4 and 3/4 of the rate
 _SAMPLES, _BATCH = 1000, 500  # that judge a network, at most
 
 
@@ -93,10 +96,14 @@ def relax(
     second = space.features[1].partition(".")[0]
     train, held_out = parts_of(problem.train.select(space.features), second, own)
     weights, size = supernet.weight_parameters(), config.batch_size
-    on_weights = torch.optim.Adam(
-        weights, config.max_lr, _WEIGHT_BETAS, _WEIGHT_EPSILON, fused=True
+    official, batches = own.steps == "official", batches_per_epoch(len(train), size)
+    most = 1 / min(size, len(train)) if official else 1.0
+    on_weights = clipped_adam(weights, config.max_lr, most)
+    schedule = (
+        official_schedule(on_weights, batches)
+        if official
+        else CosineAnnealingLR(on_weights, config.epochs * batches, config.min_lr)
     )
-    schedule = _schedule(on_weights, problem, own, batches_per_epoch(len(train), size))
     gates = _Gates(problem, supernet, held_out)
     states: dict[str, Stateful] = {
         "supernet": supernet,
@@ -105,9 +112,11 @@ def relax(
         "schedule": schedule,
     }
     records = problem.checkpoint.restore(states)
-    on_weights.register_step_pre_hook(lambda *_: _clip(weights, own.stale_momentum))
+    if own.stale_momentum:
+        on_weights.register_step_pre_hook(lambda *_: _fill(weights))
     on_weights.register_step_post_hook(lambda *_: gates.after_step())
-    forward = data_parallel(supernet, weights, _drawn(supernet))
+    forward, minimised = _drawn(supernet), loss_of_logits(problem.head)
+    forward = data_parallel(supernet, weights, forward)
     validation = problem.validation.select(space.features)
     with problem.progress.stage("search", config.epochs) as shown:
         shown.advance(len(records))
@@ -116,7 +125,7 @@ def relax(
             supernet.train()
             gates.begin(learning=epoch > round(own.warm_up * config.epochs))
             with meter.stage("search_weights"):
-                loss = descend(forward, train, size, _loss(problem, own), on_weights, schedule)
+                loss = descend(forward, train, size, minimised, on_weights, schedule)
             operations = supernet.likeliest()
             supernet.choose(operations)
             with meter.stage("validation"):
@@ -203,34 +212,11 @@ def _drawn(supernet: Supernet, *, gated: bool = False) -> Callable[..., Tensor]:
     return forward
 
 
-def _loss(problem: SearchProblem, own: MMnasConfig) -> Loss:
-    mean = loss_of_logits(problem.head)
-    if own.steps == "cosine":
-        return mean
-
-    def summed(output: Output, labels: Tensor) -> Tensor:
-        return mean(output, labels) * len(labels)
-
-    return summed
-
-
-def _schedule(
-    optimizer: torch.optim.Optimizer, problem: SearchProblem, own: MMnasConfig, batches: int
-) -> LRScheduler:
-    if own.steps == "cosine":
-        steps = problem.config.epochs * batches
-        return CosineAnnealingLR(optimizer, T_max=steps, eta_min=problem.config.min_lr)
-    whole = _WARM_UP + 1
-    return LambdaLR(optimizer, lambda step: min(whole, step // batches + 1) / whole)
-
-
-def _clip(weights: Sequence[nn.Parameter], stale_momentum: bool) -> None:
-    """Bring the gradient to a norm of one at most; give what has none one of zero, if wanted."""
-    if stale_momentum:
-        for parameter in weights:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-    nn.utils.clip_grad_norm_(weights, _CLIP)
+def _fill(weights: Sequence[nn.Parameter]) -> None:
+    """Give what has no gradient one of zero: Adam then goes on moving it."""
+    for parameter in weights:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _require_gradients(weights: Sequence[nn.Parameter], *, wanted: bool) -> None:

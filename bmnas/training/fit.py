@@ -6,12 +6,18 @@ Backbones, candidates, a supernet one path at a time, final networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, LRScheduler
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    LambdaLR,
+    LRScheduler,
+)
 
 from bmnas.features.samples import Samples, batches_per_epoch, epoch_batches, iterate_batches
 from bmnas.machine.checkpoint import Checkpoint, Record, Stateful
@@ -32,6 +38,7 @@ from bmnas.training.settings import Recipe
 Loss = Callable[[Output, Tensor], Tensor]
 
 _SILENT = Progress()
+_RISING, _FALL = 4, 0.2  # epochs until a rate is whole, and its part after a fall
 
 
 def fit(
@@ -55,7 +62,7 @@ def fit(
     ``head`` on the logits. After every epoch ``until`` says whether to stop; what it remembers is
     not in the checkpoint. Raises UserError, naming ``stage``, when the loss is no longer finite.
     """
-    optimizer = _optimizer(network, recipe)
+    optimizer = _optimizer(network, recipe, min(recipe.batch_size, len(samples)))
     schedule = _schedule(optimizer, recipe, batches_per_epoch(len(samples), recipe.batch_size))
     parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     records = [] if checkpoint is None else checkpoint.restore(parts)
@@ -102,13 +109,15 @@ def _told(record: Record, metric: str) -> str:
     return "  ".join([f"loss {record['train_loss']:.3f}", *scores])
 
 
-def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(network: nn.Module, recipe: Recipe, batch: int) -> torch.optim.Optimizer:
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     slow = [] if recipe.backbone_lr is None else [p for n, p in named if n.startswith("backbones.")]
     backbones = set(slow)
     fast = [p for _, p in named if p not in backbones]
     rates = ((fast, recipe.max_lr), (slow, recipe.backbone_lr))
     groups = [{"params": params, "lr": rate} for params, rate in rates if params]
+    if recipe.official:
+        return clipped_adam(groups, recipe.max_lr, 1 / batch)
     return torch.optim.Adam(
         groups,
         weight_decay=recipe.weight_decay,
@@ -117,8 +126,43 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
+def clipped_adam(parameters: Sequence[Any], rate: float, most: float) -> torch.optim.Optimizer:
+    """Return Adam as MMnas has it, for gradients of a norm of ``most`` or less.
+
+    The losses of a batch of B are summed there, and the norm is one at most: of their mean, which
+    is what is minimised here, it is 1 / B.
+    """
+    optimizer = torch.optim.Adam(parameters, rate, (0.9, 0.98), eps=1e-9 * most, fused=True)
+    own = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def clip(*_: Any) -> None:
+        nn.utils.clip_grad_norm_(own, most)
+
+    optimizer.register_step_pre_hook(clip)
+    return optimizer
+
+
+def official_schedule(
+    optimizer: torch.optim.Optimizer, batches: int, falls: Sequence[int] = ()
+) -> LRScheduler:
+    """Return the schedule of MMnas for epochs of ``batches`` steps.
+
+    A quarter, a half and three quarters of the rate in the first three epochs, then all of it, a
+    fifth of what it was from each of the epochs ``falls`` on, which are counted from 0.
+    """
+
+    def factor(step: int) -> float:
+        epoch = step // batches
+        fallen = sum(epoch >= fall for fall in falls)
+        return min(epoch + 1, _RISING) / _RISING * _FALL**fallen
+
+    return LambdaLR(optimizer, factor)
+
+
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, batches: int) -> LRScheduler:
     """Return the schedule for epochs of ``batches`` steps."""
+    if recipe.official:
+        return official_schedule(optimizer, batches, recipe.falls)
     if recipe.first_cycle is None:
         return CosineAnnealingLR(optimizer, T_max=recipe.epochs * batches, eta_min=recipe.min_lr)
     return CosineAnnealingWarmRestarts(

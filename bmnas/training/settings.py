@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from bmnas.machine.schema import Range
 
@@ -32,7 +32,8 @@ class Recipe:
     Parameters below ``backbones`` start from ``backbone_lr``, if given. ``decoupled`` weight decay
     is that of AdamW; else it is added to the gradient, as the search of BM-NAS does. With
     ``first_cycle`` there are warm restarts (SGDR): a cycle of so many epochs, then cycles that are
-    twice as long as the one before.
+    twice as long as the one before. With ``official`` it is the training of MMnas instead, without
+    decay, see ``fit.official_schedule``: its rate falls at the beginning of the epochs ``falls``.
     """
 
     epochs: int
@@ -43,6 +44,8 @@ class Recipe:
     backbone_lr: float | None = None
     decoupled: bool = False
     first_cycle: int | None = None
+    official: bool = False
+    falls: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,8 @@ class TrainConfig:
     ``threshold`` turns probabilities into labels in multilabel tasks; None: the one that suits
     validation. ``freeze_backbones`` trains on the feature cache and leaves the backbones as they
     are. ``unimodal_logits`` adds the logits of the unimodal networks to those of what a search
-    found, with weights that suit validation.
+    found, with weights that suit validation. With ``steps = "official"`` it is trained as MMnas
+    trains; then ``falls`` are the epochs, from 0, at whose beginning the rate falls.
     """
 
     epochs: Count = 20
@@ -108,6 +112,8 @@ class TrainConfig:
     threshold: Threshold | None = None
     freeze_backbones: bool = False
     unimodal_logits: bool = False
+    steps: Literal["cosine", "official"] = "cosine"
+    falls: tuple[Annotated[int, Range(0)], ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -119,6 +125,8 @@ class TrainConfig:
             self.min_lr,
             self.weight_decay,
             backbone_lr=self.backbone_lr,
+            official=self.steps == "official",
+            falls=self.falls,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from bmnas.features.samples import label_tensor
 from bmnas.pipeline.importance import permutation_importance
 from bmnas.pipeline.multimodal import raw_samples
 from bmnas.spaces.mmnas.genotype import MMnasGenotype
+from bmnas.training.fit import clipped_adam
 from bmnas.training.metrics import predict
 
 CPU = torch.device("cpu")
@@ -56,6 +58,26 @@ def test_a_sequence_trains_exports_and_is_served(tmp_path: Path, frozen: bool, b
     assert worth.score == pytest.approx(trained.score)
     assert set(worth.features) == {*network.architecture.features}
     assert set(worth.modalities) == {"image", "question"}
+
+
+def test_a_final_training_may_be_the_official_one(tmp_path: Path) -> None:
+    task, run = tiny_questions(), tmp_path / "run"
+    settings = {"freeze_backbones": True, "steps": "official", "falls": [4, 5], "epochs": 6}
+    config = CONFIG.override("train", max_lr=0.004, **settings)
+    bmnas.train(sequence_file(tmp_path, boxes=False), task, run=run, config=config)
+    lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    wanted = [0.001, 0.002, 0.003, 0.004, 0.0008, 0.00016]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(wanted)
+
+
+def test_its_gradients_are_clipped() -> None:
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = clipped_adam([weight], 0.1, 1 / 8)
+    for scale, wanted in ((100.0, 0.125), (0.01, 0.02)):
+        weight.grad = torch.full((4,), scale)
+        optimizer.step()
+        assert float(weight.grad.norm()) == pytest.approx(wanted, rel=1e-3)
+    assert optimizer.defaults["betas"] == (0.9, 0.98)
 
 
 def test_the_command_line_writes_a_sequence(
