@@ -23,13 +23,14 @@ from bmnas.machine.costs import COMPILE
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime, cores
 from bmnas.pipeline.config import Config, fitted_config
-from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.context import RunContext, check_outputs
 from bmnas.pipeline.multimodal import channels_of
 from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.search import run_stages
 from bmnas.pipeline.unimodal import fold_epochs, tried_epochs
 from bmnas.report.metrics import MemoryPeak, RunMetrics
 from bmnas.spaces.cells.one_shot import SAMPLES
+from bmnas.spaces.cells.space import CellSpace
 from bmnas.strategies import STRATEGIES
 from bmnas.strategies.problem import search_steps
 from bmnas.strategies.settings import SearchConfig
@@ -71,6 +72,7 @@ def plan_task(task: Task, config: Config, runtime: Runtime, near: Path, *, seeds
     were there yet. Reads no test data. Raises UserError when the task cannot be used.
     """
     check_task(task)
+    check_outputs(task, CellSpace)
     return _plan(task, config, runtime, near, seeds)
 
 
@@ -85,6 +87,7 @@ def config_within(task: Task, minutes: float, runtime: Runtime, near: Path) -> C
     if not 0 < minutes < math.inf:
         raise UserError(f"--budget: received {minutes}, expected minutes above 0")
     check_task(task)
+    check_outputs(task, CellSpace)
     started = time.perf_counter()
     timing = _timed(task, fitted_config(task), runtime, near)
     left = 60 * minutes - (time.perf_counter() - started)

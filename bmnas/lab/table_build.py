@@ -47,6 +47,7 @@ from bmnas.spaces.cells.space import CellSpace
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks import check_task, check_test
 from bmnas.tasks.columns import read_npz
+from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Part, Task
 from bmnas.training.heads import TaskHead, head_for
 from bmnas.training.together import evaluate_together, fit_together, joined
@@ -84,6 +85,8 @@ def build_table(
     if out.suffix != ".npz":
         raise UserError(f"{out}: received a name that ends otherwise, expected one in .npz")
     check_task(task)
+    if not task_kind(task.kind).ALONE:
+        raise UserError(f"task {task.name}: received kind {task.kind}, which tables do not have")
     check_test(task)
     progress = Progress() if progress is None else progress
     context = RunContext(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from bmnas.machine.errors import UserError, close
+from bmnas.tasks.captioned import load_flickr30k, load_refcoco, load_vqa
 from bmnas.tasks.egogesture import load_egogesture
 from bmnas.tasks.mmimdb import (
     load_mmimdb,
@@ -71,6 +72,7 @@ class FolderTask:
 
 
 _FILMS, _STORED = (15_552, 2_608, 7_799), "multimodal_imdb.hdf5 and split.json"
+_FOUND = "the regions of a detector, a .npz file a picture"
 _VIDEOS = "the *_rgb.avi and *.skeleton files of NTU RGB+D"
 _JUDGING = 2_509, 16_487  # in validation and test, whatever the train subjects
 
@@ -96,6 +98,21 @@ FOLDER_TASKS: Mapping[str, FolderTask] = {
     ),
     "ntu-all": FolderTask(
         partial(load_ntu, variant="ntu-all"), _VIDEOS, (37_582, *_JUDGING), "ntu-1"
+    ),
+    "vqa": FolderTask(
+        load_vqa, f"the questions and annotations of VQA-v2 and {_FOUND}", None, "mmnas-vqa"
+    ),
+    "flickr30k": FolderTask(
+        load_flickr30k,
+        f"dataset_flickr30k.json and {_FOUND}",
+        (145_000, 5_070, 5_000),
+        "mmnas-itm",
+    ),
+    "refcoco": FolderTask(
+        load_refcoco,
+        f"train.json, val.json, testA.json and testB.json of RefCOCO and {_FOUND}",
+        (120_624, 10_834, 10_752),
+        "mmnas-vgd",
     ),
     "egogesture": FolderTask(
         load_egogesture,
