@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bmnas.tasks.kinds import Array
+from bmnas.tasks.kinds import BOX, Array
 from bmnas.tasks.shapes import ATTRIBUTES, Scenes, draw_scenes, paint
 from bmnas.tasks.task import Modality, Task
 
@@ -123,11 +123,16 @@ def load_refshapes_answers() -> Task:
 
 
 def load_refshapes() -> Task:
-    """Return 12,000 / 1,500 / 3,000 expressions, each with the box of the shape that it means."""
+    """Return 12,000 / 1,500 / 3,000 expressions, each with the box of the shape that it means.
+
+    Their types are those of their relations, a third each: a direction, a line through both shapes,
+    a distance.
+    """
     scenes, images, draw = _scenes(1)
     told = [_collect(part, _A_SCENE, draw, _EXPRESSIONS) for part in scenes]
-    boxes = np.array([box for part in told for _, _, box in part], np.float32)
-    return _task("refshapes", "grounding", images, told, boxes, ("x1", "y1", "x2", "y2"))
+    boxes = np.array([box for part in told for _, _, (box, _) in part], np.float32)
+    types = np.array([type_ for part in told for _, _, (_, type_) in part])
+    return replace(_task("refshapes", "grounding", images, told, boxes, BOX), types=types)
 
 
 def load_refshapes_captions() -> Task:
@@ -244,10 +249,11 @@ def _asks_other(tries: _Tries) -> Array:
     return good
 
 
-def _expression(tries: _Tries, row: int) -> tuple[str, Array]:
-    """Name a shape; what else is its box."""
+def _expression(tries: _Tries, row: int) -> tuple[str, tuple[Array, str]]:
+    """Name a shape; what else is its box, and the type of the relation."""
     text = f"the {tries.phrase(row, 0)} {tries.where(row)}"
-    return text, tries.scenes.boxes[row, tries.target[row]]
+    type_ = "direction" if tries.directed[row] else "distance" if tries.distant[row] else "line"
+    return text, (tries.scenes.boxes[row, tries.target[row]], type_)
 
 
 def _captions(scenes: Scenes, draw: np.random.RandomState) -> list[_Sentence]:

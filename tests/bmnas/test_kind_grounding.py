@@ -176,6 +176,16 @@ def test_what_is_wrong_with_boxes_is_told(tmp_path: Path) -> None:
         bmnas.train_fusion("concat", task, run=tmp_path / "b", config=CONFIG)
 
 
+def test_a_search_finds_a_network_for_regions(tmp_path: Path) -> None:
+    config = CONFIG.override("search", rerank=1)
+    found = bmnas.search(pointing(48), run=tmp_path, config=config, strategy="mmnas")
+    assert isinstance(found.genotype, MMnasGenotype)
+    assert found.genotype.features == ("text.1", "image.regions")
+    assert 0 <= found.validation <= 1
+    # What networks of one modality have learned instead is told.
+    assert {own["metric"] for own in found.metrics["unimodal"].values()} == {"weighted_f1"}
+
+
 def test_from_training_to_a_served_box(tmp_path: Path) -> None:
     task = pointing()
     config = CONFIG.override("train", epochs=30, max_lr=3e-3, dropout=0.0).override(

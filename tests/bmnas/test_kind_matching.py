@@ -186,8 +186,10 @@ def test_what_is_wrong_with_groups_is_told() -> None:
     assert (labels.tolist(), names) == ([1, 0, 1], ("match",))
 
 
-def test_a_search_over_cells_trains_on_pairs_and_judges_by_a_gallery(tmp_path: Path) -> None:
-    found = bmnas.search(captioned(), run=tmp_path, config=CONFIG, strategy="random")
+@pytest.mark.parametrize("strategy", ["random", "mmnas"])
+def test_a_search_trains_on_pairs_and_judges_by_a_gallery(tmp_path: Path, strategy: str) -> None:
+    config = CONFIG.override("search", rerank=1)
+    found = bmnas.search(captioned(), run=tmp_path, config=config, strategy=strategy)
     assert found.metrics["metric"] == "mean_recall"
     # That 10 of 32 at random, of which 8 are right, have a right one is the rule.
     assert 0.2 < found.validation <= 1

@@ -138,6 +138,9 @@ def test_an_expression_means_one_shape_and_needs_all_of_its_words() -> None:
     assert np.mean(by_relation) < 0.45
     # Directions tell a part without their anchor: who fits and is outermost. The others do not.
     assert sum(kinds[name] for name in refshapes.RELATIONS[:4]) == len(by_words) // 3
+    types = task_of("expressions").types
+    assert types is not None
+    assert Counter(types) == dict.fromkeys(("direction", "line", "distance"), len(by_words) // 3)
 
 
 def test_a_text_alone_does_not_tell_where() -> None:
