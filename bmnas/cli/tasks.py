@@ -66,10 +66,11 @@ def _facts(name: str) -> dict[str, object]:
 
 def _facts_of_folder(name: str) -> dict[str, object]:
     task = FOLDER_TASKS[name]
+    samples = {} if task.samples is None else dict(zip(PARTS, task.samples, strict=True))
     return {
         "name": name,
         "data": f"--data DIR with {task.files}",
-        "samples": dict(zip(PARTS, task.samples, strict=True)),
+        **({"samples": samples} if samples else {}),
         **_expected(task.preset),
     }
 

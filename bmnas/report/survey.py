@@ -21,7 +21,9 @@ _MOST_CLASSES = 12  # that are listed; of more, half of them are the most freque
 def published(found: Survey) -> dict[str, int]:
     """Return how many samples of each part were published, nothing where nobody says it."""
     known = FOLDER_TASKS.get(str(found.task.source.get("task")))
-    return {} if known is None else dict(zip(PARTS, known.samples, strict=True))
+    if known is None or known.samples is None:
+        return {}
+    return dict(zip(PARTS, known.samples, strict=True))
 
 
 def published_notes(found: Survey) -> Iterator[str]:

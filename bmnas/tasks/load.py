@@ -61,13 +61,13 @@ def load_digits() -> Task:
 class FolderTask:
     """A task with a name of its own, which ``load`` reads from a folder.
 
-    ``files`` says what lies in the folder, ``samples`` how many of each part were published,
-    ``preset`` is the task's.
+    ``files`` says what lies in the folder, ``samples`` how many of each part were published, None
+    where nobody says it, ``preset`` is the task's.
     """
 
     load: Callable[[Path], Task]
     files: str
-    samples: tuple[int, int, int]
+    samples: tuple[int, int, int] | None
     preset: str = "default"
 
 
