@@ -21,7 +21,7 @@ from bmnas.tasks.task import Array, Modality, ModalityType, Task
 _NOISE = (0.0, 0.25, 0.5, 1.0, 2.0)
 _WORDS = (0.0, 0.1, 0.25, 0.5, 0.75)
 #: Over which axes of a row the standard deviation is taken: columns keep their own.
-_POOLED: dict[ModalityType, tuple[int, ...]] = {"vector": (), "sequence": (0,)}
+_POOLED: dict[ModalityType, tuple[int, ...]] = {"vector": (), "sequence": (0,), "regions": (0,)}
 
 
 def measure_robustness(
@@ -57,7 +57,7 @@ def measure_robustness(
 def train_statistics(task: Task, modality: Modality) -> tuple[Array, Array]:
     """Return the mean (*axes) of the train rows, and their standard deviation.
 
-    That is (D) of vectors and sequences, else one number for all positions and colours.
+    That is (D) of vectors, sequences and regions, else one number for all positions and colours.
     """
     rows = np.sort(modality.rows_of(task.samples("train")))
     total = squares = np.zeros(())

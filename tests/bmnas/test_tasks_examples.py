@@ -71,6 +71,19 @@ def test_an_example_reads_its_pack(name: str) -> None:
     assert reload_task(task.source).licence == task.licence != "not stated"
 
 
+@pytest.mark.data
+def test_icons_are_matched_with_their_names_and_tags() -> None:
+    folder = PACKS / "icon-tags"
+    if not folder.is_dir():
+        pytest.skip("BMNAS_DATA names no folder with icon-tags")
+    task = load_task("examples.icon_matching:icon_matching", folder)
+    check_task(task)
+    check_test(task)
+    assert task.modality("text").data[0] == "a arrow down letter font size text formatting smaller"
+    assert [len(task.samples(p)) for p in ("train", "validation", "test")] == [1035, 162, 502]
+    assert len(np.unique(task.labels)) == len(np.unique(task.modality("text").data))
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
 def test_an_example_starts_with_the_command_that_runs_it(path: Path) -> None:
     comments = [line for line in path.read_text().splitlines() if line.startswith("# bmnas")]
