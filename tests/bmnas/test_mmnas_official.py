@@ -14,6 +14,7 @@ from bmnas.spaces.architecture import GenotypeError
 from bmnas.spaces.mmnas.known import known_sequence
 from bmnas.spaces.mmnas.network import MMnasNetwork
 from bmnas.spaces.mmnas.official import converted, load_official, read_arch
+from bmnas.tasks.kinds import REGIONWISE
 
 FEATURES, RAW = ("question.1", "image.regions"), {"question.1": 6, "image.regions": 5 + 4}
 ENCODER = ["self_att_64", "feed_forward"]
@@ -76,7 +77,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
 WIDTH, ANSWERS, WORDS = 128, 3, 11
 
 
-def official_state() -> dict[str, torch.Tensor]:
+def official_state(*, grounding: bool = False) -> dict[str, torch.Tensor]:
     """A state dict of the layout of the official program, for the last sequence of ``ARCH``."""
     torch.manual_seed(0)
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (WORDS, 6)}
@@ -105,21 +106,27 @@ def official_state() -> dict[str, torch.Tensor]:
             if name == "rel_self_att_64":
                 linear(f"{place}.mhatt.linear_r", 64, WIDTH // 64)
             norm(f"{place}.ln", WIDTH)
-    for side in "xy":
+    for side in "x" if grounding else "xy":
         linear(f"attflat_{side}.mlp.fc.linear", WIDTH, WIDTH)
         linear(f"attflat_{side}.mlp.linear", WIDTH, 1)
         linear(f"attflat_{side}.linear_merge", WIDTH, 2 * WIDTH)
+    for side in "xy":
         linear(f"linear_{side}_rel", 3 if side == "x" else 4, 64)
     norm("proj_norm", 2 * WIDTH)
-    linear("proj", 2 * WIDTH, ANSWERS)
+    if grounding:
+        linear("attfc_y", WIDTH, 2 * WIDTH)
+        linear("proj_scores", 2 * WIDTH, 1)
+        linear("proj_reg", 2 * WIDTH, 4)
+    else:
+        linear("proj", 2 * WIDTH, ANSWERS)
     return {name: torch.randn(shape) / 8 for name, shape in shapes.items()}
 
 
-def network(**changes: Any) -> MMnasNetwork:
+def network(classes: int = ANSWERS, **changes: Any) -> MMnasNetwork:
     found = known_sequence("mcan", FEATURES, width=WIDTH, head=64)
     parts = {"encoder": ("sa", "ffn"), "decoder": ("sa", "rsa", "ga", "ffn"), "norm": "official"}
     genotype = type(found).from_dict({**found.to_dict(), **parts, **changes})
-    return MMnasNetwork(genotype, RAW, classes=ANSWERS, dropout=0.1).eval()
+    return MMnasNetwork(genotype, RAW, classes=classes, dropout=0.1).eval()
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -150,6 +157,15 @@ def test_weights_of_the_official_layout_are_taken(tmp_path: Path, prefix: str) -
     }.items():
         assert torch.equal(own[name], state[theirs]), name
     assert set(converted(state)[0]) == set(own)
+
+
+def test_weights_for_grounding_are_taken(tmp_path: Path) -> None:
+    state, net = official_state(grounding=True), network(REGIONWISE)
+    torch.save({"state_dict": state}, tmp_path / "epoch13.pkl")
+    load_official(net, tmp_path / "epoch13.pkl")
+    assert torch.equal(net.output.weight[0], state["proj_scores.weight"][0])
+    assert torch.equal(net.output.bias[1:], state["proj_reg.bias"])
+    assert torch.equal(net.get_parameter("place.weight"), state["attfc_y.weight"])
 
 
 def test_other_weights_and_other_norms_are_refused(tmp_path: Path) -> None:

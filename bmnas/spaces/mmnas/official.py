@@ -96,6 +96,7 @@ _RENAMED = [
         (r"^(summaries\.\d\.)mlp\.fc\.linear\.", r"\1hidden."),
         (r"^(summaries\.\d\.)mlp\.linear\.", r"\1weigh."),
         (r"^(summaries\.\d\.)linear_merge\.", r"\1merge."),
+        (r"^attfc_y\.", "place."),
         (r"^proj_norm\.", "norm."),
         (r"^proj\.", "output."),
         (r"\.mhatt\.linear_q\.", ".operation.query."),
@@ -120,6 +121,8 @@ def converted(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | 
 
     ``state`` is a state dict of the official program, with or without ``module.`` in front.
     """
+    import torch
+
     found: dict[str, Tensor] = {}
     words = None
     for name, tensor in state.items():
@@ -130,6 +133,10 @@ def converted(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | 
             for pattern, ours in _RENAMED:
                 plain = pattern.sub(ours, plain)
             found[plain] = tensor
+    for part in ("weight", "bias") if "proj_scores.weight" in found else ():
+        # Of grounding: a score and four deltas for each region, in one layer here.
+        both = [found.pop(f"{layer}.{part}") for layer in ("proj_scores", "proj_reg")]
+        found[f"output.{part}"] = torch.cat(both)
     return found, words
 
 
