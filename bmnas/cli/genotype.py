@@ -56,7 +56,8 @@ def genotype(
 
     bmnas train takes it like a genotype that a search found. Channels, length and the number of
     random Cells come from the preset; with the pairs of a run, its backbones can be used again. A
-    known sequence of MMnas has the width of the preset's section mmnas, MCAN also its lengths.
+    known sequence of MMnas has the width that the preset's section mmnas trains in the end, MCAN
+    also its lengths.
 
     Example: bmnas genotype aoa --pairs late --task digits
     """
@@ -94,7 +95,7 @@ def _sequence(name: str, source: TaskOptions) -> tuple[Architecture, str]:
     types = {modality.name: modality.type for modality in task.modalities}
     settings = {**vars(config.strategies["mmnas"]), "types": types}
     space = MMnasSpace.of(feature_names(task), settings)
-    return space.known(name), f"{task.name}-{name}"
+    return space.final(space.known(name)), f"{task.name}-{name}"
 
 
 def _for_task(module: str, pairs: str, source: TaskOptions, seed: int) -> tuple[Genotype, str]:

@@ -68,7 +68,14 @@ class MMnas(Strategy):
     )
     PAPER: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "search": {"rerank": 0, "rivals": False},
-        "mmnas": {"split": "order", "start": "mcan", "steps": "official", "stale_momentum": True},
+        "mmnas": {
+            "norm": "official",
+            "split": "order",
+            "start": "mcan",
+            "steps": "official",
+            "stale_momentum": True,
+        },
+        "train": {"steps": "official"},
     }
 
     @classmethod

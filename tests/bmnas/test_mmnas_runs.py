@@ -91,6 +91,10 @@ def test_the_command_line_writes_a_sequence(
     assert (found.encoder, found.decoder) == (("sa", "ffn") * 2, ("sa", "ga", "ffn") * 2)
     assert (found.features, found.width) == (("m0.3", "m1.3"), 64)
     assert "holds another genotype" in bmnas_command(*words, "sum").err
+    paper = ("genotype", "mcan", "--task", "task.toml", "--run", "paper", "--preset", "mmnas-vqa")
+    assert bmnas_command(*paper).status == 0
+    found = MMnasGenotype.load(tmp_path / "paper" / "genotype.json")
+    assert (len(found.decoder), found.width, found.norm) == (18, 512, "official")
     assert "m1.3 has no boxes to relate" in bmnas_command(*words, "vqa").err
 
 
