@@ -2,8 +2,9 @@
 
 One set of scenes gives three tasks: ``refshapes``, which shape is meant by "the red circle left of
 the large square"; ``refshapes-answers``, questions of the same build; ``refshapes-captions``, which
-caption belongs to which scene. A sentence about a shape needs all of its words: another shape of
-the scene fits its attributes, and another one stands in its relation.
+caption belongs to which scene. An expression needs the words of its shape and of its relation:
+another shape of the scene fits its attributes, and another one stands in its relation. It needs its
+anchor too, but for directions, where what fits and is farthest out is mostly what is meant.
 
 Legend: S scenes, M shapes of a scene at most, A attributes of a shape, n tries.
 """
@@ -11,6 +12,7 @@ Legend: S scenes, M shapes of a scene at most, A attributes of a shape, n tries.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -38,7 +40,10 @@ _TOLD = (0.4, 0.6, 0.7), (0.8, 0.95, 0.95)
 _CLEAR = 1.25  # by so much one distance has to exceed another for a relation to be plain
 _ASKED = "size", "colour", "shape"
 _TYPES = {"is": "yes/no", "how": "number", "what": "other"}  # of questions, as in VQA
-_ONE = 0.4  # of the questions for a number with the answer one are kept
+#: Of how many shapes at a place it is asked whether and how many there are of a kind, and how many
+#: those are: as many of each, so that neither the place nor the question tells the answer.
+_EXIST = (1, False), (1, True), (2, False), (2, True)
+_COUNTS = (1, 0), (1, 1), (2, 1), (2, 2)
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class _Tries:
     ``place``; ``told`` (n, 2, A) are the attributes that are named of both. Of the shapes (n, M),
     ``fits`` are those that the target's words name, ``stands`` those that stand as the target
     should, ``plain`` those for which that is beyond doubt. ``asked`` (n,) is an attribute that is
-    not told if there is one, ``coin`` a number below 1.
+    not told if there is one.
     """
 
     scenes: Scenes
@@ -62,7 +67,6 @@ class _Tries:
     stands: Array
     plain: Array
     asked: Array
-    coin: Array
 
     @property
     def directed(self) -> Array:
@@ -77,16 +81,26 @@ class _Tries:
         return found
 
     @functools.cached_property
+    def related(self) -> Array:
+        """Where the words of the target need the relation, and it is plain."""
+        unclear = (self.fits & ~self.plain).any(1)
+        return np.asarray(~unclear & (self.fits & ~self.stands).any(1))
+
+    @functools.cached_property
     def usable(self) -> Array:
         """Where the words of the target and its relation need each other."""
-        needed = self.fits & ~self.plain, self.stands & ~self.fits, self.fits & ~self.stands
-        unclear, others, fitting = (np.any(shapes, axis=1) for shapes in needed)
-        return np.asarray(~unclear & others & fitting)
+        return np.asarray(self.related & (self.stands & ~self.fits).any(1))
 
     @functools.cached_property
     def count(self) -> Array:
         """How many shapes (n,) fit the target's words and stand as it should."""
         number: Array = (self.fits & self.stands).sum(1)
+        return number
+
+    @functools.cached_property
+    def standing(self) -> Array:
+        """How many shapes (n,) stand as the target should."""
+        number: Array = self.stands.sum(1)
         return number
 
     @functools.cached_property
@@ -136,9 +150,10 @@ def load_refshapes() -> Task:
 
 
 def load_refshapes_captions() -> Task:
-    """Return 4 captions, each of two statements, of every scene.
+    """Return 4 captions, each of two statements, of a scene, true of no other scene of its part.
 
-    Their labels are their scenes: the captions of one suit its picture all alike.
+    A scene without as many, such as one of shapes all alike, has fewer or none. Their labels are
+    their scenes: the captions of one suit its picture all alike.
     """
     scenes, images, draw = _scenes(3)
     told = [_captions(part, draw) for part in scenes]
@@ -216,21 +231,29 @@ def _collect(
     return [(s, text, more) for s, own in enumerate(found) for text, more in own.items()]
 
 
-def _exists(wanted: bool) -> _Teller:
-    """Ask whether there is such a shape at such a place, where that is ``wanted``."""
+def _exists(standing: int, wanted: bool) -> _Teller:
+    """Ask whether there is such a shape at the place of ``standing``, where that is ``wanted``."""
 
     def tell(tries: _Tries, row: int) -> tuple[str, str]:
         text = f"is there {tries.phrase(row, 0, article=True)} {tries.where(row)}"
         return text, "yes" if wanted else "no"
 
-    return _Teller(
-        lambda tries: tries.usable & tries.directed & ((tries.count > 0) == wanted), tell
-    )
+    return _Teller(lambda tries: _asks_place(tries, standing) & ((tries.count > 0) == wanted), tell)
 
 
-def _number(tries: _Tries, row: int) -> tuple[str, str]:
-    """Ask how many such shapes there are at such a place."""
-    return f"how many {tries.phrase(row, 0)}s are {tries.where(row)}", str(tries.count[row])
+def _number(standing: int, count: int) -> _Teller:
+    """Ask how many such shapes there are at the place of ``standing``, where ``count`` are."""
+
+    def tell(tries: _Tries, row: int) -> tuple[str, str]:
+        return f"how many {tries.phrase(row, 0)}s are {tries.where(row)}", str(count)
+
+    return _Teller(lambda tries: _asks_place(tries, standing) & (tries.count == count), tell)
+
+
+def _asks_place(tries: _Tries, standing: int) -> Array:
+    """Return where the words need their relation, a direction with ``standing`` shapes."""
+    found: Array = tries.related & tries.directed & (tries.standing == standing)
+    return found
 
 
 def _other(tries: _Tries, row: int) -> tuple[str, str]:
@@ -242,10 +265,11 @@ def _other(tries: _Tries, row: int) -> tuple[str, str]:
 
 
 def _asks_other(tries: _Tries) -> Array:
-    """Return where what is asked for is not told, nor the same of all that fit the words."""
+    """Return where what is asked for is not told, nor the same of all that fit or stand there."""
     rows, values = np.arange(len(tries.target)), tries.scenes.attributes
     own = values[rows, :, tries.asked] == values[rows, tries.target, tries.asked][:, None]
-    good: Array = tries.refers & ~tries.told[rows, 0, tries.asked] & (tries.fits & ~own).any(1)
+    unlike = [(shapes & ~own).any(1) for shapes in (tries.fits, tries.stands)]
+    good: Array = tries.refers & ~tries.told[rows, 0, tries.asked] & unlike[0] & unlike[1]
     return good
 
 
@@ -257,27 +281,33 @@ def _expression(tries: _Tries, row: int) -> tuple[str, tuple[Array, str]]:
 
 
 def _captions(scenes: Scenes, draw: np.random.RandomState) -> list[_Sentence]:
-    """Return captions: where one shape is from another, and where one is from a third."""
+    """Return captions of two statements, where one shape is from another, of no other scene."""
     count, most = scenes.there.shape
     apart = scenes.centres[:, :, None] - scenes.centres[:, None]
     size = np.abs(apart)
-    good = scenes.there[:, :, None] & scenes.there[:, None] & ~np.eye(most, dtype=np.bool_)
-    good &= size.max(-1) >= _CLEAR * size.min(-1)
     axis = size.argmax(-1)
     relation = 2 * axis + (np.take_along_axis(apart, axis[..., None], -1)[..., 0] > 0)
-    order = np.argsort(-draw.random_sample((count, most * most)) * good.reshape(count, -1), axis=1)
+    limits = [len(words) for words in ATTRIBUTES]
+    every = *limits, 4, *limits
+    one, two = (np.moveaxis(np.expand_dims(scenes.attributes, k), -1, 0) for k in (2, 1))
+    code = np.ravel_multi_index(np.broadcast_arrays(*one, relation, *two), every)
+    true = scenes.there[:, :, None] & scenes.there[:, None] & ~np.eye(most, dtype=np.bool_)
+    plain = true & (size.max(-1) >= _CLEAR * size.min(-1))
+    holds = np.zeros((math.prod(every), count), np.float32)
+    holds[code[true], np.nonzero(true)[0]] = 1
 
-    def statement(scene: int, pair: int) -> str:
-        one, two = divmod(pair, most)
-        names = [_words(scenes.attributes[scene, shape], article=True) for shape in (one, two)]
-        return f"{names[0]} {RELATIONS[relation[scene, one, two]]} {names[1]}"
+    def statement(code: int) -> str:
+        *values, relation, one, two, three = np.unravel_index(code, every)
+        names = [_words(np.array(own), article=True) for own in (values, [one, two, three])]
+        return f"{names[0]} {RELATIONS[relation]} {names[1]}"
 
-    return [
-        (scene, " and ".join(statement(scene, pair) for pair in pairs), None)
-        for scene in range(count)
-        for pairs in order[scene, : 2 * _A_SCENE].reshape(-1, 2).tolist()
-        if good[scene].flat[pairs].all()
-    ]
+    found = []
+    for scene in range(count):
+        told = draw.permutation(np.unique(code[scene][plain[scene]]))
+        scenes_of = holds[told] @ holds[told].T  # how many scenes two statements are true of
+        pairs = draw.permutation(np.argwhere(np.triu(scenes_of == 1, 1)))[:_A_SCENE]
+        found += [(scene, " and ".join(map(statement, told[pair])), None) for pair in pairs]
+    return found
 
 
 _EXPRESSIONS = (
@@ -286,17 +316,10 @@ _EXPRESSIONS = (
     _Teller(lambda tries: tries.refers & tries.distant, _expression),
 )
 _QUESTIONS = (
-    *(_exists(True), _exists(False)),
-    # As many answers of one and of two.
-    *[_Teller(lambda tries: tries.usable & tries.directed & _seldom_one(tries), _number)] * 2,
-    *[_Teller(_asks_other, _other)] * 2,
+    *[_exists(*known) for known in _EXIST],
+    *[_number(*known) for known in _COUNTS],
+    *[_Teller(_asks_other, _other)] * 4,
 )
-
-
-def _seldom_one(tries: _Tries) -> Array:
-    """Return which questions for a number are kept: some of those with the answer one."""
-    kept: Array = (tries.count != 1) | (tries.coin < _ONE)
-    return kept
 
 
 def _tries(scenes: Scenes, places: Array, draw: np.random.RandomState) -> _Tries:
@@ -341,7 +364,6 @@ def _tries(scenes: Scenes, places: Array, draw: np.random.RandomState) -> _Tries
         others & np.where(distant, one >= two, one > two),
         plain,
         asked=np.argmax(draw.random_sample((len(good), len(ATTRIBUTES))) * ~told[good, 0], axis=1),
-        coin=draw.random_sample(len(good)),
     )
 
 
