@@ -33,6 +33,7 @@ _OFTEN = 8  # an answer is a class that was given more often
 _HELD_OUT, _SEED = 0.1, 20170722  # of the pictures of train, for validation
 _DELETED = str.maketrans("-/", "  ", ".,'!?\"()*#:;")
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
+_ARTICLES = "a", "an", "the"
 _DIGITS = {
     word: str(digit)
     for digit, words in enumerate(
@@ -40,6 +41,24 @@ _DIGITS = {
     )
     for word in words.split()
 }
+#: Words with an apostrophe, each found without one of its own.
+_APART = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't
+mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've
+should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've
+someone'll someone's something'd something'd've something'll that's there'd there'd've there're
+there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're
+what's what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're
+why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
+you've
+"""
+_CONTRACTIONS = {
+    word[:place] + word[place + 1 :]: word
+    for word in _APART.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}  # so they have it
 
 
 def load_vqa(folder: Path) -> Task:
@@ -163,15 +182,15 @@ def words_of(text: str) -> list[str]:
 def normalised(answer: str) -> str:
     """Return an answer as VQA compares it: no case, punctuation, articles; digits for numbers.
 
-    Contractions are left as they are.
+    Contractions have their apostrophes. These are the rules of the program that scores VQA.
     """
-    text = " ".join(answer.lower().split())
-    comma = re.search(r"\d,\d", text) is not None
+    text = given = " ".join(answer.lower().split())
+    comma = re.search(r"\d,\d", given) is not None
     for mark in _MARKS:
-        alone = f"{mark} " in text or f" {mark}" in text or comma
+        alone = f"{mark} " in given or f" {mark}" in given or comma
         text = text.replace(mark, "" if alone else " ")
-    words = re.sub(r"(?<!\d)\.|\.(?!\d)", "", text).split()
-    return " ".join(_DIGITS.get(word, word) for word in words if word not in ("a", "an", "the"))
+    words = [word for word in re.sub(r"\.(?!\d)", "", text).split() if word not in _ARTICLES]
+    return " ".join(_DIGITS.get(word, _CONTRACTIONS.get(word, word)) for word in words)
 
 
 def _modalities(

@@ -15,7 +15,7 @@ import numpy as np
 
 from bmnas.machine.errors import few
 from bmnas.machine.schema import Problem, SchemaError
-from bmnas.tasks.kinds import TASK_KINDS, UNKNOWN_LABEL, Array, task_kind
+from bmnas.tasks.kinds import BOX, TASK_KINDS, UNKNOWN_LABEL, Array, task_kind
 from bmnas.tasks.left_out import LEFT_OUT, left_out
 from bmnas.tasks.load import FOLDER_TASKS
 from bmnas.tasks.rows import Data, Rows, pieces, read_rows
@@ -291,13 +291,20 @@ def wrong_rows(modality: Modality, rows: Array) -> Array:
     # As float32, which the networks compute in: a larger number is infinite there.
     with np.errstate(over="ignore"):
         narrow = rows.astype(np.float32, copy=False)
-    return np.asarray(~np.isfinite(narrow).reshape(len(rows), -1).all(1))
+    wrong = np.asarray(~np.isfinite(narrow).reshape(len(rows), -1).all(1))
+    if modality.type == "regions":
+        low, high = np.split(narrow[..., -len(BOX) :], 2, axis=-1)
+        wrong |= (high < low).any((1, 2))
+        # A picture is larger than a pixel: these are parts of its sides.
+        wrong |= (high.max((1, 2)) > 0) & (high <= 1).all((1, 2))
+    return wrong
 
 
 def wrong_values(modality: Modality) -> str:
     """Return what is wrong with a row that no network can take, in words."""
     return {
         "text": "empty text",
+        "regions": "NaN, infinite value or a box that is not x1, y1, x2, y2 in pixels",
         "tokens": f"a token outside 0 to {_MOST_TOKENS - 1}",
     }.get(modality.type, "NaN or infinite value")
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bmnas.backbones.regions import areas
 from bmnas.tasks.kinds import Grounding
 from bmnas.training.task_head import ServedOutput, TaskHead, calibration_error
 
@@ -55,7 +56,7 @@ class GroundingHead(TaskHead):
     def _terms(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return divergences (n,), losses of deltas (n, R), and which regions are good ones."""
         scores, deltas, boxes = _parts(logits)
-        overlap = overlaps(boxes, labels[:, None])
+        overlap = _overlaps(boxes, labels)
         good = overlap >= HIT
         target = torch.where(good, overlap, 0)
         target = target / target.sum(-1, keepdim=True).clamp(min=HIT)
@@ -71,8 +72,8 @@ class GroundingHead(TaskHead):
     def details(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """Return how often one of the regions is good: what choosing alone could reach."""
         _, _, boxes = _parts(logits)
-        there = (overlaps(boxes, labels[:, None]) >= HIT).any(-1)
-        return {"proposal_recall": float(there.double().mean())}
+        good = (_overlaps(boxes, labels) >= HIT).any(-1)
+        return {"proposal_recall": float(good.double().mean())}
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the softmax (n, R) of the scores."""
@@ -112,10 +113,14 @@ def _parts(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores (n, R), deltas (n, R, 4) and corners (n, R, 4) of logits (n, K)."""
     regions = logits.unflatten(-1, (-1, _NUMBERS))
     boxes = regions[..., -4:].detach()
-    there = (boxes[..., 2:] > boxes[..., :2]).all(-1)
     # Neither -inf, of which a product with 0 is NaN, nor what half precision has no room for.
     least = max(-1e9, torch.finfo(logits.dtype).min / 2)
-    return torch.where(there, regions[..., 0], least), regions[..., 1:5], boxes
+    return torch.where(areas(boxes), regions[..., 0], least), regions[..., 1:5], boxes
+
+
+def _overlaps(boxes: Tensor, labels: Tensor) -> Tensor:
+    """Return the overlaps (n, R) of regions (n, R, 4) with labels (n, 4): of padding none."""
+    return overlaps(boxes, labels[:, None]) * areas(boxes)
 
 
 def overlaps(one: Tensor, two: Tensor) -> Tensor:

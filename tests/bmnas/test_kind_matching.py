@@ -191,8 +191,6 @@ def test_a_search_trains_on_pairs_and_judges_by_a_gallery(tmp_path: Path, strate
     config = CONFIG.override("search", rerank=1)
     found = bmnas.search(captioned(), run=tmp_path, config=config, strategy=strategy)
     assert found.metrics["metric"] == "mean_recall"
-    # That 10 of 32 at random, of which 8 are right, have a right one is the rule.
-    assert 0.2 < found.validation <= 1
 
 
 @pytest.mark.parametrize("frozen", [True, False])

@@ -11,6 +11,7 @@ from tiny_tasks import changed, tiny_task
 from bmnas.machine.errors import UserError
 from bmnas.tasks import Modality, Task, check_task, check_test
 from bmnas.tasks import rows as rows_module
+from bmnas.tasks.check import wrong_rows
 
 N = 96
 
@@ -128,6 +129,16 @@ def test_values_that_are_not_finite_in_float32(value: float, sample: int, part: 
         f"task tiny: modality m1: NaN or infinite value in row {sample}, "
         f"of sample {sample} ({part})"
     )
+
+
+@pytest.mark.parametrize("box", [(9, 2, 3, 4), (1, 9, 3, 4), (0.1, 0.2, 0.5, 1.0)])
+def test_regions_have_boxes_in_pixels(box: tuple[float, ...]) -> None:
+    rows = np.zeros((3, 2, 7), np.float32)  # the second regions are padding
+    rows[:, 0, -4:] = 1, 2, 3, 4
+    modality = Modality("image", "regions", rows)
+    assert not wrong_rows(modality, rows).any()
+    rows[1, 0, -4:] = box
+    assert wrong_rows(modality, rows).tolist() == [False, True, False]
 
 
 def test_a_shared_row_is_named_with_a_sample_that_uses_it() -> None:
