@@ -38,6 +38,7 @@ from bmnas.strategies.rerank import compare, screened
 from bmnas.training.fit import (
     clipped_adam,
     descend,
+    largest_gradient,
     loss_of_logits,
     official_schedule,
     require_finite_loss,
@@ -45,7 +46,7 @@ from bmnas.training.fit import (
 from bmnas.training.metrics import evaluate
 
 _ALPHA_BETAS = (0.0, 0.999)
-_SAMPLES, _BATCH = 1000, 500  # that judge a network, at most
+_SAMPLES, _BATCH = 1000, 100  # that judge a network, at most; relations take much room
 
 
 def search_with_gates(problem: SearchProblem) -> Outcome[MMnasGenotype]:
@@ -97,7 +98,7 @@ def relax(
     train, held_out = parts_of(problem.train.select(space.features), second, own)
     weights, size = supernet.weight_parameters(), config.batch_size
     official, batches = own.steps == "official", batches_per_epoch(len(train), size)
-    most = 1 / min(size, len(train)) if official else 1.0
+    most = largest_gradient(problem.head, min(size, len(train)), own.gpu_batch) if official else 1.0
     on_weights = clipped_adam(weights, config.max_lr, most)
     schedule = (
         official_schedule(on_weights, batches)
@@ -263,6 +264,20 @@ def _candidates(
     return found
 
 
+def judging(count: int, match: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Return which of ``count`` samples judge a network, at most 1,000.
+
+    Of pairs, of which ``match`` (count,) says which do, there are two that do not for each that
+    does, as in training: of a gallery few do.
+    """
+    chosen = torch.randperm(count, generator=generator)
+    if match is not None:
+        own = match[chosen]
+        right = chosen[own][: _SAMPLES // 3]
+        chosen = torch.cat([right, chosen[~own][: 2 * len(right)]])
+    return chosen[:_SAMPLES]
+
+
 @torch.no_grad()
 def _judge(
     problem: SearchProblem, space: MMnasSpace, supernet: Supernet
@@ -271,7 +286,8 @@ def _judge(
     supernet.eval()
     validation = problem.validation.select(space.features)
     generator = torch.Generator().manual_seed(stage_seed(problem.seed, "screening"))
-    chosen = torch.randperm(len(validation), generator=generator)[:_SAMPLES]
+    match = validation.labels[:, 0] > 0 if problem.head.kind.PAIRS else None
+    chosen = judging(len(validation), match, generator)
     batches = [
         (supernet.read(batch.inputs, batch.masks), batch.labels)
         for batch in iterate_batches(validation, chosen.split(_BATCH), problem.runtime.device)

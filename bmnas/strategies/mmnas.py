@@ -31,8 +31,9 @@ class MMnasConfig:
     which weights do not see: samples of other rows of the second modality (``split = "rows"``), or
     the last in the file's order. ``start``: alpha prefers MCAN's operations, or none.
 
-    ``steps = "official"``: losses are summed over the batch, and the rate stays at ``max_lr`` after
-    three epochs of warm-up. ``stale_momentum``: Adam goes on moving weights of operations that were
+    ``steps = "official"``: gradients are clipped as of losses that are summed over the batch, or
+    over ``gpu_batch`` samples of it, and the rate stays at ``max_lr`` after three epochs of
+    warm-up. ``stale_momentum``: Adam goes on moving weights of operations that were
     not drawn, as in the official program.
     """
 
@@ -50,6 +51,7 @@ class MMnasConfig:
     split: Literal["rows", "order"] = "rows"
     start: Literal["mcan", "even"] = "mcan"
     steps: Literal["cosine", "official"] = "cosine"
+    gpu_batch: Annotated[int, Range(0)] = 0
     stale_momentum: bool = False
 
 

@@ -62,7 +62,8 @@ def fit(
     ``head`` on the logits. After every epoch ``until`` says whether to stop; what it remembers is
     not in the checkpoint. Raises UserError, naming ``stage``, when the loss is no longer finite.
     """
-    optimizer = _optimizer(network, recipe, min(recipe.batch_size, len(samples)))
+    most = largest_gradient(head, min(recipe.batch_size, len(samples)), recipe.gpu_batch)
+    optimizer = _optimizer(network, recipe, most)
     schedule = _schedule(optimizer, recipe, batches_per_epoch(len(samples), recipe.batch_size))
     parts: dict[str, Stateful] = {"network": network, "optimizer": optimizer, "schedule": schedule}
     records = [] if checkpoint is None else checkpoint.restore(parts)
@@ -109,7 +110,7 @@ def _told(record: Record, metric: str) -> str:
     return "  ".join([f"loss {record['train_loss']:.3f}", *scores])
 
 
-def _optimizer(network: nn.Module, recipe: Recipe, batch: int) -> torch.optim.Optimizer:
+def _optimizer(network: nn.Module, recipe: Recipe, most: float) -> torch.optim.Optimizer:
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     slow = [] if recipe.backbone_lr is None else [p for n, p in named if n.startswith("backbones.")]
     backbones = set(slow)
@@ -117,7 +118,7 @@ def _optimizer(network: nn.Module, recipe: Recipe, batch: int) -> torch.optim.Op
     rates = ((fast, recipe.max_lr), (slow, recipe.backbone_lr))
     groups = [{"params": params, "lr": rate} for params, rate in rates if params]
     if recipe.official:
-        return clipped_adam(groups, recipe.max_lr, 1 / batch)
+        return clipped_adam(groups, recipe.max_lr, most)
     return torch.optim.Adam(
         groups,
         weight_decay=recipe.weight_decay,
@@ -127,11 +128,7 @@ def _optimizer(network: nn.Module, recipe: Recipe, batch: int) -> torch.optim.Op
 
 
 def clipped_adam(parameters: Sequence[Any], rate: float, most: float) -> torch.optim.Optimizer:
-    """Return Adam as MMnas has it, for gradients of a norm of ``most`` or less.
-
-    The losses of a batch of B are summed there, and the norm is one at most: of their mean, which
-    is what is minimised here, it is 1 / B.
-    """
+    """Return Adam as MMnas has it, for gradients of a norm of ``most`` or less."""
     optimizer = torch.optim.Adam(parameters, rate, (0.9, 0.98), eps=1e-9 * most, fused=True)
     own = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -140,6 +137,15 @@ def clipped_adam(parameters: Sequence[Any], rate: float, most: float) -> torch.o
 
     optimizer.register_step_pre_hook(clip)
     return optimizer
+
+
+def largest_gradient(head: TaskHead, batch: int, gpu_batch: int = 0) -> float:
+    """Return how large a gradient may be in the official training of MMnas.
+
+    Where losses are summed there, over what a GPU has of a batch, a norm of one is the most: of
+    their mean, which is what is minimised here, it is one by the number of terms.
+    """
+    return 1 / max(1, head.summed * min(gpu_batch or batch, batch))
 
 
 def official_schedule(

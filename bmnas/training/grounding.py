@@ -35,6 +35,7 @@ class GroundingHead(TaskHead):
 
     kind = Grounding()
     metric = "accuracy_at_iou_50"
+    summed = 0
     decision = "none"
     activation = "softmax"
 

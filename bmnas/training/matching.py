@@ -26,6 +26,7 @@ class MatchingHead(TaskHead):
 
     kind = Matching()
     metric = "mean_recall"
+    summed = 3  # pairs
     decision = "none"
     activation = "sigmoid"
 

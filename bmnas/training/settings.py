@@ -33,7 +33,8 @@ class Recipe:
     is that of AdamW; else it is added to the gradient, as the search of BM-NAS does. With
     ``first_cycle`` there are warm restarts (SGDR): a cycle of so many epochs, then cycles that are
     twice as long as the one before. With ``official`` it is the training of MMnas instead, without
-    decay, see ``fit.official_schedule``: its rate falls at the beginning of the epochs ``falls``.
+    decay, see ``fit.official_schedule``: its rate falls at the beginning of the epochs ``falls``,
+    and gradients are clipped as where each GPU has ``gpu_batch`` samples of a batch; 0: all.
     """
 
     epochs: int
@@ -46,6 +47,7 @@ class Recipe:
     first_cycle: int | None = None
     official: bool = False
     falls: tuple[int, ...] = ()
+    gpu_batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class TrainConfig:
     validation. ``freeze_backbones`` trains on the feature cache and leaves the backbones as they
     are. ``unimodal_logits`` adds the logits of the unimodal networks to those of what a search
     found, with weights that suit validation. With ``steps = "official"`` it is trained as MMnas
-    trains; then ``falls`` are the epochs, from 0, at whose beginning the rate falls.
+    trains; then ``falls`` are the epochs, from 0, at whose beginning the rate falls, and gradients
+    are clipped as where each GPU has ``gpu_batch`` samples of a batch; 0: all.
     """
 
     epochs: Count = 20
@@ -114,6 +117,7 @@ class TrainConfig:
     unimodal_logits: bool = False
     steps: Literal["cosine", "official"] = "cosine"
     falls: tuple[Annotated[int, Range(0)], ...] = ()
+    gpu_batch: Annotated[int, Range(0)] = 0
 
     @property
     def recipe(self) -> Recipe:
@@ -127,6 +131,7 @@ class TrainConfig:
             backbone_lr=self.backbone_lr,
             official=self.steps == "official",
             falls=self.falls,
+            gpu_batch=self.gpu_batch,
         )
 
 

@@ -39,6 +39,8 @@ class TaskHead(ABC):
     kind: ClassVar[TaskKind]
     metric: ClassVar[str]
     decision: ClassVar[str]
+    #: Of how many terms for each sample MMnas sums its loss over a batch; 0: it takes the mean.
+    summed: ClassVar[int] = 1
     #: How probabilities come from logits, in a word or two.
     activation: ClassVar[str]
 

@@ -19,7 +19,9 @@ from bmnas.features.samples import label_tensor
 from bmnas.pipeline.importance import permutation_importance
 from bmnas.pipeline.multimodal import raw_samples
 from bmnas.spaces.mmnas.genotype import MMnasGenotype
-from bmnas.training.fit import clipped_adam
+from bmnas.training import fit
+from bmnas.training.fit import clipped_adam, largest_gradient
+from bmnas.training.heads import head_for
 from bmnas.training.metrics import predict
 
 CPU = torch.device("cpu")
@@ -60,14 +62,29 @@ def test_a_sequence_trains_exports_and_is_served(tmp_path: Path, frozen: bool, b
     assert set(worth.modalities) == {"image", "question"}
 
 
-def test_a_final_training_may_be_the_official_one(tmp_path: Path) -> None:
+def test_a_final_training_may_be_the_official_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, run = tiny_questions(), tmp_path / "run"
-    settings = {"freeze_backbones": True, "steps": "official", "falls": [4, 5], "epochs": 6}
-    config = CONFIG.override("train", max_lr=0.004, **settings)
+    settings = {"freeze_backbones": True, "steps": "official", "falls": [4, 5], "gpu_batch": 4}
+    config = CONFIG.override("train", epochs=6, max_lr=0.004, **settings)
+    clips: list[float] = []
+    clip = fit.clipped_adam
+    monkeypatch.setattr(fit, "clipped_adam", lambda *a: clips.append(a[2]) or clip(*a))
     bmnas.train(sequence_file(tmp_path, boxes=False), task, run=run, config=config)
+    assert set(clips) == {1 / 4}
     lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
     wanted = [0.001, 0.002, 0.003, 0.004, 0.0008, 0.00016]
     assert [line["learning_rate"] for line in lines] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("kind", "terms"), [("multiclass", 1), ("answers", 1), ("matching", 3), ("grounding", 0)]
+)
+def test_the_largest_gradient_is_that_of_a_sum(kind: str, terms: int) -> None:
+    wanted = [1 / (terms * 64), 1 / (terms * 256)] if terms else [1, 1]
+    assert [largest_gradient(head_for(kind), 256, own) for own in (64, 0)] == wanted
+    assert largest_gradient(head_for(kind), 8, 64) == (1 / (8 * terms) if terms else 1)
 
 
 def test_its_gradients_are_clipped() -> None:

@@ -27,8 +27,8 @@ from bmnas.spaces.mmnas.genotype import DECODER, MMnasGenotype
 from bmnas.spaces.mmnas.network import MMnasNetwork
 from bmnas.spaces.mmnas.space import MMnasSpace, operations_of
 from bmnas.spaces.mmnas.supernet import Choice, Supernet
-from bmnas.strategies import rerank
-from bmnas.strategies.gates import parts_of, relax, search_with_gates
+from bmnas.strategies import gates, rerank
+from bmnas.strategies.gates import judging, parts_of, relax, search_with_gates
 from bmnas.strategies.mmnas import MMnas, MMnasConfig
 
 
@@ -194,8 +194,15 @@ def test_a_step_trains_one_path(
 
 
 @pytest.mark.parametrize("steps", ["cosine", "official"])
-def test_the_rate_follows_its_schedule(tmp_path: Path, steps: str) -> None:
-    relax(token_problem(tmp_path, {"steps": steps}, epochs=5, max_lr=0.004, min_lr=0.0), SPACE)
+def test_the_rate_follows_its_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: str
+) -> None:
+    clips: list[float] = []
+    clip = gates.clipped_adam
+    monkeypatch.setattr(gates, "clipped_adam", lambda *a: clips.append(a[2]) or clip(*a))
+    own = {"steps": steps, "gpu_batch": 5}
+    relax(token_problem(tmp_path, own, epochs=5, max_lr=0.004, min_lr=0.0), SPACE)
+    assert clips == [1 / 5 if steps == "official" else 1]
     rates = [record["learning_rate"] for record in history(tmp_path)]
     if steps == "official":
         assert rates == pytest.approx([0.001, 0.002, 0.003, 0.004, 0.004])
@@ -217,6 +224,16 @@ def test_short_trainings_decide(tmp_path: Path) -> None:
     assert outcome.genotype in first
     assert set(outcome.stages) == {"search_weights", "validation", "screening", "rerank"}
     assert outcome.candidates == len(records)
+
+
+def test_two_pairs_that_do_not_match_judge_for_each_that_does() -> None:
+    match = torch.eye(60).flatten() > 0
+    draw = torch.Generator()
+    found = judging(3600, match, draw)
+    assert len(set(found.tolist())) == 180
+    assert int(match[found].sum()) == 60
+    assert len(judging(3600, torch.arange(3600) % 2 > 0, draw)) == 999
+    assert len(judging(3600, None, draw)) == 1000
 
 
 def test_without_them_alpha_decides_and_the_network_may_be_wider(tmp_path: Path) -> None:

@@ -52,15 +52,13 @@ class Shape(Protocol):
 class Read:
     """What the chains begin with: X (B, T, d) and Y (B, N, d), and which tokens count.
 
-    ``counted`` is (B, T), ``mask`` (B, N), ``related`` (B, N, N, 64) where there are relations,
-    ``boxes`` (B, N, 4) where Y has some.
+    ``counted`` is (B, T), ``mask`` (B, N), ``boxes`` (B, N, 4) where Y has some.
     """
 
     x: Tensor
     counted: Tensor
     y: Tensor
     mask: Tensor
-    related: Tensor | None
     boxes: Tensor | None
 
 
@@ -131,12 +129,11 @@ class EncoderDecoder(Fusion):
         first, second = tokens
         counted, mask = masks or [x.new_ones(x.shape[:2], dtype=torch.bool) for x in tokens]
         x, _ = self.sequence(first)
-        related = boxes = None
+        boxes = None
         if self.has_boxes:
             second, boxes = second[..., :-_BOX], second[..., -_BOX:]
             mask = mask & (boxes[..., 2:] > boxes[..., :2]).all(-1)
-            related = None if self.relations is None else self.relations(boxes, mask)
-        return Read(x, counted, self.project(second), mask, related, boxes)
+        return Read(x, counted, self.project(second), mask, boxes)
 
     def fuse(self, read: Read) -> Tensor:
         """Return logits (B, K)."""
@@ -154,7 +151,8 @@ class EncoderDecoder(Fusion):
 
         Where they are ``REGIONWISE``, K is 9 N: a score, four deltas and the box of each region.
         """
-        y, around = read.y, Around(read.mask, encoded, read.counted, read.related)
+        related = None if self.relations is None else self.relations(read.boxes, read.mask)
+        y, around = read.y, Around(read.mask, encoded, read.counted, related)
         for block in self.decoder:
             y = block(y, around)
         one, *other = self.summaries
