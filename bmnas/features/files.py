@@ -66,8 +66,13 @@ def npy_header(shape: tuple[int, ...], dtype: str) -> bytes:
 def to_file(x: Tensor, dtype: str, name: str) -> Array:
     """Return the feature ``name`` (rows, L, C_raw) on the CPU as files of ``dtype`` hold it.
 
-    Raises UserError for a number that ``dtype`` has no room for.
+    Raises UserError for a number that ``dtype`` has no room for, and for boxes, which it rounds.
     """
+    if dtype.endswith("float16") and name.endswith(".regions"):
+        raise UserError(
+            f"--cache-dtype {dtype}: feature {name} has boxes in pixels, expected float32, which "
+            "does not move them"
+        )
     rounded = x.to(_TYPES[dtype][0])
     if dtype.endswith("float16") and bool((rounded.isinf() & x.isfinite()).any()):
         largest = float(x[x.isfinite()].abs().max())

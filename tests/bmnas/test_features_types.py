@@ -9,7 +9,7 @@ from tiny_features import CPU, made, opened
 from tiny_tasks import tiny_task
 
 from bmnas.backbones.conv import SequenceBackbone
-from bmnas.features.files import MappedArrays, MappedFile, moved
+from bmnas.features.files import MappedArrays, MappedFile, moved, to_file
 from bmnas.machine.errors import UserError
 
 
@@ -91,3 +91,11 @@ def test_what_moves_is_copied_whole_and_its_pages_are_counted(tmp_path: Path) ->
     assert torch.equal(found, arrays["a.1"])
     assert found.data_ptr() != arrays["a.1"].data_ptr()
     assert read == [(1024, 4), (1024, 4), (452, 4)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_boxes_are_not_rounded(dtype: str) -> None:
+    boxes = torch.tensor([[[0.5, 300.25, 20.0, 641.0]]])
+    with pytest.raises(UserError, match=rf"--cache-dtype {dtype}: feature image.regions has boxes"):
+        to_file(boxes, dtype, "image.regions")
+    assert np.array_equal(to_file(boxes, "float32", "image.regions"), boxes.numpy())
