@@ -42,7 +42,6 @@ def test_a_sequence_trains_exports_and_is_served(tmp_path: Path, frozen: bool, b
     task, run = tiny_questions(images_by="windows" if boxes else None), tmp_path / "run"
     config = CONFIG.override("train", freeze_backbones=frozen)
     trained = bmnas.train(sequence_file(tmp_path, boxes=boxes), task, run=run, config=config)
-    assert 0 <= trained.score <= 1
     network = bmnas.load_network(trained.network)
     assert isinstance(network.genotype, MMnasGenotype)
     bundle = export_bundle(network, task, tmp_path / "bundle")
