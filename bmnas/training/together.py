@@ -74,7 +74,7 @@ class Together(nn.Module):
             self._programs[key] = self._program(named)
         merged = self._programs[key]
         if merged is None:
-            return self._one_by_one(named)
+            return self._one_by_one(named, extras)
         program, self._more = merged
         seed = int(torch.randint(2**62, ())) if self.training else 0
         given = {**self._parameters, **self._buffers, **named}
@@ -111,12 +111,15 @@ class Together(nn.Module):
     def _key(self, named: Mapping[str, Tensor]) -> Any:
         return self.training, *((x.shape, x.dtype) for x in named.values())
 
-    def _one_by_one(self, named: Mapping[str, Tensor]) -> Output:
+    def _one_by_one(
+        self, named: Mapping[str, Tensor], extras: Mapping[str, Tensor] | None
+    ) -> Output:
         if not self.alone:
             self.unstack()
+        given = [arguments_of(network.features, named) for network in self._networks]
         outputs = [
-            network.train(self.training)(*arguments_of(network.features, named))
-            for network in self._networks
+            network.train(self.training)(*own, *([extras] if extras and len(own) > 1 else []))
+            for network, own in zip(self._networks, given, strict=True)
         ]
         each = [own if isinstance(own, tuple) else (own,) for own in outputs]
         self._more = [len(own) - 1 for own in each]

@@ -24,6 +24,7 @@ from bmnas.tasks import Modality, Task, check_task
 from bmnas.tasks.kinds import task_kind
 from bmnas.training.heads import head_for
 from bmnas.training.matching import ranks
+from bmnas.training.together import joined
 
 HEAD = head_for("matching")
 TOKENS = ("text.1", "image.1")
@@ -153,6 +154,25 @@ def test_a_network_encodes_the_firsts_of_a_gallery_once() -> None:
     assert sizes == [27, 8]
     assert FIRST in extras
     torch.testing.assert_close(once, whole)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_so_do_networks_that_are_computed_together(count: int) -> None:
+    torch.manual_seed(0)
+    found = MMnasGenotype(TOKENS, 16, 8, ("sa", "ffn"), ("ga", "sa"))
+    sizes = {"text.1": 3, "image.1": 6}
+    networks = [build_fusion(found, sizes, classes=1, dropout=0.1).eval() for _ in range(count)]
+    seen: list[int] = []
+    for network in networks:
+        network.encoder[0].register_forward_hook(lambda _, args, out: seen.append(len(out)))
+    own = gallery(samples(), 1000)
+    together = joined(networks, own, 2, torch.device("cpu")).eval()
+    seen.clear()
+    logits = together(*own.batch(torch.arange(len(own))).arguments)
+    assert seen == [8] * count
+    inputs, masks, _ = own.batch(torch.arange(len(own))).arguments
+    wanted = torch.stack([network(inputs, masks) for network in networks], dim=1)
+    torch.testing.assert_close(logits, wanted)
 
 
 def captioned(count: int = 96) -> Task:
