@@ -95,7 +95,7 @@ def test_options_go_before_the_preset_and_json_is_one_object(here: Path) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--task", "digit"], "received task 'digit', expected digits, mmimdb"),
+        (["--task", "digit"], "received task 'digit', expected digits, refshapes"),
         (["--task", "nothing.toml"], "nothing.toml: cannot be read: No such file"),
         (["--preset", "huge"], "received preset 'huge', expected one of av-digits, digits"),
         (["--preset", "no.toml"], "no.toml: cannot be read: No such file or directory"),

@@ -202,7 +202,7 @@ def test_a_truncated_file(tmp_path: Path, error_line: Command, kept: int) -> Non
 def test_what_is_not_there(tmp_path: Path, error_line: Command) -> None:
     assert "task.toml: cannot be read: No such file" in error_line("search", "--task", "task.toml")
     assert "did you mean 'digits'?" in error_line("search", "--task", "digit")
-    assert "expected digits, mmimdb" in error_line("search", "--task", "av-digits")
+    assert "expected digits, refshapes" in error_line("search", "--task", "av-digits")
     write_task(tmp_path)
     line = error_line("search", "--task", "task.toml", "--data", "nowhere")
     assert line == "error: received --data nowhere, expected a folder"
