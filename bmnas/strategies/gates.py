@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from bmnas.features.samples import (
     Batch,
@@ -97,14 +97,7 @@ def relax(
     second = space.features[1].partition(".")[0]
     train, held_out = parts_of(problem.train.select(space.features), second, own)
     weights, size = supernet.weight_parameters(), config.batch_size
-    official, batches = own.steps == "official", batches_per_epoch(len(train), size)
-    most = largest_gradient(problem.head, min(size, len(train)), own.gpu_batch) if official else 1.0
-    on_weights = clipped_adam(weights, config.max_lr, most)
-    schedule = (
-        official_schedule(on_weights, batches)
-        if official
-        else CosineAnnealingLR(on_weights, config.epochs * batches, config.min_lr)
-    )
+    on_weights, schedule = _training(problem, weights, len(train))
     gates = _Gates(problem, supernet, held_out)
     states: dict[str, Stateful] = {
         "supernet": supernet,
@@ -150,6 +143,20 @@ def relax(
             shown.message(f"loss {loss:.3f}  validation {problem.head.metric} {found.score:.3f}")
             shown.advance()
     return records, supernet, (train, held_out)
+
+
+def _training(
+    problem: SearchProblem, weights: Sequence[nn.Parameter], count: int
+) -> tuple[torch.optim.Optimizer, LRScheduler]:
+    """Return what trains ``weights`` on ``count`` samples, and its rates."""
+    config, own, size = problem.config, problem.own, problem.config.batch_size
+    batches = batches_per_epoch(count, size)
+    if own.steps == "official":
+        most = largest_gradient(problem.head, min(size, count), own.gpu_batch)
+        optimizer = clipped_adam(weights, config.max_lr, most)
+        return optimizer, official_schedule(optimizer, batches)
+    optimizer = clipped_adam(weights, config.max_lr, 1.0)
+    return optimizer, CosineAnnealingLR(optimizer, config.epochs * batches, config.min_lr)
 
 
 class _Gates:
