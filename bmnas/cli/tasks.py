@@ -10,7 +10,7 @@ from bmnas.cli.options import Json
 from bmnas.cli.output import print_facts, print_json
 from bmnas.pipeline.config import DEFAULT, load_preset, preset_names, read_preset
 from bmnas.tasks import FOLDER_TASKS, REGISTERED, load_task
-from bmnas.tasks.task import PARTS
+from bmnas.tasks.task import PARTS, Modality
 
 
 def tasks(as_json: Json = False) -> None:
@@ -55,13 +55,16 @@ def _facts(name: str) -> dict[str, object]:
         "name": name,
         "kind": task.kind,
         "classes": task.classes,
-        "modalities": [
-            f"{m.name} ({m.type} {'x'.join(map(str, m.data.shape[1:]))})" for m in task.modalities
-        ],
+        "modalities": [*map(_modality, task.modalities)],
         "samples": {part: len(task.samples(part)) for part in PARTS},
         "licence": task.licence,
         **_expected(task.preset),
     }
+
+
+def _modality(modality: Modality) -> str:
+    shape = "x".join(map(str, modality.data.shape[1:]))
+    return f"{modality.name} ({f'{modality.type} {shape}'.strip()})"
 
 
 def _facts_of_folder(name: str) -> dict[str, object]:

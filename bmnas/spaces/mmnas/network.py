@@ -14,14 +14,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from bmnas.backbones.regions import BOX, areas
 from bmnas.features.pairs import FIRST
 from bmnas.machine.errors import UserError
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.mmnas.genotype import MMnasGenotype, Norm, has_boxes
 from bmnas.spaces.mmnas.operations import Around, AttentiveSum, Block, Relations, norm_of
 from bmnas.tasks.kinds import REGIONWISE
-
-_BOX = 4
 
 
 class Shape(Protocol):
@@ -88,7 +87,7 @@ class EncoderDecoder(Fusion):
         first, second = (channels_raw[name] for name in self.features)
         self.has_boxes = has_boxes(self.features[1])
         self.sequence = nn.LSTM(first, width, batch_first=True)
-        self.project = nn.Linear(second - (_BOX if self.has_boxes else 0), width)
+        self.project = nn.Linear(second - (BOX if self.has_boxes else 0), width)
         self.relations = Relations() if relates else None
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)
         self.regionwise = classes == REGIONWISE
@@ -102,7 +101,7 @@ class EncoderDecoder(Fusion):
                     "feature called regions: give the image the backbone windows"
                 )
             self.place = nn.Linear(width, 2 * width)
-        self.output = nn.Linear(2 * width, 1 + _BOX if self.regionwise else classes)
+        self.output = nn.Linear(2 * width, 1 + BOX if self.regionwise else classes)
 
     def forward(
         self,
@@ -131,8 +130,8 @@ class EncoderDecoder(Fusion):
         x, _ = self.sequence(first)
         boxes = None
         if self.has_boxes:
-            second, boxes = second[..., :-_BOX], second[..., -_BOX:]
-            mask = mask & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+            second, boxes = second[..., :-BOX], second[..., -BOX:]
+            mask = mask & areas(boxes)
         return Read(x, counted, self.project(second), mask, boxes)
 
     def fuse(self, read: Read) -> Tensor:
