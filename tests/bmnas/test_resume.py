@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny_tasks
+from killed_searches import PLACES
 from tiny_tasks import CONFIG, write_tiny_task
 
 KILLS = 10
@@ -105,3 +108,14 @@ def test_a_training_survives_being_killed(tmp_path: Path) -> None:
         shutil.rmtree(killed)
 
     kill_often(tmp_path, seconds, (*words, "--run", "killed", "--resume"), ended)
+
+
+def test_a_search_of_mmnas_survives_being_killed_at_every_stage(tmp_path: Path) -> None:
+    script = Path(tiny_tasks.__file__).with_name("killed_searches.py")
+    paths = os.pathsep.join([str(script.parent), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    command = [sys.executable, script, tmp_path]
+    printed = subprocess.run(command, env=environment, capture_output=True)
+    assert printed.returncode == 0, printed.stderr.decode()
+    found = json.loads(printed.stdout)
+    assert found == dict.fromkeys(PLACES, True)
