@@ -25,6 +25,7 @@ from bmnas.tasks.kinds import REGIONWISE
 from bmnas.training.together import Together
 
 FEATURES = ("question.1", "image.regions")
+CHAINS = ("encoder", "decoder")
 RAW = {"question.1": 300, "image.regions": 2048 + 4}
 SMALL = {"question.1": 6, "image.regions": 5 + 4}
 
@@ -131,37 +132,94 @@ def test_without_boxes_there_are_no_relations() -> None:
 
 
 GOOD = small("mcan").to_dict()
+ENDLESS = "expected from 1 to 200"
+NEEDED = ("format", "features", "width", "head", "encoder", "decoder")
+MISSING = [({key: None}, key) for key in NEEDED]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        *MISSING,
+        ({"format": "bmnas.mmnas/2"}, "format: received 'bmnas.mmnas/2', expected"),
+        ({"depth": 3}, "depth"),
+        ({"features": "question.1"}, "features: received 'question.1', expected a list"),
+        ({"features": ["question.1", 1]}, r"features\[1\]: received 1, expected a string"),
         ({"features": ["question.1"]}, "features: received"),
+        ({"features": ["question.1"] * 2}, "features: received .* expected names that differ"),
+        (
+            {"features": ["question", "image.1"]},
+            r"features\[0\]: received 'question', expected a na",
+        ),
+        (
+            {"features": ["question.1", "../a.1"]},
+            r"features\[1\]: received '../a.1', expected a na",
+        ),
         ({"features": ["question.1", "question.2"]}, "expected two, of two modalities"),
         ({"features": ["question.1", "image.regions", "a.1"]}, "expected two, of two modalities"),
+        ({"width": 0}, "width: received 0, expected from 1 to 65536"),
+        ({"width": 65540}, "width: received 65540, expected from 1 to 65536"),
+        ({"width": 8.5}, r"width: received 8.5, expected an integer"),
+        ({"width": True}, "width: received True, expected an integer"),
         ({"head": 3}, "width: received 8, expected a multiple of head, 3"),
+        ({"head": 16}, "width: received 8, expected a multiple of head, 16"),
         ({"head": 0}, "head: received 0"),
-        ({"encoder": []}, "encoder: received '0 operations', expected from 1 to 200"),
-        ({"decoder": ["sa"] * 201}, "decoder: received '201 operations'"),
-        ({"encoder": ["ga"]}, r"encoder\[0\]: received 'ga', expected one of sa, ffn"),
-        ({"decoder": ["sa", 3]}, r"decoder\[1\]: received 3"),
-        ({"norm": "batch"}, "norm: received 'batch', expected one of layer, official"),
+        ({"head": [4]}, r"head: received \[4\], expected an integer"),
         ({"hidden": "4"}, "hidden: received '4', expected an integer"),
-        ({"depth": 3}, "depth"),
-        ({"features": ["question.1", "image.1"], "decoder": ["rsa"]}, "has no boxes to relate"),
+        ({"hidden": -1}, "hidden: received -1, expected from 1"),
+        ({"norm": "batch"}, "norm: received 'batch', expected one of layer, official"),
+        ({"norm": 1}, "norm: received 1, expected one of layer, official"),
+        *(({chain: []}, f"{chain}: received '0 operations', {ENDLESS}") for chain in CHAINS),
+        *(({chain: ["sa"] * 201}, f"{chain}: received '201 ope.*{ENDLESS}") for chain in CHAINS),
+        *(({chain: "sa"}, f"{chain}: received 'sa', expected a list") for chain in CHAINS),
+        *(({chain: ["sa", 3]}, rf"{chain}\[1\]: received 3") for chain in CHAINS),
+        ({"encoder": ["ga"]}, r"encoder\[0\]: received 'ga', expected one of sa, ffn"),
+        ({"encoder": ["sa", "rsa"]}, r"encoder\[1\]: received 'rsa', expected one of sa, ffn"),
+        ({"decoder": ["SA"]}, r"decoder\[0\]: received 'SA', expected one of sa, rsa, ga, ffn"),
+        ({"decoder": [["sa"]]}, r"decoder\[0\]: received \['sa'\]"),
+        (
+            {"features": ["question.1", "image.1"], "decoder": ["sa", "rsa"]},
+            r"decoder\[1\]: received 'rsa', .* image.1 has no boxes to relate",
+        ),
+        ({"provenance": "run"}, "provenance: received 'run', expected a table"),
+        # Two problems are told in the same line.
+        ({"head": 0, "norm": "batch"}, "head: received 0.*norm: received 'batch'"),
     ],
 )
 def test_a_malformed_genotype_is_refused_in_a_line(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     path = tmp_path / "genotype.json"
-    path.write_text(json.dumps({**GOOD, **change}))
+    changed = {key: value for key, value in {**GOOD, **change}.items() if value is not None}
+    path.write_text(json.dumps(changed))
     with pytest.raises(GenotypeError, match=message) as raised:
         MMnasGenotype.load(path)
     assert str(raised.value).startswith(str(path))
     printed = bmnas_command("show", path)
     assert printed.status == 2
     assert len(printed.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{", "", "not a JSON file"),
+        ('"width": 8', '"width": NaN', "received NaN, expected a finite number"),
+        ('"width": 8', '"width": 1e999', "width: received inf, expected an integer"),
+        ('"provenance": {', '"provenance": {"score": 1e999, ', "provenance: received inf"),
+    ],
+)
+def test_a_file_that_is_no_genotype_is_refused_in_a_line(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    path = tmp_path / "genotype.json"
+    text = json.dumps(GOOD)
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    printed = bmnas_command("show", path)
+    assert (printed.status, len(printed.err.strip().splitlines())) == (2, 1)
+    assert str(path) in printed.err
+    assert message in printed.err
 
 
 def test_a_file_gives_the_genotype_again(tmp_path: Path) -> None:
