@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bmnas.features.samples import Batch, FeatureSamples, RawSamples
+from bmnas.features.samples import Batch, FeatureSamples, RawInput, RawSamples
 from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
@@ -28,6 +29,24 @@ FIRST = "first"
 NOWHERE = -1
 
 
+@dataclass
+class Wrong:
+    """What samples are shown wrongly paired with: any, or one of the ``hard`` ones (2, n, k).
+
+    Those are numbers of samples whose second row, and of others whose first, is shown with each.
+    ``find`` finds them, before every pass of a training.
+    """
+
+    find: Callable[[], Tensor] | None = None
+    hard: Tensor | None = None
+
+    def renew(self) -> None:
+        """Find what is hard by now."""
+        if self.find is not None:
+            self.hard = self.find()
+
+
+@dataclass(frozen=True)
 class PairSamples(FeatureSamples):
     """Samples whose batches have three pairs for each: it, and two that do not belong together.
 
@@ -35,18 +54,30 @@ class PairSamples(FeatureSamples):
     them. Draws from torch's global generator.
     """
 
+    wrong: Wrong = field(default_factory=Wrong)
+
+    def take(self, chosen: Tensor) -> FeatureSamples:
+        """Return the samples ``chosen`` (n,) only; what is hard has other numbers there."""
+        return FeatureSamples.take(dataclasses.replace(self, wrong=Wrong()), chosen)
+
     def batch(self, chosen: Tensor, device: torch.device | None = None) -> Batch:
         """Return 3 B pairs of the samples ``chosen`` (B,) on ``device``."""
-        first, second, labels = drawn_pairs(self.labels, chosen)
+        first, second, labels = drawn_pairs(self.labels, chosen, self.wrong.hard)
         return paired(self, first, second, labels).batch(torch.arange(len(labels)), device)
 
 
 class RawPairSamples(RawSamples):
     """``PairSamples`` of raw inputs of two modalities."""
 
+    def __init__(
+        self, inputs: Sequence[RawInput], labels: Tensor, *, training: bool = False
+    ) -> None:
+        super().__init__(inputs, labels, training=training)
+        self.wrong = Wrong()
+
     def reading(self, chosen: Tensor) -> Callable[[], Batch]:
         """Return what reads 3 B pairs of the samples ``chosen`` (B,): its draws are made now."""
-        *pair, labels = drawn_pairs(self.labels, chosen)
+        *pair, labels = drawn_pairs(self.labels, chosen, self.wrong.hard)
 
         def read() -> Batch:
             inputs = [x.batch(own) for x, own in zip(self.inputs, pair, strict=True)]
@@ -68,15 +99,20 @@ def judged(task: Task, samples: FeatureSamples, most: int) -> FeatureSamples:
     return gallery(samples, most) if task_kind(task.kind).PAIRS else samples
 
 
-def drawn_pairs(groups: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def drawn_pairs(
+    groups: Tensor, chosen: Tensor, hard: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return the samples of first and second row (3 B,) of pairs, and their labels (3 B, 3).
 
     For each of ``chosen`` (B,): it, its first row with another second one, its second with another
-    first; others are of another of the ``groups`` (n,). Raises UserError where there is only one.
+    first; others are of another of the ``groups`` (n,), or of what is ``hard`` (2, n, k), see
+    ``Wrong``. Raises UserError where there is only one group.
     """
-    if (groups == groups[0]).all():
-        raise UserError("received samples that all belong together, expected two groups or more")
-    one, other = (_others(groups, chosen) for _ in range(2))
+    if hard is None:
+        one, other = (others(groups, chosen) for _ in range(2))
+    else:
+        place = torch.randint(hard.shape[2], (2, len(chosen)))
+        one, other = hard[torch.arange(2)[:, None], chosen, place]
     first = torch.stack([chosen, chosen, other], dim=1).flatten()
     second = torch.stack([chosen, one, chosen], dim=1).flatten()
     labels = torch.full((len(first), 3), NOWHERE)
@@ -84,8 +120,13 @@ def drawn_pairs(groups: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return first, second, labels
 
 
-def _others(groups: Tensor, chosen: Tensor) -> Tensor:
-    """Return a sample of another group for each of ``chosen`` (B,)."""
+def others(groups: Tensor, chosen: Tensor) -> Tensor:
+    """Return a sample of another of the ``groups`` (n,) for each of ``chosen`` (B,), by chance.
+
+    Raises UserError where there is only one group.
+    """
+    if (groups == groups[0]).all():
+        raise UserError("received samples that all belong together, expected two groups or more")
     drawn = torch.randint(len(groups), chosen.shape)
     while (same := groups[drawn] == groups[chosen]).any():
         drawn = torch.where(same, torch.randint(len(groups), chosen.shape), drawn)

@@ -177,6 +177,7 @@ class RawInput:
 
     Strings are encoded once, everything else batch by batch, so that a memory-mapped array does
     not have to fit in memory. ``change`` gets rows of the modality before the backbone does.
+    ``rows`` (n,) says which samples have the same one.
     ``lazy`` tells whether rows are read when they are asked for, ``varies`` whether training sees
     other parts of a row each time, ``at_once`` how many samples are computed at once where nobody
     says it: fewer of clips, whose maps are large.
@@ -190,14 +191,14 @@ class RawInput:
         change: Callable[[Array], Array] | None = None,
     ) -> None:
         self._backbone, self._change = backbone, change
-        self._rows = modality.rows_of(samples)
+        self.rows = modality.rows_of(samples)
         self._data = modality.data
         self.lazy = isinstance(modality.data, Rows)
         self.varies = isinstance(modality.data, Rows) and modality.data.varies
         self.at_once = min(AT_ONCE, piece_rows(modality.data))
         self._encoded: Array | None = None
         if modality.data.dtype.kind in "UST":
-            unique, self._rows = np.unique(self._rows, return_inverse=True)
+            unique, self.rows = np.unique(self.rows, return_inverse=True)
             chunks = [
                 self._encode(unique[start : start + _ENCODE_ROWS])
                 for start in range(0, len(unique), _ENCODE_ROWS)
@@ -209,7 +210,7 @@ class RawInput:
 
         With ``draws`` (B, DRAWS) it is what training sees of them, see ``Rows.varied``.
         """
-        rows = self._rows[chosen.numpy()]
+        rows = self.rows[chosen.numpy()]
         if self._encoded is not None:
             return torch.from_numpy(self._encoded[rows])
         return torch.from_numpy(np.ascontiguousarray(self._encode(rows, draws)))

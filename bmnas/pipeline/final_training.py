@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from bmnas.features.cache import weights_hash
-from bmnas.features.pairs import shown
+from bmnas.features.pairs import PairSamples, RawPairSamples, shown
 from bmnas.features.samples import Samples, batches_per_epoch
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.distributed import broadcast, on_rank_zero
@@ -25,6 +27,7 @@ from bmnas.pipeline.multimodal import (
     channels_of,
     forward_of,
     raw_samples,
+    read_rows,
 )
 from bmnas.pipeline.unimodal import (
     Unimodal,
@@ -39,6 +42,7 @@ from bmnas.tasks.task import Part, Task
 from bmnas.training.fit import fit
 from bmnas.training.heads import head_for
 from bmnas.training.metrics import Forward, predict
+from bmnas.training.mining import hardest
 from bmnas.training.settings import Weighing
 from bmnas.training.weighing import fit_weighing
 
@@ -155,6 +159,8 @@ class FinalTraining:
                 trained, forward = fusion, runtime.compiled(fusion, steps)
             else:
                 return network, checkpoint
+            if settings.negatives and isinstance(samples, PairSamples | RawPairSamples):
+                samples.wrong.find = functools.partial(self._hardest, network, samples)
             fit(
                 trained,
                 forward,
@@ -167,6 +173,14 @@ class FinalTraining:
                 loss=functools.partial(trained.loss, self.head),
             )
         return network, checkpoint
+
+    def _hardest(self, network: MultimodalNetwork, samples: PairSamples | RawPairSamples) -> Tensor:
+        """Return the wrong pairs that ``samples`` are shown with, see ``hardest``."""
+        if isinstance(samples, RawPairSamples):
+            read = read_rows(network, samples, self.context.runtime.device)
+        else:
+            read = samples
+        return hardest(network.fusion, read, self.context.config.train.negatives)
 
     def _fingerprint(self, stage: str) -> str:
         # Where a genotype comes from changes nothing in it.

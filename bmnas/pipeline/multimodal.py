@@ -121,16 +121,25 @@ class MultimodalNetwork(nn.Module):
         found: dict[str, Tensor] = {}
         alone: dict[str, Tensor] = {}
         for name, x in zip(self.modalities, inputs, strict=True):
-            backbone = self.backbone(name)
-            if name in self.heads:
-                features, alone[name] = backbone.features_and_logits(x)
-            else:
-                features = backbone.features(x)
-            for tap, feature in zip(backbone.feature_names, features, strict=True):
-                if f"{name}.{tap}" in self.features:
-                    kept = found[f"{name}.{tap}"] = self.pool(feature)
-                    if (mask := self.reading.mask(kept, backbone.mask(x))) is not None:
-                        found[f"{name}.{tap}{MASK}"] = mask
+            own, logits = self.read_one(name, x)
+            found |= own
+            alone |= logits
+        return found, alone
+
+    def read_one(self, name: str, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what ``read`` does, of the modality ``name`` alone."""
+        found: dict[str, Tensor] = {}
+        alone: dict[str, Tensor] = {}
+        backbone = self.backbone(name)
+        if name in self.heads:
+            features, alone[name] = backbone.features_and_logits(x)
+        else:
+            features = backbone.features(x)
+        for tap, feature in zip(backbone.feature_names, features, strict=True):
+            if f"{name}.{tap}" in self.features:
+                kept = found[f"{name}.{tap}"] = self.pool(feature)
+                if (mask := self.reading.mask(kept, backbone.mask(x))) is not None:
+                    found[f"{name}.{tap}{MASK}"] = mask
         return found, alone
 
     def fuse(
@@ -209,16 +218,32 @@ def evaluate_fusion(
     network.to(device).eval()
     if not task_kind(task.kind).PAIRS:
         return evaluate(network, lambda inputs: network(*inputs), samples, head, device)
-    read, labels = read_samples(network, samples, torch.arange(len(samples)), device)
-    rows = {}
-    for name in network.modalities:
-        used = task.modality(name).rows_of(task.samples(part))
-        _, first, place = np.unique(used, return_index=True, return_inverse=True)
-        rows[name] = torch.from_numpy(first[place])
-    masks = {name: read[name + MASK] for name in network.features if name + MASK in read}
-    arrays = {name: read[name] for name in network.features}
-    every = gallery(FeatureSamples(network.features, arrays, rows, labels, masks), _PAIRS)
+    every = gallery(read_rows(network, samples, device), _PAIRS)
     return evaluate(network.fusion, network.fusion, every, head, device)
+
+
+@torch.no_grad()
+def read_rows(
+    network: MultimodalNetwork, samples: RawSamples, device: torch.device
+) -> FeatureSamples:
+    """Return the pooled features or tokens of ``samples``, each row read once, in evaluation mode.
+
+    They lie on the CPU; ``network`` is left in the mode that it was in.
+    """
+    training, arrays, rows = network.training, dict[str, list[Tensor]](), {}
+    network.eval()
+    for name, source in zip(network.modalities, samples.inputs, strict=True):
+        _, first, place = np.unique(source.rows, return_index=True, return_inverse=True)
+        rows[name] = torch.from_numpy(place)
+        for chosen in torch.from_numpy(first).split(_BATCH):
+            found, _ = network.read_one(name, source.batch(chosen).to(device))
+            for feature, x in found.items():
+                kept = x if x.dtype == torch.bool else x.float()
+                arrays.setdefault(feature, []).append(kept.cpu())
+    network.train(training)
+    joined = {name: torch.cat(parts) for name, parts in arrays.items()}
+    masks = {name: joined.pop(name + MASK) for name in network.features if name + MASK in joined}
+    return FeatureSamples(network.features, joined, rows, samples.labels, masks)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ trainings of the best ones decide.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Any, cast
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
+from bmnas.features.pairs import PairSamples
 from bmnas.features.samples import (
     Batch,
     FeatureSamples,
@@ -44,6 +46,7 @@ from bmnas.training.fit import (
     require_finite_loss,
 )
 from bmnas.training.metrics import evaluate
+from bmnas.training.mining import hardest
 
 _ALPHA_BETAS = (0.0, 0.999)
 _SAMPLES, _BATCH = 1000, 100  # that judge a network, at most; relations take much room
@@ -117,6 +120,8 @@ def relax(
         for epoch in range(len(records) + 1, config.epochs + 1):
             rate = schedule.get_last_lr()[0]
             supernet.train()
+            if epoch > round(own.hard_from * config.epochs):
+                _find_hard(supernet, (train, held_out), own.negatives)
             gates.begin(learning=epoch > round(own.warm_up * config.epochs))
             with meter.stage("search_weights"):
                 loss = descend(forward, train, size, minimised, on_weights, schedule)
@@ -179,6 +184,8 @@ class _Gates:
     def begin(self, *, learning: bool) -> None:
         """Begin another epoch; without ``learning`` there are no steps in it."""
         self._learning, self._passed, self._losses = learning, 0, list[Tensor]()
+        if learning and isinstance(self._held_out, PairSamples):
+            self._held_out.wrong.renew()
         self._batches = self._endless()
 
     def after_step(self) -> None:
@@ -207,6 +214,18 @@ class _Gates:
         while True:
             batches = split_batches(epoch_batches(len(self._held_out), self._size))
             yield from iterate_batches(self._held_out, batches, self._device)
+
+
+def _find_hard(supernet: Supernet, parts: Sequence[FeatureSamples], count: int) -> None:
+    """Let a drawn path find the wrong pairs that samples of a matching task are shown with."""
+
+    def find(part: FeatureSamples) -> Tensor:
+        supernet.draw()
+        return hardest(supernet, part, count)
+
+    for part in parts if count else ():
+        if isinstance(part, PairSamples):
+            part.wrong.find = functools.partial(find, part)
 
 
 def _drawn(supernet: Supernet, *, gated: bool = False) -> Callable[..., Tensor]:

@@ -11,7 +11,7 @@ from bmnas.machine.schema import Range
 from bmnas.spaces.mmnas.genotype import DEEPEST, Norm
 from bmnas.spaces.registry import space_named
 from bmnas.strategies.strategy import Strategy
-from bmnas.training.settings import Count, Rate, Size
+from bmnas.training.settings import Count, Negatives, Rate, Size
 
 if TYPE_CHECKING:
     from bmnas.strategies.problem import Outcome, SearchProblem
@@ -34,7 +34,8 @@ class MMnasConfig:
     ``steps = "official"``: gradients are clipped as of losses that are summed over the batch, or
     over ``gpu_batch`` samples of it, and the rate stays at ``max_lr`` after three epochs of
     warm-up. ``stale_momentum``: Adam goes on moving weights of operations that were
-    not drawn, as in the official program.
+    not drawn, as in the official program. Of matching tasks, after a share ``hard_from`` of the
+    epochs, the hardest of ``negatives`` wrong pairs of each row are trained on; 0: always any.
     """
 
     encoder: Blocks = 4
@@ -53,6 +54,8 @@ class MMnasConfig:
     steps: Literal["cosine", "official"] = "cosine"
     gpu_batch: Annotated[int, Range(0)] = 0
     stale_momentum: bool = False
+    negatives: Negatives = 0
+    hard_from: Annotated[float, Range(0, 1)] = 0.05
 
 
 class MMnas(Strategy):
@@ -76,8 +79,9 @@ class MMnas(Strategy):
             "start": "mcan",
             "steps": "official",
             "stale_momentum": True,
+            "negatives": 32,
         },
-        "train": {"steps": "official"},
+        "train": {"steps": "official", "negatives": 64},
     }
 
     @classmethod

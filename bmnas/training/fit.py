@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import (
     LRScheduler,
 )
 
+from bmnas.features.pairs import PairSamples, RawPairSamples
 from bmnas.features.samples import Samples, batches_per_epoch, epoch_batches, iterate_batches
 from bmnas.machine.checkpoint import Checkpoint, Record, Stateful
 from bmnas.machine.distributed import (
@@ -195,6 +196,8 @@ def descend(
 
     The logits and labels of each batch are put into ``seen``.
     """
+    if isinstance(samples, PairSamples | RawPairSamples):
+        samples.wrong.renew()
     device = optimizer.param_groups[0]["params"][0].device
     total, count = torch.zeros((), device=device), 0
     batches = split_batches(epoch_batches(len(samples), batch_size))

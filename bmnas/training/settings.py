@@ -22,6 +22,8 @@ Size = Annotated[int, Range(1, 65536)]
 Rate = Annotated[float, Range(0)]
 Dropout = Annotated[float, Range(0, below=1)]
 Probability = Annotated[float, Range(0, 1)]
+#: Wrong pairs that are scored for each row; 0: none, any of them are trained on.
+Negatives = Annotated[int, Range(0, 4096)]
 Threshold = Annotated[float, Range(above=0, below=1)]
 
 
@@ -102,7 +104,9 @@ class TrainConfig:
     are. ``unimodal_logits`` adds the logits of the unimodal networks to those of what a search
     found, with weights that suit validation. With ``steps = "official"`` it is trained as MMnas
     trains; then ``falls`` are the epochs, from 0, at whose beginning the rate falls, and gradients
-    are clipped as where each GPU has ``gpu_batch`` samples of a batch; 0: all.
+    are clipped as where each GPU has ``gpu_batch`` samples of a batch; 0: all. ``negatives``: of so
+    many wrong pairs of each row, scored before every epoch, the hardest are those that a matching
+    task trains on; 0: on any.
     """
 
     epochs: Count = 20
@@ -118,6 +122,7 @@ class TrainConfig:
     steps: Literal["cosine", "official"] = "cosine"
     falls: tuple[Annotated[int, Range(0)], ...] = ()
     gpu_batch: Annotated[int, Range(0)] = 0
+    negatives: Negatives = 0
 
     @property
     def recipe(self) -> Recipe:

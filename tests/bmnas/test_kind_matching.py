@@ -22,8 +22,10 @@ from bmnas.spaces.mmnas.genotype import MMnasGenotype
 from bmnas.spaces.registry import build_fusion
 from bmnas.tasks import Modality, Task, check_task
 from bmnas.tasks.kinds import task_kind
+from bmnas.training import mining
 from bmnas.training.heads import head_for
 from bmnas.training.matching import ranks
+from bmnas.training.mining import hardest
 from bmnas.training.together import joined
 
 HEAD = head_for("matching")
@@ -106,6 +108,48 @@ def test_each_sample_comes_with_a_wrong_second_and_a_wrong_first() -> None:
     assert set(two[1][chosen == 0].tolist()) == {2, 3, 4, 5, 6, 7}
     with pytest.raises(UserError, match="all belong together, expected two groups"):
         drawn_pairs(torch.zeros(4), torch.arange(2))
+
+
+class Similar(torch.nn.Module):
+    """The logit of a pair is the product of its first numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.modes: list[bool] = []
+
+    def forward(self, x: list[torch.Tensor], *_: object) -> torch.Tensor:
+        self.modes.append(self.training)
+        return self.weight * x[0][:, 0, :1] * x[1][:, 0, :1]
+
+
+def test_hard_pairs_are_the_best_wrong_ones() -> None:
+    torch.manual_seed(0)
+    own, network = samples(), Similar()
+    # So many that every other row is among them.
+    hard = hardest(network, own, 300)
+    assert (network.training, set(network.modes)) == (True, {False})
+    text, image = own.arrays["text.1"][:, 0, 0], own.arrays["image.1"][own.rows["image"], 0, 0]
+    score = torch.outer(text, image)
+    score[GROUPS[:, None] == GROUPS] = -torch.inf
+    for way, scores in enumerate((score, score.T)):
+        # Rows repeat among so many: the best one is all five.
+        wanted = scores.max(1).values[:, None].expand(-1, 5)
+        torch.testing.assert_close(scores.gather(1, hard[way]), wanted)
+    few = hardest(network, own, 2)
+    assert few.shape == (2, 8, 2)
+    assert (GROUPS[few] != GROUPS[:, None]).all()
+
+
+def test_training_draws_one_of_the_hard_pairs_at_each_use() -> None:
+    torch.manual_seed(0)
+    hard = torch.stack([torch.tensor([[2, 5]] * 8), torch.tensor([[6, 7]] * 8)])
+    first, second, labels = drawn_pairs(GROUPS, torch.zeros(60, dtype=torch.int64), hard)
+    one, two = first.view(-1, 3).T, second.view(-1, 3).T
+    assert set(two[1].tolist()) == {2, 5}
+    assert set(one[2].tolist()) == {6, 7}
+    assert {len(set(side.tolist())) for side in (one[0], one[1], two[0], two[2])} == {1}
+    assert labels[:, 0].view(-1, 3).tolist() == [[1, 0, 0]] * 60
 
 
 def test_batches_of_pairs_have_the_rows_and_masks_of_their_samples() -> None:
@@ -238,3 +282,34 @@ def test_from_training_to_served_pairs(tmp_path: Path, frozen: bool) -> None:
         {"text": texts[[0, 0, 1, 1]], "image": images[[0, 1, 0, 1]]}
     )
     assert (answer["probability"][:, 0] > 0.5).tolist() == [True, False, False, True]
+
+
+@pytest.fixture
+def mined(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many wrong pairs were scored, each time."""
+    counts: list[int] = []
+    real = mining.others
+    monkeypatch.setattr(mining, "others", lambda *a: counts.append(len(a[1])) or real(*a))
+    return counts
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_hard_pairs_are_found_before_every_epoch(
+    tmp_path: Path, mined: list[int], frozen: bool
+) -> None:
+    MMnasGenotype(("text.3", "image.3"), 16, 8, ("sa",), ("ga",)).save(tmp_path / "genotype.json")
+    config = CONFIG.override("train", epochs=3, negatives=7, freeze_backbones=frozen)
+    bmnas.train(tmp_path / "genotype.json", captioned(), run=tmp_path / "run", config=config)
+    # Of the texts, then of the pictures, of train and validation.
+    assert mined == [7 * 64, 7 * 64] * 3
+
+
+def test_a_search_finds_hard_pairs_after_a_share_of_its_epochs(
+    tmp_path: Path, mined: list[int]
+) -> None:
+    config = CONFIG.override("search", epochs=4)
+    config = config.override("mmnas", negatives=5, hard_from=0.5, warm_up=0.7)
+    bmnas.search(captioned(), run=tmp_path, config=config, strategy="mmnas")
+    # Of both parts of train: alpha learns in the last epoch alone, from a fifth of 32 samples.
+    train, held_out = [5 * 26, 5 * 26], [5 * 6, 5 * 6]
+    assert mined == [*train, *held_out, *train]

@@ -1,0 +1,45 @@
+"""Hard negatives of matching: of some wrong pairs those that a network takes for the best.
+
+Legend: n samples, R wrong ones that each row is paired with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bmnas.features.pairs import FIRST, others, paired
+from bmnas.features.samples import FeatureSamples
+from bmnas.machine.distributed import broadcast
+from bmnas.training.metrics import predict
+
+#: Of the wrong ones that a row is paired with (Yu et al., ACM MM 2020).
+KEPT = 5
+
+
+def hardest(network: nn.Module, samples: FeatureSamples, count: int) -> Tensor:
+    """Return the numbers (2, n, KEPT) of samples that go wrongly and well with each sample.
+
+    The first row of each is paired with the second rows of ``count`` samples of other groups, then
+    its second row with as many first ones; ``network`` ranks them, in evaluation mode, and is left
+    in the mode that it was in. ``samples`` have groups for labels. Draws from torch's global
+    generator.
+    """
+    device = next(network.parameters()).device
+    training, found = network.training, []
+    for way, rows in enumerate(samples.rows.values()):
+        _, own, place = np.unique(rows.cpu().numpy(), return_index=True, return_inverse=True)
+        each = torch.from_numpy(own).repeat_interleave(count)
+        # Several ranks score a part each, of the same pairs.
+        drawn = broadcast(others(samples.labels, each))
+        first, second = (drawn, each) if way else (each, drawn)
+        pairs = paired(samples, first, second, torch.zeros(len(each), 1))
+        pairs = dataclasses.replace(pairs, extras={FIRST: first})
+        logits, _ = predict(network, network, pairs, device)
+        best = logits.view(-1, count).topk(min(KEPT, count)).indices
+        found.append(drawn.view(-1, count).gather(1, best)[torch.from_numpy(place)])
+    network.train(training)
+    return torch.stack(found)
