@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bmnas.backbones.bag import BagOfWords
 from bmnas.backbones.base import Backbone, InputSpec
 from bmnas.machine.errors import UserError, one_line
 from bmnas.tasks.task import Array, Modality, ModalityType
@@ -149,8 +150,11 @@ class WordConvBackbone(PaddedBackbone):
 
     ``entries`` is the size of the embedding; integers outside it count as ``unknown``. In
     training one position in ten is shown as unknown, so that its embedding is trained.
-    Features are three sequences (B, C_raw, T), zero where the row is padded.
+    Features are three sequences (B, C_raw, T), zero where the row is padded. With ``bag`` in the
+    configuration the logits of a linear model of the words are added to the head's.
     """
+
+    bag: BagOfWords | None
 
     def __init__(
         self, input_spec: InputSpec, entries: int, unknown: int, pad: int | None, /, **config: Any
@@ -165,6 +169,12 @@ class WordConvBackbone(PaddedBackbone):
         stages, widths = self.stages_on(stem.embedding_dim, dropout)
         head = MaskedHead(widths[-1], config["classes"], dropout)
         self.set_stages(stem, stages, widths, head)
+        self.bag = BagOfWords(entries, config["classes"]) if config["bag"] else None
+
+    def take_bag(self, bag: BagOfWords) -> None:
+        """Add the logits of ``bag`` to the head's from now on."""
+        self.bag = bag
+        self.config["bag"] = True
 
     def stages_on(self, width: int, dropout: float) -> tuple[list[nn.Module], list[int]]:
         """Return the stages on an embedding of ``width`` channels, and C_raw of each."""
@@ -175,10 +185,26 @@ class WordConvBackbone(PaddedBackbone):
         ]
         return stages, [*widths[1:]]
 
+    def known(self, x: Tensor) -> Tensor:
+        """Return integers ``x`` (B, T) with the unknown one for those outside the embedding."""
+        return torch.where((x >= 0) & (x < self.entries), x, self.unknown)
+
+    def classify(self, feature: Tensor, x: Tensor) -> Tensor:
+        """Return the head's logits (B, K), and those of the linear model if there is one."""
+        logits = super().classify(feature, x)
+        if self.bag is None:
+            return logits
+        words: Tensor = self.bag(self.known(x), self.content(x, logits.dtype).squeeze(1))
+        return logits + words
+
+    def truncate(self, count: int) -> None:
+        """Keep the first ``count`` stages only, and drop head and linear model."""
+        super().truncate(count)
+        self.bag = None
+
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the features (B, C_raw, T) of integers ``x`` (B, T)."""
-        known = (x >= 0) & (x < self.entries)
-        ids = torch.where(known, x, self.unknown)
+        ids = self.known(x)
         mask = self.content(x, cast(nn.Embedding, self.stem).weight.dtype)
         if self.training:
             hidden = torch.rand(ids.shape, device=ids.device) < _HIDDEN_WORDS
@@ -211,6 +237,7 @@ class TextBackbone(WordConvBackbone):
         length: int,
         dropout: float = 0.2,
         embedding: int = _EARLIER_EMBEDDING,
+        bag: bool = False,
     ) -> None:
         vocabulary = Vocabulary(words, length)
         meaning = f"one text as the numbers of its first {length} words"
@@ -221,6 +248,7 @@ class TextBackbone(WordConvBackbone):
             "length": length,
             "dropout": dropout,
             "embedding": embedding,
+            "bag": bag,
         }
         super().__init__(spec, len(words), UNKNOWN, PAD, **config)
         self.vocabulary = vocabulary
@@ -309,6 +337,7 @@ class TokenBackbone(WordConvBackbone):
         padded: bool,
         dropout: float = 0.2,
         embedding: int = _EARLIER_EMBEDDING,
+        bag: bool = False,
     ) -> None:
         pad = 0 if padded else None
         note = {
@@ -325,6 +354,7 @@ class TokenBackbone(WordConvBackbone):
             "padded": padded,
             "dropout": dropout,
             "embedding": embedding,
+            "bag": bag,
         }
         super().__init__(spec, tokens + 1, tokens, pad, classes=classes, **config)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,27 +30,13 @@ from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.rows import pieces
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.heads import TaskHead, head_for
+from bmnas.training.linear import DECAYS, LinearInput, fitted_weights, linear_logits
 
-#: 1 / C of scikit-learn's logistic regression, for rows of about length one; the strongest first.
-_DECAYS = (100.0, 10.0, 1.0, 0.1, 0.01, 0.001)
-_ITERATIONS = 30  # for each of them, from where the one before it ended
 _MOST_NUMBERS = 40_000_000  # of all rows: of larger ones, evenly spaced numbers
 _MOST_TERMS = 4096
 _COMPONENTS = 256  # principal components of longer rows: with many classes weights are many
 _BINS = 8  # of time, in a spectrogram
 _FARTHEST = 5.0  # standard deviations
-
-
-class _Input(NamedTuple):
-    """The rows (R, D) of a modality that a task uses, sparse or not, and which each sample has."""
-
-    rows: Tensor
-    place: Tensor
-
-    def of(self, samples: Array) -> _Input:
-        """Return it for ``samples`` alone, with the rows that these use."""
-        used, place = torch.unique(self.place[torch.from_numpy(samples)], return_inverse=True)
-        return _Input(self.rows.index_select(0, used), place)
 
 
 def fit_linear(context: RunContext) -> None:
@@ -82,10 +67,10 @@ def fit_linear(context: RunContext) -> None:
     found.save(folder.metrics)
 
 
-def _scores(task: Task, head: TaskHead, inputs: Sequence[_Input]) -> tuple[float, float]:
+def _scores(task: Task, head: TaskHead, inputs: Sequence[LinearInput]) -> tuple[float, float]:
     """Return the scores on validation and test of a model of ``inputs`` together."""
 
-    def data(*parts: Part) -> tuple[list[_Input], Tensor]:
+    def data(*parts: Part) -> tuple[list[LinearInput], Tensor]:
         samples = task.samples(*parts)
         return [own.of(samples) for own in inputs], label_tensor(task, samples)
 
@@ -93,53 +78,25 @@ def _scores(task: Task, head: TaskHead, inputs: Sequence[_Input]) -> tuple[float
     weights = [torch.zeros(own.rows.shape[1], task.outputs) for own in inputs]
     weights.append(torch.zeros(task.outputs))
     tried = []
-    for decay in _DECAYS:
-        weights = _fitted(weights, train, labels, head, decay)
-        logits = _logits(weights, validation)
+    for decay in DECAYS:
+        weights = fitted_weights(weights, train, labels, head, decay)
+        logits = linear_logits(weights, validation)
         tried.append((head.score(logits, wanted), decay, weights, logits))
     best, decay, weights, logits = max(tried, key=lambda one: one[0])  # of equals the first
     threshold = head.best_threshold(logits, wanted) if head.threshold is None else head.threshold
     both, labels = data("train", "validation")
-    (test, wanted), final = data("test"), _fitted(weights, both, labels, head, decay)
-    return best, head_for(task.kind, threshold).score(_logits(final, test), wanted)
+    (test, wanted), final = data("test"), fitted_weights(weights, both, labels, head, decay)
+    return best, head_for(task.kind, threshold).score(linear_logits(final, test), wanted)
 
 
-def _logits(weights: Sequence[Tensor], inputs: Sequence[_Input]) -> Tensor:
-    """Return logits (n, K); the last of ``weights`` is the bias."""
-    *matrices, bias = weights
-    # A row that samples share is multiplied once.
-    terms = [(own.rows @ w)[own.place] for own, w in zip(inputs, matrices, strict=True)]
-    return torch.stack(terms).sum(0) + bias
-
-
-def _fitted(
-    start: Sequence[Tensor], inputs: Sequence[_Input], labels: Tensor, head: TaskHead, decay: float
-) -> list[Tensor]:
-    weights = [w.clone().requires_grad_() for w in start]
-    optimizer = torch.optim.LBFGS(
-        weights, max_iter=_ITERATIONS, history_size=10, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        length = torch.stack([w.square().sum() for w in weights[:-1]]).sum()
-        # The loss is a mean over samples, and with several labels over these too.
-        loss = head.loss(_logits(weights, inputs), labels) + decay / (2 * labels.numel()) * length
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return [w.detach() for w in weights]
-
-
-def _input(task: Task, modality: Modality) -> _Input:
+def _input(task: Task, modality: Modality) -> LinearInput:
     used, place = np.unique(modality.rows_of(np.arange(len(task.part))), return_inverse=True)
     train = np.isin(used, modality.rows_of(task.samples("train")))
     if modality.type in ("text", "tokens"):
         read = _terms(modality.data[used], train)
     else:
         read = _reduced(_standardised(_numbers(modality, used, train), train), train)
-    return _Input(read, torch.from_numpy(place))
+    return LinearInput(read, torch.from_numpy(place))
 
 
 def _terms(rows: Array, train: Array) -> Tensor:

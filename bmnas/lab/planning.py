@@ -207,7 +207,7 @@ def _timed(task: Task, config: Config, runtime: Runtime, near: Path) -> _Timing:
     runtime = replace(runtime, compile=compiles, pays_from=0)
     short = config.override("search", epochs=_EPOCHS, candidate_epochs=1)
     # One training a backbone, whatever its rows allow; what else there is to train is multiplied.
-    short = short.override("unimodal", epochs=1, folds=0, early_stopping=False)
+    short = short.override("unimodal", epochs=1, folds=0, early_stopping=False, linear=False)
     runs: list[tuple[Task, dict[str, Backbone], RunMetrics]] = []
 
     def run(batches: int) -> float:

@@ -39,7 +39,7 @@ def backbone_fingerprint(context: RunContext, modality: Modality) -> str:
     depends: Mapping[str, object] = {
         "kind": task.kind,
         "class_names": task.class_names,
-        "config": _config(context.config.unimodal),
+        "config": _config(context.config.unimodal, modality),
         "seed": context.backbone_seed,
         "type": modality.type,
         "backbone": _identity(modality),
@@ -55,9 +55,11 @@ def backbone_fingerprint(context: RunContext, modality: Modality) -> str:
     return sha256_json(depends)
 
 
-def _config(unimodal: UnimodalConfig) -> dict[str, Any]:
+def _config(unimodal: UnimodalConfig, modality: Modality) -> dict[str, Any]:
     settings = dataclasses.asdict(unimodal)
     del settings["words"]  # the labels tell
+    if not unimodal.linear or modality.type not in ("text", "tokens"):
+        del settings["linear"]  # it changes nothing
     return settings
 
 

@@ -67,7 +67,7 @@ class Config:
 
     def as_in_the_paper(self, strategy: str = "bmnas") -> Config:
         """Return a copy without what the default adds to the method of the strategy's paper."""
-        config = self.override("unimodal", folds=0, early_stopping=False)
+        config = self.override("unimodal", folds=0, early_stopping=False, linear=False)
         for section, values in strategy_named(strategy).PAPER.items():
             config = config.override(section, **values)
         return config.override("train", unimodal_logits=False)
@@ -157,6 +157,7 @@ def fitted_config(task: Task, effort: float = 1.0) -> Config:
             batch_size=batch,
             folds=_FOLDS,
             early_stopping=True,
+            linear=True,
         ),
         search=SearchConfig(
             epochs=epochs(_SEARCH_STEPS, train, 3),

@@ -96,7 +96,8 @@ class RunContext:
             return self
         context = copy.copy(self)
         context.task = word_task(self.task, modality)
-        context.config = self.config.override("unimodal", words=False)  # it is the task now
+        # They are the task now, which a linear model of words would find in its input.
+        context.config = self.config.override("unimodal", words=False, linear=False)
         return context
 
     @property

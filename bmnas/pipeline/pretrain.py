@@ -119,7 +119,7 @@ def pretrain(
         config = config_for(task)
         config = dataclasses.replace(config, unimodal=recipe_for(modality, config))
     # Neither changes what is trained here.
-    config = config.override("unimodal", **settings, folds=0, early_stopping=False)
+    config = config.override("unimodal", **settings, folds=0, early_stopping=False, linear=False)
     context = RunContext(
         folder, task, config, seed, backbones=folder.path, runtime=runtime, progress=progress
     ).alone(modality)

@@ -35,6 +35,7 @@ from bmnas.backbones import (
     load_weights,
     save_backbone,
 )
+from bmnas.backbones.words import WordConvBackbone
 from bmnas.features.cache import Folds
 from bmnas.features.samples import (
     RawInput,
@@ -51,6 +52,7 @@ from bmnas.machine.files import read_json, write_json
 from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.machine.schema import read
 from bmnas.pipeline.backbone_files import backbone_fingerprint, backbone_path, checkpoint_path
+from bmnas.pipeline.bag import add_bag
 from bmnas.pipeline.context import RunContext
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.fit import fit
@@ -228,9 +230,18 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
     backbone, trained = _trained(context, modality, checkpoint, train, recipe, start)
     if trained is not None:
         started = time.perf_counter() - checkpoint.seconds
-    score = evaluate_unimodal(context, modality.name, backbone, "validation").score
+    found = evaluate_unimodal(context, modality.name, backbone, "validation")
+    if (
+        context.config.unimodal.linear
+        and trained is backbone
+        and isinstance(backbone, WordConvBackbone)
+    ):
+        add_bag(backbone.cpu(), task, modality, context.head, found.logits)
+        found = evaluate_unimodal(context, modality.name, backbone, "validation")
     seconds += time.perf_counter() - started
-    extra = _Extra(fingerprint, score, trained is not backbone, seconds, context.head.threshold)
+    extra = _Extra(
+        fingerprint, found.score, trained is not backbone, seconds, context.head.threshold
+    )
     on_rank_zero(lambda: save_backbone(path, backbone.cpu(), dataclasses.asdict(extra)))
     checkpoint.remove()
     if fold_of_row is not None:

@@ -73,8 +73,9 @@ class UnimodalConfig:
     With ``folds`` it is trained that many times without a part of the train samples each: what
     fuses learns from features that the backbone has not learned by heart, see
     ``pipeline/unimodal.py``. With ``early_stopping`` validation says after how many ``epochs``, at
-    most, a training ends. With ``words`` it learns which words occur in the texts that a row comes
-    with, and not the task: for tasks that one modality alone says little of.
+    most, a training ends. With ``linear`` a network of texts gets a linear model of their words
+    beside it, see ``pipeline/bag.py``. With ``words`` it learns which words occur in the texts that
+    a row comes with, and not the task: for tasks that one modality alone says little of.
     """
 
     epochs: Count = 8
@@ -84,13 +85,15 @@ class UnimodalConfig:
     weight_decay: Rate = 1e-2
     folds: Annotated[int, Range(0)] = 0
     early_stopping: bool = False
+    linear: bool = False
     words: bool = False
 
     @property
     def recipe(self) -> Recipe:
         """The recipe that these settings are."""
         given = asdict(self)
-        del given["folds"], given["early_stopping"], given["words"]
+        for other in ("folds", "early_stopping", "linear", "words"):
+            del given[other]
         return Recipe(**given, decoupled=True)
 
 

@@ -13,6 +13,8 @@ from backbone_cases import TinyNet, modality
 from torch import Tensor, nn
 
 from bmnas.backbones import BACKBONES, Backbone, build_backbone
+from bmnas.backbones.bag import BagOfWords
+from bmnas.backbones.words import TextBackbone
 from bmnas.tasks.task import Modality
 
 
@@ -81,6 +83,18 @@ def test_the_exported_graph_equals_torch(kind: str) -> None:
     part = modality(kind)
     torch.manual_seed(0)
     assert_graph_equals_torch(build_backbone(part, classes=3, rows=part.data), part.data)
+
+
+@pytest.mark.slow
+def test_a_text_network_with_a_linear_model_exports() -> None:
+    part = modality("text")
+    torch.manual_seed(0)
+    backbone = build_backbone(part, classes=3, rows=part.data)
+    assert isinstance(backbone, TextBackbone)
+    bag, ids = BagOfWords(backbone.entries, 3), torch.from_numpy(backbone.encode(part.data))
+    bag.count(ids, ids != 0)
+    backbone.take_bag(bag)
+    assert_graph_equals_torch(backbone, part.data)
 
 
 @pytest.mark.slow
