@@ -39,7 +39,7 @@ from bmnas.report.robustness import (
 )
 from bmnas.report.tables import TextTable, html_tables, markdown
 from bmnas.spaces.cells.known import FUSION_MODULES
-from bmnas.spaces.fusions.table import FUSIONS
+from bmnas.spaces.fusions.table import FUSIONS, OF_PAIRS
 from bmnas.strategies import STRATEGIES
 from bmnas.tasks import load_task
 
@@ -80,16 +80,16 @@ class Suite:
     """Ways to fuse, each run on every ``task`` for ``seeds`` seeds from 0.
 
     ``strategies`` may have ``paper``, which is bmnas with the paper's recipe, ``fusions`` may be
-    ``all``. ``modules`` are known modules of the pool, or ``searched``, on each of ``pairs`` of
-    features, or on the pairs that follow a name, as in ``aoa/found``. ``linear`` asks for linear
-    models of raw inputs too, which no seed changes: once.
+    ``all``, which are those for any kind of task. ``modules`` are known modules of the pool, or
+    ``searched``, on each of ``pairs`` of features, or on the pairs that follow a name, as in
+    ``aoa/found``. ``linear`` asks for linear models of raw inputs too, which no seed changes: once.
     With ``robustness`` each network is tested once more with its inputs degraded.
     The file's tables ``[[task]]`` give ``task`` its name.
     """
 
     task: Annotated[tuple[SuiteTask, ...], NotEmpty()]
     strategies: tuple[Annotated[str, OneOf((*STRATEGIES, PAPER))], ...]
-    fusions: tuple[Annotated[str, OneOf((*FUSIONS, ALL))], ...] = ()
+    fusions: tuple[Annotated[str, OneOf((*FUSIONS, *OF_PAIRS, ALL))], ...] = ()
     modules: tuple[Annotated[str, OneOf((*MODULES, *_ON_PAIRS))], ...] = ()
     pairs: tuple[Annotated[str, OneOf(PAIRS)], ...] = ()
     linear: bool = False

@@ -32,11 +32,13 @@ LENGTH, CHANNELS, CLASSES = 4, 6, 3
 Array = NDArray[Any]
 
 
-def built(name: str, channels_raw: Mapping[str, int] = TWO, seed: int = 0) -> Fusion:
+def built(
+    name: str, channels_raw: Mapping[str, int] = TWO, seed: int = 0, classes: int = CLASSES
+) -> Fusion:
     """Return the fusion as after some training, in evaluation mode and float64."""
     torch.manual_seed(seed)
     what = NamedFusion(name, CHANNELS, LENGTH)
-    fusion = build_fusion(what, channels_raw, classes=CLASSES, dropout=0.1)
+    fusion = build_fusion(what, channels_raw, classes=classes, dropout=0.1)
     roughen(fusion)
     with torch.no_grad():
         for parameter in fusion.parameters():
@@ -254,6 +256,16 @@ def mult(w: Weights, x: Sequence[Array]) -> Array:
     return w.linear(np.concatenate(means, axis=1), "output")
 
 
+def dot_product(w: Weights, x: Sequence[Array]) -> Array:
+    u = []
+    for m, f in enumerate(x):
+        hidden = relu(w.linear_norm(flat(f), f"encoders.{m}.0"))
+        found = w.linear(hidden, f"encoders.{m}.3")
+        u.append(found / np.linalg.norm(found, axis=1, keepdims=True))
+    cosine = (u[0] * u[1]).sum(1, keepdims=True)
+    return np.exp(w["output.scale"]) * cosine + w["output.bias"]
+
+
 FORMULAS = (
     *(two_stream, weighted_two_stream, concat, gmu, centralnet, mmtm, mtut, cdc_t),
     *(tensor, lmf, mi_matrix, non_local_gate, mult),
@@ -291,6 +303,17 @@ def test_the_classifier_is_a_part(name: str) -> None:
     assert {id(p) for p in fusion.classifier.parameters()} <= own
     assert fusion.length == LENGTH
     assert set(fusion.features) <= set(TWO)
+
+
+def test_a_dot_product_is_for_two_modalities_and_one_output() -> None:
+    fusion = built("dot_product", classes=1)
+    x = pooled(fusion)
+    with torch.inference_mode():
+        found = fusion([torch.from_numpy(f) for f in x])
+    np.testing.assert_allclose(found.numpy(), dot_product(Weights(fusion), x), rtol=1e-9, atol=1e-9)
+    for raw, classes in ((THREE, 1), (TWO, 3)):
+        with pytest.raises(UserError, match=r"fusion dot_product: received .* of kind matching"):
+            built("dot_product", raw, classes=classes)
 
 
 def test_a_gate_by_hand() -> None:

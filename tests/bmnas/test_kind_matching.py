@@ -13,6 +13,7 @@ from bmnas_serve.session import Session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tasks import CONFIG
+from tiny_words import tiny_questions
 
 import bmnas
 from bmnas.features.pairs import FIRST, PairSamples, drawn_pairs, gallery, judged, shown
@@ -282,6 +283,18 @@ def test_from_training_to_served_pairs(tmp_path: Path, frozen: bool) -> None:
         {"text": texts[[0, 0, 1, 1]], "image": images[[0, 1, 0, 1]]}
     )
     assert (answer["probability"][:, 0] > 0.5).tolist() == [True, False, False, True]
+
+
+def test_two_encoders_are_trained_and_served(tmp_path: Path) -> None:
+    task, run = captioned(), tmp_path / "run"
+    config = CONFIG.override("train", epochs=25, max_lr=5e-3, freeze_backbones=True)
+    config = config.override("unimodal", epochs=15)
+    trained = bmnas.train_fusion("dot_product", task, run=run, config=config)
+    assert trained.score > 0.95
+    bundle = export_bundle(bmnas.load_network(trained.network), task, tmp_path / "bundle")
+    assert bundle.parity.passed
+    with pytest.raises(UserError, match="fusion dot_product: received 2 modalities and 2 outputs"):
+        bmnas.train_fusion("dot_product", tiny_questions(), run=tmp_path / "no", config=CONFIG)
 
 
 @pytest.fixture

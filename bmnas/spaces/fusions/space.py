@@ -41,7 +41,7 @@ class NamedFusion(Architecture):
     provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        known = [*fusion_names(), NO_FUSION]
+        known = [*fusion_names(of_pairs=True), NO_FUSION]
         # A list: what a file says may be anything.
         if self.name not in known:
             hint = close(str(self.name), known)
@@ -85,12 +85,12 @@ class FusionSpace(SearchSpace[NamedFusion]):
         """Return the fusion's network; raises UserError where it cannot have these features."""
         from bmnas.spaces.fusions.features import Sizes
         from bmnas.spaces.fusions.late_fusion import NoFusion
-        from bmnas.spaces.fusions.table import FUSIONS
+        from bmnas.spaces.fusions.table import FUSIONS, OF_PAIRS
 
         sizes = Sizes(genotype.channels, genotype.length, classes, dropout)
         with at(f"fusion {genotype.name}"):
-            kind = NoFusion if genotype.name == NO_FUSION else FUSIONS[genotype.name]
-            return kind(channels_raw, sizes)
+            known = {**FUSIONS, **OF_PAIRS, NO_FUSION: NoFusion}
+            return known[genotype.name](channels_raw, sizes)
 
     @classmethod
     def describe(cls, genotype: NamedFusion) -> Description:
@@ -118,9 +118,9 @@ class FusionSpace(SearchSpace[NamedFusion]):
         return NamedFusion(name, self.channels, self.length)
 
 
-def fusion_names() -> list[str]:
-    """Return the names of the hand-made fusions."""
+def fusion_names(*, of_pairs: bool = False) -> list[str]:
+    """Return the names of the hand-made fusions; those for pairs alone where they are wanted."""
     # Their networks need torch, which the plain data do not.
-    from bmnas.spaces.fusions.table import FUSIONS
+    from bmnas.spaces.fusions.table import FUSIONS, OF_PAIRS
 
-    return list(FUSIONS)
+    return [*FUSIONS, *(OF_PAIRS if of_pairs else ())]

@@ -8,6 +8,7 @@ from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.attention import MulTFusion, NonLocalGate
 from bmnas.spaces.fusions.central_difference import CentralDifferenceFusion
 from bmnas.spaces.fusions.centralnet import CentralNet
+from bmnas.spaces.fusions.dot_product import DotProductFusion
 from bmnas.spaces.fusions.features import Sizes
 from bmnas.spaces.fusions.gmu import GMUFusion
 from bmnas.spaces.fusions.late_fusion import (
@@ -38,4 +39,9 @@ FUSIONS: Mapping[str, Callable[[Mapping[str, int], Sizes], Fusion]] = {
     "mi_matrix": MultiplicativeFusion,
     "non_local_gate": NonLocalGate,
     "mult": MulTFusion,
+}
+
+#: Those that only say whether two things belong together.
+OF_PAIRS: Mapping[str, Callable[[Mapping[str, int], Sizes], Fusion]] = {
+    "dot_product": DotProductFusion,
 }
