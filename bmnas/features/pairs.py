@@ -23,8 +23,8 @@ from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
 
-#: What a gallery calls the numbers of first rows: those next to each other are often the same.
-FIRST = "first"
+#: With the modality in front, what pairs call the numbers of its rows, many of which are equal.
+ROWS = ".rows"
 #: What a pair's label says besides whether it matches, where it is in no gallery.
 NOWHERE = -1
 
@@ -171,4 +171,5 @@ def gallery(samples: FeatureSamples, most: int) -> FeatureSamples:
         dim=1,
     )
     found = paired(samples, first, second, labels)
-    return dataclasses.replace(found, extras={FIRST: place})
+    extras = {name + ROWS: labels[:, 1 + way] for way, name in enumerate(samples.rows)}
+    return dataclasses.replace(found, extras=extras)

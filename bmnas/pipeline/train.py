@@ -36,7 +36,13 @@ from bmnas.pipeline.unimodal import (
     remove_stale,
     unimodal_networks,
 )
-from bmnas.report.metrics import MemoryPeak, RunMetrics, TrainedMetrics, UnimodalMetrics
+from bmnas.report.metrics import (
+    GalleryMetrics,
+    MemoryPeak,
+    RunMetrics,
+    TrainedMetrics,
+    UnimodalMetrics,
+)
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import load_architecture
@@ -296,6 +302,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
             macro_f1=head.macro_f1(test.logits, labels),
             by_type=_by_type(task, head, test.logits),
             details=head.details(test.logits, labels),
+            gallery=_gallery(context, labels),
         ),
         weighing=network.weighing,
         importance=stage.importance,
@@ -312,6 +319,24 @@ def _train(context: RunContext, architecture: Architecture) -> None:
     )
     on_rank_zero(lambda: _write(context, stage, network, measured))
     checkpoint.remove()
+
+
+def _gallery(context: RunContext, labels: Tensor) -> GalleryMetrics | None:
+    """Return the size of a gallery from its ``labels`` (n, 3); a note says where it is cut."""
+    task = context.task
+    if not task_kind(task.kind).PAIRS:
+        return None
+    names = [modality.name for modality in task.modalities]
+    rows = dict(zip(names, (labels[:, 1:].amax(0) + 1).tolist(), strict=True))
+    test = task.samples("test")
+    of = {name: len(np.unique(task.modality(name).rows_of(test))) for name in names}
+    if rows != of:
+        found, whole = (" x ".join(f"{n:,}" for n in sizes.values()) for sizes in (rows, of))
+        context.progress.note(
+            f"tested on a gallery of {found} rows, evenly spaced groups of the {whole} that there "
+            "are: its recalls are higher than those of all"
+        )
+    return GalleryMetrics(rows, of, cut=rows != of)
 
 
 def _by_type(task: Task, head: TaskHead, logits: Tensor) -> dict[str, float]:

@@ -73,12 +73,24 @@ class SearchMetrics:
 
 
 @dataclass(frozen=True)
+class GalleryMetrics:
+    """The gallery that a matching task was tested on: its ``rows`` of each of the two modalities.
+
+    ``of`` so many that the test part has: where it is ``cut``, ranks are better than in all of it.
+    """
+
+    rows: Mapping[str, int]
+    of: Mapping[str, int]
+    cut: bool
+
+
+@dataclass(frozen=True)
 class TrainedMetrics:
     """The trained network on the test part, and the mean of the unimodal networks' logits.
 
     ``calibration_error`` is the expected one, a fraction (see ``training/heads.py``); ``macro_f1``
     is that of tasks with labels, ``by_type`` the scores of each of ``Task.types``,
-    ``details`` what else its head tells, fractions by name.
+    ``details`` what else its head tells, fractions by name; ``gallery`` is that of a matching task.
     """
 
     score: Number
@@ -89,6 +101,7 @@ class TrainedMetrics:
     macro_f1: Number | None = None
     by_type: Mapping[str, Number] = field(default_factory=dict)
     details: Mapping[str, Number] = field(default_factory=dict)
+    gallery: GalleryMetrics | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from bmnas.report.metrics import STAGES, RunMetrics, UnimodalMetrics
+from bmnas.report.metrics import STAGES, RunMetrics, TrainedMetrics, UnimodalMetrics
 from bmnas.report.style import printable
 
 DASH = "–"
@@ -140,7 +140,7 @@ def run_tables(metrics: RunMetrics) -> list[TextTable]:
         ("fused, macro f1", None, None if metrics.test is None else metrics.test.macro_f1),
     ]
     if metrics.test is not None:
-        more = {**metrics.test.by_type, **metrics.test.details}
+        more = {**metrics.test.by_type, **_details(metrics.test)}
         scores += [(f"fused, {_words(name)}", None, own) for name, own in more.items()]
     # Nothing was compiled: no line of zeros.
     seconds = {k: v for k, v in metrics.seconds.items() if v or not k.endswith("compile")}
@@ -159,8 +159,19 @@ def run_tables(metrics: RunMetrics) -> list[TextTable]:
     found = metrics.to_dict()
     if hours := metrics.seconds.get("gpu_hours"):
         found["search"] = {**found.get("search", {}), "GPU-hours": hours}
-    kept = ("search", "parameters", "latency", "peak_memory")
+    if metrics.test is not None and metrics.test.gallery is not None:
+        found["gallery of the test"] = found["test"]["gallery"]
+    kept = ("search", "gallery of the test", "parameters", "latency", "peak_memory")
     return [*measured, *_sections({key: found[key] for key in kept if key in found})]
+
+
+def _details(test: TrainedMetrics) -> dict[str, float]:
+    """Return the details of a test; those of a gallery say which modality asks."""
+    found = dict(test.details)
+    if test.gallery is not None:
+        for way, name in zip(("first", "second"), test.gallery.rows, strict=True):
+            found = {key.replace(f"by_{way}", f"by_{name}"): own for key, own in found.items()}
+    return found
 
 
 def _own(name: str, own: UnimodalMetrics) -> str:

@@ -89,10 +89,20 @@ class GroundingHead(TaskHead):
         return _parts(logits)[0].argmax(-1, keepdim=True)
 
     def boxes(self, logits: Tensor) -> Tensor:
-        """Return the box (n, 4) of that region, moved by its deltas."""
+        """Return the box (n, 4) of that region, moved by its deltas.
+
+        It ends where the last of the regions does: they cover the picture, whose size is not known
+        here.
+        """
         _, deltas, boxes = _parts(logits)
         chosen = self.decide(logits)[..., None].expand(-1, -1, len(_DEVIATIONS))
-        return moved(boxes.gather(1, chosen), deltas.gather(1, chosen)).squeeze(1)
+        found = moved(boxes.gather(1, chosen), deltas.gather(1, chosen)).squeeze(1)
+        return torch.minimum(found, boxes[..., 2:].amax(1).repeat(1, 2))
+
+    def alike(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Return scores and deltas (n, 5 R), and corners (n, 4 R), as large as pictures."""
+        regions = logits.unflatten(-1, (-1, _NUMBERS))
+        return regions[..., :-4].flatten(1), regions[..., -4:].flatten(1)
 
     def _hits(self, logits: Tensor, labels: Tensor) -> Tensor:
         return overlaps(self.boxes(logits), labels) >= HIT

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bmnas.features.pairs import FIRST, others, paired
+from bmnas.features.pairs import ROWS, others, paired
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.distributed import broadcast
 from bmnas.training.metrics import predict
@@ -37,7 +37,8 @@ def hardest(network: nn.Module, samples: FeatureSamples, count: int) -> Tensor:
         drawn = broadcast(others(samples.labels, each))
         first, second = (drawn, each) if way else (each, drawn)
         pairs = paired(samples, first, second, torch.zeros(len(each), 1))
-        pairs = dataclasses.replace(pairs, extras={FIRST: first})
+        numbers = zip(samples.rows, (first, second), strict=True)
+        pairs = dataclasses.replace(pairs, extras={name + ROWS: own for name, own in numbers})
         logits, _ = predict(network, network, pairs, device)
         best = logits.view(-1, count).topk(min(KEPT, count)).indices
         found.append(drawn.view(-1, count).gather(1, best)[torch.from_numpy(place)])

@@ -102,6 +102,10 @@ class TaskHead(ABC):
         """Return what else is worth telling of logits (n, K) on the CPU, by name: fractions."""
         return {}
 
+    def alike(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Return logits (n, K) in parts, (n, any number) each, whose numbers are of one scale."""
+        return (logits,)
+
     def served_outputs(self, classes: int, outputs: int) -> tuple[ServedOutput, ...]:
         """Return the outputs of the served model, ``logits`` (n, ``outputs``) the first."""
         return (

@@ -106,6 +106,8 @@ class BatchParity:
 class ParityReport:
     """The comparison over all batches; ``scale`` is the largest absolute logit of torch.
 
+    Where logits are of several scales, as scores and corners are, it is that of the first.
+
     ``available`` is the size of the test part: smaller than the largest batch wanted, it is the
     largest batch compared.
     """
@@ -167,11 +169,13 @@ def measure_parity(
     sizes = sorted({min(size, len(inputs)) for size in BATCHES})
     pairs = [_both(reference, session, inputs.batch(size)) for size in sizes]
     # numpy's maximum and not Python's, which may pass over a NaN.
-    scale = float(np.max([np.abs(torch_logits).max() for torch_logits, _ in pairs]))
-    if not np.isfinite(scale):
+    sizes_of = [[np.abs(part).max() for part in _alike(logits, info)] for logits, _ in pairs]
+    scales = np.max(sizes_of, axis=0)
+    if not np.isfinite(scales).all():
         raise ParityError("the trained network itself gives logits that are NaN or infinite")
-    batches = tuple(_compare(logits, outputs, scale or 1.0, info) for logits, outputs in pairs)
-    report = ParityReport(batches, scale, len(inputs))
+    each = np.where(scales == 0, 1.0, scales)
+    batches = tuple(_compare(logits, outputs, each, info) for logits, outputs in pairs)
+    report = ParityReport(batches, float(scales[0]), len(inputs))
     if not report.passed:
         raise ParityError(_failure(report))
     return report
@@ -186,7 +190,7 @@ def _both(
 
 
 def _compare(
-    expected: NDArray[Any], outputs: dict[str, NDArray[Any]], scale: float, info: TaskInfo
+    expected: NDArray[Any], outputs: dict[str, NDArray[Any]], scales: NDArray[Any], info: TaskInfo
 ) -> BatchParity:
     logits, *others = outputs.values()
     # In float64, to see the graph's own rounding alone.
@@ -200,12 +204,17 @@ def _compare(
     apart = [
         np.abs(x - y).max() / max(1.0, np.abs(y).max()) for x, y in zip(others, wanted, strict=True)
     ]
+    off = _alike(logits.astype(np.float64) - expected, info)
     return BatchParity(
         batch=len(expected),
-        difference=float(np.abs(logits.astype(np.float64) - expected).max()) / scale,
+        difference=float(np.max([np.abs(x).max() / n for x, n in zip(off, scales, strict=True)])),
         probability_difference=float(np.max(apart, initial=0.0)),
         agree=int(agree.all(axis=1).sum()),
     )
+
+
+def _alike(logits: NDArray[Any], info: TaskInfo) -> list[NDArray[Any]]:
+    return [part.numpy() for part in info.head.alike(torch.from_numpy(logits))]
 
 
 def _decisions(logits: NDArray[Any], info: TaskInfo) -> NDArray[Any]:

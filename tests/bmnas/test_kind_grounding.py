@@ -107,8 +107,20 @@ def test_what_is_found_is_the_moved_box_of_the_highest_score() -> None:
     logits, box, probability = HEAD.served(logits)
     assert box.tolist() == [[10, 0, 19, 9]]
     assert probability.item() == pytest.approx(1 / (1 + math.exp(-0.5)))
-    # Boxes begin in the picture.
+    # Boxes begin in the picture, and end where its regions do.
     assert HEAD.boxes(said([[1.0, -10, 0, 0, 0, 0, 0, 9, 9]])).tolist() == [[0, 0, 0, 9]]
+    last = [0.0, 0, 0, 0, 0, 40, 3, 62, 13]
+    grown = [1.0, 10, 10, 10, 0, 50, 0, 59, 9]
+    wanted = [65 - 5 * math.exp(2), 10, 62, 13]
+    assert HEAD.boxes(said([grown, last]))[0].tolist() == pytest.approx(wanted)
+
+
+def test_corners_do_not_hide_how_far_scores_are_apart() -> None:
+    logits = said([[1.0, 2, 3, 4, 5, 60, 61, 62, 63], [6.0, 7, 8, 9, 10, *FAR]])
+    assert [part.tolist() for part in HEAD.alike(logits)] == [
+        [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]],
+        [[60, 61, 62, 63, *FAR]],
+    ]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

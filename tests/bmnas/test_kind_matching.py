@@ -16,9 +16,13 @@ from tiny_tasks import CONFIG
 from tiny_words import tiny_questions
 
 import bmnas
-from bmnas.features.pairs import FIRST, PairSamples, drawn_pairs, gallery, judged, shown
+from bmnas.features.pairs import PairSamples, drawn_pairs, gallery, judged, shown
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.errors import UserError
+from bmnas.pipeline import multimodal
+from bmnas.report.metrics import GalleryMetrics, RunMetrics
+from bmnas.report.record import load_run
+from bmnas.report.tables import run_tables
 from bmnas.spaces.mmnas.genotype import MMnasGenotype
 from bmnas.spaces.registry import build_fusion
 from bmnas.tasks import Modality, Task, check_task
@@ -187,17 +191,20 @@ def test_a_gallery_has_every_row_with_every_other_once() -> None:
     assert few.labels[:, 0].sum() == 4
 
 
-def test_a_network_encodes_the_firsts_of_a_gallery_once() -> None:
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_network_encodes_the_texts_of_a_gallery_once(turned: bool) -> None:
     torch.manual_seed(0)
+    own = samples()
+    if turned:  # the picture comes first in the task: each has every text beside it
+        own = dataclasses.replace(own, rows=dict(reversed(own.rows.items())))
     found = MMnasGenotype(TOKENS, 16, 8, ("sa", "ffn"), ("ga", "sa"))
     network = build_fusion(found, {"text.1": 3, "image.1": 6}, classes=1, dropout=0.1).eval()
-    batch = gallery(samples(), 1000).batch(torch.arange(3, 30))
+    batch = gallery(own, 1000).batch(torch.arange(3, 30))
     inputs, masks, extras = batch.arguments
     sizes = []
     network.encoder[0].register_forward_hook(lambda _, args, out: sizes.append(len(out)))
     whole, once = network(inputs, masks), network(inputs, masks, extras)
-    assert sizes == [27, 8]
-    assert FIRST in extras
+    assert sizes == [27, 27 if turned else 8]
     torch.testing.assert_close(once, whole)
 
 
@@ -271,6 +278,8 @@ def test_from_training_to_served_pairs(tmp_path: Path, frozen: bool) -> None:
     assert details["recall_at_1_by_first"] == 1
     assert details["median_rank_by_second"] == 1
     assert trained.score > 0.95
+    whole = {"text": 32, "image": 32}
+    assert trained.metrics["test"]["gallery"] == {"rows": whole, "of": whole, "cut": False}
     if frozen:
         return
     network = bmnas.load_network(trained.network)
@@ -285,14 +294,24 @@ def test_from_training_to_served_pairs(tmp_path: Path, frozen: bool) -> None:
     assert (answer["probability"][:, 0] > 0.5).tolist() == [True, False, False, True]
 
 
-def test_two_encoders_are_trained_and_served(tmp_path: Path) -> None:
+def test_two_encoders_are_trained_and_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task, run = captioned(), tmp_path / "run"
+    monkeypatch.setattr(multimodal, "_PAIRS", 300)
     config = CONFIG.override("train", epochs=25, max_lr=5e-3, freeze_backbones=True)
     config = config.override("unimodal", epochs=15)
     trained = bmnas.train_fusion("dot_product", task, run=run, config=config)
     assert trained.score > 0.95
     bundle = export_bundle(bmnas.load_network(trained.network), task, tmp_path / "bundle")
     assert bundle.parity.passed
+    # Two of the four groups.
+    gallery = RunMetrics.load(run / "metrics.json").test.gallery
+    few, all_ = ({"text": n, "image": n} for n in (16, 32))
+    assert gallery == GalleryMetrics(few, all_, cut=True)
+    tables = {table.title: table for table in run_tables(load_run(run).metrics)}
+    assert ("cut", "True") in tables["Gallery of the test"].rows
+    assert "fused, recall at 1 by text" in [row[0] for row in tables["Scores, mean recall"].rows]
     with pytest.raises(UserError, match="fusion dot_product: received 2 modalities and 2 outputs"):
         bmnas.train_fusion("dot_product", tiny_questions(), run=tmp_path / "no", config=CONFIG)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.backbones.regions import BOX, areas
-from bmnas.features.pairs import FIRST
+from bmnas.features.pairs import ROWS
 from bmnas.machine.errors import UserError
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.mmnas.genotype import MMnasGenotype, Norm, has_boxes
@@ -111,12 +111,13 @@ class EncoderDecoder(Fusion):
     ) -> Tensor:
         """Return logits (B, K) from tokens (B, T, C_raw) and (B, N, C_raw).
 
-        ``masks``, (B, T) and (B, N), say which of them count; without any, all do. Of a gallery,
-        whose ``extras`` number the first rows, what is the same is encoded once.
+        ``masks``, (B, T) and (B, N), say which of them count; without any, all do. Of pairs, whose
+        ``extras`` number the rows, what is the same one after the other is encoded once.
         """
-        if not extras or FIRST not in extras:
+        rows = (extras or {}).get(self.features[0].partition(".")[0] + ROWS)
+        if rows is None:
             return self.fuse(self.read(tokens, masks))
-        _, place, counts = extras[FIRST].unique_consecutive(return_inverse=True, return_counts=True)
+        _, place, counts = rows.unique_consecutive(return_inverse=True, return_counts=True)
         begin = counts.cumsum(0) - counts
         first, second = ([x[begin], y] for x, y in (tokens, masks))
         read = self.read(first, second)
