@@ -25,6 +25,7 @@ from bmnas.cli.sweep import bench, sweep
 from bmnas.cli.tabular import tabular
 from bmnas.cli.tasks import presets, tasks
 from bmnas.cli.train import train
+from bmnas.cli.verify import verify
 from bmnas.machine.errors import UserError
 
 #: Packages that some commands need, by the extra that brings them.
@@ -54,8 +55,8 @@ app = typer.Typer(
     add_completion=False,
 )
 _commands = (
-    pretrain, search, train, genotype, sweep, export, serve, show, compare, bench, plan, check,
-    tasks, presets,
+    pretrain, search, train, genotype, sweep, export, verify, serve, show, compare, bench, plan,
+    check, tasks, presets,
 )  # fmt: skip
 for _command in _commands:
     app.command()(_command)

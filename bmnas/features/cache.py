@@ -52,6 +52,7 @@ from bmnas.machine.files import (
     sha256_json,
 )
 from bmnas.machine.progress import Progress
+from bmnas.machine.tensor_file import tensors_hash
 from bmnas.tasks.rows import Data, Rows, pieces
 from bmnas.tasks.task import Array, Modality, Part, Task
 
@@ -200,13 +201,7 @@ def room(device: torch.device) -> int:
 
 def weights_hash(module: torch.nn.Module) -> str:
     """Return a SHA-256 over the names, shapes and bytes of a module's parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        # As bytes: NumPy does not know every type of torch, such as bfloat16.
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return tensors_hash(module.state_dict())
 
 
 def rows_hash(data: Data, rows: Array) -> str:

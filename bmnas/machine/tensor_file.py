@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -15,6 +17,18 @@ from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import atomic_path
 
 _DESCRIPTION = "bmnas"  # one key alone: the order of several differs from file to file
+_DIGEST = "sha256"  # in the description, of the tensors; files of earlier versions lack it
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return a SHA-256 over the names, types, shapes and bytes of ``tensors``."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        # As bytes: NumPy does not know every type of torch, such as bfloat16.
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_tensors(
@@ -25,8 +39,9 @@ def write_tensors(
     The file is whole or not at all, and equal for equal content. Tensors that share memory, of
     tied weights, are written once for each of their names.
     """
-    text = json.dumps(description, sort_keys=True, allow_nan=False)
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    content = {**description, _DIGEST: tensors_hash(copies)}
+    text = json.dumps(content, sort_keys=True, allow_nan=False)
     with atomic_path(path) as aside:
         # Not save_file(), which tells of a full disk with an exception of its own.
         aside.write_bytes(save(copies, {_DESCRIPTION: text}))
@@ -67,5 +82,11 @@ def read_tensors(
     if received != described:
         raise UserError(
             f"{path}: received format {received!r}, expected {described!r}: train again"
+        )
+    digest = description.pop(_DIGEST, None)
+    if tensors and digest is not None and digest != (actual := tensors_hash(found)):
+        raise UserError(
+            f"{path}: damaged: the sha256 of its {len(found)} tensors is {actual}, expected"
+            f" {digest}: copy the file again, or train again"
         )
     return description, found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import re
 from collections.abc import Mapping
@@ -24,21 +25,33 @@ from bmnas.machine.costs import Latency, versions
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_folder, sha256_file, write_json
 from bmnas.machine.progress import Progress, Stage
+from bmnas.machine.tensor_file import write_tensors
 from bmnas.pipeline.multimodal import MultimodalNetwork, parameter_counts
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Task
-from bmnas_export.errors import ExportError
+from bmnas.training.heads import head_for
+from bmnas_export.errors import ExportError, ParityError
+from bmnas_export.graph import graph_facts
+from bmnas_export.locate import first_difference
 from bmnas_export.measure import (
+    BATCHES,
     ParityReport,
     SampleInputs,
     latency_report,
+    logits_of,
     measure_parity,
     measure_session,
 )
-from bmnas_export.prepare import prepare, reference_network
+from bmnas_export.prepare import ExportNetwork, prepare, reference_network
+from bmnas_export.score import check_score, measure_score
 from bmnas_export.targets import checked_target, target_named
 
-_STAGES = ("samples", "graph", "check", "parity", "latency", "write")
+#: Test samples and torch's logits of them, by which a bundle is verified without its task.
+SAMPLES_FILE = "samples.safetensors"
+SAMPLES_FORMAT = "bmnas.samples/1"
+
+_SAMPLES_BYTES = 8_000_000
+_STAGES = ("samples", "graph", "check", "parity", "score", "latency", "write")
 
 
 @dataclass(frozen=True)
@@ -84,7 +97,8 @@ def export_bundle(
 
     Raises UserError when ``out`` cannot be written or holds something else, when the task is not
     the network's, or when a tensor cannot be named; ExportError when the network cannot be
-    exported, ParityError when onnxruntime and torch disagree.
+    exported or scores otherwise than ``scores`` say, ParityError when onnxruntime and torch
+    disagree.
     """
     write, place = target_named(target), checked_target(out)
     with (progress or Progress()).stage("export", len(_STAGES)) as stage:
@@ -96,19 +110,27 @@ def export_bundle(
         prepared = prepare(reference, trained.task.head)
         try:
             with atomic_folder(place) as folder:
-                metadata = _metadata(trained)
+                metadata = _metadata(trained, manifest)
                 files = write(folder, prepared, manifest.inputs, manifest.outputs, metadata)
                 _next(stage, "check")
                 _write_manifest(folder, manifest, files)
                 session = Session.open(folder)
                 _next(stage, "parity")
-                parity = measure_parity(reference, session, inputs, trained.task)
+                parity = _parity(prepared, reference, session, inputs, folder)
+                _next(stage, "score")
+                measured = _score(session, reference, inputs, manifest)
                 _next(stage, "latency")
                 latency = measure_session(session, inputs)
                 _next(stage, "write")
                 files = (*files, *_write_example(folder, session, inputs))
-                report = latency_report(latency, session)
-                manifest = replace(manifest, parity=parity.to_dict(), latency=report)
+                files = (*files, _write_samples(folder, reference, inputs))
+                manifest = replace(
+                    manifest,
+                    parity=parity.to_dict(),
+                    scores=measured,
+                    latency=latency_report(latency, session),
+                    graph=graph_facts(folder / bundle.MODEL_FILE),
+                )
                 manifest = _write_manifest(folder, manifest, files)
                 bundle.verify_files(bundle.load(folder), folder)
                 sizes = {p: (folder / p).stat().st_size for p in (*files, bundle.MANIFEST_FILE)}
@@ -130,6 +152,44 @@ def _write_example(folder: Path, session: Session, inputs: SampleInputs) -> tupl
         # On one line: an image is thousands of numbers.
         (folder / name).write_text(json.dumps(body, allow_nan=False) + "\n", "utf-8")
     return "example.json", "example.expected.json"
+
+
+def _parity(
+    prepared: ExportNetwork,
+    reference: MultimodalNetwork,
+    session: Session,
+    inputs: SampleInputs,
+    folder: Path,
+) -> ParityReport:
+    """Compare with torch; where they differ, say from which node on."""
+    try:
+        return measure_parity(reference, session, inputs, prepared.head)
+    except ParityError as error:
+        batch = inputs.batch(min(len(inputs), BATCHES[-1]))
+        model = folder / bundle.MODEL_FILE
+        place = first_difference(prepared, session.inputs, model, batch)
+        raise ParityError(f"{error}; {place}; no bundle was written") from error
+
+
+def _score(
+    session: Session, reference: MultimodalNetwork, inputs: SampleInputs, manifest: Manifest
+) -> dict[str, Any]:
+    """Return the manifest's scores with that of the exported network, which is as it was."""
+    head = head_for(manifest.task.kind, manifest.threshold)
+    measured = measure_score(session, reference, inputs, head)
+    check_score(measured, manifest.scores.get("test", {}))
+    return {**manifest.scores, "exported": measured}
+
+
+def _write_samples(folder: Path, reference: MultimodalNetwork, inputs: SampleInputs) -> str:
+    """Write up to 64 test samples and torch's logits of them, fewer where they are large."""
+    row = sum(x.nbytes for x in inputs.batch(1).values())
+    count = min(len(inputs), BATCHES[-1], max(2, _SAMPLES_BYTES // row))
+    batch = inputs.batch(count)
+    tensors = {f"inputs.{name}": x for name, x in batch.items()}
+    tensors["logits"] = torch.from_numpy(logits_of(reference, batch))
+    write_tensors(folder / SAMPLES_FILE, tensors, {"format": SAMPLES_FORMAT})
+    return SAMPLES_FILE
 
 
 def _describe(
@@ -168,6 +228,7 @@ def _describe(
             "onnx": onnx.__version__,
             "onnxruntime": onnxruntime.__version__,
             "onnxscript": onnxscript.__version__,
+            **{name: importlib.metadata.version(name) for name in _packages(network)},
         },
     )
     try:
@@ -176,17 +237,24 @@ def _describe(
         raise UserError(f"this network cannot be described for serving: {error}") from error
 
 
+def _packages(network: MultimodalNetwork) -> tuple[str, ...]:
+    """Return the packages that backbones are made with, beside torch."""
+    families = {network.backbone(name).family for name in network.modalities}
+    return ("transformers", "tokenizers") if "hf" in families else ()
+
+
 def _input(network: MultimodalNetwork, name: str) -> InputSpec:
     spec = network.backbone(name).input_spec
     return InputSpec(name, (-1, *spec.shape), spec.dtype, spec.meaning, spec.preprocessing)
 
 
-def _metadata(trained: TrainedNetwork) -> dict[str, str]:
+def _metadata(trained: TrainedNetwork, manifest: Manifest) -> dict[str, str]:
     kind = "genotype" if trained.genotype else "fusion"
     return {
         "bmnas.format": bundle.FORMAT,
         "bmnas.version": versions()["bmnas"],
         "bmnas.task": trained.task.name,
+        "bmnas.contract": manifest.contract(),
         "bmnas.kind": trained.task.kind,
         "bmnas.class_names": json.dumps(trained.task.class_names),
         f"bmnas.{kind}": json.dumps(_plain(trained), sort_keys=True),
@@ -203,7 +271,7 @@ def _plain(trained: TrainedNetwork) -> dict[str, Any]:
 def _write_manifest(folder: Path, manifest: Manifest, files: tuple[str, ...]) -> Manifest:
     digests = {name: sha256_file(folder / name) for name in files}
     complete = replace(manifest, files=digests)
-    write_json(folder / bundle.MANIFEST_FILE, complete.to_dict())
+    write_json(folder / bundle.MANIFEST_FILE, complete.to_file())
     return complete
 
 

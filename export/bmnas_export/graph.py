@@ -11,6 +11,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -47,8 +48,7 @@ def export_graph(
     exported or when the graph is not what ``inputs`` and ``outputs`` say.
     """
     _check_size(network)
-    with _quiet():
-        program = _translate(_capture(network, inputs))
+    program = translate(network, inputs)
     _clean(program.model, inputs, outputs, metadata)
     try:
         model = ir.serde.serialize_model(program.model)
@@ -57,6 +57,33 @@ def export_graph(
         raise ExportError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def translate(network: nn.Module, inputs: Sequence[TensorSpec]) -> torch.onnx.ONNXProgram:
+    """Return torch's translation of ``network``; raises ExportError as ``export_graph`` does."""
+    with _quiet():
+        return _translate(_capture(network, inputs))
+
+
+def graph_facts(model: Path) -> dict[str, Any]:
+    """Return opset, IR version, bytes and number of nodes of a model file."""
+    found = onnx.load(model, load_external_data=False)
+    return {
+        "opset": {entry.domain: entry.version for entry in found.opset_import}[""],
+        "ir": found.ir_version,
+        "bytes": model.stat().st_size,
+        "nodes": len(found.graph.node),
+    }
+
+
+def external_files(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the files in which a model keeps tensors."""
+    return {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
 
 
 def _check_size(network: nn.Module) -> None:

@@ -5,7 +5,7 @@ Legend: B batch, K classes, n samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,13 +16,14 @@ from bmnas_serve.session import Session
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bmnas.features.samples import RawInput
+from bmnas.features.samples import RawInput, label_tensor
 from bmnas.machine.costs import Latency, hardware, measure_latency
 from bmnas.machine.errors import UserError, few
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.pipeline.trained import TaskInfo
 from bmnas.tasks import check_task, check_test
 from bmnas.tasks.task import Task
+from bmnas.training.heads import TaskHead
 from bmnas_export.errors import ParityError
 
 #: Largest difference of logits that are scaled to a maximum of one.
@@ -45,6 +46,7 @@ class SampleInputs:
         check_task(task)
         check_test(task)
         _check_fit(task, info)
+        self.task = task
         self._samples = task.samples("test")
         if not len(self._samples):
             raise UserError(
@@ -66,7 +68,16 @@ class SampleInputs:
         Where there are fewer, samples are repeated.
         """
         chosen = np.linspace(0, len(self) - 1, size).round().astype(np.int64)
-        return {name: rows.batch(torch.from_numpy(chosen)) for name, rows in self._inputs.items()}
+        return self.rows(torch.from_numpy(chosen))
+
+    def rows(self, chosen: Tensor) -> dict[str, Tensor]:
+        """Return the samples ``chosen`` (B,), numbers from 0, by modality (B, *shape)."""
+        return {name: rows.batch(chosen) for name, rows in self._inputs.items()}
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels (n, …) of the test samples."""
+        return label_tensor(self.task, self._samples)
 
 
 def _check_fit(task: Task, info: TaskInfo) -> None:
@@ -159,52 +170,61 @@ class ParityReport:
 
 
 def measure_parity(
-    reference: MultimodalNetwork, session: Session, inputs: SampleInputs, info: TaskInfo
+    reference: MultimodalNetwork, session: Session, inputs: SampleInputs, head: TaskHead
 ) -> ParityReport:
     """Compare ``session`` with ``reference`` on real samples in batches of 1, 2, 7 and 64.
 
     Where the test part is smaller, the largest batch is the whole of it. Raises ParityError, with
     the figures, when a difference is above ``TOLERANCE`` or a logit of torch is not finite.
     """
-    sizes = sorted({min(size, len(inputs)) for size in BATCHES})
-    pairs = [_both(reference, session, inputs.batch(size)) for size in sizes]
+    pairs = []
+    for size in sorted({min(size, len(inputs)) for size in BATCHES}):
+        batch = inputs.batch(size)
+        outputs = session.run({name: tensor.numpy() for name, tensor in batch.items()})
+        pairs.append((logits_of(reference, batch), outputs))
+    return compare(pairs, head, len(inputs))
+
+
+def logits_of(reference: MultimodalNetwork, batch: Mapping[str, Tensor]) -> NDArray[Any]:
+    """Return torch's logits (B, K) of raw inputs by modality."""
+    with torch.inference_mode():
+        logits: NDArray[Any] = reference(*batch.values()).float().numpy()
+    return logits
+
+
+def compare(
+    pairs: Sequence[tuple[NDArray[Any], dict[str, NDArray[Any]]]], head: TaskHead, available: int
+) -> ParityReport:
+    """Compare torch's logits with a session's outputs, a pair a batch; raises ParityError."""
     # numpy's maximum and not Python's, which may pass over a NaN.
-    sizes_of = [[np.abs(part).max() for part in _alike(logits, info)] for logits, _ in pairs]
+    sizes_of = [[np.abs(part).max() for part in _alike(logits, head)] for logits, _ in pairs]
     scales = np.max(sizes_of, axis=0)
     if not np.isfinite(scales).all():
         raise ParityError("the trained network itself gives logits that are NaN or infinite")
     each = np.where(scales == 0, 1.0, scales)
-    batches = tuple(_compare(logits, outputs, each, info) for logits, outputs in pairs)
-    report = ParityReport(batches, float(scales[0]), len(inputs))
+    batches = tuple(_compare(logits, outputs, each, head) for logits, outputs in pairs)
+    report = ParityReport(batches, float(scales[0]), available)
     if not report.passed:
         raise ParityError(_failure(report))
     return report
 
 
-def _both(
-    reference: MultimodalNetwork, session: Session, batch: dict[str, Tensor]
-) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    with torch.inference_mode():
-        logits = reference(*batch.values()).float().numpy()
-    return logits, session.run({name: tensor.numpy() for name, tensor in batch.items()})
-
-
 def _compare(
-    expected: NDArray[Any], outputs: dict[str, NDArray[Any]], scales: NDArray[Any], info: TaskInfo
+    expected: NDArray[Any], outputs: dict[str, NDArray[Any]], scales: NDArray[Any], head: TaskHead
 ) -> BatchParity:
     logits, *others = outputs.values()
     # In float64, to see the graph's own rounding alone.
-    wanted = [x.numpy() for x in info.head.served(torch.from_numpy(logits.astype(np.float64)))[1:]]
+    wanted = [x.numpy() for x in head.served(torch.from_numpy(logits.astype(np.float64)))[1:]]
     received = {name: list(array.shape) for name, array in outputs.items()}
     if list(received.values()) != [list(x.shape) for x in (expected, *wanted)]:
         found = " and ".join(f"{name} {shape}" for name, shape in received.items())
         raise ParityError(f"onnxruntime returned {found}, torch logits {list(expected.shape)}")
-    agree = _decisions(logits, info) == _decisions(expected, info)
+    agree = _decisions(logits, head) == _decisions(expected, head)
     # Boxes are hundreds of pixels: their rounding grows with them.
     apart = [
         np.abs(x - y).max() / max(1.0, np.abs(y).max()) for x, y in zip(others, wanted, strict=True)
     ]
-    off = _alike(logits.astype(np.float64) - expected, info)
+    off = _alike(logits.astype(np.float64) - expected, head)
     return BatchParity(
         batch=len(expected),
         difference=float(np.max([np.abs(x).max() / n for x, n in zip(off, scales, strict=True)])),
@@ -213,12 +233,12 @@ def _compare(
     )
 
 
-def _alike(logits: NDArray[Any], info: TaskInfo) -> list[NDArray[Any]]:
-    return [part.numpy() for part in info.head.alike(torch.from_numpy(logits))]
+def _alike(logits: NDArray[Any], head: TaskHead) -> list[NDArray[Any]]:
+    return [part.numpy() for part in head.alike(torch.from_numpy(logits))]
 
 
-def _decisions(logits: NDArray[Any], info: TaskInfo) -> NDArray[Any]:
-    return info.head.decide(torch.from_numpy(logits)).numpy()
+def _decisions(logits: NDArray[Any], head: TaskHead) -> NDArray[Any]:
+    return head.decide(torch.from_numpy(logits)).numpy()
 
 
 def _failure(report: ParityReport) -> str:
@@ -229,7 +249,7 @@ def _failure(report: ParityReport) -> str:
     )
     return (
         f"onnxruntime and torch differ by more than {TOLERANCE:g} on logits scaled by"
-        f" {report.scale:.4g}, no bundle was written: {figures}"
+        f" {report.scale:.4g}: {figures}"
     )
 
 

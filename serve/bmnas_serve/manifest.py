@@ -1,14 +1,16 @@
 """The format of a bundle: ``manifest.json`` beside ``model.onnx``.
 
 The exporter builds a ``Manifest`` and writes ``to_dict()``; the server reads it with ``load``.
-Both go through ``parse``, so what cannot be served cannot be written.
+Both go through ``parse``, so what cannot be served cannot be written. Each member of the file has
+its SHA-256 in the member ``sha256``, and each other file of the bundle in ``files``.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,9 @@ from bmnas_serve.checks import (
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import BundleError, FormatError
 
-FORMAT = "bmnas.bundle/1"
+FORMAT = "bmnas.bundle/2"
+#: Read too, but without digests of its own.
+EARLIER = "bmnas.bundle/1"
 MANIFEST_FILE = "manifest.json"
 MODEL_FILE = "model.onnx"
 #: How an answer follows from the outputs: the class of the highest probability, the classes whose
@@ -36,6 +40,9 @@ MODEL_FILE = "model.onnx"
 DECISIONS = ("argmax", "threshold", "none")
 #: The decision of the kinds of task whose manifests need not state it.
 KINDS = {"multiclass": "argmax", "multilabel": "threshold"}
+
+#: What a client goes by.
+_CONTRACT = ("task", "inputs", "outputs", "class_names", "threshold")
 
 _LIMIT = 64_000_000  # bytes; a manifest of a thousand classes takes about a hundred thousand
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -59,9 +66,14 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class InputSpec(TensorSpec):
-    """An input; ``preprocessing`` says how raw data becomes the tensor, as a JSON object."""
+    """An input; ``preprocessing`` says how raw data becomes the tensor, as a JSON object.
+
+    ``range`` holds the lowest and the highest value that training saw, None where that says
+    nothing, as of text.
+    """
 
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    range: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,8 @@ class Manifest:
     ``threshold`` is the probability from which a label is given: a number where the task's
     decision is ``threshold``, else None. ``files`` maps each file of the bundle to its SHA-256.
     ``genotype``, ``fusion`` (instead of it: a hand-made fusion, by name), ``scores``, ``parity``,
-    ``latency`` and ``versions`` are JSON objects of free form.
+    ``latency``, ``graph`` (opset, size, … of the model) and ``versions`` are JSON objects of free
+    form.
     """
 
     name: str
@@ -101,21 +114,45 @@ class Manifest:
     scores: Mapping[str, Any] = field(default_factory=dict)
     parity: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
+    graph: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the manifest as JSON-ready plain data in the format of the file."""
-        data = {"format": FORMAT, **asdict(self)}
-        # Left out where they say nothing new: servers of earlier versions do not know them.
-        if self.fusion is None:
-            del data["fusion"]
-        if self.task.kind in KINDS:
-            del data["task"]["decision"]
-        return data
+        """Return the manifest as JSON-ready plain data, without digests of its own."""
+        return {"format": FORMAT, **asdict(self)}
+
+    def to_file(self) -> dict[str, Any]:
+        """Return the content of the file: ``to_dict`` with the SHA-256 of each member."""
+        data = self.to_dict()
+        return {**data, "sha256": _digests(data)}
+
+    def contract(self) -> str:
+        """Return the SHA-256 of what a client goes by, which the model's metadata hold too."""
+        data = self.to_dict()
+        return _digest({name: data[name] for name in _CONTRACT})
+
+
+def _digest(value: Any) -> str:
+    """Return the SHA-256 of plain data as JSON: keys sorted, no spaces, ASCII."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _digests(data: Mapping[str, Any]) -> dict[str, str]:
+    return {name: _digest(value) for name, value in data.items() if name != "sha256"}
 
 
 def load(folder: Path) -> Manifest:
     """Read the manifest of the bundle ``folder``; BundleError names the file and the place."""
+    data = read(folder)
+    manifest = parse(data, str(folder / MANIFEST_FILE))
+    for problem in changes(data, folder) if data["format"] != EARLIER else ():
+        raise BundleError(f"{problem}: export again")
+    return manifest
+
+
+def read(folder: Path) -> Any:
+    """Return the JSON value in the manifest of ``folder`` unchecked; raises BundleError."""
     path = folder / MANIFEST_FILE
     try:
         with path.open("rb") as file:
@@ -130,10 +167,20 @@ def load(folder: Path) -> Manifest:
     if len(content) > _LIMIT:
         raise BundleError(f"{path}: more than the {_LIMIT:,} bytes that a manifest may have")
     try:
-        data = parse_json(content)
+        return parse_json(content)
     except ValueError as error:
         raise BundleError(f"{path}: not a JSON file: {error}") from error
-    return parse(data, str(path))
+
+
+def changes(data: Mapping[str, Any], folder: Path) -> Iterator[str]:
+    """Yield one line for each member of the manifest ``data`` of ``folder`` that was changed."""
+    stated, found = data.get("sha256", {}), _digests(data)
+    for name in {**found, **stated}:
+        if found.get(name) != stated.get(name):
+            yield (
+                f"{folder / MANIFEST_FILE}: {name}: changed after export: its sha256 is"
+                f" {found.get(name, 'none')}, expected {stated.get(name, 'one')}"
+            )
 
 
 def _is_axis(value: Any) -> bool:
@@ -147,11 +194,19 @@ def _shape(value: Any, place: str) -> tuple[int, ...]:
     return axes
 
 
+def _range(value: Any, place: str) -> tuple[float, float]:
+    ends = tuple(value) if isinstance(value, list | tuple) else ()
+    numbers = len(ends) == 2 and all(type(end) in (int, float) for end in ends)
+    if not numbers or not ends[0] <= ends[1]:
+        raise wrong(place, value, "two numbers, the lowest and the highest")
+    return ends
+
+
 _TENSOR: dict[str, Check] = {"name": nonempty, "shape": _shape, "dtype": one_of(PROTOCOL)}
 
 
 def _input(data: Any, place: str) -> InputSpec:
-    optional = {"meaning": text, "preprocessing": plain_object}
+    optional = {"meaning": text, "preprocessing": plain_object, "range": nullable(_range)}
     return InputSpec(**table(data, place, _TENSOR, optional))
 
 
@@ -190,8 +245,8 @@ def _files(data: Any, place: str) -> Mapping[str, str]:
 
 
 def _format(value: Any, place: str) -> Any:
-    if value != FORMAT:
-        raise wrong(place, value, f"{FORMAT!r}: export again with this version")
+    if value not in (FORMAT, EARLIER):
+        raise wrong(place, value, f"{FORMAT!r} or {EARLIER!r}: export again with this version")
     return value
 
 
@@ -208,7 +263,8 @@ _OPTIONAL: dict[str, Check] = {
     "threshold": lambda value, place: value,  # it depends on the task
     "genotype": nullable(plain_object),
     "fusion": nullable(plain_object),
-    **dict.fromkeys(("scores", "parity", "latency", "versions"), plain_object),
+    **dict.fromkeys(("scores", "parity", "latency", "graph", "versions"), plain_object),
+    "sha256": plain_object,
 }
 
 
@@ -220,6 +276,7 @@ def parse(data: Any, source: str = "manifest") -> Manifest:
     try:
         members = table(data, "", _REQUIRED, _OPTIONAL)
         del members["format"]
+        members.pop("sha256", None)
         manifest = Manifest(**members)
         _check_names(manifest)
         _check_threshold(manifest.threshold, manifest.task)
@@ -257,17 +314,22 @@ def verify_files(manifest: Manifest, folder: Path) -> None:
 
     Raises BundleError naming the first file that is missing or differs.
     """
+    for problem in file_changes(manifest, folder):
+        raise BundleError(f"{problem}: export again")
+
+
+def file_changes(manifest: Manifest, folder: Path) -> Iterator[str]:
+    """Yield one line for each file of the bundle ``folder`` that is missing or was changed."""
     for name, expected in manifest.files.items():
         path = folder / name
         try:
             with path.open("rb") as file:
                 received = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            raise BundleError(
-                f"{path}: cannot be read: {error.strerror}; {MANIFEST_FILE} lists it: export again"
-            ) from error
+            yield f"{path}: cannot be read: {error.strerror}; {MANIFEST_FILE} lists it"
+            continue
         if received != expected:
-            raise BundleError(
+            yield (
                 f"{path}: damaged or changed after export: its sha256 is {received}, expected"
-                f" {expected}: export again"
+                f" {expected}"
             )

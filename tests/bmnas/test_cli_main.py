@@ -22,6 +22,7 @@ COMMANDS = [
     "genotype",
     "sweep",
     "export",
+    "verify",
     "serve",
     "show",
     "compare",

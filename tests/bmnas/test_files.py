@@ -289,3 +289,16 @@ def test_tied_weights_are_written_once_for_each_of_their_names(tmp_path: Path) -
     assert torch.equal(found["a"], weight)
     assert torch.equal(found["b"], weight)
     assert read_tensors(tmp_path / "x", described="f/1", tensors=False)[1] == {}
+
+
+def test_tensors_with_zeroed_bytes_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_tensors(path, {"a": torch.ones(2000), "b": torch.ones(2)}, {"format": "f/1"})
+    content = path.read_bytes()
+    path.write_bytes(content[:-4000] + bytes(4000))
+    with pytest.raises(UserError, match=r"x: damaged: the sha256 of its 2 tensors is [0-9a-f]{64}"):
+        read_tensors(path, described="f/1")
+    # What is written without its tensors' digest, as earlier versions did, is read.
+    plain = content.replace(b"sha256", b"sha257")
+    path.write_bytes(plain)
+    assert read_tensors(path, described="f/1")[0].keys() == {"format", "sha257"}

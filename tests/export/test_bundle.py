@@ -61,6 +61,7 @@ def quick(made: Made, monkeypatch: pytest.MonkeyPatch) -> Made:
 
 def test_a_bundle_is_what_its_manifest_says(made: Made) -> None:
     names = {"model.onnx", "example.json", "example.expected.json", "manifest.json"}
+    names |= {"samples.safetensors"}
     assert {path.name for path in made.folder.iterdir()} == names
     manifest = manifests.load(made.folder)
     manifests.verify_files(manifest, made.folder)
@@ -70,7 +71,12 @@ def test_a_bundle_is_what_its_manifest_says(made: Made) -> None:
     assert (manifest.name, manifest.task.kind) == ("tiny", "multiclass")
     assert manifest.class_names == ("cat", "dog", "owl")
     assert manifest.threshold is None
-    assert manifest.scores == SCORES
+    measured = manifest.scores["exported"]
+    assert manifest.scores == {**SCORES, "exported": measured}
+    assert (measured["samples"], measured["by"]) == (70, "onnxruntime")
+    assert manifest.graph.keys() == {"opset", "ir", "bytes", "nodes"}
+    assert (manifest.graph["opset"], manifest.graph["ir"]) == (20, 10)
+    assert manifest.graph["bytes"] == made.bundle.sizes["model.onnx"]
     assert manifest.genotype == made.trained.genotype.to_dict()
     assert {"bmnas", "torch", "onnx", "onnxruntime", "python"} <= manifest.versions.keys()
 
@@ -305,5 +311,5 @@ class Recorded:
 def test_progress_is_told_stage_by_stage(quick: Made, tmp_path: Path) -> None:
     progress = Recorded()
     export_bundle(quick.trained, quick.task, tmp_path / "out", progress=progress)
-    assert progress.messages == ["samples", "graph", "check", "parity", "latency", "write"]
-    assert progress.units == progress.expected == 6
+    assert progress.messages == ["samples", "graph", "check", "parity", "score", "latency", "write"]
+    assert progress.units == progress.expected == 7

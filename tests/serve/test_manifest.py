@@ -30,8 +30,6 @@ def test_another_kind_states_its_decision_and_may_have_other_logits():
     written = manifest.to_dict()
     assert written["task"] == {"name": "icons", "kind": "grades", "decision": "argmax"}
     assert parse(written) == manifest
-    # Servers of earlier versions read the kinds that they know.
-    assert plain.to_dict()["task"].keys() == {"name", "kind"}
     assert plain.task.decision == "argmax"
 
 
@@ -65,7 +63,7 @@ DEFECTS: list[tuple[tuple[Any, ...], Any, str]] = [
     (("name",), "a/b", 'name: received "a/b"'),
     (("name",), 3, "name: received 3"),
     (("task",), [], "task: received [], expected a JSON object"),
-    (("task", "kind"), "regression", "expected one of multiclass, multilabel"),
+    (("task",), {"name": "a", "kind": "b"}, "expected one of multiclass, multilabel"),
     (("task", "name"), "", "task.name: received"),
     (("inputs",), [], "inputs: received [], expected at least one tensor"),
     (("inputs",), {}, "inputs: received {}, expected a list"),
@@ -80,6 +78,9 @@ DEFECTS: list[tuple[tuple[Any, ...], Any, str]] = [
     (("inputs", 0, "colour"), 1, 'inputs[0]: has the unknown field "colour"'),
     (("inputs", 0, "name"), "sound", "inputs: received"),
     (("inputs", 0, "preprocessing"), 1, "inputs[0].preprocessing: received 1"),
+    (("inputs", 0, "range"), [1, 0], "inputs[0].range: received [1, 0], expected two numbers"),
+    (("inputs", 0, "range"), [0], "inputs[0].range: received [0]"),
+    (("inputs", 0, "range"), ["a", "b"], "inputs[0].range: received"),
     (("outputs", 0, "shape"), [-1, 4], "outputs[0].shape: received [-1, 4], expected [-1, 3]"),
     (("outputs", 0, "preprocessing"), {}, "unknown field"),
     (("class_names",), ["a", "a", "b"], "names that differ"),
@@ -150,6 +151,30 @@ def test_load_of_a_broken_file(tmp_path, content, message):
         load(tmp_path)
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "manifest.json"))
+
+
+def test_a_member_that_was_changed_is_named(tmp_path):
+    folder = save_bundle(tmp_path / "b")
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    for changed in (
+        {**data, "class_names": ["cat", "dog", "fox"]},
+        {**data, "sha256": {**data["sha256"], "class_names": "0" * 64}},
+        {key: value for key, value in data.items() if key != "sha256"},
+    ):
+        path.write_text(json.dumps(changed))
+        with pytest.raises(BundleError, match=r"(class_names|format): changed after export: its"):
+            load(folder)
+    # The order of keys and white space say nothing.
+    path.write_text(json.dumps(data, sort_keys=True, indent=4))
+    assert load(folder).class_names == ("cat", "dog", "owl")
+
+
+def test_a_manifest_of_the_earlier_version_is_read(tmp_path):
+    folder = save_bundle(tmp_path / "b")
+    data = {**load(folder).to_dict(), "format": "bmnas.bundle/1"}
+    (folder / "manifest.json").write_text(json.dumps(data))
+    assert load(folder).class_names == ("cat", "dog", "owl")
 
 
 def test_load_of_a_folder_that_is_no_bundle(tmp_path):

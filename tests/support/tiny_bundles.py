@@ -106,7 +106,7 @@ def save_bundle(folder: Path, *, work: int = 0, **changes: Any) -> Path:
     model = save_classifier(folder / "model.onnx", work=work)
     files = {"model.onnx": hashlib.sha256(model.read_bytes()).hexdigest()}
     manifest = classifier_manifest(**{"files": files, **changes})
-    (folder / "manifest.json").write_text(json.dumps(manifest.to_dict()))
+    (folder / "manifest.json").write_text(json.dumps(manifest.to_file()))
     return folder
 
 

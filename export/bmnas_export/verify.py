@@ -1,0 +1,85 @@
+"""Whether a bundle still is what was exported: its files, its manifest, what its model says.
+
+Nothing but the bundle is needed: it holds test samples and torch's logits of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from bmnas_serve import manifest as bundle
+from bmnas_serve.errors import BundleError, InferenceError, ServeError
+from bmnas_serve.manifest import Manifest
+from bmnas_serve.runner import OnnxRunner
+from bmnas_serve.session import Session
+
+from bmnas.machine.errors import UserError
+from bmnas.machine.tensor_file import read_tensors
+from bmnas.training.heads import head_for
+from bmnas_export.bundle import SAMPLES_FILE, SAMPLES_FORMAT
+from bmnas_export.errors import ParityError
+from bmnas_export.graph import external_files, graph_facts
+from bmnas_export.measure import BATCHES, ParityReport, compare
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found: ``problems``, a line each, and how near to torch the model is, if it runs."""
+
+    manifest: Manifest
+    problems: tuple[str, ...]
+    parity: ParityReport | None
+
+
+def verify_bundle(folder: Path) -> Verification:
+    """Verify the bundle ``folder``: digests, the graph, stored samples in several batches.
+
+    Raises BundleError where there is no manifest that can be read, or one of an earlier version,
+    which has no digests; UserError for a kind of task that is not registered.
+    """
+    data = bundle.read(folder)
+    manifest = bundle.parse(data, str(folder / bundle.MANIFEST_FILE))
+    if data["format"] == bundle.EARLIER:
+        raise BundleError(
+            f"{folder}: received a bundle of format {bundle.EARLIER!r}, which holds nothing to"
+            " verify it by: export again with this version"
+        )
+    head = head_for(manifest.task.kind, manifest.threshold)
+    problems = [*bundle.changes(data, folder), *bundle.file_changes(manifest, folder)]
+    parity, model = None, folder / bundle.MODEL_FILE
+    try:
+        session = Session.of_bundle(OnnxRunner.open(model), manifest, model)
+        problems += _graph_problems(manifest, folder)
+        _, stored = read_tensors(folder / SAMPLES_FILE, described=SAMPLES_FORMAT)
+        arrays = {name: tensor.numpy() for name, tensor in stored.items()}
+        pairs = []
+        for size in sorted({min(size, len(arrays["logits"])) for size in BATCHES}):
+            inputs = {spec.name: arrays[f"inputs.{spec.name}"][:size] for spec in manifest.inputs}
+            pairs.append((arrays["logits"][:size], session.run(inputs)))
+        parity = compare(pairs, head, len(arrays["logits"]))
+    except KeyError as error:
+        problems.append(f"{folder / SAMPLES_FILE}: lacks the tensor {error}")
+    except (ServeError, InferenceError, UserError) as error:
+        problems.append(str(error))
+    except ParityError as error:
+        problems.append(f"{model}: does not say what torch said of stored samples: {error}")
+    return Verification(manifest, tuple(problems), parity)
+
+
+def _graph_problems(manifest: Manifest, folder: Path) -> Iterator[str]:
+    path = folder / bundle.MODEL_FILE
+    model = onnx.load(path, load_external_data=False)
+    for name in sorted(external_files(model) - manifest.files.keys()):
+        yield f"{path}: keeps tensors in {name!r}, which {bundle.MANIFEST_FILE} does not list"
+    for name, value in graph_facts(path).items():
+        if manifest.graph.get(name) != value:
+            yield f"{path}: its {name} is {value}, the manifest says {manifest.graph.get(name)}"
+    contract = {entry.key: entry.value for entry in model.metadata_props}.get("bmnas.contract")
+    if contract != manifest.contract():
+        yield (
+            f"{path}: was exported for other inputs, outputs, class names or threshold than the"
+            f" manifest has: their sha256 is {manifest.contract()}, expected {contract}"
+        )
