@@ -5,6 +5,7 @@ Legend: B batch, T positions, C channels, K classes.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -82,6 +83,11 @@ class Vocabulary:
                 "cut at the length; fill up with 0 at the end",
             ],
             "pattern": WORD.pattern,
+            "unicode": (
+                f"Unicode {unicodedata.unidata_version}; lower case is the full mapping, with the"
+                " final sigma; the pattern takes runs of letters (general categories L*), of"
+                " characters with a Numeric_Type, and of '_': a combining mark ends a word"
+            ),
             "pad": PAD,
             "unknown": UNKNOWN,
             "length": self.length,

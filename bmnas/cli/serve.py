@@ -26,7 +26,8 @@ def serve(
         int | None, Option(min=1, help="Threads of one model run, by default one a CPU.")
     ] = None,
     device: Annotated[
-        Literal["cpu", "cuda"], Option(help="Where the model runs; cuda needs the extra gpu.")
+        Literal["cpu", "cuda", "tensorrt"],
+        Option(help="Where the model runs; all but cpu need the extra gpu."),
     ] = "cpu",
     max_batch: Annotated[
         int, Option(min=1, help="Largest number of samples in one request.")
@@ -41,6 +42,7 @@ def serve(
     Example: bmnas serve runs/digits/bundle --port 8000
     """
     with needing("serve", "serving"):
+        from bmnas_serve.runner import PROVIDERS
         from bmnas_serve.server import serve as run_server
 
         run_server(
@@ -48,7 +50,7 @@ def serve(
             host=host,
             port=port,
             intra_op_threads=threads,
-            providers=(f"{device.upper()}ExecutionProvider",),
+            providers=PROVIDERS[device],
             max_batch=max_batch,
             max_body_bytes=max_body_mb * 2**20,
         )

@@ -4,6 +4,8 @@ The exporter writes the manifest that ``bmnas_serve.manifest`` defines and compa
 torch through ``bmnas_serve.session``, so that the checked path is the served path.
 """
 
+import bmnas_serve.runner  # noqa: F401  (complains of two builds of onnxruntime before one loads)
+
 from bmnas_export.bundle import Bundle, export_bundle
 from bmnas_export.errors import ExportError, ParityError
 from bmnas_export.measure import BatchParity, ParityReport

@@ -41,6 +41,7 @@ from bmnas_export.measure import (
     logits_of,
     measure_parity,
     measure_session,
+    value_ranges,
 )
 from bmnas_export.prepare import ExportNetwork, prepare, reference_network
 from bmnas_export.score import check_score, measure_score
@@ -212,10 +213,11 @@ def _describe(
             f"task {info.name}: received a modality called {taken[0]!r}, which is the name of an"
             " output of the exported network: rename the modality"
         )
+    ranges = value_ranges(inputs.task, network)
     manifest = Manifest(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", info.name).lstrip("_.-") or "model",
         task=TaskSpec(info.name, info.kind, info.head.decision),
-        inputs=tuple(_input(network, name) for name in network.modalities),
+        inputs=tuple(_input(network, name, span) for name, span in ranges.items()),
         outputs=outputs,
         class_names=info.class_names,
         files={bundle.MODEL_FILE: "0" * 64},
@@ -243,9 +245,11 @@ def _packages(network: MultimodalNetwork) -> tuple[str, ...]:
     return ("transformers", "tokenizers") if "hf" in families else ()
 
 
-def _input(network: MultimodalNetwork, name: str) -> InputSpec:
+def _input(network: MultimodalNetwork, name: str, span: tuple[float, float] | None) -> InputSpec:
     spec = network.backbone(name).input_spec
-    return InputSpec(name, (-1, *spec.shape), spec.dtype, spec.meaning, spec.preprocessing)
+    # What the type has room for was documented there, not what training saw.
+    how = {key: value for key, value in spec.preprocessing.items() if key != "value_range"}
+    return InputSpec(name, (-1, *spec.shape), spec.dtype, spec.meaning, how, span)
 
 
 def _metadata(trained: TrainedNetwork, manifest: Manifest) -> dict[str, str]:

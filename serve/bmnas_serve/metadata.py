@@ -105,7 +105,8 @@ def _tensor_metadata(tensor: TensorSpec) -> dict[str, Any]:
         "shape": list(tensor.shape),
     }
     about: dict[str, Any] = {"meaning": tensor.meaning}
-    about |= {"preprocessing": dict(tensor.preprocessing)} if isinstance(tensor, InputSpec) else {}
+    if isinstance(tensor, InputSpec):
+        about |= {"preprocessing": dict(tensor.preprocessing), "range": tensor.range}
     parameters = {key: value for key, value in about.items() if value}
     return {**metadata, "parameters": parameters} if parameters else metadata
 

@@ -6,10 +6,11 @@ engine or a remote server, is another subclass of ``Runner``, and goes to ``Sess
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -44,9 +45,32 @@ def _is_installed(name: str) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Keep off standard error what libraries write past Python: failures are raised as well."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 check_one_runtime()
 
-import onnxruntime as ort  # noqa: E402  (a broken pair must be named before it fails to load)
+with _without_stderr():  # it looks for devices at once, and complains of those that there are not
+    import onnxruntime as ort  # (a broken pair must be named before it fails to load)
+
+ort.set_default_logger_severity(4)
+
+#: onnxruntime's names of what computes, by the device that a user asks for.
+PROVIDERS = {
+    "cpu": (CPU,),
+    "cuda": ("CUDAExecutionProvider",),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+}
 
 
 @dataclass(frozen=True)
@@ -112,14 +136,17 @@ class OnnxRunner(Runner):
             if provider not in available:
                 raise BundleError(
                     f"this onnxruntime has no {provider}, expected one of {', '.join(available)};"
-                    " for CUDA install onnxruntime-gpu in the place of onnxruntime"
+                    " for CUDA and TensorRT install onnxruntime-gpu in the place of onnxruntime"
                 )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or _usable_cpus()
         # Failures are raised below as one line; onnxruntime would print them a second time.
         options.log_severity_level = 4
         try:
-            runtime = ort.InferenceSession(str(model), options, providers=list(providers))
+            # With its fallback on, it goes on without a provider that fails, on the CPU.
+            runtime = ort.InferenceSession(
+                str(model), options, providers=list(providers), enable_fallback=0
+            )
         except Exception as error:  # onnxruntime's exceptions have no base class of their own
             raise BundleError(
                 f"{model}: onnxruntime cannot open the model: {one_line(error)}"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from bmnas.backbones import backbone_from_spec, build_backbone, load_weights
 from bmnas.backbones.words import EmbeddingBackbone, TextBackbone, Vocabulary, words_of
 from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Modality
+from bmnas.tasks.words import WORD
 
 TRAIN = ["The cat.", "the DOG, the end", "Ähre & cafe\u0301", ""]
 
@@ -168,3 +170,14 @@ def test_another_file_is_refused(tmp_path: Path, content: str, message: str) -> 
     with pytest.raises(UserError, match=message) as raised:
         load_weights(embedding(), path)
     assert str(raised.value).startswith(str(path))
+
+
+def test_the_rule_says_what_a_word_is_in_the_terms_of_unicode() -> None:
+    for character in map(chr, range(0x30000)):
+        is_word = unicodedata.category(character).startswith("L") or character.isnumeric()
+        assert bool(WORD.fullmatch(character)) == (is_word or character == "_")
+    # A vowel sign of Devanagari is a combining mark; the last sigma of a word is another letter.
+    assert words_of("\u0915\u093f\u0924") == ["\u0915", "\u0924"]
+    assert words_of("\u039f\u0394\u039f\u03a3") == ["\u03bf\u03b4\u03bf\u03c2"]
+    rule = Vocabulary(["<pad>", "<unk>"], 3).rule()
+    assert str(rule["unicode"]).startswith(f"Unicode {unicodedata.unidata_version}; lower case")

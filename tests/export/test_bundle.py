@@ -89,6 +89,10 @@ def test_the_manifest_describes_every_tensor(made: Made) -> None:
         ("words", (-1, 6), "int64"),
     ]
     assert all(spec.meaning for spec in (*manifest.inputs, *manifest.outputs))
+    data = made.task.modality("photo").data[made.task.samples("train", "validation")]
+    assert manifest.inputs[0].range == (data.min(), data.max())
+    assert manifest.inputs[1].range is None
+    assert "value_range" not in manifest.inputs[0].preprocessing
     assert [(s.name, s.shape) for s in manifest.outputs] == [
         ("logits", (-1, 3)),
         ("probabilities", (-1, 3)),

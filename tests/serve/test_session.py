@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from bmnas_serve.errors import BundleError, InferenceError, ServeError
 from bmnas_serve.manifest import InputSpec, TensorSpec
-from bmnas_serve.runner import CPU, check_one_runtime
+from bmnas_serve.runner import CPU, PROVIDERS, _without_stderr, check_one_runtime
 from bmnas_serve.session import Session
 from onnx import TensorProto, helper
 from tiny_bundles import (
@@ -73,10 +73,35 @@ def test_silent_fallback_to_the_cpu_is_an_error(tmp_path, monkeypatch):
     real = ort.InferenceSession
     monkeypatch.setattr(ort, "get_available_providers", lambda: offered)
     monkeypatch.setattr(
-        ort, "InferenceSession", lambda path, options, providers: real(path, options, [CPU])
+        ort, "InferenceSession", lambda path, options, **given: real(path, options, [CPU])
     )
     with pytest.raises(BundleError, match="runs on CPUExecutionProvider, expected CUDA"):
         Session.open(model, providers=["CUDAExecutionProvider"])
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_a_provider_that_fails_is_not_replaced_by_the_cpu(tmp_path, monkeypatch, capfd, device):
+    # onnxruntime's own way is to say "EP Error" on standard output and to go on without.
+    model = save_classifier(tmp_path / "net.onnx")
+    create = ort.InferenceSession._create_inference_session
+
+    def refuse(self, providers, *more):
+        if CPU not in providers:
+            raise RuntimeError("libcudnn.so.9: cannot open shared object file")
+        create(self, providers, *more)
+
+    monkeypatch.setattr(ort.InferenceSession, "_create_inference_session", refuse)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [*PROVIDERS[device], CPU])
+    with pytest.raises(BundleError, match=r"cannot open the model: libcudnn\.so\.9: cannot open"):
+        Session.open(model, providers=PROVIDERS[device])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_onnxruntime_writes_itself_is_kept_off_standard_error(capfd):
+    with _without_stderr():
+        os.write(2, b"[W:onnxruntime:Default] GPU device discovery failed")
+    os.write(2, b"ours")
+    assert capfd.readouterr().err == "ours"
 
 
 @pytest.mark.parametrize(
