@@ -88,10 +88,12 @@ def genotype(
 
 def _sequence(name: str, source: TaskOptions) -> tuple[Architecture, str]:
     """Return the sequence ``name`` on a task's features, and its folder's name."""
+    from bmnas.pipeline.context import worded
     from bmnas.pipeline.unimodal import feature_names
 
     task, config = source.load()
     check_task(task)
+    task = worded(task, MMnasSpace)
     types = {modality.name: modality.type for modality in task.modalities}
     settings = {**vars(config.strategies["mmnas"]), "types": types}
     space = MMnasSpace.of(feature_names(task), settings)

@@ -21,6 +21,8 @@ from typer import Option
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Bars
 from bmnas.pipeline.config import Config, config_for
+from bmnas.spaces.cells.space import CellSpace
+from bmnas.spaces.space import SearchSpace
 from bmnas.tasks import Task, load_task
 
 Data = Annotated[
@@ -58,10 +60,10 @@ class TaskOptions:
     data: Data = None
     preset: Preset = None
 
-    def load(self) -> tuple[Task, Config]:
+    def load(self, space: type[SearchSpace[Any]] = CellSpace) -> tuple[Task, Config]:
         """Return the task and its settings; raises UserError when one is not to be had."""
         task = load_task(self.task, self.data)
-        return task, config_for(task, self.preset)
+        return task, config_for(task, self.preset, space)
 
 
 @dataclass(frozen=True)

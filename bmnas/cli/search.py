@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer import Option
@@ -16,6 +16,8 @@ from bmnas.pipeline.config import Config, follows_from_data
 from bmnas.report.record import load_run
 from bmnas.report.tables import print_tables, run_tables
 from bmnas.report.text import genotype_text
+from bmnas.spaces.registry import space_named
+from bmnas.spaces.space import SearchSpace
 from bmnas.strategies import strategy_named
 from bmnas.tasks import Task
 
@@ -48,6 +50,11 @@ class Method:
     seeds: Annotated[
         int, Option(help="Searches at once with seeds from --seed on; keeps the best genotype.")
     ] = 1
+
+    @property
+    def looked_in(self) -> type[SearchSpace[Any]]:
+        """The space to look in."""
+        return space_named(self.space or strategy_named(self.strategy).SPACE)
 
     def config(self, config: Config, settings: SearchSettings) -> Config:
         """Return ``config`` with the options; raises UserError for those that contradict."""
@@ -92,7 +99,7 @@ def search(
     from bmnas.machine.distributed import is_rank_zero
     from bmnas.pipeline.search import search as run_search
 
-    task, config = source.load()
+    task, config = source.load(method.looked_in)
     arguments = stage.arguments()
     if budget is not None:
         config = _within(budget, task, source.preset, run, stage.resume, arguments["runtime"])

@@ -17,6 +17,8 @@ from typing import Any
 from bmnas.machine.errors import UserError, at, close
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import Problem, SchemaError, plain, read
+from bmnas.spaces.cells.space import CellSpace
+from bmnas.spaces.space import SearchSpace
 from bmnas.strategies import settings_of_strategies, strategy_named
 from bmnas.strategies.settings import SearchConfig
 from bmnas.tasks.task import Task
@@ -28,7 +30,9 @@ DEFAULT = "default"
 _LARGE = 4000
 _FOLDS = 3
 _UNIMODAL_STEPS, _SEARCH_STEPS, _CANDIDATE_STEPS, _TRAIN_STEPS = 800, 500, 250, 2000
-_DROPOUT, _RATE = 0.3, 2e-3
+_DROPOUT, _RATE, _DECAY = 0.3, 2e-3, 1e-4
+#: Networks of tokens add up what modalities say each for some hundred steps before they do more.
+_TOKEN_SEARCH_STEPS, _TOKEN_CANDIDATE_STEPS, _RISING = 1500, 900, 50
 
 _FOLDER = resources.files("bmnas.pipeline") / "presets"
 
@@ -118,13 +122,16 @@ def load_preset(name: str) -> Config:
     return dataclasses.replace(Config.from_dict(read_preset(name), source), preset=name)
 
 
-def config_for(task: Task, preset: str | None = None) -> Config:
+def config_for(
+    task: Task, preset: str | None = None, space: type[SearchSpace[Any]] = CellSpace
+) -> Config:
     """Return the settings in ``preset``, by default those of the preset that ``task`` names.
 
-    Preset ``default`` is no file: its settings follow from the task, see ``fitted_config``.
+    Preset ``default`` is no file: its settings follow from the task, see ``fitted_config``, and
+    suit networks of ``space``.
     """
     if follows_from_data(task, preset):
-        return fitted_config(task)
+        return fitted_config(task, space=space)
     if preset is not None:
         return load_preset(preset)
     with at(f"task {task.name}"):
@@ -136,13 +143,20 @@ def follows_from_data(task: Task, preset: str | None = None) -> bool:
     return (preset or task.preset) == DEFAULT
 
 
-def fitted_config(task: Task, effort: float = 1.0) -> Config:
-    """Return settings that suit the number of samples of ``task``.
+def fitted_config(
+    task: Task, effort: float = 1.0, space: type[SearchSpace[Any]] = CellSpace
+) -> Config:
+    """Return settings that suit the number of samples of ``task`` and networks of ``space``.
 
     Every training takes about as many steps whatever the number is: an epoch of a thousand samples
     is a few steps and teaches little, one of thirty thousand is most of a training. ``effort``
     multiplies the steps of all trainings.
     """
+    tokens = space.READS_TOKENS
+    search, candidate = _SEARCH_STEPS, _CANDIDATE_STEPS
+    if tokens:
+        search, candidate = _TOKEN_SEARCH_STEPS, _TOKEN_CANDIDATE_STEPS
+    dropout, decay, rising = (0.0, 0.0, _RISING) if tokens else (_DROPOUT, _DECAY, 0)
     train = len(task.samples("train"))
     whole = len(task.samples("train", "validation"))
     batch = 64 if train < _LARGE else 128
@@ -160,19 +174,23 @@ def fitted_config(task: Task, effort: float = 1.0) -> Config:
             linear=True,
         ),
         search=SearchConfig(
-            epochs=epochs(_SEARCH_STEPS, train, 3),
+            epochs=epochs(search, train, 3),
             batch_size=batch,
-            dropout=_DROPOUT,
+            dropout=dropout,
             max_lr=_RATE,
-            rerank=4,
-            candidate_epochs=epochs(_CANDIDATE_STEPS, train, 2),
-            rivals=True,
+            weight_decay=decay,
+            rising=rising,
+            rerank=3 if tokens else 4,
+            candidate_epochs=epochs(candidate, train, 2),
+            rivals=not tokens,
         ),
         train=TrainConfig(
             epochs=epochs(_TRAIN_STEPS, whole, 4),
             batch_size=batch,
-            dropout=_DROPOUT,
+            dropout=dropout,
             max_lr=_RATE,
+            weight_decay=decay,
+            rising=rising,
             freeze_backbones=True,
             unimodal_logits=True,
         ),

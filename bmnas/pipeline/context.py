@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bmnas.backbones import Backbone
+from bmnas.backbones.words import EmbeddingBackbone
 from bmnas.features.cache import FeatureCache, Folds, open_features
 from bmnas.features.reshape import Reading
 from bmnas.machine.costs import hardware, versions
@@ -39,6 +41,25 @@ def check_outputs(task: Task, space: type[SearchSpace[Any]]) -> None:
             f"task {task.name}: is about regions of pictures, which networks of space {space.NAME} "
             f"do not tell apart, expected space {' or '.join(names)}: give --strategy {names[0]}"
         )
+
+
+def worded(task: Task, space: type[SearchSpace[Any]], features: Sequence[str] = ()) -> Task:
+    """Return ``task`` as networks of ``space`` read it, which may have some ``features`` already.
+
+    To those that read tokens a text is the vectors of its words, unless the task says otherwise: in
+    what a network knows of a whole question, questions that differ in a word are much the same.
+    """
+    if not space.READS_TOKENS:
+        return task
+    # Earlier runs read a later feature, of a network that an embedding alone does not have.
+    deeper = {name.partition(".")[0] for name in features if not name.endswith(".1")}
+
+    def own(modality: Modality) -> Modality:
+        free = modality.type == "text" and modality.backbone is None and modality.weights is None
+        words = free and modality.name not in deeper
+        return replace(modality, backbone=EmbeddingBackbone.family) if words else modality
+
+    return replace(task, modalities=tuple(map(own, task.modalities)))
 
 
 class RunContext:

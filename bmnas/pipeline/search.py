@@ -24,7 +24,7 @@ from bmnas.machine.files import sha256_json, write_json
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config, config_for
-from bmnas.pipeline.context import RunContext, check_outputs
+from bmnas.pipeline.context import RunContext, check_outputs, worded
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.unimodal import (
     Unimodal,
@@ -99,10 +99,12 @@ def search(
     """
     method = strategy_named(strategy)
     check_task(task)
-    config = config_for(task) if config is None else config
     check_seeds(seeds, strategy)
     method.check_space(space)
-    check_outputs(task, space_named(space or method.SPACE))
+    looked_in = space_named(space or method.SPACE)
+    config = config_for(task, space=looked_in) if config is None else config
+    check_outputs(task, looked_in)
+    task = worded(task, looked_in)
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     context = RunContext(
         folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress

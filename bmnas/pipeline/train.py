@@ -20,7 +20,7 @@ from bmnas.machine.files import write_json
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config, config_for
-from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.context import RunContext, worded
 from bmnas.pipeline.final_training import FinalTraining, misfit
 from bmnas.pipeline.multimodal import (
     MultimodalNetwork,
@@ -45,7 +45,7 @@ from bmnas.report.metrics import (
 )
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusions.space import NamedFusion
-from bmnas.spaces.registry import load_architecture
+from bmnas.spaces.registry import load_architecture, space_of
 from bmnas.tasks import check_task, check_test, notes, reload_task
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
@@ -102,6 +102,7 @@ def train(
         task = reload_task(origin.read_source(path))
     check_task(task)
     check_test(task)
+    task = worded(task, space_of(found), found.features)
     _check_features(found, task)
     if config is None:
         config = recorded_config(path, task)
@@ -168,7 +169,7 @@ def recorded_config(genotype: Path, task: Task) -> Config:
     """Return the configuration of the search that found ``genotype``, else the task's preset."""
     origin = Run(genotype.parent)
     if not origin.config.is_file():
-        return config_for(task)
+        return config_for(task, space=space_of(load_architecture(genotype)))
     recorded = origin.read_config()
     sections = {name: recorded.get(name, {}) for name in Config().to_dict()}
     config = Config.from_dict(sections, str(origin.config))

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from bmnas.features.pairs import PairSamples
 from bmnas.features.samples import (
@@ -39,6 +39,7 @@ from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
 from bmnas.strategies.rerank import compare, screened
 from bmnas.training.fit import (
     clipped_adam,
+    cosine_schedule,
     descend,
     largest_gradient,
     loss_of_logits,
@@ -55,8 +56,8 @@ _SAMPLES, _BATCH = 1000, 100  # that judge a network, at most; relations take mu
 def search_with_gates(problem: SearchProblem) -> Outcome[MMnasGenotype]:
     """Search with a supernet; with ``config.rerank`` of 1 or more, short trainings decide.
 
-    These compare the likeliest network with the best of those that the supernet has judged, drawn
-    by turns by softmax(alpha) and evenly, and with ``config.rivals`` with MCAN. Raises UserError
+    These compare the likeliest network and MCAN with the best of those that the supernet has
+    judged, drawn by turns by softmax(alpha) and evenly. Raises UserError
     when a loss is no longer finite.
     """
     space = cast(MMnasSpace, problem.space_for(MMnas))
@@ -161,7 +162,8 @@ def _training(
         optimizer = clipped_adam(weights, config.max_lr, most)
         return optimizer, official_schedule(optimizer, batches)
     optimizer = clipped_adam(weights, config.max_lr, 1.0)
-    return optimizer, CosineAnnealingLR(optimizer, config.epochs * batches, config.min_lr)
+    steps = config.epochs * batches
+    return optimizer, cosine_schedule(optimizer, steps, config.min_lr, config.rising)
 
 
 class _Gates:
@@ -283,9 +285,7 @@ def _candidates(
             with meter.stage("screening"):
                 return _judge(problem, space, supernet)
 
-        chosen = screened(problem, [likeliest], [by_alpha, space.sample], judge, meter)
-        start = [space.start()] if problem.config.rivals else []
-        return [*chosen, *(genotype for genotype in start if genotype not in chosen)]
+        return screened(problem, [likeliest, space.start()], [by_alpha, space.sample], judge, meter)
 
     return found
 

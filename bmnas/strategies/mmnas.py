@@ -68,11 +68,11 @@ class MMnas(Strategy):
     READS = frozenset(
         {
             *("epochs", "batch_size", "dropout", "max_lr", "min_lr", "weight_decay"),
-            *("candidate_epochs", "rerank", "rivals", "cache_dtype"),
+            *("candidate_epochs", "rerank", "rising", "cache_dtype"),
         }
     )
     PAPER: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "search": {"rerank": 0, "rivals": False},
+        "search": {"rerank": 0, "rivals": False, "dropout": 0.1},
         "mmnas": {
             "norm": "official",
             "split": "order",
@@ -81,7 +81,7 @@ class MMnas(Strategy):
             "stale_momentum": True,
             "negatives": 32,
         },
-        "train": {"steps": "official", "negatives": 64},
+        "train": {"steps": "official", "negatives": 64, "dropout": 0.1},
     }
 
     @classmethod

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import (
+    ChainedScheduler,
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
     LambdaLR,
+    LinearLR,
     LRScheduler,
 )
 
@@ -166,12 +168,23 @@ def official_schedule(
     return LambdaLR(optimizer, factor)
 
 
+def cosine_schedule(
+    optimizer: torch.optim.Optimizer, steps: int, min_lr: float, rising: int
+) -> LRScheduler:
+    """Return a cosine of ``steps`` down to ``min_lr``, whose rate rises in the first ``rising``."""
+    cosine = CosineAnnealingLR(optimizer, T_max=steps, eta_min=min_lr)
+    if not rising:
+        return cosine
+    rise = LinearLR(optimizer, start_factor=1 / rising, total_iters=rising)
+    return ChainedScheduler([cosine, rise])
+
+
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, batches: int) -> LRScheduler:
     """Return the schedule for epochs of ``batches`` steps."""
     if recipe.official:
         return official_schedule(optimizer, batches, recipe.falls)
     if recipe.first_cycle is None:
-        return CosineAnnealingLR(optimizer, T_max=recipe.epochs * batches, eta_min=recipe.min_lr)
+        return cosine_schedule(optimizer, recipe.epochs * batches, recipe.min_lr, recipe.rising)
     return CosineAnnealingWarmRestarts(
         optimizer, T_0=recipe.first_cycle * batches, T_mult=2, eta_min=recipe.min_lr
     )

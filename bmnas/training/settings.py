@@ -31,6 +31,8 @@ Threshold = Annotated[float, Range(above=0, below=1)]
 class Recipe:
     """Adam with one cosine cycle from ``max_lr`` to ``min_lr``, step by step.
 
+    In the first ``rising`` steps the rate rises to that of the cycle.
+
     Parameters below ``backbones`` start from ``backbone_lr``, if given. ``decoupled`` weight decay
     is that of AdamW; else it is added to the gradient, as the search of BM-NAS does. With
     ``first_cycle`` there are warm restarts (SGDR): a cycle of so many epochs, then cycles that are
@@ -50,6 +52,7 @@ class Recipe:
     official: bool = False
     falls: tuple[int, ...] = ()
     gpu_batch: int = 0
+    rising: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class TrainConfig:
     are clipped as where each GPU has ``gpu_batch`` samples of a batch; 0: all. ``negatives``: of so
     many wrong pairs of each row, scored before every epoch, the hardest are those that a matching
     task trains on; 0: on any.
+    In the first ``rising`` steps the rate rises.
     """
 
     epochs: Count = 20
@@ -126,6 +130,7 @@ class TrainConfig:
     falls: tuple[Annotated[int, Range(0)], ...] = ()
     gpu_batch: Annotated[int, Range(0)] = 0
     negatives: Negatives = 0
+    rising: Annotated[int, Range(0)] = 0
 
     @property
     def recipe(self) -> Recipe:
@@ -140,6 +145,7 @@ class TrainConfig:
             official=self.steps == "official",
             falls=self.falls,
             gpu_batch=self.gpu_batch,
+            rising=self.rising,
         )
 
 

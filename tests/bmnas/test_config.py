@@ -9,6 +9,7 @@ from tiny_tasks import tiny_task
 
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config, config_for, load_preset, preset_names
+from bmnas.spaces.mmnas.space import MMnasSpace
 from bmnas.strategies.settings import SearchConfig
 from bmnas.training.settings import TrainConfig
 
@@ -22,6 +23,11 @@ def test_settings_that_follow_from_a_task_are_as_many_steps_whatever_its_size(sa
     for stage, steps in ((config.unimodal, 800), (config.search, 500)):
         epoch = count / min(stage.batch_size, count)  # in steps
         assert steps <= stage.epochs * epoch <= steps + 3 * epoch
+    tokens = config_for(task, space=MMnasSpace)
+    assert tokens.unimodal == config.unimodal
+    assert tokens.search.epochs >= 3 * config.search.epochs - 2
+    assert tokens.search.rising == tokens.train.rising == 50
+    assert (tokens.search.dropout, tokens.train.dropout, config.train.dropout) == (0, 0, 0.3)
     with pytest.raises(UserError, match="received preset 'default', expected one of"):
         load_preset("default")
 

@@ -88,6 +88,13 @@ def test_the_learning_rate_is_one_cosine() -> None:
     assert [record["learning_rate"] for record in records] == pytest.approx(expected)
 
 
+def test_the_learning_rate_may_rise_first() -> None:
+    _, records = train(Recipe(4, 16, 0.1, 0.0, 0.0, rising=8))
+    risen = (1 / 8, 1 / 8 + 7 / 16, 1, 1)
+    expected = [0.1 * risen[e] * (1 + math.cos(math.pi * e / 4)) / 2 for e in range(4)]
+    assert [record["learning_rate"] for record in records] == pytest.approx(expected)
+
+
 def test_decoupled_weight_decay_is_that_of_adamw() -> None:
     coupled, _ = train(Recipe(1, 64, 0.1, 0.1, 0.5))
     decoupled, _ = train(Recipe(1, 64, 0.1, 0.1, 0.5, decoupled=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -164,6 +165,18 @@ def test_the_attentive_sum_is_the_literal_one() -> None:
         weights = softmax(np.where(counts, logits, -1e9))
         flat = weights @ own @ array(layer.merge.weight).T + array(layer.merge.bias)
         np.testing.assert_allclose(array(row), flat, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["sa", "rsa", "ga"])
+def test_attention_begins_sharper_than_in_the_official_program(kind: str) -> None:
+    def begun(norm: Literal["layer", "official"]) -> Block:
+        torch.manual_seed(0)
+        return Block(kind, WIDTH, HEAD, HIDDEN, norm, 0.0)
+
+    layer, official = (begun(norm).operation for norm in ("layer", "official"))
+    for name, parameter in official.named_parameters():
+        times = 3 if name.startswith(("query", "key")) else 1
+        assert torch.equal(layer.get_parameter(name), times * parameter)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -16,9 +16,12 @@ from tiny_words import tiny_questions
 
 import bmnas
 from bmnas.features.samples import label_tensor
+from bmnas.pipeline.context import worded
 from bmnas.pipeline.importance import permutation_importance
 from bmnas.pipeline.multimodal import raw_samples
+from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.mmnas.genotype import MMnasGenotype
+from bmnas.spaces.mmnas.space import MMnasSpace
 from bmnas.training import fit
 from bmnas.training.fit import clipped_adam, largest_gradient
 from bmnas.training.heads import head_for
@@ -114,15 +117,28 @@ def test_the_command_line_writes_a_sequence(
     assert "m1.3 has no boxes to relate" in bmnas_command(*words, "vqa").err
 
 
-@pytest.mark.parametrize("backbone", ["embedding", None])
+@pytest.mark.parametrize("backbone", ["text_conv", None])
 def test_random_search_looks_in_the_space(tmp_path: Path, backbone: str | None) -> None:
     task, run = tiny_questions(backbone=backbone), tmp_path / "run"
     found = bmnas.search(task, run=run, config=CONFIG, strategy="random", space="mmnas")
     assert isinstance(found.genotype, MMnasGenotype)
-    assert found.genotype.features[1] == "image.3"
+    # By default the vectors of the words.
+    assert found.genotype.features == (f"question.{3 if backbone else 1}", "image.3")
     assert (len(found.genotype.encoder), len(found.genotype.decoder)) == (4, 6)
     assert (run / "architecture.svg").is_file()
     again = bmnas.search(
         task, run=run, config=CONFIG, strategy="random", space="mmnas", existing="resume"
     )
     assert again.genotype == found.genotype
+
+
+def test_networks_of_tokens_read_the_words_unless_they_read_more_already() -> None:
+    task = tiny_questions(backbone=None)
+    for space, features, wanted in (
+        (MMnasSpace, (), "embedding"),
+        (MMnasSpace, ("question.1", "image.3"), "embedding"),
+        (MMnasSpace, ("question.3", "image.3"), None),
+        (CellSpace, (), None),
+    ):
+        found = worded(task, space, features)
+        assert [modality.backbone for modality in found.modalities] == [None, wanted]

@@ -19,7 +19,14 @@ from bmnas.features.pairs import ROWS
 from bmnas.machine.errors import UserError
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.mmnas.genotype import MMnasGenotype, Norm, has_boxes
-from bmnas.spaces.mmnas.operations import Around, AttentiveSum, Block, Relations, norm_of
+from bmnas.spaces.mmnas.operations import (
+    SHARPER,
+    Around,
+    AttentiveSum,
+    Block,
+    Relations,
+    norm_of,
+)
 from bmnas.tasks.kinds import REGIONWISE
 
 
@@ -87,6 +94,9 @@ class EncoderDecoder(Fusion):
         first, second = (channels_raw[name] for name in self.features)
         self.has_boxes = has_boxes(self.features[1])
         self.sequence = nn.LSTM(first, width, batch_first=True)
+        if shape.norm != "official":
+            with torch.no_grad():
+                self.sequence.get_parameter("weight_ih_l0").mul_(SHARPER)
         self.project = nn.Linear(second - (BOX if self.has_boxes else 0), width)
         self.relations = Relations() if relates else None
         self.encoder, self.decoder = nn.ModuleList(encoder), nn.ModuleList(decoder)

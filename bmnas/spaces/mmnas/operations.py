@@ -24,6 +24,9 @@ RELATIONS, RELATED = 4, 64
 _NEAREST = 1e-3  # distance of two centres in widths or heights, at least
 _WEAKEST = 1e-6  # relation, at least
 _MASKED = -1e9
+#: How many times larger than torch's some layers begin, unless all is as in the official program.
+#: What tells words apart is small otherwise: networks stop at what can be added up.
+SHARPER = 3.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ class Attention(nn.Module):
             nn.Linear(width, width, bias=False) for _ in range(4)
         )
         self.dropout = Dropout(dropout)
+
+    @torch.no_grad()
+    def sharpen(self) -> None:
+        """Make the weights of attention differ more at the start, where they are nearly equal."""
+        for layer in (self.query, self.key):
+            layer.weight *= SHARPER
 
     def attend(self, x: Tensor, y: Tensor, mask: Tensor, added: Tensor | None = None) -> Tensor:
         """Return what ``x`` (B, T, d) gathers from ``y`` (B, S, d), whose ``mask`` is (B, S).
@@ -158,11 +167,13 @@ class Block(nn.Module):
         dropout: float,
     ) -> None:
         super().__init__()
-        self.operation = (
-            FeedForward(width, hidden, dropout)
-            if operation == "ffn"
-            else _ATTENTIONS[operation](width, head, dropout)
-        )
+        self.operation: FeedForward | Attention
+        if operation == "ffn":
+            self.operation = FeedForward(width, hidden, dropout)
+        else:
+            self.operation = _ATTENTIONS[operation](width, head, dropout)
+            if norm != "official":
+                self.operation.sharpen()
         self.dropout = Dropout(dropout)
         self.norm = norm_of(norm, width)
 
