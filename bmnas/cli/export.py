@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,7 +41,10 @@ def export(
     out: Annotated[
         Path | None, Option(help="Folder of the bundle, by default bundle in the run folder.")
     ] = None,
-    target: Annotated[str, Option(help="Format of the network: onnx.")] = "onnx",
+    target: Annotated[
+        list[str] | None,
+        Option(help="What to export for beside onnx, see docs/export.md; may be given again."),
+    ] = None,
     task: Annotated[
         str | None,
         Option(help="Task to check the model on, by default the one it was trained on."),
@@ -63,7 +67,7 @@ def export(
     with _locked(weights.parent):
         trained, samples = _load(None if genotype.is_dir() else genotype, weights, task, data)
         place = folder / "bundle" if out is None else out
-        bundle = _export(trained, samples, weights.parent, place, target)
+        bundle = _export(trained, samples, weights.parent, place, target or ())
     if as_json:
         print_json(bundle.to_dict())
     else:
@@ -78,7 +82,7 @@ def export_run(run: Path, task: Task) -> None:
     require_export()
     with _locked(run):
         trained = load_network(Run(run).network, task)
-        _export(trained, task, run, run / "bundle", "onnx")
+        _export(trained, task, run, run / "bundle")
 
 
 def require_export() -> None:
@@ -87,7 +91,9 @@ def require_export() -> None:
         import bmnas_export  # noqa: F401
 
 
-def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target: str) -> Bundle:
+def _export(
+    trained: TrainedNetwork, task: Task, folder: Path, out: Path, targets: Sequence[str] = ()
+) -> Bundle:
     """Write the bundle; where ``folder`` is a run, take its scores and note the latency there."""
     import bmnas_export
 
@@ -95,7 +101,7 @@ def _export(trained: TrainedNetwork, task: Task, folder: Path, out: Path, target
     scores = run.read_metrics().only("metric", "unimodal", "search", "test").to_dict()
     try:
         bundle = bmnas_export.export_bundle(
-            trained, task, out, target=target, scores=scores, progress=Bars()
+            trained, task, out, targets=targets, scores=scores, progress=Bars()
         )
     except bmnas_export.ExportError as error:
         typer.echo(f"error: {error}", err=True)
@@ -155,7 +161,19 @@ def _facts(bundle: Bundle) -> dict[str, object]:
             f"{shown(time.p99_ms, '.3g')} ms p99 (onnxruntime, {threads} threads)"
             for size, time in bundle.latency.items()
         },
+        **{name: _judged(found.measured) for name, found in bundle.manifest.targets.items()},
     }
+
+
+def _judged(measured: Mapping[str, Any]) -> str:
+    """Return in one line how a target's file answers, as far as it can be run here."""
+    if "score" not in measured:
+        return "built; it is not run here"
+    return (
+        f"scores {100 * measured['score']:.2f} on validation, onnx"
+        f" {100 * measured['reference']:.2f}; {measured['agree']} of {measured['samples']} are the"
+        " same"
+    )
 
 
 def _tensor(tensor: Any) -> str:

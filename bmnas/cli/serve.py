@@ -16,6 +16,9 @@ def serve(
     model: Annotated[
         Path, Argument(help="A bundle folder that 'bmnas export' wrote, or an .onnx file.")
     ],
+    target: Annotated[
+        str | None, Option(help="Which of the bundle's targets to run, by default onnx.")
+    ] = None,
     host: Annotated[
         str, Option(help="Address to listen on; 0.0.0.0 is every address of the machine.")
     ] = "127.0.0.1",
@@ -47,6 +50,7 @@ def serve(
 
         run_server(
             model,
+            target=target,
             host=host,
             port=port,
             intra_op_threads=threads,

@@ -7,16 +7,19 @@ torch through ``bmnas_serve.session``, so that the checked path is the served pa
 import bmnas_serve.runner  # noqa: F401  (complains of two builds of onnxruntime before one loads)
 
 from bmnas_export.bundle import Bundle, export_bundle
-from bmnas_export.errors import ExportError, ParityError
+from bmnas_export.errors import ExportError, ParityError, PrecisionError
 from bmnas_export.measure import BatchParity, ParityReport
-from bmnas_export.targets import TARGETS
+from bmnas_export.targets import TARGETS, Exported, Target
 
 __all__ = [
     "TARGETS",
     "BatchParity",
     "Bundle",
     "ExportError",
+    "Exported",
     "ParityError",
     "ParityReport",
+    "PrecisionError",
+    "Target",
     "export_bundle",
 ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from bmnas_serve import manifest as bundle
 from bmnas_serve.codec import InferRequest, encode_response, encode_tensor
 from bmnas_serve.errors import InferenceError, ServeError
-from bmnas_serve.manifest import InputSpec, Manifest, TaskSpec, TensorSpec
+from bmnas_serve.manifest import InputSpec, Manifest, TargetSpec, TaskSpec, TensorSpec
 from bmnas_serve.metadata import MODEL_VERSION
 from bmnas_serve.session import Session
 
@@ -32,6 +32,7 @@ from bmnas.tasks.task import Task
 from bmnas.training.heads import head_for
 from bmnas_export.errors import ExportError, ParityError
 from bmnas_export.graph import graph_facts
+from bmnas_export.judge import Judge
 from bmnas_export.locate import first_difference
 from bmnas_export.measure import (
     BATCHES,
@@ -43,9 +44,10 @@ from bmnas_export.measure import (
     measure_session,
     value_ranges,
 )
+from bmnas_export.place import checked_target
 from bmnas_export.prepare import ExportNetwork, prepare, reference_network
 from bmnas_export.score import check_score, measure_score
-from bmnas_export.targets import checked_target, target_named
+from bmnas_export.targets import ONNX, TARGETS, Exported, ordered, write_onnx
 
 #: Test samples and torch's logits of them, by which a bundle is verified without its task.
 SAMPLES_FILE = "samples.safetensors"
@@ -75,6 +77,7 @@ class Bundle:
         return {
             "bundle": str(self.folder),
             "files": dict(self.sizes),
+            "targets": {name: asdict(found) for name, found in self.manifest.targets.items()},
             "parity": dict(self.manifest.parity),
             "latency": dict(self.manifest.latency),
             "parameters": dict(self.parameters),
@@ -86,23 +89,21 @@ def export_bundle(
     task: Task,
     out: Path,
     *,
-    target: str = "onnx",
+    targets: Sequence[str] = (ONNX,),
     scores: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export a trained network, compare it with torch on test samples, write it to ``out``.
 
-    ``task`` holds the test samples that the network is tried with, ``target`` is one of
-    ``TARGETS``, ``scores`` go into the manifest. An existing bundle at ``out`` is replaced, and
-    only when all went well; ``trained`` is left as it is.
+    ``task`` holds the test samples. ``targets`` are of ``TARGETS``, or ``onnx``, which is in every
+    bundle. ``scores`` go into the manifest. A bundle at ``out`` is replaced, once all went well.
 
-    Raises UserError when ``out`` cannot be written or holds something else, when the task is not
-    the network's, or when a tensor cannot be named; ExportError when the network cannot be
-    exported or scores otherwise than ``scores`` say, ParityError when onnxruntime and torch
-    disagree.
+    Raises UserError for an ``out``, a task or names that cannot be; ExportError when the network
+    cannot be exported or scores otherwise than ``scores`` say, ParityError when onnxruntime and
+    torch disagree, PrecisionError when a target loses more of the validation score than it may.
     """
-    write, place = target_named(target), checked_target(out)
-    with (progress or Progress()).stage("export", len(_STAGES)) as stage:
+    further, place = ordered(targets), checked_target(out)
+    with (progress or Progress()).stage("export", len(_STAGES) + len(further)) as stage:
         stage.message("samples")
         reference = reference_network(trained.network)
         inputs = SampleInputs(task, trained.task, reference)
@@ -112,7 +113,7 @@ def export_bundle(
         try:
             with atomic_folder(place) as folder:
                 metadata = _metadata(trained, manifest)
-                files = write(folder, prepared, manifest.inputs, manifest.outputs, metadata)
+                files = write_onnx(folder, prepared, manifest.inputs, manifest.outputs, metadata)
                 _next(stage, "check")
                 _write_manifest(folder, manifest, files)
                 session = Session.open(folder)
@@ -122,11 +123,13 @@ def export_bundle(
                 measured = _score(session, reference, inputs, manifest)
                 _next(stage, "latency")
                 latency = measure_session(session, inputs)
+                made = _write_targets(folder, session, inputs, further, stage)
                 _next(stage, "write")
-                files = (*files, *_write_example(folder, session, inputs))
+                files = (*_files(folder), *_write_example(folder, session, inputs))
                 files = (*files, _write_samples(folder, reference, inputs))
                 manifest = replace(
                     manifest,
+                    targets=made,
                     parity=parity.to_dict(),
                     scores=measured,
                     latency=latency_report(latency, session),
@@ -141,6 +144,26 @@ def export_bundle(
         except (ServeError, InferenceError) as error:
             raise ExportError(str(error)) from error
     return Bundle(out, manifest, parity, latency, parameter_counts(reference), sizes)
+
+
+def _write_targets(
+    folder: Path, session: Session, test: SampleInputs, names: Sequence[str], stage: Stage
+) -> Mapping[str, TargetSpec]:
+    if not names:
+        return {}
+    judge = Judge(session, test.part("validation"))
+    exported = Exported(folder, judge, test.part("train"), test)
+    for name in names:
+        _next(stage, name)
+        exported.made[name] = TARGETS[name].write(exported)
+    return exported.made
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Yield the files of the bundle so far, but its manifest."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != bundle.MANIFEST_FILE:
+            yield path.relative_to(folder).as_posix()
 
 
 def _write_example(folder: Path, session: Session, inputs: SampleInputs) -> tuple[str, ...]:

@@ -11,6 +11,10 @@ class ParityError(ExportError):
     """The graph and torch disagree; the message shows the figures."""
 
 
+class PrecisionError(ExportError):
+    """A form in fewer bits answers worse than it may; the message shows the figures."""
+
+
 def first_line(error: BaseException, limit: int = 300) -> str:
     """Return the first line of an exception's message that says something, cut where it is long.
 

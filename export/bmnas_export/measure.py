@@ -22,7 +22,7 @@ from bmnas.machine.errors import UserError, few
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.pipeline.trained import TaskInfo
 from bmnas.tasks import check_task, check_test
-from bmnas.tasks.task import Task
+from bmnas.tasks.task import Part, Task
 from bmnas.training.heads import TaskHead
 from bmnas_export.errors import ParityError
 
@@ -37,22 +37,24 @@ _RANGE_SAMPLES = 2000
 
 
 class SampleInputs:
-    """The encoded test samples that a network can be tried with.
+    """The encoded samples of ``part`` that a network can be tried with.
 
     Raises UserError when the task is not the one that the network was trained for, when its test
-    data is malformed, or when it has no test sample.
+    data is malformed, or when there is no sample.
     """
 
-    def __init__(self, task: Task, info: TaskInfo, network: MultimodalNetwork) -> None:
+    def __init__(
+        self, task: Task, info: TaskInfo, network: MultimodalNetwork, part: Part = "test"
+    ) -> None:
         check_task(task)
         check_test(task)
         _check_fit(task, info)
-        self.task = task
-        self._samples = task.samples("test")
+        self.task, self.info, self._network = task, info, network
+        self._samples = task.samples(part)
         if not len(self._samples):
             raise UserError(
-                f"task {task.name}: received no test sample, expected at least one to compare the"
-                " exported network with torch"
+                f"task {task.name}: received no {part} sample, expected at least one to try the"
+                " exported network with"
             )
         self._inputs = {}
         for name in network.modalities:
@@ -60,16 +62,20 @@ class SampleInputs:
             self._inputs[name] = RawInput(task.modality(name), backbone, self._samples)
 
     def __len__(self) -> int:
-        """Return the number of test samples."""
+        """Return the number of samples."""
         return len(self._samples)
 
     def batch(self, size: int) -> dict[str, Tensor]:
-        """Return ``size`` samples spread evenly over the test part, (size, *shape) by modality.
+        """Return ``size`` samples spread evenly over the part, (size, *shape) by modality.
 
         Where there are fewer, samples are repeated.
         """
         chosen = np.linspace(0, len(self) - 1, size).round().astype(np.int64)
         return self.rows(torch.from_numpy(chosen))
+
+    def part(self, part: Part) -> SampleInputs:
+        """Return the samples of another part."""
+        return SampleInputs(self.task, self.info, self._network, part)
 
     def rows(self, chosen: Tensor) -> dict[str, Tensor]:
         """Return the samples ``chosen`` (B,), numbers from 0, by modality (B, *shape)."""
@@ -77,7 +83,7 @@ class SampleInputs:
 
     @property
     def labels(self) -> Tensor:
-        """The labels (n, …) of the test samples."""
+        """The labels (n, …) of the samples."""
         return label_tensor(self.task, self._samples)
 
 

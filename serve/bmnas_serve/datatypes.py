@@ -12,6 +12,8 @@ PROTOCOL = {
     },
     **{f"float{bits}": f"FP{bits}" for bits in (16, 32, 64)},
 }
+#: What stands for a type that a target does not take: TensorRT has no inputs of int16.
+WIDER = {"int16": "int32"}
 #: numpy's name by the one that onnxruntime gives: ``tensor(float)``.
 BY_ONNX = {
     **{f"tensor({name})": name for name in PROTOCOL},

@@ -46,7 +46,7 @@ _CONTRACT = ("task", "inputs", "outputs", "class_names", "threshold")
 
 _LIMIT = 64_000_000  # bytes; a manifest of a thousand classes takes about a hundred thousand
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -92,11 +92,28 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
+class TargetSpec:
+    """The network once more, for one target: ``file``, which is opened, is one of the bundle's.
+
+    ``precision`` is the type of its weights, ``producer`` maps the packages that made it to their
+    versions. ``dtypes`` holds the inputs that are of another type than in the manifest, by name.
+    ``measured`` is a JSON object of free form: parity, score, how it was made.
+    """
+
+    file: str
+    precision: str
+    producer: Mapping[str, Any]
+    dtypes: Mapping[str, Any] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a bundle says about its model.
 
     ``threshold`` is the probability from which a label is given: a number where the task's
     decision is ``threshold``, else None. ``files`` maps each file of the bundle to its SHA-256.
+    ``targets`` are the forms of the network beside ``model.onnx``, by name.
     ``genotype``, ``fusion`` (instead of it: a hand-made fusion, by name), ``scores``, ``parity``,
     ``latency``, ``graph`` (opset, size, … of the model) and ``versions`` are JSON objects of free
     form.
@@ -109,6 +126,7 @@ class Manifest:
     class_names: tuple[str, ...]
     files: Mapping[str, str]
     threshold: float | None = None
+    targets: Mapping[str, TargetSpec] = field(default_factory=dict)
     genotype: Mapping[str, Any] | None = None
     fusion: Mapping[str, Any] | None = None
     scores: Mapping[str, Any] = field(default_factory=dict)
@@ -238,10 +256,23 @@ def _matching(pattern: re.Pattern[str], expected: str) -> Check:
 def _files(data: Any, place: str) -> Mapping[str, str]:
     if not isinstance(data, dict) or MODEL_FILE not in data:
         raise wrong(place, data, f"an object of sha256 digests with {MODEL_FILE!r} in it")
-    # A plain name only: a manifest must not make the server read outside its folder.
-    plain = _matching(_FILE_NAME, "the plain name of a file in the bundle")
+    # A plain path only: a manifest must not make the server read outside its folder.
+    plain = _matching(_FILE_NAME, "the plain path of a file in the bundle")
     digest = _matching(_SHA256, "a sha256 of 64 hexadecimal digits")
     return {plain(key, place): digest(found, f"{place}.{key}") for key, found in data.items()}
+
+
+def _targets(data: Any, place: str) -> Mapping[str, TargetSpec]:
+    required: dict[str, Check] = {
+        "file": nonempty,
+        "precision": nonempty,
+        "producer": plain_object,
+    }
+    optional: dict[str, Check] = {"dtypes": plain_object, "measured": plain_object}
+    return {
+        name: TargetSpec(**table(found, f"{place}.{name}", required, optional))
+        for name, found in plain_object(data, place).items()
+    }
 
 
 def _format(value: Any, place: str) -> Any:
@@ -261,6 +292,7 @@ _REQUIRED: dict[str, Check] = {
 }
 _OPTIONAL: dict[str, Check] = {
     "threshold": lambda value, place: value,  # it depends on the task
+    "targets": _targets,
     "genotype": nullable(plain_object),
     "fusion": nullable(plain_object),
     **dict.fromkeys(("scores", "parity", "latency", "graph", "versions"), plain_object),
@@ -280,6 +312,9 @@ def parse(data: Any, source: str = "manifest") -> Manifest:
         manifest = Manifest(**members)
         _check_names(manifest)
         _check_threshold(manifest.threshold, manifest.task)
+        for name, target in manifest.targets.items():
+            if target.file not in manifest.files:
+                raise wrong(f"targets.{name}.file", target.file, "one of files")
     except FormatError as error:
         raise BundleError(f"{source}: {error}") from error
     return manifest

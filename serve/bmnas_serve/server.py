@@ -32,6 +32,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def serve(
     model: Path,
     *,
+    target: str | None = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     intra_op_threads: int | None = None,
@@ -42,13 +43,16 @@ def serve(
 ) -> None:
     """Serve a bundle folder or a bare ``.onnx`` file until SIGTERM or SIGINT; then return.
 
+    ``target`` is as in ``Session.open``.
     Port 0 takes any free port; the address is printed to standard error when the server is
     ready. After a signal, readiness turns 503 while liveness stays 200, requests in flight are
     finished for at most ``drain_seconds``, and a second signal stops at once.
     Raises ServeError when the address cannot be had, BundleError when the model cannot be opened.
     """
     with _bind(host, port) as listener:
-        session = Session.open(model, intra_op_threads=intra_op_threads, providers=providers)
+        session = Session.open(
+            model, target=target, intra_op_threads=intra_op_threads, providers=providers
+        )
         lifecycle = Lifecycle()
         app = create_app(
             session, lifecycle=lifecycle, max_batch=max_batch, max_body_bytes=max_body_bytes

@@ -13,6 +13,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from bmnas_serve import manifest as bundle
+from bmnas_serve.datatypes import WIDER
 from bmnas_serve.errors import BundleError
 from bmnas_serve.manifest import InputSpec, Manifest, TensorSpec
 from bmnas_serve.runner import CPU, OnnxRunner, Runner
@@ -37,19 +38,26 @@ class Session:
         self.inputs = inputs
         self.outputs = outputs
         self.manifest = manifest
+        self._wider = {
+            found.name: found.dtype
+            for found in runner.describe().inputs
+            if {spec.name: spec.dtype for spec in inputs}[found.name] != found.dtype
+        }
 
     @classmethod
     def open(
         cls,
         path: Path,
         *,
+        target: str | None = None,
         intra_op_threads: int | None = None,
         providers: Sequence[str] = (CPU,),
     ) -> Self:
         """Open a bundle folder or a bare ``.onnx`` file in onnxruntime, see ``OnnxRunner.open``.
 
-        Raises BundleError when the bundle is malformed or damaged, when the model and its
-        manifest disagree, and when a provider is not to be had.
+        ``target`` is one of the bundle's, None for ``model.onnx``. Raises BundleError when the
+        bundle is malformed or damaged, when it lacks the target, when the model and its manifest
+        disagree, and when a provider is not to be had.
         """
         if not path.exists():
             raise BundleError(
@@ -57,6 +65,8 @@ class Session:
                 " 'bmnas export' wrote, or the path of an .onnx file"
             )
         if not path.is_dir():
+            if target is not None:
+                raise BundleError(f"{path}: received target {target!r} for a file, expected none")
             runner = OnnxRunner.open(path, threads=intra_op_threads, providers=providers)
             found = runner.describe()
             inputs = tuple(InputSpec(t.name, t.shape, t.dtype) for t in found.inputs)
@@ -64,6 +74,8 @@ class Session:
         manifest = bundle.load(path)
         bundle.verify_files(manifest, path)
         model = path / bundle.MODEL_FILE
+        if target is not None:
+            model = path / _file_of(target, manifest, path)
         runner = OnnxRunner.open(model, threads=intra_op_threads, providers=providers)
         return cls.of_bundle(runner, manifest, model)
 
@@ -84,7 +96,21 @@ class Session:
         Arrays have the shapes and dtypes of ``self.inputs``. Raises InferenceError when the runner
         does not accept them or fails.
         """
-        return self.runner.run(inputs)
+        wider = {name: inputs[name].astype(dtype) for name, dtype in self._wider.items()}
+        return self.runner.run({**inputs, **wider})
+
+
+def _file_of(target: str, manifest: Manifest, folder: Path) -> str:
+    """Return the file of a target that onnxruntime opens; raises BundleError that lists those."""
+    files = {"onnx": bundle.MODEL_FILE}
+    files |= {name: found.file for name, found in manifest.targets.items()}
+    opened = {name: file for name, file in files.items() if file.endswith(".onnx")}
+    if target not in opened:
+        raise BundleError(
+            f"{folder}: received target {target!r}, expected one that the bundle holds for"
+            f" onnxruntime: {', '.join(opened)}"
+        )
+    return opened[target]
 
 
 def _check_agreement(
@@ -99,7 +125,7 @@ def _check_agreement(
             f" {', '.join(listed)}: export again"
         )
     for name, (dtype, shape) in listed.items():
-        if has[name] != (dtype, shape):
+        if has[name] not in ((dtype, shape), (WIDER.get(dtype), shape)):
             raise BundleError(
                 f"{model}: {role} {name!r} is {has[name][0]} {has[name][1]}, the manifest says"
                 f" {dtype} {shape}: export again"

@@ -32,11 +32,24 @@ def test_options_reach_the_server(tmp_path, monkeypatch):
     )
     app = typer.Typer()
     app.command()(serve)
-    asked = ["net.onnx", "--port", "0", "--threads", "2", "--device", "cuda", "--max-body-mb", "1"]
+    asked = [
+        "net.onnx",
+        "--port",
+        "0",
+        "--target",
+        "onnx-int8",
+        "--threads",
+        "2",
+        "--device",
+        "cuda",
+        "--max-body-mb",
+        "1",
+    ]
     assert CliRunner().invoke(app, asked).exit_code == 0
     [(model, options)] = calls
     assert model.name == "net.onnx"
     assert options == {
+        "target": "onnx-int8",
         "host": "127.0.0.1",
         "port": 0,
         "intra_op_threads": 2,

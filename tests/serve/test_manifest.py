@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bmnas_serve.errors import BundleError
-from bmnas_serve.manifest import TaskSpec, TensorSpec, load, parse, verify_files
+from bmnas_serve.manifest import TargetSpec, TaskSpec, TensorSpec, load, parse, verify_files
 from tiny_bundles import classifier_manifest, save_bundle
 
 
@@ -51,6 +51,24 @@ def test_a_decision_that_is_not_known_is_told(kind, decision, message):
         parse({**classifier_manifest().to_dict(), "task": task})
 
 
+def test_targets_name_files_of_the_bundle():
+    target = TargetSpec("fp16/model.onnx", "float16", {"bmnas": "1"}, {"sound": "int32"}, {"a": 1})
+    files = {"model.onnx": "0" * 64, "fp16/model.onnx": "1" * 64}
+    manifest = classifier_manifest(files=files, targets={"onnx-fp16": target})
+    written = json.loads(json.dumps(manifest.to_dict()))
+    assert parse(written) == manifest
+    del written["files"]["fp16/model.onnx"]
+    with pytest.raises(BundleError, match=r"onnx-fp16\.file: received .*, expected one of files"):
+        parse(written)
+
+
+@pytest.mark.parametrize("name", ["../model.onnx", "a/../b", "/etc/passwd", "a//b", "a/"])
+def test_files_lie_in_the_folder(name):
+    files = {"model.onnx": "0" * 64, name: "1" * 64}
+    with pytest.raises(BundleError, match="expected the plain path of a file in the bundle"):
+        parse({**classifier_manifest().to_dict(), "files": files})
+
+
 def test_load_reads_a_bundle(tmp_path):
     folder = save_bundle(tmp_path / "b")
     manifest = load(folder)
@@ -91,7 +109,7 @@ DEFECTS: list[tuple[tuple[Any, ...], Any, str]] = [
     (("scores",), None, "scores: received null"),
     (("files",), {}, "with 'model.onnx' in it"),
     (("files", "model.onnx"), "12", "files.model.onnx: received"),
-    (("files", "../x"), "0" * 64, 'files: received "../x", expected the plain name'),
+    (("files", "../x"), "0" * 64, 'files: received "../x", expected the plain path'),
     (("extra",), 1, 'has the unknown field "extra"'),
 ]
 

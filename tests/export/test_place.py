@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from bmnas_export.targets import checked_target
+from bmnas_export.place import checked_target
 
 from bmnas.machine.errors import UserError
 
@@ -65,6 +65,19 @@ def test_a_bundle_with_a_file_of_the_user_is_not_replaced(tmp_path: Path) -> Non
     bundle = write_bundle(tmp_path / "bundle")
     (bundle / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match=r"holds 'notes\.txt', which is not part of its bundle"):
+        checked_target(bundle)
+
+
+def test_files_of_a_bundle_may_lie_in_folders(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["triton/model/config.pbtxt"] = "0" * 64
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    (bundle / "triton" / "model").mkdir(parents=True)
+    (bundle / "triton" / "model" / "config.pbtxt").touch()
+    assert checked_target(bundle) == bundle
+    (bundle / "triton" / "mine").mkdir()
+    with pytest.raises(UserError, match=r"holds 'triton/mine', which is not part"):
         checked_target(bundle)
 
 

@@ -1,0 +1,109 @@
+"""How a form of the network in fewer bits answers validation samples, beside the float32 graph.
+
+Legend: n samples, K outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bmnas_serve.manifest import Manifest
+from bmnas_serve.runner import OnnxRunner
+from bmnas_serve.session import Session
+from torch import Tensor
+
+from bmnas.tasks.kinds import task_kind
+from bmnas_export.errors import PrecisionError
+from bmnas_export.measure import SampleInputs
+
+_BATCH = 64
+_PAIRS = 512  # of a gallery every pair is a sample: millions
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Score on validation, and that of the float32 graph, ``reference``.
+
+    ``agree`` counts the samples that are decided the same, ``max_scaled_difference`` is the largest
+    one of logits, those of the float32 graph being scaled to a maximum of one.
+    """
+
+    score: float
+    reference: float
+    samples: int
+    agree: int
+    max_scaled_difference: float
+
+    @property
+    def lost(self) -> float:
+        """The points, hundredths of the score, that are lost."""
+        return 100 * (self.reference - self.score)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as JSON-ready plain data."""
+        return asdict(self)
+
+
+class Judge:
+    """Compares model files with the one in ``session`` on the validation part of ``inputs``.
+
+    ``manifest`` is the session's. Of pairs, 512 are taken, and the score is the share of
+    them that is decided rightly.
+    """
+
+    def __init__(self, session: Session, inputs: SampleInputs) -> None:
+        assert session.manifest is not None
+        self.manifest: Manifest = session.manifest
+        self._inputs, self._labels = inputs, inputs.labels
+        self._head = inputs.info.head
+        self._chosen = torch.arange(len(inputs))
+        if task_kind(inputs.task.kind).PAIRS:
+            self._chosen = torch.linspace(0, len(inputs) - 1, min(len(inputs), _PAIRS)).long()
+            self._labels = self._labels[self._chosen]
+            self._labels[:, 1:] = -1
+        self._expected = self._logits(session)
+        self.reference = self._head.score(self._expected, self._labels)
+
+    def __len__(self) -> int:
+        """Return the number of samples compared."""
+        return len(self._chosen)
+
+    def __call__(self, model: Path) -> Agreement:
+        """Return how the file ``model`` answers; raises BundleError when it cannot be opened."""
+        logits, expected = self._logits(self.open(model)), self._expected
+        same = self._head.decide(logits) == self._head.decide(expected)
+        scale = float(expected.abs().max()) or 1.0
+        return Agreement(
+            score=self._head.score(logits, self._labels),
+            reference=self.reference,
+            samples=len(self),
+            agree=int(same.all(dim=1).sum()),
+            max_scaled_difference=float((logits - expected).abs().max()) / scale,
+        )
+
+    def accept(self, model: Path, points: float) -> dict[str, Any]:
+        """Return the figures of ``model``; raises PrecisionError when it loses more points."""
+        found = self(model)
+        if not found.lost <= points:
+            raise PrecisionError(
+                f"{model.name}: scores {100 * found.score:.2f} on {found.samples:,} validation"
+                f" samples, in float32 {100 * found.reference:.2f}, expected to lose at most"
+                f" {points:g} points; {found.agree:,} are decided the same, logits are"
+                f" {found.max_scaled_difference:.2g} of the largest apart: leave this target out"
+            )
+        return found.to_dict()
+
+    def open(self, model: Path) -> Session:
+        """Return a session of the file ``model``, which has the manifest's inputs and outputs."""
+        return Session.of_bundle(OnnxRunner.open(model), self.manifest, model)
+
+    def _logits(self, session: Session) -> Tensor:
+        found = []
+        for chosen in self._chosen.split(_BATCH):
+            batch = self._inputs.rows(chosen)
+            outputs = session.run({name: tensor.numpy() for name, tensor in batch.items()})
+            found.append(torch.from_numpy(next(iter(outputs.values()))))
+        return torch.cat(found)

@@ -1,0 +1,176 @@
+"""A float32 graph in fewer bits: float16, int8 for CPUs, int8 for TensorRT.
+
+What stands before a ``Log`` stays in float32, as the powers of a spectrum span many decades. So do
+norms, whose variances do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import io
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from onnxscript import ir
+
+from bmnas_export.errors import ExportError
+
+Batch = Mapping[str, NDArray[Any]]
+
+#: What int8 is for: products with weights.
+PRODUCTS = ("Conv", "MatMul", "Gemm")
+
+_INT16, _INT32 = onnx.TensorProto.INT16, onnx.TensorProto.INT32
+
+
+def to_float16(source: Path) -> bytes:
+    """Return the model in ``source`` in float16, with inputs and outputs in float32."""
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    model = onnx.load(source)
+    with quiet():
+        half = convert_float_to_float16(
+            onnx.shape_inference.infer_shapes(model),
+            keep_io_types=True,
+            op_block_list=[*DEFAULT_OP_BLOCK_LIST, "LayerNormalization"],
+            node_block_list=before_log(model),
+        )
+    # A value that several nodes read in float32 is cast for each of them, under one name.
+    once = {node.output[0]: node for node in reversed(half.graph.node)}
+    nodes = [node for node in half.graph.node if once[node.output[0]] is node]
+    del half.graph.node[:], half.graph.value_info[:]
+    half.graph.node.extend(nodes)
+    # Casts stand at the end, behind the nodes that read them.
+    sorted_model = ir.serde.deserialize_model(half)
+    sorted_model.graph.sort()
+    half = ir.serde.serialize_model(sorted_model)
+    onnx.checker.check_model(half, full_check=True)
+    content: bytes = half.SerializeToString(deterministic=True)
+    return content
+
+
+def quantize_static(
+    source: Path,
+    out: Path,
+    batches: Iterable[Batch],
+    operators: Iterable[str],
+    *,
+    tensorrt: bool = False,
+) -> None:
+    """Write ``source`` to ``out`` with ``operators`` in int8, their ranges seen on ``batches``.
+
+    For ``tensorrt`` everything is signed and symmetric, else activations are unsigned and weights
+    have seven bits: CPUs without VNNI add up pairs of products in 16.
+    """
+    from onnxruntime import quantization as q
+
+    options = {}
+    if tensorrt:
+        options = {
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "DedicatedQDQPair": True,
+            "AddQDQPairToWeight": True,
+            "OpTypesToExcludeOutputQuantization": list(PRODUCTS),
+        }
+    with quiet():
+        q.quantize_static(
+            source,
+            out,
+            _Reader(batches),
+            op_types_to_quantize=list(operators),
+            nodes_to_exclude=before_log(onnx.load(source)),
+            per_channel=True,
+            reduce_range=not tensorrt,
+            activation_type=q.QuantType.QInt8 if tensorrt else q.QuantType.QUInt8,
+            weight_type=q.QuantType.QInt8,
+            extra_options=options,
+        )
+
+
+def quantize_dynamic(source: Path, out: Path) -> None:
+    """Write ``source`` to ``out`` with MatMuls by weights in int8, ranges found at each run."""
+    from onnxruntime import quantization as q
+
+    model = onnx.load(source)
+    excluded = before_log(model)
+    # With shapes that were noted for other types it fails.
+    del model.graph.value_info[:]
+    with quiet():
+        q.quantize_dynamic(
+            model,
+            out,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=excluded,
+            per_channel=True,
+            reduce_range=True,
+            weight_type=q.QuantType.QInt8,
+        )
+
+
+def widened(model: onnx.ModelProto) -> dict[str, str]:
+    """Make inputs of int16 such of int32, as TensorRT takes none; return the types by name.
+
+    Raises ExportError where something but a cast reads one.
+    """
+    dtypes = {}
+    for entry in model.graph.input:
+        kind = entry.type.tensor_type
+        if kind.elem_type == _INT16:
+            readers = {node.op_type for node in model.graph.node if entry.name in node.input}
+            if readers - {"Cast"}:
+                raise ExportError(
+                    f"input {entry.name!r} is int16, which TensorRT does not take, and"
+                    f" {', '.join(sorted(readers - {'Cast'}))} reads it, expected casts alone: cast"
+                    " it first in the backbone"
+                )
+            kind.elem_type = _INT32
+            dtypes[entry.name] = "int32"
+    return dtypes
+
+
+def before_log(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the nodes that a ``Log`` follows from, and of every ``Log``."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    waiting = [node for node in model.graph.node if node.op_type == "Log"]
+    found: dict[str, None] = {}
+    while waiting:
+        node = waiting.pop()
+        if node.name not in found:
+            found[node.name] = None
+            waiting += [makers[name] for name in node.input if name in makers]
+    return list(found)
+
+
+def producer() -> dict[str, str]:
+    """Return the versions of what makes these files."""
+    return {name: importlib.metadata.version(name) for name in ("bmnas", "onnx", "onnxruntime")}
+
+
+class _Reader:
+    """Hands batches to onnxruntime's calibration, one by one."""
+
+    def __init__(self, batches: Iterable[Batch]) -> None:
+        self._batches = iter(batches)
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else dict(batch)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep advice of onnxruntime's tools off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
