@@ -21,6 +21,7 @@ from bmnas.spaces.cells.known import (
     random_pairs,
 )
 from bmnas.spaces.mmnas.known import SEQUENCES
+from bmnas.spaces.mmnas.official import read_arch
 from bmnas.spaces.mmnas.space import MMnasSpace
 from bmnas.spaces.registry import load_architecture
 from bmnas.tasks import check_task
@@ -33,7 +34,7 @@ def genotype(
         str,
         Argument(
             help=f"One of {', '.join(FUSION_MODULES)}; or a sequence of MMnas: "
-            f"{', '.join(SEQUENCES)}."
+            f"{', '.join(SEQUENCES)}, or a file arch/*.json of its authors."
         ),
     ],
     pairs: Annotated[
@@ -57,13 +58,13 @@ def genotype(
     bmnas train takes it like a genotype that a search found. Channels, length and the number of
     random Cells come from the preset; with the pairs of a run, its backbones can be used again. A
     known sequence of MMnas has the width that the preset's section mmnas trains in the end, MCAN
-    also its lengths.
+    also its lengths; one from a file, of which the last epoch counts, has the authors' sizes.
 
     Example: bmnas genotype aoa --pairs late --task digits
     """
     options: dict[str, Any] = {"task": source.task, "data": source.data}
     made: Architecture
-    if module in SEQUENCES:
+    if module in SEQUENCES or module.endswith(".json"):
         made, name = _sequence(module, source)
     elif pairs in ("late", "random"):
         made, name = _for_task(module, pairs, source, seed)
@@ -87,7 +88,7 @@ def genotype(
 
 
 def _sequence(name: str, source: TaskOptions) -> tuple[Architecture, str]:
-    """Return the sequence ``name`` on a task's features, and its folder's name."""
+    """Return the sequence ``name``, or of that file, on a task's features; and a folder's name."""
     from bmnas.pipeline.context import worded
     from bmnas.pipeline.unimodal import feature_names
 
@@ -97,6 +98,8 @@ def _sequence(name: str, source: TaskOptions) -> tuple[Architecture, str]:
     types = {modality.name: modality.type for modality in task.modalities}
     settings = {**vars(config.strategies["mmnas"]), "types": types}
     space = MMnasSpace.of(feature_names(task), settings)
+    if name.endswith(".json"):
+        return read_arch(Path(name), space.features), f"{task.name}-{Path(name).stem}"
     return space.final(space.known(name)), f"{task.name}-{name}"
 
 

@@ -9,8 +9,8 @@ from typer import Argument
 from bmnas.cli.options import Json
 from bmnas.cli.output import print_facts, print_json
 from bmnas.pipeline.config import DEFAULT, load_preset, preset_names, read_preset
-from bmnas.tasks import FOLDER_TASKS, REGISTERED, load_task
-from bmnas.tasks.task import PARTS, Modality
+from bmnas.tasks import FOLDER_TASKS, REGISTERED
+from bmnas.tasks.task import PARTS
 
 
 def tasks(as_json: Json = False) -> None:
@@ -50,21 +50,16 @@ def presets(
 
 
 def _facts(name: str) -> dict[str, object]:
-    task = load_task(name)
+    task = REGISTERED[name]
     return {
         "name": name,
         "kind": task.kind,
         "classes": task.classes,
-        "modalities": [*map(_modality, task.modalities)],
-        "samples": {part: len(task.samples(part)) for part in PARTS},
+        "modalities": list(task.modalities),
+        "samples": dict(zip(PARTS, task.samples, strict=True)),
         "licence": task.licence,
         **_expected(task.preset),
     }
-
-
-def _modality(modality: Modality) -> str:
-    shape = "x".join(map(str, modality.data.shape[1:]))
-    return f"{modality.name} ({f'{modality.type} {shape}'.strip()})"
 
 
 def _facts_of_folder(name: str) -> dict[str, object]:

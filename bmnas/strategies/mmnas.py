@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -11,7 +11,7 @@ from bmnas.machine.schema import Range
 from bmnas.spaces.mmnas.genotype import DEEPEST, Norm
 from bmnas.spaces.registry import space_named
 from bmnas.strategies.strategy import Strategy
-from bmnas.training.settings import Count, Negatives, Rate, Size
+from bmnas.training.settings import Count, Negatives, Rate, Size, unread_of_official
 
 if TYPE_CHECKING:
     from bmnas.strategies.problem import Outcome, SearchProblem
@@ -57,6 +57,11 @@ class MMnasConfig:
     negatives: Negatives = 0
     hard_from: Annotated[float, Range(0, 1)] = 0.05
 
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield the settings that count for nothing beside the others."""
+        if self.steps != "official":
+            yield from unread_of_official((), self.gpu_batch)
+
 
 class MMnas(Strategy):
     """The search of MMnas, then short trainings that compare what its supernet thinks best."""
@@ -81,7 +86,14 @@ class MMnas(Strategy):
             "stale_momentum": True,
             "negatives": 32,
         },
-        "train": {"steps": "official", "negatives": 64, "dropout": 0.1},
+        "train": {
+            "steps": "official",
+            "dropout": 0.1,
+            "min_lr": 0.0,
+            "weight_decay": 0.0,
+            "rising": 0,
+            "negatives": 64,
+        },
     }
 
     @classmethod

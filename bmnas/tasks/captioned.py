@@ -79,7 +79,7 @@ def load_vqa(folder: Path) -> Task:
         path = place / f"v2_mscoco_{part}_annotations.json"
         with reading(str(path)):
             own = [_Answered(entry) for entry in read_json(path, _LIMIT)["annotations"]]
-            texts += [words_of(asked[entry.question]) for entry in own]
+            texts += [without_marks(asked[entry.question]) for entry in own]
         annotations += own
         counts.append(len(own))
     images = [entry.image for entry in annotations]
@@ -132,7 +132,7 @@ def load_flickr30k(folder: Path) -> Task:
         files = [int(Path(picture["filename"]).stem) for picture in pictures]
         parts = [names[picture["split"]] for picture in pictures]
     picture = np.array([n for n, _ in told])
-    texts = [words_of(text) for _, text in told]
+    texts = [without_marks(text) for _, text in told]
     return Task(
         name="flickr30k",
         kind="matching",
@@ -174,7 +174,7 @@ def load_refcoco(folder: Path) -> Task:
     )
 
 
-def words_of(text: str) -> list[str]:
+def without_marks(text: str) -> list[str]:
     """Return the words of a sentence as MMnas takes them: lower case, punctuation left out."""
     return text.lower().translate(_DELETED).split()
 

@@ -76,12 +76,39 @@ _FOUND = "the regions of a detector, a .npz file a picture"
 _VIDEOS = "the *_rgb.avi and *.skeleton files of NTU RGB+D"
 _JUDGING = 2_509, 16_487  # in validation and test, whatever the train subjects
 
+
+@dataclass(frozen=True)
+class OwnTask:
+    """A task with a name of its own that carries its data, and what a list says of it unloaded."""
+
+    load: Callable[[], Task]
+    kind: str
+    classes: int
+    modalities: tuple[str, ...]
+    samples: tuple[int, int, int]
+    licence: str
+    preset: str = "default"
+
+
+_SHAPES = "text (text)", "image (image 64x64x3)"
+
 #: The tasks that have a name of their own and carry their data.
-REGISTERED: Mapping[str, Callable[[], Task]] = {
-    "digits": load_digits,
-    "refshapes": load_refshapes,
-    "refshapes-answers": load_refshapes_answers,
-    "refshapes-captions": load_refshapes_captions,
+REGISTERED: Mapping[str, OwnTask] = {
+    "digits": OwnTask(
+        load_digits,
+        "multiclass",
+        10,
+        ("left (image 8x4)", "right (image 8x4)"),
+        (1078, 360, 359),
+        "CC BY 4.0",
+    ),
+    "refshapes": OwnTask(load_refshapes, "grounding", 4, _SHAPES, (12_000, 1_500, 3_000), "CC0"),
+    "refshapes-answers": OwnTask(
+        load_refshapes_answers, "answers", 16, _SHAPES, (12_000, 1_500, 3_000), "CC0"
+    ),
+    "refshapes-captions": OwnTask(
+        load_refshapes_captions, "matching", 1, _SHAPES, (10_456, 1_412, 2_880), "CC0"
+    ),
 }
 
 #: The tasks that have a name of their own and read the folder that --data names.
@@ -149,7 +176,7 @@ def load_task(source: str | Path | Task, data: Path | None = None) -> Task:
     if text in REGISTERED:
         if data is not None:
             raise UserError(f"task {text} carries its own data: leave --data out")
-        return replace(REGISTERED[text](), source={"task": text})
+        return replace(REGISTERED[text].load(), source={"task": text})
     if text.partition(":")[2]:
         return _load_attribute(text, data)
     if text in FOLDER_TASKS:

@@ -94,7 +94,7 @@ def fit(
             )
             if checkpoint is not None:
                 checkpoint.save(parts, records)
-            shown.message(_told(records[-1], head.metric))
+            shown.message(_told(records[-1], head))
             shown.advance()
             if until is not None and until():
                 break
@@ -103,10 +103,11 @@ def fit(
     return records
 
 
-def _told(record: Record, metric: str) -> str:
+def _told(record: Record, head: TaskHead) -> str:
     """Return the loss and every score of an epoch; a checkpoint may have added some."""
+    metrics = {"train_score": head.train_metric or head.metric}
     scores = (
-        f"{key.removesuffix('_score')} {metric} {value:.3f}"
+        f"{key.removesuffix('_score')} {metrics.get(key, head.metric)} {value:.3f}"
         for key, value in record.items()
         if key.endswith("_score")
     )

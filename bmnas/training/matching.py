@@ -26,6 +26,7 @@ class MatchingHead(TaskHead):
 
     kind = Matching()
     metric = "mean_recall"
+    train_metric = "accuracy_of_pairs"
     summed = 3  # pairs
     decision = "none"
     activation = "sigmoid"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
@@ -25,6 +25,17 @@ Probability = Annotated[float, Range(0, 1)]
 #: Wrong pairs that are scored for each row; 0: none, any of them are trained on.
 Negatives = Annotated[int, Range(0, 4096)]
 Threshold = Annotated[float, Range(above=0, below=1)]
+
+
+_OFFICIAL = 'steps = "official"'
+
+
+def unread_of_official(falls: Sequence[int], gpu_batch: int) -> Iterator[tuple[str, str]]:
+    """Yield what only the official training of MMnas reads, where there is another one."""
+    given = {"falls": list(falls), "gpu_batch": gpu_batch}
+    for name, value in given.items():
+        if value:
+            yield name, f"received {value} with other steps, expected none, or {_OFFICIAL}"
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,17 @@ class TrainConfig:
     gpu_batch: Annotated[int, Range(0)] = 0
     negatives: Negatives = 0
     rising: Annotated[int, Range(0)] = 0
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield the settings that count for nothing beside the others."""
+        if self.steps == "official":
+            for name in ("min_lr", "weight_decay", "rising"):
+                value = getattr(self, name)
+                # What nobody has set is passed over.
+                if value not in (0, getattr(TrainConfig, name)):
+                    yield name, f"received {value} with {_OFFICIAL}, which has none, expected 0"
+        else:
+            yield from unread_of_official(self.falls, self.gpu_batch)
 
     @property
     def recipe(self) -> Recipe:

@@ -38,6 +38,8 @@ class TaskHead(ABC):
 
     kind: ClassVar[TaskKind]
     metric: ClassVar[str]
+    #: What ``score`` is of batches of training, if not that.
+    train_metric: ClassVar[str | None] = None
     decision: ClassVar[str]
     #: Of how many terms for each sample MMnas sums its loss over a batch; 0: it takes the mean.
     summed: ClassVar[int] = 1

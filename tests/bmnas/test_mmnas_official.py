@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from command_line import bmnas_command
+from tiny_tasks import write_tiny_task
 
 from bmnas.machine.errors import UserError
 from bmnas.spaces.architecture import GenotypeError
+from bmnas.spaces.mmnas.genotype import MMnasGenotype
 from bmnas.spaces.mmnas.known import known_sequence
 from bmnas.spaces.mmnas.network import MMnasNetwork
 from bmnas.spaces.mmnas.official import converted, load_official, read_arch
@@ -72,6 +75,22 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
         read_arch(arch(tmp_path), FEATURES, epoch=7)
     with pytest.raises(GenotypeError, match=r"image\.3 has no boxes"):
         read_arch(arch(tmp_path), ("question.1", "image.3"))
+
+
+def test_the_command_line_takes_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_tiny_task(tmp_path)
+    chains = {"enc": [["self_att_64"]], "dec": [["guided_att_64"], ["feed_forward"]]}
+    path = arch(tmp_path, {"epoch0": chains})
+    printed = bmnas_command("genotype", path, "--task", "task.toml")
+    assert printed.status == 0, printed.err
+    found = MMnasGenotype.load(tmp_path / "runs" / "tiny-train_vqa" / "genotype.json")
+    assert found == MMnasGenotype(
+        ("m0.3", "m1.3"), 512, 64, ("sa",), ("ga", "ffn"), norm="official"
+    )
+    refused = bmnas_command("genotype", arch(tmp_path), "--task", "task.toml")
+    assert (refused.status, len(refused.err.strip().splitlines())) == (2, 1)
+    assert "m1.3 has no boxes" in refused.err
 
 
 WIDTH, ANSWERS, WORDS = 128, 3, 11

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tiny_words import tiny_questions
 
 import bmnas
 from bmnas.features.samples import label_tensor
+from bmnas.machine.errors import UserError
 from bmnas.pipeline.context import worded
 from bmnas.pipeline.importance import permutation_importance
 from bmnas.pipeline.multimodal import raw_samples
@@ -81,6 +83,26 @@ def test_a_final_training_may_be_the_official_one(
 
 
 @pytest.mark.parametrize(
+    ("section", "given", "message"),
+    [
+        ("train", {"falls": [3]}, "falls: received .3. with other steps, expected none, or steps"),
+        ("train", {"gpu_batch": 8}, "gpu-batch: received 8 with other steps"),
+        ("train", {"steps": "official", "min_lr": 1e-5}, "min-lr: received 1e-05 with steps = "),
+        ("train", {"steps": "official", "weight_decay": 0.1}, "weight-decay: .*none, expected 0"),
+        ("mmnas", {"gpu_batch": 8}, "gpu-batch: received 8 with other steps"),
+    ],
+)
+def test_settings_that_count_for_nothing_are_refused_in_a_line(
+    section: str, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as raised:
+        CONFIG.override(section, **given)
+    assert "\n" not in str(raised.value)
+    kept = {"steps": "official", "weight_decay": 0.0, "gpu_batch": 8, "falls": [3]}
+    assert CONFIG.override("train", **kept).train.falls == (3,)
+
+
+@pytest.mark.parametrize(
     ("kind", "terms"), [("multiclass", 1), ("answers", 1), ("matching", 3), ("grounding", 0)]
 )
 def test_the_largest_gradient_is_that_of_a_sum(kind: str, terms: int) -> None:
@@ -117,17 +139,21 @@ def test_the_command_line_writes_a_sequence(
     assert "m1.3 has no boxes to relate" in bmnas_command(*words, "vqa").err
 
 
-@pytest.mark.parametrize("backbone", ["text_conv", None])
-def test_random_search_looks_in_the_space(tmp_path: Path, backbone: str | None) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "strategy"), [("text_conv", "random"), (None, "random"), (None, "regularised")]
+)
+def test_other_searches_look_in_the_space(
+    tmp_path: Path, backbone: str | None, strategy: str
+) -> None:
     task, run = tiny_questions(backbone=backbone), tmp_path / "run"
-    found = bmnas.search(task, run=run, config=CONFIG, strategy="random", space="mmnas")
+    found = bmnas.search(task, run=run, config=CONFIG, strategy=strategy, space="mmnas")
     assert isinstance(found.genotype, MMnasGenotype)
     # By default the vectors of the words.
     assert found.genotype.features == (f"question.{3 if backbone else 1}", "image.3")
     assert (len(found.genotype.encoder), len(found.genotype.decoder)) == (4, 6)
     assert (run / "architecture.svg").is_file()
     again = bmnas.search(
-        task, run=run, config=CONFIG, strategy="random", space="mmnas", existing="resume"
+        task, run=run, config=CONFIG, strategy=strategy, space="mmnas", existing="resume"
     )
     assert again.genotype == found.genotype
 

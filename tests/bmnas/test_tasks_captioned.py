@@ -11,7 +11,7 @@ import pytest
 
 from bmnas.machine.errors import UserError
 from bmnas.tasks import check_task, check_test, load_task
-from bmnas.tasks.captioned import normalised, words_of
+from bmnas.tasks.captioned import normalised, without_marks
 
 DRAW = np.random.default_rng(0)
 
@@ -30,7 +30,7 @@ def regions(path: Path, count: int = 3) -> None:
 
 
 def test_words_are_read_by_their_rules() -> None:
-    assert words_of('What\'s on the "red-hot" plate, no. 1/2?') == [
+    assert without_marks('What\'s on the "red-hot" plate, no. 1/2?') == [
         *("whats", "on", "the", "red", "hot", "plate", "no", "1", "2")
     ]
 
