@@ -18,7 +18,7 @@ from bmnas.machine.distributed import lock_folders
 from bmnas.machine.files import atomic_folder, sha256_json
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config
-from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.context import RunContext, worded
 from bmnas.pipeline.robustness import measure_robustness
 from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.search import search
@@ -33,6 +33,9 @@ from bmnas.spaces.cells.known import (
     random_pairs,
     searched_cells,
 )
+from bmnas.spaces.cells.space import CellSpace
+from bmnas.spaces.registry import space_named
+from bmnas.spaces.space import SearchSpace
 from bmnas.strategies import strategy_named
 from bmnas.tasks import check_task, load_task
 from bmnas.tasks.task import Task
@@ -81,6 +84,8 @@ class Job:
     def backbones(self) -> str:
         """The folder of the backbones that this job shares with others, inside the sweep's."""
         depends = [self.task["source"], self.seed, dataclasses.asdict(self.config.unimodal)]
+        if self.looked_in.READS_TOKENS:
+            depends.append("tokens")  # see ``worded``
         digest = sha256_json(depends)
         return f".{BACKBONES}/{digest[:12]}"
 
@@ -89,6 +94,11 @@ class Job:
         """The strategy of a search."""
         name = self.way.partition(" ")[2]
         return "bmnas" if name == PAPER else name
+
+    @property
+    def looked_in(self) -> type[SearchSpace[Any]]:
+        """The search space, that of Cells where nothing is searched."""
+        return space_of_way(self.way, self.space)
 
     @property
     def length(self) -> int | None:
@@ -124,6 +134,14 @@ class Job:
         return {"job": job, "preset": preset, "folder": str(folder), "device": device}
 
 
+def space_of_way(way: str, space: str | None = None) -> type[SearchSpace[Any]]:
+    """Return the space that a job looks in, which may name one itself."""
+    kind, _, name = way.partition(" ")
+    if space is None and kind == "search" and name != PAPER:
+        space = strategy_named(name).SPACE
+    return space_named(space or CellSpace.NAME)
+
+
 def backbones_jobs(jobs: Sequence[Job]) -> list[Job]:
     """Return a job for each set of backbones that ``jobs`` share."""
     groups: dict[str, list[Job]] = {}
@@ -132,7 +150,9 @@ def backbones_jobs(jobs: Sequence[Job]) -> list[Job]:
     made = []
     for name, group in groups.items():
         caches = tuple(dict.fromkeys((j.length, j.config.search.cache_dtype) for j in group))
-        made.append(dataclasses.replace(group[0], name=name, way=BACKBONES, caches=caches))
+        space = group[0].looked_in.NAME
+        job = dataclasses.replace(group[0], name=name, way=BACKBONES, caches=caches, space=space)
+        made.append(job)
     return made
 
 
@@ -155,7 +175,7 @@ def do_order(order: Order, export: Export) -> None:
 
 def _make_backbones(job: Job, task: Task, folder: Path, runtime: Runtime) -> None:
     check_task(task)
-    run = Run(folder.parent)
+    run, task = Run(folder.parent), worded(task, job.looked_in)
     context = RunContext(run, task, job.config, job.seed, backbones=folder, runtime=runtime)
     with lock_folders(folder):
         networks = unimodal_networks(context)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Annotated
 
 from bmnas.lab.engines import JobRecord
-from bmnas.lab.job import LINEAR, PAPER, SEARCHED, Job, Stage
+from bmnas.lab.job import LINEAR, PAPER, SEARCHED, Job, Stage, space_of_way
 from bmnas.lab.runs import jobs_table, read_records, record_of
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml, write_json, write_text
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
-from bmnas.pipeline.config import config_for
+from bmnas.pipeline.config import Config, config_for
 from bmnas.report.comparison import (
     ComparisonRow,
     comparison_rows,
@@ -172,13 +172,16 @@ def task_jobs(
 ) -> list[Job]:
     """Return a run for each of ``seeds`` and ``ways`` to fuse on one task."""
     task = load_task(wanted.name, wanted.folder)
-    config = config_for(task, wanted.preset)
     last: tuple[Stage, ...] = ("train", "export")
     if robustness:
         last = (*last, "robustness")
 
     def folder(seed: int, way: str) -> str:
         return f"{wanted.slug}/{seed}/{way.replace(' ', '-').replace('/', '-')}"
+
+    def config(way: str) -> Config:
+        found = config_for(task, wanted.preset, space_of_way(way))
+        return found.as_in_the_paper() if way == f"search {PAPER}" else found
 
     def stages(way: str) -> tuple[Stage, ...]:
         if way == LINEAR:
@@ -191,7 +194,7 @@ def task_jobs(
             way,
             {"name": task.name, "source": task.source},
             seed,
-            config.as_in_the_paper() if way == f"search {PAPER}" else config,
+            config(way),
             {"task": wanted.name, "way": way, "seed": seed},
             stages(way),
             after=folder(seed, _FIRST) if way.startswith("module ") else None,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bmnas.lab.job import Job
+from bmnas.lab.job import Job, space_of_way
 from bmnas.machine.errors import UserError, close
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import received
@@ -52,7 +52,8 @@ class Setup:
 
         Raises UserError that lists every unknown name and every value out of range.
         """
-        base = config_for(task, self.settings.get("preset"))
+        looked_in = space_of_way(f"search {self.settings['strategy']}", self.settings.get("space"))
+        base = config_for(task, self.settings.get("preset"), looked_in)
         sections = base.to_dict()
         for key, value in self.settings.items():
             section, _, name = key.partition(".")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 import bmnas
+from bmnas.lab.job import backbones_jobs
 from bmnas.lab.sweep import read_sweep, sweep_jobs
 from bmnas.machine.errors import UserError
 
@@ -152,3 +153,17 @@ def test_the_settings_of_a_strategy_reach_its_process(tmp_path: Path) -> None:
     orders = [job.order(tmp_path, "cpu") for job in jobs]
     assert [order["job"]["config"]["mfas"]["kept"] for order in orders] == [2, 3]
     assert jobs[0].backbones == jobs[1].backbones
+
+
+def test_networks_of_tokens_have_settings_and_backbones_of_their_own(tmp_path: Path) -> None:
+    jobs = unread(
+        tmp_path, "[[trial]]\n[[trial]]\nstrategy = 'mmnas'\n[[trial]]\nstrategy = 'random'"
+    )
+    cells, tokens, others = jobs
+    assert (cells.config.train.dropout, tokens.config.train.dropout) == (0.3, 0)
+    assert cells.backbones == others.backbones != tokens.backbones
+    made = {job.name: job for job in backbones_jobs(jobs)}
+    assert set(made) == {cells.backbones, tokens.backbones}
+    assert all(job.backbones == name for name, job in made.items())
+    random = unread(tmp_path, "strategy = 'random'\nspace = 'mmnas'\n[[trial]]")[0]
+    assert random.backbones == tokens.backbones
