@@ -22,6 +22,7 @@ from torch import nn
 
 from bmnas.machine.errors import UserError
 from bmnas_export.errors import ExportError, first_line
+from bmnas_export.fold import fold_norms
 
 #: onnxruntime reads up to 26, TensorRT up to 25; 20 has everything that is needed.
 OPSET = 20
@@ -49,6 +50,7 @@ def export_graph(
     """
     _check_size(network)
     program = translate(network, inputs)
+    fold_norms(program.model)
     _clean(program.model, inputs, outputs, metadata)
     try:
         model = ir.serde.serialize_model(program.model)

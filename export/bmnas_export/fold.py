@@ -1,0 +1,47 @@
+"""BatchNormalizations that stand before a linear layer, folded into its weights."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnxscript import ir
+
+
+def fold_norms(model: ir.Model) -> None:
+    """Fold each BatchNormalization that one Gemm alone reads into that Gemm.
+
+    W (g (x - m) / sqrt(v + e) + h) + b is W' x + b' with s = g / sqrt(v + e), W' = W diag(s) and
+    b' = b + W (h - s m), in float64 until the end. Those after a linear layer or a convolution are
+    folded by torch's exporter and ``prepare``.
+    """
+    graph = model.graph
+    for norm in [node for node in graph if node.op_type == "BatchNormalization"]:
+        readers = [node for node, _ in norm.outputs[0].uses()]
+        if [node.op_type for node in readers] != ["Gemm"]:
+            continue
+        gemm = readers[0]
+        constants = [graph.initializers.get(value.name) for value in norm.inputs[1:]]
+        layer = [graph.initializers.get(value.name) for value in gemm.inputs[1:]]
+        if None in (*constants, *layer) or _attribute(gemm, "transB", 0) != 1:
+            continue
+        gain, shift, mean, variance, weight, *biases = (
+            value.const_value.numpy().astype(np.float64) for value in (*constants, *layer)
+        )
+        bias = biases[0] if biases else 0.0
+        scale = gain / np.sqrt(variance + _attribute(norm, "epsilon", 1e-5))
+        folded = {"weight": weight * scale, "bias": bias + weight @ (shift - scale * mean)}
+        gemm.resize_inputs(3)
+        gemm.replace_input_with(0, norm.inputs[0])
+        for place, (kind, array) in enumerate(folded.items(), start=1):
+            name = f"{gemm.outputs[0].name}.folded_{kind}"
+            value = ir.Value(name=name, const_value=ir.tensor(array.astype(np.float32), name=name))
+            graph.register_initializer(value)
+            gemm.replace_input_with(place, value)
+        graph.remove(norm, safe=True)
+        for value in (*constants, *layer):
+            if not value.uses():
+                graph.initializers.pop(value.name)
+
+
+def _attribute(node: ir.Node, name: str, default: float) -> float:
+    found = node.attributes.get(name)
+    return default if found is None else float(found.value)
