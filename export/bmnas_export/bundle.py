@@ -44,6 +44,7 @@ from bmnas_export.measure import (
     measure_session,
     value_ranges,
 )
+from bmnas_export.pipeline import check_pipeline, write_pipeline
 from bmnas_export.place import checked_target
 from bmnas_export.prepare import ExportNetwork, prepare, reference_network
 from bmnas_export.score import check_score, measure_score
@@ -113,9 +114,9 @@ def export_bundle(
         try:
             with atomic_folder(place) as folder:
                 metadata = _metadata(trained, manifest)
-                files = write_onnx(folder, prepared, manifest.inputs, manifest.outputs, metadata)
+                write_onnx(folder, prepared, manifest.inputs, manifest.outputs, metadata)
                 _next(stage, "check")
-                _write_manifest(folder, manifest, files)
+                _write_manifest(folder, manifest)
                 session = Session.open(folder)
                 _next(stage, "parity")
                 parity = _parity(prepared, reference, session, inputs, folder)
@@ -125,8 +126,8 @@ def export_bundle(
                 latency = measure_session(session, inputs)
                 made = _write_targets(folder, session, inputs, further, stage)
                 _next(stage, "write")
-                files = (*_files(folder), *_write_example(folder, session, inputs))
-                files = (*files, _write_samples(folder, reference, inputs))
+                _write_example(folder, session, inputs)
+                _write_samples(folder, reference, inputs)
                 manifest = replace(
                     manifest,
                     targets=made,
@@ -134,10 +135,12 @@ def export_bundle(
                     scores=measured,
                     latency=latency_report(latency, session),
                     graph=graph_facts(folder / bundle.MODEL_FILE),
+                    pipeline=_write_pipeline(folder, session, inputs),
                 )
-                manifest = _write_manifest(folder, manifest, files)
+                manifest = _write_manifest(folder, manifest)
                 bundle.verify_files(bundle.load(folder), folder)
-                sizes = {p: (folder / p).stat().st_size for p in (*files, bundle.MANIFEST_FILE)}
+                files = (*manifest.files, bundle.MANIFEST_FILE)
+                sizes = {name: (folder / name).stat().st_size for name in files}
                 stage.advance()
         except OSError as error:
             raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
@@ -166,7 +169,7 @@ def _files(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def _write_example(folder: Path, session: Session, inputs: SampleInputs) -> tuple[str, ...]:
+def _write_example(folder: Path, session: Session, inputs: SampleInputs) -> None:
     """Write a request that can be sent as it is, the first test sample, and the answer to it."""
     arrays = {name: tensor.numpy() for name, tensor in inputs.batch(1).items()}
     request = {"inputs": [encode_tensor(name, array) for name, array in arrays.items()]}
@@ -175,7 +178,6 @@ def _write_example(folder: Path, session: Session, inputs: SampleInputs) -> tupl
     for name, body in (("example.json", request), ("example.expected.json", response)):
         # On one line: an image is thousands of numbers.
         (folder / name).write_text(json.dumps(body, allow_nan=False) + "\n", "utf-8")
-    return "example.json", "example.expected.json"
 
 
 def _parity(
@@ -205,7 +207,7 @@ def _score(
     return {**manifest.scores, "exported": measured}
 
 
-def _write_samples(folder: Path, reference: MultimodalNetwork, inputs: SampleInputs) -> str:
+def _write_samples(folder: Path, reference: MultimodalNetwork, inputs: SampleInputs) -> None:
     """Write up to 64 test samples and torch's logits of them, fewer where they are large."""
     row = sum(x.nbytes for x in inputs.batch(1).values())
     count = min(len(inputs), BATCHES[-1], max(2, _SAMPLES_BYTES // row))
@@ -213,7 +215,16 @@ def _write_samples(folder: Path, reference: MultimodalNetwork, inputs: SampleInp
     tensors = {f"inputs.{name}": x for name, x in batch.items()}
     tensors["logits"] = torch.from_numpy(logits_of(reference, batch))
     write_tensors(folder / SAMPLES_FILE, tensors, {"format": SAMPLES_FORMAT})
-    return SAMPLES_FILE
+
+
+def _write_pipeline(folder: Path, session: Session, inputs: SampleInputs) -> dict[str, Any]:
+    """Write the model for raw inputs, if there are some, and return what it takes."""
+    types = {modality.name: modality.type for modality in inputs.task.modalities}
+    taken = write_pipeline(folder, session.inputs, types)
+    if taken:
+        batch = inputs.batch(min(len(inputs), 7))
+        check_pipeline(folder, session, {name: x.numpy() for name, x in batch.items()})
+    return taken
 
 
 def _describe(
@@ -295,8 +306,8 @@ def _plain(trained: TrainedNetwork) -> dict[str, Any]:
     return {k: v for k, v in trained.architecture.to_dict().items() if k not in left_out}
 
 
-def _write_manifest(folder: Path, manifest: Manifest, files: tuple[str, ...]) -> Manifest:
-    digests = {name: sha256_file(folder / name) for name in files}
+def _write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    digests = {name: sha256_file(folder / name) for name in _files(folder)}
     complete = replace(manifest, files=digests)
     write_json(folder / bundle.MANIFEST_FILE, complete.to_file())
     return complete

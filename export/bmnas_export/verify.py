@@ -20,9 +20,10 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.tensor_file import read_tensors
 from bmnas.training.heads import head_for
 from bmnas_export.bundle import SAMPLES_FILE, SAMPLES_FORMAT
-from bmnas_export.errors import ParityError
+from bmnas_export.errors import ExportError, ParityError
 from bmnas_export.graph import external_files, graph_facts
 from bmnas_export.measure import BATCHES, ParityReport, compare
+from bmnas_export.pipeline import check_pipeline
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,14 @@ def verify_bundle(folder: Path) -> Verification:
             inputs = {spec.name: arrays[f"inputs.{spec.name}"][:size] for spec in manifest.inputs}
             pairs.append((arrays["logits"][:size], session.run(inputs)))
         parity = compare(pairs, head, len(arrays["logits"]))
+        if manifest.pipeline:
+            check_pipeline(folder, session, inputs)
     except KeyError as error:
         problems.append(f"{folder / SAMPLES_FILE}: lacks the tensor {error}")
-    except (ServeError, InferenceError, UserError) as error:
-        problems.append(str(error))
     except ParityError as error:
         problems.append(f"{model}: does not say what torch said of stored samples: {error}")
+    except (ServeError, InferenceError, UserError, ExportError) as error:
+        problems.append(str(error))
     return Verification(manifest, tuple(problems), parity)
 
 

@@ -115,8 +115,8 @@ class Manifest:
     decision is ``threshold``, else None. ``files`` maps each file of the bundle to its SHA-256.
     ``targets`` are the forms of the network beside ``model.onnx``, by name.
     ``genotype``, ``fusion`` (instead of it: a hand-made fusion, by name), ``scores``, ``parity``,
-    ``latency``, ``graph`` (opset, size, … of the model) and ``versions`` are JSON objects of free
-    form.
+    ``latency``, ``graph`` (opset, size, … of the model), ``pipeline`` (what ``pipeline.onnx`` takes
+    where that is of any size) and ``versions`` are JSON objects of free form.
     """
 
     name: str
@@ -133,6 +133,7 @@ class Manifest:
     parity: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
     graph: Mapping[str, Any] = field(default_factory=dict)
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -295,7 +296,7 @@ _OPTIONAL: dict[str, Check] = {
     "targets": _targets,
     "genotype": nullable(plain_object),
     "fusion": nullable(plain_object),
-    **dict.fromkeys(("scores", "parity", "latency", "graph", "versions"), plain_object),
+    **dict.fromkeys(("scores", "parity", "latency", "graph", "pipeline", "versions"), plain_object),
     "sha256": plain_object,
 }
 

@@ -61,7 +61,7 @@ def quick(made: Made, monkeypatch: pytest.MonkeyPatch) -> Made:
 
 def test_a_bundle_is_what_its_manifest_says(made: Made) -> None:
     names = {"model.onnx", "example.json", "example.expected.json", "manifest.json"}
-    names |= {"samples.safetensors"}
+    names |= {"samples.safetensors", "pipeline.onnx"}
     assert {path.name for path in made.folder.iterdir()} == names
     manifest = manifests.load(made.folder)
     manifests.verify_files(manifest, made.folder)
