@@ -16,10 +16,12 @@ from torch import nn
 from bmnas.machine.costs import measure_latency
 from bmnas.machine.errors import UserError, close
 from bmnas_export import precision
+from bmnas_export.engines import write_engine
 from bmnas_export.errors import PrecisionError
 from bmnas_export.graph import export_graph
 from bmnas_export.judge import Agreement, Judge
 from bmnas_export.measure import SampleInputs
+from bmnas_export.triton import write_model
 
 #: In every bundle; all other targets are made from it.
 ONNX = "onnx"
@@ -169,16 +171,59 @@ def write_int8_tensorrt(exported: Exported) -> TargetSpec:
     return TargetSpec(out.name, "int8", precision.producer(), dtypes, measured)
 
 
+def write_triton(exported: Exported) -> TargetSpec:
+    """Write ``triton``, a model repository, with a model for each target that Triton runs."""
+    manifest, sample = exported.judge.manifest, exported.test.batch(1)
+    made = {name: spec for name, spec in exported.made.items() if name in _ON_TRITON}
+    models = {manifest.name: ONNX, **{f"{manifest.name}-{name}": name for name in made}}
+    for model, name in models.items():
+        dtypes = made[name].dtypes if name in made else {}
+        arrays = {key: tensor.numpy() for key, tensor in sample.items()}
+        arrays |= {key: arrays[key].astype(dtype) for key, dtype in dtypes.items()}
+        place = exported.folder / _TRITON / model
+        write_model(place, exported.file_of(name), manifest, arrays)
+    return TargetSpec(
+        f"{_TRITON}/{manifest.name}/config.pbtxt",
+        "as of the targets",
+        precision.producer(),
+        measured={"models": models},
+    )
+
+
+def _engine(package: str, file: str, source: str, install: str) -> Target:
+    def write(exported: Exported) -> TargetSpec:
+        out = exported.folder / file
+        return write_engine(package, out, exported.file_of(source), exported.made.get(source))
+
+    return Target(write, source, package, install)
+
+
+_FROM = {"": ONNX, "-fp16": "onnx-fp16", "-int8": "onnx-int8-trt"}
+_RTX = "pip install 'bmnas[trt-rtx]'"
+_TENSORRT = "pip install tensorrt (it fetches NVIDIA's libraries from https://pypi.nvidia.com)"
+_TRITON = "triton"
+
 TARGETS: dict[str, Target] = {
     "onnx-fp16": Target(write_float16),
     "onnx-int8": Target(write_int8),
     "onnx-int8-trt": Target(write_int8_tensorrt),
+    **{
+        f"tensorrt-rtx{bits}": _engine("tensorrt_rtx", f"model{bits}.rtx.engine", source, _RTX)
+        for bits, source in _FROM.items()
+    },
+    **{
+        f"tensorrt{bits}": _engine("tensorrt", f"model{bits}.trt.engine", source, _TENSORRT)
+        for bits, source in _FROM.items()
+    },
+    _TRITON: Target(write_triton),
 }
+_ON_TRITON = ("onnx-fp16", "onnx-int8", *(f"tensorrt{bits}" for bits in _FROM))
 
 
 def ordered(names: Sequence[str]) -> list[str]:
     """Return the targets ``names`` beside ``onnx``, each after what it is made from, once each.
 
+    ``triton`` comes last, as it takes what there is.
     Raises UserError that lists those there are, or says how to install what one needs.
     """
     known = [ONNX, *TARGETS]
@@ -196,4 +241,4 @@ def ordered(names: Sequence[str]) -> list[str]:
                     f" run {target.install}"
                 )
             found |= dict.fromkeys(ordered([target.source])) | {name: None}
-    return list(found)
+    return sorted(found, key=lambda name: name == _TRITON)

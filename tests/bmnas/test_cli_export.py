@@ -253,10 +253,8 @@ def test_two_builds_of_onnxruntime_are_one_line(
 
 def test_an_unknown_target_lists_those_there_are(run_folder: Path) -> None:
     shown = message(invoke("--genotype", run_folder / "genotype.json", "--target", "onx"))
-    assert shown == (
-        "received target 'onx', expected one of onnx, onnx-fp16, onnx-int8, onnx-int8-trt;"
-        " did you mean 'onnx'?"
-    )
+    assert shown.startswith("received target 'onx', expected one of onnx, onnx-fp16, onnx-int8,")
+    assert shown.endswith("; did you mean 'onnx'?")
 
 
 def test_the_program_ends_with_status_2_and_one_line(
