@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,8 +18,9 @@ from bmnas.cli.serve import needing
 from bmnas.machine.errors import UserError
 from bmnas.machine.progress import Bars
 from bmnas.pipeline.run_folder import Run
+from bmnas.report.latency import latency_tables
 from bmnas.report.metrics import BatchLatency, LatencyMetrics, RunMetrics
-from bmnas.report.tables import shown
+from bmnas.report.tables import print_tables, shown
 from bmnas.spaces.registry import load_architecture
 from bmnas.tasks import Task, load_task, reload_task
 
@@ -50,6 +52,15 @@ def export(
         Option(help="Task to check the model on, by default the one it was trained on."),
     ] = None,
     data: Data = None,
+    benchmark: Annotated[
+        bool,
+        Option(
+            "--benchmark", help="Time every target and torch: 1 thread and all, batch 1, 8, 64."
+        ),
+    ] = False,
+    compiled: Annotated[
+        bool, Option("--compile", help="With --benchmark, also time torch.compile.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write backbones, fusion and classifier as one model file, with all that serving it needs.
@@ -68,10 +79,13 @@ def export(
         trained, samples = _load(None if genotype.is_dir() else genotype, weights, task, data)
         place = folder / "bundle" if out is None else out
         bundle = _export(trained, samples, weights.parent, place, target or ())
+        if benchmark:
+            bundle = _timed(bundle, trained, samples, compiled=compiled)
     if as_json:
         print_json(bundle.to_dict())
     else:
         print_facts(_facts(bundle), "Bundle")
+        print_tables(latency_tables(bundle.manifest.to_dict()))
         next_command("serve", bundle.folder)
 
 
@@ -112,6 +126,16 @@ def _export(
         measured = LatencyMetrics(onnxruntime=batches, onnxruntime_threads=latency["threads"])
         run.update_metrics(RunMetrics(latency=measured))
     return bundle
+
+
+def _timed(bundle: Bundle, trained: TrainedNetwork, task: Task, *, compiled: bool) -> Bundle:
+    """Return the bundle, which is written already, with what a benchmark measured."""
+    import bmnas_export
+
+    manifest = bmnas_export.benchmark_bundle(
+        bundle.folder, trained, task, compiled=compiled, progress=Bars()
+    )
+    return replace(bundle, manifest=manifest)
 
 
 def _locked(folder: Path) -> AbstractContextManager[None]:

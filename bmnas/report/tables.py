@@ -181,8 +181,11 @@ def _own(name: str, own: UnimodalMetrics) -> str:
 
 def bundle_tables(manifest: Mapping[str, Any]) -> list[TextTable]:
     """Return what a manifest says, a table for each of its sections."""
-    kept = {k: v for k, v in manifest.items() if k not in ("genotype", "files")}
+    kept = {k: v for k, v in manifest.items() if k not in ("genotype", "files", "sha256")}
     sections = {key: value for key, value in kept.items() if isinstance(value, dict)}
+    if "latency" in sections:
+        # It has a table of its own.
+        sections["latency"] = {k: v for k, v in sections["latency"].items() if k != "benchmark"}
     tables = []
     for key in ("inputs", "outputs"):
         tensors = kept.get(key)

@@ -7,6 +7,7 @@ from typing import Any
 
 from bmnas.report.history import history_parts, weights_parts
 from bmnas.report.importance import importance_parts
+from bmnas.report.latency import latency_parts, latency_tables
 from bmnas.report.page import figure_html, page
 from bmnas.report.picture import architecture_part, draw_genotype
 from bmnas.report.record import Record, best_epoch
@@ -25,7 +26,11 @@ def record_text(record: Record) -> str:
 
 def record_tables(record: Record) -> list[TextTable]:
     """Return what was measured, and what the manifest of a bundle says."""
-    return [*run_tables(record.metrics), *bundle_tables(record.manifest)]
+    return [
+        *run_tables(record.metrics),
+        *bundle_tables(record.manifest),
+        *latency_tables(record.manifest),
+    ]
 
 
 def draw_record(record: Record) -> Any:
@@ -35,7 +40,11 @@ def draw_record(record: Record) -> Any:
     """
     drawn = [] if record.genotype is None else [architecture_part(describe(record.genotype))]
     return figure_of(
-        *drawn, *importance_parts(record), *weights_parts(record), *history_parts(record)
+        *drawn,
+        *importance_parts(record),
+        *weights_parts(record),
+        *history_parts(record),
+        *latency_parts(record.manifest),
     )
 
 
@@ -49,6 +58,8 @@ def record_page(record: Record) -> str:
         sections.append(("Architecture", figure + details))
     if parts := importance_parts(record):
         sections.append(("What each part is worth", figure_html(figure_of(*parts), "b")))
+    if parts := latency_parts(record.manifest):
+        sections.append(("Latency", figure_html(figure_of(*parts), "d")))
     if tables := record_tables(record):
         sections.append(("Measurements", html_tables(tables)))
     if parts := [*weights_parts(record), *history_parts(record)]:

@@ -6,6 +6,7 @@ torch through ``bmnas_serve.session``, so that the checked path is the served pa
 
 import bmnas_serve.runner  # noqa: F401  (complains of two builds of onnxruntime before one loads)
 
+from bmnas_export.benchmark import benchmark_bundle
 from bmnas_export.bundle import Bundle, export_bundle
 from bmnas_export.errors import ExportError, ParityError, PrecisionError
 from bmnas_export.measure import BatchParity, ParityReport
@@ -21,5 +22,6 @@ __all__ = [
     "ParityReport",
     "PrecisionError",
     "Target",
+    "benchmark_bundle",
     "export_bundle",
 ]

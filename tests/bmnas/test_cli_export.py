@@ -10,7 +10,7 @@ from typing import Any
 import bmnas_export
 import pytest
 import typer
-from bmnas_export import measure
+from bmnas_export import benchmark, measure
 from bmnas_serve.manifest import load
 from tiny_networks import tiny_network
 from tiny_tasks import write_tiny_task
@@ -57,6 +57,7 @@ def message(result: Result) -> str:
 @pytest.fixture
 def few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_REPEATS", 3)
+    monkeypatch.setattr(benchmark, "_REPEATS", 3)
 
 
 @pytest.fixture
@@ -99,9 +100,11 @@ def test_json_is_one_object_and_out_is_where_it_says(run_folder: Path, tmp_path:
     (run_folder / "metrics.json").unlink()
     out = tmp_path / "elsewhere" / "bundle"
     # The folder of the run stands for its genotype.
-    result = invoke("--genotype", run_folder, "--out", out, "--json")
+    result = invoke("--genotype", run_folder, "--out", out, "--json", "--benchmark")
     assert result.exit_code == 0, result.exception
     shown = json.loads(result.stdout)
+    timed = {run["target"] for run in shown["latency"]["benchmark"]["runs"]}
+    assert timed == {"torch", "onnx"}
     assert shown["bundle"] == str(out)
     assert shown["parity"]["passed"]
     assert shown["files"]["model.onnx"] == (out / "model.onnx").stat().st_size
