@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from typer import Option
@@ -92,6 +92,9 @@ def plan(
     ),
     preset: Preset = None,
     settings: SearchSettings,
+    strategy: Annotated[
+        Literal["bmnas", "mmnas"], Option(help="What searches; mmnas needs a task.")
+    ] = "bmnas",
     seeds: Annotated[int, Option(help="Number of seeds to search with.")] = 1,
     device: Device = "auto",
     compile_networks: Compile = None,
@@ -102,8 +105,8 @@ def plan(
     Part of an epoch is run. With --samples no data are needed; with a task its backbones and
     their features are timed too. Estimates hold within a factor of two for a machine that is as
     busy as now, and has the memory to read the cache from the disk once; several seeds are counted
-    one after another. What Algorithm 1 would take on common GPUs is arithmetic: half of their peaks
-    in float32, 10 microseconds to launch a kernel; without torch.compile.
+    one after another. What Algorithm 1 of bmnas would take on common GPUs is arithmetic: half of
+    their peaks in float32, 10 microseconds to launch a kernel; without torch.compile.
 
     Example: bmnas plan --preset ntu-1 --samples 40000
     """
@@ -112,29 +115,36 @@ def plan(
     from bmnas.machine.costs import hardware
     from bmnas.machine.runtime import Runtime
     from bmnas.pipeline.search import check_seeds
+    from bmnas.spaces.registry import space_named
+    from bmnas.strategies import strategy_named
 
     task = given.load()
     if task is not None:
-        config = config_for(task, preset)
+        config = config_for(task, preset, space_named(strategy_named(strategy).SPACE))
+    elif strategy == "mmnas":
+        raise UserError(
+            "received --samples with --strategy mmnas, expected a task: what it costs depends on "
+            "the words and regions of the samples"
+        )
     else:
         config = Config() if preset is None else load_preset(preset)
-    config = config.override("search", **settings.given())
-    check_seeds(seeds, "bmnas")
+    config = config.override("search", **settings.given(strategy))
+    check_seeds(seeds, strategy)
     runtime = Runtime.choose(device, compile_networks)
     if task is not None:
-        found = plan_task(task, config, runtime, run, seeds=seeds)
+        found = plan_task(task, config, runtime, run, strategy=strategy, seeds=seeds)
     else:
         samples = given.samples or 0
         held_out = round(_VALIDATION * samples)
         parts = (samples - held_out, held_out)
         found = plan_features(given.channels(config), parts, config, runtime, run, seeds=seeds)
-    cards = on_cards(found)
+    cards = on_cards(found) if strategy == "bmnas" else []
     if as_json:
         machine, by_card = hardware(runtime.device), [asdict(card) for card in cards]
         of_plan = {"preset": config.preset, **asdict(found)}
         print_json({**of_plan, "hardware": machine, "arithmetic": by_card})
         return
-    print_tables([*_tables(found), _cards_table(cards)])
+    print_tables([*_tables(found), *([_cards_table(cards)] if cards else [])])
     if task is None:
         typer.echo("note: without a task there are no backbones and features to time", err=True)
     if found.disk["free_bytes"] < found.cache_bytes:

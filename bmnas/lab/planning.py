@@ -12,31 +12,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from bmnas.backbones import Backbone
 from bmnas.features.cache import room
 from bmnas.features.files import cache_bytes
-from bmnas.features.samples import batches_per_epoch, samples_per_epoch
+from bmnas.features.samples import batches_per_epoch
+from bmnas.lab.amounts import rows_used, stage_amounts
 from bmnas.lab.cards import CLASSES
 from bmnas.machine.costs import COMPILE
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime, cores
 from bmnas.pipeline.config import Config, fitted_config
-from bmnas.pipeline.context import RunContext, check_outputs
+from bmnas.pipeline.context import RunContext, check_outputs, worded
 from bmnas.pipeline.multimodal import channels_of
 from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.search import run_stages
-from bmnas.pipeline.unimodal import fold_epochs, tried_epochs
 from bmnas.report.metrics import MemoryPeak, RunMetrics
-from bmnas.spaces.cells.one_shot import SAMPLES
 from bmnas.spaces.cells.space import CellSpace
+from bmnas.spaces.registry import space_named
 from bmnas.strategies import STRATEGIES
+from bmnas.strategies.bmnas import BMNAS
 from bmnas.strategies.problem import search_steps
 from bmnas.strategies.settings import SearchConfig
+from bmnas.strategies.strategy import Strategy
 from bmnas.tasks import check_task
+from bmnas.tasks.rows import read_rows
 from bmnas.tasks.task import Modality, Task
-from bmnas.training.settings import UnimodalConfig
 
 _BUDGET = 6.0  # seconds of the run that counts
 _FEW = 2  # batches of the runs before it
@@ -64,16 +67,28 @@ class Plan:
     disk: Mapping[str, int]
 
 
-def plan_task(task: Task, config: Config, runtime: Runtime, near: Path, *, seeds: int = 1) -> Plan:
+def plan_task(
+    task: Task,
+    config: Config,
+    runtime: Runtime,
+    near: Path,
+    *,
+    strategy: str = "bmnas",
+    seeds: int = 1,
+) -> Plan:
     """Return what a search for ``task`` will cost on this machine, or ``seeds`` at once.
+
+    ``strategy`` is one that trains a supernet.
 
     Takes about ten seconds: backbones, extraction and search are run on part of the samples, in a
     folder beside ``near``, the future run folder, which is removed. Backbones are timed as if none
     were there yet. Reads no test data. Raises UserError when the task cannot be used.
     """
     check_task(task)
-    check_outputs(task, CellSpace)
-    return _plan(task, config, runtime, near, seeds)
+    method = STRATEGIES[strategy]
+    space = space_named(method.SPACE)
+    check_outputs(task, space)
+    return _plan(worded(task, space), config, runtime, near, seeds, method)
 
 
 def config_within(task: Task, minutes: float, runtime: Runtime, near: Path) -> Config:
@@ -169,9 +184,16 @@ def made_up_task(channels: Sequence[int], parts: Sequence[int]) -> Task:
     )
 
 
-def _plan(task: Task, config: Config, runtime: Runtime, near: Path, seeds: int) -> Plan:
-    timing = _timed(task, config, runtime, near)
-    full = _cache_bytes(task, timing.backbones, config.search)
+def _plan(
+    task: Task,
+    config: Config,
+    runtime: Runtime,
+    near: Path,
+    seeds: int,
+    method: type[Strategy] = BMNAS,
+) -> Plan:
+    timing = _timed(task, config, runtime, near, method)
+    full = _cache_bytes(task, timing.backbones, config.search, method)
     return Plan(
         {part: len(task.samples(part)) for part in ("train", "validation")},
         channels_of(timing.backbones),
@@ -179,7 +201,7 @@ def _plan(task: Task, config: Config, runtime: Runtime, near: Path, seeds: int) 
         seeds,
         full,
         _memory(timing.peak, timing.cache_bytes, full, runtime, seeds),
-        multiplied(timing.spent, timing.amounts, stage_amounts(task, config, seeds)),
+        multiplied(timing.spent, timing.amounts, stage_amounts(task, config, seeds, method)),
         {"free_bytes": timing.free_bytes},
     )
 
@@ -197,7 +219,9 @@ class _Timing:
     free_bytes: int
 
 
-def _timed(task: Task, config: Config, runtime: Runtime, near: Path) -> _Timing:
+def _timed(
+    task: Task, config: Config, runtime: Runtime, near: Path, method: type[Strategy] = BMNAS
+) -> _Timing:
     # A network that was given as an object is not to be trained.
     copies = (replace(m, backbone=copy.deepcopy(m.backbone)) for m in task.modalities)
     task, search = replace(task, modalities=tuple(copies)), config.search
@@ -223,7 +247,7 @@ def _timed(task: Task, config: Config, runtime: Runtime, near: Path) -> _Timing:
         inside.path.mkdir()
         fewer = replace(task, part=part)
         context = RunContext(inside, fewer, short, 0, runtime=runtime)
-        backbones, _, metrics = run_stages(context, STRATEGIES["bmnas"])
+        backbones, _, metrics = run_stages(context, method)
         runs.append((fewer, backbones, metrics))
         return time.perf_counter() - started
 
@@ -241,11 +265,11 @@ def _timed(task: Task, config: Config, runtime: Runtime, near: Path) -> _Timing:
     compiling = max(measured.seconds[COMPILE] for _, _, measured in runs)
     return _Timing(
         {**metrics.seconds, COMPILE: compiling},
-        stage_amounts(fewer, short),
+        stage_amounts(fewer, short, method=method),
         backbones,
         metrics.samples_per_second.get("rerank", math.inf),
         metrics.peak_memory["search"],
-        _cache_bytes(fewer, backbones, search),
+        _cache_bytes(fewer, backbones, search, method),
         free,
     )
 
@@ -259,45 +283,6 @@ def _memory(peak: MemoryPeak, part: int, full: int, runtime: Runtime, seeds: int
         there = full - part if full <= room(runtime.device) else 0
         memory["device_bytes"] = peak.device_bytes + there
     return memory
-
-
-def stage_amounts(task: Task, config: Config, seeds: int = 1) -> dict[str, float]:
-    """Return how much each stage of a search has to do; its seconds grow in proportion.
-
-    Several seeds are counted one after another.
-    """
-    search, unimodal = config.search, config.unimodal
-    train, validation = len(task.samples("train")), len(task.samples("validation"))
-    weights = samples_per_epoch(train, search.batch_size)
-    # Where there are more seeds, what they found is all that is compared.
-    screened = search.rerank >= seeds
-    trainings = search.rerank + 1 if search.rerank else 0
-    trained = _unimodal_epochs(unimodal) * samples_per_epoch(train, unimodal.batch_size)
-    return {
-        # A step of training costs about three forward passes.
-        "backbones": 3 * trained + validation,
-        "extraction": sum(_rows(task).values()),
-        COMPILE: 1,
-        "search_weights": seeds * search.epochs * weights,
-        "search_architecture": (
-            seeds * search.epochs * samples_per_epoch(validation, search.batch_size)
-        ),
-        "validation": seeds * search.epochs * validation,
-        "single_path": screened * search.candidate_epochs * weights,
-        "rerank": trainings * search.first_rung.epochs * weights,
-        "screening": screened * min(SAMPLES, validation),
-        "other": seeds * search.epochs,
-    }
-
-
-def _unimodal_epochs(unimodal: UnimodalConfig) -> float:
-    """Return how many epochs on all of train a backbone takes, at most."""
-    most, folds = unimodal.epochs, unimodal.folds
-    epochs: float = sum(tried_epochs(most)) if unimodal.early_stopping else 0
-    if folds < 2:
-        return epochs + most
-    common, apart, last = fold_epochs(most)
-    return epochs + common + (folds - 1) * apart + last
 
 
 def multiplied(
@@ -314,18 +299,30 @@ def multiplied(
     return {**seconds, "search": searched, "total": sum(seconds.values())}
 
 
-def _rows(task: Task) -> dict[str, int]:
-    """Return how many rows of each modality train and validation use."""
-    used = task.samples("train", "validation")
-    return {m.name: len(np.unique(m.rows_of(used))) for m in task.modalities}
-
-
-def _cache_bytes(task: Task, backbones: Mapping[str, Backbone], search: SearchConfig) -> int:
-    rows = _rows(task)
+def _cache_bytes(
+    task: Task, backbones: Mapping[str, Backbone], search: SearchConfig, method: type[Strategy]
+) -> int:
+    rows, channels = rows_used(task), channels_of(backbones)
+    lengths = dict.fromkeys(channels, search.length)
+    if method.length(None, search.length) is None:
+        lengths = _tokens(task, backbones)
     return sum(
-        cache_bytes(rows[name.partition(".")[0]], search.length, channels, search.cache_dtype)
-        for name, channels in channels_of(backbones).items()
+        cache_bytes(rows[name.partition(".")[0]], lengths[name], own, search.cache_dtype)
+        for name, own in channels.items()
     )
+
+
+@torch.no_grad()
+def _tokens(task: Task, backbones: Mapping[str, Backbone]) -> dict[str, int]:
+    """Return how many tokens each feature has."""
+    found = {}
+    for name, backbone in backbones.items():
+        modality, device = task.modality(name), next(backbone.parameters()).device
+        row = read_rows(modality.data, modality.rows_of(task.samples("train")[:1]))
+        features = backbone.eval().features(torch.from_numpy(backbone.encode(row)).to(device))
+        for feature, x in zip(backbone.feature_names, features, strict=True):
+            found[f"{name}.{feature}"] = math.prod(x.shape[2:])
+    return found
 
 
 def _scratch(near: Path) -> tempfile.TemporaryDirectory[str]:

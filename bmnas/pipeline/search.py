@@ -52,7 +52,7 @@ from bmnas.strategies.problem import Outcome, SearchProblem
 from bmnas.tasks import check_task, notes
 from bmnas.tasks.task import Task
 
-_PAIRS = 20_000  # of a gallery: every candidate is judged on it
+PAIRS = 20_000  # of a gallery: every candidate is judged on it
 _FIXED = ("task", "strategy", "space", "seed", "seeds", "search", "unimodal", "backbones")
 
 
@@ -170,7 +170,7 @@ def run_stages(
     fingerprint, name = _fingerprint(context, cache, method, space, seeds), method.NAME
     problem = SearchProblem(
         train=shown(context.task, cache.samples("train")),
-        validation=judged(context.task, cache.samples("validation"), _PAIRS),
+        validation=judged(context.task, cache.samples("validation"), PAIRS),
         classes=context.task.outputs,
         head=context.head,
         config=config.search,

@@ -50,7 +50,7 @@ from bmnas.training.metrics import evaluate
 from bmnas.training.mining import hardest
 
 _ALPHA_BETAS = (0.0, 0.999)
-_SAMPLES, _BATCH = 1000, 100  # that judge a network, at most; relations take much room
+SAMPLES, _BATCH = 1000, 100  # that judge a network, at most; relations take much room
 
 
 def search_with_gates(problem: SearchProblem) -> Outcome[MMnasGenotype]:
@@ -299,9 +299,9 @@ def judging(count: int, match: Tensor | None, generator: torch.Generator) -> Ten
     chosen = torch.randperm(count, generator=generator)
     if match is not None:
         own = match[chosen]
-        right = chosen[own][: _SAMPLES // 3]
+        right = chosen[own][: SAMPLES // 3]
         chosen = torch.cat([right, chosen[~own][: 2 * len(right)]])
-    return chosen[:_SAMPLES]
+    return chosen[:SAMPLES]
 
 
 @torch.no_grad()

@@ -37,6 +37,17 @@ def test_a_task_is_planned_and_nothing_is_left(here: Path) -> None:
     assert sorted(here.rglob("*")) == before
 
 
+def test_a_search_of_mmnas_is_planned_for_a_task(here: Path) -> None:
+    printed = bmnas_command(*TASK, "--strategy", "mmnas")
+    assert printed.status == 0, printed
+    assert "search weights" in printed.out
+    # Nothing is counted for GPUs, whose arithmetic is that of Algorithm 1.
+    assert "not measured" not in printed.out
+    refused = bmnas_command(*NO_TASK, "--strategy", "mmnas")
+    assert (refused.status, len(refused.err.strip().splitlines())) == (2, 1)
+    assert "received --samples with --strategy mmnas, expected a task" in refused.err
+
+
 def test_json_is_one_object(here: Path) -> None:
     printed = bmnas_command(*NO_TASK, "--epochs", "5", "--rerank", "2", "--json")
     assert (printed.status, printed.err) == (0, "")

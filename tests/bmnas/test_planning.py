@@ -12,23 +12,26 @@ import pytest
 import torch
 from tiny_problems import CPU
 from tiny_tasks import CONFIG, changed, tiny_task
+from tiny_words import tiny_questions
 from torch import nn
 
 import bmnas
 import bmnas.pipeline.search
 from bmnas.cli.plan import PlannedData
-from bmnas.lab import planning
+from bmnas.lab import amounts, planning
+from bmnas.lab.amounts import stage_amounts
 from bmnas.lab.planning import (
     Plan,
     config_within,
     multiplied,
     plan_features,
     plan_task,
-    stage_amounts,
 )
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config, fitted_config, load_preset, preset_names
 from bmnas.report.metrics import MemoryPeak
+from bmnas.strategies import rerank
+from bmnas.strategies.mmnas import MMnas
 from bmnas.tasks.task import Task
 from bmnas.training.settings import UnimodalConfig
 
@@ -96,6 +99,44 @@ def test_the_amounts_of_the_stages_by_hand() -> None:
     assert several["rerank"] == found["rerank"]
     alone = stage_amounts(task, CONFIG_3.override("search", rerank=0))
     assert alone["rerank"] == alone["screening"] == alone["single_path"] == 0
+
+
+@pytest.mark.parametrize("kind", ["questions", "pairs", "regions"])
+def test_a_plan_of_mmnas_has_the_stages_of_its_run(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rerank, "SCREENED", 8)
+    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
+    task = tiny_questions(48, images_by="windows" if kind == "regions" else None)
+    if kind == "pairs":
+        groups = np.arange(48) // 3 % 8
+        task = replace(task, kind="matching", labels=groups, class_names=("match",))
+    found = plan_task(task, CONFIG_3, CPU, tmp_path / "run", strategy="mmnas")
+    assert list(tmp_path.iterdir()) == []
+    run = bmnas.search(task, run=tmp_path / "run", config=CONFIG_3, strategy="mmnas")
+    assert set(found.seconds) == set(run.metrics["seconds"]) - {"gpu_hours"}
+    positive(value for name, value in found.seconds.items() if name != "compile")
+    files = [np.load(f, allow_pickle=False) for f in run.run.rglob("*.npy")]
+    assert found.cache_bytes == sum(array.nbytes for array in files if array.dtype != bool)
+
+
+def test_the_amounts_of_mmnas_by_hand() -> None:
+    # 32 samples in each part, of which a fifth is for alpha in half of the epochs.
+    task = tiny_questions(96)
+    config = CONFIG.override("search", epochs=4, rerank=2, batch_size=20)
+    config = config.override("mmnas", warm_up=0.5, alpha_every=2)
+    found = stage_amounts(task, config, method=MMnas)
+    assert found == {
+        **{name: stage_amounts(task, config)[name] for name in ("backbones", "extraction")},
+        "compile": 1,
+        "search_weights": 20 * (4 + 3 * 2 / 2),
+        "validation": 4 * 32,
+        "screening": 32,
+        "rerank": 3 * 20,
+        "other": 4,
+    }
+    pairs = stage_amounts(replace(task, kind="matching"), config, method=MMnas)
+    assert pairs["validation"] == 4 * 32 * 32
 
 
 def test_seconds_grow_with_the_amounts() -> None:
@@ -226,6 +267,6 @@ def test_a_budget_makes_all_trainings_longer_or_shorter(
 def test_epochs_of_backbones_with_folds_by_hand() -> None:
     # A common start, three backbones on two thirds each, the last part; early stopping before.
     folds = UnimodalConfig(epochs=40, folds=3)
-    assert planning._unimodal_epochs(folds) == 4 + 3 * 36 * 2 / 3 + 16
-    assert planning._unimodal_epochs(replace(folds, early_stopping=True)) == 92 + 5 + 10 + 20 + 40
-    assert planning._unimodal_epochs(UnimodalConfig(epochs=8)) == 8
+    assert amounts._unimodal_epochs(folds) == 4 + 3 * 36 * 2 / 3 + 16
+    assert amounts._unimodal_epochs(replace(folds, early_stopping=True)) == 92 + 5 + 10 + 20 + 40
+    assert amounts._unimodal_epochs(UnimodalConfig(epochs=8)) == 8
