@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types bench clean
+.PHONY: demo test engines lint types bench clean
 
 ## Search, train, export, serve and verify on the embedded task; ends with a table.
 demo: $(STAMP)
@@ -20,6 +20,11 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/mypy --package examples
+
+## What the tests export, built by TensorRT for RTX too, which needs no GPU but 230 MB of libraries.
+engines: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,trt-rtx]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto tests/export/test_engines.py tests/export/test_random_genotypes.py
 
 ## Parameters, latency, search cost; `pytest-benchmark compare` shows saved runs side by side.
 ## torch.compile warns of its own deprecations, which is no failure of a measurement.

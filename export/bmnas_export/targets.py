@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from bmnas_export import precision
 from bmnas_export.engines import write_engine
 from bmnas_export.errors import PrecisionError
 from bmnas_export.graph import export_graph
-from bmnas_export.judge import Agreement, Judge
+from bmnas_export.judge import Judge
 from bmnas_export.measure import SampleInputs
 from bmnas_export.triton import write_model
 
@@ -101,55 +103,91 @@ def write_int8(exported: Exported) -> TargetSpec:
     Of the ways to quantise that the graph allows, the one that runs fastest here at batch 1 among
     those that keep the score.
     """
-    out, source = exported.folder / "model.int8.onnx", exported.file_of(ONNX)
-    tries: dict[str, tuple[Agreement, float]] = {}
-    files: dict[str, Path] = {}
-    for name, write in _ways(source, exported.batches).items():
-        files[name] = out.with_suffix(f".{len(files)}")
-        write(files[name])
-        tries[name] = exported.judge(files[name]), _latency(exported, files[name])
-    kept = [name for name, (found, _) in tries.items() if found.lost <= _INT8_POINTS]
-    if not kept:
-        figures = "; ".join(f"{n}: {100 * found.score:.2f}" for n, (found, _) in tries.items())
-        raise PrecisionError(
-            f"{out.name}: scores on {len(exported.judge)} validation samples are"
-            f" {figures or 'none, as it has no products with weights'}, in float32"
-            f" {100 * exported.judge.reference:.2f}, expected to lose at most {_INT8_POINTS:g}"
-            " point: leave this target out"
-        )
-    chosen = min(kept, key=lambda name: tries[name][1])
-    files.pop(chosen).rename(out)
-    for file in files.values():
-        file.unlink()
-    measured = tries[chosen][0].to_dict() | {
-        "method": chosen,
-        "tried": {n: {"score": found.score, "batch_1_ms": ms} for n, (found, ms) in tries.items()},
-    }
-    return TargetSpec(out.name, "int8", precision.producer(), measured=measured)
-
-
-def _ways(
-    source: Path, batches: Callable[[], Sequence[Mapping[str, Any]]]
-) -> dict[str, Callable[[Path], None]]:
-    """Return what can be quantised in the model ``source``, by name, and how."""
-    there = {node.op_type for node in onnx.load(source).graph.node}
-    products = [kind for kind in precision.PRODUCTS if kind in there]
-    ways: dict[str, Callable[[Path], None]] = {}
-
-    def static(operators: Sequence[str], out: Path) -> None:
-        precision.quantize_static(source, out, batches(), operators)
+    source = exported.file_of(ONNX)
+    there = _operators(source)
+    ways = _static_ways(exported, precision.quantize_static)
 
     def mixed(out: Path) -> None:
-        static(("Conv",), out)
+        precision.quantize_static(source, out, exported.batches(), ["Conv"])
         precision.quantize_dynamic(out, out)
 
-    if products:
-        ways[f"static {', '.join(products)}"] = partial(static, products)
     if "MatMul" in there:
         ways["dynamic MatMul"] = partial(precision.quantize_dynamic, source)
     if {"MatMul", "Conv"} <= there:
         ways["static Conv, dynamic MatMul"] = mixed
-    return ways
+    return _best_int8(exported, "model.int8.onnx", ways, _latency)
+
+
+def write_int8_tensorrt(exported: Exported) -> TargetSpec:
+    """Write ``model.int8-trt.onnx``, symmetric and made for TensorRT; refused as ``write_int8``.
+
+    Of the ways that keep the score the one with the most products in int8.
+    """
+
+    def static(source: Path, out: Path, batches: Any, operators: Sequence[str]) -> None:
+        precision.quantize_static(source, out, batches, operators, tensorrt=True)
+        model = onnx.load(out)
+        precision.widened(model)
+        onnx.save(model, out)
+
+    spec = _best_int8(exported, "model.int8-trt.onnx", _static_ways(exported, static))
+    dtypes = precision.widened(onnx.load(exported.file_of(ONNX)))
+    return replace(spec, dtypes=dtypes)
+
+
+def _operators(model: Path) -> set[str]:
+    return {node.op_type for node in onnx.load(model).graph.node}
+
+
+def _static_ways(
+    exported: Exported, write: Callable[..., None]
+) -> dict[str, Callable[[Path], None]]:
+    """Return ways to quantise, by name: all products with weights, or convolutions alone.
+
+    Convolutions hardly lose; a single linear layer, whose inputs may differ a hundredfold, can lose
+    all.
+    """
+    source = exported.file_of(ONNX)
+    products = [kind for kind in precision.PRODUCTS if kind in _operators(source)]
+
+    def static(chosen: Sequence[str], out: Path) -> None:
+        write(source, out, exported.batches(), chosen)
+
+    sets = {", ".join(chosen): chosen for chosen in (products, products[:1]) if chosen}
+    return {f"static {name}": partial(static, chosen) for name, chosen in sets.items()}
+
+
+def _best_int8(
+    exported: Exported,
+    file: str,
+    ways: Mapping[str, Callable[[Path], None]],
+    milliseconds: Callable[[Exported, Path], float] | None = None,
+) -> TargetSpec:
+    """Write ``file`` in the fastest of ``ways`` that keep the score; without a clock, the first."""
+    out, judge = exported.folder / file, exported.judge
+    kept: dict[str, tuple[float, Path]] = {}
+    tried: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for place, (name, write) in enumerate(ways.items()):
+            model = Path(folder, f"{place}.onnx")
+            write(model)
+            found = judge(model)
+            cost = float(place) if milliseconds is None else milliseconds(exported, model)
+            tried[name] = found.to_dict() | ({"batch_1_ms": cost} if milliseconds else {})
+            if found.lost <= _INT8_POINTS:
+                kept[name] = cost, model
+        if not kept:
+            figures = "; ".join(f"{n}: {100 * each['score']:.2f}" for n, each in tried.items())
+            raise PrecisionError(
+                f"{file}: scores on {len(judge):,} validation samples are"
+                f" {figures or 'none, as it has no products with weights'}, in float32"
+                f" {100 * judge.reference:.2f}, expected to lose at most {_INT8_POINTS:g} point:"
+                " leave this target out"
+            )
+        chosen = min(kept, key=lambda name: kept[name][0])
+        shutil.copyfile(kept[chosen][1], out)
+    measured = {**tried[chosen], "method": chosen, "tried": tried}
+    return TargetSpec(file, "int8", precision.producer(), measured=measured)
 
 
 def _latency(exported: Exported, model: Path) -> float:
@@ -157,18 +195,6 @@ def _latency(exported: Exported, model: Path) -> float:
     arrays = {name: tensor.numpy() for name, tensor in exported.train.batch(1).items()}
     run = partial(exported.judge.open(model).run, arrays)
     return measure_latency(run, repeats=50, budget=2.0).median_ms
-
-
-def write_int8_tensorrt(exported: Exported) -> TargetSpec:
-    """Write ``model.int8-trt.onnx``, symmetric and made for TensorRT; refused as ``write_int8``."""
-    out = exported.folder / "model.int8-trt.onnx"
-    source = exported.file_of(ONNX)
-    precision.quantize_static(source, out, exported.batches(), precision.PRODUCTS, tensorrt=True)
-    model = onnx.load(out)
-    dtypes = precision.widened(model)
-    onnx.save(model, out)
-    measured = exported.judge.accept(out, _INT8_POINTS)
-    return TargetSpec(out.name, "int8", precision.producer(), dtypes, measured)
 
 
 def write_triton(exported: Exported) -> TargetSpec:

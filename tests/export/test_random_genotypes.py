@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,9 @@ from tiny_networks import KINDS, random_genotype, tiny_network, tiny_task
 
 from bmnas.features.samples import RawInput
 
+#: `make engines` installs it.
+ENGINES = ["tensorrt-rtx"] if importlib.util.find_spec("tensorrt_rtx") else []
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(30))
@@ -18,10 +22,11 @@ def test_a_random_genotype_over_mixed_modalities_exports_and_matches(
     seed: int, tmp_path: Path
 ) -> None:
     draw = np.random.default_rng(seed)
-    kinds = draw.permutation(KINDS)[: draw.integers(2, 5)]
+    kinds = draw.permutation(KINDS)[: draw.integers(2, 6)]
     task = tiny_task(list(map(str, kinds)), kind=("multiclass", "multilabel")[seed % 2], seed=seed)
     trained = tiny_network(task, random_genotype(task, draw), seed=seed)
-    bundle = export_bundle(trained, task, tmp_path / "bundle")
+    bundle = export_bundle(trained, task, tmp_path / "bundle", targets=ENGINES)
+    assert list(bundle.manifest.targets) == ENGINES
     assert [batch.batch for batch in bundle.parity.batches] == [1, 2, 7, 64]
     assert bundle.parity.agree == bundle.parity.rows == 74
 
