@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from bmnas.machine.schema import Range, read
-from bmnas.report.style import INK, PALETTE, Part
+from bmnas.report.style import INK, PALETTE, Part, short_ticks
 from bmnas.report.tables import TextTable, shown
 
 #: The one that others are compared with.
@@ -102,9 +102,10 @@ def latency_parts(manifest: Mapping[str, Any]) -> list[Part]:
                 colour = PALETTE[place % len(PALETTE)]
                 axes.bar(*zip(*timed, strict=True), width * 0.92, color=colour, label=target)
                 for x, ms in timed:
-                    text = shown(ms, ".2g")
+                    text = shown(ms, ".3g")
                     axes.text(x, ms, text, ha="center", va="bottom", fontsize=6, color=INK)
             axes.set_yscale("log")
+            short_ticks(axes.yaxis, log=True)
             axes.margins(y=0.15)
             middle = (len(found.targets) - 1) * width / 2
             ticks = [n + middle for n in range(len(found.batches))]

@@ -203,7 +203,8 @@ def _score(
     """Return the manifest's scores with that of the exported network, which is as it was."""
     head = head_for(manifest.task.kind, manifest.threshold)
     measured = measure_score(session, reference, inputs, head)
-    check_score(measured, manifest.scores.get("test", {}))
+    recorded = manifest.scores.get("test")
+    check_score(measured, recorded if isinstance(recorded, Mapping) else {})
     return {**manifest.scores, "exported": measured}
 
 

@@ -50,10 +50,10 @@ def check_score(measured: Mapping[str, Any], recorded: Mapping[str, Any]) -> Non
     """Raise ExportError when ``measured`` is another score than the trained network had.
 
     ``recorded`` is the section ``test`` of metrics.json. Scores of other numbers of samples are of
-    other data, and are not compared.
+    other data, and are not compared; those of earlier versions do not say how many.
     """
-    samples, score = recorded.get("samples"), recorded.get("score")
-    if score is None or samples != measured["samples"]:
+    samples, score = measured["samples"], recorded.get("score")
+    if score is None or recorded.get("samples", samples) != samples:
         return
     # One decision may fall otherwise in another precision.
     apart, allowed = abs(measured["score"] - score), max(TOLERANCE, 1.01 / samples)

@@ -5,16 +5,19 @@ Nothing but the bundle is needed: it holds test samples and torch's logits of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
+import torch
 from bmnas_serve import manifest as bundle
 from bmnas_serve.errors import BundleError, InferenceError, ServeError
 from bmnas_serve.manifest import Manifest
 from bmnas_serve.runner import OnnxRunner
 from bmnas_serve.session import Session
+from numpy.typing import NDArray
 
 from bmnas.machine.errors import UserError
 from bmnas.machine.tensor_file import read_tensors
@@ -24,6 +27,8 @@ from bmnas_export.errors import ExportError, ParityError
 from bmnas_export.graph import external_files, graph_facts
 from bmnas_export.measure import BATCHES, ParityReport, compare
 from bmnas_export.pipeline import check_pipeline
+
+_SLACK = 0.1  # of the stored samples: they are others than those that a target was judged on
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ def verify_bundle(folder: Path) -> Verification:
             inputs = {spec.name: arrays[f"inputs.{spec.name}"][:size] for spec in manifest.inputs}
             pairs.append((arrays["logits"][:size], session.run(inputs)))
         parity = compare(pairs, head, len(arrays["logits"]))
+        problems += _target_problems(folder, manifest, inputs, arrays["logits"])
         if manifest.pipeline:
             check_pipeline(folder, session, inputs)
     except KeyError as error:
@@ -70,6 +76,27 @@ def verify_bundle(folder: Path) -> Verification:
     except (ServeError, InferenceError, UserError, ExportError) as error:
         problems.append(str(error))
     return Verification(manifest, tuple(problems), parity)
+
+
+def _target_problems(
+    folder: Path, manifest: Manifest, inputs: Mapping[str, NDArray[Any]], logits: NDArray[Any]
+) -> Iterator[str]:
+    """Yield a line for each target in fewer bits that decides otherwise than when it was judged."""
+    head = head_for(manifest.task.kind, manifest.threshold)
+    expected = head.decide(torch.from_numpy(logits))
+    for name, spec in manifest.targets.items():
+        if not spec.file.endswith(".onnx") or "agree" not in spec.measured:
+            continue
+        path = folder / spec.file
+        session = Session.of_bundle(OnnxRunner.open(path), manifest, path)
+        found = head.decide(torch.from_numpy(session.run(inputs)["logits"]))
+        agree = int((found == expected).all(1).sum())
+        share = spec.measured["agree"] / spec.measured["samples"]
+        if agree < (share - _SLACK) * len(expected):
+            yield (
+                f"{path}: decides {agree} of {len(expected)} stored samples as torch did, expected"
+                f" about {share:.0%} of them, as of validation when {name} was exported"
+            )
 
 
 def _graph_problems(manifest: Manifest, folder: Path) -> Iterator[str]:

@@ -24,7 +24,7 @@ from bmnas.spaces.cells.genotype import Genotype, Step
 from bmnas.spaces.cells.known import known_genotype
 from bmnas.tasks import load_task
 
-METRICS = {"metric": "accuracy", "test": {"score": 0.5}, "seconds": {"search": 1.5}}
+METRICS = {"metric": "accuracy", "test": {"score": 0.5, "samples": 7}, "seconds": {"search": 1.5}}
 
 
 @pytest.fixture
@@ -81,7 +81,11 @@ def test_a_genotype_is_all_that_an_export_needs(
     assert result.exit_code == 0, result.exception
     manifest = load(run_folder / "bundle")
     measured = manifest.scores["exported"]
-    assert manifest.scores == {"metric": "accuracy", "test": {"score": 0.5}, "exported": measured}
+    assert manifest.scores == {
+        "metric": "accuracy",
+        "test": {"score": 0.5, "samples": 7},
+        "exported": measured,
+    }
     assert "m0 float32 (batch, 6, 3)" in result.stdout
     assert "logits float32 (batch, 4), probabilities float32 (batch, 4)" in result.stdout
     assert "of 42 of test samples are the same" in result.stdout
@@ -167,7 +171,7 @@ def test_data_that_has_moved_is_found_with_task(run_folder: Path, no_export: lis
     (_, task, out), options = no_export[0]
     assert task.name == "tiny"
     assert out == run_folder / "bundle"
-    assert options["scores"] == {"metric": "accuracy", "test": {"score": 0.5}}
+    assert options["scores"] == {"metric": "accuracy", "test": {"score": 0.5, "samples": 7}}
 
 
 def test_data_alone_is_joined_to_the_recorded_task(run_folder: Path, no_export: list[Any]) -> None:

@@ -74,6 +74,7 @@ def test_show_has_a_table_and_bars(timed: Path) -> None:
     assert first.rows[2][4] == f"{eager / quick:.1f}"
     texts = svg_texts(figure_of(*latency_parts(manifest)))
     assert {"onnx-fp16", "batch 64", "1 thread", "milliseconds"} <= set(texts)
+    assert not any("$" in text for text in texts)
     record = load_record(timed)
     titles = [table.title for table in record_tables(record)]
     assert "Milliseconds, 1 thread" in titles

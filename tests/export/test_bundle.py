@@ -27,7 +27,7 @@ from bmnas.machine.errors import UserError
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Task
 
-SCORES = {"metric": "accuracy", "test": {"score": 0.5}}
+SCORES = {"metric": "accuracy", "test": {"score": 0.5, "samples": 7}}
 
 
 @dataclasses.dataclass(frozen=True)

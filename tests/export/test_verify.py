@@ -27,6 +27,7 @@ from tiny_networks import tiny_network, tiny_task
 from bmnas.cli.verify import verify
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import sha256_file
+from bmnas.machine.tensor_file import read_tensors
 from bmnas.pipeline.trained import TrainedNetwork, load_network
 from bmnas.tasks.task import Task
 
@@ -163,6 +164,27 @@ def test_what_was_broken_is_told(
     assert deeper in only
 
 
+def test_a_target_that_decides_otherwise_is_told(
+    trained: tuple[TrainedNetwork, Task], tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    export_bundle(*trained, folder, targets=("onnx-fp16",))
+    assert verify_bundle(folder).problems == ()
+    path = folder / "model.fp16.onnx"
+    model = onnx.load(path)
+    _, stored = read_tensors(folder / "samples.safetensors", described="bmnas.samples/1")
+    bias = np.zeros(3, np.float16)
+    bias[int(stored["logits"].mean(0).argmin())] = 1000
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16 and list(tensor.dims) == [3]:
+            tensor.CopyFrom(numpy_helper.from_array(bias, tensor.name))
+    path.write_bytes(model.SerializeToString())
+    assert problems_of(folder)[0].startswith("model.fp16.onnx: damaged or changed after export")
+    make_digests_right(folder)
+    (only,) = problems_of(folder)
+    assert re.match(r"model\.fp16\.onnx: decides \d+ of 64 stored samples as torch did", only)
+
+
 def test_a_server_does_not_open_a_broken_bundle(bundle: Path) -> None:
     edited_class_name(bundle)
     with pytest.raises(BundleError, match="class_names: changed after export"):
@@ -260,6 +282,8 @@ def test_a_score_that_is_not_the_trained_networks_is_an_error(
         export_bundle(*trained, out, scores=scores(right + 0.1, 70))
     assert not out.exists()
     export_bundle(*trained, out, scores=scores(right, 70))
+    with pytest.raises(ExportError, match=r"expected at most 0\.0144 between them"):
+        export_bundle(*trained, out, scores={"test": {"score": right - 0.1}})
     # Of other data: there is nothing to compare.
     export_bundle(*trained, out, scores=scores(right + 0.1, 71))
 
