@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
@@ -13,6 +13,9 @@ from typer import Option
 from bmnas.cli.options import Json, Seed, TaskOptions, WorkOptions, grouped
 from bmnas.cli.output import next_command, print_facts, print_json
 from bmnas.tasks import Task
+
+if TYPE_CHECKING:
+    from bmnas.pipeline.pretrain import Pretrained
 
 
 @dataclass(frozen=True)
@@ -77,22 +80,11 @@ def pretrain(
         seed=seed,
         **stage.arguments(),
     )
-    if not is_rank_zero():
-        return
-    if as_json:
+    if is_rank_zero() and as_json:
         print_json({"weights": str(path), **dataclasses.asdict(found)})
-        return
-    print_facts(
-        {
-            "weights": path,
-            "epoch": f"{found.epoch} of {found.epochs}",
-            f"train {found.metric}": found.train,
-            f"validation {found.metric}": found.validation,
-            "seconds": found.seconds,
-        },
-        f"{task.name}: {modality}",
-    )
-    _say_next(task, modality, path)
+    elif is_rank_zero():
+        print_facts(_facts(path, found), f"{task.name}: {modality}")
+        _say_next(task, modality, path)
 
 
 def _starting(task: Task, name: str, weights: Path | None) -> Task:
@@ -104,6 +96,16 @@ def _starting(task: Task, name: str, weights: Path | None) -> Task:
         dataclasses.replace(m, weights=weights) if m.name == name else m for m in task.modalities
     )
     return dataclasses.replace(task, modalities=modalities)
+
+
+def _facts(path: Path, found: Pretrained) -> dict[str, object]:
+    return {
+        "weights": path,
+        "epoch": f"{found.epoch} of {found.epochs}",
+        f"train {found.metric}": found.train,
+        f"validation {found.metric}": found.validation,
+        "seconds": found.seconds,
+    }
 
 
 def _say_next(task: Task, name: str, path: Path) -> None:

@@ -84,10 +84,7 @@ def build_table(
             raise UserError(f"--{name}: received {value}, expected 1 or more")
     if out.suffix != ".npz":
         raise UserError(f"{out}: received a name that ends otherwise, expected one in .npz")
-    check_task(task)
-    if not task_kind(task.kind).ALONE:
-        raise UserError(f"task {task.name}: received kind {task.kind}, which tables do not have")
-    check_test(task)
+    _check(task)
     progress = Progress() if progress is None else progress
     context = RunContext(
         Run(run), task, config, seed, backbones=backbones, runtime=_CPU, progress=progress
@@ -101,19 +98,8 @@ def build_table(
             # Not beside the backbones: the cache of a search there holds no test data.
             folder=run / "features",
         )
-        source = {k: Path(v).name for k, v in task.source.items() if k == "task"}
-        about = {
-            # Without the folders of this machine: a table is passed on.
-            "task": {"name": task.name, "source": source},
-            "metric": head_for(task.kind).metric,
-            "features": list(cache.names),
-            "classes": task.classes,
-            "samples": {part: len(task.samples(part)) for part in cache.parts},
-            "seed": seed,
-            "preset": None if config.preset is None else Path(config.preset).name,
-            **config.to_dict(),
-            "unimodal_validation": {name: found.validation for name, found in networks.items()},
-        }
+        about = _about(context, cache)
+        about["unimodal_validation"] = {n: found.validation for n, found in networks.items()}
         # Networks of other settings may lie beside them.
         parts = run / "parts" / _fingerprint(about, cache)[:16]
         remove_leftovers(parts)
@@ -125,6 +111,29 @@ def build_table(
         table = Table(about, tuple(work.genotypes), arrays)
         table.save(out)
     return table
+
+
+def _check(task: Task) -> None:
+    check_task(task)
+    if not task_kind(task.kind).ALONE:
+        raise UserError(f"task {task.name}: received kind {task.kind}, which tables do not have")
+    check_test(task)
+
+
+def _about(context: RunContext, cache: FeatureCache) -> dict[str, Any]:
+    """Return what a table is of, without the folders of this machine: it is passed on."""
+    task, config = context.task, context.config
+    source = {k: Path(v).name for k, v in task.source.items() if k == "task"}
+    return {
+        "task": {"name": task.name, "source": source},
+        "metric": head_for(task.kind).metric,
+        "features": list(cache.names),
+        "classes": task.classes,
+        "samples": {part: len(task.samples(part)) for part in cache.parts},
+        "seed": context.seed,
+        "preset": None if config.preset is None else Path(config.preset).name,
+        **config.to_dict(),
+    }
 
 
 def _scores(work: Work, seeds: range, workers: int, progress: Progress) -> dict[str, NDArray[Any]]:

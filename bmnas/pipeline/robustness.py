@@ -9,6 +9,8 @@ Legend: n rows, T tokens of a row; axes are those of a row, see ``ROW_AXES``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from bmnas.machine.runtime import Runtime
@@ -18,8 +20,8 @@ from bmnas.report.metrics import RobustnessMetrics
 from bmnas.tasks.rows import pieces
 from bmnas.tasks.task import Array, Modality, ModalityType, Task
 
-_NOISE = (0.0, 0.25, 0.5, 1.0, 2.0)
-_WORDS = (0.0, 0.1, 0.25, 0.5, 0.75)
+_NOISE = (0.25, 0.5, 1.0, 2.0)
+_WORDS = (0.1, 0.25, 0.5, 0.75)
 #: Over which axes of a row the standard deviation is taken: columns keep their own.
 _POOLED: dict[ModalityType, tuple[int, ...]] = {"vector": (), "sequence": (0,), "regions": (0,)}
 
@@ -33,10 +35,10 @@ def measure_robustness(
     """
     network, head = trained.network.to(runtime.device), trained.task.head
 
-    def score(name: str, change: Change) -> float:
-        return evaluate_fusion(task, network, "test", head, runtime, {name: change}).score
+    def score(changes: Mapping[str, Change]) -> float:
+        return evaluate_fusion(task, network, "test", head, runtime, changes).score
 
-    found = {}
+    found, intact = {}, score({})
     for modality in task.modalities:
         name, worded = modality.name, modality.type in ("text", "tokens")
         strengths = _WORDS if worded else _NOISE
@@ -47,9 +49,12 @@ def measure_robustness(
             mean, deviation = train_statistics(task, modality)
             changes = [noise(strength * deviation) for strength in strengths]
             missing = replaced_by(mean)
-        scores = tuple(score(name, change) for change in changes)
+        degraded = [score({name: change}) for change in (*changes, missing)]
         found[name] = RobustnessMetrics(
-            "words" if worded else "noise", strengths, scores, score(name, missing)
+            kind="words" if worded else "noise",
+            strengths=(0.0, *strengths),
+            scores=(intact, *degraded[:-1]),
+            missing=degraded[-1],
         )
     return found
 
@@ -100,7 +105,7 @@ def words_left_out(share: float) -> Change:
 
     def change(rows: Array) -> Array:
         if rows.ndim == 1:
-            return np.array([text(row) for row in rows]) if share else rows
+            return np.array([text(row) for row in rows])
         kept = generator.random(rows.shape) >= share
         order = np.argsort(~kept, axis=1, kind="stable")
         return np.take_along_axis(np.where(kept, rows, 0), order, axis=1)

@@ -205,11 +205,10 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
     """Train the backbone of ``modality``, where needed, and write its file."""
     task, recipe = context.task, context.config.unimodal.recipe
     train, fold_of_row = task.samples("train"), _fold_of_row(context, modality)
-    started, start = time.perf_counter(), None
+    seconds, start = 0.0, None
     if context.config.unimodal.early_stopping and _new_backbone(task, modality)[1] is not None:
-        epochs = _chosen_epochs(context, modality, path, fingerprint)
+        epochs, seconds = _chosen_epochs(context, modality, path, fingerprint)
         recipe = dataclasses.replace(recipe, epochs=epochs)
-    seconds = time.perf_counter() - started
     if fold_of_row is not None:
         common, apart, last = fold_epochs(recipe.epochs)
         constant = dataclasses.replace(recipe, epochs=common, min_lr=recipe.max_lr)
@@ -275,29 +274,35 @@ def useful_epochs(lengths: Sequence[int], judge: Callable[[int], Evaluation]) ->
     return chosen
 
 
-def _chosen_epochs(context: RunContext, modality: Modality, path: Path, owner: str) -> int:
+def _chosen_epochs(
+    context: RunContext, modality: Modality, path: Path, owner: str
+) -> tuple[int, float]:
     """Return after how many epochs the training of a backbone does best on validation.
 
-    One that learns its few samples by heart is no use to what fuses; large data is seen too few
-    times for that. What was found is kept beside it.
+    And the seconds of the trainings that told it. One that learns its few samples by heart is no
+    use to what fuses; large data is seen too few times for that. What was found is kept beside it.
     """
     file = path.with_name(f"{path.stem}-epochs.json")
     kept = read_json(file) if file.is_file() else {}
     if broadcast(kept.get("owner") == owner):
-        return int(kept["epochs"])
+        # Files of earlier versions hold no seconds.
+        return int(kept["epochs"]), float(kept.get("seconds", 0))
     recipe, train = context.config.unimodal.recipe, context.task.samples("train")
+    seconds: list[float] = []
 
     def judge(epochs: int) -> Evaluation:
         shorter = dataclasses.replace(recipe, epochs=epochs)
         checkpoint = Checkpoint(checkpoint_path(file.with_stem(f"{path.stem}-{epochs}")), owner)
         backbone, _ = _trained(context, modality, checkpoint, train, shorter, None)
+        seconds.append(checkpoint.seconds)
         checkpoint.remove()
         return evaluate_unimodal(context, modality.name, backbone, "validation")
 
     lengths = tried_epochs(recipe.epochs)
     chosen = useful_epochs(lengths, judge) if lengths else recipe.epochs
-    on_rank_zero(lambda: write_json(file, {"owner": owner, "epochs": chosen}))
-    return chosen
+    found = {"owner": owner, "epochs": chosen, "seconds": sum(seconds)}
+    on_rank_zero(lambda: write_json(file, found))
+    return chosen, sum(seconds)
 
 
 def _piece(

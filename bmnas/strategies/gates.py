@@ -91,13 +91,7 @@ def relax(
     """Train the supernet; return a record of every epoch, it, and the two parts of train."""
     config, meter = problem.config, problem.checkpoint.meter
     own: MMnasConfig = problem.own
-    seed_stage(problem.seed, "search")
-    supernet = Supernet(
-        space, problem.train.channels, classes=problem.classes, dropout=config.dropout
-    )
-    if own.start == "mcan":
-        supernet.begin_at(operations_of(space.start()))
-    supernet.to(problem.runtime.device)
+    supernet = _supernet(problem, space)
     second = space.features[1].partition(".")[0]
     train, held_out = parts_of(problem.train.select(space.features), second, own)
     weights, size = supernet.weight_parameters(), config.batch_size
@@ -149,6 +143,16 @@ def relax(
             shown.message(f"loss {loss:.3f}  validation {problem.head.metric} {found.score:.3f}")
             shown.advance()
     return records, supernet, (train, held_out)
+
+
+def _supernet(problem: SearchProblem, space: MMnasSpace) -> Supernet:
+    """Return the supernet before its first step, with alpha where the settings say."""
+    seed_stage(problem.seed, "search")
+    channels, dropout = problem.train.channels, problem.config.dropout
+    supernet = Supernet(space, channels, classes=problem.classes, dropout=dropout)
+    if problem.own.start == "mcan":
+        supernet.begin_at(operations_of(space.start()))
+    return supernet.to(problem.runtime.device)
 
 
 def _training(

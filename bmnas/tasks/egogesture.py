@@ -103,18 +103,8 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
             labels.append(int(label) - 1)
             parts.append(part)
     rows = {
-        name: DecodedRows(
-            clips,
-            partial(_decode, size=size, grey=name == "depth"),
-            (FRAMES, size, size, *colours),
-            np.uint8,
-            folder=folder,
-            files=_Clip.ends,
-            recipe="middle frames; in training any, and squares of any place and five sizes",
-            vary=partial(_varied, size=size, grey=name == "depth"),
-            whole=partial(_whole, size=size, grey=name == "depth"),
-        )
-        for name, clips, colours in (("rgb", colour, (3,)), ("depth", depth, ()))
+        "rgb": _rows(colour, folder, size, grey=False),
+        "depth": _rows(depth, folder, size, grey=True),
     }
     return Task(
         name="egogesture",
@@ -129,6 +119,20 @@ def load_egogesture(folder: Path, *, size: int = SIZE) -> Task:
         licence="for academic research only, by agreement with its authors",
         names=tuple(names),
         left_out=tuple(dropped),
+    )
+
+
+def _rows(clips: list[_Clip], folder: Path, size: int, *, grey: bool) -> DecodedRows[_Clip]:
+    return DecodedRows(
+        clips,
+        partial(_decode, size=size, grey=grey),
+        (FRAMES, size, size, *(() if grey else (3,))),
+        np.uint8,
+        folder=folder,
+        files=_Clip.ends,
+        recipe="middle frames; in training any, and squares of any place and five sizes",
+        vary=partial(_varied, size=size, grey=grey),
+        whole=partial(_whole, size=size, grey=grey),
     )
 
 

@@ -86,12 +86,7 @@ def load_ntu(folder: Path, variant: str = "ntu", *, size: int = SIZE) -> Task:
     dropped = {name: whole.pop(name) for name in absent & whole.keys()}
     names, labels, parts = _samples(whole, TRAIN_SUBJECTS[variant])
     for kind, found in ((_VIDEO, videos), (_SKELETON, skeletons)):
-        lacking = [f"{name}{kind}" for name in names if name not in found]
-        if lacking:
-            raise UserError(
-                f"{folder}: received {len(names) - len(lacking)} *{kind} files for {len(names)} "
-                f"samples, {few(lacking)} missing: get them, or name the samples in {LEFT_OUT}"
-            )
+        _expect_files(folder, kind, names, found)
     if not names:
         raise UserError(
             f"{folder}: received no sample of the subjects of {variant}, expected files such as "
@@ -271,6 +266,15 @@ def _files(folder: Path, kind: str) -> dict[str, Path]:
             if name != file and found.setdefault(name, path) != path:
                 raise UserError(f"{path}: received {found[name]} too, expected one file of a name")
     return found
+
+
+def _expect_files(folder: Path, kind: str, names: list[str], found: Mapping[str, Path]) -> None:
+    lacking = [f"{name}{kind}" for name in names if name not in found]
+    if lacking:
+        raise UserError(
+            f"{folder}: received {len(names) - len(lacking)} *{kind} files for {len(names)} "
+            f"samples, {few(lacking)} missing: get them, or name the samples in {LEFT_OUT}"
+        )
 
 
 def _samples(

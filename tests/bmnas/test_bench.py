@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
+from workers import in_this_process
 
 from bmnas.lab.suite import load_suite, suite_jobs, suite_names
 from bmnas.machine.errors import UserError
@@ -44,7 +45,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(here: Path) -> None:
+def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = Run(here / "out" / "task" / "0" / "search-bmnas")
     command = [sys.executable, "-m", "bmnas", "bench", "small.toml", "--out", "out"]
     # A process of its own, which the machine may kill like this.
@@ -57,6 +60,7 @@ def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(here: Path) ->
     assert not (here / "out" / "report.json").exists()
     kept = first.network.stat().st_mtime_ns
 
+    monkeypatch.setattr("bmnas.lab.engines.run_local", in_this_process)
     printed = bmnas_command("bench", "small.toml", "--out", "out", "--json")
 
     assert printed.status == 0, printed.err
@@ -96,7 +100,10 @@ def test_a_killed_suite_goes_on_and_its_report_leads_to_every_run(here: Path) ->
     assert "### Missing modality, task.toml" in (here / "out" / "report.md").read_text()
 
 
-def test_a_suite_has_the_paper_s_recipe_and_linear_models(here: Path) -> None:
+def test_a_suite_has_the_paper_s_recipe_and_linear_models(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bmnas.lab.engines.run_local", in_this_process)
     wanted = SUITE.replace('["bmnas"]', '["bmnas", "paper"]')
     wanted = wanted.replace("[[task]]", "linear = true\n[[task]]")
     (here / "small.toml").write_text(wanted)

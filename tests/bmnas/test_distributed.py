@@ -23,7 +23,10 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime
 
 SUPPORT = Path(__file__).parents[1] / "support"
-SEARCH = ("search", "--task", "task.toml", "--preset", "tiny-preset.toml", "--rerank", "1")
+SEARCH = (
+    *("search", "--task", "task.toml", "--preset", "tiny-preset.toml"),
+    *("--rerank", "1", "--epochs", "10"),
+)
 SHARED = ("--backbones", "backbones")
 
 
@@ -39,7 +42,10 @@ def test_ranks_agree_on_all_that_they_train(
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the run ``two`` of two ranks, which made the shared ``backbones``."""
+    """A folder with the same run by two ranks, ``two``, and by one process, ``one``.
+
+    The first made the ``backbones`` of both.
+    """
     here = tmp_path_factory.mktemp("searched")
     # More rows than a batch of the extraction, so that both ranks have some.
     write_tiny_task(here, samples=400)
@@ -50,6 +56,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert first.err.splitlines()[-1] == "Next: bmnas train --genotype two/genotype.json"
     assert "cell1" in first.out.lower().replace(" ", "")
     assert (second.out, second.err) == ("", "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        assert bmnas_command(*SEARCH, "--run", "one", *SHARED).status == 0
     return here
 
 
@@ -62,9 +71,7 @@ def metrics(run: Path) -> dict[str, Any]:
     return found
 
 
-def test_two_ranks_leave_what_one_leaves(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(searched)
-    assert bmnas_command(*SEARCH, "--run", "one", *SHARED).status == 0
+def test_two_ranks_leave_what_one_leaves(searched: Path) -> None:
     files = [{p.name for p in (searched / run).iterdir()} for run in ("one", "two")]
     assert files[0] == files[1]
     config = json.loads((searched / "two" / "config.json").read_text())
@@ -78,13 +85,8 @@ def test_two_ranks_leave_what_one_leaves(searched: Path, monkeypatch: pytest.Mon
     assert [list(found["search"]) for found in keys] == [list(keys[0]["search"])] * 2
 
 
-def test_two_ranks_search_as_well_as_one(searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(searched)
-    words = (*SEARCH, "--epochs", "10", *SHARED)
-    assert bmnas_command(*words, "--run", "one-long").status == 0
-    printed = run_ranks(searched, "-m", "bmnas", *words, "--run", "two-long")
-    assert [p.status for p in printed] == [0, 0], printed
-    one, two = (records(searched / run) for run in ("one-long", "two-long"))
+def test_two_ranks_search_as_well_as_one(searched: Path) -> None:
+    one, two = (records(searched / run) for run in ("one", "two"))
     best = [max(r["validation_score"] for r in found) for found in (one, two)]
     # Chance is a quarter. Of 133 samples a few may differ: other masks, BatchNorm of other parts.
     assert best[0] > 0.85
@@ -102,7 +104,8 @@ def test_two_ranks_extract_what_one_extracts(
     copy.mkdir()
     for path in (searched / "backbones").glob("*.safetensors"):
         (copy / path.name).write_bytes(path.read_bytes())
-    assert bmnas_command(*SEARCH, "--run", "alone", "--backbones", copy).status == 0
+    words = (*SEARCH, "--epochs", "1", "--run", "alone", "--backbones", copy)
+    assert bmnas_command(*words).status == 0
     entries = sorted((searched / "backbones" / "features").iterdir())
     assert len(entries) == 2
     for entry in entries:
@@ -168,8 +171,8 @@ def test_a_lost_rank_ends_the_others_and_the_run_goes_on(
     searched: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(searched)
-    words = ("-m", "bmnas", *SEARCH, "--epochs", "12", *SHARED)
-    with started_ranks(searched, *words, "--run", "killed") as (first, second):
+    words = (*SEARCH, *SHARED, "--run", "killed")
+    with started_ranks(searched, "-m", "bmnas", *words) as (first, second):
         end = time.monotonic() + 120
         while not (searched / "killed" / "history.jsonl").exists():
             assert time.monotonic() < end
@@ -179,14 +182,13 @@ def test_a_lost_rank_ends_the_others_and_the_run_goes_on(
         printed = ended(first)
     assert printed.status == 1
     assert printed.err == "error: another process of this run was lost; go on with --resume\n"
-    for run in (("killed", "--resume"), ("whole",)):
-        done = run_ranks(searched, *words, "--run", *run)
-        assert [p.status for p in done] == [0, 0], done
+    done = run_ranks(searched, "-m", "bmnas", *words, "--resume")
+    assert [p.status for p in done] == [0, 0], done
     # As if it had never been stopped: the same code ran twice, with as many ranks.
-    assert records(searched / "killed") == records(searched / "whole")
-    (searched / "whole" / "genotype.json").unlink()
+    assert records(searched / "killed") == records(searched / "two")
+    (searched / "killed" / "genotype.json").unlink()
     # How many ranks there are is no setting of the run.
-    assert bmnas_command(*words[2:], "--run", "whole", "--resume").status == 0
+    assert bmnas_command(*words, "--resume").status == 0
 
 
 def test_one_process_has_nobody_to_tell() -> None:

@@ -135,14 +135,19 @@ def test_a_backbone_is_trained_as_long_as_validation_says(tmp_path: Path) -> Non
     config = CONFIG.override("unimodal", epochs=16, early_stopping=True)
     runtime = Runtime(torch.device("cpu"), compile=False)
 
-    def made(folder: Path, config: Config) -> dict[str, torch.Tensor]:
+    def made(folder: Path, config: Config) -> Unimodal:
         run = RunContext(Run(folder), task, config, 0, backbones=folder, runtime=runtime)
-        return dict(unimodal_networks(run)["m0"].backbone.state_dict())
+        return unimodal_networks(run)["m0"]
 
-    found = made(tmp_path / "stopped", config)
-    chosen = read_json(tmp_path / "stopped" / "m0-epochs.json")["epochs"]
+    found = made(tmp_path / "stopped", config).backbone.state_dict()
+    kept = read_json(tmp_path / "stopped" / "m0-epochs.json")
+    chosen = kept["epochs"]
     assert chosen in (2, 4, 8, 16)
     alone = config.override("unimodal", epochs=chosen, early_stopping=False)
-    expected = made(tmp_path / "alone", alone)
+    expected = made(tmp_path / "alone", alone).backbone.state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert not list((tmp_path / "stopped").glob("*checkpoint*"))
+    # What was tried counts also where a stop came after it.
+    (tmp_path / "stopped" / "m0.safetensors").unlink()
+    again = made(tmp_path / "stopped", config)
+    assert again.seconds > kept["seconds"] > 0

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mmimdb_files import write_hdf5
 from paper_files import make_narrow, write_all_of_egogesture, write_all_of_ntu
 from tiny_tasks import CONFIG
+from workers import in_this_process
 
-from bmnas.cli.export import export_run
-from bmnas.lab.engines import JobRecord, Told, Workers
-from bmnas.lab.job import Order, do_order
+from bmnas.lab.engines import Workers
 from bmnas.lab.runs import run_jobs
 from bmnas.lab.suite import load_suite, suite_jobs, write_report
 from bmnas.pipeline.config import load_preset
@@ -48,12 +47,6 @@ def test_a_suite_finds_its_data_and_the_papers_settings(
     assert {job.config.preset for job in jobs} == {SUITES[name]}
     assert all(job.config == load_preset(SUITES[name]) for job in jobs)
     assert all(str(packs) in job.task["source"]["data"] for job in jobs)
-
-
-def in_this_process(orders: Sequence[Order], workers: Workers, told: Told) -> None:
-    for order in orders:
-        do_order(order, export_run)
-        told(JobRecord(order["job"]["name"], state="done", attempts=1))
 
 
 @pytest.mark.slow

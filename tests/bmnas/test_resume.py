@@ -18,7 +18,8 @@ import tiny_tasks
 from killed_searches import PLACES
 from tiny_tasks import CONFIG, write_tiny_task
 
-KILLS = 10
+KILLS = 5
+SEARCH = ("search", "--task", "task.toml", "--preset", "all.toml")
 
 
 def start(folder: Path, *words: str) -> subprocess.Popen[bytes]:
@@ -41,17 +42,18 @@ def finish(folder: Path, *words: str) -> float:
 def kill_often(
     folder: Path, seconds: float, words: tuple[str, ...], ended: Callable[[], None]
 ) -> None:
-    """Kill a command of about ``seconds`` ten times with SIGKILL, starting it again each time.
+    """Kill a command of about ``seconds`` with SIGKILL five times, starting it again each time.
 
     ``ended`` is called whenever it reached its end: it looks at what is there and clears it, so
-    that the command starts from nothing again until it has been killed ten times.
+    that the command starts from nothing again until it has been killed five times.
     """
     draw = random.Random(0)
     kills = 0
     while kills < KILLS:
         process = start(folder, *words)
         try:
-            _, errors = process.communicate(timeout=draw.uniform(0.4, 1.0) * seconds)
+            # Earlier it does little but import; what is left to do later, those resumed come to.
+            _, errors = process.communicate(timeout=draw.uniform(0.4, 0.8) * seconds)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             _, errors = process.communicate()
@@ -64,21 +66,22 @@ def kill_often(
     ended()
 
 
-def write_everything(folder: Path) -> None:
-    """Write a task, and settings with all stages that a run can have, some seconds of each."""
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A folder with the run ``whole`` of a search with all stages, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("searched")
     write_tiny_task(folder, samples=150)
     config = CONFIG.override("unimodal", folds=2, epochs=8)
-    config = config.override("search", rerank=2, rivals=True, epochs=20, candidate_epochs=1)
-    config = config.override("train", unimodal_logits=True, epochs=20)
+    config = config.override("search", rerank=2, rivals=True, epochs=12, candidate_epochs=1)
+    config = config.override("train", unimodal_logits=True)
     (folder / "all.toml").write_text(config.to_toml())
+    return folder, finish(folder, *SEARCH, "--run", "whole")
 
 
 @pytest.mark.slow
-def test_a_search_survives_being_killed(tmp_path: Path) -> None:
-    write_everything(tmp_path)
-    words = ("search", "--task", "task.toml", "--preset", "all.toml")
-    seconds = finish(tmp_path, *words, "--run", "whole")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+def test_a_search_survives_being_killed(searched: tuple[Path, float]) -> None:
+    folder, seconds = searched
+    whole, killed = folder / "whole", folder / "killed"
 
     def ended() -> None:
         assert (killed / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
@@ -89,17 +92,15 @@ def test_a_search_survives_being_killed(tmp_path: Path) -> None:
         assert not list(killed.rglob(".*.part"))
         shutil.rmtree(killed)
 
-    kill_often(tmp_path, seconds, (*words, "--run", "killed", "--resume"), ended)
+    kill_often(folder, seconds, (*SEARCH, "--run", "killed", "--resume"), ended)
 
 
 @pytest.mark.slow
-def test_a_training_survives_being_killed(tmp_path: Path) -> None:
-    write_everything(tmp_path)
-    search = ("search", "--task", "task.toml", "--preset", "all.toml", "--epochs", "1")
-    finish(tmp_path, *search, "--run", "found")
-    words = ("train", "--epochs", "40", "--genotype", "found/genotype.json")
-    seconds = finish(tmp_path, *words, "--run", "whole")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+def test_a_training_survives_being_killed(searched: tuple[Path, float]) -> None:
+    folder, _ = searched
+    words = ("train", "--epochs", "20", "--genotype", "whole/genotype.json")
+    seconds = finish(folder, *words, "--run", "trained")
+    whole, killed = folder / "trained", folder / "killed"
 
     def ended() -> None:
         for name in ("train.jsonl", "network.safetensors"):
@@ -107,7 +108,7 @@ def test_a_training_survives_being_killed(tmp_path: Path) -> None:
         assert not list(killed.rglob(".*.part"))
         shutil.rmtree(killed)
 
-    kill_often(tmp_path, seconds, (*words, "--run", "killed", "--resume"), ended)
+    kill_often(folder, seconds, (*words, "--run", "killed", "--resume"), ended)
 
 
 def test_a_search_of_mmnas_survives_being_killed_at_every_stage(tmp_path: Path) -> None:

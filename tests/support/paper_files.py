@@ -97,17 +97,18 @@ def write_egogesture(folder: Path, lines: Sequence[Sequence[str]], classes: int 
 
 
 def write_all_of_ntu(folder: Path) -> None:
-    """Write a sample of each action for each part."""
-    write_ntu(folder, [f"S001C001P{p:03}R001A{a:03}" for p in (1, 2, 40) for a in range(1, 61)])
+    """Write a sample of each action for train, and of every sixth for validation and test."""
+    names = [f"S001C001P{p:03}R001A{a:03}" for p in (1, 2, 40) for a in range(1, 61)]
+    write_ntu(folder, [name for name in names if "P001" in name or int(name[-3:]) % 6 == 0])
 
 
 def write_all_of_egogesture(folder: Path) -> None:
-    """Write a gesture of each class for each part."""
+    """Write a gesture of each of twelve classes for each part."""
     lines = [
-        [f"Subject0{part}/Scene1/Color/rgb1 {k} {2 * k} {2 * k + 1}" for k in range(1, 84)]
+        [f"Subject0{part}/Scene1/Color/rgb1 {k} {2 * k} {2 * k + 1}" for k in range(1, 13)]
         for part in (1, 2, 3)
     ]
-    write_egogesture(folder, lines)
+    write_egogesture(folder, lines, classes=12)
 
 
 def make_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
