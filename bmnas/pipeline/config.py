@@ -32,7 +32,8 @@ _FOLDS = 3
 _UNIMODAL_STEPS, _SEARCH_STEPS, _CANDIDATE_STEPS, _TRAIN_STEPS = 800, 500, 250, 2000
 _DROPOUT, _RATE, _DECAY = 0.3, 2e-3, 1e-4
 #: Networks of tokens add up what modalities say each for some hundred steps before they do more.
-_TOKEN_SEARCH_STEPS, _TOKEN_CANDIDATE_STEPS, _RISING = 1500, 900, 50
+_TOKEN_SEARCH_STEPS, _TOKEN_CANDIDATE_STEPS = 1500, 900
+_TOKEN_RATE, _RISING = 1e-3, 50
 
 _FOLDER = resources.files("bmnas.pipeline") / "presets"
 
@@ -153,10 +154,11 @@ def fitted_config(
     multiplies the steps of all trainings.
     """
     tokens = space.READS_TOKENS
-    search, candidate = _SEARCH_STEPS, _CANDIDATE_STEPS
+    search, candidate, rate = _SEARCH_STEPS, _CANDIDATE_STEPS, _RATE
+    dropout, decay, rising = _DROPOUT, _DECAY, 0
     if tokens:
-        search, candidate = _TOKEN_SEARCH_STEPS, _TOKEN_CANDIDATE_STEPS
-    dropout, decay, rising = (0.0, 0.0, _RISING) if tokens else (_DROPOUT, _DECAY, 0)
+        search, candidate, rate = _TOKEN_SEARCH_STEPS, _TOKEN_CANDIDATE_STEPS, _TOKEN_RATE
+        dropout, decay, rising = 0.0, 0.0, _RISING
     train = len(task.samples("train"))
     whole = len(task.samples("train", "validation"))
     batch = 64 if train < _LARGE else 128
@@ -177,7 +179,7 @@ def fitted_config(
             epochs=epochs(search, train, 3),
             batch_size=batch,
             dropout=dropout,
-            max_lr=_RATE,
+            max_lr=rate,
             weight_decay=decay,
             rising=rising,
             rerank=3 if tokens else 4,
@@ -188,7 +190,7 @@ def fitted_config(
             epochs=epochs(_TRAIN_STEPS, whole, 4),
             batch_size=batch,
             dropout=dropout,
-            max_lr=_RATE,
+            max_lr=rate,
             weight_decay=decay,
             rising=rising,
             freeze_backbones=True,
