@@ -102,6 +102,7 @@ def plan(
 ) -> None:
     """Estimate memory, disk and time of a search on this machine, in about ten seconds.
 
+    Of strategy mmnas it takes minutes, as its supernet has to judge hundreds of networks.
     Part of an epoch is run. With --samples no data are needed; with a task its backbones and
     their features are timed too. Estimates hold within a factor of two for a machine that is as
     busy as now, and has the memory to read the cache from the disk once; several seeds are counted
