@@ -1,10 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
-from unittest import mock
 
 import pytest
 from tiny_tasks import tiny_task
@@ -14,13 +11,6 @@ from bmnas.cli import app
 from bmnas.cli.output import task_again
 from bmnas.tasks import FOLDER_TASKS, REGISTERED, load_task
 from bmnas.tasks.task import PARTS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loaded_once() -> Iterator[None]:
-    """Scenes take seconds to draw."""
-    with mock.patch("bmnas.cli.tasks.load_task", cache(load_task)):
-        yield
 
 
 def test_the_table_names_every_task() -> None:
