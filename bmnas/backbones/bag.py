@@ -12,10 +12,11 @@ _SMALLEST = 1e-6
 
 
 class BagOfWords(nn.Module):
-    """TF-IDF of words (Salton and Buckley, 1988, doi 10.1016/0306-4573(88)90021-0), then a matrix.
+    """How rare the words of a row are (inverse document frequency), then a matrix.
 
-    A word counts as often as it occurs, times ``idf``, the more the fewer train rows have it; then
-    a row is divided by the length of its values.
+    A word counts as often as it occurs, each time ``idf``, the more the fewer train rows have it;
+    then all are divided by the root of the sum of their squares. TF-IDF would add up a word's
+    occurrences before it squares; that needs a table of all words for each row.
     """
 
     idf: Tensor

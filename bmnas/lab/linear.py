@@ -30,7 +30,7 @@ from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.rows import pieces
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.heads import TaskHead, head_for
-from bmnas.training.linear import DECAYS, LinearInput, fitted_weights, linear_logits
+from bmnas.training.linear import LinearInput, fits, fitted_weights, linear_logits
 
 _MOST_NUMBERS = 40_000_000  # of all rows: of larger ones, evenly spaced numbers
 _MOST_TERMS = 4096
@@ -75,14 +75,10 @@ def _scores(task: Task, head: TaskHead, inputs: Sequence[LinearInput]) -> tuple[
         return [own.of(samples) for own in inputs], label_tensor(task, samples)
 
     (train, labels), (validation, wanted) = data("train"), data("validation")
-    weights = [torch.zeros(own.rows.shape[1], task.outputs) for own in inputs]
-    weights.append(torch.zeros(task.outputs))
-    tried = []
-    for decay in DECAYS:
-        weights = fitted_weights(weights, train, labels, head, decay)
-        logits = linear_logits(weights, validation)
-        tried.append((head.score(logits, wanted), decay, weights, logits))
-    best, decay, weights, logits = max(tried, key=lambda one: one[0])  # of equals the first
+    tried = list(fits(train, labels, validation, head, task.outputs))
+    # max() takes the first of equals.
+    decay, weights, logits = max(tried, key=lambda one: head.score(one[2], wanted))
+    best = head.score(logits, wanted)
     threshold = head.best_threshold(logits, wanted) if head.threshold is None else head.threshold
     both, labels = data("train", "validation")
     (test, wanted), final = data("test"), fitted_weights(weights, both, labels, head, decay)

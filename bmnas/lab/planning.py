@@ -230,7 +230,8 @@ def _timed(
     compiles = runtime.compiles(search_steps(search, len(train), len(validation)))
     runtime = replace(runtime, compile=compiles, pays_from=0)
     short = config.override("search", epochs=_EPOCHS, candidate_epochs=1)
-    # One training a backbone, whatever its rows allow; what else there is to train is multiplied.
+    # One training a backbone, whatever its rows allow; what else there is to train is multiplied,
+    # but for the linear models of texts, which take seconds.
     short = short.override("unimodal", epochs=1, folds=0, early_stopping=False, linear=False)
     runs: list[tuple[Task, dict[str, Backbone], RunMetrics]] = []
 

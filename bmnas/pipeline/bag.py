@@ -11,49 +11,51 @@ import torch
 from torch import Tensor
 
 from bmnas.backbones.bag import BagOfWords
+from bmnas.backbones.base import Backbone
 from bmnas.backbones.words import MaskedHead, WordConvBackbone
 from bmnas.features.samples import label_tensor
 from bmnas.tasks.rows import read_rows
 from bmnas.tasks.task import Modality, Part, Task
 from bmnas.training.heads import TaskHead
-from bmnas.training.linear import DECAYS, LinearInput, fitted_weights, linear_logits
+from bmnas.training.linear import LinearInput, fits
 from bmnas.training.weighing import fit_weighing
 
 _MOST_WEIGHTS = 4_000_000  # of more words times classes the network takes care alone
 
 
 def add_bag(
-    backbone: WordConvBackbone, task: Task, modality: Modality, head: TaskHead, alone: Tensor
-) -> None:
-    """Add a linear model to ``backbone``, trained and on the CPU, where validation gains by it.
+    backbone: Backbone, task: Task, modality: Modality, head: TaskHead, alone: Tensor
+) -> bool:
+    """Add a linear model to ``backbone``, trained and on the CPU; tell whether there is one now.
 
-    It learns the train samples; its weight decay and the weights of both votes are those of the
-    least loss on validation, where ``alone`` (n, K) is what the network says by itself.
+    There is one for texts and tokens where validation gains by it. It learns the train samples; its
+    weight decay and the weights of both votes are those of the least loss on validation, where
+    ``alone`` (n, K) is what the network says by itself.
     """
-    assert isinstance(backbone.head, MaskedHead)
+    if not isinstance(backbone, WordConvBackbone) or not isinstance(backbone.head, MaskedHead):
+        return False
     own = backbone.head.linear
     if backbone.entries * own.out_features > _MOST_WEIGHTS:
-        return
+        return False
     bag = BagOfWords(backbone.entries, own.out_features)
     train = _ids(backbone, task, modality, "train")
     bag.count(*train[:2])
-    inputs = [_input(bag, *train)]
-    judged = [_input(bag, *_ids(backbone, task, modality, "validation"))]
+    inputs, judged = (
+        [_input(bag, *ids)] for ids in (train, _ids(backbone, task, modality, "validation"))
+    )
     labels, wanted = (label_tensor(task, task.samples(part)) for part in ("train", "validation"))
-    weights = [torch.zeros(bag.weights.weight.shape), torch.zeros(own.out_features)]
-    tried = []
-    for decay in DECAYS:
-        weights = fitted_weights(weights, inputs, labels, head, decay)
-        logits = linear_logits(weights, judged)
-        tried.append((float(head.loss(logits, wanted)), weights, logits))
-    _, (matrix, bias), logits = min(tried, key=lambda one: one[0])
+    tried = list(fits(inputs, labels, judged, head, own.out_features))
+    _, (matrix, bias), logits = min(tried, key=lambda one: float(head.loss(one[2], wanted)))
     votes = fit_weighing({"network": alone, "words": logits}, wanted, head)
-    network, words = (votes.weights.get(name, 0.0) for name in ("network", "words"))
+    if "words" not in votes.weights:
+        return False
+    network, words = votes.weights.get("network", 0.0), votes.weights["words"]
     with torch.no_grad():
         bag.weights.weight.copy_(words * matrix)
         own.weight.mul_(network)
         own.bias.mul_(network).add_(words * bias + votes.bias)
     backbone.take_bag(bag)
+    return True
 
 
 def _ids(

@@ -35,7 +35,6 @@ from bmnas.backbones import (
     load_weights,
     save_backbone,
 )
-from bmnas.backbones.words import WordConvBackbone
 from bmnas.features.cache import Folds
 from bmnas.features.samples import (
     RawInput,
@@ -230,12 +229,8 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
     if trained is not None:
         started = time.perf_counter() - checkpoint.seconds
     found = evaluate_unimodal(context, modality.name, backbone, "validation")
-    if (
-        context.config.unimodal.linear
-        and trained is backbone
-        and isinstance(backbone, WordConvBackbone)
-    ):
-        add_bag(backbone.cpu(), task, modality, context.head, found.logits)
+    votes = context.config.unimodal.linear and trained is backbone
+    if votes and add_bag(backbone.cpu(), task, modality, context.head, found.logits):
         found = evaluate_unimodal(context, modality.name, backbone, "validation")
     seconds += time.perf_counter() - started
     extra = _Extra(

@@ -5,7 +5,7 @@ Legend: n samples, R rows, D numbers of a row, K outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,21 @@ def linear_logits(weights: Sequence[Tensor], inputs: Sequence[LinearInput]) -> T
     # A row that samples share is multiplied once.
     terms = [(own.rows @ w)[own.place] for own, w in zip(inputs, matrices, strict=True)]
     return torch.stack(terms).sum(0) + bias
+
+
+def fits(
+    train: Sequence[LinearInput],
+    labels: Tensor,
+    judged: Sequence[LinearInput],
+    head: TaskHead,
+    outputs: int,
+) -> Iterator[tuple[float, list[Tensor], Tensor]]:
+    """Yield each of ``DECAYS`` with the weights fitted to ``train``, and their logits of others."""
+    weights = [torch.zeros(own.rows.shape[1], outputs) for own in train]
+    weights.append(torch.zeros(outputs))
+    for decay in DECAYS:
+        weights = fitted_weights(weights, train, labels, head, decay)
+        yield decay, weights, linear_logits(weights, judged)
 
 
 def fitted_weights(

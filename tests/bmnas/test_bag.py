@@ -22,6 +22,7 @@ from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.unimodal import evaluate_unimodal, unimodal_networks
 from bmnas.tasks import Modality, Task
 from bmnas.training.metrics import Evaluation
+from bmnas.training.settings import Weighing
 
 CLASSES, WORDS, SAMPLES = 4, 120, 240
 
@@ -47,7 +48,7 @@ def trained(folder: Path, *, linear: bool) -> tuple[Backbone, Evaluation]:
     return backbone, evaluate_unimodal(context, "m0", backbone, "test")
 
 
-def test_values_are_those_of_tf_idf() -> None:
+def test_a_row_is_its_words_by_how_rare_they_are() -> None:
     rows = [[2, 3, 3], [2, 4], [2, 3], []]
     ids = torch.tensor([row + [0] * (3 - len(row)) for row in rows])
     bag = BagOfWords(6, 2)
@@ -78,6 +79,16 @@ def test_too_many_weights_are_left_to_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline_bag, "_MOST_WEIGHTS", 10)
+    backbone, _ = trained(tmp_path, linear=True)
+    assert isinstance(backbone, TextBackbone)
+    assert backbone.bag is None
+
+
+def test_a_linear_model_without_a_vote_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = Weighing({"network": 1.0})
+    monkeypatch.setattr(pipeline_bag, "fit_weighing", lambda *_: alone)
     backbone, _ = trained(tmp_path, linear=True)
     assert isinstance(backbone, TextBackbone)
     assert backbone.bag is None
