@@ -15,7 +15,7 @@ from bmnas.machine.schema import Range, plain, read
 from bmnas.machine.tensor_file import read_tensors, write_tensors
 from bmnas.pipeline.multimodal import FUSION, MultimodalNetwork, channels_of
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.fusions.space import NamedFusion
+from bmnas.spaces.fusions.space import NO_FUSION, NamedFusion
 from bmnas.spaces.registry import architecture_from_dict, build_fusion
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
@@ -69,6 +69,7 @@ class TrainedNetwork:
             self.dropout,
             genotype=self.architecture.to_dict(),
             weighing=network.weighing,
+            modalities=network.modalities,
         )
         content = {k: v for k, v in plain(description).items() if v is not None}
         write_tensors(path, network.state_dict(), content)
@@ -78,8 +79,10 @@ class TrainedNetwork:
 class Description:
     """What a network's file says beside the weights.
 
-    Files of earlier versions have a hand-made fusion as ``fusion`` instead of ``genotype``, and
-    ``unimodal_logits`` for a sum in which every weight is one.
+    ``modalities`` are in their order, which ``backbones``, an object of JSON, do not keep: a
+    hand-made fusion takes its features in it. Files of earlier versions have a hand-made fusion as
+    ``fusion`` instead of ``genotype``, and ``unimodal_logits`` for a sum in which every weight is
+    one.
     """
 
     format: str
@@ -90,6 +93,7 @@ class Description:
     genotype: Any = None
     fusion: Any = None
     weighing: Weighing | None = None
+    modalities: tuple[str, ...] = ()
 
     def architecture(self, path: Path) -> Architecture:
         """Return the architecture; raises UserError that names ``path``."""
@@ -118,7 +122,8 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
     architecture, info = description.architecture(path), description.task
     try:
         backbones = {}
-        for name, spec in description.backbones.items():
+        for name in description.modalities or _earlier_order(description, architecture, task):
+            spec = description.backbones[name]
             with at(f"modality {name}"):
                 backbones[name] = backbone_from_spec(spec, task and task.modality(name).backbone)
         fusion = build_fusion(
@@ -139,6 +144,25 @@ def load_network(path: Path, task: Task | None = None) -> TrainedNetwork:
             f"{path}: its description does not fit its weights: {one_line(error, 200)}"
         ) from error
     return TrainedNetwork(network.eval(), architecture, info, description.dropout)
+
+
+def _earlier_order(
+    description: Description, architecture: Architecture, task: Task | None
+) -> list[str]:
+    """Return the modalities in the order of ``task``: files of earlier versions lack theirs.
+
+    Raises UserError where the order counts and there is no task.
+    """
+    names = list(description.backbones)
+    if task is not None:
+        return [modality.name for modality in task.modalities if modality.name in names]
+    ordered = isinstance(architecture, NamedFusion) and architecture.name != NO_FUSION
+    # The earliest files, with ``fusion``, have the backbones in order.
+    if ordered and description.fusion is None and len(names) > 1:
+        raise UserError(
+            "was written by an earlier version, without the order of its modalities: give its task"
+        )
+    return names
 
 
 def _read(path: Path, *, tensors: bool) -> tuple[Description, dict[str, Tensor]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 import subprocess
@@ -14,8 +15,10 @@ from safetensors.torch import save_file
 from tiny_networks import tiny_network, tiny_task
 
 from bmnas.machine.errors import UserError
+from bmnas.machine.tensor_file import read_tensors, write_tensors
 from bmnas.pipeline.trained import TrainedNetwork, load_network, read_description
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.spaces.fusions.space import NamedFusion
 
 TASK = tiny_task()
 
@@ -53,6 +56,26 @@ def test_a_network_comes_back_whole(trained: TrainedNetwork, path: Path) -> None
         expected = trained.network.eval()(*inputs(trained))
         assert torch.equal(again.network(*inputs(again)), expected)
     assert read_description(path) == (trained.genotype, trained.task)
+
+
+def test_a_hand_made_fusion_keeps_the_order_of_its_modalities(tmp_path: Path) -> None:
+    plain = tiny_task(("vector", "vector"))
+    named = zip("za", plain.modalities, strict=True)
+    task = dataclasses.replace(
+        plain, modalities=tuple(dataclasses.replace(m, name=name) for name, m in named)
+    )
+    trained, path = tiny_network(task, NamedFusion("concat", 6, 4)), tmp_path / "network"
+    trained.save(path)
+    x = [torch.randn(5, *m.data.shape[1:]) for m in task.modalities]
+    expected = trained.network.eval()(*x)
+    assert torch.equal(load_network(path).network(*x), expected)
+    # Files of earlier versions had them in the order of the alphabet.
+    description, tensors = read_tensors(path, described="bmnas.network/1")
+    del description["modalities"]
+    write_tensors(path, tensors, description)
+    assert torch.equal(load_network(path, task).network(*x), expected)
+    with pytest.raises(UserError, match="without the order of its modalities: give its task"):
+        load_network(path)
 
 
 def test_equal_networks_are_equal_bytes(trained: TrainedNetwork, path: Path) -> None:
