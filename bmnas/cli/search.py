@@ -102,7 +102,10 @@ def search(
     task, config = source.load(method.looked_in)
     arguments = stage.arguments()
     if budget is not None:
-        config = _within(budget, task, source.preset, run, stage.resume, arguments["runtime"])
+        folder = Path("runs") / task.name if run is None else run
+        resumed = stage.resume and (folder / "config.json").is_file()
+        given = budget, task, source.preset, method.looked_in
+        config = _within(*given, folder, resumed, arguments["runtime"])
     result = run_search(
         task,
         run=run,
@@ -123,7 +126,13 @@ def search(
 
 
 def _within(
-    minutes: float, task: Task, preset: str | None, run: Path | None, resume: bool, runtime: Runtime
+    minutes: float,
+    task: Task,
+    preset: str | None,
+    space: type[SearchSpace[Any]],
+    folder: Path,
+    resumed: bool,
+    runtime: Runtime,
 ) -> Config:
     """Return settings that take so many ``minutes``; those of the run that is resumed."""
     from bmnas.lab.planning import config_within
@@ -134,10 +143,9 @@ def _within(
             f"--budget: received preset {preset or task.preset} too, whose trainings have their "
             "lengths; leave out --budget, or say --preset default"
         )
-    folder = Path("runs") / task.name if run is None else run
-    if resume and (folder / "config.json").is_file():
+    if resumed:
         return recorded_config(folder / "genotype.json", task)
-    return config_within(task, minutes, runtime, folder)
+    return config_within(task, minutes, runtime, folder, space)
 
 
 def _print(result: SearchResult, task: Task) -> None:

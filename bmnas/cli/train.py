@@ -16,7 +16,8 @@ from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.run_folder import Run, genotype_file
 from bmnas.report.record import load_run
 from bmnas.report.tables import print_tables, run_tables
-from bmnas.spaces.registry import load_architecture, takes_unimodal_logits
+from bmnas.spaces.cells.space import CellSpace
+from bmnas.spaces.registry import load_architecture, space_of, takes_unimodal_logits
 from bmnas.tasks import Task, load_task, reload_task
 
 
@@ -66,7 +67,8 @@ class Subject:
             task = reload_task(Run(file.parent).read_source(file), self.data)
         if file is not None and self.preset is None:
             return task, recorded_config(file, task)
-        return task, config_for(task, self.preset)
+        space = CellSpace if file is None else space_of(load_architecture(file))
+        return task, config_for(task, self.preset, space)
 
 
 @grouped

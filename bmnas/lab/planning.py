@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from bmnas.pipeline.search import run_stages
 from bmnas.report.metrics import MemoryPeak, RunMetrics
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.registry import space_named
+from bmnas.spaces.space import SearchSpace
 from bmnas.strategies import STRATEGIES
 from bmnas.strategies.bmnas import BMNAS
 from bmnas.strategies.problem import search_steps
@@ -91,8 +93,14 @@ def plan_task(
     return _plan(worded(task, space), config, runtime, near, seeds, method)
 
 
-def config_within(task: Task, minutes: float, runtime: Runtime, near: Path) -> Config:
-    """Return settings with which search and training together take about ``minutes``.
+def config_within(
+    task: Task,
+    minutes: float,
+    runtime: Runtime,
+    near: Path,
+    space: type[SearchSpace[Any]] = CellSpace,
+) -> Config:
+    """Return settings with which search in ``space`` and training together take about ``minutes``.
 
     They are those that follow from the task, all trainings shorter or longer by one factor from
     ``_EFFORTS``, which a short search like that of ``plan_task`` finds; it counts as well. A step
@@ -102,14 +110,20 @@ def config_within(task: Task, minutes: float, runtime: Runtime, near: Path) -> C
     if not 0 < minutes < math.inf:
         raise UserError(f"--budget: received {minutes}, expected minutes above 0")
     check_task(task)
-    check_outputs(task, CellSpace)
-    started = time.perf_counter()
-    timing = _timed(task, fitted_config(task), runtime, near)
+    check_outputs(task, space)
+    task, started = worded(task, space), time.perf_counter()
+    # Any search in a space is taken for that with a supernet.
+    method = next(
+        (own for own in STRATEGIES.values() if own.TRAINS_SUPERNET and own.SPACE == space.NAME),
+        BMNAS,
+    )
+    timing = _timed(task, fitted_config(task, space=space), runtime, near, method)
     left = 60 * minutes - (time.perf_counter() - started)
 
     def seconds(effort: float) -> float:
-        config = fitted_config(task, effort)
-        planned = multiplied(timing.spent, timing.amounts, stage_amounts(task, config))
+        config = fitted_config(task, effort, space)
+        amounts = stage_amounts(task, config, method=method)
+        planned = multiplied(timing.spent, timing.amounts, amounts)
         # It is trained twice, on train to be judged and then on both parts.
         samples = len(task.samples("train")) + len(task.samples("train", "validation"))
         return planned["total"] + config.train.epochs * samples / timing.samples_per_second
@@ -124,7 +138,7 @@ def config_within(task: Task, minutes: float, runtime: Runtime, near: Path) -> C
     while high / low > _CLOSE:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if seconds(middle) <= left else (low, middle)
-    return fitted_config(task, low)
+    return fitted_config(task, low, space)
 
 
 def plan_features(

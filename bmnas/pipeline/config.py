@@ -33,7 +33,7 @@ _UNIMODAL_STEPS, _SEARCH_STEPS, _CANDIDATE_STEPS, _TRAIN_STEPS = 800, 500, 250, 
 _DROPOUT, _RATE, _DECAY = 0.3, 2e-3, 1e-4
 #: Networks of tokens add up what modalities say each for some hundred steps before they do more.
 _TOKEN_SEARCH_STEPS, _TOKEN_CANDIDATE_STEPS = 1500, 900
-_TOKEN_RATE, _RISING = 1e-3, 50
+_TOKEN_RATE, _WARMUP = 1e-3, 50
 
 _FOLDER = resources.files("bmnas.pipeline") / "presets"
 
@@ -129,7 +129,7 @@ def config_for(
     """Return the settings in ``preset``, by default those of the preset that ``task`` names.
 
     Preset ``default`` is no file: its settings follow from the task, see ``fitted_config``, and
-    suit networks of ``space``.
+    suit networks of ``space``: those of Cells do not suit MMnas, whose space has to be given.
     """
     if follows_from_data(task, preset):
         return fitted_config(task, space=space)
@@ -155,10 +155,10 @@ def fitted_config(
     """
     tokens = space.READS_TOKENS
     search, candidate, rate = _SEARCH_STEPS, _CANDIDATE_STEPS, _RATE
-    dropout, decay, rising = _DROPOUT, _DECAY, 0
+    dropout, decay, warmup_steps = _DROPOUT, _DECAY, 0
     if tokens:
         search, candidate, rate = _TOKEN_SEARCH_STEPS, _TOKEN_CANDIDATE_STEPS, _TOKEN_RATE
-        dropout, decay, rising = 0.0, 0.0, _RISING
+        dropout, decay, warmup_steps = 0.0, 0.0, _WARMUP
     train = len(task.samples("train"))
     whole = len(task.samples("train", "validation"))
     batch = 64 if train < _LARGE else 128
@@ -181,7 +181,7 @@ def fitted_config(
             dropout=dropout,
             max_lr=rate,
             weight_decay=decay,
-            rising=rising,
+            warmup_steps=warmup_steps,
             rerank=3 if tokens else 4,
             candidate_epochs=epochs(candidate, train, 2),
             rivals=not tokens,
@@ -192,7 +192,7 @@ def fitted_config(
             dropout=dropout,
             max_lr=rate,
             weight_decay=decay,
-            rising=rising,
+            warmup_steps=warmup_steps,
             freeze_backbones=True,
             unimodal_logits=True,
         ),

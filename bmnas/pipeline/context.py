@@ -27,6 +27,7 @@ from bmnas.pipeline.config import Config
 from bmnas.pipeline.run_folder import Run
 from bmnas.spaces.registry import SPACES
 from bmnas.spaces.space import SearchSpace
+from bmnas.strategies import strategy_named
 from bmnas.tasks.kinds import REGIONWISE, task_kind
 from bmnas.tasks.task import Modality, Part, Task
 from bmnas.tasks.words import word_task
@@ -40,6 +41,19 @@ def check_outputs(task: Task, space: type[SearchSpace[Any]]) -> None:
         raise UserError(
             f"task {task.name}: is about regions of pictures, which networks of space {space.NAME} "
             f"do not tell apart, expected space {' or '.join(names)}: give --strategy {names[0]}"
+        )
+
+
+def check_negatives(task: Task, config: Config) -> None:
+    """Raise UserError for hard pairs of a ``task`` that has none; a paper's are passed over."""
+    paper = strategy_named("mmnas").PAPER
+    settings = {"train": config.train, "mmnas": config.strategies["mmnas"]}
+    for section, own in settings.items():
+        if own.negatives in (0, paper[section]["negatives"]) or task_kind(task.kind).PAIRS:
+            continue
+        raise UserError(
+            f"{section}.negatives: received {own.negatives} with task {task.name} of kind "
+            f"{task.kind}, which has no pairs, expected 0"
         )
 
 
@@ -84,6 +98,7 @@ class RunContext:
         progress: Progress | None = None,
     ) -> None:
         check_seed(seed)
+        check_negatives(task, config)
         self.folder, self.task, self.config, self.seed = folder, task, config, seed
         self.kept = folder.backbones if backbones is None else Path(backbones)
         self.backbone_seed = seed if backbone_seed is None else backbone_seed

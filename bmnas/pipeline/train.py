@@ -50,6 +50,7 @@ from bmnas.tasks import check_task, check_test, notes, reload_task
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
 from bmnas.training.heads import TaskHead
+from bmnas.training.settings import as_read
 
 _INHERITED = ("search", "seconds", "processor_seconds", "samples_per_second", "peak_memory")
 
@@ -171,7 +172,7 @@ def recorded_config(genotype: Path, task: Task) -> Config:
     if not origin.config.is_file():
         return config_for(task, space=space_of(load_architecture(genotype)))
     recorded = origin.read_config()
-    sections = {name: recorded.get(name, {}) for name in Config().to_dict()}
+    sections = {name: as_read(recorded.get(name, {})) for name in Config().to_dict()}
     config = Config.from_dict(sections, str(origin.config))
     return dataclasses.replace(config, preset=recorded.get("preset"))
 

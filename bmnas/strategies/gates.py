@@ -167,7 +167,7 @@ def _training(
         return optimizer, official_schedule(optimizer, batches)
     optimizer = clipped_adam(weights, config.max_lr, 1.0)
     steps = config.epochs * batches
-    return optimizer, cosine_schedule(optimizer, steps, config.min_lr, config.rising)
+    return optimizer, cosine_schedule(optimizer, steps, config.min_lr, config.warmup_steps)
 
 
 class _Gates:

@@ -73,7 +73,7 @@ class MMnas(Strategy):
     READS = frozenset(
         {
             *("epochs", "batch_size", "dropout", "max_lr", "min_lr", "weight_decay"),
-            *("candidate_epochs", "rerank", "rising", "cache_dtype"),
+            *("candidate_epochs", "rerank", "warmup_steps", "cache_dtype"),
         }
     )
     PAPER: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -91,7 +91,7 @@ class MMnas(Strategy):
             "dropout": 0.1,
             "min_lr": 0.0,
             "weight_decay": 0.0,
-            "rising": 0,
+            "warmup_steps": 0,
             "negatives": 64,
         },
     }

@@ -22,8 +22,8 @@ class SearchConfig:
     for ``candidate_epochs``, and before them the supernet, one path at a time. With ``rivals``
     hand-made fusions and known modules are among them, and trainings are of ``RUNGS`` lengths, see
     ``first_rung``. ``cache_dtype`` is the type of the feature cache, ``precision`` that of the
-    matrix products of Algorithm 1. In the first ``rising`` steps of a training that has a cosine of
-    its own, of a candidate or of the supernet of MMnas, the rate rises.
+    matrix products of Algorithm 1. In the first ``warmup_steps``, at most a quarter, of a training
+    that has a cosine of its own, of a candidate or of the supernet of MMnas, the rate rises.
     """
 
     cells: Count = 2
@@ -42,7 +42,7 @@ class SearchConfig:
     candidate_epochs: Count = 3
     rerank: Annotated[int, Range(0)] = 0
     rivals: bool = False
-    rising: Annotated[int, Range(0)] = 0
+    warmup_steps: Annotated[int, Range(0)] = 0
     cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -65,5 +65,5 @@ class SearchConfig:
             self.min_lr,
             self.weight_decay,
             dropout=self.dropout,
-            rising=self.rising,
+            warmup_steps=self.warmup_steps,
         )

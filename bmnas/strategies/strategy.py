@@ -84,7 +84,7 @@ class ProposingStrategy(Strategy):
 
     READS: ClassVar[frozenset[str]] = frozenset(
         {
-            *("batch_size", "dropout", "max_lr", "min_lr", "weight_decay", "rising"),
+            *("batch_size", "dropout", "max_lr", "min_lr", "weight_decay", "warmup_steps"),
             *("candidates", "candidate_epochs", "cache_dtype"),
         }
     )

@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import (
-    ChainedScheduler,
     CosineAnnealingLR,
     CosineAnnealingWarmRestarts,
     LambdaLR,
-    LinearLR,
     LRScheduler,
 )
 
@@ -170,14 +168,26 @@ def official_schedule(
 
 
 def cosine_schedule(
-    optimizer: torch.optim.Optimizer, steps: int, min_lr: float, rising: int
+    optimizer: torch.optim.Optimizer, steps: int, min_lr: float, warmup_steps: int
 ) -> LRScheduler:
-    """Return a cosine of ``steps`` down to ``min_lr``, whose rate rises in the first ``rising``."""
-    cosine = CosineAnnealingLR(optimizer, T_max=steps, eta_min=min_lr)
-    if not rising:
-        return cosine
-    rise = LinearLR(optimizer, start_factor=1 / rising, total_iters=rising)
-    return ChainedScheduler([cosine, rise])
+    """Return a cosine of ``steps`` down to ``min_lr``, times a rise in the first ``warmup_steps``.
+
+    Of a short training that is a quarter of its steps, or it would learn next to nothing.
+    """
+    rise = min(warmup_steps, steps // 4)
+    if not rise:
+        return CosineAnnealingLR(optimizer, T_max=steps, eta_min=min_lr)
+
+    def factor_of(peak: float) -> Callable[[int], float]:
+        least = min_lr / peak if peak else 0.0  # a rate of 0 stays there
+
+        def factor(step: int) -> float:
+            fallen = least + (1 - least) * (1 + math.cos(math.pi * step / steps)) / 2
+            return fallen * min(1.0, (step + 1) / rise)
+
+        return factor
+
+    return LambdaLR(optimizer, [factor_of(group["lr"]) for group in optimizer.param_groups])
 
 
 def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, batches: int) -> LRScheduler:
@@ -185,7 +195,9 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, batches: int) ->
     if recipe.official:
         return official_schedule(optimizer, batches, recipe.falls)
     if recipe.first_cycle is None:
-        return cosine_schedule(optimizer, recipe.epochs * batches, recipe.min_lr, recipe.rising)
+        return cosine_schedule(
+            optimizer, recipe.epochs * batches, recipe.min_lr, recipe.warmup_steps
+        )
     return CosineAnnealingWarmRestarts(
         optimizer, T_0=recipe.first_cycle * batches, T_mult=2, eta_min=recipe.min_lr
     )

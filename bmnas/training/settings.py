@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from bmnas.machine.schema import Range
 
@@ -28,6 +28,18 @@ Threshold = Annotated[float, Range(above=0, below=1)]
 
 
 _OFFICIAL = 'steps = "official"'
+_COSINE_ONLY, _OFFICIAL_ONLY = ("min_lr", "weight_decay", "warmup_steps"), ("falls", "gpu_batch")
+
+
+def as_read(section: Any) -> Any:
+    """Return the settings of a ``section`` without those that count for nothing beside its steps.
+
+    Earlier versions recorded them; now they are refused. What is no table is left as it is.
+    """
+    if not isinstance(section, Mapping):
+        return section
+    unread = _COSINE_ONLY if section.get("steps") == "official" else _OFFICIAL_ONLY
+    return {name: value for name, value in section.items() if not value or name not in unread}
 
 
 def unread_of_official(falls: Sequence[int], gpu_batch: int) -> Iterator[tuple[str, str]]:
@@ -42,7 +54,7 @@ def unread_of_official(falls: Sequence[int], gpu_batch: int) -> Iterator[tuple[s
 class Recipe:
     """Adam with one cosine cycle from ``max_lr`` to ``min_lr``, step by step.
 
-    In the first ``rising`` steps the rate rises to that of the cycle.
+    In the first ``warmup_steps``, at most a quarter of all, the rate rises to that of the cycle.
 
     Parameters below ``backbones`` start from ``backbone_lr``, if given. ``decoupled`` weight decay
     is that of AdamW; else it is added to the gradient, as the search of BM-NAS does. With
@@ -63,7 +75,7 @@ class Recipe:
     official: bool = False
     falls: tuple[int, ...] = ()
     gpu_batch: int = 0
-    rising: int = 0
+    warmup_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ class TrainConfig:
     are clipped as where each GPU has ``gpu_batch`` samples of a batch; 0: all. ``negatives``: of so
     many wrong pairs of each row, scored before every epoch, the hardest are those that a matching
     task trains on; 0: on any.
-    In the first ``rising`` steps the rate rises.
+    In the first ``warmup_steps``, at most a quarter of all, the rate rises.
     """
 
     epochs: Count = 20
@@ -141,12 +153,12 @@ class TrainConfig:
     falls: tuple[Annotated[int, Range(0)], ...] = ()
     gpu_batch: Annotated[int, Range(0)] = 0
     negatives: Negatives = 0
-    rising: Annotated[int, Range(0)] = 0
+    warmup_steps: Annotated[int, Range(0)] = 0
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield the settings that count for nothing beside the others."""
         if self.steps == "official":
-            for name in ("min_lr", "weight_decay", "rising"):
+            for name in _COSINE_ONLY:
                 value = getattr(self, name)
                 # What nobody has set is passed over.
                 if value not in (0, getattr(TrainConfig, name)):
@@ -167,7 +179,7 @@ class TrainConfig:
             official=self.steps == "official",
             falls=self.falls,
             gpu_batch=self.gpu_batch,
-            rising=self.rising,
+            warmup_steps=self.warmup_steps,
         )
 
 

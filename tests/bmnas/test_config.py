@@ -26,7 +26,7 @@ def test_settings_that_follow_from_a_task_are_as_many_steps_whatever_its_size(sa
     tokens = config_for(task, space=MMnasSpace)
     assert tokens.unimodal == config.unimodal
     assert tokens.search.epochs >= 3 * config.search.epochs - 2
-    assert tokens.search.rising == tokens.train.rising == 50
+    assert tokens.search.warmup_steps == tokens.train.warmup_steps == 50
     assert (tokens.search.dropout, tokens.train.dropout, config.train.dropout) == (0, 0, 0.3)
     with pytest.raises(UserError, match="received preset 'default', expected one of"):
         load_preset("default")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bmnas.features.samples import Batch, epoch_batches
 from bmnas.machine.errors import UserError
-from bmnas.training.fit import fit, require_finite_loss
+from bmnas.training.fit import cosine_schedule, fit, require_finite_loss
 from bmnas.training.heads import head_for
 from bmnas.training.settings import Recipe
 
@@ -89,10 +89,22 @@ def test_the_learning_rate_is_one_cosine() -> None:
 
 
 def test_the_learning_rate_may_rise_first() -> None:
-    _, records = train(Recipe(4, 16, 0.1, 0.0, 0.0, rising=8))
-    risen = (1 / 8, 1 / 8 + 7 / 16, 1, 1)
-    expected = [0.1 * risen[e] * (1 + math.cos(math.pi * e / 4)) / 2 for e in range(4)]
+    _, records = train(Recipe(8, 16, 0.1, 0.03, 0.0, warmup_steps=8))
+    # Four steps an epoch.
+    risen = (1 / 8, 5 / 8, 1, 1, 1, 1, 1, 1)
+    expected = [risen[e] * (0.03 + 0.07 * (1 + math.cos(math.pi * e / 8)) / 2) for e in range(8)]
     assert [record["learning_rate"] for record in records] == pytest.approx(expected)
+
+
+def test_a_short_training_rises_in_a_quarter_of_its_steps() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule, rates = cosine_schedule(optimizer, 12, 0.0, 50), []
+    for _ in range(12):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates.index(max(rates)) == 2
+    assert max(rates) == pytest.approx(0.1 * (1 + math.cos(math.pi / 6)) / 2)
 
 
 def test_decoupled_weight_decay_is_that_of_adamw() -> None:

@@ -16,11 +16,13 @@ from tiny_tasks import CONFIG, write_tiny_task
 from tiny_words import tiny_questions
 
 import bmnas
+from bmnas.cli.train import Subject
 from bmnas.features.samples import label_tensor
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.context import worded
+from bmnas.pipeline.context import check_negatives, worded
 from bmnas.pipeline.importance import permutation_importance
 from bmnas.pipeline.multimodal import raw_samples
+from bmnas.pipeline.train import recorded_config
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.mmnas.genotype import MMnasGenotype
 from bmnas.spaces.mmnas.space import MMnasSpace
@@ -100,6 +102,33 @@ def test_settings_that_count_for_nothing_are_refused_in_a_line(
     assert "\n" not in str(raised.value)
     kept = {"steps": "official", "weight_decay": 0.0, "gpu_batch": 8, "falls": [3]}
     assert CONFIG.override("train", **kept).train.falls == (3,)
+
+
+def test_folders_that_recorded_them_are_trained_as_before(tmp_path: Path) -> None:
+    file, data = sequence_file(tmp_path, boxes=False), CONFIG.to_dict()
+    data["task"] = {"name": "questions", "source": {}}
+    data["train"] |= {"steps": "official", "min_lr": 1e-5, "weight_decay": 0.1, "gpu_batch": 4}
+    data["mmnas"] |= {"gpu_batch": 8}
+    (file.parent / "config.json").write_text(json.dumps(data))
+    found = recorded_config(file, tiny_questions())
+    assert (found.train.steps, found.train.gpu_batch) == ("official", 4)
+    assert (found.train.epochs, found.strategies["mmnas"].gpu_batch) == (CONFIG.train.epochs, 0)
+
+
+@pytest.mark.parametrize("section", ["train", "mmnas"])
+def test_hard_pairs_of_a_task_without_pairs_are_refused(tmp_path: Path, section: str) -> None:
+    config = CONFIG.override(section, negatives=7)
+    with pytest.raises(UserError, match=rf"{section}.negatives: received 7 .*, expected 0$"):
+        bmnas.search(tiny_questions(), run=tmp_path, config=config, strategy="mmnas")
+    # What the paper's recipe says of pairs is passed over.
+    check_negatives(tiny_questions(), CONFIG.as_in_the_paper("mmnas"))
+
+
+def test_the_default_preset_suits_the_space_of_what_is_trained(tmp_path: Path) -> None:
+    file = sequence_file(tmp_path, boxes=False)
+    subject = Subject(genotype=file, task="digits", preset="default")
+    _, config = subject.load(file)
+    assert (config.train.dropout, config.train.warmup_steps) == (0.0, 50)
 
 
 @pytest.mark.parametrize(

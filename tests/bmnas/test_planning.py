@@ -30,6 +30,7 @@ from bmnas.lab.planning import (
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config, fitted_config, load_preset, preset_names
 from bmnas.report.metrics import MemoryPeak
+from bmnas.spaces.mmnas.space import MMnasSpace
 from bmnas.strategies import rerank
 from bmnas.strategies.mmnas import MMnas
 from bmnas.tasks.task import Task
@@ -262,6 +263,19 @@ def test_a_budget_makes_all_trainings_longer_or_shorter(
     for minutes in (0, -1, math.inf, math.nan):
         with pytest.raises(UserError, match="expected minutes above 0"):
             config_within(task, minutes, CPU, tmp_path)
+
+
+def test_a_budget_for_mmnas_is_of_its_own_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, asked = replace(tiny_questions(backbone=None), preset="default"), []
+    real = timed(task, seconds=60)
+    monkeypatch.setattr(planning, "_timed", lambda *a: asked.append(a) or real(*a))
+    found = config_within(task, 1.0, CPU, tmp_path, MMnasSpace)
+    assert (found.train.dropout, found.search.warmup_steps, found.search.rivals) == (0.0, 50, False)
+    ((timed_task, config, *_, method),) = asked
+    assert (method, config) == (MMnas, fitted_config(task, space=MMnasSpace))
+    assert timed_task.modality("question").backbone == "embedding"
 
 
 def test_epochs_of_backbones_with_folds_by_hand() -> None:
