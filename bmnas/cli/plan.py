@@ -17,6 +17,8 @@ from bmnas.machine.errors import UserError
 from bmnas.pipeline.config import Config, config_for, load_preset
 from bmnas.report.metrics import STAGES
 from bmnas.report.tables import DASH, TextTable, print_tables
+from bmnas.spaces.registry import space_named
+from bmnas.strategies import strategy_named
 from bmnas.tasks import Task, load_task
 
 if TYPE_CHECKING:
@@ -116,20 +118,9 @@ def plan(
     from bmnas.machine.costs import hardware
     from bmnas.machine.runtime import Runtime
     from bmnas.pipeline.search import check_seeds
-    from bmnas.spaces.registry import space_named
-    from bmnas.strategies import strategy_named
 
     task = given.load()
-    if task is not None:
-        config = config_for(task, preset, space_named(strategy_named(strategy).SPACE))
-    elif strategy == "mmnas":
-        raise UserError(
-            "received --samples with --strategy mmnas, expected a task: what it costs depends on "
-            "the words and regions of the samples"
-        )
-    else:
-        config = Config() if preset is None else load_preset(preset)
-    config = config.override("search", **settings.given(strategy))
+    config = _config(task, preset, strategy).override("search", **settings.given(strategy))
     check_seeds(seeds, strategy)
     runtime = Runtime.choose(device, compile_networks)
     if task is not None:
@@ -153,6 +144,18 @@ def plan(
             "note: the feature cache finds no room on the disk: give --run a folder on another",
             err=True,
         )
+
+
+def _config(task: Task | None, preset: str | None, strategy: str) -> Config:
+    """Return the settings that are planned with; raises UserError for mmnas without a task."""
+    if task is not None:
+        return config_for(task, preset, space_named(strategy_named(strategy).SPACE))
+    if strategy == "mmnas":
+        raise UserError(
+            "received --samples with --strategy mmnas, expected a task: what it costs depends on "
+            "the words and regions of the samples"
+        )
+    return Config() if preset is None else load_preset(preset)
 
 
 def _tables(plan: Plan) -> list[TextTable]:

@@ -76,7 +76,7 @@ def _mmnas_amounts(task: Task, config: Config) -> dict[str, float]:
         "search_weights": first * (search.epochs + _GATES * learning / own.alpha_every),
         "validation": search.epochs * judged,
         "screening": min(gates.SAMPLES, judged) if search.rerank else 0,
-        "rerank": trainings * search.first_rung.epochs * whole,
+        "rerank": trainings * search.candidate_epochs * whole,
         "other": search.epochs,
     }
 

@@ -42,7 +42,6 @@ Change = Callable[[Array], Array]
 
 _LATENCY_BATCHES = (1, 64)
 _PAIRS = 10_000_000  # of a gallery that is tested; that of Flickr30K has five million
-_BATCH = 256
 
 
 class MultimodalNetwork(nn.Module):
@@ -235,7 +234,7 @@ def read_rows(
     for name, source in zip(network.modalities, samples.inputs, strict=True):
         _, first, place = np.unique(source.rows, return_index=True, return_inverse=True)
         rows[name] = torch.from_numpy(place)
-        for chosen in torch.from_numpy(first).split(_BATCH):
+        for chosen in torch.from_numpy(first).split(source.at_once):
             found, _ = network.read_one(name, source.batch(chosen).to(device))
             for feature, x in found.items():
                 kept = x if x.dtype == torch.bool else x.float()
@@ -257,7 +256,7 @@ def read_samples(
     """
     found: dict[str, list[Tensor]] = {}
     labels = []
-    for batch in iterate_batches(samples, chosen.split(_BATCH), device):
+    for batch in iterate_batches(samples, chosen.split(samples.at_once), device):
         pooled, alone = network.read(*batch.inputs)
         for name, x in (pooled | alone).items():
             found.setdefault(name, []).append((x if x.dtype == torch.bool else x.float()).cpu())

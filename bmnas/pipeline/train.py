@@ -338,7 +338,7 @@ def _gallery(context: RunContext, labels: Tensor) -> GalleryMetrics | None:
             f"tested on a gallery of {found} rows, evenly spaced groups of the {whole} that there "
             "are: its recalls are higher than those of all"
         )
-    return GalleryMetrics(rows, of, cut=rows != of)
+    return GalleryMetrics(rows, of)
 
 
 def _by_type(task: Task, head: TaskHead, logits: Tensor) -> dict[str, float]:

@@ -76,12 +76,11 @@ class SearchMetrics:
 class GalleryMetrics:
     """The gallery that a matching task was tested on: its ``rows`` of each of the two modalities.
 
-    ``of`` so many that the test part has: where it is ``cut``, ranks are better than in all of it.
+    ``of`` so many that the test part has: where those are more, ranks are better than in all of it.
     """
 
     rows: Mapping[str, int]
     of: Mapping[str, int]
-    cut: bool
 
 
 @dataclass(frozen=True)

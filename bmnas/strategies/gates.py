@@ -81,7 +81,7 @@ def search_with_gates(problem: SearchProblem) -> Outcome[MMnasGenotype]:
     )
     if problem.config.rerank:
         found = _candidates(problem, space, outcome.genotype, supernet)
-        outcome = compare(problem, space, outcome, found, {"screening": 0})
+        outcome = compare(problem, space, outcome, found, {"screening": 0}, rungs=1)
     return dataclasses.replace(outcome, genotype=space.final(outcome.genotype))
 
 
@@ -110,15 +110,16 @@ def relax(
     forward, minimised = _drawn(supernet), loss_of_logits(problem.head)
     forward = data_parallel(supernet, weights, forward)
     validation = problem.validation.select(space.features)
+    hard_from = 1 + max(len(records), round(own.hard_from * config.epochs))
     with problem.progress.stage("search", config.epochs) as shown:
         shown.advance(len(records))
         for epoch in range(len(records) + 1, config.epochs + 1):
             rate = schedule.get_last_lr()[0]
             supernet.train()
-            if epoch > round(own.hard_from * config.epochs):
+            if epoch == hard_from:
                 _find_hard(supernet, (train, held_out), own.negatives)
-            gates.begin(learning=epoch > round(own.warm_up * config.epochs))
             with meter.stage("search_weights"):
+                gates.begin(learning=epoch > round(own.warm_up * config.epochs))
                 loss = descend(forward, train, size, minimised, on_weights, schedule)
             operations = supernet.likeliest()
             supernet.choose(operations)

@@ -77,7 +77,7 @@ class MMnas(Strategy):
         }
     )
     PAPER: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "search": {"rerank": 0, "rivals": False, "dropout": 0.1},
+        "search": {"rerank": 0, "dropout": 0.1},
         "mmnas": {
             "norm": "official",
             "split": "order",

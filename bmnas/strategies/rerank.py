@@ -64,7 +64,10 @@ def rerank(
         return [*own, *(_rivals(problem) if config.rivals else [])]
 
     each = config.candidate_epochs * samples_per_epoch(len(problem.train), config.batch_size)
-    return compare(problem, problem.cells, derived, found, {"single_path": each, "screening": 0})
+    stages = {"single_path": each, "screening": 0}
+    return compare(
+        problem, problem.cells, derived, found, stages, rungs=RUNGS if config.rivals else 1
+    )
 
 
 def compare(
@@ -73,18 +76,20 @@ def compare(
     derived: Outcome[Any],
     found: Callable[[CostMeter], Sequence[Architecture]],
     stages: Mapping[str, int],
+    *,
+    rungs: int,
 ) -> Outcome[Any]:
     """Return ``derived`` with the genotype that does best in short trainings.
 
-    They compare what ``found`` returns; ``stages`` are those of finding it, each with the samples
-    that pass through it.
+    They compare what ``found`` returns, in ``rungs``, see ``_halve``; ``stages`` are those of
+    finding it, each with the samples that pass through it.
     """
-    checkpoint, wanted = problem.candidates(), _Wanted()
+    checkpoint, wanted, config = problem.candidates(), _Wanted(), problem.config
     parts = {"wanted": wanted}
     evaluator = TrainingEvaluator(
         problem,
         space,
-        problem.config.first_rung,
+        config.first_rung if rungs > 1 else config.short_training,
         checkpoint,
         stage="rerank",
         parts=parts,
@@ -95,7 +100,7 @@ def compare(
         wanted.genotypes = [genotype.to_dict() for genotype in found(meter)]
         checkpoint.save(parts, evaluator.records)
     genotypes = [architecture_from_dict(data) for data in wanted.genotypes]
-    _halve(problem, evaluator, genotypes)
+    _halve(problem, evaluator, genotypes, rungs)
     best = evaluator.outcome()
     added = {
         **best.stages,
@@ -116,11 +121,14 @@ def compare(
 
 
 def _halve(
-    problem: SearchProblem, evaluator: TrainingEvaluator, genotypes: Sequence[Architecture]
+    problem: SearchProblem,
+    evaluator: TrainingEvaluator,
+    genotypes: Sequence[Architecture],
+    rungs: int,
 ) -> None:
-    """Train all; with rivals then the better third ``LONGER`` times as long, and again."""
+    """Train all, and in each of the ``rungs`` to come the better third ``LONGER`` times as long."""
     sizes = [len(genotypes)]
-    while problem.config.rivals and len(sizes) < RUNGS:
+    while len(sizes) < rungs:
         sizes.append(math.ceil(sizes[-1] / LONGER))
     with problem.progress.stage("reranking", sum(sizes)) as evaluator.shown:
         for rung, size in enumerate(sizes):

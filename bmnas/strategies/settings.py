@@ -19,11 +19,12 @@ class SearchConfig:
 
     ``candidates`` is the budget of strategies that train candidates, ``rerank`` how many genotypes
     Algorithm 1's own result is compared with in the end (0: the paper's method); each is trained
-    for ``candidate_epochs``, and before them the supernet, one path at a time. With ``rivals``
-    hand-made fusions and known modules are among them, and trainings are of ``RUNGS`` lengths, see
-    ``first_rung``. ``cache_dtype`` is the type of the feature cache, ``precision`` that of the
-    matrix products of Algorithm 1. In the first ``warmup_steps``, at most a quarter, of a training
-    that has a cosine of its own, of a candidate or of the supernet of MMnas, the rate rises.
+    for ``candidate_epochs``, and before them the supernet, one path at a time. With ``rivals``, for
+    Cells alone, hand-made fusions and known modules are among them, and trainings are of ``RUNGS``
+    lengths, see ``first_rung``. ``cache_dtype`` is the type of the feature cache,
+    ``precision`` that of the matrix products of Algorithm 1. In the first ``warmup_steps``, at most
+    a quarter, of a training that has a cosine of its own, of a candidate or of the supernet of
+    MMnas, the rate rises.
     """
 
     cells: Count = 2

@@ -40,7 +40,17 @@ def hardest(network: nn.Module, samples: FeatureSamples, count: int) -> Tensor:
         numbers = zip(samples.rows, (first, second), strict=True)
         pairs = dataclasses.replace(pairs, extras={name + ROWS: own for name, own in numbers})
         logits, _ = predict(network, network, pairs, device)
-        best = logits.view(-1, count).topk(min(KEPT, count)).indices
+        # A row that was drawn again counts once, or the best one would be all that is kept.
+        shown = list(samples.rows.values())[1 - way].cpu()[drawn].view(-1, count)
+        scores = logits.view(-1, count).masked_fill(_repeated(shown), -torch.inf)
+        best = scores.topk(min(KEPT, count)).indices
         found.append(drawn.view(-1, count).gather(1, best)[torch.from_numpy(place)])
     network.train(training)
     return torch.stack(found)
+
+
+def _repeated(numbers: Tensor) -> Tensor:
+    """Return which of the ``numbers`` (n, R) are in their row already (n, R)."""
+    ordered, place = numbers.sort(dim=1, stable=True)
+    again = ordered.diff(dim=1, prepend=ordered[:, :1] - 1) == 0
+    return torch.zeros_like(again).scatter(1, place, again)

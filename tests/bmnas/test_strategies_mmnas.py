@@ -16,6 +16,7 @@ from tiny_tasks import CONFIG, write_tiny_task
 from tiny_words import RAW, TOKENS, tiny_questions, token_problem, token_samples
 
 import bmnas
+from bmnas.features.samples import samples_per_epoch
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import count_parameters
 from bmnas.machine.errors import UserError
@@ -212,7 +213,8 @@ def test_the_rate_follows_its_schedule(
 
 
 def test_short_trainings_decide(tmp_path: Path) -> None:
-    problem = token_problem(tmp_path, epochs=2, rerank=3, candidate_epochs=1)
+    # Rivals are not for it, wherever the settings come from.
+    problem = token_problem(tmp_path, epochs=2, rerank=3, rivals=True, candidate_epochs=2)
     outcome = search_with_gates(problem)
     space = problem.space_for(MMnas)
     assert isinstance(space, MMnasSpace)
@@ -223,7 +225,10 @@ def test_short_trainings_decide(tmp_path: Path) -> None:
     assert len(first) == len(set(first)) == 4
     assert outcome.genotype in first
     assert set(outcome.stages) == {"search_weights", "validation", "screening", "rerank"}
-    assert outcome.candidates == len(records)
+    assert outcome.candidates == len(records) == 4
+    assert outcome.stages["rerank"].samples == 4 * 2 * samples_per_epoch(
+        len(problem.train), problem.config.batch_size
+    )
 
 
 def test_two_pairs_that_do_not_match_judge_for_each_that_does() -> None:
@@ -247,7 +252,7 @@ def test_without_them_alpha_decides_and_the_network_may_be_wider(tmp_path: Path)
 def test_a_search_that_was_stopped_ends_as_one_that_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
 ) -> None:
-    changes = {"epochs": 3, "rerank": 2, "rivals": True, "candidate_epochs": 1}
+    changes = {"epochs": 3, "rerank": 2, "candidate_epochs": 1}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
         folder.mkdir()
@@ -291,7 +296,7 @@ def test_the_recipe_of_the_paper_is_the_facts(tmp_path: Path) -> None:
     assert (own.split, own.start, own.stale_momentum) == ("order", "mcan", True)
     assert (own.norm, own.steps, config.train.steps) == ("official",) * 3
     assert (own.alpha_every, own.alpha_lr, own.held_out, own.warm_up) == (5, 0.1, 0.2, 0.2)
-    assert (config.search.rerank, config.search.rivals) == (0, False)
+    assert config.search.rerank == 0
     write_tiny_task(tmp_path)
     words = ("search", "--task", tmp_path / "task.toml", "--recipe", "paper", "--strategy")
     assert "--strategy evolution too" in bmnas_command(*words, "evolution").err

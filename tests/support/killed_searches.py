@@ -38,7 +38,8 @@ def search(run: Path, dies: str | None = None) -> None:
     rerank.SCREENED = 8
     if dies is not None:
         kill_at(dies)
-    config = CONFIG.override("search", rerank=2, rivals=True, epochs=3)
+    # Twelve steps, in three of which the rate rises: it dies in the third.
+    config = CONFIG.override("search", rerank=2, epochs=12, warmup_steps=5)
     bmnas.search(tiny_questions(48), run=run, config=config, strategy="mmnas", existing="resume")
 
 
