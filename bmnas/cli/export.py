@@ -71,6 +71,8 @@ def export(
     Example: bmnas export --genotype runs/digits/genotype.json
     """
     require_export()
+    if compiled and not benchmark:
+        raise UserError("--compile: counts for nothing without --benchmark: give both")
     # A hand-made fusion has no genotype.
     genotype = Run(run).genotype if run.is_dir() and Run(run).genotype.is_file() else run
     folder = run if run.is_dir() else run.parent

@@ -30,7 +30,7 @@ from bmnas.pipeline.multimodal import MultimodalNetwork, parameter_counts
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Task
 from bmnas.training.heads import head_for
-from bmnas_export.errors import ExportError, ParityError
+from bmnas_export.errors import ExportError, ParityError, first_line
 from bmnas_export.graph import graph_facts
 from bmnas_export.judge import Judge
 from bmnas_export.locate import first_difference
@@ -193,7 +193,10 @@ def _parity(
     except ParityError as error:
         batch = inputs.batch(min(len(inputs), BATCHES[-1]))
         model = folder / bundle.MODEL_FILE
-        place = first_difference(prepared, session.inputs, model, batch)
+        try:
+            place = first_difference(prepared, session.inputs, model, batch)
+        except Exception as fault:  # whatever it is, the difference is what counts
+            place = f"where it begins was not found: {first_line(fault)}"
         raise ParityError(f"{error}; {place}; no bundle was written") from error
 
 

@@ -72,8 +72,17 @@ class Judge:
         return len(self._chosen)
 
     def __call__(self, model: Path) -> Agreement:
-        """Return how the file ``model`` answers; raises BundleError when it cannot be opened."""
+        """Return how the file ``model`` answers.
+
+        Raises BundleError when it cannot be opened, PrecisionError where it answers no number.
+        """
         logits, expected = self._logits(self.open(model)), self._expected
+        if not logits.isfinite().all():
+            wrong = int((~logits.isfinite()).flatten(1).any(1).sum())
+            raise PrecisionError(
+                f"{model.name}: of {len(self):,} validation samples {wrong:,} get logits that are"
+                " NaN or infinite: leave this target out"
+            )
         same = self._head.decide(logits) == self._head.decide(expected)
         scale = float(expected.abs().max()) or 1.0
         return Agreement(

@@ -24,7 +24,7 @@ from bmnas.pipeline.trained import TaskInfo
 from bmnas.tasks import check_task, check_test
 from bmnas.tasks.task import Part, Task
 from bmnas.training.heads import TaskHead
-from bmnas_export.errors import ParityError
+from bmnas_export.errors import ExportError, ParityError
 
 #: Largest difference of logits that are scaled to a maximum of one.
 TOLERANCE = 1e-5
@@ -136,10 +136,9 @@ class BatchParity:
     probability_difference: float
     agree: int
 
-    @property
-    def passed(self) -> bool:
-        """Whether both differences are within ``TOLERANCE``; NaN is not."""
-        return self.difference <= TOLERANCE and self.probability_difference <= TOLERANCE
+    def within(self, tolerance: float) -> bool:
+        """Tell whether both differences are; NaN is not."""
+        return self.difference <= tolerance and self.probability_difference <= tolerance
 
 
 @dataclass(frozen=True)
@@ -158,8 +157,8 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every batch passed."""
-        return all(batch.passed for batch in self.batches)
+        """Whether every batch is within ``TOLERANCE``."""
+        return all(batch.within(TOLERANCE) for batch in self.batches)
 
     @property
     def difference(self) -> float:
@@ -222,18 +221,24 @@ def logits_of(reference: MultimodalNetwork, batch: Mapping[str, Tensor]) -> NDAr
 
 
 def compare(
-    pairs: Sequence[tuple[NDArray[Any], dict[str, NDArray[Any]]]], head: TaskHead, available: int
+    pairs: Sequence[tuple[NDArray[Any], dict[str, NDArray[Any]]]],
+    head: TaskHead,
+    available: int,
+    tolerance: float = TOLERANCE,
 ) -> ParityReport:
-    """Compare torch's logits with a session's outputs, a pair a batch; raises ParityError."""
+    """Compare torch's logits with a session's outputs, a pair a batch.
+
+    Raises ParityError where a difference is larger, ExportError where torch's are no numbers.
+    """
     # numpy's maximum and not Python's, which may pass over a NaN.
     sizes_of = [[np.abs(part).max() for part in _alike(logits, head)] for logits, _ in pairs]
     scales = np.max(sizes_of, axis=0)
     if not np.isfinite(scales).all():
-        raise ParityError("the trained network itself gives logits that are NaN or infinite")
+        raise ExportError("the trained network itself gives logits that are NaN or infinite")
     each = np.where(scales == 0, 1.0, scales)
     batches = tuple(_compare(logits, outputs, each, head) for logits, outputs in pairs)
     report = ParityReport(batches, float(scales[0]), available)
-    if not report.passed:
+    if not all(batch.within(tolerance) for batch in batches):
         raise ParityError(_failure(report))
     return report
 

@@ -5,7 +5,9 @@ Nothing but the bundle is needed: it holds test samples and torch's logits of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,10 @@ from bmnas_export.graph import external_files, graph_facts
 from bmnas_export.measure import BATCHES, ParityReport, compare
 from bmnas_export.pipeline import check_pipeline
 
-_SLACK = 0.1  # of the stored samples: they are others than those that a target was judged on
+#: Of logits scaled to a maximum of one: another processor rounds otherwise, digests are exact.
+_TOLERANCE = 1e-4
+#: Standard deviations of a count: the stored samples are others than those that were judged.
+_SLACK = 4
 
 
 @dataclass(frozen=True)
@@ -53,29 +58,65 @@ def verify_bundle(folder: Path) -> Verification:
             f"{folder}: received a bundle of format {bundle.EARLIER!r}, which holds nothing to"
             " verify it by: export again with this version"
         )
-    head = head_for(manifest.task.kind, manifest.threshold)
+    head_for(manifest.task.kind, manifest.threshold)
     problems = [*bundle.changes(data, folder), *bundle.file_changes(manifest, folder)]
-    parity, model = None, folder / bundle.MODEL_FILE
-    try:
-        session = Session.of_bundle(OnnxRunner.open(model), manifest, model)
-        problems += _graph_problems(manifest, folder)
-        _, stored = read_tensors(folder / SAMPLES_FILE, described=SAMPLES_FORMAT)
-        arrays = {name: tensor.numpy() for name, tensor in stored.items()}
+    checks = _Checks(folder, manifest)
+    for check in (checks.graph, checks.parity, checks.targets, checks.pipeline):
+        try:
+            problems += check()
+        except ParityError as error:
+            model = folder / bundle.MODEL_FILE
+            problems.append(f"{model}: does not say what torch said of stored samples: {error}")
+        except (ServeError, InferenceError, UserError, ExportError) as error:
+            problems.append(str(error))
+    # What cannot be opened is told once, not by every check.
+    return Verification(manifest, tuple(dict.fromkeys(problems)), checks.report)
+
+
+class _Checks:
+    """The checks of a bundle, each of which returns a line a problem or raises one."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.report: ParityReport | None = None
+
+    @functools.cached_property
+    def session(self) -> Session:
+        model = self.folder / bundle.MODEL_FILE
+        return Session.of_bundle(OnnxRunner.open(model), self.manifest, model)
+
+    @functools.cached_property
+    def samples(self) -> tuple[dict[str, NDArray[Any]], NDArray[Any]]:
+        """The stored inputs by name, and torch's logits of them."""
+        path = self.folder / SAMPLES_FILE
+        _, stored = read_tensors(path, described=SAMPLES_FORMAT)
+        wanted = ["logits", *(f"inputs.{spec.name}" for spec in self.manifest.inputs)]
+        for name in wanted:
+            if name not in stored or not len(stored[name]):
+                raise BundleError(f"{path}: lacks the tensor {name!r}: export again")
+        logits, *arrays = (stored[name].numpy() for name in wanted)
+        return dict(zip((spec.name for spec in self.manifest.inputs), arrays, strict=True)), logits
+
+    def graph(self) -> Iterable[str]:
+        return list(_graph_problems(self.session, self.folder))
+
+    def parity(self) -> Iterable[str]:
+        arrays, logits = self.samples
         pairs = []
-        for size in sorted({min(size, len(arrays["logits"])) for size in BATCHES}):
-            inputs = {spec.name: arrays[f"inputs.{spec.name}"][:size] for spec in manifest.inputs}
-            pairs.append((arrays["logits"][:size], session.run(inputs)))
-        parity = compare(pairs, head, len(arrays["logits"]))
-        problems += _target_problems(folder, manifest, inputs, arrays["logits"])
-        if manifest.pipeline:
-            check_pipeline(folder, session, inputs)
-    except KeyError as error:
-        problems.append(f"{folder / SAMPLES_FILE}: lacks the tensor {error}")
-    except ParityError as error:
-        problems.append(f"{model}: does not say what torch said of stored samples: {error}")
-    except (ServeError, InferenceError, UserError, ExportError) as error:
-        problems.append(str(error))
-    return Verification(manifest, tuple(problems), parity)
+        for size in sorted({min(size, len(logits)) for size in BATCHES}):
+            inputs = {name: x[:size] for name, x in arrays.items()}
+            pairs.append((logits[:size], self.session.run(inputs)))
+        head = head_for(self.manifest.task.kind, self.manifest.threshold)
+        self.report = compare(pairs, head, len(logits), _TOLERANCE)
+        return ()
+
+    def targets(self) -> Iterable[str]:
+        return list(_target_problems(self.folder, self.manifest, *self.samples))
+
+    def pipeline(self) -> Iterable[str]:
+        if self.manifest.pipeline:
+            check_pipeline(self.folder, self.session, self.samples[0])
+        return ()
 
 
 def _target_problems(
@@ -91,16 +132,17 @@ def _target_problems(
         session = Session.of_bundle(OnnxRunner.open(path), manifest, path)
         found = head.decide(torch.from_numpy(session.run(inputs)["logits"]))
         agree = int((found == expected).all(1).sum())
-        share = spec.measured["agree"] / spec.measured["samples"]
-        if agree < (share - _SLACK) * len(expected):
+        share, count = spec.measured["agree"] / spec.measured["samples"], len(expected)
+        if agree < count * share - _SLACK * math.sqrt(count * share * (1 - share)) - 1:
             yield (
                 f"{path}: decides {agree} of {len(expected)} stored samples as torch did, expected"
                 f" about {share:.0%} of them, as of validation when {name} was exported"
             )
 
 
-def _graph_problems(manifest: Manifest, folder: Path) -> Iterator[str]:
-    path = folder / bundle.MODEL_FILE
+def _graph_problems(session: Session, folder: Path) -> Iterator[str]:
+    manifest, path = session.manifest, folder / bundle.MODEL_FILE
+    assert manifest is not None
     model = onnx.load(path, load_external_data=False)
     for name in sorted(external_files(model) - manifest.files.keys()):
         yield f"{path}: keeps tensors in {name!r}, which {bundle.MANIFEST_FILE} does not list"

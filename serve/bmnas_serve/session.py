@@ -96,7 +96,11 @@ class Session:
         Arrays have the shapes and dtypes of ``self.inputs``. Raises InferenceError when the runner
         does not accept them or fails.
         """
-        wider = {name: inputs[name].astype(dtype) for name, dtype in self._wider.items()}
+        wider = {
+            name: inputs[name].astype(dtype)
+            for name, dtype in self._wider.items()
+            if name in inputs  # the runner says what is missing
+        }
         return self.runner.run({**inputs, **wider})
 
 

@@ -61,9 +61,13 @@ def test_what_is_lost_and_what_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_number_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = torch.ones(3, dtype=torch.int64)
     judged = judge("multiclass", torch.eye(3)[labels], labels)
-    monkeypatch.setattr(judged, "open", lambda model: session(torch.full((3, 3), torch.nan)))
-    with pytest.raises(PrecisionError, match="scores 0"):
-        judged.accept(Path("model"), 1.0)
+    overflown = torch.eye(3)[labels]
+    overflown[0, 0] = torch.inf  # the others decide as before
+    monkeypatch.setattr(judged, "open", lambda model: session(overflown))
+    with pytest.raises(
+        PrecisionError, match="of 3 validation samples 1 get logits that are NaN or inf"
+    ):
+        judged.accept(Path("model"), 100.0)
 
 
 def test_of_a_gallery_some_pairs_are_judged() -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from bmnas_export.errors import ParityError
+from bmnas_export.errors import ExportError, ParityError
 from bmnas_export.measure import TOLERANCE, ParityReport, SampleInputs, measure_parity
 from bmnas_export.prepare import reference_network
 from bmnas_serve.session import Session
@@ -145,7 +145,7 @@ def test_a_network_that_is_not_finite_itself_is_told() -> None:
     def spoil(network: MultimodalNetwork) -> None:
         torch.nn.init.constant_(network.fusion.classifier.bias, float("nan"))  # type: ignore[arg-type]
 
-    with pytest.raises(ParityError, match="the trained network itself gives logits that are NaN"):
+    with pytest.raises(ExportError, match="the trained network itself gives logits that are NaN"):
         compare(lambda logits: logits, spoil=spoil)
 
 
@@ -163,7 +163,7 @@ def test_one_sample_that_torch_makes_nan_is_told() -> None:
     network.register_forward_hook(nan_in_large_batches)
     inputs = SampleInputs(task, trained.task, network)
     fake = cast(Session, FakeSession(network, "multiclass", lambda logits: logits))
-    with pytest.raises(ParityError, match="the trained network itself gives logits that are NaN"):
+    with pytest.raises(ExportError, match="the trained network itself gives logits that are NaN"):
         measure_parity(network, fake, inputs, trained.task.head)
 
 

@@ -122,7 +122,10 @@ def test_without_images_and_waveforms_there_is_no_pipeline(tmp_path: Path) -> No
     assert found.manifest.pipeline == {}
 
 
-def test_a_pipeline_that_differs_is_an_error(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("off", [0.1, float("nan")])
+def test_a_pipeline_that_differs_is_an_error(
+    made: Made, monkeypatch: pytest.MonkeyPatch, off: float
+) -> None:
     session = Session.open(made.folder)
     rows = made.task.samples("test")[:2]
     arrays = {m.name: m.data[rows] for m in made.task.modalities}
@@ -132,7 +135,7 @@ def test_a_pipeline_that_differs_is_an_error(made: Made, monkeypatch: pytest.Mon
         pipeline.OnnxRunner,
         "run",
         lambda self, inputs: {
-            name: array + (0.1 if self._name == "pipeline" else 0)
+            name: array + (off if self._name == "pipeline" else 0)
             for name, array in right(self, inputs).items()
         },
     )
