@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnxscript import ir
 
+_LINEAR = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+
 
 def fold_norms(model: ir.Model) -> None:
     """Fold each BatchNormalization that one Gemm alone reads into that Gemm.
@@ -21,7 +23,9 @@ def fold_norms(model: ir.Model) -> None:
         gemm = readers[0]
         constants = [graph.initializers.get(value.name) for value in norm.inputs[1:]]
         layer = [graph.initializers.get(value.name) for value in gemm.inputs[1:]]
-        if None in (*constants, *layer) or _attribute(gemm, "transB", 0) != 1:
+        # As torch exports a linear layer; another Gemm stays.
+        plain = all(_attribute(gemm, name, value) == value for name, value in _LINEAR.items())
+        if None in (*constants, *layer) or not plain or _attribute(gemm, "transB", 0) != 1:
             continue
         gain, shift, mean, variance, weight, *biases = (
             value.const_value.numpy().astype(np.float64) for value in (*constants, *layer)
