@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,14 +139,17 @@ def export_bundle(
                 )
                 manifest = _write_manifest(folder, manifest)
                 bundle.verify_files(bundle.load(folder), folder)
-                files = (*manifest.files, bundle.MANIFEST_FILE)
-                sizes = {name: (folder / name).stat().st_size for name in files}
+                sizes = _sizes(folder, (*manifest.files, bundle.MANIFEST_FILE))
                 stage.advance()
         except OSError as error:
             raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
         except (ServeError, InferenceError) as error:
             raise ExportError(str(error)) from error
     return Bundle(out, manifest, parity, latency, parameter_counts(reference), sizes)
+
+
+def _sizes(folder: Path, files: Iterable[str]) -> dict[str, int]:
+    return {name: (folder / name).stat().st_size for name in files}
 
 
 def _write_targets(

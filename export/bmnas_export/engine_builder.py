@@ -61,6 +61,8 @@ def _build(trt: Any, logger: Any, request: dict[str, Any]) -> dict[str, Any]:
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     config = builder.create_builder_config()
+    # On by default: it would round the products of float32 to 10 bits.
+    config.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
     for tensor in inputs:
         shape = tuple(tensor.shape)[1:]

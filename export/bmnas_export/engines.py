@@ -24,7 +24,7 @@ from bmnas_export.precision import producer, widened
 #: The smallest, the usual and the largest batch that an engine is made for.
 BATCHES = (1, 8, 64)
 
-_FLAGS = ("STRONGLY_TYPED",)
+_FLAGS = ("STRONGLY_TYPED", "no TF32")
 _MACHINE = ["nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]
 
 

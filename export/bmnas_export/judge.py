@@ -13,13 +13,11 @@ import torch
 from bmnas_serve.manifest import Manifest
 from bmnas_serve.runner import OnnxRunner
 from bmnas_serve.session import Session
-from torch import Tensor
 
 from bmnas.tasks.kinds import task_kind
 from bmnas_export.errors import PrecisionError
-from bmnas_export.measure import SampleInputs
+from bmnas_export.measure import SampleInputs, session_logits
 
-_BATCH = 64
 _PAIRS = 512  # of a gallery every pair is a sample: millions
 
 
@@ -64,7 +62,7 @@ class Judge:
             self._chosen = torch.linspace(0, len(inputs) - 1, min(len(inputs), _PAIRS)).long()
             self._labels = self._labels[self._chosen]
             self._labels[:, 1:] = -1
-        self._expected = self._logits(session)
+        self._expected = session_logits(session, inputs, self._chosen)
         self.reference = self._head.score(self._expected, self._labels)
 
     def __len__(self) -> int:
@@ -76,7 +74,8 @@ class Judge:
 
         Raises BundleError when it cannot be opened, PrecisionError where it answers no number.
         """
-        logits, expected = self._logits(self.open(model)), self._expected
+        logits = session_logits(self.open(model), self._inputs, self._chosen)
+        expected = self._expected
         if not logits.isfinite().all():
             wrong = int((~logits.isfinite()).flatten(1).any(1).sum())
             raise PrecisionError(
@@ -108,11 +107,3 @@ class Judge:
     def open(self, model: Path) -> Session:
         """Return a session of the file ``model``, which has the manifest's inputs and outputs."""
         return Session.of_bundle(OnnxRunner.open(model), self.manifest, model)
-
-    def _logits(self, session: Session) -> Tensor:
-        found = []
-        for chosen in self._chosen.split(_BATCH):
-            batch = self._inputs.rows(chosen)
-            outputs = session.run({name: tensor.numpy() for name, tensor in batch.items()})
-            found.append(torch.from_numpy(next(iter(outputs.values()))))
-        return torch.cat(found)

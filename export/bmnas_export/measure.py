@@ -213,6 +213,15 @@ def measure_parity(
     return compare(pairs, head, len(inputs))
 
 
+def session_logits(session: Session, inputs: SampleInputs, chosen: Tensor) -> Tensor:
+    """Return the logits (n, K) of ``session`` for the samples ``chosen`` (n,) of ``inputs``."""
+    found = []
+    for some in chosen.split(BATCHES[-1]):
+        outputs = session.run({name: x.numpy() for name, x in inputs.rows(some).items()})
+        found.append(torch.from_numpy(next(iter(outputs.values()))))
+    return torch.cat(found)
+
+
 def logits_of(reference: MultimodalNetwork, batch: Mapping[str, Tensor]) -> NDArray[Any]:
     """Return torch's logits (B, K) of raw inputs by modality."""
     with torch.inference_mode():

@@ -16,13 +16,11 @@ from bmnas.pipeline.multimodal import MultimodalNetwork, evaluate_fusion
 from bmnas.tasks.kinds import task_kind
 from bmnas.training.heads import TaskHead
 from bmnas_export.errors import ExportError
-from bmnas_export.measure import SampleInputs
+from bmnas_export.measure import SampleInputs, session_logits
 
 #: How far a score may be from the trained network's: that may have been measured in another
 #: precision or on another device.
 TOLERANCE = 0.002
-
-_BATCH = 64
 
 
 def measure_score(
@@ -36,13 +34,8 @@ def measure_score(
         device = Runtime(torch.device("cpu"), compile=False)
         score = evaluate_fusion(inputs.task, reference, "test", head, device).score
         return {"score": score, "samples": len(inputs), "by": "torch"}
-    logits = [
-        torch.from_numpy(
-            session.run({name: x.numpy() for name, x in inputs.rows(chosen).items()})["logits"]
-        )
-        for chosen in torch.arange(len(inputs)).split(_BATCH)
-    ]
-    score = head.score(torch.cat(logits), inputs.labels)
+    logits = session_logits(session, inputs, torch.arange(len(inputs)))
+    score = head.score(logits, inputs.labels)
     return {"score": score, "samples": len(inputs), "by": "onnxruntime"}
 
 

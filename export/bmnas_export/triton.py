@@ -15,8 +15,9 @@ from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.manifest import Manifest, TensorSpec
 from numpy.typing import NDArray
 
+from bmnas_export.engines import BATCHES
+
 _LABELS = "labels.txt"
-_LARGEST_BATCH = 64  # as of the engines
 
 
 def write_model(
@@ -45,7 +46,7 @@ def write_model(
         f"name: {_text(folder.name)}",
         f"backend: {_text(backend)}",
         f"default_model_filename: {_text(file)}",
-        f"max_batch_size: {_LARGEST_BATCH}",
+        f"max_batch_size: {BATCHES[-1]}",
         *_inputs(manifest.inputs, sample),
         *_outputs(manifest),
         # Requests that wait for a run are joined to one.

@@ -39,6 +39,9 @@ def note(*call):
 class NetworkDefinitionCreationFlag(enum.IntEnum):
     STRONGLY_TYPED = 1 if __version__.startswith("10") else 0
 
+class BuilderFlag(enum.IntEnum):
+    TF32 = 7
+
 class DataType(enum.Enum):
     FLOAT = 0
     INT32 = 3
@@ -66,6 +69,7 @@ class Cache:
 
 class Config:
     def add_optimization_profile(self, profile): note("add profile")
+    def clear_flag(self, flag): note("without", flag.name)
     def create_timing_cache(self, content):
         note("timings", content.decode())
         return Cache(content)
@@ -160,6 +164,7 @@ def test_an_engine_is_strongly_typed_and_has_a_profile(fake: Fake, version: str,
     calls = fake.calls()
     assert [call for call in calls if call[0] != "parse"] == [
         ["network", flag],
+        ["without", "TF32"],
         ["profile", "sound", [1, 4], [8, 4], [64, 4]],
         ["add profile"],
         ["timings", ""],
