@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 from bmnas_serve.manifest import TargetSpec
 
+from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_path, read_json, sha256_file, sha256_json, write_json
 from bmnas_export import engine_builder
 from bmnas_export.errors import ExportError, first_line
@@ -80,13 +81,11 @@ def _cached(package: str, model: Path, out: Path) -> dict[str, Any]:
     key = {**machine, "model": sha256_file(model), "batches": BATCHES, "flags": _FLAGS}
     stored = cache_folder() / f"{sha256_json(key)}.engine"
     note = stored.with_suffix(".json")
-    if note.is_file() and stored.is_file():
-        found = read_json(note)
-        whole = found["engine"] == sha256_file(stored)
-        # A library that was replaced under the same version may refuse it.
-        if whole and _ask(package, do="check", engine=str(stored))["usable"]:
-            shutil.copyfile(stored, out)
-            return {**found["report"], "cached": True}
+    report = _report(note, sha256_file(stored)) if stored.is_file() else None
+    # A library that was replaced under the same version may refuse it.
+    if report is not None and _ask(package, do="check", engine=str(stored))["usable"]:
+        shutil.copyfile(stored, out)
+        return {**report, "cached": True}
     timings, used = cache_folder() / f"{sha256_json(machine)}.timings", model.with_name("timings")
     if timings.is_file():
         shutil.copyfile(timings, used)
@@ -96,6 +95,16 @@ def _cached(package: str, model: Path, out: Path) -> dict[str, Any]:
             shutil.copyfile(source, aside)
     write_json(note, {"key": key, "engine": sha256_file(out), "report": report})
     return report
+
+
+def _report(note: Path, engine: str) -> dict[str, Any] | None:
+    """Return the report in the cache's ``note`` of the engine with a SHA-256; None if damaged."""
+    try:
+        found = read_json(note)
+        report: dict[str, Any] = {**found["report"]}
+        return report if found["engine"] == engine else None
+    except (UserError, KeyError, TypeError):
+        return None  # the engine is built anew
 
 
 def _gpu() -> str:

@@ -189,7 +189,9 @@ def test_an_engine_for_all_the_same_comes_from_the_cache(fake: Fake) -> None:
     assert json.loads(note.read_text())["key"]["gpu"] == "NVIDIA Test, 9.0, 580.1"
 
 
-@pytest.mark.parametrize("change", ["version", "gpu", "model", "batches", "stale", "damaged"])
+@pytest.mark.parametrize(
+    "change", ["version", "gpu", "model", "batches", "stale", "note", "damaged"]
+)
 def test_anything_else_is_built_anew(
     fake: Fake, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +210,9 @@ def test_anything_else_is_built_anew(
         monkeypatch.setattr(engines, "BATCHES", (1, 8, 32))
     elif change == "stale":
         monkeypatch.setenv("FAKE_FAULT", "stale")
+    elif change == "note":
+        [note] = cache_folder().glob("*.json")
+        note.write_text('{"engine": ')
     else:
         [engine] = cache_folder().glob("*.engine")
         engine.write_bytes(b"an engin")
