@@ -26,8 +26,10 @@ from bmnas.tasks import Task, load_task, reload_task
 
 if TYPE_CHECKING:
     from bmnas_export import Bundle
+    from torch import Tensor, nn
 
     from bmnas.pipeline.trained import TrainedNetwork
+    from bmnas.strategies.target import Timer
 
 
 def export(
@@ -99,6 +101,20 @@ def export_run(run: Path, task: Task) -> None:
     with _locked(run):
         trained = load_network(Run(run).network, task)
         _export(trained, task, run, run / "bundle")
+
+
+def latency_timer() -> Timer:
+    """Return what times a part of a network; it raises UserError for what cannot be exported."""
+    require_export()
+    import bmnas_export
+
+    def timed(module: nn.Module, inputs: Sequence[Tensor]) -> float:
+        try:
+            return bmnas_export.time_module(module, inputs)
+        except bmnas_export.ExportError as error:
+            raise UserError(f"a limit of latency needs networks that export: {error}") from error
+
+    return timed
 
 
 def require_export() -> None:

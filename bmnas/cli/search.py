@@ -19,6 +19,7 @@ from bmnas.report.text import genotype_text
 from bmnas.spaces.registry import space_named
 from bmnas.spaces.space import SearchSpace
 from bmnas.strategies import strategy_named
+from bmnas.strategies.target import Target
 from bmnas.tasks import Task
 
 if TYPE_CHECKING:
@@ -72,6 +73,30 @@ class Method:
         return config.as_in_the_paper(self.strategy)
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Limits of what is served: one sample, one thread, on this machine."""
+
+    target: Annotated[
+        Literal["onnx"], Option(help="What runs the network: onnxruntime, in float32.")
+    ] = "onnx"
+    max_latency_ms: Annotated[
+        float | None, Option(help="Milliseconds that it may take, backbones included.")
+    ] = None
+    max_parameters: Annotated[
+        float | None, Option(help="Weights that it may have, backbones included, such as 1e6.")
+    ] = None
+
+    def found(self) -> Target | None:
+        """Return what the search aims at, None without limits; raises UserError."""
+        from bmnas.cli.export import latency_timer
+
+        if self.max_latency_ms is None and self.max_parameters is None:
+            return None
+        timer = None if self.max_latency_ms is None else latency_timer()
+        return Target(self.max_latency_ms, self.max_parameters, timer)
+
+
 @grouped
 def search(
     *,
@@ -79,6 +104,7 @@ def search(
     run: Annotated[Path | None, Option(help="Run folder, by default runs/<task>.")] = None,
     method: Method,
     settings: SearchSettings,
+    limits: Limits,
     stage: StageOptions,
     budget: Annotated[
         float | None,
@@ -114,6 +140,7 @@ def search(
         space=method.space,
         seed=method.seed,
         seeds=method.seeds,
+        target=limits.found(),
         **arguments,
     )
     if not is_rank_zero():

@@ -144,10 +144,10 @@ def hardware(device: torch.device | None = None) -> dict[str, Any]:
     return found
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of Python, bmnas and the libraries that results depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of Python, bmnas, the libraries that results depend on, and ``more``."""
     found = {"python": platform.python_version()}
-    for name in ("bmnas", "torch", "numpy", "scikit-learn", "safetensors"):
+    for name in ("bmnas", "torch", "numpy", "scikit-learn", "safetensors", *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

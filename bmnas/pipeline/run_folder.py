@@ -23,7 +23,7 @@ _SEARCH_FILES = (
     # The next best genotypes are numbered.
     "genotype.json", *(f"genotype-{number}.json" for number in range(2, 6)), "metrics.json",
     "checkpoint.pt", "rerank-checkpoint.pt", "history.jsonl", "rerank.jsonl",
-    "architecture.svg", "history.svg", "config.json",
+    "architecture.svg", "history.svg", "latencies.json", "config.json",
 )  # fmt: skip
 #: What a configuration may say of the things that a later command takes from it.
 _TYPES: Mapping[str, type | UnionType] = {
@@ -54,6 +54,8 @@ class Run:
         self.history, self.checkpoint = path / "history.jsonl", path / "checkpoint.pt"
         #: A line for each candidate of the reranking, and where it stands.
         self.rerank, self.rerank_checkpoint = path / "rerank.jsonl", path / "rerank-checkpoint.pt"
+        #: How long parts of networks take, where a search has a limit.
+        self.latencies = path / "latencies.json"
         #: The trained network.
         self.network = path / "network.safetensors"
         #: A line for each epoch of the training, and where it stands.
@@ -154,10 +156,10 @@ def require_same(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> 
 
 def differing(run: Run, wanted: Mapping[str, Any], keys: tuple[str, ...]) -> str | None:
     """Return the first setting that the run's configuration has otherwise than ``wanted``."""
-    # A run of one seed does not speak of their number.
-    found = {"seeds": 1, **run.read_config()}
+    # A run of one seed does not speak of their number, one without limits not of those.
+    found = {"seeds": 1, "target": {}, **run.read_config()}
     # As a file has it: lists instead of tuples.
-    wanted = json.loads(json.dumps({"seeds": 1, **wanted}))
+    wanted = json.loads(json.dumps({"seeds": 1, "target": {}, **wanted}))
     for key in keys:
         if found.get(key) != wanted[key]:
             return _difference(key, found.get(key), wanted[key])

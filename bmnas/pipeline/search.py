@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,8 @@ from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext, check_outputs, worded
+from bmnas.pipeline.latency import LatencyTable
+from bmnas.pipeline.network_costs import NetworkCosts
 from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.unimodal import (
     Unimodal,
@@ -39,6 +42,7 @@ from bmnas.report.metrics import (
     RunMetrics,
     SearchMetrics,
     SeedsMetrics,
+    TargetMetrics,
     UnimodalMetrics,
 )
 from bmnas.report.picture import draw_genotype
@@ -47,13 +51,16 @@ from bmnas.report.style import figure_of, write_figure
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.operations import operation_names
 from bmnas.spaces.registry import load_architecture, space_named
+from bmnas.spaces.space import SearchSpace
 from bmnas.strategies import Strategy, strategy_named
 from bmnas.strategies.problem import Outcome, SearchProblem
+from bmnas.strategies.target import Aim, Target
 from bmnas.tasks import check_task, notes
 from bmnas.tasks.task import Task
 
 PAIRS = 20_000  # of a gallery: every candidate is judged on it
-_FIXED = ("task", "strategy", "space", "seed", "seeds", "search", "unimodal", "backbones")
+_COMPARED = 3  # whole networks that say how well the table predicts
+_FIXED = ("task", "strategy", "space", "seed", "seeds", "target", "search", "unimodal", "backbones")
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,7 @@ def search(
     seeds: int = 1,
     existing: Existing = "refuse",
     backbones: str | Path | None = None,
+    target: Target | None = None,
     runtime: Runtime | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
@@ -94,8 +102,10 @@ def search(
     it, or overwrite it, which keeps the backbones that suit. ``backbones`` is the folder of trained
     backbones and feature cache, by default inside ``run``; several runs may share one. ``seeds``
     searches, with ``seed`` and those after it, run at once in strategy ``bmnas``, on the same
-    backbones; the best genotype is the run's, ``genotypes/<seed>.json`` are all of them. Reads no
-    test data. Raises UserError when task, settings or folder cannot be used.
+    backbones; the best genotype is the run's, ``genotypes/<seed>.json`` are all of them. With
+    a ``target`` what is found is within its limits once it is served, see
+    ``bmnas.strategies.target``. Reads no test data. Raises UserError when task, settings or folder
+    cannot be used, or nothing is within the limits.
     """
     method = strategy_named(strategy)
     check_task(task)
@@ -104,16 +114,18 @@ def search(
     looked_in = space_named(space or method.SPACE)
     config = config_for(task, space=looked_in) if config is None else config
     check_outputs(task, looked_in)
+    _check_target(target, method, config)
     task = worded(task, looked_in)
     folder = Run(Path("runs") / task.name if run is None else Path(run))
     context = RunContext(
         folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress
     )
-    several = {"seeds": seeds} if seeds > 1 else {}
-    wanted = {"strategy": strategy, "space": space, **several, **context.record()}
+    several: dict[str, Any] = {"seeds": seeds} if seeds > 1 else {}
+    limits = {} if target is None else {"target": target.limits}
+    wanted = {"strategy": strategy, "space": space, **several, **limits, **context.record()}
 
     def work() -> None:
-        _, outcome, metrics = run_stages(context, method, space, seeds)
+        _, outcome, metrics = run_stages(context, method, space, seeds, target)
         on_rank_zero(lambda: _write(context, strategy, outcome, metrics))
 
     context.work(folder.genotype, lambda: _prepare(context, wanted, existing), work)
@@ -131,6 +143,15 @@ def check_seeds(seeds: int, strategy: str) -> None:
         raise UserError(
             f"--seeds: received {seeds} with strategy {strategy}, expected strategy bmnas, which "
             "trains them side by side; for other strategies sweep over seeds, see bmnas sweep"
+        )
+
+
+def _check_target(target: Target | None, method: type[Strategy], config: Config) -> None:
+    """Raise UserError where one network is derived, that may be outside the limits."""
+    if target is not None and method.TRAINS_SUPERNET and not config.search.rerank:
+        raise UserError(
+            "search.rerank: received 0 with limits, which one network may not keep, expected 1 or "
+            "more: leave out --recipe paper"
         )
 
 
@@ -155,7 +176,11 @@ def _prepare(context: RunContext, wanted: Mapping[str, Any], existing: Existing)
 
 
 def run_stages(
-    context: RunContext, method: type[Strategy], space: str | None = None, seeds: int = 1
+    context: RunContext,
+    method: type[Strategy],
+    space: str | None = None,
+    seeds: int = 1,
+    target: Target | None = None,
 ) -> tuple[dict[str, Backbone], Outcome[Architecture], RunMetrics]:
     """Search in a folder that is ready for it; return backbones, result and measures."""
     folder, config = context.folder, context.config
@@ -167,7 +192,8 @@ def run_stages(
     length = method.length(space, config.search.length)
     cache = context.features(backbones, ("train", "validation"), length, folds=folds_of(networks))
     cache = cache.on(context.runtime.device)
-    fingerprint, name = _fingerprint(context, cache, method, space, seeds), method.NAME
+    limits = {} if target is None else target.limits
+    fingerprint, name = _fingerprint(context, cache, method, space, seeds, limits), method.NAME
     problem = SearchProblem(
         train=shown(context.task, cache.samples("train")),
         validation=judged(context.task, cache.samples("validation"), PAIRS),
@@ -185,6 +211,8 @@ def run_stages(
         unimodal=_unimodal_logits(context, backbones),
         types={modality.name: modality.type for modality in context.task.modalities},
     )
+    if target is not None:
+        problem = _with_aim(context, problem, problem.space_for(method), backbones, target)
     outcome = method.search(problem)
     metrics = dataclasses.replace(
         _metrics(context, networks, cache, outcome),
@@ -197,10 +225,50 @@ def run_stages(
             samples_seen=outcome.samples_seen,
             threshold=outcome.threshold,
             seeds=_over_seeds(outcome) if outcome.members else None,
+            target=None if problem.aim is None else _served(problem.aim, outcome.genotype),
         ),
         peak_memory={"search": MemoryPeak(**problem.checkpoint.meter.peak_memory)},
     )
     return backbones, outcome, metrics
+
+
+def _with_aim(
+    context: RunContext,
+    problem: SearchProblem,
+    space: SearchSpace[Any],
+    backbones: Mapping[str, Backbone],
+    target: Target,
+) -> SearchProblem:
+    """Return ``problem`` within the limits; raises UserError where nothing in ``space`` is."""
+    table = None
+    if target.timer is not None and target.max_latency_ms is not None:
+        table = LatencyTable(context.folder.latencies, target.timer)
+    costs = NetworkCosts(context.task, backbones, context.head, table)
+    forms = (True, False) if context.adds_logits else (False,)
+
+    def final(found: Architecture) -> Architecture:
+        return space.final(found) if isinstance(found, space.GENOTYPE) else found
+
+    aim = Aim(target, costs, final, forms)
+    with context.progress.stage("latencies of parts", 1) as shown:
+        draw = Random("whole networks")
+        costs.compare((final(space.sample(draw)), forms[0]) for _ in range(_COMPARED))
+        aim.check(space)
+        shown.advance()
+    return dataclasses.replace(problem, aim=aim)
+
+
+def _served(aim: Aim, found: Architecture) -> TargetMetrics:
+    """Return what ``found`` costs once it is served."""
+    heads = bool(aim.form(found))
+    measured = aim.costs.measure(found, heads=heads)
+    return TargetMetrics(
+        **aim.target.limits,
+        predicted_ms=aim.predict(found, heads=heads).latency_ms,
+        measured_ms=measured.latency_ms,
+        parameters=measured.parameters,
+        unimodal_logits=heads,
+    )
 
 
 def _unimodal_logits(context: RunContext, backbones: Mapping[str, Backbone]) -> dict[str, Tensor]:
@@ -275,6 +343,12 @@ def _write(
     """Write metrics, pictures and every genotype of a search; its own genotype is the last."""
     folder = context.folder
     folder.update_metrics(metrics)
+    served = None if metrics.search is None else metrics.search.target
+    if served is not None and context.config.train.unimodal_logits != served.unimodal_logits:
+        # There is no room for them: a training must not add them.
+        recorded = folder.read_config()
+        recorded["train"]["unimodal_logits"] = served.unimodal_logits
+        write_json(folder.config, recorded)
     write_pictures(folder, outcome.genotype, context.progress)
     origin = {"task": context.task.name, "strategy": strategy, "run": folder.path.name}
 
@@ -316,7 +390,12 @@ def _note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Pr
 
 
 def _fingerprint(
-    context: RunContext, cache: FeatureCache, method: type[Strategy], space: str | None, seeds: int
+    context: RunContext,
+    cache: FeatureCache,
+    method: type[Strategy],
+    space: str | None,
+    seeds: int,
+    limits: Mapping[str, float],
 ) -> str:
     """Return a digest of everything that the state of this search depends on."""
     config = context.config
@@ -332,6 +411,7 @@ def _fingerprint(
         "seeds": seeds,
         # The scores by which a genotype is kept depend on it.
         "threshold": context.head.threshold,
+        **({"limits": limits} if limits else {}),
     }
     if method.TRAINS_SUPERNET:
         depends["operations"] = operation_names()

@@ -116,6 +116,7 @@ def train(
             search=made_with.search,
             strategies=made_with.strategies,
         )
+    _check_limits(recorded, config, path)
     record = recorded.get("backbones") or {}
     context = RunContext(
         folder,
@@ -243,6 +244,16 @@ def _prepare(
         folder.update_metrics(origin.read_metrics().only(*_INHERITED))
         # Last: killed in between, the next attempt comes here again.
         architecture.save(folder.genotype)
+
+
+def _check_limits(recorded: Mapping[str, Any], config: Config, genotype: Path) -> None:
+    """Raise UserError where unimodal logits would be more than the search had room for."""
+    kept = as_read(recorded.get("train", {})).get("unimodal_logits", False)
+    if recorded.get("target") and config.train.unimodal_logits and not kept:
+        raise UserError(
+            f"{genotype}: its search had no room for unimodal logits within its limits; leave out "
+            "--unimodal-logits, or search again without limits"
+        )
 
 
 def _check_features(genotype: Architecture, task: Task) -> None:

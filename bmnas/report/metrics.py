@@ -55,6 +55,21 @@ class SeedsMetrics:
 
 
 @dataclass(frozen=True)
+class TargetMetrics:
+    """The limits of a search, and what the network that it found costs once it is served.
+
+    Latency of one sample, one thread; ``unimodal_logits`` says whether those are in it.
+    """
+
+    max_latency_ms: Number | None = None
+    max_parameters: Number | None = None
+    predicted_ms: Number | None = None
+    measured_ms: Number | None = None
+    parameters: int | None = None
+    unimodal_logits: bool | None = None
+
+
+@dataclass(frozen=True)
 class SearchMetrics:
     """What was found: the validation score by which it was kept, and what that took.
 
@@ -70,6 +85,7 @@ class SearchMetrics:
     samples_seen: int | None = None
     threshold: Number | None = None
     seeds: SeedsMetrics | None = None
+    target: TargetMetrics | None = None
 
 
 @dataclass(frozen=True)

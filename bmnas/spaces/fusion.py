@@ -47,6 +47,13 @@ class Fusion(nn.Module):
         """
         return head.loss(logits_of(output), labels)
 
+    def parts(self) -> Sequence[nn.Module]:
+        """Return the modules that do its work, none inside another, each timed once by itself.
+
+        Networks of one space share most of theirs. By default it is one part.
+        """
+        return (self,)
+
     def forward(self, pooled: Sequence[Tensor]) -> Output:
         """Return logits (B, K) from one pooled feature (B, L, C_raw) for each of ``features``."""
         raise TypeError(f"{type(self).__name__} does not define what it computes")

@@ -267,6 +267,7 @@ def _of_seed(problem: SearchProblem, seed: int) -> SearchProblem:
         seeds=1,
         checkpoint=problem.checkpoint.of_part(f"seed-{seed}"),
         candidates=_no_candidates,
+        aim=None,
         progress=Progress(),
     )
 

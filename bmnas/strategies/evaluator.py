@@ -18,7 +18,7 @@ from bmnas.machine.runtime import seed_stage
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.registry import architecture_from_dict, space_of
 from bmnas.spaces.space import SearchSpace
-from bmnas.strategies.problem import Outcome, SearchProblem, StageCost, best_record
+from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
 from bmnas.strategies.strategy import Candidate, ProposingStrategy
 from bmnas.training.metrics import Evaluation
 from bmnas.training.settings import ShortTraining
@@ -69,7 +69,7 @@ def search_by_training(kind: type[ProposingStrategy], problem: SearchProblem) ->
     return evaluator.outcome(kind.RETURNS)
 
 
-def _score_of(found: Evaluation) -> float:
+def _score_of(_: Architecture, found: Evaluation) -> float:
     return found.score
 
 
@@ -79,7 +79,7 @@ class TrainingEvaluator:
     A candidate's result depends on nothing but the problem, its number, those that are trained
     with it, and the data. So the records are the whole state: a search that goes on takes from
     them what it knows. ``parts`` are saved with the records, which need to be restored before.
-    ``judge`` says what an evaluation on validation is worth, by default its score.
+    ``judge`` says what a genotype's evaluation on validation is worth, by default its score.
     Raises UserError when a loss is no longer finite, or there are too few samples for the subsets.
     """
 
@@ -94,7 +94,7 @@ class TrainingEvaluator:
         subsets: int = 0,
         stage: str = "candidates",
         parts: Mapping[str, Stateful] | None = None,
-        judge: Callable[[Evaluation], float] = _score_of,
+        judge: Callable[[Architecture, Evaluation], float] = _score_of,
     ) -> None:
         self._problem, self._space, self._training = problem, space, training
         self._checkpoint, self._parts = checkpoint, parts or {}
@@ -133,23 +133,33 @@ class TrainingEvaluator:
         return scores
 
     def outcome(self, returned: int = 1) -> Outcome[Any]:
-        """Return the best of those that saw all of train, and the next of ``returned``."""
-        found: dict[Architecture, float] = {}
+        """Return the best of those that saw all of train, and the next of ``returned``.
+
+        With limits the best of those whose whole networks, measured, are within them; raises
+        UserError where there is none.
+        """
+        found: dict[Architecture, Record] = {}
         # sorted() keeps the order of candidates among equals.
         for record in sorted(self.records, key=lambda r: (-r.get("longer", 1), -r["worth"])):
-            if record.get("subset", 0) == 0:
+            if record.get("subset", 0) == 0 and len(found) < returned:
                 genotype = architecture_from_dict(record["genotype"])
                 if isinstance(genotype, self._space.GENOTYPE):
                     genotype = self._space.final(genotype)
-                found.setdefault(genotype, record["validation_score"])
-        (best, validation), *others = list(found.items())[:returned]
+                if genotype not in found and self._problem.confirms(genotype):
+                    found[genotype] = record
+        if not found:
+            raise UserError(
+                f"none of the {len(self.records)} networks that were trained is within the limits "
+                "once it is whole, though expected to be: allow more, or start anew with "
+                "--overwrite when nothing else runs on this machine"
+            )
+        (best, record), *others = found.items()
         sizes = [samples_per_epoch(len(data), self._training.batch_size) for data in self._data]
         seen = sum(record["epochs"] * sizes[record.get("subset", 0)] for record in self.records)
-        record = best_record(self.records)
         seconds = self._checkpoint.meter.seconds.get(self._stage, 0.0)
         return Outcome(
             genotype=best,
-            validation=validation,
+            validation=record["validation_score"],
             candidates=len(self.records),
             samples_seen=seen,
             threshold=record.get("threshold"),
@@ -157,7 +167,7 @@ class TrainingEvaluator:
             processor_seconds=self._checkpoint.processor_seconds,
             stages={self._stage: StageCost(seconds, seen)},
             best_candidate=record["candidate"],
-            others=tuple(others),
+            others=tuple((other, own["validation_score"]) for other, own in others),
         )
 
     def _groups(self, candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
@@ -181,7 +191,7 @@ class TrainingEvaluator:
                 "epochs": found.epochs,
                 "validation_loss": found.best.loss,
                 "validation_score": found.best.score,
-                "worth": self._judge(found.best),
+                "worth": self._judge(candidate.genotype, found.best),
                 "genotype": _plain(candidate.genotype),
             }
             # Networks that saw other data, or less of it, say nothing about which one is better.

@@ -19,6 +19,7 @@ from bmnas.spaces.registry import space_named
 from bmnas.spaces.space import SearchSpace
 from bmnas.strategies.settings import SearchConfig
 from bmnas.strategies.strategy import Strategy
+from bmnas.strategies.target import Aim, Within
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Evaluation
 from bmnas.training.weighing import held_out_loss
@@ -36,7 +37,8 @@ class SearchProblem:
     ``seeds`` searches are wanted, of seed ``seed`` and those after it. ``own`` are the settings
     that the strategy has of its own, if any; ``space`` names the space to look in, None for the
     strategy's. ``unimodal`` are the logits (n, K) of the unimodal networks for validation, where
-    what is found will be added to them. ``types`` are those of the modalities, by name.
+    what is found will be added to them. ``types`` are those of the modalities, by name. ``aim``
+    says what may be found, where there are limits.
     """
 
     train: FeatureSamples
@@ -54,16 +56,27 @@ class SearchProblem:
     space: str | None = None
     unimodal: Mapping[str, Tensor] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
+    aim: Aim | None = None
 
-    def worth(self, found: Evaluation) -> float:
+    def worth(self, genotype: Architecture, found: Evaluation) -> float:
         """Return what a network with this result on validation is worth, the higher the better.
 
-        Its score, or minus the loss of the sum that it would be part of, see ``held_out_loss``.
+        Its score, or minus the loss of the sum that it would be part of, see ``held_out_loss``:
+        by itself where a limit leaves no room for unimodal networks.
         """
         if not self.unimodal:
             return found.score
-        members = {"": found.logits, **self.unimodal}
+        alone = self.aim is not None and not self.aim.form(genotype)
+        members = {"": found.logits, **({} if alone else self.unimodal)}
         return -held_out_loss(members, self.validation.labels, self.head)
+
+    def keeps(self, genotype: Architecture) -> bool:
+        """Tell whether the network of ``genotype`` is expected to be within the limits, if any."""
+        return self.aim is None or self.aim.keeps(genotype)
+
+    def confirms(self, genotype: Architecture) -> bool:
+        """Tell whether its whole network, measured, is within the limits, if there are any."""
+        return self.aim is None or self.aim.confirms(genotype)
 
     @property
     def steps(self) -> int:
@@ -76,11 +89,15 @@ class SearchProblem:
         return {} if chosen is None else {"threshold": chosen}
 
     def space_for(self, strategy: type[Strategy]) -> SearchSpace[Any]:
-        """Return the space to look in, over the features and of the sizes of the settings."""
+        """Return the space to look in, over the features and of the sizes of the settings.
+
+        With limits, what they leave of it.
+        """
         own = {} if self.own is None else asdict(self.own)
         chosen = space_named(self.space or strategy.SPACE)
         settings = {**asdict(self.config), **own, "types": self.types}
-        return chosen.of(self.train.names, settings)
+        space = chosen.of(self.train.names, settings)
+        return space if self.aim is None else Within.of(space, self.aim)
 
     @property
     def cells(self) -> CellSpace:

@@ -61,7 +61,7 @@ def rerank(
 
     def found(meter: CostMeter) -> list[Architecture]:
         own = _candidates(problem, [derived.genotype, *rivals], supernet, meter)
-        return [*own, *(_rivals(problem) if config.rivals else [])]
+        return [*own, *filter(problem.keeps, _rivals(problem) if config.rivals else [])]
 
     each = config.candidate_epochs * samples_per_epoch(len(problem.train), config.batch_size)
     stages = {"single_path": each, "screening": 0}
@@ -230,7 +230,7 @@ def screened(
     """
     count = problem.config.rerank + 1
     chosen: dict[str, A] = {}
-    for genotype in first:
+    for genotype in filter(problem.keeps, first):
         chosen.setdefault(space_of(genotype).canonical(genotype), genotype)
     wanted = max(0, count - len(chosen))
     drawn = _drawn(problem, set(chosen), ways, max(wanted, SCREENED)) if wanted else []
@@ -254,7 +254,7 @@ def screened(
 def _drawn(
     problem: SearchProblem, known: set[str], ways: Sequence[Callable[[Random], A]], wanted: int
 ) -> list[A]:
-    """Return up to ``wanted`` genotypes of different networks that are not ``known``."""
+    """Return up to ``wanted`` genotypes of different networks, none ``known``, within limits."""
     draw, by_turns = Random(f"{problem.seed} rerank"), cycle(ways)
     drawn: list[A] = []
     for _ in range(_DRAWS * wanted):
@@ -264,5 +264,6 @@ def _drawn(
         network = space_of(genotype).canonical(genotype)
         if network not in known:
             known.add(network)
-            drawn.append(genotype)
+            if problem.keeps(genotype):
+                drawn.append(genotype)
     return drawn

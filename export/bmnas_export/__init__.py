@@ -11,6 +11,7 @@ from bmnas_export.bundle import Bundle, export_bundle
 from bmnas_export.errors import ExportError, ParityError, PrecisionError
 from bmnas_export.measure import BatchParity, ParityReport
 from bmnas_export.targets import TARGETS, Exported, Target
+from bmnas_export.timing import time_module
 
 __all__ = [
     "TARGETS",
@@ -24,4 +25,5 @@ __all__ = [
     "Target",
     "benchmark_bundle",
     "export_bundle",
+    "time_module",
 ]

@@ -41,7 +41,8 @@ def fold_norms(model: ir.Model) -> None:
             graph.register_initializer(value)
             gemm.replace_input_with(place, value)
         graph.remove(norm, safe=True)
-        for value in (*constants, *layer):
+        # Constants that are equal, of a norm that was not trained, are one.
+        for value in dict.fromkeys((*constants, *layer)):
             if not value.uses():
                 graph.initializers.pop(value.name)
 

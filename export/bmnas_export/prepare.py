@@ -6,7 +6,7 @@ Legend: B batch, L length, C_raw channels of a raw feature, K classes, T time, H
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from bmnas.features.layers import LinearNorm
 from bmnas.features.reshape import Pool
 from bmnas.pipeline.multimodal import MultimodalNetwork
 from bmnas.training.heads import TaskHead
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class ExportPool(Pool):
@@ -69,14 +71,19 @@ def prepare(network: MultimodalNetwork, head: TaskHead) -> ExportNetwork:
     Pooling loses its adaptive operators, and each linear layer takes in the BatchNorm that
     follows it. ``network`` comes from ``reference_network`` and is left as it is.
     """
-    prepared = copy.deepcopy(network)
-    if isinstance(prepared.pool, Pool):
-        prepared.pool = ExportPool(prepared.pool.length)
+    return ExportNetwork(exportable(network), head).eval()
+
+
+def exportable(module: M) -> M:
+    """Return a copy of ``module`` whose inner modules are such that can be exported."""
+    prepared = copy.deepcopy(module)
     for parent in list(prepared.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LinearNorm):
                 setattr(parent, name, fold_norm(child))
-    return ExportNetwork(prepared, head).eval()
+            elif isinstance(child, Pool):
+                setattr(parent, name, ExportPool(child.length))
+    return prepared
 
 
 @torch.no_grad()

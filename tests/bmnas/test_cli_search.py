@@ -235,3 +235,17 @@ def test_a_budget_and_a_preset_contradict() -> None:
         "--budget: received preset digits-quick too, whose trainings have their lengths; leave "
         "out --budget, or say --preset default"
     )
+
+
+def test_limits_are_for_what_is_served(here: Path) -> None:
+    limited = (*TINY, "--strategy", "random", "--max-parameters")
+    assert bmnas_command(*limited, "1e9").status == 0
+    metrics = json.loads((here / "runs" / "tiny" / "metrics.json").read_text())
+    assert metrics["search"]["target"]["max_parameters"] == 1e9
+    shown = bmnas_command("show", "runs/tiny").out
+    assert re.search(r"target max parameters +1000000000", shown.replace(",", ""))
+    refused = bmnas_command(*limited, "1e3", "--run", "runs/tiny", "--overwrite")
+    assert "--max-parameters 1000: of 300 networks" in one_line_error(refused)
+    zero = bmnas_command(*limited, "0", "--run", "other")
+    assert "--max-parameters: received 0, expected more than 0" in one_line_error(zero)
+    assert bmnas_command(*TINY, "--target", "tensorrt").status == 2

@@ -6,6 +6,7 @@ Legend: B batch, L length, C channels, C_raw channels of a raw feature, K classe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,12 @@ class FusionNetwork(Fusion):
     def classifier(self) -> nn.Module:
         """The linear layer of the head."""
         return self.head.classifier
+
+    def parts(self) -> Sequence[nn.Module]:
+        """Return projections, operations, ends of Cells, and the head."""
+        cells = [cast(FusionCell, cell) for cell in self.cells]
+        inside = [part for cell in cells for part in (*cell.operations, cell.output)]
+        return (*self.projections, *inside, self.head)
 
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each, in their order."""

@@ -100,6 +100,10 @@ class MFASNetwork(Fusion):
         widths = (genotype.inner_size, *(channels_raw[name] for name in self.heads))
         self.classifiers = nn.ModuleList(nn.Linear(width, classes) for width in widths)
 
+    def parts(self) -> Sequence[nn.Module]:
+        """Return fusion layers and classifiers."""
+        return (*self.layers, *self.classifiers)
+
     @property
     def has_own_loss(self) -> bool:
         """Whether it has heads, whose losses count."""

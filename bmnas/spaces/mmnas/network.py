@@ -134,6 +134,12 @@ class EncoderDecoder(Fusion):
         encoded = self.encode(read)[place]
         return self.decode(encoded, dataclasses.replace(read, counted=read.counted[place]))
 
+    def parts(self) -> Sequence[nn.Module]:
+        """Return what reads tokens, all blocks, and what ends them."""
+        first = [self.sequence, self.project, *([] if self.relations is None else [self.relations])]
+        last = [*self.summaries, *([self.place] if self.regionwise else []), self.norm, self.output]
+        return (*first, *self.encoder, *self.decoder, *last)
+
     def read(self, tokens: Sequence[Tensor], masks: Sequence[Tensor] = ()) -> Read:
         """Return what the chains begin with, which no operation of theirs changes."""
         first, second = tokens

@@ -70,6 +70,10 @@ class TreeFusion(Fusion):
         self.norm = nn.BatchNorm1d(width)
         self.output = nn.Linear(width, classes)
 
+    def parts(self) -> Sequence[nn.Module]:
+        """Return all leaves, the layers that join two vectors, and what ends the tree."""
+        return (*self.leaves, *self.merges, self.norm, self.output)
+
     def forward(self, pooled: Sequence[Tensor]) -> Tensor:
         """Return logits (B, K) from the pooled ``features``, (B, L, C_raw) each, in their order."""
         averaged = [leaf(x.mean(1)) for leaf, x in zip(self.leaves, pooled, strict=True)]
