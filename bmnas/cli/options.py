@@ -83,6 +83,10 @@ class SearchSettings:
             "as in the paper."
         ),
     ] = None
+    ensemble: Annotated[
+        int | None,
+        Option(help="Networks, the best of the short trainings, that are averaged."),
+    ] = None
     candidates: Annotated[int | None, Option(help="Networks that strategy random trains.")] = None
     cache_dtype: Annotated[
         str | None,

@@ -16,6 +16,7 @@ from bmnas.pipeline.config import Config, follows_from_data
 from bmnas.report.record import load_run
 from bmnas.report.tables import print_tables, run_tables
 from bmnas.report.text import genotype_text
+from bmnas.spaces.ensembles.space import Ensemble
 from bmnas.spaces.registry import space_named
 from bmnas.spaces.space import SearchSpace
 from bmnas.strategies import strategy_named
@@ -181,7 +182,10 @@ def _print(result: SearchResult, task: Task) -> None:
     print_tables(run_tables(record.metrics))
     read = {name.partition(".")[0] for name in result.genotype.live_features()}
     unread = [modality.name for modality in task.modalities if modality.name not in read]
-    if unread and result.genotype.SEARCHED:  # a hand-made fusion takes all there are
+    found = result.genotype
+    each = found.networks if isinstance(found, Ensemble) else (found,)
+    # A hand-made fusion takes all there are.
+    if unread and all(genotype.SEARCHED for genotype in each):
         typer.echo(f"note: the network found reads nothing of {', '.join(unread)}", err=True)
     path = result.run / "genotype.json"
     next_command("train", genotype=path, **task_again(task))

@@ -29,6 +29,7 @@ DEFAULT = "default"
 
 _LARGE = 4000
 _FOLDS = 3
+_ENSEMBLE = 3  # as many as the last comparison of the search trains
 _UNIMODAL_STEPS, _SEARCH_STEPS, _CANDIDATE_STEPS, _TRAIN_STEPS = 800, 500, 250, 2000
 _DROPOUT, _RATE, _DECAY = 0.3, 2e-3, 1e-4
 #: Networks of tokens add up what modalities say each for some hundred steps before they do more.
@@ -185,6 +186,7 @@ def fitted_config(
             rerank=3 if tokens else 4,
             candidate_epochs=epochs(candidate, train, 2),
             rivals=not tokens,
+            ensemble=1 if tokens else _ENSEMBLE,
         ),
         train=TrainConfig(
             epochs=epochs(_TRAIN_STEPS, whole, 4),

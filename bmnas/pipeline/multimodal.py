@@ -87,22 +87,30 @@ class MultimodalNetwork(nn.Module):
 
     def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
         """Return what the training of all of it minimises: each head has a loss of its own."""
-        if self.heads and isinstance(output, tuple):
-            # The first is the sum of the others.
-            return head.summed_loss(output[1:], labels)
-        return self.fusion.loss(head, output, labels)
+        if not self.heads or isinstance(output, Tensor):
+            return self.fusion.loss(head, output, labels)
+        # The first is the sum of what the others are.
+        own, alone = output[1 : -len(self.heads)], output[-len(self.heads) :]
+        loss = head.summed_loss(alone, labels)
+        if own:
+            loss = loss + self.fusion.loss(head, own if len(own) > 1 else own[0], labels)
+        return loss
 
     def forward(self, *inputs: Tensor) -> Output:
         """Return logits (B, K) from one raw input per modality, each (B, *shape).
 
-        In training this is all that the fusion network returns; with a weighing the sum, then the
-        logits of every member.
+        In training this is all that the fusion network returns; with a weighing the sum, then all
+        that the fusion network returns, and the logits of every head.
         """
         output, members = self.fuse(*self.read(*inputs))
         if self.weighing is None:
             return output
         total = self.weighing.of(members)
-        return (total, *members.values()) if self.training else total
+        if not self.training:
+            return total
+        own = output if isinstance(output, tuple) else (output,)
+        heads = [members[name] for name in self.heads]
+        return (total, *(own if self.features else ()), *heads)
 
     def members(self, *inputs: Tensor) -> Tensor:
         """Return the logits (B, M, K) of the M members of the weighing, in its order."""

@@ -11,6 +11,7 @@ from bmnas.spaces.architecture import Architecture, GenotypeError, read_file, wr
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.description import Description
+from bmnas.spaces.ensembles.space import EnsembleSpace
 from bmnas.spaces.fusions.space import FusionSpace
 from bmnas.spaces.mfas.space import MFASSpace
 from bmnas.spaces.mmnas.space import MMnasSpace
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 Space = type[SearchSpace[Any]]
 
 SPACES: dict[str, Space] = {
-    space.NAME: space for space in (CellSpace, MFASSpace, TreeSpace, FusionSpace, MMnasSpace)
+    space.NAME: space
+    for space in (CellSpace, MFASSpace, TreeSpace, FusionSpace, MMnasSpace, EnsembleSpace)
 }
 
 

@@ -20,7 +20,9 @@ class BMNAS(Strategy):
 
     NAME = "bmnas"
     TRAINS_SUPERNET = True
-    PAPER: ClassVar[Mapping[str, Mapping[str, Any]]] = {"search": {"rerank": 0, "rivals": False}}
+    PAPER: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "search": {"rerank": 0, "rivals": False, "ensemble": 1}
+    }
     READS = frozenset({field.name for field in dataclasses.fields(SearchConfig)} - {"candidates"})
 
     @classmethod

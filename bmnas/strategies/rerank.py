@@ -19,6 +19,7 @@ from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.known import FUSION_MODULES, late_pairs, module_genotype
 from bmnas.spaces.cells.one_shot import OneShot, SinglePath
 from bmnas.spaces.cells.supernet import Supernet
+from bmnas.spaces.ensembles.space import Ensemble
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.spaces.registry import architecture_from_dict, space_of
@@ -81,8 +82,9 @@ def compare(
 ) -> Outcome[Any]:
     """Return ``derived`` with the genotype that does best in short trainings.
 
-    They compare what ``found`` returns, in ``rungs``, see ``_halve``; ``stages`` are those of
-    finding it, each with the samples that pass through it.
+    Of networks on pooled features it is the ensemble of the best ``config.ensemble``. Trainings
+    compare what ``found`` returns, in ``rungs``, see ``_halve``; ``stages`` are those of finding
+    it, each with the samples that pass through it.
     """
     checkpoint, wanted, config = problem.candidates(), _Wanted(), problem.config
     parts = {"wanted": wanted}
@@ -101,14 +103,14 @@ def compare(
         checkpoint.save(parts, evaluator.records)
     genotypes = [architecture_from_dict(data) for data in wanted.genotypes]
     _halve(problem, evaluator, genotypes, rungs)
-    best = evaluator.outcome()
+    best = evaluator.outcome(1 if space.READS_TOKENS else config.ensemble)
     added = {
         **best.stages,
         **{n: StageCost(meter.seconds[n], s) for n, s in stages.items() if n in meter.seconds},
     }
     return dataclasses.replace(
         derived,
-        genotype=best.genotype,
+        genotype=_averaged(problem, [best.genotype, *(genotype for genotype, _ in best.others)]),
         validation=best.validation,
         threshold=best.threshold,
         candidates=best.candidates,
@@ -118,6 +120,15 @@ def compare(
         seconds=derived.seconds + best.seconds,
         processor_seconds=derived.processor_seconds + best.processor_seconds,
     )
+
+
+def _averaged(problem: SearchProblem, best: Sequence[Architecture]) -> Architecture:
+    """Return the ensemble of as many of the ``best`` as are within the limits together."""
+    for count in range(len(best), 1, -1):
+        together = Ensemble(tuple(best[:count]))
+        if problem.confirms(together):
+            return together
+    return best[0]
 
 
 def _halve(

@@ -21,7 +21,8 @@ class SearchConfig:
     Algorithm 1's own result is compared with in the end (0: the paper's method); each is trained
     for ``candidate_epochs``, and before them the supernet, one path at a time. With ``rivals``, for
     Cells alone, hand-made fusions and known modules are among them, and trainings are of ``RUNGS``
-    lengths, see ``first_rung``. ``cache_dtype`` is the type of the feature cache,
+    lengths, see ``first_rung``. The best ``ensemble`` of what is compared are averaged, unless
+    they read tokens. ``cache_dtype`` is the type of the feature cache,
     ``precision`` that of the matrix products of Algorithm 1. In the first ``warmup_steps``, at most
     a quarter, of a training that has a cosine of its own, of a candidate or of the supernet of
     MMnas, the rate rises.
@@ -43,6 +44,7 @@ class SearchConfig:
     candidate_epochs: Count = 3
     rerank: Annotated[int, Range(0)] = 0
     rivals: bool = False
+    ensemble: Annotated[int, Range(1, 16)] = 1
     warmup_steps: Annotated[int, Range(0)] = 0
     cache_dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     precision: Literal["float32", "bfloat16"] = "float32"

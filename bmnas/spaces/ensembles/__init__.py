@@ -1,0 +1,1 @@
+"""Ensembles: several networks on the same features, whose mean is what is answered."""
