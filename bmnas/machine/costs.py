@@ -96,11 +96,14 @@ def measure_latency(
 ) -> Latency:
     """Time ``function`` call by call, after ``warm_up`` calls that do not count.
 
-    Stops early once ``budget`` seconds are spent. The function must wait for its own result: on
-    an accelerator it has to synchronise.
+    Stops early once ``budget`` seconds are spent, and warming up after a fifth of them. The
+    function must wait for its own result: on an accelerator it has to synchronise.
     """
+    end = time.perf_counter() + budget / 5
     for _ in range(warm_up):
         function()
+        if time.perf_counter() > end:
+            break
     times = []
     end = time.perf_counter() + budget
     for _ in range(repeats):

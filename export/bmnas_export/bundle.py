@@ -39,7 +39,6 @@ from bmnas_export.measure import (
     ParityReport,
     SampleInputs,
     latency_report,
-    logits_of,
     measure_parity,
     measure_session,
     value_ranges,
@@ -127,7 +126,7 @@ def export_bundle(
                 made = _write_targets(folder, session, inputs, further, stage)
                 _next(stage, "write")
                 _write_example(folder, session, inputs)
-                _write_samples(folder, reference, inputs)
+                _write_samples(folder, parity, inputs)
                 manifest = replace(
                     manifest,
                     targets=made,
@@ -214,13 +213,15 @@ def _score(
     return {**manifest.scores, "exported": measured}
 
 
-def _write_samples(folder: Path, reference: MultimodalNetwork, inputs: SampleInputs) -> None:
-    """Write up to 64 test samples and torch's logits of them, fewer where they are large."""
-    row = sum(x.nbytes for x in inputs.batch(1).values())
-    count = min(len(inputs), BATCHES[-1], max(2, _SAMPLES_BYTES // row))
-    batch = inputs.batch(count)
-    tensors = {f"inputs.{name}": x for name, x in batch.items()}
-    tensors["logits"] = torch.from_numpy(logits_of(reference, batch))
+def _write_samples(folder: Path, parity: ParityReport, inputs: SampleInputs) -> None:
+    """Write up to 64 of the samples compared and torch's logits, fewer where they are large."""
+    compared = len(parity.logits)
+    batch = inputs.batch(compared)
+    row = sum(x.nbytes for x in batch.values()) // compared
+    count = min(compared, max(2, _SAMPLES_BYTES // row))
+    chosen = torch.linspace(0, compared - 1, count).round().long()
+    tensors = {f"inputs.{name}": x[chosen] for name, x in batch.items()}
+    tensors["logits"] = torch.from_numpy(parity.logits)[chosen]
     write_tensors(folder / SAMPLES_FILE, tensors, {"format": SAMPLES_FORMAT})
 
 

@@ -1,9 +1,10 @@
-"""BatchNormalizations that stand before a linear layer, folded into its weights."""
+"""Nodes that need not be computed: norms before a linear layer, masks that mask nothing."""
 
 from __future__ import annotations
 
 import numpy as np
 from onnxscript import ir
+from onnxscript.ir.passes.common import RemoveUnusedNodesPass
 
 _LINEAR = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 
@@ -45,6 +46,33 @@ def fold_norms(model: ir.Model) -> None:
         for value in dict.fromkeys((*constants, *layer)):
             if not value.uses():
                 graph.initializers.pop(value.name)
+
+
+def drop_open_masks(model: ir.Model) -> None:
+    """Remove each Add of an attention mask that is open everywhere, as those of images are.
+
+    Such a mask is Where(condition, 0, ...) with a condition that is a constant of nothing but true,
+    perhaps expanded. Its Add stays where it is what makes the shape larger.
+    """
+    graph = model.graph
+    for where in [node for node in graph if node.op_type == "Where"]:
+        condition, chosen = where.inputs[0], graph.initializers.get(where.inputs[1].name)
+        maker = condition.producer()
+        if maker is not None and maker.op_type == "Expand":
+            condition = maker.inputs[0]
+        allowed = graph.initializers.get(condition.name)
+        if allowed is None or chosen is None:
+            continue
+        if not allowed.const_value.numpy().all() or chosen.const_value.numpy().any():
+            continue
+        for add, place in list(where.outputs[0].uses()):
+            if add.op_type != "Add" or add.outputs[0].is_graph_output():
+                continue
+            other, shape = add.inputs[1 - place], add.outputs[0].shape
+            if shape is not None and not shape.has_unknown_dim() and other.shape == shape:
+                add.outputs[0].replace_all_uses_with(other)
+                graph.remove(add, safe=True)
+    RemoveUnusedNodesPass()(model)
 
 
 def _attribute(node: ir.Node, name: str, default: float) -> float:

@@ -22,7 +22,7 @@ from torch import nn
 
 from bmnas.machine.errors import UserError
 from bmnas_export.errors import ExportError, first_line
-from bmnas_export.fold import fold_norms
+from bmnas_export.fold import drop_open_masks, fold_norms
 
 #: onnxruntime reads up to 26, TensorRT up to 25; 20 has everything that is needed.
 OPSET = 20
@@ -51,13 +51,14 @@ def export_graph(
     _check_size(network)
     program = translate(network, inputs)
     fold_norms(program.model)
+    drop_open_masks(program.model)
     _clean(program.model, inputs, outputs, metadata)
+    model = ir.serde.serialize_model(program.model)
+    content: bytes = model.SerializeToString(deterministic=True)
     try:
-        model = ir.serde.serialize_model(program.model)
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(content, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
-    content: bytes = model.SerializeToString(deterministic=True)
     return content
 
 

@@ -6,7 +6,7 @@ Legend: B batch, K classes, n samples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ TOLERANCE = 1e-5
 BATCHES = (1, 2, 7, 64)
 
 _TIMED_BATCHES = (1, 64)
-_REPEATS = 200
+_REPEATS, _BUDGET = 200, 2.0
 _RANGE_SAMPLES = 2000
 
 
@@ -148,12 +148,13 @@ class ParityReport:
     Where logits are of several scales, as scores and corners are, it is that of the first.
 
     ``available`` is the size of the test part: smaller than the largest batch wanted, it is the
-    largest batch compared.
+    largest batch compared. ``logits`` are torch's of that one.
     """
 
     batches: tuple[BatchParity, ...]
     scale: float
     available: int
+    logits: NDArray[Any] = field(compare=False, repr=False)
 
     @property
     def passed(self) -> bool:
@@ -246,7 +247,7 @@ def compare(
         raise ExportError("the trained network itself gives logits that are NaN or infinite")
     each = np.where(scales == 0, 1.0, scales)
     batches = tuple(_compare(logits, outputs, each, head) for logits, outputs in pairs)
-    report = ParityReport(batches, float(scales[0]), available)
+    report = ParityReport(batches, float(scales[0]), available, pairs[-1][0])
     if not all(batch.within(tolerance) for batch in batches):
         raise ParityError(_failure(report))
     return report
@@ -304,7 +305,8 @@ def measure_session(session: Session, inputs: SampleInputs) -> dict[int, Latency
     latency = {}
     for size in _TIMED_BATCHES:
         arrays = {name: tensor.numpy() for name, tensor in inputs.batch(size).items()}
-        latency[size] = measure_latency(partial(session.run, arrays), repeats=_REPEATS)
+        run = partial(session.run, arrays)
+        latency[size] = measure_latency(run, repeats=_REPEATS, budget=_BUDGET)
     return latency
 
 

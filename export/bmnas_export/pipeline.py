@@ -62,8 +62,9 @@ def write_pipeline(
     nodes = [*before, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    onnx.checker.check_model(model, full_check=True)
-    (folder / PIPELINE_FILE).write_bytes(model.SerializeToString(deterministic=True))
+    content = model.SerializeToString(deterministic=True)
+    onnx.checker.check_model(content, full_check=True)
+    (folder / PIPELINE_FILE).write_bytes(content)
     return taken
 
 

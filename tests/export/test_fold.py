@@ -1,4 +1,4 @@
-"""BatchNormalizations before linear layers leave the graph, and nothing changes but rounding."""
+"""Norms before linear layers and open masks leave the graph; nothing changes but rounding."""
 
 from __future__ import annotations
 
@@ -39,6 +39,35 @@ def test_norms_are_folded_into_the_linear_layer_that_reads_them() -> None:
     read = {name for node in graph.node for name in node.input}
     assert {tensor.name for tensor in graph.initializer} <= read
     x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    found = onnxruntime.InferenceSession(content).run(None, {"x": x})[0]
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x))[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+class Masked(nn.Module):
+    """An open mask that is added to what has its shape and to what has not, and one that masks."""
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = inputs[0]
+        zero, low = torch.tensor(0.0), torch.tensor(-1e30)
+        opened = torch.where(
+            torch.ones(1, 1, 4, dtype=torch.bool).expand(x.shape[0], 3, 4), zero, low
+        )
+        masked = torch.where(x[:, :1] > 0, zero, low)
+        y = (x + opened).softmax(-1)
+        z = (x[:, :1] + opened).cumsum(1)
+        return (y + z + (x + masked).softmax(-1),)
+
+
+def test_masks_that_mask_nothing_are_not_added() -> None:
+    network, spec = Masked().eval(), TensorSpec("x", (-1, 3, 4), "float32")
+    content = export_graph(network, [spec], [TensorSpec("y", (-1, 3, 4), "float32")], {})
+    operators = [node.op_type for node in onnx.load_from_string(content).graph.node]
+    # Two of the result, the one that masks, and the one that makes three rows of one.
+    assert operators.count("Add") == 4
+    assert operators.count("Where") == 2
+    x = np.random.default_rng(0).normal(size=(7, 3, 4)).astype(np.float32)
     found = onnxruntime.InferenceSession(content).run(None, {"x": x})[0]
     with torch.no_grad():
         expected = network(torch.from_numpy(x))[0].numpy()
