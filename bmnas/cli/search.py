@@ -88,14 +88,22 @@ class Limits:
         float | None, Option(help="Weights that it may have, backbones included, such as 1e6.")
     ] = None
 
+    pareto: Annotated[
+        bool,
+        Option(
+            "--pareto",
+            help="Also return what no other network is better than in score, latency and weights.",
+        ),
+    ] = False
+
     def found(self) -> Target | None:
         """Return what the search aims at, None without limits; raises UserError."""
         from bmnas.cli.export import latency_timer
 
-        if self.max_latency_ms is None and self.max_parameters is None:
+        if self.max_latency_ms is None and self.max_parameters is None and not self.pareto:
             return None
-        timer = None if self.max_latency_ms is None else latency_timer()
-        return Target(self.max_latency_ms, self.max_parameters, timer)
+        timer = latency_timer() if self.pareto or self.max_latency_ms is not None else None
+        return Target(self.max_latency_ms, self.max_parameters, timer, self.pareto)
 
 
 @grouped

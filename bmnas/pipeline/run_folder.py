@@ -23,7 +23,7 @@ _SEARCH_FILES = (
     # The next best genotypes are numbered.
     "genotype.json", *(f"genotype-{number}.json" for number in range(2, 6)), "metrics.json",
     "checkpoint.pt", "rerank-checkpoint.pt", "history.jsonl", "rerank.jsonl",
-    "architecture.svg", "history.svg", "latencies.json", "config.json",
+    "architecture.svg", "history.svg", "front.svg", "latencies.json", "config.json",
 )  # fmt: skip
 #: What a configuration may say of the things that a later command takes from it.
 _TYPES: Mapping[str, type | UnionType] = {
@@ -56,6 +56,8 @@ class Run:
         self.rerank, self.rerank_checkpoint = path / "rerank.jsonl", path / "rerank-checkpoint.pt"
         #: How long parts of networks take, where a search has a limit.
         self.latencies = path / "latencies.json"
+        #: A run folder for each point of the front of a search, by number from 1.
+        self.front = path / "front"
         #: The trained network.
         self.network = path / "network.safetensors"
         #: A line for each epoch of the training, and where it stands.
@@ -120,6 +122,8 @@ class Run:
             path.unlink()
         with contextlib.suppress(OSError):
             self.genotypes.rmdir()
+        if self.front.is_dir():
+            shutil.rmtree(self.front)
         for name in _SEARCH_FILES:
             (self.path / name).unlink(missing_ok=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -21,7 +21,7 @@ from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import COMPILE, versions
 from bmnas.machine.distributed import on_rank_zero, world_size
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import sha256_json, write_json
+from bmnas.machine.files import atomic_folder, sha256_json, write_json
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config, config_for
@@ -36,8 +36,10 @@ from bmnas.pipeline.unimodal import (
     remove_stale,
     unimodal_networks,
 )
+from bmnas.report.front import front_parts
 from bmnas.report.history import history_parts
 from bmnas.report.metrics import (
+    FrontPoint,
     MemoryPeak,
     RunMetrics,
     SearchMetrics,
@@ -53,6 +55,7 @@ from bmnas.spaces.cells.operations import operation_names
 from bmnas.spaces.registry import load_architecture, space_named
 from bmnas.spaces.space import SearchSpace
 from bmnas.strategies import Strategy, strategy_named
+from bmnas.strategies.front import Point
 from bmnas.strategies.problem import Outcome, SearchProblem
 from bmnas.strategies.target import Aim, Target
 from bmnas.tasks import check_task, notes
@@ -121,7 +124,7 @@ def search(
         folder, task, config, seed, backbones=backbones, runtime=runtime, progress=progress
     )
     several: dict[str, Any] = {"seeds": seeds} if seeds > 1 else {}
-    limits = {} if target is None else {"target": target.limits}
+    limits = {} if target is None else {"target": target.record()}
     wanted = {"strategy": strategy, "space": space, **several, **limits, **context.record()}
 
     def work() -> None:
@@ -192,7 +195,7 @@ def run_stages(
     length = method.length(space, config.search.length)
     cache = context.features(backbones, ("train", "validation"), length, folds=folds_of(networks))
     cache = cache.on(context.runtime.device)
-    limits = {} if target is None else target.limits
+    limits = {} if target is None else target.record()
     fingerprint, name = _fingerprint(context, cache, method, space, seeds, limits), method.NAME
     problem = SearchProblem(
         train=shown(context.task, cache.samples("train")),
@@ -226,6 +229,10 @@ def run_stages(
             threshold=outcome.threshold,
             seeds=_over_seeds(outcome) if outcome.members else None,
             target=None if problem.aim is None else _served(problem.aim, outcome.genotype),
+            front=tuple(
+                FrontPoint(point.score, point.latency_ms, point.parameters, point.unimodal_logits)
+                for point in outcome.front
+            ),
         ),
         peak_memory={"search": MemoryPeak(**problem.checkpoint.meter.peak_memory)},
     )
@@ -241,7 +248,7 @@ def _with_aim(
 ) -> SearchProblem:
     """Return ``problem`` within the limits; raises UserError where nothing in ``space`` is."""
     table = None
-    if target.timer is not None and target.max_latency_ms is not None:
+    if target.timer is not None and target.times:
         table = LatencyTable(context.folder.latencies, target.timer)
     costs = NetworkCosts(context.task, backbones, context.head, table)
     forms = (True, False) if context.adds_logits else (False,)
@@ -359,11 +366,41 @@ def _write(
     for member in outcome.members:
         path = folder.genotypes / f"{member.seed}.json"
         save(member.genotype, member.seed, member.validation, path)
+    if outcome.front:
+        _write_front(context, outcome.front, origin, metrics)
     for place, (other, score) in enumerate(outcome.others, start=2):
         save(other, context.seed, score, folder.path / f"genotype-{place}.json")
     # Last: a folder with a genotype is a finished search.
     found_by = context.seed if outcome.seed is None else outcome.seed
     save(outcome.genotype, found_by, outcome.validation, folder.genotype)
+
+
+def _write_front(
+    context: RunContext, points: Sequence[Point], origin: Mapping[str, Any], metrics: RunMetrics
+) -> None:
+    """Write a run folder for each point, which is trained in it as it was judged."""
+    config = context.folder.read_config()
+    with atomic_folder(context.folder.front) as aside:
+        for number, point in enumerate(points, start=1):
+            run = Run(aside / str(number))
+            run.path.mkdir()
+            train = {**config["train"], "unimodal_logits": point.unimodal_logits}
+            kept = {**config["backbones"], "folder": str(context.kept.resolve())}
+            write_json(run.config, {**config, "train": train, "backbones": kept})
+            cost = TargetMetrics(
+                predicted_ms=point.latency_ms,
+                parameters=point.parameters,
+                unimodal_logits=point.unimodal_logits,
+            )
+            found = SearchMetrics(point.score, origin["strategy"], target=cost)
+            dataclasses.replace(metrics, search=found).save(run.metrics)
+            own = {"front": number, "best_val": point.score, "seed": context.seed}
+            point.genotype.with_provenance({**origin, **own}).save(run.genotype)
+    try:
+        picture = figure_of(*front_parts(load_run(context.folder.path)))
+        write_figure(picture, context.folder.path / "front.svg")
+    except UserError as error:
+        context.progress.note(f"no picture: {error}")
 
 
 def write_pictures(folder: Run, genotype: Architecture | None, progress: Progress) -> None:
@@ -395,7 +432,7 @@ def _fingerprint(
     method: type[Strategy],
     space: str | None,
     seeds: int,
-    limits: Mapping[str, float],
+    limits: Mapping[str, Any],
 ) -> str:
     """Return a digest of everything that the state of this search depends on."""
     config = context.config

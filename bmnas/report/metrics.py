@@ -70,6 +70,19 @@ class TargetMetrics:
 
 
 @dataclass(frozen=True)
+class FrontPoint:
+    """A network that no other of the search is better than in score, latency and weights.
+
+    Its run folder is ``front/<number>``, from 1.
+    """
+
+    score: Number
+    latency_ms: Number
+    parameters: int
+    unimodal_logits: bool = False
+
+
+@dataclass(frozen=True)
 class SearchMetrics:
     """What was found: the validation score by which it was kept, and what that took.
 
@@ -86,6 +99,7 @@ class SearchMetrics:
     threshold: Number | None = None
     seeds: SeedsMetrics | None = None
     target: TargetMetrics | None = None
+    front: tuple[FrontPoint, ...] = ()
 
 
 @dataclass(frozen=True)

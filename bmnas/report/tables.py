@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
-from bmnas.report.metrics import STAGES, RunMetrics, TrainedMetrics, UnimodalMetrics
+from bmnas.report.metrics import STAGES, FrontPoint, RunMetrics, TrainedMetrics, UnimodalMetrics
 from bmnas.report.style import printable
 
 DASH = "–"
@@ -157,12 +157,30 @@ def run_tables(metrics: RunMetrics) -> list[TextTable]:
         tables.insert(1, _table(title, ("part", "lost", "±"), lines, ".4f"))
     measured = [table for table in (table.measured() for table in tables) if table.rows]
     found = metrics.to_dict()
+    if metrics.search is not None and metrics.search.front:
+        measured.append(_front(metrics.search.front, metric))
+    found.get("search", {}).pop("front", None)
     if hours := metrics.seconds.get("gpu_hours"):
         found["search"] = {**found.get("search", {}), "GPU-hours": hours}
     if metrics.test is not None and metrics.test.gallery is not None:
         found["gallery of the test"] = found["test"]["gallery"]
     kept = ("search", "gallery of the test", "parameters", "latency", "peak_memory")
     return [*measured, *_sections({key: found[key] for key in kept if key in found})]
+
+
+def _front(points: Sequence[FrontPoint], metric: str) -> TextTable:
+    columns = ("network", "unimodal logits", metric, "ms", "parameters")
+    rows = tuple(
+        (
+            f"front/{number}",
+            "yes" if point.unimodal_logits else "no",
+            shown(point.score, ".4f"),
+            shown(point.latency_ms, ".4f"),
+            shown(point.parameters),
+        )
+        for number, point in enumerate(points, start=1)
+    )
+    return TextTable("Front, validation", columns, rows, words=2)
 
 
 def _details(test: TrainedMetrics) -> dict[str, float]:

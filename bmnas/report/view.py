@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from bmnas.report.front import front_parts
 from bmnas.report.history import history_parts, weights_parts
 from bmnas.report.importance import importance_parts
 from bmnas.report.latency import latency_parts, latency_tables
@@ -41,6 +42,7 @@ def draw_record(record: Record) -> Any:
     drawn = [] if record.genotype is None else [architecture_part(describe(record.genotype))]
     return figure_of(
         *drawn,
+        *front_parts(record),
         *importance_parts(record),
         *weights_parts(record),
         *history_parts(record),
@@ -56,6 +58,8 @@ def record_page(record: Record) -> str:
         details = f"<details><summary>As text</summary><pre>{text}</pre></details>\n"
         figure = figure_html(draw_genotype(record.genotype), "a")
         sections.append(("Architecture", figure + details))
+    if parts := front_parts(record):
+        sections.append(("Front", figure_html(figure_of(*parts), "e")))
     if parts := importance_parts(record):
         sections.append(("What each part is worth", figure_html(figure_of(*parts), "b")))
     if parts := latency_parts(record.manifest):

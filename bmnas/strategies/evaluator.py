@@ -18,6 +18,7 @@ from bmnas.machine.runtime import seed_stage
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.registry import architecture_from_dict, space_of
 from bmnas.spaces.space import SearchSpace
+from bmnas.strategies.front import Point, front, ordered
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
 from bmnas.strategies.strategy import Candidate, ProposingStrategy
 from bmnas.training.metrics import Evaluation
@@ -132,6 +133,20 @@ class TrainingEvaluator:
             raise BudgetSpentError
         return scores
 
+    def ranked(self, count: int) -> list[int]:
+        """Return the numbers of the last ``count`` that were asked for, the best first.
+
+        Where a front is wanted, those that lead to it in one form or the other.
+        """
+        last = self.records[self._told - count : self._told]
+        if not any("forms" in record for record in last):
+            # sorted() keeps the order of candidates among equals.
+            return sorted(range(count), key=lambda number: -last[number]["worth"])
+        places = [n for n, record in enumerate(last) for _ in record.get("forms", ())]
+        points = [point for record in last for point in self._points(record)]
+        best = [places[n] for n in ordered([point.values for point in points])]
+        return list(dict.fromkeys([*best, *range(count)]))
+
     def outcome(self, returned: int = 1) -> Outcome[Any]:
         """Return the best of those that saw all of train, and the next of ``returned``.
 
@@ -142,9 +157,7 @@ class TrainingEvaluator:
         # sorted() keeps the order of candidates among equals.
         for record in sorted(self.records, key=lambda r: (-r.get("longer", 1), -r["worth"])):
             if record.get("subset", 0) == 0 and len(found) < returned:
-                genotype = architecture_from_dict(record["genotype"])
-                if isinstance(genotype, self._space.GENOTYPE):
-                    genotype = self._space.final(genotype)
+                genotype = self._final(record)
                 if genotype not in found and self._problem.confirms(genotype):
                     found[genotype] = record
         if not found:
@@ -167,8 +180,46 @@ class TrainingEvaluator:
             processor_seconds=self._checkpoint.processor_seconds,
             stages={self._stage: StageCost(seconds, seen)},
             best_candidate=record["candidate"],
+            front=self._front(),
             others=tuple((other, own["validation_score"]) for other, own in others),
         )
+
+    def _front(self) -> tuple[Point, ...]:
+        """Return the front of all networks, each as its longest training left it.
+
+        With a limit of latency, of those whose whole networks are within it.
+        """
+        longest = {
+            str(record["genotype"]): record
+            for record in sorted(self.records, key=lambda record: record.get("longer", 1))
+            if record.get("subset", 0) == 0
+        }
+        left = [point for record in longest.values() for point in self._points(record)]
+        while True:
+            found = front(left)
+            slow = [p for p in found if not self._problem.confirms(p.genotype, p.unimodal_logits)]
+            if not slow:
+                return found
+            left = [point for point in left if point not in slow]
+
+    def _points(self, record: Record) -> list[Point]:
+        genotype = self._final(record)
+        return [
+            Point(
+                genotype,
+                form["unimodal_logits"],
+                form["score"],
+                form["latency_ms"],
+                form["parameters"],
+            )
+            for form in record.get("forms", ())
+        ]
+
+    def _final(self, record: Record) -> Architecture:
+        genotype = architecture_from_dict(record["genotype"])
+        if isinstance(genotype, self._space.GENOTYPE):
+            genotype = self._space.final(genotype)
+        return genotype
 
     def _groups(self, candidates: Sequence[Candidate]) -> Iterator[list[Candidate]]:
         """Yield those of the same data that are trained as one network."""
@@ -194,6 +245,8 @@ class TrainingEvaluator:
                 "worth": self._judge(candidate.genotype, found.best),
                 "genotype": _plain(candidate.genotype),
             }
+            if forms := self._problem.forms(candidate.genotype, found.best):
+                record["forms"] = forms
             # Networks that saw other data, or less of it, say nothing about which one is better.
             rivals = [
                 other

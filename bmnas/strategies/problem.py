@@ -17,12 +17,13 @@ from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.registry import space_named
 from bmnas.spaces.space import SearchSpace
+from bmnas.strategies.front import Point
 from bmnas.strategies.settings import SearchConfig
 from bmnas.strategies.strategy import Strategy
 from bmnas.strategies.target import Aim, Within
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import Evaluation
-from bmnas.training.weighing import held_out_loss
+from bmnas.training.weighing import held_out_loss, held_out_sum
 
 #: What a strategy finds: a genotype of its own space.
 F_co = TypeVar("F_co", bound=Architecture, covariant=True)
@@ -70,13 +71,37 @@ class SearchProblem:
         members = {"": found.logits, **({} if alone else self.unimodal)}
         return -held_out_loss(members, self.validation.labels, self.head)
 
+    def forms(self, genotype: Architecture, found: Evaluation) -> list[Record]:
+        """Return what a record says of each form that the network may be served in, for a front.
+
+        Those are with unimodal logits and without, as far as they are within the limits; none
+        where no front is wanted.
+        """
+        if self.aim is None or not self.aim.target.pareto:
+            return []
+        forms = []
+        for heads in self.aim.forms:
+            cost, score = self.aim.predict(genotype, heads=heads), found.score
+            if heads:
+                labels = self.validation.labels
+                total = held_out_sum({"": found.logits, **self.unimodal}, labels, self.head)
+                score = self.head.score(total, labels)
+            if self.aim.target.keeps(cost):
+                forms.append({"unimodal_logits": heads, "score": score, **asdict(cost)})
+        return forms
+
     def keeps(self, genotype: Architecture) -> bool:
         """Tell whether the network of ``genotype`` is expected to be within the limits, if any."""
         return self.aim is None or self.aim.keeps(genotype)
 
-    def confirms(self, genotype: Architecture) -> bool:
-        """Tell whether its whole network, measured, is within the limits, if there are any."""
-        return self.aim is None or self.aim.confirms(genotype)
+    def confirms(self, genotype: Architecture, unimodal_logits: bool | None = None) -> bool:
+        """Tell whether its whole network, measured, is within the limits, if there are any.
+
+        In the form that is given, else in the first that is expected to be.
+        """
+        if self.aim is None or not self.aim.target.limits:
+            return True
+        return self.aim.confirms(genotype, unimodal_logits)
 
     @property
     def steps(self) -> int:
@@ -146,7 +171,7 @@ class Outcome(Generic[F_co]):
     in this process, and ``stages`` what of the former went where; the rest is bookkeeping, such as
     checkpoints. Where several seeds were searched, ``seed`` is the one that the genotype comes
     from, and ``members`` are all. ``others`` are the next best genotypes with their validation
-    scores, of a strategy that returns several.
+    scores, of a strategy that returns several. ``front`` is what a search returns that wants one.
     """
 
     genotype: F_co
@@ -162,6 +187,7 @@ class Outcome(Generic[F_co]):
     seed: int | None = None
     members: tuple[Member, ...] = ()
     others: tuple[tuple[F_co, float], ...] = ()
+    front: tuple[Point, ...] = ()
 
 
 def best_record(records: Sequence[Record]) -> Record:

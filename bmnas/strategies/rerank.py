@@ -25,6 +25,7 @@ from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.spaces.registry import architecture_from_dict, space_of
 from bmnas.spaces.space import SearchSpace
 from bmnas.strategies.evaluator import TrainingEvaluator
+from bmnas.strategies.front import ordered
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
 from bmnas.strategies.settings import LONGER, RUNGS
 from bmnas.strategies.strategy import Candidate
@@ -33,6 +34,7 @@ from bmnas.training.fit import fit
 #: Networks that the supernet judges. With half as many, searches on easy-vqa saw too few that
 #: multiply; on av-digits, in simulation, half and twice as many do as well.
 SCREENED = 400
+_FRONT = 16  # networks that are trained at first, for a front
 A = TypeVar("A", bound=Architecture)
 
 _DRAWS = 100  # for each genotype wanted; a small search space may not have as many
@@ -115,6 +117,7 @@ def compare(
         threshold=best.threshold,
         candidates=best.candidates,
         best_candidate=best.best_candidate,
+        front=best.front,
         samples_seen=derived.samples_seen + sum(cost.samples for cost in added.values()),
         stages={**derived.stages, **added},
         seconds=derived.seconds + best.seconds,
@@ -144,10 +147,8 @@ def _halve(
     with problem.progress.stage("reranking", sum(sizes)) as evaluator.shown:
         for rung, size in enumerate(sizes):
             genotypes = genotypes[:size]
-            worth = evaluator.score([Candidate(g, longer=LONGER**rung) for g in genotypes])
-            # sorted() keeps the order of candidates among equals.
-            ranked = sorted(range(size), key=lambda number: -worth[number])
-            genotypes = [genotypes[number] for number in ranked]
+            evaluator.score([Candidate(g, longer=LONGER**rung) for g in genotypes])
+            genotypes = [genotypes[number] for number in evaluator.ranked(size)]
 
 
 class _Wanted:
@@ -237,9 +238,12 @@ def screened(
     """Return ``config.rerank`` + 1 genotypes: ``first``, then the best of ``SCREENED``.
 
     These are drawn in each of the ``ways`` by turns. ``judge`` gets them all, where there is
-    something to choose, and returns what says which loss one has.
+    something to choose, and returns what says which loss one has. Where a front is wanted, they are
+    at least ``_FRONT``, and those that lead to a front of loss, latency and weights.
     """
-    count = problem.config.rerank + 1
+    aim = problem.aim
+    pareto = aim is not None and aim.target.pareto
+    count = max(problem.config.rerank + 1, _FRONT if pareto else 0)
     chosen: dict[str, A] = {}
     for genotype in filter(problem.keeps, first):
         chosen.setdefault(space_of(genotype).canonical(genotype), genotype)
@@ -257,8 +261,14 @@ def screened(
                 shown.advance()
         # Of several ranks, which may round otherwise, all must train the same.
         losses = broadcast(losses)
-        # sorted() keeps the order of draws among equals.
-        drawn = [drawn[n] for n in sorted(range(len(drawn)), key=losses.__getitem__)]
+        if aim is not None and pareto:
+            costs = [aim.predict(genotype, heads=False) for genotype in drawn]
+            pairs = zip(losses, costs, strict=True)
+            order = ordered([(loss, c.latency_ms or 0.0, c.parameters) for loss, c in pairs])
+        else:
+            # sorted() keeps the order of draws among equals.
+            order = sorted(range(len(drawn)), key=losses.__getitem__)
+        drawn = [drawn[n] for n in order]
     return [*chosen.values(), *drawn][:count]
 
 

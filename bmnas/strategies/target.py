@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Timer = Callable[["nn.Module", Sequence["Tensor"]], float]
 
 _DRAWS = 300  # among which one has to be within the limits
-_ROOM = 1.03  # two measurements of one network differ as much
+_ROOM = 1.05  # two measurements of one network may differ as much
 _TRIES = 20  # for a mutation that is
 
 
@@ -50,20 +50,33 @@ class Target:
     """Limits of what is served, at batch 1 with one thread on this machine.
 
     ``timer`` finds latencies, see ``bmnas_export.time_module``; without a limit of latency it is
-    not needed. Raises UserError for limits that cannot be.
+    not needed, but for a ``pareto`` search, which returns the front of score, latency and weights.
+    Raises UserError for limits that cannot be.
     """
 
     max_latency_ms: float | None = None
     max_parameters: float | None = None
     timer: Timer | None = None
+    pareto: bool = False
 
     def __post_init__(self) -> None:
         for name, limit in self.limits.items():
             if not 0 < limit < float("inf"):
                 option = name.replace("_", "-")
                 raise UserError(f"--{option}: received {limit:g}, expected more than 0")
-        if self.max_latency_ms is not None and self.timer is None:
-            raise UserError("a limit of latency needs a timer: give bmnas_export.time_module")
+        if self.times and self.timer is None:
+            raise UserError(
+                "a limit of latency, or a front, needs a timer: give bmnas_export.time_module"
+            )
+
+    @property
+    def times(self) -> bool:
+        """Whether latencies count."""
+        return self.pareto or self.max_latency_ms is not None
+
+    def record(self) -> dict[str, Any]:
+        """Return what config.json says of it."""
+        return {**self.limits, **({"pareto": True} if self.pareto else {})}
 
     @property
     def limits(self) -> dict[str, float]:
@@ -107,9 +120,12 @@ class Aim:
         """Tell whether ``candidate`` is expected to be within the limits."""
         return self.form(candidate) is not None
 
-    def confirms(self, candidate: Architecture) -> bool:
-        """Tell whether the whole network, measured, is within the limits too, with some room."""
-        heads = self.form(candidate)
+    def confirms(self, candidate: Architecture, heads: bool | None = None) -> bool:
+        """Tell whether the whole network, measured, is within the limits too, with some room.
+
+        With ``heads`` as given, else in its ``form``.
+        """
+        heads = self.form(candidate) if heads is None else heads
         if heads is None:
             return False
         found = self.costs.measure(self.final(candidate), heads=heads)

@@ -39,9 +39,14 @@ def fit_weighing(logits: Mapping[str, Tensor], labels: Tensor, head: TaskHead) -
 
 
 def held_out_loss(logits: Mapping[str, Tensor], labels: Tensor, head: TaskHead) -> float:
-    """Return the loss of the weighted sum on samples that its weights were not fitted to.
+    """Return the loss of the weighted sum on samples that its weights were not fitted to."""
+    return float(head.loss(held_out_sum(logits, labels, head), labels))
 
-    The samples are taken in ``_PARTS`` parts; each is judged with weights of the others.
+
+def held_out_sum(logits: Mapping[str, Tensor], labels: Tensor, head: TaskHead) -> Tensor:
+    """Return the weighted sum (n, K), each sample with weights that were not fitted to it.
+
+    The samples are taken in ``_PARTS`` parts; each has weights of the others.
     """
     place = torch.arange(len(labels)) % _PARTS
     totals = torch.empty_like(next(iter(logits.values())))
@@ -49,7 +54,7 @@ def held_out_loss(logits: Mapping[str, Tensor], labels: Tensor, head: TaskHead) 
         inside, out = place != part, place == part
         found = fit_weighing({k: x[inside] for k, x in logits.items()}, labels[inside], head)
         totals[out] = found.of({k: x[out] for k, x in logits.items()})
-    return float(head.loss(totals, labels))
+    return totals
 
 
 def _fitted(logits: Tensor, labels: Tensor, head: TaskHead) -> tuple[list[float], float]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_problems import CPU
+from tiny_runs import svg_texts
 from tiny_tasks import CONFIG, tiny_task
 from torch import Tensor, nn
 
@@ -27,9 +28,12 @@ from bmnas.pipeline.search import search
 from bmnas.pipeline.train import train
 from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.report.record import load_run
+from bmnas.report.tables import run_tables
+from bmnas.report.view import draw_record
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.registry import build_fusion, space_named, space_of
 from bmnas.strategies import strategy_named
+from bmnas.strategies.front import ranks
 from bmnas.strategies.target import Aim, Cost, Target, Within
 from bmnas.training.heads import head_for
 from bmnas.training.settings import Weighing
@@ -242,12 +246,12 @@ def test_every_strategy_keeps_limits(
     space = space_named(strategy_named(strategy).SPACE).of(features, sizes)
     drawn = [space.final(space.sample(Random(n))) for n in range(50)]
     each = sorted(costs.predict(genotype, heads=False).latency_ms or 0 for genotype in drawn)
-    limit = 1.04 * each[0]
+    limit = 1.06 * each[0]
     # Networks of MFAS all read the last features, which is most of what they take.
     assert limit < each[-1] or strategy == "mfas"
     found = searched(tmp_path / "limited", Target(limit, timer=Weights()), strategy)
     served = found.metrics["search"]["target"]
-    assert 1.03 * served["measured_ms"] <= limit
+    assert 1.05 * served["measured_ms"] <= limit
     assert served["predicted_ms"] == pytest.approx(served["measured_ms"])
     trained = train(found.run / "genotype.json", tiny_task(), runtime=CPU)
     assert EMPTY + sum(trained.metrics["parameters"].values()) / 1000 <= limit + 1e-9
@@ -329,3 +333,44 @@ def test_spaces_of_limits_keep_to_what_is_final() -> None:
     assert not wide.keeps(found)
     assert dataclasses.replace(wide, target=Target(64, timer=Weights())).keeps(found)
     assert space_of(found).NAME == "mfas"
+
+
+@pytest.mark.parametrize("strategy", ["bmnas", "random"])
+def test_a_front_is_of_networks_that_train_as_they_were_judged(
+    tmp_path: Path, strategy: str, searched: Search
+) -> None:
+    found = searched(tmp_path / "run", Target(timer=Weights(), pareto=True), strategy)
+    front = found.metrics["search"]["front"]
+    values = [(-p["score"], p["latency_ms"], p["parameters"]) for p in front]
+    assert ranks(values) == [0] * len(front)
+    assert {point["unimodal_logits"] for point in front} == {True, False}
+    for number in {1, len(front)}:
+        point, run = front[number - 1], found.run / "front" / str(number)
+        trained = train(run / "genotype.json", tiny_task(), runtime=CPU)
+        assert (trained.metrics.get("weighing") is not None) == point["unimodal_logits"]
+        assert sum(trained.metrics["parameters"].values()) <= point["parameters"]
+        if not point["unimodal_logits"]:
+            assert sum(trained.metrics["parameters"].values()) == point["parameters"]
+    titles = [table.title for table in run_tables(load_run(found.run).metrics)]
+    assert "Front, validation" in titles
+    assert "Front: what is served" in svg_texts(draw_record(load_run(found.run)))
+    searched(tmp_path / "run", None, strategy, existing="overwrite")
+    assert not (tmp_path / "run" / "front").exists()
+
+
+def test_a_front_keeps_limits(tmp_path: Path, searched: Search) -> None:
+    free = searched(tmp_path / "free", Target(timer=Weights(), pareto=True), "random")
+    fastest, *_, slowest = free.metrics["search"]["front"]
+    limit = 1.06 * fastest["latency_ms"]
+    assert slowest["latency_ms"] > limit
+    target = Target(limit, timer=Weights(), pareto=True)
+    found = searched(tmp_path / "limited", target, "random")
+    points = found.metrics["search"]["front"]
+    assert points
+    assert all(1.05 * point["latency_ms"] <= limit for point in points)
+
+
+def test_a_search_for_a_front_trains_what_leads_to_it(tmp_path: Path, searched: Search) -> None:
+    """More than the few networks of least loss."""
+    found = searched(tmp_path, Target(timer=Weights(), pareto=True), "bmnas")
+    assert found.metrics["search"]["candidates"] == 16
