@@ -12,6 +12,7 @@ import torch
 from tiny_problems import CPU
 from tiny_runs import svg_texts
 from tiny_tasks import CONFIG, tiny_task
+from tiny_words import tiny_questions
 from torch import Tensor, nn
 
 import bmnas.pipeline.search
@@ -73,7 +74,7 @@ def costs_of(kept: Path, folder: Path, timer: Weights) -> NetworkCosts:
 
 
 @pytest.mark.parametrize("heads", [False, True])
-@pytest.mark.parametrize("space", ["cells", "mfas", "trees", "fusions"])
+@pytest.mark.parametrize("space", ["cells", "mfas", "trees", "fusions", "ensembles"])
 def test_a_prediction_adds_up_what_the_whole_network_consists_of(
     tmp_path: Path, kept: Path, space: str, heads: bool
 ) -> None:
@@ -374,3 +375,27 @@ def test_a_search_for_a_front_trains_what_leads_to_it(tmp_path: Path, searched: 
     """More than the few networks of least loss."""
     found = searched(tmp_path, Target(timer=Weights(), pareto=True), "bmnas")
     assert found.metrics["search"]["candidates"] == 16
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+def test_networks_of_tokens_are_limited_too(
+    tmp_path: Path, boxes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_of_rerank, "SCREENED", 30)
+    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
+    task = tiny_questions(images_by="windows" if boxes else None)
+    config = CONFIG.override("search", rerank=1)
+    found = search(
+        task,
+        run=tmp_path,
+        strategy="mmnas",
+        config=config,
+        target=Target(1e9, timer=Weights()),
+        runtime=CPU,
+    )
+    served = found.metrics["search"]["target"]
+    assert served["measured_ms"] == pytest.approx(EMPTY + served["parameters"] / 1000)
+    assert served["predicted_ms"] == pytest.approx(served["measured_ms"])
+    parts = json.loads((tmp_path / "latencies.json").read_text())["parts"]
+    # Of the many blocks of a network, as many rows as there are operations.
+    assert 2 <= sum(name.startswith("Block") for name in parts) <= 9
