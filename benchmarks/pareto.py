@@ -29,8 +29,15 @@ import torch
 import bmnas
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.files import write_json
-from bmnas.pipeline.config import config_for
+from bmnas.pipeline.config import Config, config_for
+from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.latency import LatencyTable
+from bmnas.pipeline.network_costs import NetworkCosts
+from bmnas.pipeline.run_folder import Run
+from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.report.metrics import RunMetrics
+from bmnas.spaces.fusions.space import NamedFusion
+from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies.target import Target
 
 _CPU = bmnas.Runtime(torch.device("cpu"), compile=False)
@@ -52,6 +59,7 @@ def main() -> None:
     task = bmnas.load_task(options.task)
     config = config_for(task)
     table = options.runs / "latencies.json"
+    _time_fusions(task, config, options.backbones[0], table)
 
     def searched(name: str, strategy: str, seed: int, candidates: int = 1) -> Path:
         run: Path = options.runs / f"{name}-{seed}"
@@ -74,8 +82,8 @@ def main() -> None:
 
     seeds = []
     for seed in range(len(options.backbones)):
-        ours = searched("bmnas", "bmnas", seed)
         rate = _seconds(searched("rate", "random", seed, _RATE)) / _RATE
+        ours = searched("bmnas", "bmnas", seed)
         count = math.ceil(_seconds(ours) / rate)
         runs = {"bmnas": ours, "random": searched("random", "random", seed, count)}
         fronts = {name: _front(run) for name, run in runs.items()}
@@ -106,6 +114,17 @@ def main() -> None:
         sizes = " and ".join(str(len(points)) for points in found["fronts"].values())
         own = found["validation"]
         print(f"| {found['seed']} | {sizes} | {own['bmnas']:.3f} | {own['random']:.3f} |")
+
+
+def _time_fusions(task: bmnas.Task, config: Config, backbones: Path, table: Path) -> None:
+    """Time hand-made fusions, which strategy bmnas alone compares: exporting is not searching."""
+    context = RunContext(Run(table.parent), task, config, 0, backbones=backbones, runtime=_CPU)
+    networks = {name: found.backbone for name, found in unimodal_networks(context).items()}
+    known = LatencyTable(table, bmnas_export.time_module)
+    costs = NetworkCosts(task, networks, context.head, known)
+    for name in FUSIONS:
+        named = NamedFusion(name, config.search.channels, config.search.length)
+        costs.predict(named, heads=True)
 
 
 def _metrics(run: Path) -> RunMetrics:

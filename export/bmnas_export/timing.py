@@ -18,7 +18,7 @@ from bmnas_export.fold import fold_norms
 from bmnas_export.graph import translate
 from bmnas_export.prepare import exportable
 
-_ROUNDS, _PAUSE = 10, 0.02  # seconds
+_ROUNDS, _ALIKE, _WITHIN, _PAUSE = 40, 4, 1.02, 0.02  # seconds
 _REPEATS, _WARM_UP, _BUDGET = 30, 3, 0.1
 
 
@@ -26,8 +26,9 @@ def time_module(module: nn.Module, inputs: Sequence[Tensor]) -> float:
     """Return the milliseconds that one run of ``module`` takes in onnxruntime with one thread.
 
     ``module`` takes ``*inputs``, each with a first axis of one sample, and returns tensors; it is
-    exported as a bundle's network is. Of ten rounds with pauses between them the least median
-    counts: other work on the machine only ever adds. Raises ExportError when it cannot be exported.
+    exported as a bundle's network is. The least median of several rounds counts, for other work on
+    the machine only ever adds; it ends with four of them within two percent, or after forty. Raises
+    ExportError when it cannot be exported.
     """
     specs = [
         TensorSpec(f"input{number}", (-1, *x.shape[1:]), str(x.dtype).removeprefix("torch."))
@@ -42,9 +43,11 @@ def time_module(module: nn.Module, inputs: Sequence[Tensor]) -> float:
     names = [spec.name for spec in runner.describe().inputs]
     arrays = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
     run = partial(runner.run, arrays)
-    medians = []
+    medians: list[float] = []
     for _ in range(_ROUNDS):
         found = measure_latency(run, repeats=_REPEATS, warm_up=_WARM_UP, budget=_BUDGET)
         medians.append(found.median_ms)
+        if sum(median <= _WITHIN * min(medians) for median in medians) == _ALIKE:
+            break
         time.sleep(_PAUSE)
     return min(medians)
