@@ -126,6 +126,10 @@ class Backbone(nn.Module):
         """
         return cast_rows(rows, self.input_spec.shape, self.input_spec.dtype)
 
+    def longer(self, rows: Array) -> int:
+        """Count the texts in ``rows`` (n,) that are cut; of other modalities nothing is."""
+        return 0
+
     def weights_module(self) -> nn.Module:
         """Return the module whose ``state_dict`` a file of pretrained weights holds."""
         return self

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from bmnas.backbones.base import Backbone, InputSpec, cast_rows, has_colour, row_dtype
 from bmnas.backbones.conv import Floats, Pixels
-from bmnas.backbones.words import Vocabulary
+from bmnas.backbones.texts import TextEncoder, TextTokenizer, text_encoder
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 
@@ -32,7 +32,7 @@ class Reader:
     inside. ``config`` is plain JSON data, kept in the backbone's file. Networks get what their
     authors expect: images (B, C, H, W) and clips (B, C, T, H, W) in [0, 1] for uint8, as
     torchvision makes them, waveforms (B, T) in [-1, 1] for int16, sequences (B, T, D), vectors
-    (B, D), word numbers and tokens (B, T) as int64.
+    (B, D), token numbers (B, T) as int64.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -40,9 +40,11 @@ class Reader:
         self.type: ModalityType = config["type"]
         self.dtype = str(config["dtype"])
         self.shape = tuple(config["shape"])
-        self.vocabulary: Vocabulary | None = None
-        if "words" in config:
-            self.vocabulary = Vocabulary(config["words"], self.shape[0])
+        self.vocabulary: TextEncoder | None = None
+        if "words" in config:  # files of earlier versions
+            self.vocabulary = text_encoder(self.shape[0], words=config["words"])
+        elif "text" in config:
+            self.vocabulary = text_encoder(**config["text"])
 
     @classmethod
     def from_rows(cls, modality: Modality, rows: Array) -> Reader:
@@ -50,8 +52,8 @@ class Reader:
         dtype, shape = row_dtype(modality.type, rows), list(rows.shape[1:])
         config: dict[str, Any] = {"type": modality.type, "dtype": dtype, "shape": shape}
         if modality.type == "text":
-            vocabulary = Vocabulary.from_texts(rows)
-            config.update(shape=[vocabulary.length], words=vocabulary.words)
+            vocabulary = TextTokenizer.from_texts(rows, length=modality.length)
+            config.update(shape=[vocabulary.length], text=vocabulary.config())
         elif modality.sample_rate is not None:
             config["sample_rate"] = modality.sample_rate
         return cls(config)
@@ -135,6 +137,11 @@ class TappedBackbone(Backbone):
     def encode(self, rows: Array) -> Array:
         """Return the raw input (n, *shape); raises UserError for rows of another shape."""
         return self.reader.encode(rows)
+
+    def longer(self, rows: Array) -> int:
+        """Count the texts in ``rows`` (n,) that are cut."""
+        vocabulary = self.reader.vocabulary
+        return 0 if vocabulary is None else vocabulary.longer(rows)
 
     def weights_module(self) -> nn.Module:
         """Return the network inside: a file of its weights has its own names."""

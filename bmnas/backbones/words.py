@@ -5,9 +5,7 @@ Legend: B batch, T positions, C channels, K classes.
 
 from __future__ import annotations
 
-import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -17,82 +15,15 @@ from torch import Tensor, nn
 
 from bmnas.backbones.bag import BagOfWords
 from bmnas.backbones.base import Backbone, InputSpec
+from bmnas.backbones.texts import PAD, UNKNOWN, TextTokenizer, text_encoder
 from bmnas.machine.errors import UserError, one_line
 from bmnas.tasks.task import Array, Modality, ModalityType
-from bmnas.tasks.words import WORD, words_of
-
-PAD, UNKNOWN = 0, 1
-_SPECIAL = ("<pad>", "<unk>")
 
 #: C of new embeddings, and of those in files that do not say theirs.
 _EMBEDDING, _EARLIER_EMBEDDING = 128, 64
 _WIDTH = 96
 _KERNELS = (1, 3, 5)  # a word by itself, with its neighbours, in its phrase
 _HIDDEN_WORDS = 0.1
-
-
-class Vocabulary:
-    """Known words and the fixed ``length`` of a row; ``words`` start with padding and unknown.
-
-    The rule is short, so that a client in another language can repeat it: see ``rule``. Raises
-    ValueError when a word stands twice or the two special entries are not in front.
-    """
-
-    def __init__(self, words: Sequence[str], length: int) -> None:
-        self.words = list(words)
-        self.length = length
-        if tuple(self.words[:2]) != _SPECIAL or length < 1:
-            raise ValueError(f"a vocabulary starts with {_SPECIAL}, and its rows have a length")
-        self.ids = {word: number for number, word in enumerate(self.words)}
-        if len(self.ids) != len(self.words):
-            raise ValueError("a word stands twice in the vocabulary")
-
-    @classmethod
-    def from_texts(
-        cls, texts: Iterable[object], *, limit: int = 20_000, longest: int = 128
-    ) -> Vocabulary:
-        """Collect the ``limit`` most frequent words, those equally frequent by the alphabet.
-
-        A row is as long as the longest text, at most ``longest`` words.
-        """
-        counts: Counter[str] = Counter()
-        length = 1
-        for text in texts:
-            words = words_of(str(text))
-            counts.update(words)
-            length = max(length, len(words))
-        ranked = sorted(counts, key=lambda word: (-counts[word], word))
-        return cls([*_SPECIAL, *ranked[:limit]], min(length, longest))
-
-    def encode(self, texts: Sequence[object] | Array) -> Array:
-        """Return int64 (n, length): word numbers, unknown words 1, filled up with 0."""
-        rows = np.full((len(texts), self.length), PAD, dtype=np.int64)
-        for row, text in zip(rows, texts, strict=True):
-            numbers = [self.ids.get(word, UNKNOWN) for word in words_of(str(text))[: self.length]]
-            row[: len(numbers)] = numbers
-        return rows
-
-    def rule(self) -> dict[str, object]:
-        """Return the whole rule of ``encode`` as plain JSON data."""
-        return {
-            "steps": [
-                "normalise to Unicode NFKC",
-                "lower case",
-                "take every match of the pattern, in order, as a word",
-                "replace a word by its place in the vocabulary, an unknown one by 1",
-                "cut at the length; fill up with 0 at the end",
-            ],
-            "pattern": WORD.pattern,
-            "unicode": (
-                f"Unicode {unicodedata.unidata_version}; lower case is the full mapping, with the"
-                " final sigma; the pattern takes runs of letters (general categories L*), of"
-                " characters with a Numeric_Type, and of '_': a combining mark ends a word"
-            ),
-            "pad": PAD,
-            "unknown": UNKNOWN,
-            "length": self.length,
-            "vocabulary": self.words,
-        }
 
 
 class MaskedConvStage(nn.Module):
@@ -225,9 +156,10 @@ class WordConvBackbone(PaddedBackbone):
 
 
 class TextBackbone(WordConvBackbone):
-    """A convolutional network for texts, given as word numbers (B, T), int64.
+    """A convolutional network for texts, given as token numbers (B, T), int64.
 
-    ``words`` is the vocabulary, ``length`` is T. Features are three sequences (B, C_raw, T).
+    ``tokenizer`` is the content of a tokenizer.json, ``length`` is T; files of earlier versions
+    have ``words`` instead. Features are three sequences (B, C_raw, T).
     """
 
     family: ClassVar[str] = "text_conv"
@@ -239,40 +171,43 @@ class TextBackbone(WordConvBackbone):
         self,
         *,
         classes: int,
-        words: Sequence[str],
         length: int,
+        words: Sequence[str] | None = None,
+        tokenizer: Mapping[str, Any] | None = None,
         dropout: float = 0.2,
         embedding: int = _EARLIER_EMBEDDING,
         bag: bool = False,
     ) -> None:
-        vocabulary = Vocabulary(words, length)
-        meaning = f"one text as the numbers of its first {length} words"
+        vocabulary = text_encoder(length, words, tokenizer)
+        meaning = f"one text as the numbers of its first {length} tokens"
         spec = InputSpec((length,), "int64", meaning, vocabulary.rule())
         config = {
             "classes": classes,
-            "words": list(words),
-            "length": length,
+            **vocabulary.config(),
             "dropout": dropout,
             "embedding": embedding,
             "bag": bag,
         }
-        super().__init__(spec, len(words), UNKNOWN, PAD, **config)
+        super().__init__(spec, len(vocabulary.ids), UNKNOWN, PAD, **config)
         self.vocabulary = vocabulary
 
     @classmethod
     def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
         """Build for K ``classes`` and the vocabulary of the train texts ``rows`` (n,)."""
-        vocabulary = Vocabulary.from_texts(rows)
-        words, length = vocabulary.words, vocabulary.length
-        return cls(classes=classes, words=words, length=length, embedding=cls.new_width)
+        vocabulary = TextTokenizer.from_texts(rows, length=modality.length)
+        return cls(classes=classes, embedding=cls.new_width, **vocabulary.config())
 
     def encode(self, rows: Array) -> Array:
-        """Return word numbers int64 (n, T) for texts ``rows`` (n,)."""
+        """Return token numbers int64 (n, T) for texts ``rows`` (n,)."""
         return self.vocabulary.encode(rows)
 
     def unreadable(self, rows: Array) -> int:
         """Count the texts in ``rows`` (n,) that have no known word at all."""
         return int((self.encode(rows) <= UNKNOWN).all(axis=1).sum())
+
+    def longer(self, rows: Array) -> int:
+        """Count the texts in ``rows`` (n,) that are cut."""
+        return self.vocabulary.longer(rows)
 
 
 class Unchanged(nn.Module):

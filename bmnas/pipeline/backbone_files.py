@@ -51,6 +51,7 @@ def backbone_fingerprint(context: RunContext, modality: Modality) -> str:
         "parts": len(task.samples("train")),
         "labels": hashlib.sha256(label_tensor(task, samples).numpy().tobytes()).hexdigest(),
         "torch": str(torch.__version__),
+        **({} if modality.length is None else {"length": modality.length}),
     }
     return sha256_json(depends)
 

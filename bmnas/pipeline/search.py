@@ -189,7 +189,7 @@ def run_stages(
     folder, config = context.folder, context.config
     networks = unimodal_networks(context)
     backbones = {name: found.backbone for name, found in networks.items()}
-    _note_unreadable(context.task, backbones, context.progress)
+    _note_texts(context.task, backbones, context.progress)
     for note in notes(context.task, "validation"):
         context.progress.note(note)
     length = method.length(space, config.search.length)
@@ -415,15 +415,21 @@ def write_pictures(folder: Run, genotype: Architecture | None, progress: Progres
         progress.note(f"no picture: {error}")
 
 
-def _note_unreadable(task: Task, backbones: Mapping[str, Backbone], progress: Progress) -> None:
-    """Tell how many texts of train and validation have no word that the vocabulary knows."""
+def _note_texts(task: Task, backbones: Mapping[str, Backbone], progress: Progress) -> None:
+    """Tell how many texts of train and validation are cut, or have no word that is known."""
     for modality in task.modalities:
+        if modality.type != "text":
+            continue
         backbone = backbones[modality.name]
-        if isinstance(backbone, TextBackbone):
-            rows = modality.data[modality.rows_of(task.samples("train", "validation"))]
-            count = backbone.unreadable(rows)
-            if count:
-                progress.note(f"{modality.name}: {count} of {len(rows)} texts have no known word")
+        rows = modality.data[modality.rows_of(task.samples("train", "validation"))]
+        if cut := backbone.longer(rows):
+            progress.note(
+                f"{modality.name}: {cut} of {len(rows)} texts are cut after "
+                f"{backbone.input_spec.shape[0]} tokens: length of the modality says how many are "
+                "read"
+            )
+        if isinstance(backbone, TextBackbone) and (count := backbone.unreadable(rows)):
+            progress.note(f"{modality.name}: {count} of {len(rows)} texts have no known word")
 
 
 def _fingerprint(

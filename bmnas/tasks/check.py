@@ -35,6 +35,7 @@ _WORD = re.compile(r"\w")
 
 #: Tables as large as the vocabulary, and filters as long as a 25 ms frame, are made of these.
 _MOST_TOKENS = 1_000_000
+_MOST_LENGTH = 100_000
 _HIGHEST_RATE = 192_000
 
 
@@ -218,6 +219,11 @@ def _modality_frame(modality: Modality, samples: int) -> Iterator[str]:
     if data.dtype.kind not in form.kinds and data.dtype.name != form.name:
         yield f": received {data.dtype}, expected {form.words} for type {type_}"
     rate = modality.sample_rate
+    if modality.length is not None and (type_ != "text" or not 0 < modality.length <= _MOST_LENGTH):
+        yield (
+            f": received length {modality.length} for type {type_}, expected a number of tokens, 1 "
+            f"to {_MOST_LENGTH}, and only for type text"
+        )
     if type_ == "waveform" and (rate is None or not 0 < rate <= _HIGHEST_RATE):
         received = "no sample_rate" if rate is None else f"sample_rate {rate}"
         yield f": received {received}, expected samples per second, 1 to {_HIGHEST_RATE}"

@@ -46,6 +46,7 @@ class Modality:
     without it sample i uses row i. ``backbone`` is a registered name, ``"hf:<folder>"``,
     ``"module:Class"`` or a torch module; None takes the default of the type. ``features`` are
     the module paths to tap in a user's own module, ``weights`` a file with its weights.
+    ``length`` is how many tokens of a text are read; None takes what nearly all train texts need.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Modality:
     weights: Path | None = None
     features: tuple[str, ...] = ()
     sample_rate: int | None = None
+    length: int | None = None
 
     def rows_of(self, samples: Array) -> Array:
         """Return the row number of each of ``samples`` (n,) as int64 (n,)."""

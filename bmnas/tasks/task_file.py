@@ -33,6 +33,7 @@ class ModalityTable:
     type: ModalityType
     index: Name | None = None
     sample_rate: Annotated[int, Range(1)] | None = None
+    length: Annotated[int, Range(1)] | None = None
     backbone: Name | None = None
     features: tuple[Name, ...] = ()
     weights: Name | None = None
@@ -54,7 +55,15 @@ class ModalityTable:
             with at("index"):
                 index = columns.get(self.index)
         return Modality(
-            name, self.type, data, index, backbone, weights, self.features, self.sample_rate
+            name,
+            self.type,
+            data,
+            index,
+            backbone,
+            weights,
+            self.features,
+            self.sample_rate,
+            self.length,
         )
 
 

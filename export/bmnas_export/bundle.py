@@ -283,8 +283,10 @@ def _describe(
 
 def _packages(network: MultimodalNetwork) -> tuple[str, ...]:
     """Return the packages that backbones are made with, beside torch."""
-    families = {network.backbone(name).family for name in network.modalities}
-    return ("transformers", "tokenizers") if "hf" in families else ()
+    backbones = [network.backbone(name) for name in network.modalities]
+    transformers = any(backbone.family == "hf" for backbone in backbones)
+    tokenizers = any("tokenizer" in backbone.input_spec.preprocessing for backbone in backbones)
+    return ("transformers",) * transformers + ("tokenizers",) * (transformers or tokenizers)
 
 
 def _input(network: MultimodalNetwork, name: str, span: tuple[float, float] | None) -> InputSpec:

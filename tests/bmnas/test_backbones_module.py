@@ -148,7 +148,7 @@ def test_texts_reach_a_users_network_as_word_numbers() -> None:
     rows = np.array(["a cat", "the red dog"])
     backbone = built(Bag(), "words:channels_last", type="text", data=rows)
     assert backbone.features(torch.from_numpy(backbone.encode(rows)))[0].shape == (2, 4, 3)
-    assert "vocabulary" in backbone.input_spec.preprocessing
+    assert "tokenizer" in backbone.input_spec.preprocessing
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
-import re
-import unicodedata
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from backbone_cases import modality
 
 from bmnas.backbones import backbone_from_spec, build_backbone, load_weights
-from bmnas.backbones.words import EmbeddingBackbone, TextBackbone, Vocabulary, words_of
+from bmnas.backbones.tap import Reader
+from bmnas.backbones.texts import TextTokenizer, Vocabulary, text_length
+from bmnas.backbones.words import EmbeddingBackbone, TextBackbone
 from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Modality
-from bmnas.tasks.words import WORD
+from bmnas.tasks.words import word_splitter, words_of
 
 TRAIN = ["The cat.", "the DOG, the end", "Ähre & cafe\u0301", ""]
 
@@ -26,34 +28,122 @@ def text_backbone(texts: list[str]) -> TextBackbone:
     return backbone.eval()
 
 
-def test_words_are_lower_case_unicode_and_normalised() -> None:
-    assert words_of("The ﬁrst CAFE\u0301, don't 42!") == ["the", "first", "café", "don", "t", "42"]
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        (
+            "The \ufb01rst CAFE\u0301, don't 42!",
+            ["the", "first", "caf\u00e9", ",", *["don", "'", "t", "42", "!"]],
+        ),
+        (
+            "\u0926\u093f\u0928 \u0926\u0940\u0928",
+            ["\u0926\u093f\u0928", "\u0926\u0940\u0928"],
+        ),  # Hindi
+        ("\u6211\u559c\u6b22\u5929,", ["\u6211", "\u559c", "\u6b22", "\u5929", ","]),  # Chinese
+        ("\u30b3\u30fc\u30d2\u30fc", ["\u30b3", "\u30fc", "\u30d2", "\u30fc"]),  # Japanese
+        ("\u0e14\u0e35 \u0e44\u0e17\u0e22", ["\u0e14\u0e35", "\u0e44", "\u0e17", "\u0e22"]),  # Thai
+        (
+            "\uace0\uc591\uc774\uac00 \uc88b\uc544",
+            ["\uace0\uc591\uc774\uac00", "\uc88b\uc544"],
+        ),  # Korean
+        (
+            "\u0645\u06cc\u200c\u0631\u0648\u0645",
+            ["\u0645\u06cc\u200c\u0631\u0648\u0645"],
+        ),  # Persian
+        ("C++, C# a_b 3.14", [*["c", "+", "+", ",", "c", "#", "a_b", "3", ".", "14"]]),
+        (
+            ":) \U0001f44d\U0001f3fd\U0001f1e9\U0001f1ea",
+            [":", ")", "\U0001f44d\U0001f3fd", "\U0001f1e9\U0001f1ea"],
+        ),
+        ("a\u200bb \ufeff\t\n", ["a", "b"]),
+        ("<pad>", ["<", "pad", ">"]),
+        ("", []),
+    ],
+)
+def test_texts_of_any_language_become_tokens(text: str, tokens: list[str]) -> None:
+    assert word_splitter().words(text) == tokens
 
 
-def test_the_vocabulary_is_ranked_by_frequency_then_alphabet() -> None:
-    vocabulary = Vocabulary.from_texts(TRAIN)
-    assert vocabulary.words[:3] == ["<pad>", "<unk>", "the"]
-    assert vocabulary.words[3:] == sorted(["cat", "dog", "end", "ähre", "café"])
-    assert vocabulary.length == 4
-    assert Vocabulary.from_texts(TRAIN, limit=2).words[2:] == ["the", "café"]
-    assert Vocabulary.from_texts(["a " * 500]).length == 128
+def test_words_that_name_something_are_no_punctuation() -> None:
+    assert words_of("Is it, C++ \u2764?") == ["is", "it", "c", "+", "+", "\u2764"]
+
+
+def test_the_vocabulary_is_ranked_by_frequency_then_code_point() -> None:
+    tokenizer = TextTokenizer.from_texts(TRAIN)
+    ranked = sorted(tokenizer.ids, key=lambda word: tokenizer.ids[word])
+    assert ranked[:3] == ["<pad>", "<unk>", "the"]
+    assert ranked[3:] == sorted(["cat", "dog", "end", "\u00e4hre", "caf\u00e9", ".", ",", "&"])
+    assert tokenizer.length == 5
+    assert TextTokenizer.from_texts(TRAIN, limit=2).ids.keys() == {"<pad>", "<unk>", "the", "&"}
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted", "length"),
+    [
+        ([3, 171, 8], None, 171),  # of few texts the longest
+        ([8] * 995 + [300] * 5, None, 8),  # one in a hundred may be cut
+        ([100_000] * 9, None, 512),
+        ([3, 4], 100, 100),
+        ([900], 700, 700),
+        ([0], None, 1),
+        ([], None, 1),
+    ],
+)
+def test_the_length_follows_from_the_texts(
+    counts: list[int], wanted: int | None, length: int
+) -> None:
+    assert text_length(counts, wanted) == length
+
+
+def test_a_modality_may_say_its_length() -> None:
+    rows = np.array(["a b c d", "a"])
+    built = build_backbone(Modality("t", "text", rows, length=2), classes=2, rows=rows)
+    assert built.encode(rows).tolist() == [[2, 3], [2, 0]]
+    assert built.longer(rows) == 1
 
 
 def test_encoding_fills_up_cuts_and_marks_the_unknown() -> None:
-    vocabulary = Vocabulary(["<pad>", "<unk>", "a", "b"], 3)
-    rows = vocabulary.encode(["a b", "b c a b", "", "c"])
-    assert rows.dtype == np.int64
-    assert rows.tolist() == [[2, 3, 0], [3, 1, 2], [0, 0, 0], [1, 0, 0]]
+    for encoder in (
+        Vocabulary(["<pad>", "<unk>", "a", "b"], 3),
+        TextTokenizer.from_texts(["a a", "b"], length=3),
+    ):
+        rows = encoder.encode(["a b", "b c a b", "", "c"])
+        assert rows.dtype == np.int64
+        assert rows.tolist() == [[2, 3, 0], [3, 1, 2], [0, 0, 0], [1, 0, 0]]
+        assert encoder.longer(["a b", "b c a b", "", "c"]) == 1
 
 
 def test_the_written_rule_is_enough_to_encode() -> None:
     backbone = text_backbone(TRAIN)
-    rule = backbone.input_spec.preprocessing
-    ids = {word: number for number, word in enumerate(rule["vocabulary"])}
-    found = [ids.get(w, rule["unknown"]) for w in re.findall(rule["pattern"], "the new dog")]
+    rule = json.loads(json.dumps(backbone.input_spec.preprocessing))
+    found = tokenizers.Tokenizer.from_str(json.dumps(rule["tokenizer"])).encode("The new dog").ids
     row = (found + [rule["pad"]] * rule["length"])[: rule["length"]]
     assert backbone.encode(np.array(["The new dog"])).tolist() == [row]
+    assert row.count(rule["unknown"]) == 1
     assert backbone.unreadable(np.array(["new", "the new"])) == 1
+
+
+def test_networks_of_earlier_versions_read_texts_as_they_did() -> None:
+    words = ["<pad>", "<unk>", "the", "\u0926", "\u0928"]
+    config = {"classes": 2, "words": words, "length": 4, "dropout": 0.2}
+    config |= {"embedding": 8, "bag": False}
+    parts = {"stages": 3, "head": True}
+    spec = {"format": "bmnas.backbone/1", "name": "text_conv", "config": config, **parts}
+    backbone = backbone_from_spec(spec)
+    # A combining mark ended a word, and signs were left out.
+    assert backbone.encode(np.array(["The? \u0926\u0940\u0928"])).tolist() == [[2, 3, 4, 0]]
+    assert backbone.spec() == spec
+    assert backbone.input_spec.preprocessing["pattern"] == r"\w+"
+    reader = Reader({"type": "text", "dtype": "int64", "shape": [2], "words": words})
+    assert reader.encode(np.array(["the c++"])).tolist() == [[2, 1]]
+
+
+def test_a_tokenizer_that_is_none_is_refused() -> None:
+    with pytest.raises(UserError, match="the tokenizer is malformed"):
+        TextTokenizer({"model": "none"}, 3)
+    other = word_splitter().content(["a", "b"])
+    with pytest.raises(ValueError, match="a tokenizer starts with"):
+        TextTokenizer(other, 3)
 
 
 @pytest.mark.parametrize("words", [["a", "b"], ["<pad>", "<unk>", "a", "a"]])
@@ -159,7 +249,7 @@ def test_an_embedding_takes_vectors_from_a_text_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("zebra 1.0\n", "has none of the 8 words of train"),
+        ("zebra 1.0\n", "has none of the 11 words of train"),
         ("zebra 1.0\ncat 1.0 2.0\n", "line 2: received 2 numbers, expected 300"),
         ("cat" + " x" * 300, "cannot be read as vectors of words: could not convert"),
     ],
@@ -170,14 +260,3 @@ def test_another_file_is_refused(tmp_path: Path, content: str, message: str) -> 
     with pytest.raises(UserError, match=message) as raised:
         load_weights(embedding(), path)
     assert str(raised.value).startswith(str(path))
-
-
-def test_the_rule_says_what_a_word_is_in_the_terms_of_unicode() -> None:
-    for character in map(chr, range(0x30000)):
-        is_word = unicodedata.category(character).startswith("L") or character.isnumeric()
-        assert bool(WORD.fullmatch(character)) == (is_word or character == "_")
-    # A vowel sign of Devanagari is a combining mark; the last sigma of a word is another letter.
-    assert words_of("\u0915\u093f\u0924") == ["\u0915", "\u0924"]
-    assert words_of("\u039f\u0394\u039f\u03a3") == ["\u03bf\u03b4\u03bf\u03c2"]
-    rule = Vocabulary(["<pad>", "<unk>"], 3).rule()
-    assert str(rule["unicode"]).startswith(f"Unicode {unicodedata.unidata_version}; lower case")

@@ -202,7 +202,7 @@ def test_texts_without_a_known_word_are_told(tmp_path: Path) -> None:
     task = tiny_task()
     words = np.where(np.arange(96) % 2 == 0, "red circle", "blue square")
     words[task.samples("validation")[:5]] = "unheard"
-    task = changed(task, 0, type="text", data=words)
+    task = changed(task, 0, type="text", data=words, length=1)
 
     class Notes(Progress):
         def __init__(self) -> None:
@@ -213,7 +213,10 @@ def test_texts_without_a_known_word_are_told(tmp_path: Path) -> None:
 
     told = Notes()
     search(tmp_path / "run", task=task, progress=told)
-    assert told.notes == ["m0: 5 of 64 texts have no known word"]
+    assert told.notes == [
+        "m0: 59 of 64 texts are cut after 1 tokens: length of the modality says how many are read",
+        "m0: 5 of 64 texts have no known word",
+    ]
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
