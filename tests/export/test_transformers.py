@@ -18,7 +18,8 @@ from bmnas_export.prepare import reference_network
 pytest.importorskip("transformers")
 pytest.importorskip("tokenizers")
 
-from transformer_pair import transformer_pair
+from benchmarks.transformer_pair import fuse
+from tests.support.transformer_pair import transformer_pair
 
 LAYERS = 2
 
@@ -63,3 +64,12 @@ def test_a_pair_of_transformers_exports_small_and_equal(tmp_path: Path) -> None:
     batch = {name: x.numpy() for name, x in inputs.rows(torch.tensor([3, 0])).items()}
     logits = session.run(["logits"], batch)[0]
     np.testing.assert_allclose(logits, bundle.parity.logits[[3, 0]], atol=1e-5)
+
+    # What the benchmark compares with computes the same.
+    for norms in (False, True):
+        fuse(model, tmp_path / "fused.onnx", norms=norms)
+        found = optimised(tmp_path / "fused.onnx", tmp_path / "optimised.onnx")
+        assert found["Attention"] == attentions
+        assert (found["SkipLayerNormalization"] > attentions) == norms
+        session = onnxruntime.InferenceSession(tmp_path / "fused.onnx")
+        np.testing.assert_allclose(session.run(["logits"], batch)[0], logits, atol=1e-5)
