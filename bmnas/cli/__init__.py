@@ -30,13 +30,16 @@ from bmnas.machine.errors import UserError
 
 #: Packages that some commands need, by the extra that brings them.
 _EXTRAS = {
-    "PIL": "paper",
-    "av": "paper",
+    "PIL": "media",
+    "av": "media",
     "h5py": "paper",
     "matplotlib": "search",
+    "pyarrow": "media",
     "ray": "sweep",
     "safetensors": "search",
     "sklearn": "search",
+    "soundfile": "media",
+    "soxr": "media",
     "torch": "search",
     "transformers": "hf",
 }

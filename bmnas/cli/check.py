@@ -16,6 +16,7 @@ from bmnas.report.tables import print_tables
 from bmnas.tasks import load_task
 from bmnas.tasks.check import notes
 from bmnas.tasks.left_out import LEFT_OUT, leave_out
+from bmnas.tasks.sources import FileRows
 from bmnas.tasks.survey import Survey, survey
 from bmnas.tasks.task import PARTS
 
@@ -96,7 +97,12 @@ def _judge(found: Survey, *, left_out: bool) -> None:
     """Raise UserError where something is wrong; rows that are ``left_out`` are settled."""
     name, count = found.task.name, len([*found.unusable()])
     remedy = "get their files again, or "
-    remedy += "leave their samples out with --leave-out" if found.task.names else "take them out"
+    if found.task.names:
+        remedy += "leave their samples out with --leave-out"
+    elif any(isinstance(m.data, FileRows) for m in found.task.modalities):
+        remedy = FileRows.remedy
+    else:
+        remedy += "take them out"
     if found.problems:
         raise UserError(f"task {name} cannot be used: see the problems above")
     if count and not left_out:

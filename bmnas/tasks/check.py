@@ -19,6 +19,7 @@ from bmnas.tasks.kinds import BOX, TASK_KINDS, UNKNOWN_LABEL, Array, task_kind
 from bmnas.tasks.left_out import LEFT_OUT, left_out
 from bmnas.tasks.load import FOLDER_TASKS
 from bmnas.tasks.rows import Data, Rows, pieces, read_rows
+from bmnas.tasks.sources import FileRows
 from bmnas.tasks.task import (
     MODALITY_TYPES,
     PARTS,
@@ -102,6 +103,11 @@ def notes(task: Task, *parts: Part) -> Iterator[str]:
     if count := task.source.get("left_out"):
         what = "1 sample is" if count == 1 else f"{count} samples are"
         yield f"{what} left out, as {task.source['data']}/{LEFT_OUT} says"
+    elif task.left_out:
+        yield (
+            f"samples that are left out, as their files cannot be read: {len(task.left_out)}: "
+            f"{few(task.left_out, 20)}"
+        )
     if task.source.get("task") in FOLDER_TASKS:
         folder = Path(task.source["data"])
         if unknown := left_out(folder) - {*task.left_out}:
@@ -265,12 +271,24 @@ def _content(task: Task, *parts: Part, read: bool = True) -> Iterator[str]:
                 f"{_place(task, samples[outside[0]])}, expected 0 to {last}"
             )
             continue
+        if isinstance(modality.data, FileRows):
+            if read:
+                yield from _broken_files(modality, modality.data.unreadable(np.unique(rows)))
+            continue
         bad = _bad_rows(modality, np.unique(rows)) if read else rows[:0]
         if len(bad):
             sample = samples[np.flatnonzero(rows == bad[0])[0]]
             count = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
             what, place = wrong_values(modality), _place(task, sample)
             yield f"modality {modality.name}: {what} in row {bad[0]}, of {place}{count}"
+
+
+def _broken_files(modality: Modality, wrong: dict[int, str]) -> Iterator[str]:
+    if wrong:
+        yield (
+            f"modality {modality.name}: files that cannot be read ({len(wrong)}): "
+            f"{few(wrong.values(), 20)}: {FileRows.remedy}; bmnas check lists all"
+        )
 
 
 def _bad_rows(modality: Modality, rows: Array) -> Array:

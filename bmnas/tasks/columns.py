@@ -46,7 +46,7 @@ class Columns:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._columns = [
-            (f"{path.name}:{name}", name, reader)
+            (f"{path.name}:{name}", name, reader, path.parent)
             for path in paths
             for name, reader in _open(path).items()
         ]
@@ -58,18 +58,22 @@ class Columns:
         Raises UserError when there is none, or when several files have one of that name.
         """
         if (name, text) not in self._read:
-            self._read[name, text] = self._find(name)(text)
+            self._read[name, text] = self._find(name)[0](text)
         return self._read[name, text]
 
-    def _find(self, name: str) -> _Reader:
+    def folder(self, name: str) -> Path:
+        """Return the folder of the file that has the column ``name``; raises UserError as above."""
+        return self._find(name)[1]
+
+    def _find(self, name: str) -> tuple[_Reader, Path]:
         found = [column for column in self._columns if name in column[:2]]
         if len(found) == 1:
-            return found[0][2]
+            return found[0][2:]
         if found:
-            options = " or ".join(repr(full) for full, _, _ in found)
+            options = " or ".join(repr(column[0]) for column in found)
             raise UserError(f"received array {name!r}, which several files have: write {options}")
         # Whoever made the file may have put a line break into a name.
-        names = [" ".join(known.split()) for _, known, _ in self._columns]
+        names = [" ".join(column[1].split()) for column in self._columns]
         raise UserError(
             f"received array {name!r}, expected one of {', '.join(names)}{close(name, names)}"
         )

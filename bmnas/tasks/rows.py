@@ -28,6 +28,8 @@ class Rows(ABC):
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     varies = False
+    #: What to do about a row that cannot be read.
+    remedy = "bmnas check finds all such files, and with --leave-out leaves their samples out"
 
     @property
     def ndim(self) -> int:
@@ -86,10 +88,7 @@ def read_rows(data: Data, numbers: Array, draws: Array | None = None) -> Array:
     try:
         return data[numbers] if draws is None else data.varied(numbers, draws)
     except UserError as error:
-        raise UserError(
-            f"{error}: bmnas check finds all such files, and with --leave-out leaves their "
-            "samples out"
-        ) from error
+        raise UserError(f"{error}: {data.remedy}") from error
 
 
 def pieces(data: Data, numbers: Array) -> Iterator[Array]:

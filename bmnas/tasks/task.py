@@ -47,6 +47,7 @@ class Modality:
     ``"module:Class"`` or a torch module; None takes the default of the type. ``features`` are
     the module paths to tap in a user's own module, ``weights`` a file with its weights.
     ``length`` is how many tokens of a text are read; None takes what nearly all train texts need.
+    ``source`` says how rows were made of a table, see ``bmnas.tasks.sources``.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Modality:
     features: tuple[str, ...] = ()
     sample_rate: int | None = None
     length: int | None = None
+    source: Mapping[str, Any] | None = None
 
     def rows_of(self, samples: Array) -> Array:
         """Return the row number of each of ``samples`` (n,) as int64 (n,)."""
@@ -75,7 +77,8 @@ class Task:
     the task. ``source`` is what ``load_task`` was given, so that a later command finds the same
     data. ``extras`` are further arrays (samples, *shape) by name, such as boxes, for networks that
     read tokens. ``names`` are those of the samples in their data set, where they have some, and
-    ``left_out`` those of samples that are not loaded because ``left_out.txt`` names them.
+    ``left_out`` those of samples that are not loaded because ``left_out.txt`` names them, or why
+    their files cannot be read.
     """
 
     name: str

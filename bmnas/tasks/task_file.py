@@ -6,9 +6,9 @@ See ``docs/your-own-data.md`` for a walk through one.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -17,29 +17,68 @@ from bmnas.machine.files import read_toml
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
 from bmnas.tasks.columns import Columns
 from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
+from bmnas.tasks.media import Fit
+from bmnas.tasks.sources import (
+    FileRows,
+    Pictures,
+    Sounds,
+    Source,
+    TextFiles,
+    Videos,
+    ending_of,
+    fitted_vector,
+)
 from bmnas.tasks.task import PARTS, Modality, ModalityType, Task, draw_parts
 
 _PART_NAMES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
+_SIDE = 64  # of pictures, in pixels
 
 Name = Annotated[str, NotEmpty()]
 Fraction = Annotated[float, Range(above=0, below=1)]
 
 
+Side = Annotated[int, Range(4, 4096)]
+
+
 @dataclass(frozen=True)
 class ModalityTable:
-    """A table ``[modality.name]``: names of arrays, and which backbone reads them."""
+    """A table ``[modality.name]``: names of columns, and which backbone reads them.
 
-    array: Name
+    ``array`` is a column of values, or of the paths of files below ``folder``; then ``size``,
+    ``fit`` and ``grey`` say what pictures become, ``sample_rate`` and ``seconds`` what sounds,
+    ``frames`` and ``size`` what videos. ``columns`` are several that make one vector.
+    """
+
     type: ModalityType
+    array: Name | None = None
+    columns: tuple[Name, ...] = ()
     index: Name | None = None
     sample_rate: Annotated[int, Range(1)] | None = None
     length: Annotated[int, Range(1)] | None = None
     backbone: Name | None = None
     features: tuple[Name, ...] = ()
     weights: Name | None = None
+    folder: Name | None = None
+    size: Side | tuple[Side, ...] | None = None
+    fit: Fit = "crop"
+    grey: bool = False
+    seconds: Annotated[float, Range(0.01, 3600)] | None = None
+    frames: Annotated[int, Range(1, 512)] = 8
 
-    def modality(self, name: str, columns: Columns, folder: Path) -> Modality:
-        """Return the modality; weights and ``hf:`` folders are relative to ``folder``."""
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what does not fit together."""
+        if self.array is None and not self.columns:
+            yield "array", "expected the key 'array', which is missing"
+        elif self.columns and (self.array is not None or self.type != "vector"):
+            yield "columns", "expected type = 'vector' and no array: they make one vector"
+        if isinstance(self.size, tuple) and len(self.size) != 2:
+            yield "size", f"received {list(self.size)}, expected a number or [height, width]"
+
+    def modality(self, name: str, columns: Columns, folder: Path, train: Array) -> Modality:
+        """Return the modality; ``train`` are the samples to which a vector's numbers are fitted.
+
+        Weights, ``hf:`` folders and ``folder`` are relative to ``folder``, that of the task.
+        """
         backbone, weights, index = self.backbone, None, None
         if backbone is not None and backbone.startswith("hf:"):
             backbone = f"hf:{(folder / Path(backbone[3:]).expanduser()).resolve()}"
@@ -49,11 +88,19 @@ class ModalityTable:
                 raise UserError(
                     f"weights: received {self.weights!r}, expected a file; there is no {weights}"
                 )
-        with at("array"):
-            data = columns.get(self.array, text=self.type == "text")
         if self.index is not None:
             with at("index"):
                 index = columns.get(self.index)
+        if self.columns:
+            source = fitted_vector(columns, self.columns, train)
+        else:
+            with at("array"):
+                source = self._source(columns)
+        media = None if self.folder is None else folder / Path(self.folder).expanduser()
+        with at("columns" if self.columns else "array"):
+            data, own = source.rows(columns, media, text=self.type == "text")
+        if own is not None:
+            index = own if index is None else own[index]
         return Modality(
             name,
             self.type,
@@ -64,7 +111,36 @@ class ModalityTable:
             self.features,
             self.sample_rate,
             self.length,
+            source.to_dict(),
         )
+
+    def _source(self, columns: Columns) -> Source:
+        """Return how rows are made of ``array``: values, or the files that it names."""
+        assert self.array is not None
+        fields = columns.get(self.array, text=self.type == "text")
+        if fields.dtype.kind != "U" or fields.ndim != 1:
+            return Source(self.array)
+        named = ending_of(fields[fields != ""].tolist())
+        if named is not None and named != self.type:
+            raise UserError(
+                f"column {self.array!r} names files such as {str(fields[0])!r}: received type "
+                f"{self.type!r}, expected {named!r}"
+            )
+        if self.type == "image":
+            height, width = self.size if isinstance(self.size, tuple) else (self.size or _SIDE,) * 2
+            return Source(self.array, Pictures(height, width, self.fit, self.grey))
+        if self.type == "waveform":
+            if self.sample_rate is None or self.seconds is None:
+                raise UserError(
+                    f"column {self.array!r} names sounds: expected sample_rate, to which they are "
+                    "resampled, and seconds, how long a row is: bmnas init proposes both"
+                )
+            samples = max(round(self.sample_rate * self.seconds), 1)
+            return Source(self.array, Sounds(self.sample_rate, samples))
+        if self.type == "clip":
+            size = self.size[0] if isinstance(self.size, tuple) else self.size or _SIDE
+            return Source(self.array, Videos(self.frames, size))
+        return Source(self.array, TextFiles() if named == "text" else None)
 
 
 @dataclass(frozen=True)
@@ -102,6 +178,7 @@ class TaskFile:
     modality: Annotated[Mapping[str, ModalityTable], NotEmpty()]
     class_names: Name | tuple[Name, ...] | None = None
     types: Name | None = None
+    broken: Literal["fail", "skip"] = "fail"
     preset: Name = "default"
     licence: Name = "not stated"
 
@@ -126,10 +203,6 @@ def load_task_file(path: Path, data: Path | None = None) -> Task:
 
 def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str]) -> Task:
     kind, columns = task_kind(file.kind), _open_columns(file, folder, data)
-    modalities = []
-    for name, table in file.modality.items():
-        with at(f"modality.{name}"):
-            modalities.append(table.modality(name, columns, folder))
     with at("labels"):
         labels = columns.get(file.labels)
     with at("split"):
@@ -137,6 +210,11 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
             part = file.split.draw(labels, kind)
         else:
             part = _part(columns.get(file.split))
+    modalities = []
+    for name, table in file.modality.items():
+        with at(f"modality.{name}"):
+            train = np.flatnonzero(part == PARTS.index("train"))
+            modalities.append(table.modality(name, columns, folder, train))
     names = file.class_names
     if isinstance(names, str):
         with at("class_names"):
@@ -154,7 +232,7 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
     if file.types is not None:
         with at("types"):
             types = columns.get(file.types, text=True)
-    return Task(
+    task = Task(
         name=file.name,
         kind=kind.name,
         modalities=tuple(modalities),
@@ -165,6 +243,29 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
         licence=file.licence,
         source=source,
         types=types,
+    )
+    return _without_broken(task) if file.broken == "skip" else task
+
+
+def _without_broken(task: Task) -> Task:
+    """Return the task without the samples of which a file cannot be read; all files are read."""
+    every = np.arange(len(task.part))
+    reasons: dict[int, str] = {}
+    for modality in task.modalities:
+        if isinstance(modality.data, FileRows):
+            wrong = modality.data.unreadable(np.arange(len(modality.data)))
+            rows = modality.rows_of(every)
+            reasons |= {s: wrong[rows[s]] for s in every.tolist() if rows[s] in wrong}
+    if not reasons:
+        return task
+    kept = np.delete(every, list(reasons))
+    return replace(
+        task,
+        modalities=tuple(replace(m, index=m.rows_of(kept)) for m in task.modalities),
+        labels=task.labels[kept],
+        part=task.part[kept],
+        types=None if task.types is None else task.types[kept],
+        left_out=tuple(reasons[sample] for sample in sorted(reasons)),
     )
 
 
