@@ -14,12 +14,14 @@ that are done are read. Prints a Markdown table and writes FILE.json.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import math
 import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import bmnas_export
@@ -32,10 +34,12 @@ from bmnas.machine.files import write_json
 from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.latency import LatencyTable
+from bmnas.pipeline.multimodal import channels_of
 from bmnas.pipeline.network_costs import NetworkCosts
 from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.report.metrics import RunMetrics
+from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies.target import Target
@@ -43,6 +47,7 @@ from bmnas.strategies.target import Target
 _CPU = bmnas.Runtime(torch.device("cpu"), compile=False)
 _RATE = 4  # candidates that say what one costs
 _BEYOND = 0.1
+_DRAWN = 200  # networks, among which all parts come up
 
 Values = Sequence[Sequence[float]]
 
@@ -59,7 +64,7 @@ def main() -> None:
     task = bmnas.load_task(options.task)
     config = config_for(task)
     table = options.runs / "latencies.json"
-    _time_fusions(task, config, options.backbones[0], table)
+    _time_parts(task, config, options.backbones[0], table)
 
     def searched(name: str, strategy: str, seed: int, candidates: int = 1) -> Path:
         run: Path = options.runs / f"{name}-{seed}"
@@ -116,15 +121,18 @@ def main() -> None:
         print(f"| {found['seed']} | {sizes} | {own['bmnas']:.3f} | {own['random']:.3f} |")
 
 
-def _time_fusions(task: bmnas.Task, config: Config, backbones: Path, table: Path) -> None:
-    """Time hand-made fusions, which strategy bmnas alone compares: exporting is not searching."""
+def _time_parts(task: bmnas.Task, config: Config, backbones: Path, table: Path) -> None:
+    """Time what candidates consist of: exporting is not searching, and would count as that."""
     context = RunContext(Run(table.parent), task, config, 0, backbones=backbones, runtime=_CPU)
     networks = {name: found.backbone for name, found in unimodal_networks(context).items()}
     known = LatencyTable(table, bmnas_export.time_module)
     costs = NetworkCosts(task, networks, context.head, known)
-    for name in FUSIONS:
-        named = NamedFusion(name, config.search.channels, config.search.length)
-        costs.predict(named, heads=True)
+    space = CellSpace.of(list(channels_of(networks)), dataclasses.asdict(config.search))
+    sizes, draw = (config.search.channels, config.search.length), Random("parts")
+    drawn = [space.sample(draw) for _ in range(_DRAWN)]
+    for found in (*drawn, *(NamedFusion(name, *sizes) for name in FUSIONS)):
+        for heads in (True, False):
+            costs.predict(found, heads=heads)
 
 
 def _metrics(run: Path) -> RunMetrics:

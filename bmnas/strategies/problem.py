@@ -75,19 +75,20 @@ class SearchProblem:
         """Return what a record says of each form that the network may be served in, for a front.
 
         Those are with unimodal logits and without, as far as they are within the limits; none
-        where no front is wanted.
+        where no front is wanted. Loss and score are of sums with held-out weights.
         """
         if self.aim is None or not self.aim.target.pareto:
             return []
         forms = []
         for heads in self.aim.forms:
-            cost, score = self.aim.predict(genotype, heads=heads), found.score
+            cost, loss, score = self.aim.predict(genotype, heads=heads), found.loss, found.score
             if heads:
                 labels = self.validation.labels
                 total = held_out_sum({"": found.logits, **self.unimodal}, labels, self.head)
-                score = self.head.score(total, labels)
+                loss, score = float(self.head.loss(total, labels)), self.head.score(total, labels)
             if self.aim.target.keeps(cost):
-                forms.append({"unimodal_logits": heads, "score": score, **asdict(cost)})
+                own = {"unimodal_logits": heads, "loss": loss, "score": score}
+                forms.append({**own, **asdict(cost)})
         return forms
 
     def keeps(self, genotype: Architecture) -> bool:

@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from random import Random
 
-from tiny_runs import GENOTYPE
+from tiny_runs import GENOTYPE, METRICS, svg_texts, write_run
 
+from bmnas.report.front import front_parts
+from bmnas.report.record import load_run
+from bmnas.report.style import figure_of
 from bmnas.strategies.front import Point, crowding, front, ordered, ranks
 
 
@@ -50,3 +54,15 @@ def test_a_front_holds_what_none_is_better_than() -> None:
     worse = point(0.7, 2.0, 30)
     assert front([worse, best, small, fast, best]) == (fast, small, best)
     assert front([]) == ()
+
+
+def test_a_front_is_drawn_by_latency_and_by_weights(tmp_path: Path) -> None:
+    points = [
+        {"score": 0.9, "latency_ms": 0.1, "parameters": 500, "unimodal_logits": False},
+        {"score": 0.95, "latency_ms": 0.3, "parameters": 400, "unimodal_logits": True},
+    ]
+    search = {**METRICS["search"], "front": points}
+    run = load_run(write_run(tmp_path / "run", metrics={**METRICS, "search": search}))
+    texts = svg_texts(figure_of(*front_parts(run)))
+    assert {"Front: what is served", "latency, ms", "weights", "1", "2"} <= set(texts)
+    assert front_parts(load_run(write_run(tmp_path / "other"))) == []
