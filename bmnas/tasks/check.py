@@ -116,6 +116,7 @@ def notes(task: Task, *parts: Part) -> Iterator[str]:
                 f"{few(sorted(unknown))} ({len(unknown)}): right if other tasks on these files "
                 "have them"
             )
+    yield from task.remarks
     kind, told = task_kind(task.kind), []
     for part in parts:
         unseen = kind.unseen(task.labels[task.samples(part)])

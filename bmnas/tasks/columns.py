@@ -1,8 +1,8 @@
-"""Named arrays from ``.npz``, ``.npy``, ``.jsonl`` and ``.csv`` files; nothing is unpickled.
+"""Named arrays from ``.npz``, ``.npy`` and tables; nothing is unpickled.
 
 A column is a name and an array. Its name is the member of an ``.npz``, the stem of a ``.npy``,
-the field of a ``.jsonl`` or the header of a ``.csv``; where two files have one of the same
-name, ``file:name`` tells them apart.
+the field of a ``.jsonl``, the header of a ``.csv`` or ``.tsv``, or the column of a ``.parquet``;
+where two files have one of the same name, ``file:name`` tells them apart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -77,6 +77,33 @@ class Columns:
         raise UserError(
             f"received array {name!r}, expected one of {', '.join(names)}{close(name, names)}"
         )
+
+
+class PartColumns(Columns):
+    """The columns of one file for each part, below each other; ``part`` (samples,) numbers them."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        super().__init__(paths[:1])
+        self._parts = [Columns([path]) for path in paths]
+        self._names = ", ".join(path.name for path in paths)
+        self.part = np.zeros(0, np.uint8)
+
+    def get(self, name: str, *, text: bool = False) -> Array:
+        """Return the rows of all parts; raises UserError where one has no such column."""
+        if (name, text) not in self._read:
+            found = [part.get(name, text=text) for part in self._parts]
+            if len({array.dtype.kind == "U" for array in found}) > 1:
+                # A field of one part is no number, or lists have another length.
+                found = [part.get(name, text=True) for part in self._parts]
+            if found[0].ndim == 2 and found[0].dtype.kind == "U":
+                most = max(array.shape[1] for array in found)
+                found = [np.pad(a, ((0, 0), (0, most - a.shape[1]))) for a in found]
+            forms = {(array.shape[1:], array.dtype.kind == "U") for array in found}
+            if len(forms) > 1:
+                raise UserError(f"{self._names}: {name}: received columns of different forms")
+            self._read[name, text] = np.concatenate(found)
+            self.part = np.repeat(np.arange(len(found)), [len(array) for array in found])
+        return self._read[name, text]
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
@@ -168,6 +195,9 @@ def _jsonl(path: Path) -> Mapping[str, _Reader]:
 
 def _field(path: Path, name: str, rows: Mapping[str, dict[str, Any]], text: bool) -> Array:
     """Return the field of every line: strings, numbers, or lists of numbers of one length."""
+    values = [row.get(name) for row in rows.values()]
+    if any(map(_tags, values)) and all(_tags(value) or value == [] for value in values):
+        return _padded(cast(list[list[str]], values))
     strings = isinstance(next(iter(rows.values()))[name], str)
     for place, row in rows.items():
         if name not in row:
@@ -185,15 +215,25 @@ def _field(path: Path, name: str, rows: Mapping[str, dict[str, Any]], text: bool
     return array
 
 
+def _tags(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(tag, str) for tag in value)
+
+
+def _padded(lists: Sequence[Sequence[str]]) -> Array:
+    """Return lists of strings as (n, longest), empty strings where one is shorter."""
+    most = max(map(len, lists))
+    return np.array([[*tags, *[""] * (most - len(tags))] for tags in lists], np.str_)
+
+
 def _numeric(value: Any) -> bool:
     if isinstance(value, list):
         return bool(value) and all(map(_numeric, value))
     return isinstance(value, int | float)
 
 
-def _csv(path: Path) -> Mapping[str, _Reader]:
+def _csv(path: Path, delimiter: str = ",") -> Mapping[str, _Reader]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, strict=True)
+        lines = csv.reader(file, delimiter=delimiter, strict=True)
         names = next(lines, [])
         rows = []
         for row in filter(None, lines):
@@ -227,9 +267,43 @@ def _fields(place: str, fields: Sequence[str], text: bool) -> Array:
         return np.array(fields, dtype=np.str_)
 
 
+def _parquet(path: Path) -> Mapping[str, _Reader]:
+    from pyarrow import parquet
+
+    names = parquet.read_schema(path).names
+    if len(set(names)) < len(names):
+        raise UserError(f"{path}: names a column twice: {', '.join(names)}")
+    return {name: partial(_parquet_column, path, name) for name in names}
+
+
+def _parquet_column(path: Path, name: str, text: bool) -> Array:
+    """Return numbers, NaN for a missing one; strings, empty for a missing one; or lists of them."""
+    from pyarrow import parquet, types
+
+    with reading(f"{path}: {name}"):
+        column = parquet.read_table(path, columns=[name]).column(0)
+        kind = column.type
+        if types.is_integer(kind) or types.is_floating(kind):
+            numbers: Array = column.to_numpy()
+            return numbers
+        values = column.to_pylist()
+        if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+            if any(isinstance(item, str) for value in values for item in value or ()):
+                return _padded([value or [] for value in values])
+            try:
+                return np.array(values, np.float64)
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{path}: {name}: lists of different lengths") from error
+        if types.is_boolean(kind):
+            values = [None if value is None else str(value).lower() for value in values]
+        return np.array(["" if value is None else str(value) for value in values], np.str_)
+
+
 _OPENED: Mapping[str, Callable[[Path], Mapping[str, _Reader]]] = {
     ".npz": _npz,
     ".npy": _npy,
     ".jsonl": _jsonl,
     ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
+    ".parquet": _parquet,
 }

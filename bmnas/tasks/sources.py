@@ -224,7 +224,7 @@ class FileRows(DecodedRows[Path]):
 
     def __init__(self, base: Path, names: Sequence[str], files: Pictures | Sounds | Videos) -> None:
         paths = [base / name for name in names]
-        self.paths, self.files = tuple(paths), files
+        self.names, self.paths, self.files = tuple(names), tuple(paths), files
         self._read = Kept(files.decode, _KEPT_BYTES)
         axes, dtype = files.row
         inside = all(path.is_relative_to(base) for path in paths)

@@ -78,7 +78,8 @@ class Task:
     data. ``extras`` are further arrays (samples, *shape) by name, such as boxes, for networks that
     read tokens. ``names`` are those of the samples in their data set, where they have some, and
     ``left_out`` those of samples that are not loaded because ``left_out.txt`` names them, or why
-    their files cannot be read.
+    their files cannot be read. ``remarks`` is what was seen when the task was loaded and is to be
+    told.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Task:
     types: Array | None = None
     names: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def classes(self) -> int:
@@ -134,3 +136,35 @@ def draw_parts(labels: Array, fractions: tuple[float, float, float], seed: int) 
         validation = max(round(len(members) * (fractions[0] + fractions[1])), train)
         part[members] = np.searchsorted((train, validation), np.arange(len(members)), side="right")
     return part
+
+
+def draw_groups(
+    labels: Array, groups: Array, fractions: tuple[float, float, float], seed: int
+) -> Array:
+    """Draw the part of each sample so that all samples of a group are in one part.
+
+    ``groups`` (samples,) may be of any kind that sorts. Groups are taken from the largest to the
+    smallest, equally large ones in random order, and each goes to the part where the counts of
+    classes then are nearest to the ``fractions`` of each class. Every part gets a group, if there
+    are three. Returns (samples,) uint8, see ``PARTS``.
+    """
+    _, class_of = np.unique(labels, return_inverse=True)
+    _, group_of = np.unique(groups, return_inverse=True)
+    counts = np.zeros((group_of.max() + 1, class_of.max() + 1))
+    np.add.at(counts, (group_of, class_of), 1)
+    wanted = np.outer(fractions, counts.sum(0))
+    order = np.random.RandomState(seed).permutation(len(counts))
+    order = order[np.argsort(-counts[order].sum(1), kind="stable")]
+    held = np.zeros_like(wanted)
+    part = np.zeros(len(counts), np.uint8)
+    for left, group in zip(range(len(order), 0, -1), order, strict=True):
+        # What is still lacking, in shares of what is wanted, before and after.
+        before = ((wanted - held) ** 2 / wanted.clip(1)).sum(1)
+        after = ((wanted - held - counts[group]) ** 2 / wanted.clip(1)).sum(1)
+        gain = after - before
+        empty = (held.sum(1) == 0) & (wanted.sum(1) > 0)
+        if empty.sum() >= left:
+            gain[~empty] = np.inf
+        part[group] = gain.argmin()
+        held[part[group]] += counts[group]
+    return part[group_of]

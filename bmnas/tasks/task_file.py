@@ -5,17 +5,17 @@ See ``docs/your-own-data.md`` for a walk through one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import numpy as np
 
-from bmnas.machine.errors import UserError, at
+from bmnas.machine.errors import UserError, at, few
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
-from bmnas.tasks.columns import Columns
+from bmnas.tasks.columns import Columns, PartColumns
 from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
 from bmnas.tasks.media import Fit
 from bmnas.tasks.sources import (
@@ -28,7 +28,8 @@ from bmnas.tasks.sources import (
     ending_of,
     fitted_vector,
 )
-from bmnas.tasks.task import PARTS, Modality, ModalityType, Task, draw_parts
+from bmnas.tasks.tags import tag_matrix
+from bmnas.tasks.task import PARTS, Modality, ModalityType, Task, draw_groups, draw_parts
 
 _PART_NAMES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 _SIDE = 64  # of pictures, in pixels
@@ -151,6 +152,7 @@ class Split:
     validation: Fraction
     test: Fraction
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    group: Name | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield that the fractions do not sum to 1."""
@@ -158,12 +160,75 @@ class Split:
         if abs(total - 1) > 1e-6:
             yield "test", f"received fractions with the sum {total:g}, expected the sum 1"
 
-    def draw(self, labels: Array, kind: TaskKind) -> Array:
+    def draw(self, labels: Array, kind: TaskKind, columns: Columns) -> Array:
+        """Return the part of each sample, (samples,); samples of a group stay together."""
+        fractions = self.train, self.validation, self.test
+        return _drawn(labels, kind, fractions, self.seed, _groups(self.group, columns))
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """A table ``data``: one file for each part.
+
+    In place of the file of ``validation`` may stand a share of train, drawn with ``seed``, by
+    groups if there are some.
+    """
+
+    train: Name
+    test: Name
+    validation: Name | Fraction = 0.2
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    group: Name | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The files in the order of parts."""
+        return tuple(
+            name for name in (self.train, self.validation, self.test) if isinstance(name, str)
+        )
+
+    def draw(self, labels: Array, kind: TaskKind, columns: PartColumns) -> Array:
         """Return the part of each sample, (samples,)."""
-        strata = kind.strata(labels)
-        if strata is None:
-            strata = np.zeros(labels.shape[0] if labels.ndim else 0)
-        return draw_parts(strata, (self.train, self.validation, self.test), self.seed)
+        if isinstance(self.validation, str):
+            return columns.part
+        part = columns.part * np.uint8(2)
+        train = np.flatnonzero(part == 0)
+        groups = _groups(self.group, columns)
+        fractions = 1 - self.validation, self.validation, 0.0
+        own = None if groups is None else groups[train]
+        part[train] = _drawn(labels[train], kind, fractions, self.seed, own)
+        return part
+
+
+def _groups(name: str | None, columns: Columns) -> Array | None:
+    if name is None:
+        return None
+    with at("group"):
+        groups = columns.get(name, text=True)
+        if groups.ndim != 1 or groups.dtype.kind not in "iubU":
+            raise UserError(f"column {name!r}: received {groups.dtype}, expected names or integers")
+        if groups.dtype.kind == "U" and len(empty := np.flatnonzero(np.char.strip(groups) == "")):
+            raise UserError(
+                f"column {name!r}: rows without a group ({len(empty)}): {few(empty, 20)}"
+            )
+    return groups
+
+
+def _drawn(
+    labels: Array,
+    kind: TaskKind,
+    fractions: tuple[float, float, float],
+    seed: int,
+    groups: Array | None,
+) -> Array:
+    strata = kind.strata(labels)
+    if strata is None:
+        strata = np.zeros(labels.shape[0] if labels.ndim else 0)
+    if groups is None:
+        return draw_parts(strata, fractions, seed)
+    if len(groups) != len(strata):
+        raise UserError(f"group has {len(groups)} rows and labels have {len(strata)}")
+    return draw_groups(strata, groups, fractions, seed)
 
 
 @dataclass(frozen=True)
@@ -172,15 +237,25 @@ class TaskFile:
 
     name: Name
     kind: Annotated[str, OneOf(TASK_KINDS)]
-    data: Name | Annotated[tuple[Name, ...], NotEmpty()]
+    data: Name | Annotated[tuple[Name, ...], NotEmpty()] | PartFiles
     labels: Name
-    split: Name | Split
     modality: Annotated[Mapping[str, ModalityTable], NotEmpty()]
     class_names: Name | tuple[Name, ...] | None = None
+    split: Name | Split | None = None
+    separator: Name | None = None
     types: Name | None = None
     broken: Literal["fail", "skip"] = "fail"
     preset: Name = "default"
     licence: Name = "not stated"
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what does not fit together."""
+        if self.split is None and not isinstance(self.data, PartFiles):
+            yield "split", "expected the key 'split', which is missing"
+        elif self.split is not None and isinstance(self.data, PartFiles):
+            yield "split", "received a split beside one file for each part: leave one of them out"
+        if self.separator is not None and self.kind != "multilabel":
+            yield "separator", "expected kind = 'multilabel', whose labels may be lists of tags"
 
 
 def load_task_file(path: Path, data: Path | None = None) -> Task:
@@ -205,11 +280,16 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
     kind, columns = task_kind(file.kind), _open_columns(file, folder, data)
     with at("labels"):
         labels = columns.get(file.labels)
-    with at("split"):
-        if isinstance(file.split, Split):
-            part = file.split.draw(labels, kind)
-        else:
-            part = _part(columns.get(file.split))
+    if isinstance(file.data, PartFiles):
+        with at("data"):
+            part = file.data.draw(labels, kind, cast(PartColumns, columns))
+    else:
+        assert file.split is not None
+        with at("split"):
+            if isinstance(file.split, Split):
+                part = file.split.draw(labels, kind, columns)
+            else:
+                part = _part(columns.get(file.split))
     modalities = []
     for name, table in file.modality.items():
         with at(f"modality.{name}"):
@@ -227,7 +307,13 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
         names = tuple(array.tolist())
     # Without names the classes are those of train: what validation holds must not add one.
     seen = part == PARTS.index("train") if names is None else part != PARTS.index("test")
-    labels, class_names = kind.encode(labels, seen, names, "labels")
+    remarks = tuple(_shared_files(modalities, part))
+    if kind.name == "multilabel" and labels.dtype.kind == "U" and len(labels) == len(seen):
+        with at("labels"):
+            labels, class_names, more = tag_matrix(labels, seen, names, file.separator)
+        remarks += more
+    else:
+        labels, class_names = kind.encode(labels, seen, names, "labels")
     types = None
     if file.types is not None:
         with at("types"):
@@ -243,8 +329,26 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
         licence=file.licence,
         source=source,
         types=types,
+        remarks=remarks,
     )
     return _without_broken(task) if file.broken == "skip" else task
+
+
+def _shared_files(modalities: Sequence[Modality], part: Array) -> Iterator[str]:
+    """Yield a remark on each file that train and another part use."""
+    for modality in modalities:
+        if not isinstance(modality.data, FileRows) or modality.index is None:
+            continue
+        if len(modality.index) != len(part):
+            continue  # that is told later, with whatever else is wrong
+        own = [set(modality.index[part == number].tolist()) for number in range(len(PARTS))]
+        for number, name in enumerate(PARTS[1:], start=1):
+            if shared := sorted(own[0] & own[number]):
+                files = few((modality.data.names[row] for row in shared), 8)
+                yield (
+                    f"modality {modality.name}: {len(shared)} files of {name} are in train too: "
+                    f"{files}: split = {{…, group = '<column>'}} keeps rows together"
+                )
 
 
 def _without_broken(task: Task) -> Task:
@@ -270,7 +374,10 @@ def _without_broken(task: Task) -> Task:
 
 
 def _open_columns(file: TaskFile, folder: Path, data: Path | None) -> Columns:
-    names = (file.data,) if isinstance(file.data, str) else file.data
+    if isinstance(file.data, PartFiles):
+        names = file.data.names
+    else:
+        names = (file.data,) if isinstance(file.data, str) else file.data
     paths = [(data or folder) / name for name in names]
     if data is None and not all(path.exists() for path in paths):
         missing = next(path for path in paths if not path.exists())
@@ -278,7 +385,7 @@ def _open_columns(file: TaskFile, folder: Path, data: Path | None) -> Columns:
             f"data: {missing}: no such file: give --data DIR, the folder that holds the data"
         )
     with at("data"):
-        return Columns(paths)
+        return PartColumns(paths) if isinstance(file.data, PartFiles) else Columns(paths)
 
 
 def _part(part: Array) -> Array:

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from media_files import MEDIA_TASK, media_table, write_table
+
+from bmnas.machine.errors import UserError
+from bmnas.tasks import check_task, load_task_file, notes
+from bmnas.tasks.columns import Columns, PartColumns
+from bmnas.tasks.task import draw_groups
+
+TASK = """
+name = "pets"
+kind = "multiclass"
+data = "pets.csv"
+labels = "label"
+split = "part"
+[modality.title]
+array = "title"
+type = "text"
+[modality.facts]
+columns = ["age", "weight", "city"]
+type = "vector"
+"""
+DRAWN = "split = {train = 0.5, validation = 0.25, test = 0.25"
+
+
+def rows_of(count: int = 24) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "title": f"w{rng.integers(9)} {('cat', 'dog')[n % 2]}",
+            "age": "" if n % 7 == 3 else n,
+            "weight": n / 2,
+            "city": ("Rome", "Oslo")[n % 2],
+            "patient": f"p{n // 4}",
+            "label": ("cat", "dog")[n % 2],
+            "tags": ("red | round", "round", "", "big|red")[n % 4],
+            "part": ("train", "train", "validation", "test")[n // 2 % 4],
+        }
+        for n in range(count)
+    ]
+
+
+def load(folder: Path, *changes: tuple[str, str], rows: list[dict[str, Any]] | None = None) -> Any:
+    text = TASK
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    write_table(folder / "pets.csv", rows or rows_of())
+    (folder / "task.toml").write_text(text, encoding="utf-8")
+    task = load_task_file(folder / "task.toml")
+    check_task(task)
+    return task
+
+
+def test_tsv_and_parquet_hold_what_csv_holds(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = rows_of()
+    expected = load(tmp_path)
+    write_table(tmp_path / "pets.tsv", rows, "\t")
+    whole = [{**row, "age": None if row["age"] == "" else row["age"]} for row in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(whole), tmp_path / "pets.parquet")
+    for name in ("pets.tsv", "pets.parquet"):
+        found = load(tmp_path, ("pets.csv", name))
+        assert np.array_equal(found.labels, expected.labels)
+        for one, other in zip(found.modalities, expected.modalities, strict=True):
+            assert np.array_equal(one.data, other.data)
+
+
+def test_parquet_has_lists_and_booleans(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    held = {
+        "tags": [["a", "b"], [], None],
+        "vector": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]],
+        "good": [True, None, False],
+        "uneven": [[1], [2, 3], [4]],
+    }
+    parquet.write_table(pyarrow.table(held), tmp_path / "a.parquet")
+    columns = Columns([tmp_path / "a.parquet"])
+    assert columns.get("tags").tolist() == [["a", "b"], ["", ""], ["", ""]]
+    assert columns.get("vector").shape == (3, 2)
+    assert columns.get("good").tolist() == ["true", "", "false"]
+    with pytest.raises(UserError, match="uneven: lists of different lengths"):
+        columns.get("uneven")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 and nothing")
+    with pytest.raises(UserError, match=r"b\.parquet: cannot be read"):
+        Columns([tmp_path / "b.parquet"])
+
+
+def test_a_file_for_each_part(tmp_path: Path) -> None:
+    rows = rows_of()
+    expected = load(tmp_path)
+    names = ("train", "validation", "test")
+    for name in names:
+        write_table(tmp_path / f"{name}.csv", [row for row in rows if row["part"] == name])
+    files = "data = {" + ", ".join(f'{name} = "{name}.csv"' for name in names) + "}"
+    task = load(tmp_path, ('data = "pets.csv"', files), ('split = "part"', ""))
+    assert np.bincount(task.part).tolist() == np.bincount(expected.part).tolist()
+    for name in names:
+        one, other = task.samples(name), expected.samples(name)
+        assert np.array_equal(task.labels[one], expected.labels[other])
+        facts = task.modality("facts").data[one], expected.modality("facts").data[other]
+        assert np.allclose(*facts)
+    with pytest.raises(UserError, match="leave one of them out"):
+        load(tmp_path, ('data = "pets.csv"', files))
+    with pytest.raises(UserError, match="expected the key 'split'"):
+        load(tmp_path, ('split = "part"', ""))
+
+
+def test_validation_is_drawn_from_train_where_it_has_no_file(tmp_path: Path) -> None:
+    rows = rows_of(48)
+    write_table(tmp_path / "a.csv", rows[:40])
+    write_table(tmp_path / "b.csv", rows[40:])
+    files = 'data = {train = "a.csv", validation = 0.3, test = "b.csv", group = "patient"}'
+    task = load(tmp_path, ('data = "pets.csv"', files), ('split = "part"', ""))
+    assert np.bincount(task.part).tolist() == [28, 12, 8]
+    assert np.all(task.part[40:] == 2)
+    groups = np.arange(48) // 4
+    assert not set(groups[task.part == 0]) & set(groups[task.part == 1])
+
+
+def test_parts_with_other_forms(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x\n1\n2\n", encoding="utf-8")
+    (tmp_path / "b.csv").write_text("x\nthree\n", encoding="utf-8")
+    assert PartColumns([tmp_path / "a.csv", tmp_path / "b.csv"]).get("x").tolist() == [
+        "1",
+        "2",
+        "three",
+    ]
+    np.savez(tmp_path / "c.npz", x=np.zeros((2, 3)))
+    with pytest.raises(UserError, match="different forms"):
+        PartColumns([tmp_path / "a.csv", tmp_path / "c.npz"]).get("x")
+
+
+def test_groups_stay_together(tmp_path: Path) -> None:
+    task = load(tmp_path, ('split = "part"', DRAWN + ', group = "patient"}'), rows=rows_of(80))
+    groups = np.arange(80) // 4
+    own = [set(groups[task.part == part]) for part in range(3)]
+    assert not own[0] & own[1] | own[0] & own[2] | own[1] & own[2]
+    assert np.bincount(task.part).tolist() == [40, 20, 20]
+    rows = rows_of()
+    rows[3]["patient"] = rows[9]["patient"] = ""
+    with pytest.raises(UserError, match=r"rows without a group \(2\): 3, 9"):
+        load(tmp_path, ('split = "part"', DRAWN + ', group = "patient"}'), rows=rows)
+
+
+def test_groups_of_any_size_keep_fractions_and_classes() -> None:
+    rng = np.random.default_rng(1)
+    groups = rng.choice(200, size=2000, p=rng.dirichlet(np.full(200, 0.7)))
+    labels = np.where(rng.random(200) < 0.2, 1, 0)[groups]
+    part = draw_groups(labels, groups, (0.6, 0.2, 0.2), 0)
+    assert np.array_equal(part, draw_groups(labels, groups, (0.6, 0.2, 0.2), 0))
+    shares = [np.mean(part == number) for number in range(3)]
+    assert np.allclose(shares, [0.6, 0.2, 0.2], atol=0.02)
+    rates = [labels[part == number].mean() for number in range(3)]
+    assert np.allclose(rates, labels.mean(), atol=0.03)
+    # A group that is most of the data leaves something for each part.
+    uneven = np.array([0] * 90 + [1] * 5 + [2] * 5)
+    assert set(draw_groups(np.zeros(100), uneven, (0.6, 0.2, 0.2), 0)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_tags(tmp_path: Path, lists: bool) -> None:
+    rows = rows_of()
+    rows[6]["tags"] = "round|rare"  # of test
+    changes = [('"multiclass"', '"multilabel"'), ('"label"', '"tags"')]
+    if lists:
+        for row in rows:
+            row["tags"] = [tag.strip() for tag in row["tags"].split("|") if tag]
+        text = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / "pets.jsonl").write_text(text, encoding="utf-8")
+        changes += [("pets.csv", "pets.jsonl"), ('"age", ', "")]
+    else:
+        with pytest.raises(UserError, match=r"separator = '\|'"):
+            load(tmp_path, *changes, rows=rows)
+        changes += [("split =", 'separator = "|"\nsplit =')]
+    task = load(tmp_path, *changes, rows=rows if not lists else None)
+    assert task.class_names == ("big", "red", "round")
+    assert task.labels[:4].tolist() == [[0, 1, 1], [0, 0, 1], [0, 0, 0], [1, 1, 0]]
+    (note,) = notes(task, "validation")
+    assert "'rare' (row 6)" in note
+    names = 'class_names = ["big", "red", "round"]\nsplit ='
+    with pytest.raises(UserError, match=r"received 'rare' \(row 6\), expected tags of class_names"):
+        load(tmp_path, *changes, ("split =", names), rows=rows if not lists else None)
+
+
+def test_files_that_parts_share_are_told(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    pytest.importorskip("soxr")
+    table = media_table(tmp_path, 24)
+    table[6]["photo"] = table[9]["photo"] = table[0]["photo"]  # validation, test, train
+    write_table(tmp_path / "pets.csv", table)
+    (tmp_path / "task.toml").write_text(MEDIA_TASK, encoding="utf-8")
+    told = list(notes(load_task_file(tmp_path / "task.toml"), "validation"))
+    assert [note.split(":")[1].strip() for note in told] == [
+        "1 files of validation are in train too",
+        "1 files of test are in train too",
+    ]
+    assert table[0]["photo"] in told[0]
