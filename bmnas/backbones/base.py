@@ -134,6 +134,13 @@ class Backbone(nn.Module):
         """Return the module whose ``state_dict`` a file of pretrained weights holds."""
         return self
 
+    def beyond_features(self) -> frozenset[str]:
+        """Return the names in ``weights_module`` of tensors that no feature needs: the head's."""
+        return frozenset(name for name in self.state_dict() if name.startswith("head."))
+
+    def renew_head(self) -> None:
+        """Do what is needed where the weights of the head were left out: it is new as it stands."""
+
     def adopt(self, state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], bool]:
         """Return the tensors of a file of weights under the names of those of ``weights_module``.
 

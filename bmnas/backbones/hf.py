@@ -140,9 +140,9 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         height, width = self.config["pixels"]["size"]
         return height // down, width // across
 
-    def example(self) -> Tensor:
-        """Return two raw inputs (2, *shape): zeros, or a token that is not padding."""
-        return super().example() + int(self.pad == 0)
+    def example(self, count: int = 2) -> Tensor:
+        """Return raw inputs (count, *shape): zeros, or a token that is not padding."""
+        return super().example(count) + int(self.pad == 0)
 
 
 class ModelPixels(nn.Module):

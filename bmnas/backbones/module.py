@@ -5,18 +5,27 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from bmnas.backbones.base import PooledHead
-from bmnas.backbones.tap import Reader, TappedBackbone, evaluating, first_tensor
+from bmnas.backbones.tap import (
+    Reader,
+    TappedBackbone,
+    evaluating,
+    first_tensor,
+    rehearsing,
+    without_fast_paths,
+)
 from bmnas.machine.errors import UserError, few, one_line
 from bmnas.tasks.load import imported
 from bmnas.tasks.task import MODALITY_TYPES, ModalityType
 
 _LAST = ":channels_last"
+_APART = 1e-3  # of the largest number: sums of another order differ by less
 
 
 class ModuleBackbone(TappedBackbone):
@@ -28,9 +37,9 @@ class ModuleBackbone(TappedBackbone):
     module's own output is the unimodal logits if it is (B, K); else a pooled head on the last
     feature is. ``network`` is copied: hooks and pruning do not touch the user's object.
 
-    ``target`` is the ``"module:Class"`` that it was made from, for the record. Raises UserError
-    without features, for a path that is not there, or a module that is not called exactly once, or
-    whose output is no batch of features.
+    ``target`` is the ``"module:Class"`` that it was made from, for the record. With ``pooled`` the
+    module's own output is not used. Raises UserError without features, for a path that is not
+    there, or a module that is not called exactly once, or whose output is no batch of features.
     """
 
     family: ClassVar[str] = "module"
@@ -44,6 +53,7 @@ class ModuleBackbone(TappedBackbone):
         features: Sequence[str],
         reader: Mapping[str, Any],
         target: str | None = None,
+        pooled: bool = False,
     ) -> None:
         super().__init__(Reader(reader), classes=classes, reader=dict(reader), target=target)
         self.prepare = self.reader.prepare()
@@ -53,6 +63,7 @@ class ModuleBackbone(TappedBackbone):
                 f"features = {few(_paths(network))}"
             )
         network = copy.deepcopy(network)
+        without_fast_paths(network)
         self.tap(network, {feature: _tapped(network, feature) for feature in features})
         recorded, output = self._first_pass()
         # Truncating keeps the first features: they must be the ones that run first.
@@ -76,14 +87,88 @@ class ModuleBackbone(TappedBackbone):
                 )
         self.feature_channels = tuple(found.shape[1] for found in made)
         own = first_tensor(output)
-        if own is not None and own.shape == (2, classes) and own.is_floating_point():
+        answers = own is not None and own.shape == (2, classes) and own.is_floating_point()
+        if answers and not pooled:
             self.head = nn.Identity()
         else:
-            self.head = PooledHead(self.feature_channels[-1], classes)
+            self.pool_last()
+
+    def renew_head(self) -> None:
+        """Take a new head: that of the module is as it was made, and may lie anywhere in it."""
+        self.pool_last()
+
+    def pool_last(self) -> None:
+        """Take a new head on the last feature in place of the module's own output."""
+        self.head = PooledHead(self.feature_channels[-1], self.config["classes"])
+        self.config["pooled"] = True
 
     def run(self, x: Tensor) -> object:
         """Return what the user's module makes of the raw input ``x`` (B, *shape)."""
-        return self.network(self.prepare(x))
+        prepared = self.prepare(x)
+        # The module may write into what it gets.
+        return self.network(prepared.clone() if prepared is x else prepared)
+
+    def rehearse(self) -> None:
+        """Raise UserError unless batches of 1, 2 and 3 give a row of each feature for each input.
+
+        And logits, and in evaluation the same of an input alone as among others. Batches of one
+        are for evaluation alone, as BatchNorm cannot learn from them.
+        """
+        for mode, name, counts in ((evaluating, "evaluation", 3), (rehearsing, "training", 2)):
+            for count in (1, 2, 3)[-counts:]:
+                found = self._tried(self.example(count), mode)
+                for feature, x in found.items():
+                    channels = dict(zip(self.feature_names, self.feature_channels, strict=True))
+                    wanted = (count, channels.get(feature, self.config["classes"]))
+                    if x.shape[:2] != wanted:
+                        of = f"feature {feature!r}" if feature else "the output"
+                        raise UserError(
+                            f"{of}: for a batch of {count} in {name} the module returned the shape "
+                            f"{tuple(x.shape)}, expected {', '.join(map(str, wanted))}, …: a "
+                            "squeeze() without an axis or a fixed batch size loses the batch"
+                        )
+        self._rehearse_alone()
+
+    def _rehearse_alone(self) -> None:
+        if (some := self._varied(3)) is None:
+            return
+        together = self._tried(some, evaluating)
+        for number in range(len(some)):
+            for feature, alone in self._tried(some[number : number + 1], evaluating).items():
+                row = together[feature][number : number + 1]
+                scale = float(row.nan_to_num().abs().max()) or 1.0
+                apart = float((row - alone).nan_to_num().abs().max()) / scale
+                if apart > _APART:
+                    what = f"feature {feature!r}" if feature else "the output"
+                    raise UserError(
+                        f"{what}: an input gives other values among three than by itself, apart by "
+                        f"{apart:.2g} of the largest: in evaluation nothing may be random, and no "
+                        "input may depend on those beside it"
+                    )
+
+    def _varied(self, count: int) -> Tensor | None:
+        """Return ``count`` inputs that differ; None for numbers that stand for something."""
+        zeros, draw = self.example(count), torch.Generator().manual_seed(0)
+        if zeros.dtype == torch.int64:
+            return None
+        low, high = (0, 256) if zeros.dtype == torch.uint8 else (-3000, 3000)
+        whole = torch.randint(low, high, zeros.shape, generator=draw)
+        values = whole / 3000 if zeros.is_floating_point() else whole
+        return values.to(zeros)
+
+    def _tried(self, x: Tensor, mode: Callable[[nn.Module], Any]) -> dict[str, Tensor]:
+        """Return the features by name, and the module's own logits as ``""``."""
+        try:
+            with mode(self):
+                features, logits = self.features_and_logits(x)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            name = "evaluation" if mode is evaluating else "training"
+            raise UserError(
+                f"{type(self.network).__name__} cannot take a batch of {len(x)} in {name}: "
+                f"{one_line(error, 200)}"
+            ) from error
+        found = dict(zip(self.feature_names, features, strict=True))
+        return {**found, "": logits} if isinstance(self.head, nn.Identity) else found
 
     def arrange(self, name: str, output: Tensor, x: Tensor) -> Tensor:
         """Return the output with its channels first, (B, C_raw, *rest)."""

@@ -63,8 +63,10 @@ DEFAULT_BACKBONES: dict[ModalityType, str] = {
 
 _FAMILIES = {**BACKBONES, HFBackbone.family: HFBackbone, ModuleBackbone.family: ModuleBackbone}
 _HF = "hf:"
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
 _PREFIX = "module."  # left by nn.DataParallel
+#: Left by torch.compile, by FSDP and by activation checkpointing, anywhere in a name.
+_MARKS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 def build_backbone(modality: Modality, *, classes: int, rows: Array) -> Backbone:
@@ -89,13 +91,15 @@ def _built(modality: Modality, classes: int, rows: Array) -> Backbone:
         wanted = DEFAULT_BACKBONES[modality.type]
     name = wanted if isinstance(wanted, str) else None
     if name is None or (":" in name and not name.startswith(_HF)):
-        return ModuleBackbone(
+        backbone = ModuleBackbone(
             network=user_module(wanted, classes),
             classes=classes,
             features=modality.features,
             reader=Reader.from_rows(modality, rows).config,
             target=name,
         )
+        backbone.rehearse()
+        return backbone
     if modality.features:
         raise UserError(
             f"received features for backbone {name!r}, which has its own: expected them only for a "
@@ -187,31 +191,80 @@ def load_backbone(path: Path, module: object = None) -> tuple[Backbone, dict[str
     return backbone.eval(), description["extra"]
 
 
-def load_weights(backbone: Backbone, path: Path) -> bool:
+def load_weights(backbone: Backbone, path: Path) -> tuple[bool, tuple[str, ...]]:
     """Load pretrained weights into ``backbone``, for a user's own module into that module.
 
-    Return whether its head is among them. A network of a paper takes published files as well, with
-    their names and forms, and whatever their head.
+    Return whether its head is among them, and what of file and head was left out, a line each. A
+    network of a paper takes published files as well, with their names and forms, and whatever their
+    head; of a module of one's own, and of a network of ours, a head of another size is left out,
+    and a new one stands there.
 
     For backbone ``embedding`` it may be a ``.txt`` file of vectors, like GloVe's.
 
-    ``path`` is a ``.safetensors`` file or a ``state_dict`` saved by torch, by itself or under
-    ``state_dict``, ``model_state_dict`` or ``model``, its names with or without ``module.``.
-    Raises UserError when the file is missing, damaged, holds anything but tensors, or when
-    names or shapes differ from the backbone's.
+    ``path`` is a ``.safetensors`` file or a ``state_dict`` saved by torch, by itself or inside one
+    of ``_WRAPPERS``, its names with or without what nn.DataParallel, Lightning, torch.compile and
+    FSDP put in front of them. Raises UserError when the file is missing, damaged, holds anything
+    but tensors, when names or shapes differ from the backbone's, and for numbers that are none.
     """
     if path.suffix == ".txt" and isinstance(backbone, EmbeddingBackbone):
         backbone.take_vectors(path)
-        return False
-    if path.suffix == ".safetensors":
-        _, state = read_tensors(path)
-    else:
-        state = torch_state(path)
-    if state and all(name.startswith(_PREFIX) for name in state):
-        state = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
+        return False, ()
+    state = read_tensors(path)[1] if path.suffix == ".safetensors" else torch_state(path)
+    for mark in _MARKS:
+        state = {name.replace(mark, ""): tensor for name, tensor in state.items()}
+    module = backbone.weights_module()
+    # Published files have names of their own.
+    state, beside = _without_prefix(state, {} if backbone.published else module.state_dict())
     adopted, whole = backbone.adopt(state)
-    _load_state(backbone.weights_module(), adopted, path, backbone.published)
-    return whole
+    beyond = frozenset() if backbone.published else backbone.beyond_features()
+    left_out = _load_state(module, adopted, path, backbone.published, beyond)
+    check_finite(module, path)
+    if left_out:
+        backbone.renew_head()
+    return whole and not left_out, (*left_out, *beside)
+
+
+def check_finite(module: nn.Module, place: object) -> None:
+    """Raise UserError, naming ``place``, for weights that are not finite, and buffers of NaN."""
+    wrong: dict[str, Tensor] = {
+        n: x for n, x in module.named_parameters() if not bool(x.isfinite().all())
+    }
+    # A mask may well be minus infinity.
+    wrong |= {n: x for n, x in module.named_buffers() if bool(x.isnan().any())}
+    if wrong:
+        count = sum(int((~x.isfinite()).sum()) for x in wrong.values())
+        raise UserError(
+            f"{place}: received {count} weights that are NaN or infinite, in {few(wrong)}, "
+            "expected finite numbers: its training has failed; take an earlier checkpoint"
+        )
+
+
+def _without_prefix(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the tensors under the prefix with most of the names in ``own``, and a line on others.
+
+    nn.DataParallel writes ``module.``, Lightning the name of a module's member, such as ``model.``,
+    with those of losses and metrics beside it.
+    """
+    prefixes = {""} | {name[: place + 1] for name in state for place in _dots(name)}
+    found = {
+        prefix: sum(name.startswith(prefix) and name[len(prefix) :] in own for name in state)
+        for prefix in prefixes
+    }
+    best = max(sorted(prefixes, key=len), key=lambda prefix: found[prefix])
+    if not found[best] and all(name.startswith(_PREFIX) for name in state):
+        best = _PREFIX
+    if not best:
+        return dict(state), ()
+    beside = [name for name in state if not name.startswith(best)]
+    kept = {name[len(best) :]: x for name, x in state.items() if name.startswith(best)}
+    told = f"{len(beside)} tensors beside {best.rstrip('.')} ({few(beside)})"
+    return kept, (told,) if beside else ()
+
+
+def _dots(name: str) -> list[int]:
+    return [place for place, character in enumerate(name) if character == "."]
 
 
 def torch_state(path: Path) -> dict[str, Tensor]:
@@ -231,9 +284,12 @@ def torch_state(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
         reason = one_line(error, 200)
         raise UserError(f"{path}: not a file that torch.save wrote: {reason}") from error
-    is_table = isinstance(content, dict)
-    wrappers = [name for name in _WRAPPERS if is_table and isinstance(content.get(name), dict)]
-    state = content[wrappers[0]] if wrappers else content
+    state = content
+    while isinstance(state, dict) and not all(isinstance(x, Tensor) for x in state.values()):
+        inner = [state[name] for name in _WRAPPERS if isinstance(state.get(name), dict)]
+        if not inner:
+            break
+        state = inner[0]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         found = f"the keys {few(state)}" if isinstance(state, dict) else f"a {type(state).__name__}"
         raise UserError(
@@ -244,20 +300,35 @@ def torch_state(path: Path) -> dict[str, Tensor]:
 
 
 def _load_state(
-    module: nn.Module, state: Mapping[str, Tensor], path: Path, published: str = ""
-) -> None:
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    published: str = "",
+    beyond: frozenset[str] = frozenset(),
+) -> tuple[str, ...]:
+    """Load ``state`` into ``module``; return what was left out of it, as lines.
+
+    ``beyond`` names tensors of ``module`` that may be of another size than in the file, or lack
+    there, if the file has others.
+    """
     own = module.state_dict()
-    misshaped = [
-        f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}"
+    misshaped = {
+        name: f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}"
         for name, tensor in own.items()
         if name in state and state[name].shape != tensor.shape
-    ]
+    }
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
     wrong = {
-        "missing": [name for name in own if name not in state],
-        "unexpected": [name for name in state if name not in own],
-        "of another shape": misshaped,
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": list(misshaped.values()),
     }
     found = [f"{len(names)} {what} ({few(names)})" for what, names in wrong.items() if names]
+    other = {**misshaped, **{name: f"{name}, which it lacks" for name in missing}}
+    if other and not unexpected and len(other) < len(own) and other.keys() <= beyond:
+        module.load_state_dict({**state, **{name: own[name] for name in other}})
+        return tuple(other.values())
     if found:
         expected = f"; expected weights of {published}, or saved by bmnas" if published else ""
         raise UserError(
@@ -266,3 +337,4 @@ def _load_state(
             + expected
         )
     module.load_state_dict(state)
+    return ()

@@ -8,6 +8,7 @@ Legend: B batch, T time, H height, W width, D columns, C colours or channels.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -112,12 +113,12 @@ class TappedBackbone(Backbone):
         """Return a feature (B, C_raw, *rest) from the output tapped as ``name`` and the input."""
         raise TypeError(f"{type(self).__name__} does not arrange its features")
 
-    def example(self) -> Tensor:
-        """Return two raw inputs (2, *shape) of zeros, to see what the network does with them."""
+    def example(self, count: int = 2) -> Tensor:
+        """Return raw inputs (count, *shape) of zeros, to see what the network does with them."""
         parameter = next(self.parameters(), None)
         device = None if parameter is None else parameter.device
         dtype = getattr(torch, self.input_spec.dtype)
-        return torch.zeros((2, *self.input_spec.shape), dtype=dtype, device=device)
+        return torch.zeros((count, *self.input_spec.shape), dtype=dtype, device=device)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the features that are kept; nothing after the last of them is run."""
@@ -156,7 +157,21 @@ class TappedBackbone(Backbone):
         self.prune()
 
     def prune(self) -> None:
-        """Replace the modules that no feature needs by ``nn.Identity``, which has no weights.
+        """Drop the weights and buffers of modules that no feature needs.
+
+        The modules stay where they are, for others read their attributes, or count them.
+        """
+        _drop_tensors(self.network, self.used())
+
+    def beyond_features(self) -> frozenset[str]:
+        """Return the names in the network of the tensors that no feature needs."""
+        bare = copy.deepcopy(self)
+        bare.prune()
+        kept = bare.network.state_dict()
+        return frozenset(name for name in self.network.state_dict() if name not in kept)
+
+    def used(self) -> set[int]:
+        """Return the ids of the modules and tensors that features need, in either mode.
 
         A module is needed when it or one inside it is called, or when a tensor of it is used: some
         modules use the weights of others without calling them.
@@ -166,9 +181,11 @@ class TappedBackbone(Backbone):
         def note(module: nn.Module, inputs: object) -> None:
             used.add(id(module))
 
-        with _UsedTensors(used), register_module_forward_pre_hook(note), evaluating(self):
-            self.features(self.example())
-        _replace_unused(self.network, used)
+        example = self.example()
+        for mode in (evaluating, rehearsing):
+            with mode(self), _UsedTensors(used), register_module_forward_pre_hook(note):
+                self.features(example)
+        return used
 
 
 class Recorder:
@@ -185,7 +202,9 @@ class Recorder:
     def record(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
         """Note the output tapped as ``name``, as its hook; leave the pass when all are there."""
         if name in self.wanted:
-            self.recorded.append((name, output))
+            tensor = first_tensor(output)
+            # A copy: what runs next may write into it, and does not run where the pass is left.
+            self.recorded.append((name, output if tensor is None else tensor.clone()))
             if self.stops and len(self.recorded) == len(self.wanted):
                 raise _EverythingRecorded
 
@@ -228,6 +247,41 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
+@contextlib.contextmanager
+def rehearsing(module: nn.Module) -> Iterator[None]:
+    """Compute in training mode without gradients; modes, buffers and draws stay as they were."""
+    modes = [(part, part.training) for part in module.modules()]
+    buffers = [
+        (part, name, buffer, buffer.clone())
+        for part in module.modules()
+        for name, buffer in part.named_buffers(recurse=False)
+    ]
+    devices = {x.device for x in (*module.parameters(), *module.buffers())}
+    module.train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng([d for d in devices if d.type == "cuda"]):
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        with torch.no_grad():
+            for part, name, buffer, kept in buffers:
+                buffer.copy_(kept)
+                setattr(part, name, buffer)
+
+
+def without_fast_paths(network: nn.Module) -> None:
+    """Make torch's transformers compute in evaluation mode as they do in training.
+
+    Their fast paths call no module inside, give nested tensors, and are not exported.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.enable_nested_tensor = module.use_nested_tensor = False
+        elif isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+
+
 class _EverythingRecorded(Exception):  # noqa: N818 - not an error: it leaves a forward pass early
     """Leaves a forward pass whose rest nothing needs."""
 
@@ -261,10 +315,12 @@ class _UsedTensors(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _replace_unused(owner: nn.Module, used: set[int]) -> None:
-    for name, child in list(owner.named_children()):
+def _drop_tensors(owner: nn.Module, used: set[int]) -> None:
+    for child in owner.children():
         parts = (*child.modules(), *child.parameters(), *child.buffers())
-        if used.isdisjoint(id(part) for part in parts):
-            setattr(owner, name, nn.Identity())
-        else:
-            _replace_unused(child, used)
+        if not used.isdisjoint(id(part) for part in parts):
+            _drop_tensors(child, used)
+        elif not any(isinstance(part, torch.jit.ScriptModule) for part in child.modules()):
+            for part in child.modules():
+                part._parameters.update(dict.fromkeys(part._parameters))
+                part._buffers.update(dict.fromkeys(part._buffers))

@@ -22,8 +22,9 @@ from bmnas.tasks.words import UNICODE_RULE, tokenizers_package, word_splitter
 PAD, UNKNOWN = 0, 1
 _SPECIAL = ("<pad>", "<unk>")
 
-#: A row is as long as all train texts but one in a hundred need, and at most so long by itself.
-_COVERED, _LONGEST = 0.99, 512
+#: A row is as long as the longest train text, or, where that is no short one, as all but one in a
+#: hundred need, and at most so long by itself.
+_SHORT, _COVERED, _LONGEST = 128, 0.99, 512
 
 
 def text_length(counts: Sequence[int], wanted: int | None = None) -> int:
@@ -33,7 +34,7 @@ def text_length(counts: Sequence[int], wanted: int | None = None) -> int:
     if not counts:
         return 1
     covering = int(np.quantile(counts, _COVERED, method="higher"))
-    return max(1, min(covering, _LONGEST))
+    return max(1, min(max(counts), _SHORT), min(covering, _LONGEST))
 
 
 class TextEncoder(ABC):

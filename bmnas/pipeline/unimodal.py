@@ -29,8 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.backbones import (
+    BACKBONES,
     Backbone,
     build_backbone,
+    check_finite,
     load_backbone,
     load_weights,
     save_backbone,
@@ -46,7 +48,7 @@ from bmnas.features.samples import (
 from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.costs import count_parameters
 from bmnas.machine.distributed import broadcast, on_rank_zero
-from bmnas.machine.errors import UserError
+from bmnas.machine.errors import UserError, few
 from bmnas.machine.files import read_json, write_json
 from bmnas.machine.runtime import seed_stage, stage_seed
 from bmnas.machine.schema import read
@@ -114,6 +116,7 @@ def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
     when torch does not allow a modality's name.
     """
     found = {}
+    _try_given(context)
     for modality in context.task.modalities:
         name = modality.name
         if hasattr(nn.ModuleDict, name):
@@ -139,6 +142,27 @@ def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
             folds = Folds(each, fold_of_row)
         found[name] = Unimodal(backbone.cpu(), validation, extra.pretrained, extra.seconds, folds)
     return found
+
+
+def _try_given(context: RunContext) -> None:
+    """Build what is not ours before anything is trained, and tell what of its weights is left out.
+
+    Raises UserError for a network that cannot be used, or weights that do not fit or are NaN.
+    """
+    task = context.task
+    for modality in task.modalities:
+        ours = modality.backbone is None or modality.backbone in BACKBONES
+        if (ours and modality.weights is None) or backbone_path(context, modality).exists():
+            continue
+        backbone = build_backbone(modality, classes=task.outputs, rows=train_rows(task, modality))
+        check_finite(backbone, f"modality {modality.name}")
+        if modality.weights is None:
+            continue
+        _, left_out = load_weights(backbone, modality.weights)
+        if left_out:
+            context.progress.note(
+                f"{modality.name}: left out of {modality.weights.name}: {few(left_out)}"
+            )
 
 
 def folds_of(networks: Mapping[str, Unimodal]) -> dict[str, Folds]:
@@ -185,7 +209,7 @@ def _new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module |
     were given.
     """
     backbone = build_backbone(modality, classes=task.outputs, rows=train_rows(task, modality))
-    whole = modality.weights is not None and load_weights(backbone, modality.weights)
+    whole = modality.weights is not None and load_weights(backbone, modality.weights)[0]
     wanted, head = modality.backbone, backbone.head
     backbone.eval()
     if isinstance(wanted, Backbone):

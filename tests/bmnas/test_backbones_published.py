@@ -50,7 +50,7 @@ def example(backbone: Backbone, rows: int = 3) -> Tensor:
 
 def loaded(backbone: Backbone, state: weights.State, folder: Path) -> bool:
     torch.save(state, folder / "w.pth")
-    whole = load_weights(backbone, folder / "w.pth")
+    whole, _ = load_weights(backbone, folder / "w.pth")
     backbone.eval()
     return whole
 
@@ -181,7 +181,7 @@ def test_a_head_of_as_many_classes_is_taken(
     else:
         path = tmp_path / "w.safetensors"
         save_file(state, path)
-    assert load_weights(backbone, path)
+    assert load_weights(backbone, path)[0]
     assert isinstance(backbone.head, nn.Sequential)
     linear = backbone.head[-1].state_dict()
     assert torch.equal(linear["weight"], state[f"{head}.weight"])
@@ -192,7 +192,7 @@ def test_a_head_of_as_many_classes_is_taken(
 def test_files_of_its_own_load_whole(family: str, tmp_path: Path) -> None:
     source, target = made(family), BACKBONES[family](classes=K, **NARROW[family][0]).eval()
     save_backbone(tmp_path / "b.safetensors", source, {})
-    assert load_weights(target, tmp_path / "b.safetensors")
+    assert load_weights(target, tmp_path / "b.safetensors")[0]
     assert torch.equal(source(example(source)), target(example(source)))
 
 

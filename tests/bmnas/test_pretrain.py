@@ -187,7 +187,7 @@ def test_weights_of_a_folder_task_lie_where_it_looks(tmp_path: Path) -> None:
     modality = load_task("mmimdb", tmp_path / "data").modality("text")
     assert modality.weights == path
     backbone = build_backbone(modality, classes=23, rows=modality.data[:2])
-    assert load_weights(backbone, path)
+    assert load_weights(backbone, path)[0]
     # Its own result is no start, and a start does not lie where the result would.
     assert bmnas_command(*words, "--resume").status == 0
     assert bmnas_command(*words, "--overwrite").status == 0
