@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bmnas.features.cache import weights_hash
+from bmnas.features.cache import FeatureCache, weights_hash
 from bmnas.features.pairs import PairSamples, RawPairSamples, shown
 from bmnas.features.samples import Samples, batches_per_epoch
 from bmnas.machine.checkpoint import Checkpoint
@@ -29,6 +29,7 @@ from bmnas.pipeline.multimodal import (
     raw_samples,
     read_rows,
 )
+from bmnas.pipeline.served_features import check_served_features
 from bmnas.pipeline.unimodal import (
     Unimodal,
     folds_of,
@@ -148,6 +149,7 @@ class FinalTraining:
         samples: Samples
         trained: Fusion | MultimodalNetwork
         forward: Forward
+        cache: FeatureCache | None = None
         with checkpoint.meter.stage("train"):
             if not settings.freeze_backbones:
                 samples, trained = raw_samples(task, network, *parts, training=True), network
@@ -155,7 +157,8 @@ class FinalTraining:
             elif fusion.features:
                 # Frozen backbones have nothing to learn: the fusion is trained as if it were alone.
                 cache = context.features(self.backbones, parts, fusion.length, folds=self.folds)
-                samples = shown(task, cache.on(runtime.device, fusion.features).samples(*parts))
+                cache = cache.on(runtime.device, fusion.features)
+                samples = shown(task, cache.samples(*parts))
                 trained, forward = fusion, runtime.compiled(fusion, steps)
             else:
                 return network, checkpoint
@@ -172,6 +175,8 @@ class FinalTraining:
                 stage=stage,
                 loss=functools.partial(trained.loss, self.head),
             )
+        if cache is not None:
+            check_served_features(network, cache, self.folds)
         return network, checkpoint
 
     def _hardest(self, network: MultimodalNetwork, samples: PairSamples | RawPairSamples) -> Tensor:
