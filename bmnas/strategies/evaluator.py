@@ -18,7 +18,7 @@ from bmnas.machine.runtime import seed_stage
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.registry import architecture_from_dict, space_of
 from bmnas.spaces.space import SearchSpace
-from bmnas.strategies.front import Point, front, ordered
+from bmnas.strategies.front import Point, front
 from bmnas.strategies.problem import Outcome, SearchProblem, StageCost
 from bmnas.strategies.strategy import Candidate, ProposingStrategy
 from bmnas.training.metrics import Evaluation
@@ -132,21 +132,6 @@ class TrainingEvaluator:
         if left < len(candidates):
             raise BudgetSpentError
         return scores
-
-    def ranked(self, count: int) -> list[int]:
-        """Return the numbers of the last ``count`` that were asked for, the best first.
-
-        Where a front is wanted, those that lead to one of loss, latency and weights, in one form or
-        the other: of a few hundred samples the loss says more than the score.
-        """
-        last = self.records[self._told - count : self._told]
-        if not any("forms" in record for record in last):
-            # sorted() keeps the order of candidates among equals.
-            return sorted(range(count), key=lambda number: -last[number]["worth"])
-        forms = [(n, form) for n, record in enumerate(last) for form in record.get("forms", ())]
-        small = ("loss", "latency_ms", "parameters")
-        best = [forms[n][0] for n in ordered([[form[k] for k in small] for _, form in forms])]
-        return list(dict.fromkeys([*best, *range(count)]))
 
     def outcome(self, returned: int = 1) -> Outcome[Any]:
         """Return the best of those that saw all of train, and the next of ``returned``.

@@ -71,24 +71,28 @@ class SearchProblem:
         members = {"": found.logits, **({} if alone else self.unimodal)}
         return -held_out_loss(members, self.validation.labels, self.head)
 
+    @property
+    def pareto(self) -> bool:
+        """Whether a front is wanted."""
+        return self.aim is not None and self.aim.target.pareto
+
     def forms(self, genotype: Architecture, found: Evaluation) -> list[Record]:
         """Return what a record says of each form that the network may be served in, for a front.
 
-        Those are with unimodal logits and without, as far as they are within the limits; none
-        where no front is wanted. Loss and score are of sums with held-out weights.
+        Those are with unimodal logits, by held-out weights, and without, as far as they are within
+        limits; none where no front is wanted.
         """
-        if self.aim is None or not self.aim.target.pareto:
+        if self.aim is None or not self.pareto:
             return []
         forms = []
         for heads in self.aim.forms:
-            cost, loss, score = self.aim.predict(genotype, heads=heads), found.loss, found.score
+            cost, score = self.aim.predict(genotype, heads=heads), found.score
             if heads:
                 labels = self.validation.labels
                 total = held_out_sum({"": found.logits, **self.unimodal}, labels, self.head)
-                loss, score = float(self.head.loss(total, labels)), self.head.score(total, labels)
+                score = self.head.score(total, labels)
             if self.aim.target.keeps(cost):
-                own = {"unimodal_logits": heads, "loss": loss, "score": score}
-                forms.append({**own, **asdict(cost)})
+                forms.append({"unimodal_logits": heads, "score": score, **asdict(cost)})
         return forms
 
     def keeps(self, genotype: Architecture) -> bool:

@@ -68,9 +68,9 @@ def rerank(
 
     each = config.candidate_epochs * samples_per_epoch(len(problem.train), config.batch_size)
     stages = {"single_path": each, "screening": 0}
-    return compare(
-        problem, problem.cells, derived, found, stages, rungs=RUNGS if config.rivals else 1
-    )
+    # What is best alone may be trained long; a front needs many that were trained alike.
+    halved = config.rivals and not problem.pareto
+    return compare(problem, problem.cells, derived, found, stages, rungs=RUNGS if halved else 1)
 
 
 def compare(
@@ -147,8 +147,10 @@ def _halve(
     with problem.progress.stage("reranking", sum(sizes)) as evaluator.shown:
         for rung, size in enumerate(sizes):
             genotypes = genotypes[:size]
-            evaluator.score([Candidate(g, longer=LONGER**rung) for g in genotypes])
-            genotypes = [genotypes[number] for number in evaluator.ranked(size)]
+            worth = evaluator.score([Candidate(g, longer=LONGER**rung) for g in genotypes])
+            # sorted() keeps the order of candidates among equals.
+            ranked = sorted(range(size), key=lambda number: -worth[number])
+            genotypes = [genotypes[number] for number in ranked]
 
 
 class _Wanted:
@@ -241,9 +243,8 @@ def screened(
     something to choose, and returns what says which loss one has. Where a front is wanted, they are
     at least ``_FRONT``, and those that lead to a front of loss, latency and weights.
     """
-    aim = problem.aim
-    pareto = aim is not None and aim.target.pareto
-    count = max(problem.config.rerank + 1, _FRONT if pareto else 0)
+    aim = problem.aim if problem.pareto else None
+    count = max(problem.config.rerank + 1, 0 if aim is None else _FRONT)
     chosen: dict[str, A] = {}
     for genotype in filter(problem.keeps, first):
         chosen.setdefault(space_of(genotype).canonical(genotype), genotype)
@@ -261,7 +262,7 @@ def screened(
                 shown.advance()
         # Of several ranks, which may round otherwise, all must train the same.
         losses = broadcast(losses)
-        if aim is not None and pareto:
+        if aim is not None:
             costs = [aim.predict(genotype, heads=False) for genotype in drawn]
             pairs = zip(losses, costs, strict=True)
             order = ordered([(loss, c.latency_ms or 0.0, c.parameters) for loss, c in pairs])
