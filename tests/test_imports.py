@@ -165,7 +165,7 @@ def test_the_core_meets_the_server_and_the_export_only_in_its_commands() -> None
             for room in ("bmnas_serve", "bmnas_export")
         )
     }
-    commands = ("export", "serve", "show", "verify")
+    commands = ("export", "predict", "serve", "show", "verify")
     assert doors <= {f"bmnas.cli.{name}" for name in commands}
 
 

@@ -16,7 +16,9 @@ import typer
 from bmnas.cli.check import check
 from bmnas.cli.export import export
 from bmnas.cli.genotype import genotype
+from bmnas.cli.init import init
 from bmnas.cli.plan import plan
+from bmnas.cli.predict import predict
 from bmnas.cli.pretrain import pretrain
 from bmnas.cli.search import search
 from bmnas.cli.serve import serve
@@ -59,10 +61,12 @@ app = typer.Typer(
 )
 _commands = (
     pretrain, search, train, genotype, sweep, export, verify, serve, show, compare, bench, plan,
-    check, tasks, presets,
+    check, tasks, presets, init,
 )  # fmt: skip
 for _command in _commands:
     app.command()(_command)
+# Columns of a table are its options.
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(predict)
 app.add_typer(tabular, name="tabular")
 
 

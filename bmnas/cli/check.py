@@ -17,7 +17,7 @@ from bmnas.tasks import load_task
 from bmnas.tasks.check import notes
 from bmnas.tasks.left_out import LEFT_OUT, leave_out
 from bmnas.tasks.sources import FileRows
-from bmnas.tasks.survey import Survey, survey
+from bmnas.tasks.survey import Survey, duplicates, survey
 from bmnas.tasks.task import PARTS
 
 
@@ -69,7 +69,7 @@ def check(
         print_tables(survey_tables(found))
         for line in (*found.problems, *unusable_lines(found)):
             print(line)
-    for note in (*published_notes(found), *notes(loaded, *PARTS[1:])):
+    for note in (*published_notes(found), *notes(loaded, *PARTS[1:]), *duplicates(found)):
         typer.echo(f"note: {note}", err=True)
     if out is not None:
         write_figure(survey_page(found) if out.suffix == ".html" else contact_sheet(found), out)

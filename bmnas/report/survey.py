@@ -12,7 +12,7 @@ from bmnas.report.page import figure_html, page
 from bmnas.report.style import printable
 from bmnas.report.tables import DASH, TextTable, html_tables, shown
 from bmnas.tasks.load import FOLDER_TASKS
-from bmnas.tasks.survey import ReadModality, Survey
+from bmnas.tasks.survey import ReadModality, Survey, duplicates
 from bmnas.tasks.task import PARTS, Part
 
 _MOST_CLASSES = 12  # that are listed; of more, half of them are the most frequent, half the least
@@ -62,6 +62,9 @@ def survey_tables(found: Survey) -> list[TextTable]:
             TextTable("Modalities", ("modality", "type", "backbone", "row", "values"), forms, 5),
             TextTable("Rows", columns, read),
         ]
+        files = tuple((one.modality.name, one.files) for one in found.modalities if one.files)
+        if files:
+            tables.append(TextTable("Files", ("modality", "what they are"), files, 2))
     return tables
 
 
@@ -82,7 +85,7 @@ def survey_page(found: Survey) -> str:
     """Return a self-contained HTML page: tables, rows that cannot be used, some samples."""
     task = found.task
     sections = [("Contents", html_tables(survey_tables(found)))]
-    lines = [*found.problems, *unusable_lines(found)]
+    lines = [*found.problems, *unusable_lines(found), *duplicates(found)]
     if lines:
         table = TextTable("", ("problem",), tuple((line,) for line in lines))
         sections.append(("Problems", html_tables([table])))
@@ -118,10 +121,12 @@ def survey_data(found: Survey) -> dict[str, Any]:
                 "read": read.read,
                 "seconds": read.seconds,
                 "constant": read.constant,
+                "files": read.files or None,
             }
             for read in found.modalities
         },
         "problems": found.problems,
+        "duplicates": list(duplicates(found)),
         "unusable": [
             {
                 "modality": modality.name,

@@ -52,6 +52,15 @@ class Columns:
         ]
         self._read: dict[tuple[str, bool], Array] = {}
 
+    @classmethod
+    def of_fields(cls, fields: Mapping[str, str]) -> Columns:
+        """Return the columns of one row, whose files are relative to the current folder."""
+        columns = cls([])
+        columns._columns = [
+            (name, name, partial(_fields, name, [field]), Path()) for name, field in fields.items()
+        ]
+        return columns
+
     def get(self, name: str, *, text: bool = False) -> Array:
         """Return the column called ``name`` or ``file:name``, the same object each time.
 
@@ -60,6 +69,10 @@ class Columns:
         if (name, text) not in self._read:
             self._read[name, text] = self._find(name)[0](text)
         return self._read[name, text]
+
+    def names(self) -> list[str]:
+        """Return the names of all columns, in the order of the files."""
+        return [column[1] for column in self._columns]
 
     def folder(self, name: str) -> Path:
         """Return the folder of the file that has the column ``name``; raises UserError as above."""

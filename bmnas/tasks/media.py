@@ -7,6 +7,7 @@ Legend: H height, W width, T frames or samples.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.errors import UserError, few, one_line
 from bmnas.tasks.columns import reading
 from bmnas.tasks.kinds import Array
 
@@ -148,6 +149,24 @@ def sound_facts(path: Path) -> dict[str, Any]:
     with reading(str(path)):
         info = soundfile.info(path)
         return {"rate": info.samplerate, "channels": info.channels, "seconds": info.duration}
+
+
+def told_pictures(facts: Sequence[dict[str, Any]]) -> str:
+    """Return sizes and modes of pictures, of which ``facts`` are those of ``picture_facts``."""
+    sides = np.array([(one["height"], one["width"]) for one in facts])
+    (low_h, low_w), (high_h, high_w) = sides.min(0), sides.max(0)
+    modes = Counter(one["mode"] for one in facts)
+    return f"{low_h}x{low_w} to {high_h}x{high_w} pixels, modes {', '.join(sorted(modes))}"
+
+
+def told_sounds(facts: Sequence[dict[str, Any]]) -> str:
+    """Return lengths, rates and channels of sounds, of which ``facts`` are ``sound_facts``."""
+    seconds = [one["seconds"] for one in facts]
+    rates, channels = ({one[key] for one in facts} for key in ("rate", "channels"))
+    return (
+        f"{min(seconds):.2f} to {max(seconds):.2f} s, {few(sorted(rates), 6)} Hz, channels "
+        f"{few(sorted(channels), 6)}"
+    )
 
 
 def read_video(path: Path, count: int, size: int, middle: float = 1.0) -> Array:

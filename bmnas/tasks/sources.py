@@ -21,7 +21,17 @@ from bmnas.machine.schema import plain, read
 from bmnas.tasks.columns import Columns
 from bmnas.tasks.decoded import DecodedRows, Kept
 from bmnas.tasks.kinds import Array
-from bmnas.tasks.media import Fit, read_picture, read_sound, read_text, read_video
+from bmnas.tasks.media import (
+    Fit,
+    picture_facts,
+    read_picture,
+    read_sound,
+    read_text,
+    read_video,
+    sound_facts,
+    told_pictures,
+    told_sounds,
+)
 from bmnas.tasks.task import ModalityType
 
 #: Endings of files that a table names, by the type of modality that they are.
@@ -32,7 +42,8 @@ ENDINGS: Mapping[ModalityType, tuple[str, ...]] = {
     "text": (".txt",),
 }
 _KEPT_BYTES = 512_000_000  # of decoded files, for each modality
-_MOST_CATEGORIES = 64
+#: Strings of a column that is part of a vector.
+MOST_CATEGORIES = 64
 #: What stands in a field that is empty.
 MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
 
@@ -156,12 +167,14 @@ class Categories:
 class Source:
     """Where the rows of a modality come from: ``column``, whose values they are or whose files.
 
-    Instead of one column ``vector`` has several, which make one vector (D,).
+    ``folder`` is that of the files, relative to the table's or whole. Instead of one column
+    ``vector`` has several, which make one vector (D,).
     """
 
     column: str = ""
     files: Files | None = None
     vector: tuple[Numbers | Categories, ...] = ()
+    folder: str = ""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -169,11 +182,11 @@ class Source:
         return tuple(one.column for one in self.vector) or (self.column,)
 
     def rows(
-        self, columns: Columns, folder: Path | None, text: bool
+        self, columns: Columns, *, text: bool, below: Path | None = None
     ) -> tuple[Array | FileRows, Array | None]:
         """Return the rows and which of them each sample has, None where each has its own.
 
-        Paths are relative to ``folder``, by default that of the table. ``text``: values are text.
+        Files lie ``below`` a folder, by default that of the table. ``text``: values are text.
         Raises UserError that names the column, and the file and row of what is wrong.
         """
         if self.vector:
@@ -183,7 +196,8 @@ class Source:
         if self.files is None:
             return columns.get(self.column, text=text), None
         names, index = _names(columns, self.column)
-        base = (folder or columns.folder(self.column)).absolute()
+        own = columns.folder(self.column) if below is None else below
+        base = (own / Path(self.folder).expanduser()).absolute()
         if isinstance(self.files, TextFiles):
             texts, wrong = read_all(read_text, [base / name for name in names])
             if wrong:
@@ -198,11 +212,21 @@ class Source:
             return {"vector": plain(self.vector)}
         if self.files is None:
             return {"column": self.column}
-        return {"column": self.column, "files": plain(self.files)}
+        # A bundle goes to other machines, which do not have such a folder.
+        whole = Path(self.folder).expanduser().is_absolute()
+        folder = {} if whole or not self.folder else {"folder": self.folder}
+        return {"column": self.column, "files": plain(self.files), **folder}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], place: str) -> Source:
         """Return what ``to_dict`` wrote; ``place`` stands in the UserError for anything else."""
+        try:
+            return cls._from_dict(data, place)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{place}: received {str(data)[:80]}, expected a source") from error
+
+    @classmethod
+    def _from_dict(cls, data: Mapping[str, Any], place: str) -> Source:
         if "vector" in data:
             made: list[Numbers | Categories] = []
             for one in data["vector"]:
@@ -214,7 +238,8 @@ class Source:
         found = data.get("files")
         if found is None:
             return cls(str(data["column"]))
-        return cls(str(data["column"]), read(_FILES[found["type"]], found, place))
+        files = read(_FILES[found["type"]], found, place)
+        return cls(str(data["column"]), files, folder=str(data.get("folder", "")))
 
 
 class FileRows(DecodedRows[Path]):
@@ -237,6 +262,22 @@ class FileRows(DecodedRows[Path]):
             files=lambda path: [path],
             recipe=repr(files),
         )
+
+    def told(self, numbers: Array) -> str:
+        """Return what the files of the rows ``numbers`` (n,) are like, and how many are cut."""
+        chosen = [self.paths[number] for number in numbers.tolist()]
+        if isinstance(self.files, Videos):
+            return ""
+        pictures = isinstance(self.files, Pictures)
+        found, _ = read_all(picture_facts if pictures else sound_facts, chosen)
+        facts = [one for one in found if one is not None]
+        if not facts:
+            return ""
+        if isinstance(self.files, Pictures):
+            return told_pictures(facts)
+        seconds = self.files.samples / self.files.sample_rate
+        longer = sum(one["seconds"] > seconds for one in facts)
+        return f"{told_sounds(facts)}, {longer} longer than {seconds:g} s and cut there"
 
     def unreadable(self, numbers: Array) -> dict[int, str]:
         """Return why a row of ``numbers`` (n,) cannot be read, by its number; all are read."""
@@ -299,7 +340,7 @@ def numbers_of(column: str, fields: Array) -> npt.NDArray[np.float64]:
     values = np.full(len(fields), np.nan)
     wrong = []
     for row, field in enumerate(fields.tolist()):
-        number = _number(str(field))
+        number = number_of(str(field))
         if number is None:
             wrong.append(f"{str(field)[:40]!r} in row {row}")
         else:
@@ -312,7 +353,7 @@ def numbers_of(column: str, fields: Array) -> npt.NDArray[np.float64]:
     return values
 
 
-def _number(field: str) -> float | None:
+def number_of(field: str) -> float | None:
     """Return a field as a number, NaN for a missing one, None for what is neither."""
     stripped = field.strip()
     if stripped.lower() in MISSING:
@@ -340,7 +381,7 @@ def fitted_vector(columns: Columns, names: Sequence[str], train: Array) -> Sourc
             )
             continue
         told = fields[train]
-        if told.dtype.kind in "iuf" or all(_number(str(f)) is not None for f in told.tolist()):
+        if told.dtype.kind in "iuf" or all(number_of(str(f)) is not None for f in told.tolist()):
             values = numbers_of(name, told)
             gaps = np.isnan(values)
             if gaps.all():
@@ -358,10 +399,10 @@ def fitted_vector(columns: Columns, names: Sequence[str], train: Array) -> Sourc
             )
             continue
         found = sorted({str(field).strip() for field in told.tolist()})
-        if len(found) > _MOST_CATEGORIES:
+        if len(found) > MOST_CATEGORIES:
             wrong.append(
                 f"column {name!r}: received {len(found)} different strings in train such as "
-                f"{few(map(repr, found), 3)}, expected numbers or at most {_MOST_CATEGORIES} "
+                f"{few(map(repr, found), 3)}, expected numbers or at most {MOST_CATEGORIES} "
                 "categories: leave the column out, or make it a modality of type text"
             )
             continue

@@ -5,17 +5,19 @@ Legend: n rows, K classes.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from bmnas.machine.errors import UserError
+from bmnas.machine.errors import UserError, few
 from bmnas.machine.progress import Progress
 from bmnas.tasks.check import task_problems, wrong_rows, wrong_values
 from bmnas.tasks.kinds import Array, task_kind
 from bmnas.tasks.rows import Data, Rows, pieces
+from bmnas.tasks.sources import FileRows
 from bmnas.tasks.task import PARTS, Modality, Task
 
 
@@ -26,7 +28,8 @@ class ReadModality:
     ``rows`` is how many the samples use, ``read`` how many of them were asked for. ``unusable``
     says of a row's number why it cannot be read or used; the numbers of all others lie between
     ``low`` and ``high``, words in a text counted. ``constant`` are rows of one number throughout,
-    as a black picture is.
+    as a black picture is. ``digests`` are equal for rows of equal content, by their numbers.
+    ``files`` says what the files of the rows are like, where rows are made of some.
     """
 
     modality: Modality
@@ -37,6 +40,8 @@ class ReadModality:
     high: float | None = None
     unusable: dict[int, str] = field(default_factory=dict)
     constant: list[int] = field(default_factory=list)
+    digests: dict[int, bytes] = field(default_factory=dict)
+    files: str = ""
 
     def see(self, numbers: Array, rows: Array) -> None:
         """Take note of ``rows`` (n, *axes), those of ``numbers`` (n,)."""
@@ -44,6 +49,9 @@ class ReadModality:
         wrong = wrong_rows(self.modality, rows)
         self.unusable |= {n: f"{name} {n}" for n in numbers[wrong].tolist()}
         numbers, rows = numbers[~wrong], rows[~wrong]
+        for number, row in zip(numbers.tolist(), rows, strict=True):
+            content = str(row).encode() if rows.dtype.kind == "U" else row.tobytes()
+            self.digests[number] = hashlib.blake2b(content, digest_size=16).digest()
         if not len(rows):
             return
         if self.modality.type == "text":
@@ -80,6 +88,36 @@ class Survey:
                 yield found.modality, row, reason, np.flatnonzero(rows == row).tolist()
 
 
+def duplicates(found: Survey) -> Iterator[str]:
+    """Yield a line on samples, and on files, of validation or test that train has too.
+
+    Compared is what the network is given: two files that become the same row are equal.
+    """
+    if not found.modalities:
+        return
+    task, every = found.task, np.arange(len(found.task.part))
+    keys: dict[str, list[tuple[bytes | None, ...]]] = {}
+    own = [
+        [one.digests.get(row) for row in one.modality.rows_of(every).tolist()]
+        for one in found.modalities
+    ]
+    keys["samples"] = list(zip(*own, strict=True))
+    for one, digests in zip(found.modalities, own, strict=True):
+        if isinstance(one.modality.data, FileRows):
+            keys[f"samples by their {one.modality.name}"] = [(digest,) for digest in digests]
+    for what, key_of in keys.items():
+        train = {key_of[s]: s for s in reversed(task.samples("train").tolist())}
+        for part in PARTS[1:]:
+            same = [
+                (s, train[key_of[s]])
+                for s in task.samples(part).tolist()
+                if None not in key_of[s] and key_of[s] in train
+            ]
+            if same:
+                pairs = few((f"{part} {s} is train {first}" for s, first in same), 8)
+                yield f"{len(same)} {what} of {part} are in train too: {pairs}"
+
+
 def survey(task: Task, most: int | None = None, progress: Progress | None = None) -> Survey:
     """Look at all parts of a task and read every row of its modalities.
 
@@ -112,6 +150,8 @@ def _read(task: Task, modality: Modality, most: int | None, progress: Progress) 
             stage.advance(len(some))
             if found.unusable:
                 stage.message(f"{len(found.unusable)} cannot be used")
+    if isinstance(modality.data, FileRows):
+        found.files = modality.data.told(rows)
     found.read, found.seconds = len(rows), time.perf_counter() - started
     return found
 

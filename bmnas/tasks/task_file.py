@@ -31,7 +31,8 @@ from bmnas.tasks.sources import (
 from bmnas.tasks.tags import tag_matrix
 from bmnas.tasks.task import PARTS, Modality, ModalityType, Task, draw_groups, draw_parts
 
-_PART_NAMES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
+#: What a column of parts may hold.
+PART_NAMES = {"train": 0, "val": 1, "valid": 1, "validation": 1, "test": 2}
 _SIDE = 64  # of pictures, in pixels
 
 Name = Annotated[str, NotEmpty()]
@@ -78,7 +79,7 @@ class ModalityTable:
     def modality(self, name: str, columns: Columns, folder: Path, train: Array) -> Modality:
         """Return the modality; ``train`` are the samples to which a vector's numbers are fitted.
 
-        Weights, ``hf:`` folders and ``folder`` are relative to ``folder``, that of the task.
+        Weights and ``hf:`` folders are relative to ``folder``.
         """
         backbone, weights, index = self.backbone, None, None
         if backbone is not None and backbone.startswith("hf:"):
@@ -97,9 +98,9 @@ class ModalityTable:
         else:
             with at("array"):
                 source = self._source(columns)
-        media = None if self.folder is None else folder / Path(self.folder).expanduser()
+        source = replace(source, folder=self.folder or "")
         with at("columns" if self.columns else "array"):
-            data, own = source.rows(columns, media, text=self.type == "text")
+            data, own = source.rows(columns, text=self.type == "text")
         if own is not None:
             index = own if index is None else own[index]
         return Modality(
@@ -393,11 +394,11 @@ def _part(part: Array) -> Array:
     if part.dtype.kind != "U":
         return part
     numbers = np.full(part.shape, -1, dtype=np.int64)
-    for name, number in _PART_NAMES.items():
+    for name, number in PART_NAMES.items():
         numbers[part == name] = number
     for row in np.flatnonzero(numbers < 0)[:1]:
         raise UserError(
             f"received {str(part.flat[row])!r} in row {row}, "
-            f"expected one of {', '.join(_PART_NAMES)}"
+            f"expected one of {', '.join(PART_NAMES)}"
         )
     return numbers

@@ -28,7 +28,7 @@ from bmnas.machine.progress import Progress, Stage
 from bmnas.machine.tensor_file import write_tensors
 from bmnas.pipeline.multimodal import MultimodalNetwork, parameter_counts
 from bmnas.pipeline.trained import TrainedNetwork
-from bmnas.tasks.task import Task
+from bmnas.tasks.task import Modality, Task
 from bmnas.training.heads import head_for
 from bmnas_export.errors import ExportError, ParityError, first_line
 from bmnas_export.graph import graph_facts
@@ -259,7 +259,9 @@ def _describe(
     manifest = Manifest(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", info.name).lstrip("_.-") or "model",
         task=TaskSpec(info.name, info.kind, info.head.decision),
-        inputs=tuple(_input(network, name, span) for name, span in ranges.items()),
+        inputs=tuple(
+            _input(network, inputs.task.modality(name), span) for name, span in ranges.items()
+        ),
         outputs=outputs,
         class_names=info.class_names,
         files={bundle.MODEL_FILE: "0" * 64},
@@ -289,10 +291,15 @@ def _packages(network: MultimodalNetwork) -> tuple[str, ...]:
     return ("transformers",) * transformers + ("tokenizers",) * (transformers or tokenizers)
 
 
-def _input(network: MultimodalNetwork, name: str, span: tuple[float, float] | None) -> InputSpec:
+def _input(
+    network: MultimodalNetwork, modality: Modality, span: tuple[float, float] | None
+) -> InputSpec:
+    name = modality.name
     spec = network.backbone(name).input_spec
     # What the type has room for was documented there, not what training saw.
     how = {key: value for key, value in spec.preprocessing.items() if key != "value_range"}
+    if modality.source is not None:
+        how = {"type": modality.type, **how, "source": dict(modality.source)}
     return InputSpec(name, (-1, *spec.shape), spec.dtype, spec.meaning, how, span)
 
 

@@ -10,7 +10,7 @@ from bmnas.machine.errors import UserError
 from bmnas.tasks import Task, check_task, load_task_file, notes
 from bmnas.tasks.media import picture_facts, read_picture, read_sound, read_text, sound_facts
 from bmnas.tasks.sources import FileRows, Source
-from bmnas.tasks.survey import survey
+from bmnas.tasks.survey import duplicates, survey
 
 Image = pytest.importorskip("PIL.Image")
 soundfile = pytest.importorskip("soundfile")
@@ -225,6 +225,27 @@ def test_videos(tmp_path: Path) -> None:
     clip = task.modality("photo").data[np.arange(4)]
     assert clip.shape == (4, 5, 16, 16, 3)
     assert np.abs(clip.mean((2, 3, 4)) - [25, 75, 125, 175, 225]).max() < 8
+
+
+def test_check_tells_of_files_and_of_what_parts_share(tmp_path: Path) -> None:
+    table = media_table(tmp_path)
+    twin = Image.open(tmp_path / table[0]["photo"])
+    twin.save(tmp_path / "photos" / "twin.png")
+    table[6]["photo"] = "photos/twin.png"  # of validation
+    table[9] = {**table[0], "part": "test"}
+    found = survey(load(tmp_path, table=table))
+    photo, sound, *_ = found.modalities
+    assert photo.files == "20x20 to 90x60 pixels, modes 1, CMYK, I;16, L, LA, P, RGB, RGBA"
+    assert sound.files == (
+        "0.20 to 0.35 s, 8000, 11025, 16000, 22050 Hz, channels 1, 2, 12 longer than 0.3 s and cut "
+        "there"
+    )
+    assert [*duplicates(found)] == [
+        "1 samples of test are in train too: test 9 is train 0",
+        "1 samples by their photo of validation are in train too: validation 6 is train 0",
+        "1 samples by their photo of test are in train too: test 9 is train 0",
+        "1 samples by their sound of test are in train too: test 9 is train 0",
+    ]
 
 
 def test_a_missing_package_is_told_with_its_command(

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import bmnas_command, one_line_error
+from media_files import media_table, write_table
+
+from bmnas.tasks import check_task, load_task
+
+for package in ("PIL", "soundfile", "soxr"):
+    pytest.importorskip(package)
+
+
+def init(folder: Path, rows: list[dict[str, Any]], *words: object) -> tuple[str, dict[str, Any]]:
+    """Return the text that was written for a table of ``rows``, and what it says."""
+    table, out = write_table(folder / "pets.csv", rows), folder / "task.toml"
+    out.unlink(missing_ok=True)
+    printed = bmnas_command("init", table, "--out", out, *words)
+    assert printed.status == 0, printed
+    assert printed.out == out.read_text("utf-8")
+    return printed.out, tomllib.loads(printed.out)
+
+
+def test_a_task_is_recognised(tmp_path: Path) -> None:
+    rows = [{k: v for k, v in row.items() if k != "part"} for row in media_table(tmp_path)]
+    for number, row in enumerate(rows):
+        row["id"] = f"x{number:03}"
+        row["always"] = "same"
+    text, said = init(tmp_path, rows)
+    assert (said["name"], said["kind"], said["labels"]) == ("pets", "multiclass", "label")
+    assert said["split"]["group"] == "patient"
+    assert said["modality"] == {
+        "photo": {"array": "photo", "type": "image", "size": 32},
+        "sound": {"array": "sound", "type": "waveform", "sample_rate": 8000, "seconds": 0.4},
+        "title": {"array": "title", "type": "text"},
+        "note": {"array": "note", "type": "text"},
+        "table": {"columns": ["age", "weight", "height", "visits", "city"], "type": "vector"},
+    }
+    for words in (
+        "3 classes: cat 16, dog 16, owl 16",
+        "modes 1, CMYK, I;16, L, LA, P, RGB, RGBA",
+        "0.20 to 0.35 s, 8000, 11025, 16000, 22050 Hz, channels 1, 2",
+        "age: numbers, 7 missing",
+        "# ? Left out: id (another value in each row, as a name has)",
+        "# ? Left out: always (always 'same')",
+        "fit = 'pad' or 'squeeze'",
+    ):
+        assert words in text
+    task = load_task(tmp_path / "task.toml")
+    check_task(task)
+    assert len(task.part) == 48
+
+
+def test_parts_folders_tags_and_broken_files_are_recognised(tmp_path: Path) -> None:
+    rows = media_table(tmp_path)
+    for number, row in enumerate(rows):
+        row["photo"] = Path(row["photo"]).name
+        row["tags"] = ("red|round", "round", "big|red", "big")[number % 4]
+    (tmp_path / "photos" / rows[3]["photo"]).write_bytes(b"none")
+    text, said = init(tmp_path, rows, "--labels", "tags")
+    assert (said["kind"], said["separator"], said["split"]) == ("multilabel", "|", "part")
+    assert said["modality"]["photo"]["folder"] == "photos"
+    assert said["broken"] == "skip"
+    assert "1 of 48 files cannot be read" in text
+    task = load_task(tmp_path / "task.toml")
+    check_task(task)
+    assert (len(task.part), task.class_names) == (47, ("big", "red", "round"))
+
+
+def test_a_table_for_each_part(tmp_path: Path) -> None:
+    rows = media_table(tmp_path)
+    test = write_table(tmp_path / "test.csv", rows[36:])
+    _, said = init(tmp_path, rows[:36], "--test", test, "--group", "patient")
+    expected = {"train": "pets.csv", "validation": 0.2, "test": "test.csv", "group": "patient"}
+    assert said["data"] == expected
+    task = load_task(tmp_path / "task.toml")
+    check_task(task)
+    assert [len(task.samples(part)) for part in ("train", "validation", "test")] == [28, 8, 12]
+
+
+def test_what_cannot_be_guessed_is_told(tmp_path: Path) -> None:
+    rows = [{"x": n / 7, "words": f"a word of {n}"} for n in range(40)]
+    table = write_table(tmp_path / "a.csv", rows)
+    out = ("--out", tmp_path / "task.toml")
+    error = one_line_error(bmnas_command("init", table, *out))
+    assert "no column can be the labels: name it with --labels: one of x, words" in error
+    error = one_line_error(bmnas_command("init", table, "--labels", "word", *out))
+    assert "received array 'word', expected one of x, words; did you mean 'words'?" in error
+    error = one_line_error(bmnas_command("init", table, "--labels", "words", *out))
+    assert "40 different values in 40 rows" in error
+    (tmp_path / "task.toml").write_text("")
+    assert "another --out" in one_line_error(bmnas_command("init", table, *out))
