@@ -181,7 +181,8 @@ def cast_rows(rows: Array, shape: tuple[int, ...], dtype: str) -> Array:
     rows = np.asarray(rows)
     if rows.shape[1:] != shape or rows.ndim == 0:
         raise UserError(f"received rows of shape {rows.shape[1:]}, expected {shape}")
-    of_dtype = rows.dtype.kind in "iu" if dtype == "int64" else rows.dtype == np.dtype(dtype)
+    native = rows.dtype.newbyteorder("=")
+    of_dtype = rows.dtype.kind in "iu" if dtype == "int64" else native == np.dtype(dtype)
     if dtype != "float32" and not of_dtype:
         raise UserError(f"received rows of dtype {rows.dtype}, expected {dtype}")
     # A double beyond float32 becomes infinity, which ``check_task`` reports.

@@ -210,6 +210,10 @@ def rows_hash(data: Data, rows: Array) -> str:
         return data.digest(rows)
     digest = hashlib.sha256(f"{data.dtype} {data.shape[1:]} {len(rows)}\n".encode())
     for some in pieces(data, rows):
+        if data.dtype.kind == "T":  # whose bytes are places in memory
+            texts = [text.encode("utf-8", "surrogatepass") for text in data[some].tolist()]
+            digest.update(b"".join(len(text).to_bytes(8, "big") + text for text in texts))
+            continue
         digest.update(np.ascontiguousarray(data[some]).tobytes())
     return digest.hexdigest()
 

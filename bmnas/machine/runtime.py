@@ -7,11 +7,14 @@ on the number of workers, and none waits for another, as threads do after every 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import math
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +29,7 @@ from torch import Tensor, nn
 
 from bmnas.machine.costs import proc_entry
 from bmnas.machine.distributed import world_size
-from bmnas.machine.errors import UserError
+from bmnas.machine.errors import UserError, one_line
 
 #: Products in bfloat16, as Linux calls them: AVX-512, AMX, Arm.
 _BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
@@ -109,8 +112,29 @@ class Runtime:
 
 
 def cache_folder() -> Path:
-    """Return where compiled code is kept for this user."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bmnas"
+    """Return where compiled code and engines are kept: ``bmnas`` in ``XDG_CACHE_HOME``, ~/.cache.
+
+    A user id without a home, as in containers, has a temporary folder for this process; a note on
+    standard error says so.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bmnas"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, OSError) as error:
+        return _temporary_folder(one_line(error))
+    return folder
+
+
+@functools.cache
+def _temporary_folder(reason: str) -> Path:
+    # A new one: in a folder of a known name another user could leave code for us.
+    folder = Path(tempfile.mkdtemp(prefix="bmnas-"))
+    print(
+        f"note: compiled code is kept in {folder}, as there is no home to write to ({reason}): "
+        "XDG_CACHE_HOME names a folder that stays",
+        file=sys.stderr,
+    )
+    return folder
 
 
 def check_seed(seed: int) -> None:

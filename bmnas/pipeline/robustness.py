@@ -105,7 +105,7 @@ def words_left_out(share: float) -> Change:
 
     def change(rows: Array) -> Array:
         if rows.ndim == 1:
-            return np.array([text(row) for row in rows])
+            return np.array([text(row) for row in rows], rows.dtype)
         kept = generator.random(rows.shape) >= share
         order = np.argsort(~kept, axis=1, kind="stable")
         return np.take_along_axis(np.where(kept, rows, 0), order, axis=1)

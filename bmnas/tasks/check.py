@@ -54,7 +54,7 @@ _FORMS: dict[ModalityType, _Form] = {
     "image": _Form((3, 4), "f", "uint8", "uint8 or floats"),
     "regions": _Form((3,), "f", "", "floats"),
     "sequence": _Form((3,), "fiu", "", "floats or integers"),
-    "text": _Form((1,), "U", "", "strings (NumPy dtype U)"),
+    "text": _Form((1,), "UT", "", "strings (NumPy dtype U)"),
     "tokens": _Form((2,), "iu", "", "integers"),
     "vector": _Form((2,), "fiu", "", "floats or integers"),
     "waveform": _Form((2,), "f", "int16", "floats or int16"),
@@ -224,7 +224,7 @@ def _modality_frame(modality: Modality, samples: int) -> Iterator[str]:
     elif 0 in data.shape:
         yield f": received {_shape(data)}, which is empty"
     if data.dtype.kind not in form.kinds and data.dtype.name != form.name:
-        yield f": received {data.dtype}, expected {form.words} for type {type_}"
+        yield f": received {_received(data)}, expected {form.words} for type {type_}"
     rate = modality.sample_rate
     if modality.length is not None and (type_ != "text" or not 0 < modality.length <= _MOST_LENGTH):
         yield (
@@ -247,6 +247,19 @@ def _modality_frame(modality: Modality, samples: int) -> Iterator[str]:
         yield f": index: received {_shape(index)}, expected integers of shape (samples)"
     elif len(index) != samples:
         yield f": index has {len(index)} samples and split has {samples}"
+
+
+def _received(data: Data) -> str:
+    """Return the type of ``data``; of strings that ought to be numbers those that are none."""
+    if isinstance(data, Rows) or data.dtype.kind not in "UT" or data.ndim != 1:
+        return str(data.dtype)
+    wrong = []
+    for row, field in enumerate(data.tolist()):
+        try:
+            float(field)
+        except ValueError:
+            wrong.append(f"{field[:40]!r} in row {row}")
+    return f"strings, {len(wrong)} of which are no numbers ({few(wrong, 8)})"
 
 
 def _content(task: Task, *parts: Part, read: bool = True) -> Iterator[str]:
@@ -295,7 +308,7 @@ def _broken_files(modality: Modality, wrong: dict[int, str]) -> Iterator[str]:
 def _bad_rows(modality: Modality, rows: Array) -> Array:
     """Return those of the sorted row numbers ``rows`` (n,) that no network can take."""
     data, bad = modality.data, [rows[:0]]
-    if data.dtype.kind not in "fU" and modality.type != "tokens":
+    if data.dtype.kind not in "fUT" and modality.type != "tokens":
         return rows[:0]
     for picked in pieces(data, rows):
         bad.append(picked[wrong_rows(modality, read_rows(data, picked))])

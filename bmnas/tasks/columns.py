@@ -34,6 +34,9 @@ _DAMAGE = (
     SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error, csv.Error,
 )  # fmt: skip
 
+_LONGEST_FIELD = 2**31 - 1
+_WIDE = 64_000_000  # bytes that strings of one width may take together
+
 #: Reads a column; where its argument is true, what could be a number stays text.
 _Reader = Callable[[bool], Array]
 
@@ -67,7 +70,11 @@ class Columns:
         Raises UserError when there is none, or when several files have one of that name.
         """
         if (name, text) not in self._read:
-            self._read[name, text] = self._find(name)[0](text)
+            array = self._find(name)[0](text)
+            # Numbers of another byte order; a file that is mapped is turned when rows are read.
+            if not array.dtype.isnative and not isinstance(array, np.memmap):
+                array = array.astype(array.dtype.newbyteorder("="))
+            self._read[name, text] = array
         return self._read[name, text]
 
     def names(self) -> list[str]:
@@ -105,13 +112,13 @@ class PartColumns(Columns):
         """Return the rows of all parts; raises UserError where one has no such column."""
         if (name, text) not in self._read:
             found = [part.get(name, text=text) for part in self._parts]
-            if len({array.dtype.kind == "U" for array in found}) > 1:
+            if len({array.dtype.kind in "UT" for array in found}) > 1:
                 # A field of one part is no number, or lists have another length.
                 found = [part.get(name, text=True) for part in self._parts]
             if found[0].ndim == 2 and found[0].dtype.kind == "U":
                 most = max(array.shape[1] for array in found)
                 found = [np.pad(a, ((0, 0), (0, most - a.shape[1]))) for a in found]
-            forms = {(array.shape[1:], array.dtype.kind == "U") for array in found}
+            forms = {(array.shape[1:], array.dtype.kind in "UT") for array in found}
             if len(forms) > 1:
                 raise UserError(f"{self._names}: {name}: received columns of different forms")
             self._read[name, text] = np.concatenate(found)
@@ -219,6 +226,8 @@ def _field(path: Path, name: str, rows: Mapping[str, dict[str, Any]], text: bool
         if isinstance(value, str) != strings or not (strings or _numeric(value)):
             expected = "a string" if strings else "a number or a list of numbers"
             raise UserError(f"{place}: {name}: {received(value, expected)}")
+    if strings:
+        return text_array([row[name] for row in rows.values()])
     try:
         array = np.asarray([row[name] for row in rows.values()])
     except (ValueError, OverflowError) as error:
@@ -245,6 +254,7 @@ def _numeric(value: Any) -> bool:
 
 
 def _csv(path: Path, delimiter: str = ",") -> Mapping[str, _Reader]:
+    csv.field_size_limit(_LONGEST_FIELD)  # its own is 131,072 characters
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines = csv.reader(file, delimiter=delimiter, strict=True)
         names = next(lines, [])
@@ -267,7 +277,7 @@ def _csv(path: Path, delimiter: str = ",") -> Mapping[str, _Reader]:
 def _fields(place: str, fields: Sequence[str], text: bool) -> Array:
     """Return int64 or float64 where every field is such a number, else strings."""
     if text:
-        return np.array(fields, dtype=np.str_)
+        return text_array(fields)
     if all(map(_INTEGER.fullmatch, fields)):
         try:
             return np.array([int(field) for field in fields], dtype=np.int64)
@@ -277,7 +287,15 @@ def _fields(place: str, fields: Sequence[str], text: bool) -> Array:
         # float() takes 1_000, which is a name rather than a number.
         return np.array([float(field.replace("_", "x")) for field in fields])
     except ValueError:
-        return np.array(fields, dtype=np.str_)
+        return text_array(fields)
+
+
+def text_array(texts: Sequence[str]) -> Array:
+    """Return strings (n,) of one width, or, where a long one would make all wide, of their own."""
+    width = 4 * max(map(len, texts), default=1)
+    if width * len(texts) <= _WIDE:
+        return np.array(texts, dtype=np.str_)
+    return np.array(texts, dtype=np.dtypes.StringDType())
 
 
 def _parquet(path: Path) -> Mapping[str, _Reader]:
@@ -309,7 +327,7 @@ def _parquet_column(path: Path, name: str, text: bool) -> Array:
                 raise UserError(f"{path}: {name}: lists of different lengths") from error
         if types.is_boolean(kind):
             values = [None if value is None else str(value).lower() for value in values]
-        return np.array(["" if value is None else str(value) for value in values], np.str_)
+        return text_array(["" if value is None else str(value) for value in values])
 
 
 _OPENED: Mapping[str, Callable[[Path], Mapping[str, _Reader]]] = {

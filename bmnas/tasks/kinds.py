@@ -29,6 +29,7 @@ UNSEEN_LABEL = -100
 REGIONWISE = 0
 #: The numbers of a box.
 BOX = "x1", "y1", "x2", "y2"
+_FEW = 20  # different numbers are classes among however few samples
 
 
 class TaskKind(ABC):
@@ -121,20 +122,31 @@ class Multiclass(TaskKind):
     def encode(
         self, labels: Array, seen: Array, names: Sequence[str] | None, place: str
     ) -> tuple[Array, tuple[str, ...]]:
-        """Number class names, in the order of ``names`` or of the alphabet."""
-        if labels.dtype.kind not in "iuU" or labels.ndim != 1 or labels.shape != seen.shape:
+        """Number class names, in the order of ``names``, of the numbers or of the alphabet.
+
+        Whole numbers are class numbers where there are names, or where they are 0 to K - 1 in the
+        samples ``seen``; else they, floats and booleans are the classes' names.
+        """
+        if labels.dtype.kind not in "biufUT" or labels.ndim != 1 or labels.shape != seen.shape:
             return labels, _names_or_numbers(names, 0)
-        if labels.dtype.kind != "U":
-            most = int(labels[seen].astype(np.int64).max(initial=-1))
-            if names is None and most >= len(labels):
+        if labels.dtype.kind in "biuf":
+            values = np.unique(labels[seen])
+            if labels.dtype.kind in "iu" and (
+                names is not None or np.array_equal(values, np.arange(len(values)))
+            ):
+                return labels.astype(np.int64), _names_or_numbers(names, len(values))
+            if len(values) > max(_FEW, len(labels) // 2):
                 raise UserError(
-                    f"{place}: received {most} among {len(labels)} samples, expected 0 to K - 1"
+                    f"{place}: received {len(values)} different numbers among {len(labels)} "
+                    f"samples ({few(values.tolist())}), expected classes, which samples share"
                 )
-            return labels.astype(np.int64), _names_or_numbers(names, most + 1)
+            # In the order of the numbers, as which they would not sort once they are names.
+            names = [_written(value) for value in values] if names is None else names
+            labels = np.array([_written(value) for value in labels], np.str_)
+            return _numbered(labels, names, UNSEEN_LABEL), tuple(names)
         other = UNSEEN_LABEL if names is None else UNKNOWN_LABEL
         names = tuple(np.unique(labels[seen]).tolist() if names is None else names)
-        numbers = {name: number for number, name in enumerate(names)}
-        coded = np.array([numbers.get(v, other) for v in labels.tolist()], dtype=np.int64)
+        coded = _numbered(labels, names, other)
         # A test label that is no class is for check_test to report: a search must not depend on it.
         for row in np.flatnonzero((coded == UNKNOWN_LABEL) & seen)[:1]:
             raise UserError(
@@ -313,6 +325,18 @@ def task_kind(name: str) -> TaskKind:
         f"{close(name, list(TASK_KINDS))}; a kind of your own must be registered first: name the "
         "task with --task module:attribute, whose module does it"
     )
+
+
+def _numbered(labels: Array, names: Sequence[str], other: int) -> Array:
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.array([numbers.get(label, other) for label in labels.tolist()], dtype=np.int64)
+
+
+def _written(value: Any) -> str:
+    """Return a number as people write it: 1 for 1.0, true for a boolean."""
+    if isinstance(value, np.bool_):
+        return str(bool(value)).lower()
+    return str(int(value)) if np.isfinite(value) and value == int(value) else str(value)
 
 
 def _names_or_numbers(names: Sequence[str] | None, classes: int) -> tuple[str, ...]:

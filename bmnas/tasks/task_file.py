@@ -15,6 +15,7 @@ import numpy as np
 from bmnas.machine.errors import UserError, at, few
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
+from bmnas.tasks.class_labels import missing_labels, read_labels
 from bmnas.tasks.columns import Columns, PartColumns
 from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
 from bmnas.tasks.media import Fit
@@ -120,7 +121,7 @@ class ModalityTable:
         """Return how rows are made of ``array``: values, or the files that it names."""
         assert self.array is not None
         fields = columns.get(self.array, text=self.type == "text")
-        if fields.dtype.kind != "U" or fields.ndim != 1:
+        if fields.dtype.kind not in "UT" or fields.ndim != 1:
             return Source(self.array)
         named = ending_of(fields[fields != ""].tolist())
         if named is not None and named != self.type:
@@ -246,6 +247,7 @@ class TaskFile:
     separator: Name | None = None
     types: Name | None = None
     broken: Literal["fail", "skip"] = "fail"
+    unlabelled: Literal["fail", "skip"] = "fail"
     preset: Name = "default"
     licence: Name = "not stated"
 
@@ -309,6 +311,13 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
     # Without names the classes are those of train: what validation holds must not add one.
     seen = part == PARTS.index("train") if names is None else part != PARTS.index("test")
     remarks = tuple(_shared_files(modalities, part))
+    missing = np.zeros(0, np.int64)
+    if kind.name == "multiclass" and len(labels) == len(seen):
+        with at("labels"):
+            labels, blank, more = read_labels(columns, file.labels)
+            remarks, missing, seen = remarks + more, np.flatnonzero(blank), seen & ~blank
+            if len(missing) and file.unlabelled == "fail":
+                raise missing_labels(missing, len(labels))
     if kind.name == "multilabel" and labels.dtype.kind == "U" and len(labels) == len(seen):
         with at("labels"):
             labels, class_names, more = tag_matrix(labels, seen, names, file.separator)
@@ -332,7 +341,8 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
         types=types,
         remarks=remarks,
     )
-    return _without_broken(task) if file.broken == "skip" else task
+    task = _without(task, {row: f"row {row}, without a label" for row in missing.tolist()})
+    return _without(task, _broken(task)) if file.broken == "skip" else task
 
 
 def _shared_files(modalities: Sequence[Modality], part: Array) -> Iterator[str]:
@@ -352,8 +362,8 @@ def _shared_files(modalities: Sequence[Modality], part: Array) -> Iterator[str]:
                 )
 
 
-def _without_broken(task: Task) -> Task:
-    """Return the task without the samples of which a file cannot be read; all files are read."""
+def _broken(task: Task) -> dict[int, str]:
+    """Return the samples of which a file cannot be read, and why; all files are read."""
     every = np.arange(len(task.part))
     reasons: dict[int, str] = {}
     for modality in task.modalities:
@@ -361,16 +371,21 @@ def _without_broken(task: Task) -> Task:
             wrong = modality.data.unreadable(np.arange(len(modality.data)))
             rows = modality.rows_of(every)
             reasons |= {s: wrong[rows[s]] for s in every.tolist() if rows[s] in wrong}
+    return reasons
+
+
+def _without(task: Task, reasons: Mapping[int, str]) -> Task:
+    """Return the task without the samples that ``reasons`` names, where there are some."""
     if not reasons:
         return task
-    kept = np.delete(every, list(reasons))
+    kept = np.delete(np.arange(len(task.part)), list(reasons))
     return replace(
         task,
         modalities=tuple(replace(m, index=m.rows_of(kept)) for m in task.modalities),
         labels=task.labels[kept],
         part=task.part[kept],
         types=None if task.types is None else task.types[kept],
-        left_out=tuple(reasons[sample] for sample in sorted(reasons)),
+        left_out=(*task.left_out, *(reasons[sample] for sample in sorted(reasons))),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 from bmnas_serve.manifest import TargetSpec
 
+from bmnas.machine import runtime
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_path, read_json, sha256_file, sha256_json, write_json
 from bmnas_export import engine_builder
@@ -52,9 +53,8 @@ def write_engine(package: str, out: Path, source: Path, described: TargetSpec | 
 
 
 def cache_folder() -> Path:
-    """Return where engines are kept: ``bmnas/engines`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "bmnas" / "engines"
+    """Return where engines are kept, beside the user's compiled code."""
+    return runtime.cache_folder() / "engines"
 
 
 def _built(package: str, model: Path, out: Path, timings: Path | None = None) -> dict[str, Any]:

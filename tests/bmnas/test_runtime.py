@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from bmnas.machine import runtime
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import PAYS_FROM, Runtime, seed_stage
 
@@ -78,3 +80,26 @@ def test_seeds_and_stages_draw_differently(seed: int, stage: str) -> None:
     first = torch.randn(4)
     seed_stage(seed, stage)
     assert not torch.equal(torch.randn(4), first)
+
+
+@pytest.mark.parametrize("why", ["no home", "not to be written"])
+def test_who_has_no_home_gets_a_temporary_folder_and_is_told(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def home() -> Path:
+        if why == "no home":
+            raise RuntimeError("Could not determine home directory.")
+        return tmp_path / "file"
+
+    (tmp_path / "file").touch()
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    runtime._temporary_folder.cache_clear()
+    folder = runtime.cache_folder()
+    assert folder.parent == tmp_path
+    assert runtime.cache_folder() == folder
+    told = capsys.readouterr().err
+    assert told.startswith(f"note: compiled code is kept in {folder}, as there is no home to")
+    assert told.count("\n") == 1
+    runtime._temporary_folder.cache_clear()

@@ -1,0 +1,49 @@
+"""Labels of a user's table as people write them: 1 to K, -1 and +1, 01, 1.0, true, with blanks."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from bmnas.machine.errors import UserError, few
+from bmnas.tasks.columns import Columns
+from bmnas.tasks.kinds import Array
+
+#: Of a number as it is printed; others, such as 01 and +1, are names.
+_PLAIN = re.compile(r"0|-?[1-9][0-9]{0,17}")
+
+
+def read_labels(columns: Columns, name: str) -> tuple[Array, Array, tuple[str, ...]]:
+    """Return the labels (n,) of one class a sample, which of them are missing, and remarks.
+
+    Blanks around a label are no part of it. Fields of a table are strings, and whole numbers where
+    all of them are written plainly.
+    """
+    labels = columns.get(name, text=True)
+    if labels.dtype.kind == "f" and labels.ndim == 1:
+        return labels, np.isnan(labels), ()
+    if labels.dtype.kind not in "UT" or labels.ndim != 1:
+        return labels, np.zeros(labels.shape[:1], np.bool_), ()
+    tidy = np.char.strip(labels)
+    missing = tidy == ""
+    remarks: tuple[str, ...] = ()
+    if len(blank := np.flatnonzero((tidy != labels) & ~missing)):
+        of = sorted({str(labels[row]) for row in blank.tolist()})
+        remarks = (
+            f"labels: blanks around {few(map(repr, of))} are left out, in {len(blank)} rows: "
+            f"{few(blank.tolist(), 8)}",
+        )
+    if all(map(_PLAIN.fullmatch, tidy[~missing].tolist())) and not missing.all():
+        numbers = np.zeros(len(tidy), np.int64)
+        numbers[~missing] = tidy[~missing].astype(np.int64)
+        return numbers, missing, remarks
+    return tidy, missing, remarks
+
+
+def missing_labels(rows: Array, samples: int) -> UserError:
+    """Return the error for samples, numbered ``rows`` (n,), that have no label."""
+    return UserError(
+        f"{len(rows)} of {samples} rows have no label: rows {few(rows.tolist(), 20)}: give them "
+        "one, or write unlabelled = 'skip' to leave them out"
+    )
