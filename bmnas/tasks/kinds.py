@@ -135,9 +135,9 @@ class Multiclass(TaskKind):
                 names is not None or np.array_equal(values, np.arange(len(values)))
             ):
                 return labels.astype(np.int64), _names_or_numbers(names, len(values))
-            if len(values) > max(_FEW, len(labels) // 2):
+            if len(values) > max(_FEW, int(seen.sum()) // 2):
                 raise UserError(
-                    f"{place}: received {len(values)} different numbers among {len(labels)} "
+                    f"{place}: received {len(values)} different numbers among {int(seen.sum())} "
                     f"samples ({few(values.tolist())}), expected classes, which samples share"
                 )
             # In the order of the numbers, as which they would not sort once they are names.

@@ -116,7 +116,9 @@ def test_numbers_that_nobody_shares_are_no_classes(tmp_path: Path) -> None:
             'split = "part"', "split = {train=0.9, validation=0.05, test=0.05}"
         )
     )
-    with pytest.raises(UserError, match=r"different numbers among 24 samples .*expected classes"):
+    with pytest.raises(
+        UserError, match=r"different numbers among 2[0-9] samples .*expected classes"
+    ):
         load_task(path)
 
 
