@@ -1,52 +1,79 @@
-"""Pretrained transformers from a local folder in the format of Hugging Face transformers.
+"""Pretrained networks from a folder in the format of Hugging Face transformers.
 
-Legend: B batch, T tokens, H height, W width, C channels, K classes. The package is imported only
-when such a backbone is built. Nothing is downloaded, and no code of the folder is run: weights
-come from safetensors, configuration and tokenizer from JSON.
+Legend: B batch, T tokens or time, H height, W width, C channels, K classes. The package is
+imported only when such a backbone is built. No code of the folder is run, and nothing but tensors
+is unpickled. What its processor does to pictures and sounds is a part of the network, so that
+whoever serves it needs neither transformers nor torch.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
+import pickle
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from bmnas.backbones.base import InputSpec, PooledHead
-from bmnas.backbones.conv import Pixels
-from bmnas.backbones.tap import Reader, TappedBackbone
+from bmnas.backbones.base import PooledHead, has_colour
+from bmnas.backbones.hf_inputs import PlannedPixels, TokenReader, ends, imported, sound_module
+from bmnas.backbones.tap import Reader, TappedBackbone, evaluating, first_tensor
+from bmnas.backbones.texts import text_length
 from bmnas.backbones.words import MaskedHead, PaddedBackbone
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import read_json
+from bmnas.tasks.pictures import PROCESSORS, PicturePlan
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 _FEATURES = 4
-_LONGEST = 128  # tokens
+_MOST_TOKENS = 512  # where a model has no limit of its own
 #: Other kernels of attention do not all export.
 _LOADING: dict[str, Any] = {"trust_remote_code": False, "attn_implementation": "eager"}
+#: What drops layers or stretches of the input in training: features would be missing.
+_STEADY = {"layerdrop": 0.0, "encoder_layerdrop": 0.0, "apply_spec_augment": False}
 _NOT_PORTABLE = ("_name_or_path", "auto_map", "transformers_version")
+_WEIGHTS = (
+    "model.safetensors", "model.safetensors.index.json",
+    "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+_VOCABULARIES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model",
+    "sentencepiece.bpe.model", "tokenizer.model",
+)  # fmt: skip
+#: The part of a model of two that reads a type.
+_HALVES: dict[ModalityType, str] = {
+    "text": "text_model",
+    "image": "vision_model",
+    "clip": "vision_model",
+    "waveform": "audio_model",
+}
+_FEATURE = re.compile(r"(?:layer|stage)([1-9][0-9]*)(?:\.(cls|mean))?")
 
 
 class HFBackbone(TappedBackbone, PaddedBackbone):
-    """A transformer of transformers: BERT-like for texts, ViT-like for images.
+    """A network of transformers for texts, images, clips or waveforms.
 
-    ``model`` is its configuration, ``reader`` how the modality is read (a ``Reader``'s for
-    images, ``shape``, ``dtype`` and ``tokenizer`` for texts), ``pixels`` the normalisation of
-    images. ``network`` is the model, None for one without weights yet. Features are the outputs
-    of up to four evenly spaced layers: (B, C, T), zero at padding, or maps (B, C, H', W').
+    ``model`` is its configuration, ``reader`` how the modality is read, ``processor`` what stands
+    before the network: a ``PicturePlan``, the configuration of a feature extractor, or of a
+    tokenizer what fills up (``fill``, ``pad``: None where it counts like any token). ``pixels`` is
+    what files of earlier versions have instead. ``network`` is the model, None for one without
+    weights yet.
+
+    ``features`` name layers, or the stages of a hierarchical network: ``layer6``, its class token
+    ``layer6.cls`` (B, C) or its mean ``layer6.mean`` (B, C). Without them there are up to four
+    evenly spaced ones, called "1", "2", …. The last layer's is the last hidden state, with the norm
+    that follows it. Features are (B, C, T), zero at padding, or maps (B, C, H', W') and
+    (B, C, T', H', W') without special tokens.
 
     Raises UserError when transformers is not installed or the model is of another kind.
     """
 
     family: ClassVar[str] = "hf"
-    types: ClassVar[tuple[ModalityType, ...]] = ("text", "image")
+    types: ClassVar[tuple[ModalityType, ...]] = ("text", "image", "clip", "waveform")
 
     def __init__(
         self,
@@ -54,34 +81,41 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         classes: int,
         model: Mapping[str, Any],
         reader: Mapping[str, Any],
+        processor: Mapping[str, Any] | None = None,
+        features: Sequence[str] = (),
         pixels: Mapping[str, Any] | None = None,
         network: nn.Module | None = None,
     ) -> None:
-        pad = int(model["pad_token_id"]) if pixels is None else None
+        processor = dict(processor or _earlier(model, pixels))
         super().__init__(
-            Reader(reader) if pad is None else TokenReader(reader, pad),
+            TokenReader(reader, processor["fill"]) if "fill" in processor else Reader(reader),
             classes=classes,
             model=dict(model),
             reader=dict(reader),
-            pixels=None if pixels is None else dict(pixels),
+            processor=processor,
+            features=list(features),
         )
-        self.pad = pad
-        self.prepare: nn.Module = nn.Identity()
-        if pixels is not None:
-            self.prepare = ModelPixels(self.reader.shape, self.reader.dtype, **pixels)
+        self.processor = processor
+        self.pad = processor.get("pad")
+        self.prepare, self.size = self._prepares()
         if network is None:
-            transformers = _imported("transformers")
+            transformers = imported("transformers")
             empty = transformers.AutoConfig.for_model(**model)
-            network = transformers.AutoModel.from_config(empty, **_LOADING)
+            network = _part(transformers.AutoModel.from_config(empty, **_LOADING), self.reader.type)
+        self.network = network
         layers = _layers(network, model)
-        count = min(_FEATURES, len(layers))
-        self.feature_names = tuple(str(number + 1) for number in range(count))
-        picked = [layers[(number + 1) * len(layers) // count - 1] for number in range(count)]
-        self.tap(network, dict(zip(self.feature_names, picked, strict=True)))
-        width = int(network.config.hidden_size)  # type: ignore[union-attr, arg-type]
-        self.feature_channels = (width,) * count
-        self.head = PooledHead(width, classes) if pad is None else MaskedHead(width, classes, 0.1)
-        # A pooler or a last norm is no part of any feature.
+        self.pooled = _wanted(features, len(layers))
+        with evaluating(self):
+            modules = [*layers[:-1], self._last(layers[-1])]
+        self.tap(network, {name: modules[n - 1] for name, (n, _) in self.pooled.items()})
+        self.feature_names = tuple(self.pooled)
+        with evaluating(self):
+            found = self.features(self.example())
+        self.feature_channels = tuple(feature.shape[1] for feature in found)
+        width, flat = self.feature_channels[-1], found[-1].dim() != 3
+        masked = not flat and (self.reader.type == "text" or self._has_frames())
+        self.head = MaskedHead(width, classes, 0.1) if masked else PooledHead(width, classes)
+        # A pooler is no part of any feature.
         self.prune()
 
     @classmethod
@@ -90,211 +124,355 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
 
         Raises UserError when the package, the folder or one of its files is missing or damaged.
         """
-        is_text = modality.type == "text"
-        other = "tokenizer.json" if is_text else "preprocessor_config.json"
-        names = ("config.json", "model.safetensors", other)
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            why = f"lacks {', '.join(missing)}" if folder.is_dir() else "there is no such folder"
-            raise UserError(
-                f"backbone hf:{folder}: {why}, expected {', '.join(names)}, as save_pretrained "
-                "writes them; nothing is downloaded"
-            )
-        network, model = _pretrained(folder)
-        content = read_json(folder / other)
-        if not isinstance(content, dict):
-            raise UserError(
-                f"{folder / other}: received a {type(content).__name__}, expected an object"
-            )
-        pixels: dict[str, Any] | None = None
+        network, model, missing = _pretrained(folder, modality.type)
         try:
-            if is_text:
-                reader = _text_reader(rows, model, content)
+            reader = Reader.from_rows(modality, rows).config if modality.type != "text" else {}
+            if modality.type == "text":
+                reader, processor = _text_reader(modality, rows, folder, network)
+            elif modality.type == "waveform":
+                processor = _extractor(folder)
             else:
-                reader = Reader.from_rows(modality, rows).config
-                pixels = _pixels(content, model)
-            return cls(classes=classes, model=model, reader=reader, pixels=pixels, network=network)
+                size = getattr(network.config, "image_size", None)
+                processor = PicturePlan.of_folder(folder, size).to_dict()
+            backbone = cls(
+                classes=classes,
+                model=model,
+                reader=reader,
+                processor=processor,
+                features=modality.features,
+                network=network,
+            )
         except UserError as error:
-            raise UserError(f"{folder}: {error}") from error
+            place = str(error) if str(folder) in str(error) else f"{folder}: {error}"
+            raise UserError(place) from error
+        used = {id(tensor) for tensor in backbone.network.parameters()}
+        lacking = sorted(name for name, tensor in missing.items() if id(tensor) in used)
+        if lacking:
+            raise UserError(
+                f"{folder}: its weights lack {len(lacking)} of the model's tensors "
+                f"({', '.join(lacking[:3])}), expected all"
+            )
+        return backbone
+
+    def _prepares(self) -> tuple[nn.Module, tuple[int, ...]]:
+        """Return what makes the network's input, and the sizes of its positions, if known."""
+        type_, shape, dtype = self.reader.type, self.reader.shape, self.reader.dtype
+        if type_ == "text":
+            return nn.Identity(), ()
+        if type_ == "waveform":
+            module, rate = sound_module(self.processor, dtype)
+            given = self.reader.config.get("sample_rate")
+            if given != rate:
+                raise UserError(
+                    f"received sounds of {given} samples per second, expected {rate}, as its "
+                    "feature extractor says: resample them"
+                )
+            return module, ()
+        plan = PicturePlan(**self.processor)
+        colour = has_colour(type_, shape)
+        frames = shape[:-3] if colour else shape[:-2]
+        height, width = shape[len(frames) : len(frames) + 2]
+        module = PlannedPixels(plan, (height, width), colour=colour, dtype=dtype)
+        return module, (*frames, *plan.output(height, width))
 
     def run(self, x: Tensor) -> object:
-        """Return what the transformer makes of token numbers (B, T) or pixels (B, *shape)."""
-        if self.pad is None:
-            return self.network(pixel_values=self.prepare(x))
-        return self.network(input_ids=x, attention_mask=(x != self.pad).long())
+        """Return what the network makes of the raw input ``x`` (B, *shape)."""
+        if self.reader.type == "text":
+            tokens = {} if self.pad is None else {"attention_mask": (x != self.pad).long()}
+            return self.network(input_ids=x.clamp(min=0), **tokens)
+        prepared = self.prepare(x)
+        if self.reader.type == "clip":
+            count = int(getattr(self.network.config, "num_frames", prepared.shape[1]))
+            if count != prepared.shape[1]:
+                # The middle ones of equally long parts.
+                places = (torch.arange(count, device=x.device) + 0.5) * prepared.shape[1] / count
+                prepared = prepared.index_select(1, places.long())
+        if self._has_frames():
+            samples = torch.arange(x.shape[1], device=x.device) < ends(x)
+            return self.network(prepared, attention_mask=samples.long())
+        return self.network(prepared)
+
+    def _has_frames(self) -> bool:
+        """Tell whether the network is told which frames of a waveform are its padding."""
+        wave = "conv_kernel" in self.config["model"]
+        return wave and bool(self.processor.get("return_attention_mask"))
+
+    def mask(self, x: Tensor) -> Tensor | None:
+        """Return which tokens or frames (B, T) of ``x`` are content; None: all."""
+        if self.reader.type != "waveform":
+            return super().mask(x)
+        if not self._has_frames():
+            return None
+        count, length = torch.tensor(x.shape[1], device=x.device), ends(x)
+        model = self.config["model"]
+        for kernel, stride in zip(model["conv_kernel"], model["conv_stride"], strict=True):
+            count, length = ((n - kernel) // stride + 1 for n in (count, length))
+        return torch.arange(int(count), device=x.device) < length.clamp(min=1)
 
     def arrange(self, name: str, output: Tensor, x: Tensor) -> Tensor:
-        """Return hidden states (B, T, C) as (B, C, T), or as a map without special tokens."""
-        hidden = output.transpose(1, 2)
-        if self.pad is not None:
-            return hidden * self.content(x, hidden.dtype)
-        height, width = self.grid()
-        # Class token and registers stand in front of the patches.
-        patches = hidden[:, :, hidden.shape[2] - height * width :]
-        return patches.reshape(*patches.shape[:2], height, width)
+        """Return hidden states as a feature (B, C_raw, *rest), pooled where that is asked for."""
+        pooling = self.pooled[name][1]
+        if output.dim() == 4 and pooling != "cls":
+            return output.mean((2, 3)) if pooling == "mean" else output
+        grid = self._grid(output.shape[1]) if output.dim() == 3 else ()
+        special = output.shape[1] - torch.Size(grid).numel() if grid else 0
+        if pooling == "cls":
+            if not (special or self.processor.get("cls")):
+                raise UserError(
+                    f"received feature {name!r}, but {type(self.network).__name__} has no class "
+                    f"token: expected {name.replace('cls', 'mean')}"
+                )
+            return output[:, 0]
+        hidden = output[:, special:].transpose(1, 2)
+        if not grid and (self.reader.type == "text" or self._has_frames()):
+            content = self.content(x, hidden.dtype)
+            hidden = hidden * content
+            if pooling == "mean":
+                return hidden.sum(2) / content.sum(2).clamp(min=1)
+        if pooling == "mean":
+            return hidden.mean(2)
+        maps = hidden.unflatten(2, grid) if grid else hidden
+        # Bands come first in AST; elsewhere here it is time.
+        return maps.transpose(2, 3) if "frequency_stride" in self.config["model"] else maps
 
-    def grid(self) -> tuple[int, int]:
-        """Return how many patches an image has, down and across."""
-        patch = self.config["model"]["patch_size"]
+    def _grid(self, tokens: int) -> tuple[int, ...]:
+        """Return how many patches there are along each axis, () where there are none.
+
+        Special tokens stand in front of them. Later stages of a hierarchical network have half as
+        many along each axis as the stage before.
+        """
+        config: Any = self.network.config
+        patch: Any = getattr(config, "patch_size", None)
+        if self.reader.type == "waveform" and hasattr(config, "frequency_stride"):
+            strides = (config.frequency_stride, config.time_stride)
+            sizes = (config.num_mel_bins, config.max_length)
+            return tuple((n - patch) // s + 1 for n, s in zip(sizes, strides, strict=True))
+        if patch is None or not self.size:
+            return ()
         down, across = patch if isinstance(patch, list | tuple) else (patch, patch)
-        height, width = self.config["pixels"]["size"]
-        return height // down, width // across
+        *_, height, width = self.size
+        grid = height // down, width // across
+        if self.reader.type == "clip":
+            return (config.num_frames // config.tubelet_size, *grid)
+        while grid[0] * grid[1] > tokens:
+            grid = -(-grid[0] // 2), -(-grid[1] // 2)
+        return grid
+
+    def _last(self, layer: nn.Module) -> nn.Module:
+        """Return the module whose output is the last hidden state: ``layer`` or a norm after it."""
+        made: list[tuple[nn.Module, Tensor]] = []
+
+        def note(module: nn.Module, inputs: object, output: object) -> None:
+            tensor = first_tensor(output)
+            if tensor is not None and (made or module is layer):
+                made.append((module, tensor))
+
+        hooks = [part.register_forward_hook(note) for part in self.network.modules()]
+        try:
+            last = first_tensor(self.run(self.example()))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise UserError(
+                f"{type(self.network).__name__} cannot take what its processor makes of rows of "
+                f"shape {self.reader.shape}: {one_line(error, 200)}"
+            ) from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for module, tensor in made:
+            if last is None or tensor.numel() != last.numel() or tensor.dim() < 3:
+                continue
+            if tensor.data_ptr() == last.data_ptr():
+                return module
+        return layer
+
+    def longer(self, rows: Array) -> int:
+        """Count the texts in ``rows`` (n,) that are cut."""
+        return self.reader.longer(rows) if isinstance(self.reader, TokenReader) else 0
 
     def example(self, count: int = 2) -> Tensor:
         """Return raw inputs (count, *shape): zeros, or a token that is not padding."""
         return super().example(count) + int(self.pad == 0)
 
 
-class ModelPixels(nn.Module):
-    """Raw pixels to what a vision transformer expects: three colours, its size, its scale."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        dtype: str,
-        *,
-        scale: float,
-        mean: Sequence[float],
-        std: Sequence[float],
-        size: Sequence[int],
-    ) -> None:
-        super().__init__()
-        self.pixels = Pixels(colour=len(shape) == 3, dtype=dtype)
-        self.scale = scale
-        self.size = tuple(size)
-        self.resized = tuple(shape[:2]) != self.size
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return float32 (B, C, H', W'), resized bilinearly where the size differs."""
-        x = self.pixels(x) * self.scale
-        if self.resized:
-            x = F.interpolate(x, self.size, mode="bilinear", align_corners=False)
-        # Broadcasting gives a grey image its colours.
-        return (x - self.mean) / self.std
+def _earlier(model: Mapping[str, Any], pixels: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the processor of a file of an earlier version."""
+    if pixels is None:
+        pad = int(model["pad_token_id"])
+        return {"pad": pad, "fill": pad, "cls": True}
+    plan = PicturePlan(
+        size=pixels["size"],
+        keeps=False,
+        crop=None,
+        resample=2,
+        scale=float(pixels["scale"]) / 255,
+        mean=pixels["mean"],
+        std=pixels["std"],
+        rounds=False,
+        antialias=False,
+    )
+    return plan.to_dict()
 
 
-class TokenReader(Reader):
-    """Texts to token numbers (n, T), int64, filled up with ``pad``, by the model's tokenizer."""
-
-    def __init__(self, config: Mapping[str, Any], pad: int) -> None:
-        super().__init__(config)
-        self.pad = pad
-        tokenizers = _imported("tokenizers")
-        try:
-            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(config["tokenizer"]))
-        except Exception as error:  # the package raises plain exceptions for malformed content
-            raise UserError(f"the tokenizer is malformed: {one_line(error, 200)}") from error
-        self.tokenizer.no_padding()
-        self.tokenizer.enable_truncation(self.shape[0])
-
-    def encode(self, rows: Array) -> Array:
-        """Return the token numbers (n, T) of the texts ``rows`` (n,)."""
-        encoded = np.full((len(rows), *self.shape), self.pad, dtype=np.int64)
-        texts = self.tokenizer.encode_batch([str(text) for text in rows])
-        for row, found in zip(encoded, texts, strict=True):
-            row[: len(found.ids)] = found.ids
-        return encoded
-
-    def input_spec(self) -> InputSpec:
-        """Return what the graph expects: token numbers by the tokenizer."""
-        note = {
-            "steps": ["tokenise, special tokens added", "cut at the length", "fill up with pad"],
-            "length": self.shape[0],
-            "pad": self.pad,
-            "tokenizer": self.config["tokenizer"],
-        }
-        meaning = f"one text as {self.shape[0]} token numbers of its tokenizer"
-        return InputSpec(self.shape, "int64", meaning, note)
+def _wanted(features: Sequence[str], layers: int) -> dict[str, tuple[int, str]]:
+    """Return the layer, and how it is pooled, of each feature by its name, the earliest first."""
+    if not features:
+        count = min(_FEATURES, layers)
+        return {str(n + 1): ((n + 1) * layers // count, "") for n in range(count)}
+    found = {}
+    for name in features:
+        match = _FEATURE.fullmatch(name)
+        number = int(match[1]) if match else 0
+        if match is None or number > layers:
+            raise UserError(
+                f"received feature {name!r}, expected layer1 to layer{layers}, as it is, or its "
+                f"class token (layer{layers}.cls) or mean (layer{layers}.mean)"
+            )
+        found[name] = number, match[2] or ""
+    return dict(sorted(found.items(), key=lambda item: item[1][0]))
 
 
 def _text_reader(
-    rows: Array, model: Mapping[str, Any], tokenizer: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the configuration of a reader as long as the longest of the train texts ``rows``."""
-    if model.get("pad_token_id") is None:
-        raise UserError("its config.json has no pad_token_id, expected a number")
-    # Some models count positions from two on.
-    positions = int(model.get("max_position_embeddings") or _LONGEST + 2) - 2
-    shape = [max(1, min(_LONGEST, positions))]
-    config = {"type": "text", "shape": shape, "dtype": "int64", "tokenizer": tokenizer}
-    used = (TokenReader(config, pad=-1).encode(rows) >= 0).sum(1)
-    return {**config, "shape": [max(1, int(used.max()))]}
-
-
-def _pixels(processor: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keywords of ``ModelPixels`` from preprocessor_config.json and config.json."""
+    modality: Modality, rows: Array, folder: Path, network: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return how texts are read, as long as the longest of the train ``rows``, and filled up."""
+    if not any((folder / name).is_file() for name in _VOCABULARIES):
+        raise UserError(f"{folder}: lacks {', '.join(_VOCABULARIES[:4])}, expected one of them")
     try:
-        colours = int(model.get("num_channels", 3))
-        normalised = bool(processor.get("do_normalize", True))
-        mean = processor["image_mean"] if normalised else [0.0] * colours
-        std = processor["image_std"] if normalised else [1.0] * colours
-        factor = float(processor.get("rescale_factor", 1 / 255))
-        scale = 255 * factor if processor.get("do_rescale", True) else 255.0
-        if len(mean) != colours or len(std) != colours or 0 in std:
-            raise ValueError(f"image_mean {mean} and image_std {std} for {colours} colours")
-        size = model["image_size"]
-        height, width = size if isinstance(size, list | tuple) else (size, size)
-        return {
-            "scale": scale,
-            "mean": [float(value) for value in mean],
-            "std": [float(value) for value in std],
-            "size": [int(height), int(width)],
-        }
-    except (KeyError, TypeError, ValueError) as error:
+        tokenizer = imported("transformers").AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        content = json.loads(tokenizer.backend_tokenizer.to_str())
+    except UserError:
+        raise
+    except Exception as error:  # tokenizers raises plain exceptions for malformed content
+        raise UserError(f"its tokenizer cannot be read: {one_line(error, 200)}") from error
+    pad, config = tokenizer.pad_token_id, network.config
+    masked = "attention_mask" in tokenizer.model_input_names
+    content_ids = {tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.cls_token_id}
+    if masked and (pad is None or pad in content_ids):
+        pad = -1  # what ends a text is a part of it
+    if pad is None:
+        raise UserError("its tokenizer has no pad token, expected one")
+    positions = getattr(config, "max_position_embeddings", None) or _MOST_TOKENS
+    limit = int(tokenizer.model_max_length)
+    if limit > positions:
+        limit = max(1, positions - 2)  # some models count positions from two on
+    processor = {"pad": pad if masked else None, "fill": pad}
+    processor["cls"] = tokenizer.cls_token_id is not None
+    reader = {"type": "text", "shape": [limit], "dtype": "int64", "tokenizer": content}
+    if masked:
+        used = (TokenReader(reader, -1).encode(rows) >= 0).sum(1)
+        reader["shape"] = [min(limit, text_length(used.tolist(), modality.length))]
+    encoded = TokenReader(reader, -1).encode(rows[:8])
+    for row, text in zip(encoded, rows[:8], strict=True):
+        expected = tokenizer(str(text), truncation=True, max_length=len(row)).input_ids
+        if row[row >= 0].tolist() != expected:
+            raise UserError(
+                f"{type(tokenizer).__name__} does more than its file says: of {str(text)[:40]!r} "
+                f"it makes {expected[:8]}, the file {row[:8].tolist()}"
+            )
+    return reader, processor
+
+
+def _extractor(folder: Path) -> dict[str, Any]:
+    """Return the configuration of the feature extractor in ``folder``."""
+    for name in PROCESSORS:
+        if (folder / name).is_file():
+            content = read_json(folder / name)
+            if isinstance(content, dict):
+                content = content.get("feature_extractor", content)
+                # Whisper's has thousands of numbers that follow from the others.
+                return {k: v for k, v in content.items() if k != "mel_filters"}
+    raise UserError(f"{folder}: lacks {' and '.join(PROCESSORS)}, expected one of them")
+
+
+def _pretrained(folder: Path, type_: ModalityType) -> tuple[Any, dict[str, Any], dict[str, Tensor]]:
+    """Return the model in ``folder``, its configuration, and the tensors that its files lack.
+
+    Of a model of several parts it is the one that reads ``type_``, of encoder and decoder the
+    encoder. The configuration is without what is the folder's own.
+    """
+    weights = [name for name in _WEIGHTS if (folder / name).is_file()]
+    if not (folder / "config.json").is_file() or not weights:
+        lacks = _WEIGHTS[0] if (folder / "config.json").is_file() else "config.json"
+        why = f"lacks {lacks}" if folder.is_dir() else "there is no such folder"
         raise UserError(
-            f"{error!r}, expected image_mean and image_std in preprocessor_config.json, and "
-            "image_size and patch_size in config.json"
-        ) from error
-
-
-def _pretrained(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the model in ``folder``, and its configuration without what is the folder's own."""
-    transformers = _imported("transformers")
+            f"backbone hf:{folder}: {why}, expected config.json, {_WEIGHTS[0]} (or its shards, or "
+            "pytorch_model.bin) and a tokenizer or processor, as save_pretrained writes them"
+        )
+    content = read_json(folder / "config.json")
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{folder / 'config.json'}: received a {type(content).__name__}, expected an object"
+        )
+    if "pretrained_cfg" in content or content.get("model_type") == "timm_wrapper":
+        imported_timm(folder)
+    transformers = imported("transformers")
     try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        for part in (config, *(getattr(config, f"{n}_config", None) for n in ("text", "audio"))):
+            for name, value in _STEADY.items():
+                if hasattr(part, name):
+                    setattr(part, name, value)
         network, loading = transformers.AutoModel.from_pretrained(
             folder,
+            config=config,
             local_files_only=True,
-            use_safetensors=True,
+            use_safetensors=weights[0].startswith("model"),
             output_loading_info=True,
             dtype=torch.float32,
+            weights_only=True,
             **_LOADING,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (
+        OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError,
+        SafetensorError, pickle.UnpicklingError,
+    ) as error:  # fmt: skip
         raise UserError(
             f"{folder}: cannot be loaded by transformers: {one_line(error, 200)}"
         ) from error
-    missing = sorted(key for key in loading["missing_keys"] if "pooler" not in key)
-    if missing:
+    tensors = dict(network.named_parameters(remove_duplicate=False))
+    missing = {name: tensors[name] for name in loading["missing_keys"] if name in tensors}
+    plain = json.loads(network.config.to_json_string(use_diff=False))
+    model = {key: value for key, value in plain.items() if key not in _NOT_PORTABLE}
+    return _part(network, type_), model, missing
+
+
+def imported_timm(folder: Path) -> None:
+    """Raise UserError where timm, or torchvision, which it needs, is not installed."""
+    for package in ("torchvision", "timm"):
+        try:
+            imported(package)
+        except UserError as error:
+            raise UserError(
+                f"{folder}: a model of timm, which needs the packages timm and torchvision: "
+                f"{package} is not installed: pip install timm"
+            ) from error
+
+
+def _part(network: Any, type_: ModalityType) -> nn.Module:
+    """Return the part of a model that reads ``type_``: one of two, an encoder, or all of it."""
+    half = getattr(network, _HALVES[type_], None)
+    if isinstance(half, nn.Module):
+        return half
+    if getattr(network.config, "is_encoder_decoder", False):
+        encoder: nn.Module = network.get_encoder()
+        return encoder
+    whole: nn.Module = network
+    return whole
+
+
+def _layers(network: Any, model: Mapping[str, Any]) -> nn.ModuleList:
+    """Return the layers, or stages, of a network: the largest list of as many as it says it has."""
+    config = network.config
+    counts = {getattr(config, name, None) for name in ("num_hidden_layers", "num_stages")}
+    counts.add(len(getattr(config, "depths", None) or ()))
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
+    # Networks such as MobileNet do not say it.
+    found = [layers for layers in lists if len(layers) in counts] or lists
+    if not found:
         raise UserError(
-            f"{folder}: model.safetensors lacks {len(missing)} of the model's tensors "
-            f"({', '.join(missing[:3])}), expected all"
+            f"received a model of type {model.get('model_type')!r}, expected one with a list of "
+            "layers or stages, such as BERT, ViT or ResNet"
         )
-    config = json.loads(network.config.to_json_string(use_diff=False))
-    return network, {key: value for key, value in config.items() if key not in _NOT_PORTABLE}
-
-
-def _layers(network: nn.Module, model: Mapping[str, Any]) -> nn.ModuleList:
-    count = getattr(getattr(network, "config", None), "num_hidden_layers", None)
-    for module in network.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise UserError(
-        f"received a model of type {model.get('model_type')!r}, expected a transformer with a "
-        "list of num_hidden_layers layers, such as BERT or ViT"
-    )
-
-
-def _imported(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name != package:
-            raise
-        raise UserError(
-            f"a backbone hf:<folder> needs the package {package}: pip install 'bmnas[hf]'"
-        ) from error
+    return max(found, key=lambda layers: sum(p.numel() for p in layers.parameters()))

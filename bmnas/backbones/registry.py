@@ -31,6 +31,7 @@ from bmnas.backbones.words import EmbeddingBackbone, TextBackbone, TokenBackbone
 from bmnas.machine.errors import UserError, at, close, few, one_line
 from bmnas.machine.schema import OneOf, Range, read
 from bmnas.machine.tensor_file import read_tensors, write_tensors
+from bmnas.tasks.hub import PREFIX, model_folder
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 #: Families that are built from rows alone; their names are what ``Modality.backbone`` may say. The
@@ -62,7 +63,6 @@ DEFAULT_BACKBONES: dict[ModalityType, str] = {
 }
 
 _FAMILIES = {**BACKBONES, HFBackbone.family: HFBackbone, ModuleBackbone.family: ModuleBackbone}
-_HF = "hf:"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights")
 _PREFIX = "module."  # left by nn.DataParallel
 #: Left by torch.compile, by FSDP and by activation checkpointing, anywhere in a name.
@@ -90,7 +90,7 @@ def _built(modality: Modality, classes: int, rows: Array) -> Backbone:
     if wanted is None:
         wanted = DEFAULT_BACKBONES[modality.type]
     name = wanted if isinstance(wanted, str) else None
-    if name is None or (":" in name and not name.startswith(_HF)):
+    if name is None or (":" in name and not name.startswith(PREFIX)):
         backbone = ModuleBackbone(
             network=user_module(wanted, classes),
             classes=classes,
@@ -100,12 +100,12 @@ def _built(modality: Modality, classes: int, rows: Array) -> Backbone:
         )
         backbone.rehearse()
         return backbone
-    if modality.features:
+    if modality.features and not name.startswith(PREFIX):
         raise UserError(
             f"received features for backbone {name!r}, which has its own: expected them only for a "
             "network of yours, module:Class"
         )
-    family = HFBackbone if name.startswith(_HF) else BACKBONES.get(name)
+    family = HFBackbone if name.startswith(PREFIX) else BACKBONES.get(name)
     if family is None:
         raise UserError(
             f"received backbone {name!r}, expected {', '.join(BACKBONES)}, hf:<folder> or "
@@ -117,8 +117,7 @@ def _built(modality: Modality, classes: int, rows: Array) -> Backbone:
             f"type {modality.type!r} such as {DEFAULT_BACKBONES[modality.type]!r}"
         )
     if family is HFBackbone:
-        folder = Path(name.removeprefix(_HF)).expanduser()
-        return HFBackbone.from_folder(modality, folder, classes=classes, rows=rows)
+        return HFBackbone.from_folder(modality, model_folder(name), classes=classes, rows=rows)
     return family.from_rows(modality, classes=classes, rows=rows)
 
 

@@ -16,8 +16,12 @@ from bmnas.features.cache import rows_hash, weights_hash
 from bmnas.features.samples import label_tensor
 from bmnas.machine.files import sha256_file, sha256_json
 from bmnas.pipeline.context import RunContext
+from bmnas.tasks.hub import PREFIX, model_folder
 from bmnas.tasks.task import Modality
 from bmnas.training.settings import UnimodalConfig
+
+#: Of a pretrained model: configuration, weights, vocabulary.
+_MODEL_FILES = (".json", ".safetensors", ".bin", ".txt", ".model")
 
 
 def backbone_path(context: RunContext, modality: Modality) -> Path:
@@ -69,9 +73,9 @@ def _identity(modality: Modality) -> object:
     backbone = modality.backbone
     if isinstance(backbone, nn.Module) and modality.weights is None:
         return [type(backbone).__name__, weights_hash(backbone)]
-    if isinstance(backbone, str) and backbone.startswith("hf:"):
-        files = Path(backbone.removeprefix("hf:")).expanduser().glob("*")
-        read = sorted(file for file in files if file.suffix in (".json", ".safetensors"))
+    if isinstance(backbone, str) and backbone.startswith(PREFIX):
+        files = model_folder(backbone).glob("*")
+        read = sorted(file for file in files if file.suffix in _MODEL_FILES)
         return [backbone, {file.name: sha256_file(file) for file in read}]
     if isinstance(backbone, str):
         return backbone

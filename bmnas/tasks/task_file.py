@@ -17,6 +17,7 @@ from bmnas.machine.files import read_toml
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
 from bmnas.tasks.class_labels import missing_labels, read_labels
 from bmnas.tasks.columns import Columns, PartColumns
+from bmnas.tasks.hub import PREFIX, absolute
 from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
 from bmnas.tasks.media import Fit
 from bmnas.tasks.sources import (
@@ -83,8 +84,8 @@ class ModalityTable:
         Weights and ``hf:`` folders are relative to ``folder``.
         """
         backbone, weights, index = self.backbone, None, None
-        if backbone is not None and backbone.startswith("hf:"):
-            backbone = f"hf:{(folder / Path(backbone[3:]).expanduser()).resolve()}"
+        if backbone is not None and backbone.startswith(PREFIX):
+            backbone = absolute(backbone, folder)
         if self.weights is not None:
             weights = (folder / Path(self.weights).expanduser()).resolve()
             if not weights.is_file():

@@ -169,14 +169,14 @@ def test_lacking_tensors_are_not_filled_at_random(bert: Path, tmp_path: Path) ->
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     config["num_hidden_layers"] = 7
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(UserError, match=r"lacks 16 of the model's tensors"):
+    with pytest.raises(UserError, match=r"lack 16 of the model's tensors"):
         built(text_modality(tmp_path))
 
 
 def test_wrong_use_gets_one_line(bert: Path, vit: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="there is no such folder"):
         built(Modality("t", "text", TEXTS, backbone="hf:/no/such/folder"))
-    with pytest.raises(UserError, match="which reads text, image, expected one for type 'vector'"):
+    with pytest.raises(UserError, match="which reads text, image, clip, waveform, expected"):
         built(Modality("v", "vector", np.zeros((2, 2)), backbone=f"hf:{bert}"))
     with pytest.raises(UserError, match=r"lacks tokenizer\.json"):
         built(text_modality(vit))

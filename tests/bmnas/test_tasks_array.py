@@ -48,6 +48,7 @@ def test_modalities_keep_their_order(tmp_path: Path) -> None:
 
 
 def test_optional_keys(tmp_path: Path) -> None:
+    (tmp_path / "models" / "speech").mkdir(parents=True)
     (tmp_path / "net.safetensors").write_bytes(b"")
     data = arrays(
         clips=np.zeros((4, 200), dtype=np.int16), which=np.arange(SAMPLES) % 4, part=PART_NAMES

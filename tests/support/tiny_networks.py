@@ -117,7 +117,8 @@ def roughen(network: nn.Module) -> None:
             assert module.running_var is not None
             module.running_mean.normal_(std=0.2)
             module.running_var.uniform_(0.5, 1.5)
-        if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm):
+        norm = isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm)
+        if norm and module.weight is not None:  # one that never runs has lost it
             module.weight.uniform_(0.5, 1.5)
             module.bias.normal_(std=0.2)
 
