@@ -60,13 +60,13 @@ app = typer.Typer(
     add_completion=False,
 )
 _commands = (
-    pretrain, search, train, genotype, sweep, export, verify, serve, show, compare, bench, plan,
-    check, tasks, presets, init,
+    init, pretrain, search, train, genotype, sweep, export, verify, predict, serve, show, compare,
+    bench, plan, check, tasks, presets,
 )  # fmt: skip
+#: Of predict, whose further options are the columns of a table.
+_ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
 for _command in _commands:
-    app.command()(_command)
-# Columns of a table are its options.
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(predict)
+    app.command(context_settings=_ANY_OPTION if _command is predict else None)(_command)
 app.add_typer(tabular, name="tabular")
 
 

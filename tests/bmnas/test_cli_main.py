@@ -16,6 +16,7 @@ import bmnas.cli
 from bmnas.machine.errors import UserError
 
 COMMANDS = [
+    "init",
     "pretrain",
     "search",
     "train",
@@ -23,6 +24,7 @@ COMMANDS = [
     "sweep",
     "export",
     "verify",
+    "predict",
     "serve",
     "show",
     "compare",
