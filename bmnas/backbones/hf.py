@@ -134,6 +134,9 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
             else:
                 size = getattr(network.config, "image_size", None)
                 processor = PicturePlan.of_folder(folder, size).to_dict()
+                files = (modality.source or {}).get("files") or {}
+                if files.get("resize"):  # done when the files were read
+                    processor |= {"size": None, "crop": None}
             backbone = cls(
                 classes=classes,
                 model=model,

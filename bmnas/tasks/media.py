@@ -18,6 +18,7 @@ import numpy as np
 from bmnas.machine.errors import UserError, few, one_line
 from bmnas.tasks.columns import reading
 from bmnas.tasks.kinds import Array
+from bmnas.tasks.pictures import PicturePlan
 
 if TYPE_CHECKING:
     from av.codec.context import CodecContext
@@ -46,11 +47,19 @@ def _opened(path: Path) -> Iterator[Picture]:
         raise UserError(f"{path}: {one_line(error)}") from error
 
 
-def read_picture(path: Path, size: tuple[int, int], *, fit: Fit = "crop", grey: bool) -> Array:
+def read_picture(
+    path: Path,
+    size: tuple[int, int],
+    *,
+    fit: Fit = "crop",
+    grey: bool,
+    plan: PicturePlan | None = None,
+) -> Array:
     """Return a picture as (H, W, 3) RGB, or (H, W) where it is ``grey``, uint8; ``size`` is (H, W).
 
     It is turned as its EXIF orientation says. What is transparent becomes white, 16 bits become 8,
-    and of an animation the first picture is taken. It is resized bilinearly, with antialiasing.
+    and of an animation the first picture is taken. It is resized bilinearly, with antialiasing, or
+    as a ``plan`` says, that of a pretrained network.
 
     Raises UserError, with the file, for one that is missing or cannot be read.
     """
@@ -59,10 +68,13 @@ def read_picture(path: Path, size: tuple[int, int], *, fit: Fit = "crop", grey: 
     height, width = size
     with _opened(path) as image:
         # A large JPEG is decoded at a half, a quarter or an eighth, never below what is needed.
-        image.draft(None, (2 * max(size), 2 * max(size)))
+        if plan is None:
+            image.draft(None, (2 * max(size), 2 * max(size)))
         image = _opaque(ImageOps.exif_transpose(image), path).convert("L" if grey else "RGB")
         bilinear = Image.Resampling.BILINEAR
-        if fit == "crop":
+        if plan is not None:
+            image = plan.placed(image)
+        elif fit == "crop":
             image = ImageOps.fit(image, (width, height), bilinear)
         elif fit == "pad":
             image = ImageOps.pad(image, (width, height), bilinear, color=0)

@@ -32,6 +32,7 @@ from bmnas.tasks.media import (
     told_pictures,
     told_sounds,
 )
+from bmnas.tasks.pictures import PicturePlan
 from bmnas.tasks.task import ModalityType
 
 #: Endings of files that a table names, by the type of modality that they are.
@@ -50,12 +51,19 @@ MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "?"})
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures as (H, W, 3), or (H, W) where they are ``grey``, uint8."""
+    """Pictures as (H, W, 3), or (H, W) where they are ``grey``, uint8.
+
+    With ``resize`` they are made as a pretrained network's processor does it, by the filter
+    ``resample`` of Pillow's: resized to (H', W') or, of one number, to that shorter side; (H, W) is
+    then the middle.
+    """
 
     height: int
     width: int
     fit: Fit = "crop"
     grey: bool = False
+    resize: tuple[int, ...] = ()
+    resample: int = 2
     type: Literal["image"] = "image"
 
     @property
@@ -65,7 +73,19 @@ class Pictures:
 
     def decode(self, path: Path) -> Array:
         """Return the row of a file; raises UserError that names it."""
-        return read_picture(path, (self.height, self.width), fit=self.fit, grey=self.grey)
+        size, plan = (self.height, self.width), None
+        if self.resize:
+            across = self.resize[-1] if len(self.resize) > 1 else 0
+            plan = PicturePlan(
+                size=(self.resize[0], across),
+                keeps=not across,
+                crop=size,
+                resample=self.resample,
+                scale=1.0,
+                mean=(0.0,),
+                std=(1.0,),
+            )
+        return read_picture(path, size, fit=self.fit, grey=self.grey, plan=plan)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from bmnas.machine.files import read_toml
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
 from bmnas.tasks.class_labels import missing_labels, read_labels
 from bmnas.tasks.columns import Columns, PartColumns
-from bmnas.tasks.hub import PREFIX, absolute
+from bmnas.tasks.hub import PREFIX, absolute, model_folder
 from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
 from bmnas.tasks.media import Fit
+from bmnas.tasks.pictures import PicturePlan
 from bmnas.tasks.sources import (
     FileRows,
     Pictures,
@@ -99,7 +100,7 @@ class ModalityTable:
             source = fitted_vector(columns, self.columns, train)
         else:
             with at("array"):
-                source = self._source(columns)
+                source = self._source(columns, backbone)
         source = replace(source, folder=self.folder or "")
         with at("columns" if self.columns else "array"):
             data, own = source.rows(columns, text=self.type == "text")
@@ -118,7 +119,7 @@ class ModalityTable:
             source.to_dict(),
         )
 
-    def _source(self, columns: Columns) -> Source:
+    def _source(self, columns: Columns, backbone: str | None) -> Source:
         """Return how rows are made of ``array``: values, or the files that it names."""
         assert self.array is not None
         fields = columns.get(self.array, text=self.type == "text")
@@ -131,6 +132,15 @@ class ModalityTable:
                 f"{self.type!r}, expected {named!r}"
             )
         if self.type == "image":
+            if self.size is None and backbone is not None and backbone.startswith(PREFIX):
+                plan = PicturePlan.of_folder(model_folder(backbone))
+                if plan.size is not None and (plan.crop is not None or not plan.keeps):
+                    height, width = plan.crop or plan.size
+                    resize = plan.size[:1] if plan.keeps else plan.size
+                    pictures = Pictures(
+                        height, width, grey=self.grey, resize=resize, resample=plan.resample
+                    )
+                    return Source(self.array, pictures)
             height, width = self.size if isinstance(self.size, tuple) else (self.size or _SIDE,) * 2
             return Source(self.array, Pictures(height, width, self.fit, self.grey))
         if self.type == "waveform":

@@ -19,7 +19,9 @@ from bmnas.backbones import Backbone, build_backbone, load_backbone, save_backbo
 from bmnas.machine.errors import UserError
 from bmnas.tasks.hub import absolute, model_folder
 from bmnas.tasks.pictures import PicturePlan
+from bmnas.tasks.rows import read_rows
 from bmnas.tasks.task import Array, Modality
+from bmnas.tasks.task_file import load_task_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
@@ -237,3 +239,33 @@ def test_grey_pictures_and_floats_are_taken(tmp_path: Path) -> None:
         backbone = build_backbone(part, classes=3, rows=rows)
         found = backbone.prepare(torch.from_numpy(backbone.encode(rows[:1])))
         assert (found - expected).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize("name", ["clip", "deit"])
+def test_pictures_by_path_are_made_by_the_real_processor(name: str, tmp_path: Path) -> None:
+    save_family(name, tmp_path / "model")
+    draw, lines = np.random.default_rng(0), ["photo,number,label,part"]
+    for number, (height, width) in enumerate([(53, 71), (90, 41), (33, 33), (20, 64)] * 3):
+        pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        part = ("train", "validation", "test")[number % 3]
+        lines.append(f"{number}.png,{number / 3},{'ab'[number % 2]},{part}")
+    (tmp_path / "data.csv").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "task.toml").write_text(
+        'name = "t"\nkind = "multiclass"\ndata = "data.csv"\nlabels = "label"\nsplit = "part"\n'
+        '[modality.photo]\narray = "photo"\ntype = "image"\nbackbone = "hf:model"\n'
+        '[modality.number]\ncolumns = ["number"]\ntype = "vector"\n',
+        encoding="utf-8",
+    )
+    photo = load_task_file(tmp_path / "task.toml").modality("photo")
+    rows = read_rows(photo.data, np.arange(4))
+    assert rows.shape == (4, 32, 32, 3)
+    backbone = build_backbone(photo, classes=2, rows=rows).eval()
+    with torch.no_grad():
+        features = backbone.features(torch.from_numpy(backbone.encode(rows)))
+    for number in range(4):
+        picture = np.asarray(Image.open(tmp_path / f"{number}.png"))
+        state = hidden_states(name, tmp_path / "model", picture)[-1][0]
+        expected = as_feature(state, features[-1][number], bands_first=False)
+        found = cosine_similarity(features[-1][number].flatten(), expected.flatten(), dim=0)
+        assert found > 0.9999
