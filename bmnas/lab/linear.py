@@ -29,7 +29,7 @@ from bmnas.tasks import check_task, check_test
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.rows import pieces
 from bmnas.tasks.task import Array, Modality, Part, Task
-from bmnas.training.heads import TaskHead, head_for
+from bmnas.training.heads import TaskHead, head_of
 from bmnas.training.linear import LinearInput, fits, fitted_weights, linear_logits
 
 _MOST_NUMBERS = 40_000_000  # of all rows: of larger ones, evenly spaced numbers
@@ -82,7 +82,7 @@ def _scores(task: Task, head: TaskHead, inputs: Sequence[LinearInput]) -> tuple[
     threshold = head.best_threshold(logits, wanted) if head.threshold is None else head.threshold
     both, labels = data("train", "validation")
     (test, wanted), final = data("test"), fitted_weights(weights, both, labels, head, decay)
-    return best, head_for(task.kind, threshold).score(linear_logits(final, test), wanted)
+    return best, head_of(task, threshold).score(linear_logits(final, test), wanted)
 
 
 def _input(task: Task, modality: Modality) -> LinearInput:

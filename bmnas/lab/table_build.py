@@ -49,7 +49,7 @@ from bmnas.tasks import check_task, check_test
 from bmnas.tasks.columns import read_npz
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Part, Task
-from bmnas.training.heads import TaskHead, head_for
+from bmnas.training.heads import TaskHead, head_for, head_of
 from bmnas.training.together import evaluate_together, fit_together, joined
 
 #: Networks in a group, at most: with more, what a step works on no longer stays in the caches.
@@ -229,7 +229,7 @@ class Work:
         return cls(
             genotypes=tuple(CellSpace.of(cache.names, asdict(config.search)).distinct().values()),
             samples={part: cache.samples(part) for part in cache.parts},
-            head=head_for(task.kind, config.train.threshold),
+            head=head_of(task, config.train.threshold),
             config=config.search,
             classes=task.outputs,
             parts=parts,

@@ -31,7 +31,7 @@ from bmnas.strategies import strategy_named
 from bmnas.tasks.kinds import REGIONWISE, task_kind
 from bmnas.tasks.task import Modality, Part, Task
 from bmnas.tasks.words import word_task
-from bmnas.training.heads import TaskHead, head_for
+from bmnas.training.heads import TaskHead, head_for, head_of
 
 
 def check_outputs(task: Task, space: type[SearchSpace[Any]]) -> None:
@@ -109,7 +109,7 @@ class RunContext:
     @property
     def head(self) -> TaskHead:
         """Loss and score of the task."""
-        return head_for(self.task.kind, self.config.train.threshold)
+        return head_of(self.task, self.config.train.threshold)
 
     @property
     def learns_words(self) -> bool:

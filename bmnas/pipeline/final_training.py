@@ -41,7 +41,7 @@ from bmnas.spaces.fusions.space import NO_FUSION, NamedFusion
 from bmnas.spaces.registry import build_fusion, space_of, takes_unimodal_logits
 from bmnas.tasks.task import Part, Task
 from bmnas.training.fit import fit
-from bmnas.training.heads import head_for
+from bmnas.training.heads import head_of
 from bmnas.training.metrics import Forward, predict
 from bmnas.training.mining import hardest
 from bmnas.training.settings import Weighing
@@ -107,7 +107,7 @@ class FinalTraining:
                 self.weighing = fit_weighing(members, labels, self.head)
                 network.weighing, logits = self.weighing, self.weighing.of(members)
             threshold = self.head.best_threshold(logits, labels) if wanted else self.head.threshold
-            head, spent = head_for(task.kind, threshold), checkpoint.processor_seconds
+            head, spent = head_of(task, threshold), checkpoint.processor_seconds
 
             def write() -> None:
                 worth = permutation_importance(network, samples, head, device)
@@ -119,7 +119,7 @@ class FinalTraining:
         judged = read(_Judged, read_json(file), str(file))
         self.weighing, self.importance = judged.weighing, judged.importance
         self.judging_processor_seconds = judged.processor_seconds
-        self.head = head_for(task.kind, judged.threshold)
+        self.head = head_of(task, judged.threshold)
         alone = self.weighing is not None and FUSION not in self.weighing.weights
         if alone and not self.no_fusion:
             context.progress.note(

@@ -370,6 +370,7 @@ def _write(
     latency = torch_latency(task, network, context.runtime)
     folder.update_metrics(dataclasses.replace(measured, latency=latency))
     write_pictures(folder, found if found.SEARCHED else None, context.progress)
-    info = TaskInfo(task.name, task.kind, task.class_names, stage.head.threshold, task.source)
+    head = stage.head
+    info = TaskInfo(task.name, task.kind, task.class_names, head.threshold, task.source, head.scale)
     dropout = context.config.train.dropout
     TrainedNetwork(network.cpu(), found, info, dropout).save(folder.network)

@@ -17,7 +17,7 @@ from bmnas.pipeline.multimodal import FUSION, MultimodalNetwork, channels_of
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusions.space import NO_FUSION, NamedFusion
 from bmnas.spaces.registry import architecture_from_dict, build_fusion
-from bmnas.tasks.kinds import task_kind
+from bmnas.tasks.kinds import LabelScale, task_kind
 from bmnas.tasks.task import Task
 from bmnas.training.heads import TaskHead, head_for
 from bmnas.training.settings import Weighing
@@ -30,7 +30,8 @@ class TaskInfo:
     """What a trained network knows of its task.
 
     ``source`` is what ``load_task`` takes to find the data again; ``threshold`` turns the
-    probabilities into labels and is None for a kind of task that needs none.
+    probabilities into labels and is None for a kind of task that needs none, as is ``scale`` where
+    labels are no numbers.
     """
 
     name: str
@@ -38,11 +39,12 @@ class TaskInfo:
     class_names: tuple[str, ...]
     threshold: float | None
     source: dict[str, Any]
+    scale: LabelScale | None = None
 
     @property
     def head(self) -> TaskHead:
         """The head of its kind; raises UserError for a kind that is not registered."""
-        return head_for(self.kind, self.threshold)
+        return head_for(self.kind, self.threshold, names=self.class_names, scale=self.scale)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """metrics.json: what the stages of a run measured, as written by them and read by everybody.
 
 A stage adds its part, so what has not been measured yet is None or empty, and the file leaves it
-out. Scores are fractions, in ``metric``; seconds, speeds and memory go by the names of stages
+out. Scores are at most 1, in ``metric``; seconds, speeds and memory go by the names of stages
 (``docs/performance.md``).
 """
 
@@ -119,7 +119,7 @@ class TrainedMetrics:
 
     ``calibration_error`` is the expected one, a fraction (see ``training/heads.py``); ``macro_f1``
     is that of tasks with labels, ``by_type`` the scores of each of ``Task.types``,
-    ``details`` what else its head tells, fractions by name; ``gallery`` is that of a matching task.
+    ``details`` what else its head tells, by name; ``gallery`` is that of a matching task.
     """
 
     score: Number

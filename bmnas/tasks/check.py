@@ -355,6 +355,12 @@ def _missing_from_train(task: Task) -> Iterator[str]:
         names = ", ".join(repr(task.class_names[k]) for k in absent[:5])
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
         yield f"{'class' if len(absent) == 1 else 'classes'} {names}{more} missing from train"
+    if kind.NUMBERS:
+        for number in np.flatnonzero(np.ptp(task.labels[train], axis=0) == 0):
+            yield (
+                f"label {task.class_names[number]!r}: received {task.labels[train[0], number]} for "
+                "every train sample, expected numbers that differ"
+            )
     if kind.unseen(task.labels[task.samples("validation")]).all():
         yield "no validation sample has a label that train has, expected some to choose by"
     for modality in task.modalities:

@@ -41,6 +41,15 @@ def read_labels(columns: Columns, name: str) -> tuple[Array, Array, tuple[str, .
     return tidy, missing, remarks
 
 
+def without_number(labels: Array) -> Array:
+    """Return which rows of numbers or strings, (n,) or (n, K), lack one, (n,) bool."""
+    if labels.dtype.kind in "UT":
+        lacking = np.char.strip(labels) == ""
+    else:
+        lacking = np.isnan(labels) if labels.dtype.kind == "f" else np.zeros(labels.shape, np.bool_)
+    return np.asarray(lacking.reshape(len(labels), -1).any(1))
+
+
 def missing_labels(rows: Array, samples: int) -> UserError:
     """Return the error for samples, numbered ``rows`` (n,), that have no label."""
     return UserError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,12 +33,24 @@ BOX = "x1", "y1", "x2", "y2"
 _FEW = 20  # different numbers are classes among however few samples
 
 
+@dataclass(frozen=True)
+class LabelScale:
+    """Mean and standard deviation of labels that are numbers, K each, over the train samples.
+
+    A network gives standardised numbers: label = mean + deviation * number.
+    """
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+
 class TaskKind(ABC):
     """How the labels of a kind of task are read and checked.
 
     ``least`` is the smallest number of classes, ``dtype`` the type in which labels reach a loss.
     ``ALONE`` tells whether a network of one modality can learn it; else it learns words of texts.
     ``PAIRS``: a sample is a pair of rows of two modalities, and its label their group.
+    ``NUMBERS``: labels are numbers (n, K), and the names of classes are theirs.
     """
 
     name: ClassVar[str]
@@ -45,6 +58,7 @@ class TaskKind(ABC):
     dtype: ClassVar[npt.DTypeLike] = np.int64
     ALONE: ClassVar[bool] = True
     PAIRS: ClassVar[bool] = False
+    NUMBERS: ClassVar[bool] = False
 
     @abstractmethod
     def form(self, labels: Array, classes: int) -> str | None:
@@ -65,6 +79,10 @@ class TaskKind(ABC):
     def unseen(self, labels: Array) -> npt.NDArray[np.bool_]:
         """Return which samples (n,) have a class that train does not have."""
         return np.zeros(len(labels), dtype=np.bool_)
+
+    def scale(self, labels: Array) -> LabelScale | None:
+        """Return the scale of the ``labels`` of train; None where they are no numbers."""
+        return None
 
     def outputs(self, classes: int) -> int:
         """Return how many numbers a network gives for a sample, or ``REGIONWISE``."""
@@ -178,6 +196,71 @@ class Multilabel(TaskKind):
     def belonging(self, labels: Array, classes: int) -> npt.NDArray[np.bool_]:
         """Return what the matrix says."""
         return np.asarray(labels == 1)
+
+
+class Regression(TaskKind):
+    """K numbers: labels are a matrix (n, K)."""
+
+    name = "regression"
+    # Years or prices in cents would lose digits as float32 before they are standardised.
+    dtype = np.float64
+    NUMBERS = True
+
+    def form(self, labels: Array, classes: int) -> str | None:
+        """Expect a matrix with a column for each number."""
+        good = labels.ndim == 2 and labels.shape[1] == classes and labels.dtype.kind in "biuf"
+        return None if good else f"numbers of shape (samples, {classes})"
+
+    def wrong(self, labels: Array, classes: int) -> tuple[npt.NDArray[np.bool_], str]:
+        """Find what is NaN or infinite."""
+        return ~np.isfinite(labels.astype(np.float64)), "finite numbers"
+
+    def absent(self, labels: Array, classes: int) -> Array:
+        """Return nothing: there are no classes."""
+        return np.arange(0)
+
+    def scale(self, labels: Array) -> LabelScale:
+        """Return mean and standard deviation of each column."""
+        numbers = labels.astype(np.float64)
+        mean, deviation = numbers.mean(0), numbers.std(0)
+        # Without this a constant would be divided by zero, or by what rounding leaves of it.
+        flat = np.ptp(numbers, axis=0) == 0
+        return LabelScale(tuple(mean.tolist()), tuple(np.where(flat, 1.0, deviation).tolist()))
+
+    def encode(
+        self, labels: Array, seen: Array, names: Sequence[str] | None, place: str
+    ) -> tuple[Array, tuple[str, ...]]:
+        """Return numbers (n, K) of (n,) or (n, K) numbers or strings; one name is numbered."""
+        table = labels[:, None] if labels.ndim == 1 else labels
+        if table.ndim != 2 or table.dtype.kind not in "biufUT" or len(table) != len(seen):
+            return labels, _names_or_numbers(names, 1)
+        if table.dtype.kind in "UT":
+            table = _numbers(table, seen, place)
+        names = _names_or_numbers(names, table.shape[1])
+        if len(names) == 1 < table.shape[1]:
+            names = tuple(f"{names[0]} {number}" for number in range(1, table.shape[1] + 1))
+        return table, names
+
+
+def _numbers(table: Array, seen: Array, place: str) -> Array:
+    """Return strings (n, K) as numbers, NaN in rows that are not ``seen`` and hold none.
+
+    Raises UserError that names the rows that are ``seen``.
+    """
+    found, wrong = np.full(table.shape, np.nan), []
+    for row, fields in enumerate(table.tolist()):
+        for column, field in enumerate(fields):
+            try:
+                found[row, column] = float(field)
+            except ValueError:
+                if seen[row]:
+                    wrong.append(f"{field!r} in row {row}")
+    if wrong:
+        raise UserError(
+            f"{place}: received {few(wrong, 8)} ({len(wrong)}), expected numbers, without "
+            "units and thousands separators"
+        )
+    return found
 
 
 class Answers(TaskKind):
@@ -312,7 +395,8 @@ class Matching(TaskKind):
 
 #: Every kind of task by its name; ``bmnas.training.heads.register_head`` adds one.
 TASK_KINDS: dict[str, TaskKind] = {
-    kind.name: kind for kind in (Multiclass(), Multilabel(), Answers(), Grounding(), Matching())
+    kind.name: kind
+    for kind in (Multiclass(), Multilabel(), Regression(), Answers(), Grounding(), Matching())
 }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from bmnas.machine.errors import UserError
 from bmnas.tasks.kinds import Array as Array
-from bmnas.tasks.kinds import task_kind
+from bmnas.tasks.kinds import LabelScale, task_kind
 from bmnas.tasks.rows import Data
 
 Part = Literal["train", "validation", "test"]
@@ -72,7 +72,8 @@ class Task:
     """Labelled samples of two or more modalities, split into train, validation and test.
 
     ``kind`` is the name of one of ``bmnas.tasks.kinds.TASK_KINDS``. ``labels`` is (samples,)
-    integers in [0, K) for ``multiclass`` and a 0/1 matrix (samples, K) for ``multilabel``;
+    integers in [0, K) for ``multiclass``, a 0/1 matrix (samples, K) for ``multilabel`` and numbers
+    (samples, K) for ``regression``, whose names are ``class_names``;
     ``part`` (samples,) is 0, 1 or 2, see ``PARTS``. ``preset`` names the configuration that suits
     the task. ``source`` is what ``load_task`` was given, so that a later command finds the same
     data. ``extras`` are further arrays (samples, *shape) by name, such as boxes, for networks that
@@ -106,6 +107,11 @@ class Task:
     def outputs(self) -> int:
         """How many numbers a network gives for a sample."""
         return task_kind(self.kind).outputs(self.classes)
+
+    @property
+    def scale(self) -> LabelScale | None:
+        """Mean and standard deviation of the labels of train, where these are numbers."""
+        return task_kind(self.kind).scale(self.labels[self.samples("train")])
 
     def modality(self, name: str) -> Modality:
         """Return the modality called ``name``; raises UserError when there is none."""

@@ -15,7 +15,7 @@ import numpy as np
 from bmnas.machine.errors import UserError, at, few
 from bmnas.machine.files import read_toml
 from bmnas.machine.schema import NotEmpty, OneOf, Range, read
-from bmnas.tasks.class_labels import missing_labels, read_labels
+from bmnas.tasks.class_labels import missing_labels, read_labels, without_number
 from bmnas.tasks.columns import Columns, PartColumns
 from bmnas.tasks.hub import PREFIX, absolute, model_folder
 from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
@@ -251,7 +251,7 @@ class TaskFile:
     name: Name
     kind: Annotated[str, OneOf(TASK_KINDS)]
     data: Name | Annotated[tuple[Name, ...], NotEmpty()] | PartFiles
-    labels: Name
+    labels: Name | Annotated[tuple[Name, ...], NotEmpty()]
     modality: Annotated[Mapping[str, ModalityTable], NotEmpty()]
     class_names: Name | tuple[Name, ...] | None = None
     split: Name | Split | None = None
@@ -270,6 +270,8 @@ class TaskFile:
             yield "split", "received a split beside one file for each part: leave one of them out"
         if self.separator is not None and self.kind != "multilabel":
             yield "separator", "expected kind = 'multilabel', whose labels may be lists of tags"
+        if self.kind in ("multiclass", "matching") and not isinstance(self.labels, str):
+            yield "labels", f"received {list(self.labels)}, expected one column for {self.kind}"
 
 
 def load_task_file(path: Path, data: Path | None = None) -> Task:
@@ -293,7 +295,7 @@ def load_task_file(path: Path, data: Path | None = None) -> Task:
 def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str]) -> Task:
     kind, columns = task_kind(file.kind), _open_columns(file, folder, data)
     with at("labels"):
-        labels = columns.get(file.labels)
+        labels = _labels(file.labels, columns)
     if isinstance(file.data, PartFiles):
         with at("data"):
             part = file.data.draw(labels, kind, cast(PartColumns, columns))
@@ -319,14 +321,22 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
                     "strings"
                 )
         names = tuple(array.tolist())
+    if names is None and kind.NUMBERS:
+        names = (file.labels,) if isinstance(file.labels, str) else file.labels
+    elif names is None and kind.name == "multilabel" and not isinstance(file.labels, str):
+        names = file.labels
     # Without names the classes are those of train: what validation holds must not add one.
     seen = part == PARTS.index("train") if names is None else part != PARTS.index("test")
     remarks = tuple(_shared_files(modalities, part))
     missing = np.zeros(0, np.int64)
-    if kind.name == "multiclass" and len(labels) == len(seen):
+    if (kind.NUMBERS or kind.name == "multiclass") and len(labels) == len(seen):
         with at("labels"):
-            labels, blank, more = read_labels(columns, file.labels)
-            remarks, missing, seen = remarks + more, np.flatnonzero(blank), seen & ~blank
+            if isinstance(file.labels, str) and not kind.NUMBERS:
+                labels, blank, more = read_labels(columns, file.labels)
+                remarks += more
+            else:
+                blank = without_number(labels)
+            missing, seen = np.flatnonzero(blank), seen & ~blank
             if len(missing) and file.unlabelled == "fail":
                 raise missing_labels(missing, len(labels))
     if kind.name == "multilabel" and labels.dtype.kind == "U" and len(labels) == len(seen):
@@ -354,6 +364,19 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
     )
     task = _without(task, {row: f"row {row}, without a label" for row in missing.tolist()})
     return _without(task, _broken(task)) if file.broken == "skip" else task
+
+
+def _labels(names: str | tuple[str, ...], columns: Columns) -> Array:
+    """Return a column of labels, or several side by side (samples, K)."""
+    if isinstance(names, str):
+        return columns.get(names)
+    each = [columns.get(name) for name in names]
+    if any(own.dtype.kind in "UT" for own in each):
+        each = [columns.get(name, text=True).astype(np.str_) for name in names]
+    if any(own.shape != (len(each[0]),) for own in each):
+        shapes = ", ".join(f"{name} {own.shape}" for name, own in zip(names, each, strict=True))
+        raise UserError(f"received columns of the shapes {shapes}, expected (samples) of each")
+    return np.stack(each, axis=1)
 
 
 def _shared_files(modalities: Sequence[Modality], part: Array) -> Iterator[str]:

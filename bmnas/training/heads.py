@@ -18,12 +18,15 @@ from bmnas.tasks.kinds import (
     TASK_KINDS,
     UNSEEN_LABEL,
     Answers,
+    LabelScale,
     Multiclass,
     Multilabel,
     task_kind,
 )
+from bmnas.tasks.task import Task
 from bmnas.training.grounding import GroundingHead
 from bmnas.training.matching import MatchingHead
+from bmnas.training.regression import RegressionHead
 from bmnas.training.task_head import ServedOutput as ServedOutput
 from bmnas.training.task_head import TaskHead as TaskHead
 from bmnas.training.task_head import calibration_error as calibration_error
@@ -184,14 +187,28 @@ def register_head(head: type[TaskHead]) -> type[TaskHead]:
 
 register_head(MulticlassHead)
 register_head(MultilabelHead)
+register_head(RegressionHead)
 register_head(AnswersHead)
 register_head(GroundingHead)
 register_head(MatchingHead)
 
 
-def head_for(kind: str, threshold: float | None = None) -> TaskHead:
+def head_for(
+    kind: str,
+    threshold: float | None = None,
+    *,
+    names: tuple[str, ...] = (),
+    scale: LabelScale | None = None,
+) -> TaskHead:
     """Return the head of the kind of task called ``kind``; raises UserError when there is none."""
-    return TASK_HEADS[task_kind(kind).name](threshold)
+    head = TASK_HEADS[task_kind(kind).name](threshold)
+    head.names, head.scale = names, scale
+    return head
+
+
+def head_of(task: Task, threshold: float | None = None) -> TaskHead:
+    """Return the head of ``task``, with what its train labels say."""
+    return head_for(task.kind, threshold, names=task.class_names, scale=task.scale)
 
 
 def weighted_f1(predicted: np.ndarray, actual: np.ndarray) -> float:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bmnas.tasks.kinds import TaskKind
+from bmnas.tasks.kinds import LabelScale, TaskKind
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class TaskHead(ABC):
     client of the served model decides: ``argmax`` or ``threshold`` of its probabilities, or
     ``none`` where the numbers are the answer.
 
+    ``names`` are those of the classes or numbers. ``scale`` is that of labels that are numbers,
+    ``class_weights`` what each class counts in the loss; ``head_for`` sets them.
+
     A kind of your own is a subclass, given to ``register_head``.
     """
 
@@ -45,6 +48,9 @@ class TaskHead(ABC):
     summed: ClassVar[int] = 1
     #: How probabilities come from logits, in a word or two.
     activation: ClassVar[str]
+    names: tuple[str, ...] = ()
+    scale: LabelScale | None = None
+    class_weights: tuple[float, ...] | None = None
 
     def __init__(self, threshold: float | None = None) -> None:
         """Take the ``threshold`` of the configuration; kinds that have none leave it."""
@@ -56,7 +62,7 @@ class TaskHead(ABC):
 
     @abstractmethod
     def score(self, logits: Tensor, labels: Tensor) -> float:
-        """Return the score of logits (n, K) on the CPU: a fraction, the higher the better."""
+        """Return the score of logits (n, K) on the CPU: at most 1, the higher the better."""
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -101,7 +107,14 @@ class TaskHead(ABC):
         return None
 
     def details(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return what else is worth telling of logits (n, K) on the CPU, by name: fractions."""
+        """Return what else is worth telling of logits (n, K) on the CPU, by name."""
+        return {}
+
+    def columns(self, logits: Tensor, labels: Tensor) -> dict[str, Sequence[object]]:
+        """Return what a table of predictions says of each sample, n values by column.
+
+        Nothing for a kind whose answers do not fit a table.
+        """
         return {}
 
     def alike(self, logits: Tensor) -> tuple[Tensor, ...]:

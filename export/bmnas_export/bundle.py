@@ -29,10 +29,9 @@ from bmnas.machine.tensor_file import write_tensors
 from bmnas.pipeline.multimodal import MultimodalNetwork, parameter_counts
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Modality, Task
-from bmnas.training.heads import head_for
 from bmnas_export.errors import ExportError, ParityError, first_line
 from bmnas_export.graph import graph_facts
-from bmnas_export.judge import Judge
+from bmnas_export.judge import Judge, head_of_manifest
 from bmnas_export.locate import first_difference
 from bmnas_export.measure import (
     BATCHES,
@@ -206,7 +205,7 @@ def _score(
     session: Session, reference: MultimodalNetwork, inputs: SampleInputs, manifest: Manifest
 ) -> dict[str, Any]:
     """Return the manifest's scores with that of the exported network, which is as it was."""
-    head = head_for(manifest.task.kind, manifest.threshold)
+    head = head_of_manifest(manifest)
     measured = measure_score(session, reference, inputs, head)
     recorded = manifest.scores.get("test")
     check_score(measured, recorded if isinstance(recorded, Mapping) else {})
@@ -266,6 +265,7 @@ def _describe(
         class_names=info.class_names,
         files={bundle.MODEL_FILE: "0" * 64},
         threshold=info.threshold,
+        scale=None if info.scale is None else asdict(info.scale),
         genotype=trained.genotype.to_dict() if trained.genotype else None,
         fusion=None if trained.genotype else _plain(trained),
         scores=scores,

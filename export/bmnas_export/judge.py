@@ -14,11 +14,18 @@ from bmnas_serve.manifest import Manifest
 from bmnas_serve.runner import OnnxRunner
 from bmnas_serve.session import Session
 
-from bmnas.tasks.kinds import task_kind
+from bmnas.tasks.kinds import LabelScale, task_kind
+from bmnas.training.heads import TaskHead, head_for
 from bmnas_export.errors import PrecisionError
 from bmnas_export.measure import SampleInputs, session_logits
 
 _PAIRS = 512  # of a gallery every pair is a sample: millions
+
+
+def head_of_manifest(manifest: Manifest) -> TaskHead:
+    """Return the head of a bundle's task; raises UserError for a kind that is not registered."""
+    scale = None if manifest.scale is None else LabelScale(**manifest.scale)
+    return head_for(manifest.task.kind, manifest.threshold, names=manifest.class_names, scale=scale)
 
 
 @dataclass(frozen=True)

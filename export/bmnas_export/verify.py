@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from bmnas.machine.errors import UserError
 from bmnas.machine.tensor_file import read_tensors
-from bmnas.training.heads import head_for
 from bmnas_export.bundle import SAMPLES_FILE, SAMPLES_FORMAT
 from bmnas_export.errors import ExportError, ParityError
 from bmnas_export.graph import external_files, graph_facts
+from bmnas_export.judge import head_of_manifest
 from bmnas_export.measure import BATCHES, ParityReport, compare
 from bmnas_export.pipeline import check_pipeline
 
@@ -58,7 +58,7 @@ def verify_bundle(folder: Path) -> Verification:
             f"{folder}: received a bundle of format {bundle.EARLIER!r}, which holds nothing to"
             " verify it by: export again with this version"
         )
-    head_for(manifest.task.kind, manifest.threshold)
+    head_of_manifest(manifest)
     problems = [*bundle.changes(data, folder), *bundle.file_changes(manifest, folder)]
     checks = _Checks(folder, manifest)
     for check in (checks.graph, checks.parity, checks.targets, checks.pipeline):
@@ -106,7 +106,7 @@ class _Checks:
         for size in sorted({min(size, len(logits)) for size in BATCHES}):
             inputs = {name: x[:size] for name, x in arrays.items()}
             pairs.append((logits[:size], self.session.run(inputs)))
-        head = head_for(self.manifest.task.kind, self.manifest.threshold)
+        head = head_of_manifest(self.manifest)
         self.report = compare(pairs, head, len(logits), _TOLERANCE)
         return ()
 
@@ -123,7 +123,7 @@ def _target_problems(
     folder: Path, manifest: Manifest, inputs: Mapping[str, NDArray[Any]], logits: NDArray[Any]
 ) -> Iterator[str]:
     """Yield a line for each target in fewer bits that decides otherwise than when it was judged."""
-    head = head_for(manifest.task.kind, manifest.threshold)
+    head = head_of_manifest(manifest)
     expected = head.decide(torch.from_numpy(logits))
     for name, spec in manifest.targets.items():
         if not spec.file.endswith(".onnx") or "agree" not in spec.measured:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -42,7 +43,7 @@ DECISIONS = ("argmax", "threshold", "none")
 KINDS = {"multiclass": "argmax", "multilabel": "threshold"}
 
 #: What a client goes by.
-_CONTRACT = ("task", "inputs", "outputs", "class_names", "threshold")
+_CONTRACT = ("task", "inputs", "outputs", "class_names", "threshold", "scale")
 
 _LIMIT = 64_000_000  # bytes; a manifest of a thousand classes takes about a hundred thousand
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -112,7 +113,9 @@ class Manifest:
     """What a bundle says about its model.
 
     ``threshold`` is the probability from which a label is given: a number where the task's
-    decision is ``threshold``, else None. ``files`` maps each file of the bundle to its SHA-256.
+    decision is ``threshold``, else None. ``scale`` holds ``mean`` and ``deviation`` of labels that
+    are numbers, a number for each of ``class_names``; None for other tasks. ``files`` maps
+    each file of the bundle to its SHA-256.
     ``targets`` are the forms of the network beside ``model.onnx``, by name.
     ``genotype``, ``fusion`` (instead of it: a hand-made fusion, by name), ``scores``, ``parity``,
     ``latency``, ``graph`` (opset, size, … of the model), ``pipeline`` (what ``pipeline.onnx`` takes
@@ -126,6 +129,7 @@ class Manifest:
     class_names: tuple[str, ...]
     files: Mapping[str, str]
     threshold: float | None = None
+    scale: Mapping[str, Any] | None = None
     targets: Mapping[str, TargetSpec] = field(default_factory=dict)
     genotype: Mapping[str, Any] | None = None
     fusion: Mapping[str, Any] | None = None
@@ -138,7 +142,9 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as JSON-ready plain data, without digests of its own."""
-        return {"format": FORMAT, **asdict(self)}
+        data = {"format": FORMAT, **asdict(self)}
+        # Earlier versions know no scale: their digests, and what they can read, stay as they were.
+        return data if self.scale is not None else {k: v for k, v in data.items() if k != "scale"}
 
     def to_file(self) -> dict[str, Any]:
         """Return the content of the file: ``to_dict`` with the SHA-256 of each member."""
@@ -148,7 +154,7 @@ class Manifest:
     def contract(self) -> str:
         """Return the SHA-256 of what a client goes by, which the model's metadata hold too."""
         data = self.to_dict()
-        return _digest({name: data[name] for name in _CONTRACT})
+        return _digest({name: data[name] for name in _CONTRACT if name in data})
 
 
 def _digest(value: Any) -> str:
@@ -255,6 +261,16 @@ def _matching(pattern: re.Pattern[str], expected: str) -> Check:
     return check
 
 
+def _scale(data: Any, place: str) -> Mapping[str, tuple[float, ...]]:
+    return table(data, place, {"mean": each(_number), "deviation": each(_number)}, {})
+
+
+def _number(value: Any, place: str) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise wrong(place, value, "a finite number")
+    return float(value)
+
+
 def _files(data: Any, place: str) -> Mapping[str, str]:
     if not isinstance(data, dict) or MODEL_FILE not in data:
         raise wrong(place, data, f"an object of sha256 digests with {MODEL_FILE!r} in it")
@@ -294,6 +310,7 @@ _REQUIRED: dict[str, Check] = {
 }
 _OPTIONAL: dict[str, Check] = {
     "threshold": lambda value, place: value,  # it depends on the task
+    "scale": nullable(_scale),
     "targets": _targets,
     "genotype": nullable(plain_object),
     "fusion": nullable(plain_object),
@@ -330,6 +347,9 @@ def _check_names(manifest: Manifest) -> None:
     classes, task = manifest.class_names, manifest.task
     if not classes or len(set(classes)) < len(classes):
         raise wrong("class_names", list(classes), "at least one name, and names that differ")
+    for name, numbers in (manifest.scale or {}).items():
+        if len(numbers) != len(classes):
+            raise wrong(f"scale.{name}", list(numbers), "a number for each of the class_names")
     # A kind that states its decision may have logits of another number.
     by_class = ("logits", "probabilities") if task.kind in KINDS else ("probabilities",)
     for i, tensor in enumerate(manifest.outputs if task.decision != "none" else ()):
