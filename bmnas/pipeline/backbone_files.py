@@ -56,6 +56,7 @@ def backbone_fingerprint(context: RunContext, modality: Modality) -> str:
         "labels": hashlib.sha256(label_tensor(task, samples).numpy().tobytes()).hexdigest(),
         "torch": str(torch.__version__),
         **({} if modality.length is None else {"length": modality.length}),
+        **({} if task.class_weights is None else {"class_weights": task.loss_weights}),
     }
     return sha256_json(depends)
 

@@ -198,6 +198,7 @@ class FinalTraining:
                 "train": dataclasses.asdict(self.context.config.train),
                 "seed": self.context.seed,
                 "backbones": {n: weights_hash(backbone) for n, backbone in self.backbones.items()},
+                **({} if self.head.class_weights is None else {"weights": self.head.class_weights}),
             }
         )
 

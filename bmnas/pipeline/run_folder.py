@@ -37,6 +37,7 @@ _TYPES: Mapping[str, type | UnionType] = {
 _TRAIN_FILES = (
     "network.safetensors", "judged.json", "train.jsonl", "train-checkpoint.pt",
     "judge-checkpoint.pt",
+    "predictions.csv", "confusion.svg",
 )  # fmt: skip
 _TRAIN_METRICS = ("test", "weighing", "importance", "robustness", "parameters", "latency")
 
@@ -64,6 +65,8 @@ class Run:
         self.training, self.train_checkpoint = path / "train.jsonl", path / "train-checkpoint.pt"
         #: What validation said of the network that was trained on train alone.
         self.judged, self.judge_checkpoint = path / "judged.json", path / "judge-checkpoint.pt"
+        #: What the trained network says of every test sample.
+        self.predictions = path / "predictions.csv"
         #: Scores, parameters, latency, seconds.
         self.metrics = path / "metrics.json"
         #: Backbones and feature cache, unless they lie elsewhere.

@@ -48,6 +48,7 @@ from bmnas.report.metrics import (
     UnimodalMetrics,
 )
 from bmnas.report.picture import draw_genotype
+from bmnas.report.predictions import confusion_parts
 from bmnas.report.record import load_run
 from bmnas.report.style import figure_of, write_figure
 from bmnas.spaces.architecture import Architecture
@@ -406,8 +407,10 @@ def _write_front(
 def write_pictures(folder: Run, genotype: Architecture | None, progress: Progress) -> None:
     """Draw the genotype, if any, and the curves of a run; a note says why one cannot be drawn."""
     try:
-        curves = figure_of(*history_parts(load_run(folder.path)))
-        write_figure(curves, folder.path / "history.svg")
+        record = load_run(folder.path)
+        write_figure(figure_of(*history_parts(record)), folder.path / "history.svg")
+        if parts := confusion_parts(record):
+            write_figure(figure_of(*parts), folder.path / "confusion.svg")
         if genotype is not None:
             write_figure(draw_genotype(genotype), folder.path / "architecture.svg")
     except UserError as error:
@@ -455,6 +458,7 @@ def _fingerprint(
         # The scores by which a genotype is kept depend on it.
         "threshold": context.head.threshold,
         **({"limits": limits} if limits else {}),
+        **({"class_weights": weights} if (weights := context.task.loss_weights) else {}),
     }
     if method.TRAINS_SUPERNET:
         depends["operations"] = operation_names()

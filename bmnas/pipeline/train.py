@@ -37,12 +37,14 @@ from bmnas.pipeline.unimodal import (
     unimodal_networks,
 )
 from bmnas.report.metrics import (
+    MOST_CLASSES,
     GalleryMetrics,
     MemoryPeak,
     RunMetrics,
     TrainedMetrics,
     UnimodalMetrics,
 )
+from bmnas.report.predictions import write_predictions
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import load_architecture, space_of
@@ -297,6 +299,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
     mean = None
     if not context.learns_words:
         mean = torch.stack([evaluation.logits for evaluation in alone.values()]).mean(0)
+    few_classes = task.classes <= MOST_CLASSES
     measured = RunMetrics(
         metric=head.metric,
         unimodal={
@@ -316,6 +319,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
             by_type=_by_type(task, head, test.logits),
             details=head.details(test.logits, labels),
             gallery=_gallery(context, labels),
+            confusion=head.confusion(test.logits, labels) if few_classes else None,
         ),
         weighing=network.weighing,
         importance=stage.importance,
@@ -330,7 +334,14 @@ def _train(context: RunContext, architecture: Architecture) -> None:
         ),
         peak_memory={"train": MemoryPeak(**costs["peak_memory"])},
     )
-    on_rank_zero(lambda: _write(context, stage, network, measured))
+    table = head.columns(test.logits, labels)
+
+    def write() -> None:
+        if table:
+            write_predictions(context.folder.predictions, task, table)
+        _write(context, stage, network, measured)
+
+    on_rank_zero(write)
     checkpoint.remove()
 
 

@@ -14,10 +14,13 @@ from typing import Annotated, Any, Literal
 
 from bmnas.machine.files import read_json, write_json
 from bmnas.machine.schema import NotEmpty, Range, plain, read
-from bmnas.training.settings import Weighing
+from bmnas.training.settings import Confusion, Weighing
 
 #: What earlier versions called stage ``single_path``.
 _EARLIER_SINGLE_PATH = "single_networks"
+
+#: More make a picture that nobody can read.
+MOST_CLASSES = 40
 
 #: What can be computed with and drawn: neither NaN nor without end.
 Number = Annotated[float, Range(-1e300, 1e300)]
@@ -119,7 +122,8 @@ class TrainedMetrics:
 
     ``calibration_error`` is the expected one, a fraction (see ``training/heads.py``); ``macro_f1``
     is that of tasks with labels, ``by_type`` the scores of each of ``Task.types``,
-    ``details`` what else its head tells, by name; ``gallery`` is that of a matching task.
+    ``details`` what else its head tells, by name; ``gallery`` is that of a matching task,
+    ``confusion`` that of tasks with up to ``MOST_CLASSES`` classes.
     """
 
     score: Number
@@ -131,6 +135,7 @@ class TrainedMetrics:
     by_type: Mapping[str, Number] = field(default_factory=dict)
     details: Mapping[str, Number] = field(default_factory=dict)
     gallery: GalleryMetrics | None = None
+    confusion: Confusion | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bmnas.machine.errors import few
+from bmnas.machine.errors import close, few
 from bmnas.machine.schema import Problem, SchemaError
 from bmnas.tasks.kinds import BOX, TASK_KINDS, UNKNOWN_LABEL, Array, task_kind
 from bmnas.tasks.left_out import LEFT_OUT, left_out
@@ -174,6 +174,7 @@ def _frame(task: Task) -> Iterator[str]:
     for name, extra in task.extras.items():
         if _length(extra) != samples or extra.dtype.kind not in "biuf":
             yield f"extras: {name}: received {_shape(extra)}, expected numbers of ({samples}, …)"
+    yield from _class_weights(task)
     types = task.types
     if types is not None and (types.shape != (samples,) or types.dtype.kind != "U"):
         yield f"types: received {_shape(types)}, expected strings of shape ({samples})"
@@ -194,6 +195,25 @@ def _names(task: Task) -> Iterator[str]:
     if task.classes < least:
         yield f"{task.kind}: received {task.classes} classes, expected at least {least}"
     yield from (f"two classes are called {n!r}" for n in sorted(_twice(task.class_names))[:1])
+
+
+def _class_weights(task: Task) -> Iterator[str]:
+    weights = task.class_weights
+    if weights is None:
+        return
+    if task.kind not in ("multiclass", "multilabel"):
+        yield f"class_weights: received kind {task.kind}, expected multiclass or multilabel"
+    if weights == "balanced":
+        return
+    for name, weight in weights.items():
+        if name not in task.class_names:
+            known = list(task.class_names)
+            yield (
+                f"class_weights: received {name!r}, expected classes: {few(known, 8)}"
+                f"{close(name, known)}"
+            )
+        elif not 0 < weight < float("inf"):
+            yield f"class_weights: received {weight} for {name!r}, expected a number above 0"
 
 
 def _part_problems(part: Array) -> Iterator[str]:

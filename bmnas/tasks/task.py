@@ -80,7 +80,8 @@ class Task:
     read tokens. ``names`` are those of the samples in their data set, where they have some, and
     ``left_out`` those of samples that are not loaded because ``left_out.txt`` names them, or why
     their files cannot be read. ``remarks`` is what was seen when the task was loaded and is to be
-    told.
+    told. ``class_weights`` says what classes count in the loss: ``balanced``, all alike however
+    rare they are, or a number by name, 1 where there is none.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Task:
     names: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    class_weights: Literal["balanced"] | Mapping[str, float] | None = None
 
     @property
     def classes(self) -> int:
@@ -112,6 +114,31 @@ class Task:
     def scale(self) -> LabelScale | None:
         """Mean and standard deviation of the labels of train, where these are numbers."""
         return task_kind(self.kind).scale(self.labels[self.samples("train")])
+
+    @property
+    def loss_weights(self) -> tuple[float, ...] | None:
+        """What each class counts in the loss (K,), None where all count alike.
+
+        Of ``multiclass`` a train sample weighs 1 in the mean, so that a learning rate stays right.
+        Of ``multilabel`` it is what having the label counts, not having it being 1.
+        """
+        wanted = self.class_weights
+        if wanted is None:
+            return None
+        train = self.labels[self.samples("train")]
+        belonging = task_kind(self.kind).belonging(train, self.classes)
+        assert belonging is not None
+        # A class that train lacks is told by check_task.
+        having = belonging.sum(0).clip(1)
+        if self.kind == "multilabel":
+            weights = (len(train) - having) / having
+        else:
+            weights = len(train) / (self.classes * having)
+        if wanted != "balanced":
+            weights = np.array([wanted.get(name, 1.0) for name in self.class_names])
+        if self.kind != "multilabel":
+            weights = weights * having.sum() / (weights * having).sum()
+        return tuple(weights.tolist())
 
     def modality(self, name: str) -> Modality:
         """Return the modality called ``name``; raises UserError when there is none."""

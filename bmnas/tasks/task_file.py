@@ -257,6 +257,7 @@ class TaskFile:
     split: Name | Split | None = None
     separator: Name | None = None
     types: Name | None = None
+    class_weights: Literal["balanced"] | Mapping[str, float] | None = None
     broken: Literal["fail", "skip"] = "fail"
     unlabelled: Literal["fail", "skip"] = "fail"
     preset: Name = "default"
@@ -361,6 +362,7 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
         source=source,
         types=types,
         remarks=remarks,
+        class_weights=file.class_weights,
     )
     task = _without(task, {row: f"row {row}, without a label" for row in missing.tolist()})
     return _without(task, _broken(task)) if file.broken == "skip" else task

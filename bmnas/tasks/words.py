@@ -134,7 +134,12 @@ def word_task(task: Task, modality: Modality) -> Task:
     found = np.zeros((place.max() + 1, len(names)), np.uint8)
     found[place[sample], word] = 1
     return replace(
-        task, kind="multilabel", labels=found[place], class_names=tuple(names), types=None
+        task,
+        kind="multilabel",
+        labels=found[place],
+        class_names=tuple(names),
+        types=None,
+        class_weights=None,
     )
 
 

@@ -5,6 +5,8 @@ Legend: n samples, N networks, K outputs of a network (``TaskKind.outputs``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import compress
 from statistics import fmean
 from typing import Any
 
@@ -27,6 +29,7 @@ from bmnas.tasks.task import Task
 from bmnas.training.grounding import GroundingHead
 from bmnas.training.matching import MatchingHead
 from bmnas.training.regression import RegressionHead
+from bmnas.training.settings import Confusion
 from bmnas.training.task_head import ServedOutput as ServedOutput
 from bmnas.training.task_head import TaskHead as TaskHead
 from bmnas.training.task_head import calibration_error as calibration_error
@@ -43,9 +46,10 @@ class MulticlassHead(TaskHead):
     def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the cross-entropy of each sample; labels are classes (n,).
 
-        It is zero where the class is one that train does not have.
+        It is zero where the class is one that train does not have, and times ``class_weights``.
         """
-        return F.cross_entropy(logits, labels, reduction="none", ignore_index=UNSEEN_LABEL)
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        return F.cross_entropy(logits, labels, weights, reduction="none", ignore_index=UNSEEN_LABEL)
 
     def counted(self, labels: Tensor) -> Tensor:
         """Return how many samples have a class of train, 1 where none has."""
@@ -54,6 +58,36 @@ class MulticlassHead(TaskHead):
     def score(self, logits: Tensor, labels: Tensor) -> float:
         """Return the accuracy."""
         return float((logits.argmax(1) == labels).double().mean())
+
+    def macro_f1(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the mean F1 score of the classes that occur or are chosen."""
+        return macro_f1_of_classes(logits.argmax(1).numpy(), labels.numpy())
+
+    def details(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return balanced accuracy, the mean recall of classes that occur, and AUROC.
+
+        AUROC is the mean over classes, each against all others.
+        """
+        chosen, own = logits.argmax(1), labels[labels != UNSEEN_LABEL]
+        recalls = [(chosen[labels == k] == k).double().mean() for k in own.unique()]
+        found = auroc(self.probabilities(logits), labels[:, None] == torch.arange(logits.shape[1]))
+        if recalls:
+            found["balanced_accuracy"] = float(torch.stack(recalls).mean())
+        return found
+
+    def columns(self, logits: Tensor, labels: Tensor) -> dict[str, Sequence[object]]:
+        """Return class names and probabilities; a class that train does not have has no name."""
+        named = [self.names[k] if k != UNSEEN_LABEL else "" for k in labels.tolist()]
+        chosen = [self.names[k] for k in logits.argmax(1).tolist()]
+        return {"label": named, "prediction": chosen, **self._likely(logits)}
+
+    def confusion(self, logits: Tensor, labels: Tensor) -> Confusion | None:
+        """Return how many samples of each class are taken for which."""
+        count = len(self.names)
+        known = labels != UNSEEN_LABEL
+        place = labels[known] * count + logits[known].argmax(1)
+        counts = torch.bincount(place, minlength=count * count).view(count, count)
+        return Confusion(self.names, self.names, tuple(map(tuple, counts.tolist())))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the softmax."""
@@ -86,8 +120,15 @@ class MultilabelHead(TaskHead):
         self.threshold = threshold
 
     def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean over labels of each sample; ``labels`` are zeros and ones (n, K)."""
-        return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1)
+        """Return the mean over labels of each sample; ``labels`` are zeros and ones (n, K).
+
+        Having a label counts ``class_weights`` times.
+        """
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+        losses = F.binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=weights, reduction="none"
+        )
+        return losses.mean(-1)
 
     def score(self, logits: Tensor, labels: Tensor) -> float:
         """Return the weighted F1 at ``threshold``."""
@@ -98,6 +139,38 @@ class MultilabelHead(TaskHead):
     def macro_f1(self, logits: Tensor, labels: Tensor) -> float:
         """Return the macro F1 at ``threshold``."""
         return macro_f1(self.decide(logits).numpy(), labels.numpy() > 0.5)
+
+    def details(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        """Return balanced accuracy and AUROC, means over the labels that some samples have.
+
+        Balanced accuracy is the mean of the shares of those with and of those without a label that
+        are answered rightly.
+        """
+        having = labels > 0.5
+        both = having.any(0) & ~having.all(0)
+        right = (self.decide(logits) == having).double()[:, both]
+        of = having[:, both].double()
+        found = auroc(self.probabilities(logits), having)
+        if both.any():
+            shares = [(right * part).sum(0) / part.sum(0) for part in (of, 1 - of)]
+            found["balanced_accuracy"] = float(torch.stack(shares).mean())
+        return found
+
+    def columns(self, logits: Tensor, labels: Tensor) -> dict[str, Sequence[object]]:
+        """Return lists of names, separated by ``|``, and probabilities."""
+        given = {"label": labels > 0.5, "prediction": self.decide(logits)}
+        found: dict[str, Sequence[object]] = {
+            part: ["|".join(compress(self.names, row)) for row in own.tolist()]
+            for part, own in given.items()
+        }
+        return found | self._likely(logits)
+
+    def confusion(self, logits: Tensor, labels: Tensor) -> Confusion | None:
+        """Return how often each label is given rightly, missed, and given wrongly."""
+        given, having = self.decide(logits), labels > 0.5
+        counts = torch.stack([given & having, ~given & having, given & ~having]).sum(1).T
+        columns = "given rightly", "missed", "given wrongly"
+        return Confusion(self.names, columns, tuple(map(tuple, counts.tolist())))
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the sigmoid."""
@@ -199,16 +272,23 @@ def head_for(
     *,
     names: tuple[str, ...] = (),
     scale: LabelScale | None = None,
+    class_weights: tuple[float, ...] | None = None,
 ) -> TaskHead:
     """Return the head of the kind of task called ``kind``; raises UserError when there is none."""
     head = TASK_HEADS[task_kind(kind).name](threshold)
-    head.names, head.scale = names, scale
+    head.names, head.scale, head.class_weights = names, scale, class_weights
     return head
 
 
 def head_of(task: Task, threshold: float | None = None) -> TaskHead:
     """Return the head of ``task``, with what its train labels say."""
-    return head_for(task.kind, threshold, names=task.class_names, scale=task.scale)
+    return head_for(
+        task.kind,
+        threshold,
+        names=task.class_names,
+        scale=task.scale,
+        class_weights=task.loss_weights,
+    )
 
 
 def weighted_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
@@ -226,6 +306,32 @@ def macro_f1(predicted: np.ndarray, actual: np.ndarray) -> float:
     Both are boolean (n, K), see ``weighted_f1``.
     """
     return float(_f1(predicted, actual, None)[:-1].mean())
+
+
+def macro_f1_of_classes(predicted: np.ndarray, actual: np.ndarray) -> float:
+    """Return the mean F1 score of the classes in either (n,); scikit-learn's, but for unseen ones.
+
+    A sample of a class that train does not have counts as a wrong choice.
+    """
+    from sklearn.metrics import f1_score
+
+    known = np.setdiff1d(np.union1d(predicted, actual), [UNSEEN_LABEL])
+    return float(f1_score(actual, predicted, labels=known, average="macro", zero_division=0))
+
+
+def auroc(probabilities: Tensor, happened: Tensor) -> dict[str, float]:
+    """Return ``auroc``: the mean area under the ROC curve of columns (n, K), each by itself.
+
+    Columns in which nothing or everything ``happened`` have none; empty where that is all of them.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    both = happened.any(0) & ~happened.all(0)
+    areas = [
+        roc_auc_score(own.numpy(), likely.numpy())
+        for own, likely in zip(happened.T[both], probabilities.T[both], strict=True)
+    ]
+    return {"auroc": fmean(map(float, areas))} if areas else {}
 
 
 def _f1(predicted: np.ndarray, actual: np.ndarray, average: str | None) -> Any:

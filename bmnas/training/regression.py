@@ -1,4 +1,4 @@
-"""Numbers as labels: squared error of standardised numbers, and R².
+"""Numbers as labels: the Huber loss of standardised numbers, and R².
 
 Legend: n samples, K numbers of a sample.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bmnas.machine.errors import UserError
@@ -18,8 +19,10 @@ _EQUAL = 0.1  # standard deviations: predictions nearer than that are the same d
 
 
 class RegressionHead(TaskHead):
-    """K numbers: mean squared error and R², the share of the variance that is explained.
+    """K numbers: Huber loss and R², the share of the variance that is explained.
 
+    The loss is half the squared error up to one standard deviation and grows linearly from there:
+    as good as the squared error where errors are normal, better where a few labels are far off.
     A network gives standardised numbers, ``scale`` says of which labels; what is served, and told
     as an error, is in the labels' own units.
     """
@@ -30,10 +33,10 @@ class RegressionHead(TaskHead):
     activation = "scale"
 
     def sample_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the squared error of each sample, a mean over its numbers, in variances."""
+        """Return the loss of each sample, a mean over its numbers (Huber, 1964)."""
         mean, deviation = self._scale(labels)
         wanted = ((labels - mean) / deviation).to(logits.dtype)
-        return (logits - wanted).square().mean(-1)
+        return F.huber_loss(logits, wanted, reduction="none").mean(-1)
 
     def score(self, logits: Tensor, labels: Tensor) -> float:
         """Return R², the mean over the numbers: 1 is exact, 0 as good as the mean, below is worse.

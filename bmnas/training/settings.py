@@ -1,4 +1,4 @@
-"""Settings of trainings, the bounds that settings share, and what fits a sum; no torch."""
+"""Settings of trainings, the bounds that settings share, and what trainings leave; no torch."""
 
 from __future__ import annotations
 
@@ -194,3 +194,12 @@ class Weighing:
         """Return the sum (n, K) from the logits (n, K) of every member that has a weight."""
         terms = [weight * logits[name] for name, weight in self.weights.items()]
         return reduce(add, terms) + self.bias
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many samples were answered in which way: ``counts`` of ``rows`` by ``columns``."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]

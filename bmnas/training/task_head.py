@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bmnas.tasks.kinds import LabelScale, TaskKind
+from bmnas.training.settings import Confusion
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,15 @@ class TaskHead(ABC):
         Nothing for a kind whose answers do not fit a table.
         """
         return {}
+
+    def _likely(self, logits: Tensor) -> dict[str, Sequence[object]]:
+        """Return a column of probabilities for each class."""
+        each = self.probabilities(logits).T.tolist()
+        return {f"probability {name}": own for name, own in zip(self.names, each, strict=True)}
+
+    def confusion(self, logits: Tensor, labels: Tensor) -> Confusion | None:
+        """Return how classes are taken for each other; None for a kind without."""
+        return None
 
     def alike(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Return logits (n, K) in parts, (n, any number) each, whose numbers are of one scale."""

@@ -45,12 +45,12 @@ def priced(numbers: int = 1, samples: int = 192) -> Task:
 def test_the_loss_is_that_of_standardised_numbers() -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
     labels = torch.tensor([[60.0, -2.5], [30.0, -3.0]], dtype=torch.float64)
-    # Standardised, the labels are (1, 1) and (-2, 0).
-    assert HEAD.sample_losses(logits, labels).tolist() == pytest.approx([0.5, 4.0])
-    assert HEAD.loss(logits, labels).item() == pytest.approx(2.25)
+    # Standardised, the labels are (1, 1) and (-2, 0): errors of 2 count 1.5, those of 1 a half.
+    assert HEAD.sample_losses(logits, labels).tolist() == pytest.approx([0.25, 1.5])
+    assert HEAD.loss(logits, labels).item() == pytest.approx(0.875)
     assert HEAD.probabilities(logits).tolist() == [[60.0, -3.0], [50.0, -2.0]]
     both = HEAD.network_losses(torch.stack([logits, logits + 1], 1), labels)
-    assert both.tolist() == pytest.approx([2.25, HEAD.loss(logits + 1, labels).item()])
+    assert both.tolist() == pytest.approx([0.875, HEAD.loss(logits + 1, labels).item()])
 
 
 def test_scores_are_those_of_scikit_learn() -> None:
@@ -80,7 +80,7 @@ def test_large_labels_keep_their_digits() -> None:
     assert task.scale is not None
     exact = ((labels - task.scale.mean[0]) / task.scale.deviation[0]).float()
     assert head.loss(exact, labels).item() == pytest.approx(0, abs=1e-12)
-    assert head.loss(exact + 1, labels).item() == pytest.approx(1)
+    assert head.loss(exact + 1, labels).item() == pytest.approx(0.5)
 
 
 def test_weights_of_a_sum_are_those_of_least_squares() -> None:
