@@ -127,6 +127,7 @@ def test_labels_of_tables_become_numbers(tmp_path: Path) -> None:
     assert task.labels[3].tolist() == [103.0, 1.5]
     (tmp_path / "task.toml").write_text(text.replace("LABELS", '"price"'))
     assert load_task(tmp_path).class_names == ("price",)
+    (tmp_path / "task.toml").write_text(text.replace("LABELS", '["price", "stars"]'))
     (tmp_path / "data.csv").write_text("\n".join([*rows, "1,2,,0.5,0", "1,2,7,,2"]))
     with pytest.raises(UserError, match="2 of 32 rows have no label: rows 30, 31"):
         load_task(tmp_path)
