@@ -214,7 +214,7 @@ def _look(columns: Columns, name: str, rows: int, wishes: Wishes) -> _Found:
     """Return what a column seems to be."""
     fields = columns.get(name)
     if fields.ndim > 1:
-        if fields.dtype.kind == "U":
+        if fields.dtype.kind in "UT":
             return _Found(name, "left out", "lists of strings")
         keys = {"array": name, "type": "vector" if fields.ndim == 2 else "sequence"}
         return _Found(name, "array", f"numbers of shape {fields.shape[1:]} a row", keys)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from bmnas.machine.errors import UserError, at, few
 from bmnas.machine.schema import plain, read
-from bmnas.tasks.columns import Columns
+from bmnas.tasks.columns import Columns, text_array
 from bmnas.tasks.decoded import DecodedRows, Kept
 from bmnas.tasks.kinds import Array
 from bmnas.tasks.media import (
@@ -223,7 +223,7 @@ class Source:
             if wrong:
                 told = few(wrong.values(), 20)
                 raise UserError(f"column {self.column!r}: {len(wrong)} unreadable files: {told}")
-            return np.array(texts, np.str_), index
+            return text_array(texts), index
         return FileRows(base, names, self.files), index
 
     def to_dict(self) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class ReadModality:
         self.unusable |= {n: f"{name} {n}" for n in numbers[wrong].tolist()}
         numbers, rows = numbers[~wrong], rows[~wrong]
         for number, row in zip(numbers.tolist(), rows, strict=True):
-            content = str(row).encode() if rows.dtype.kind == "U" else row.tobytes()
+            content = str(row).encode() if rows.dtype.kind in "UT" else row.tobytes()
             self.digests[number] = hashlib.blake2b(content, digest_size=16).digest()
         if not len(rows):
             return
