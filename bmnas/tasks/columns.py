@@ -256,6 +256,10 @@ def _numeric(value: Any) -> bool:
 def _csv(path: Path, delimiter: str = ",") -> Mapping[str, _Reader]:
     csv.field_size_limit(_LONGEST_FIELD)  # its own is 131,072 characters
     with path.open(encoding="utf-8-sig", newline="") as file:
+        # Where a comma is that of decimals, spreadsheets write semicolons.
+        if delimiter == "," and "," not in (header := file.readline()) and ";" in header:
+            delimiter = ";"
+        file.seek(0)
         lines = csv.reader(file, delimiter=delimiter, strict=True)
         names = next(lines, [])
         rows = []

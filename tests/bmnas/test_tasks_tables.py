@@ -73,6 +73,15 @@ def test_tsv_and_parquet_hold_what_csv_holds(tmp_path: Path) -> None:
             assert np.array_equal(one.data, other.data)
 
 
+def test_semicolons_between_fields(tmp_path: Path) -> None:
+    table = write_table(tmp_path / "a.csv", rows_of(), ";")
+    columns = Columns([table])
+    assert columns.get("label").tolist()[:2] == ["cat", "dog"]
+    assert columns.get("weight").tolist() == [row["weight"] for row in rows_of()]
+    (tmp_path / "b.csv").write_text('"a;b"\nx\n', encoding="utf-8-sig")
+    assert Columns([tmp_path / "b.csv"]).names() == ["a;b"]
+
+
 def test_parquet_has_lists_and_booleans(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
