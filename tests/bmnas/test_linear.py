@@ -26,7 +26,7 @@ def scores(task: Task, folder: Path) -> RunMetrics:
     return run.read_metrics()
 
 
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
 def test_what_takes_both_modalities_takes_the_linear_model_of_both(
     tmp_path: Path, kind: str
 ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.errors import UserError
-from bmnas.tasks.kinds import UNSEEN_LABEL
+from bmnas.tasks.kinds import UNSEEN_LABEL, LabelScale
 from bmnas.training.heads import calibration_error, head_for, macro_f1, weighted_f1
 from bmnas.training.metrics import evaluate
 
@@ -97,11 +97,13 @@ def test_metrics_have_their_names() -> None:
     assert head_for("multilabel").metric == "weighted_f1"
 
 
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
 def test_losses_of_several_networks_are_each_ones_own(kind: str) -> None:
     torch.manual_seed(0)
-    head, logits, labels = head_for(kind), torch.randn(10, 3, 4), torch.randint(0, 4, (10,))
-    if kind == "multilabel":
+    scale = LabelScale((0.0,) * 4, (1.0,) * 4)
+    head, logits = head_for(kind, scale=scale), torch.randn(10, 3, 4)
+    labels = torch.randint(0, 4, (10,))
+    if kind != "multiclass":
         labels = torch.randint(0, 2, (10, 4)).float()
     expected = torch.stack([head.loss(logits[:, n], labels) for n in range(3)])
     # Sums of ten float32 numbers in another order.

@@ -15,6 +15,7 @@ from bmnas.machine.costs import count_parameters
 from bmnas.spaces.mfas.genotype import Layer, Layers, MFASGenotype
 from bmnas.spaces.mfas.network import MFASNetwork, shares
 from bmnas.spaces.registry import build_fusion
+from bmnas.tasks.kinds import LabelScale
 from bmnas.training.heads import head_for
 
 CLASSES = 4
@@ -124,12 +125,13 @@ def test_parameters_are_those_of_layers_and_heads() -> None:
     assert count_parameters(net) == fusion + heads
 
 
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
 def test_every_head_has_a_loss(kind: str) -> None:
-    fusion, head = network(), head_for(kind)
+    scale = LabelScale((0.0,) * CLASSES, (1.0,) * CLASSES)
+    fusion, head = network(), head_for(kind, scale=scale)
     logits = torch.zeros(5, CLASSES)
-    labels = torch.ones(5, CLASSES) if kind == "multilabel" else torch.arange(5) % CLASSES
-    one = np.log(2) if kind == "multilabel" else np.log(CLASSES)
+    labels = torch.arange(5) % CLASSES if kind == "multiclass" else torch.ones(5, CLASSES)
+    one = {"multiclass": np.log(CLASSES), "multilabel": np.log(2), "regression": 0.5}[kind]
     assert fusion.loss(head, (logits + 9, logits, logits, logits), labels).item() == pytest.approx(
         3 * one
     )

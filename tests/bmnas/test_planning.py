@@ -164,7 +164,7 @@ def positive(values: Any) -> None:
     assert all(math.isfinite(value) and value > 0 for value in values)
 
 
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
 def test_a_plan_has_the_stages_of_the_run(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

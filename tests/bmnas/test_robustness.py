@@ -29,7 +29,7 @@ from bmnas.training.settings import Weighing
 CPU = Runtime(torch.device("cpu"), compile=False)
 
 
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
 def test_with_intact_inputs_the_score_is_the_test_score_for_every_type(kind: str) -> None:
     task = tiny_networks.tiny_task(tiny_networks.KINDS, kind=kind)
     made = tiny_networks.tiny_network(task, unimodal_logits=True)

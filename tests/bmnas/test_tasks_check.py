@@ -31,7 +31,7 @@ def with_value(array: np.ndarray, place: Any, value: Any) -> np.ndarray:
     return array
 
 
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
 @pytest.mark.parametrize("modalities", [2, 3, 5])
 def test_good_tasks_pass(kind: str, modalities: int) -> None:
     task = tiny_task(kind=kind, modalities=modalities, samples=360)
@@ -181,7 +181,7 @@ WHOLE: list[tuple[dict[str, Any], str]] = [
     ({"modalities": tiny_task().modalities[:1]}, "one modality only (m0), expected two or more"),
     ({"name": "a b"}, "received the task name 'a b', expected letters"),
     ({"name": "../up"}, "received the task name '../up'"),
-    ({"kind": "regression"}, "received kind 'regression', expected multiclass or multilabel"),
+    ({"kind": "ranking"}, "received kind 'ranking', expected multiclass or multilabel"),
     ({"labels": [0, 1]}, "labels: received a list, expected a NumPy array"),
     ({"labels": np.zeros(N)}, "labels: received float64 of shape (96), expected integers of shap"),
     ({"labels": np.zeros((N, 4), int)}, "labels: received int64 of shape (96, 4), expected integ"),

@@ -180,8 +180,8 @@ def test_a_task_of_wrong_types_is_one_line(path: Path, changes: dict[str, Any]) 
 
 def test_a_kind_of_task_that_nobody_registered_is_one_line(path: Path) -> None:
     whole = description(path)
-    rewritten(path, {**whole, "task": {**whole["task"], "kind": "regression"}})
-    with pytest.raises(UserError, match="received the task kind 'regression', expected") as line:
+    rewritten(path, {**whole, "task": {**whole["task"], "kind": "ranking"}})
+    with pytest.raises(UserError, match="received the task kind 'ranking', expected") as line:
         load_network(path)
     assert str(line.value).startswith(f"{path}: ")
 

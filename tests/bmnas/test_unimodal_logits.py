@@ -25,6 +25,7 @@ from bmnas.spaces.cells.known import known_genotype
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.mfas.genotype import Layer, MFASGenotype
 from bmnas.spaces.registry import takes_unimodal_logits
+from bmnas.tasks.kinds import LabelScale
 from bmnas.tasks.task import Modality
 from bmnas.training.heads import head_for
 from bmnas.training.metrics import evaluate
@@ -118,7 +119,7 @@ def test_logits_of_all_modalities_are_added_also_of_one_that_no_cell_reads() -> 
     torch.testing.assert_close(network(*x), expected)
 
 
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
 def test_in_training_each_head_has_a_loss_of_its_own(kind: str) -> None:
     task = tiny_networks.tiny_task(("vector", "vector"))
     network = joined(task).train()
@@ -126,8 +127,11 @@ def test_in_training_each_head_has_a_loss_of_its_own(kind: str) -> None:
     torch.testing.assert_close(total, torch.stack(heads).sum(0))
     assert len(heads) == 3
     labels = torch.arange(9) % 3
-    head = head_for(kind)
-    if kind == "multilabel":
+    head = head_for(kind, scale=LabelScale((0.0,) * 3, (1.0,) * 3))
+    if kind == "regression":
+        labels = torch.eye(3)[labels]
+        losses = [F.huber_loss(head, labels) for head in heads]
+    elif kind == "multilabel":
         labels = torch.eye(3)[labels]
         losses = [F.binary_cross_entropy_with_logits(head, labels) for head in heads]
     else:

@@ -102,8 +102,9 @@ def tiny_network(
         name=task.name,
         kind=task.kind,
         class_names=task.class_names,
-        threshold=None if task.kind == "multiclass" else 0.4,
+        threshold=0.4 if task.kind == "multilabel" else None,
         source=task.source,
+        scale=task.scale,
     )
     return TrainedNetwork(network, architecture, info, 0.1)
 

@@ -58,23 +58,26 @@ def tiny_task(*, kind: str = "multiclass", modalities: int = 2, samples: int = 9
     """Sequences whose mean says a digit of the label; together they say it all."""
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2, (samples, modalities))
-    names = [f"m{m}" for m in range(modalities)]
+    own = [f"m{m}" for m in range(modalities)]
     arrays = [
         (rng.normal(size=(samples, 6, 3)) + 2 * bits[:, m, None, None]).astype(np.float32)
         for m in range(modalities)
     ]
     labels = bits if kind == "multilabel" else bits @ (2 ** np.arange(modalities))
     classes = modalities if kind == "multilabel" else 2**modalities
+    names = tuple(f"class {k}" for k in range(classes))
+    if kind == "regression":
+        labels, names = 10.0 * labels[:, None], ("amount",)
     part = np.arange(samples) % 3
     return Task(
         name="tiny",
         kind=kind,  # type: ignore[arg-type]
         modalities=tuple(
-            Modality(name, "sequence", array) for name, array in zip(names, arrays, strict=True)
+            Modality(name, "sequence", array) for name, array in zip(own, arrays, strict=True)
         ),
         labels=labels,
         part=part,
-        class_names=tuple(f"class {k}" for k in range(classes)),
+        class_names=names,
     )
 
 
