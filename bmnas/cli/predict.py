@@ -173,7 +173,9 @@ def _lines(session: Session, manifest: Manifest, inputs: list[_Rows], rows: Arra
 
 
 def _answers(manifest: Manifest, outputs: Mapping[str, Array]) -> tuple[list[str], list[list[Any]]]:
-    """Return header and lines: label and probabilities, or the outputs where nothing is decided."""
+    """Return header and lines: label and probabilities, numbers by name, or else all outputs."""
+    if manifest.scale is not None:
+        return list(manifest.class_names), [list(map(_shown, row)) for row in outputs["prediction"]]
     if manifest.task.decision == "none":
         wide = {name: np.atleast_2d(x.T).T for name, x in outputs.items()}
         header = [f"{name}.{n}" for name, x in wide.items() for n in range(x.shape[1])]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +144,31 @@ def test_labels_of_tables_become_numbers(tmp_path: Path) -> None:
     (tmp_path / "task.toml").write_text(text.replace("LABELS", '["price", "prize"]'))
     with pytest.raises(UserError, match=r"received array 'prize', .*did you mean 'price'"):
         load_task(tmp_path)
+
+
+def test_numbers_of_new_rows_are_predicted_from_a_table(tmp_path: Path) -> None:
+    rows = [f"{n % 7},{n % 5},{100 + n % 7},{n % 5 / 2},{n % 3}" for n in range(60)]
+    (tmp_path / "data.csv").write_text("\n".join(["a,b,price,stars,part", *rows]))
+    (tmp_path / "task.toml").write_text(
+        'name = "t"\nkind = "regression"\ndata = "data.csv"\nlabels = ["price", "stars"]\n'
+        'split = "part"\n[modality.a]\ncolumns = ["a"]\ntype = "vector"\n'
+        '[modality.b]\ncolumns = ["b"]\ntype = "vector"\n'
+    )
+    task, config = load_task(tmp_path), CONFIG.override("train", freeze_backbones=True)
+    trained = bmnas.train_fusion("concat", task, run=tmp_path / "run", config=config)
+    export_bundle(bmnas.load_network(trained.network), task, tmp_path / "bundle")
+    (tmp_path / "new.csv").write_text("a,b\n" + "\n".join(f"{n % 7},{n % 5}" for n in range(60)))
+    words = [sys.executable, "-m", "bmnas", "predict", "bundle", "new.csv", "--out", "out.csv"]
+    subprocess.run(words, cwd=tmp_path, check=True)
+    found, known = (
+        list(csv.DictReader(file.read_text().splitlines()))
+        for file in (tmp_path / "out.csv", tmp_path / "run" / "predictions.csv")
+    )
+    assert list(found[0]) == ["row", "price", "stars"]
+    for row in known:
+        own = found[int(row["sample"])]
+        assert float(own["price"]) == pytest.approx(float(row["prediction price"]), rel=1e-5)
+        assert float(own["stars"]) == pytest.approx(float(row["prediction stars"]), abs=1e-4)
 
 
 def test_what_is_wrong_with_numbers_is_told() -> None:
