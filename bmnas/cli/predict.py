@@ -110,7 +110,7 @@ class _Rows:
             if found is None:
                 raise UserError(
                     "the bundle does not say from which column it comes: its task was no "
-                    "task.toml, or it was exported by an earlier version"
+                    "task.toml, the modality has an index, or an earlier version exported it"
                 )
             source = Source.from_dict(found, "manifest.json: source")
             text = spec.preprocessing.get("type") == "text"

@@ -176,7 +176,7 @@ def _frame(task: Task) -> Iterator[str]:
             yield f"extras: {name}: received {_shape(extra)}, expected numbers of ({samples}, …)"
     yield from _class_weights(task)
     types = task.types
-    if types is not None and (types.shape != (samples,) or types.dtype.kind != "U"):
+    if types is not None and (types.shape != (samples,) or types.dtype.kind not in "UT"):
         yield f"types: received {_shape(types)}, expected strings of shape ({samples})"
 
 

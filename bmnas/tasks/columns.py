@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import re
 import struct
 import tokenize
@@ -27,6 +28,7 @@ from bmnas.machine.schema import received
 from bmnas.tasks.kinds import Array
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+(,[0-9]+)?")
 #: What readers raise at a damaged, encrypted or made-up file. MemoryError comes of a header that
 #: announces more than there can be.
 _DAMAGE = (
@@ -58,7 +60,7 @@ class Columns:
     @classmethod
     def of_fields(cls, fields: Mapping[str, str]) -> Columns:
         """Return the columns of one row, whose files are relative to the current folder."""
-        columns = cls([])
+        columns = _OneRow([])
         columns._columns = [
             (name, name, partial(_fields, name, [field]), Path()) for name, field in fields.items()
         ]
@@ -85,6 +87,13 @@ class Columns:
         """Return the folder of the file that has the column ``name``; raises UserError as above."""
         return self._find(name)[1]
 
+    def located(self, name: str, paths: Array, folder: Path) -> tuple[Path, Array]:
+        """Return a whole folder and the paths (n,) below it of the files that a column names.
+
+        ``paths`` (n,) are its fields, relative to ``folder``, which is relative to the table's.
+        """
+        return (self.folder(name) / folder).absolute(), paths
+
     def _find(self, name: str) -> tuple[_Reader, Path]:
         found = [column for column in self._columns if name in column[:2]]
         if len(found) == 1:
@@ -97,6 +106,13 @@ class Columns:
         raise UserError(
             f"received array {name!r}, expected one of {', '.join(names)}{close(name, names)}"
         )
+
+
+class _OneRow(Columns):
+    """The columns of one sample; whoever writes its paths has no table beside them in mind."""
+
+    def located(self, name: str, paths: Array, folder: Path) -> tuple[Path, Array]:
+        return Path().absolute(), paths
 
 
 class PartColumns(Columns):
@@ -124,6 +140,16 @@ class PartColumns(Columns):
             self._read[name, text] = np.concatenate(found)
             self.part = np.repeat(np.arange(len(found)), [len(array) for array in found])
         return self._read[name, text]
+
+    def located(self, name: str, paths: Array, folder: Path) -> tuple[Path, Array]:
+        """Return as above; the paths of each part are relative to the folder of its own file."""
+        places = [part.located(name, paths, folder)[0] for part in self._parts]
+        if len({*places}) == 1:
+            return places[0], paths
+        base = Path(os.path.commonpath(places))
+        below = [place.relative_to(base) for place in places]
+        whole = zip(self.part.tolist(), paths.tolist(), strict=True)
+        return base, text_array([str(below[part] / path) for part, path in whole])
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
@@ -274,8 +300,18 @@ def _csv(path: Path, delimiter: str = ",") -> Mapping[str, _Reader]:
         raise UserError(f"{path}: received no row, expected a header line and rows below it")
     if len(set(names)) < len(names):
         raise UserError(f"{path}: the header names a column twice: {', '.join(names)}")
-    columns = zip(names, zip(*rows, strict=True), strict=True)
+    columns: Iterator[tuple[str, Sequence[str]]] = zip(names, zip(*rows, strict=True), strict=True)
+    if delimiter == ";":
+        columns = ((name, _with_points(fields)) for name, fields in columns)
     return {name: partial(_fields, f"{path}: {name}", fields) for name, fields in columns}
+
+
+def _with_points(fields: Sequence[str]) -> Sequence[str]:
+    """Return fields with points for commas, where all that are not empty are such decimals."""
+    told = [field.strip() for field in fields if field.strip()]
+    if any("," in field for field in told) and all(map(_DECIMAL_COMMA.fullmatch, told)):
+        return [field.replace(",", ".") for field in fields]
+    return fields
 
 
 def _fields(place: str, fields: Sequence[str], text: bool) -> Array:

@@ -310,7 +310,7 @@ class Answers(TaskKind):
         table = labels[:, None] if labels.ndim == 1 else labels
         if table.ndim != 2 or table.dtype.kind not in "iuU" or len(table) != len(seen):
             return labels, _names_or_numbers(names, 0)
-        if table.dtype.kind != "U":
+        if table.dtype.kind not in "UT":
             most = int(table[seen].astype(np.int64).max(initial=-1))
             return table.astype(np.int64), _names_or_numbers(names, most + 1)
         if names is None:
@@ -388,7 +388,7 @@ class Matching(TaskKind):
         self, labels: Array, seen: Array, names: Sequence[str] | None, place: str
     ) -> tuple[Array, tuple[str, ...]]:
         """Number groups that are strings."""
-        if labels.dtype.kind == "U" and labels.ndim == 1:
+        if labels.dtype.kind in "UT" and labels.ndim == 1:
             labels = np.unique(labels, return_inverse=True)[1]
         return labels, ("match",)
 

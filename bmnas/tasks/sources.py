@@ -179,7 +179,7 @@ class Categories:
 
     def rows(self, fields: Array) -> Array:
         """Return (n, width) float32 of the ``fields`` (n,)."""
-        found = np.char.strip(fields.astype(np.str_))
+        found = np.char.strip(fields if fields.dtype.kind in "UT" else fields.astype(np.str_))
         return np.asarray(found[:, None] == np.array(self.names), np.float32)
 
 
@@ -210,14 +210,20 @@ class Source:
         Raises UserError that names the column, and the file and row of what is wrong.
         """
         if self.vector:
-            return np.concatenate(
-                [one.rows(columns.get(one.column)) for one in self.vector], 1
-            ), None
+            # The categories 01 and 02 are no numbers, even where a table has no others.
+            found = [
+                one.rows(columns.get(one.column, text=isinstance(one, Categories)))
+                for one in self.vector
+            ]
+            return np.concatenate(found, 1), None
         if self.files is None:
             return columns.get(self.column, text=text), None
-        names, index = _names(columns, self.column)
-        own = columns.folder(self.column) if below is None else below
-        base = (own / Path(self.folder).expanduser()).absolute()
+        paths, folder = _paths(columns, self.column), Path(self.folder).expanduser()
+        if below is None:
+            base, paths = columns.located(self.column, paths, folder)
+        else:
+            base = (below / folder).absolute()
+        names, index = _different(paths)
         if isinstance(self.files, TextFiles):
             texts, wrong = read_all(read_text, [base / name for name in names])
             if wrong:
@@ -323,21 +329,26 @@ def read_all(
     return [one for one, _ in found], wrong
 
 
-def _names(columns: Columns, column: str) -> tuple[list[str], Array | None]:
-    """Return the different paths that a column names, and which of them each sample has."""
+def _paths(columns: Columns, column: str) -> Array:
+    """Return the paths (n,) that a column names."""
     fields = columns.get(column, text=True)
-    if fields.ndim != 1 or fields.dtype.kind != "U":
+    if fields.ndim != 1 or fields.dtype.kind not in "UT":
         raise UserError(f"column {column!r}: received {fields.dtype}, expected paths of files")
-    names = np.char.strip(fields)
-    empty = np.flatnonzero(names == "")
+    paths: Array = np.char.strip(fields)
+    empty = np.flatnonzero(paths == "")
     if len(empty):
         raise UserError(
             f"column {column!r}: rows without a path ({len(empty)}): {few(empty, 20)}: fill them "
             "in, or take these rows out"
         )
-    unique, index = np.unique(names, return_inverse=True)
-    if len(unique) == len(names):
-        return names.tolist(), None  # in the order of the table: neighbours are read together
+    return paths
+
+
+def _different(paths: Array) -> tuple[list[str], Array | None]:
+    """Return the different ones of ``paths`` (n,), and which of them each sample has."""
+    unique, index = np.unique(paths, return_inverse=True)
+    if len(unique) == len(paths):
+        return paths.tolist(), None  # in the order of the table: neighbours are read together
     return unique.tolist(), index
 
 

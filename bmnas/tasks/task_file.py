@@ -116,7 +116,8 @@ class ModalityTable:
             self.features,
             self.sample_rate,
             self.length,
-            source.to_dict(),
+            # A table of new rows says nothing of which row of the array each has.
+            None if self.index is not None else source.to_dict(),
         )
 
     def _source(self, columns: Columns, backbone: str | None) -> Source:
@@ -218,9 +219,9 @@ def _groups(name: str | None, columns: Columns) -> Array | None:
         return None
     with at("group"):
         groups = columns.get(name, text=True)
-        if groups.ndim != 1 or groups.dtype.kind not in "iubU":
+        if groups.ndim != 1 or groups.dtype.kind not in "iubUT":
             raise UserError(f"column {name!r}: received {groups.dtype}, expected names or integers")
-        if groups.dtype.kind == "U" and len(empty := np.flatnonzero(np.char.strip(groups) == "")):
+        if groups.dtype.kind in "UT" and len(empty := np.flatnonzero(np.char.strip(groups) == "")):
             raise UserError(
                 f"column {name!r}: rows without a group ({len(empty)}): {few(empty, 20)}"
             )
@@ -316,7 +317,7 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
     if isinstance(names, str):
         with at("class_names"):
             array = columns.get(names, text=True)
-            if array.dtype.kind != "U" or array.ndim != 1:
+            if array.dtype.kind not in "UT" or array.ndim != 1:
                 raise UserError(
                     f"received {names!r}, expected a list of strings, or the name of an array of "
                     "strings"
@@ -340,7 +341,7 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
             missing, seen = np.flatnonzero(blank), seen & ~blank
             if len(missing) and file.unlabelled == "fail":
                 raise missing_labels(missing, len(labels))
-    if kind.name == "multilabel" and labels.dtype.kind == "U" and len(labels) == len(seen):
+    if kind.name == "multilabel" and labels.dtype.kind in "UT" and len(labels) == len(seen):
         with at("labels"):
             labels, class_names, more = tag_matrix(labels, seen, names, file.separator)
         remarks += more
@@ -374,7 +375,8 @@ def _labels(names: str | tuple[str, ...], columns: Columns) -> Array:
         return columns.get(names)
     each = [columns.get(name) for name in names]
     if any(own.dtype.kind in "UT" for own in each):
-        each = [columns.get(name, text=True).astype(np.str_) for name in names]
+        each = [columns.get(name, text=True) for name in names]
+        each = [own if own.dtype.kind in "UT" else own.astype(np.str_) for own in each]
     if any(own.shape != (len(each[0]),) for own in each):
         shapes = ", ".join(f"{name} {own.shape}" for name, own in zip(names, each, strict=True))
         raise UserError(f"received columns of the shapes {shapes}, expected (samples) of each")
@@ -441,12 +443,13 @@ def _open_columns(file: TaskFile, folder: Path, data: Path | None) -> Columns:
 
 
 def _part(part: Array) -> Array:
-    """Return 0, 1 and 2 for the names of parts; numbers stay as they are."""
-    if part.dtype.kind != "U":
+    """Return 0, 1 and 2 for the names of parts, in any case; numbers stay as they are."""
+    if part.dtype.kind not in "UT":
         return part
+    tidy = np.char.lower(np.char.strip(part))
     numbers = np.full(part.shape, -1, dtype=np.int64)
     for name, number in PART_NAMES.items():
-        numbers[part == name] = number
+        numbers[tidy == name] = number
     for row in np.flatnonzero(numbers < 0)[:1]:
         raise UserError(
             f"received {str(part.flat[row])!r} in row {row}, "

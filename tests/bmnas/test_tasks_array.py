@@ -75,6 +75,8 @@ def test_optional_keys(tmp_path: Path) -> None:
     check_task(task)
     audio, a = task.modality("audio"), task.modality("a")
     assert audio.rows_of(np.array([0, 5])).tolist() == [0, 1]
+    # A table of new rows cannot say which clip each has.
+    assert (audio.source, a.source) == (None, {"column": "a"})
     assert (audio.sample_rate, audio.backbone) == (
         8000,
         f"hf:{(tmp_path / 'models/speech').resolve()}",
@@ -206,7 +208,7 @@ def test_multilabel(tmp_path: Path) -> None:
         ({"data": '"none.npz"'}, "none.npz: no such file: give --data DIR"),
         ({"data": '"task.toml"'}, "received a .toml file, expected one of .npz"),
         ({"labels": '"lable"'}, "labels: received array 'lable', expected one of a, b, label"),
-        ({"labels": "[0, 1]"}, "labels: received [0, 1], expected a string"),
+        ({"labels": "[0, 1]"}, "labels[0]: received 0, expected a string"),
         ({"split": '"prat"'}, "split: received array 'prat'"),
         ({"split": "{train = 0.5}"}, "split: expected the key 'validation', which is missing"),
         (

@@ -10,7 +10,9 @@ from media_files import MEDIA_TASK, media_table, write_table
 
 from bmnas.machine.errors import UserError
 from bmnas.tasks import check_task, load_task_file, notes
+from bmnas.tasks import columns as columns_module
 from bmnas.tasks.columns import Columns, PartColumns
+from bmnas.tasks.sources import Source, TextFiles, fitted_vector
 from bmnas.tasks.task import draw_groups
 
 TASK = """
@@ -146,6 +148,83 @@ def test_parts_with_other_forms(tmp_path: Path) -> None:
     np.savez(tmp_path / "c.npz", x=np.zeros((2, 3)))
     with pytest.raises(UserError, match="different forms"):
         PartColumns([tmp_path / "a.csv", tmp_path / "c.npz"]).get("x")
+
+
+@pytest.mark.parametrize("folder", ["", "texts"])
+def test_paths_of_a_part_are_relative_to_its_own_table(tmp_path: Path, folder: str) -> None:
+    for part in ("train", "test"):
+        (tmp_path / part / folder).mkdir(parents=True)
+        (tmp_path / part / folder / "0.txt").write_text(f"of {part}", encoding="utf-8")
+        write_table(tmp_path / part / "meta.csv", [{"title": "0.txt"}, {"title": "0.txt"}])
+    columns = PartColumns([tmp_path / "train" / "meta.csv", tmp_path / "test" / "meta.csv"])
+    rows, index = Source("title", TextFiles(), folder=folder).rows(columns, text=True)
+    assert index is not None
+    assert rows[index].tolist() == ["of train", "of train", "of test", "of test"]
+    same = PartColumns([tmp_path / "train" / "meta.csv"] * 2)
+    rows, index = Source("title", TextFiles(), folder=folder).rows(same, text=True)
+    assert (rows.tolist(), len(rows)) == (["of train"], 1)
+
+
+def test_the_path_of_one_sample_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("here", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    columns = Columns.of_fields({"title": "a.txt"})
+    rows, _ = Source("title", TextFiles(), folder="texts").rows(columns, text=True)
+    assert rows[0] == "here"
+
+
+def test_categories_that_look_like_numbers_are_the_same_in_another_table(tmp_path: Path) -> None:
+    codes = ["01", "02", "x"]
+    first = Columns([write_table(tmp_path / "a.csv", [{"code": code} for code in codes])])
+    other = Columns([write_table(tmp_path / "b.csv", [{"code": code} for code in codes[:2]])])
+    source = fitted_vector(first, ["code"], np.arange(3))
+    expected, _ = source.rows(first, text=False)
+    rows, _ = source.rows(other, text=False)
+    assert rows[:2].tolist() == expected[:2].tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_decimal_commas_between_semicolons(tmp_path: Path) -> None:
+    rows = [{"a": a, "b": b} for a, b in (("1,5", "1,5"), ("-2", "x"), ("0,25", "2"))]
+    columns = Columns([write_table(tmp_path / "a.csv", rows, ";")])
+    assert columns.get("a").tolist() == [1.5, -2, 0.25]
+    assert columns.get("b").tolist() == ["1,5", "x", "2"]
+    gaps = Columns([write_table(tmp_path / "b.csv", [*rows, {"a": "", "b": ""}], ";")])
+    source = fitted_vector(gaps, ["a"], np.arange(4))
+    assert source.rows(gaps, text=False)[0].shape == (4, 2)
+    commas = Columns([write_table(tmp_path / "c.csv", rows)])
+    assert commas.get("a").tolist() == ["1,5", "-2", "0,25"]
+
+
+def test_a_table_of_many_strings_is_the_same_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = [
+        ('kind = "multiclass"', 'kind = "multilabel"\nseparator = "|"'),
+        ('labels = "label"', 'labels = "tags"\ntypes = "label"'),
+    ]
+    expected = load(tmp_path, *changes)
+    drawn = load(tmp_path, *changes, ('split = "part"', DRAWN + ', group = "patient"}'))
+    monkeypatch.setattr(columns_module, "_WIDE", 10)
+    task = load(tmp_path, *changes)
+    assert Columns([tmp_path / "pets.csv"]).get("title").dtype.kind == "T"
+    assert task.class_names == expected.class_names
+    for own, other in ((task.labels, expected.labels), (task.part, expected.part)):
+        assert np.array_equal(own, other)
+    facts = task.modality("facts").data, expected.modality("facts").data
+    assert np.array_equal(*facts)
+    again = load(tmp_path, *changes, ('split = "part"', DRAWN + ', group = "patient"}'))
+    assert np.array_equal(again.part, drawn.part)
+    (tmp_path / "a.txt").write_text("a file", encoding="utf-8")
+    files = Columns([write_table(tmp_path / "files.csv", [{"title": "a.txt"}] * 9)])
+    assert Source("title", TextFiles()).rows(files, text=True)[0].tolist() == ["a file"]
+
+
+def test_names_of_parts_in_any_case(tmp_path: Path) -> None:
+    expected = load(tmp_path)
+    rows = [{**row, "part": f" {row['part'].title()} "} for row in rows_of()]
+    assert np.array_equal(load(tmp_path, rows=rows).part, expected.part)
 
 
 def test_groups_stay_together(tmp_path: Path) -> None:
