@@ -150,6 +150,8 @@ def _rows(inputs: list[_Rows], broken: str) -> Array:
             "out with --broken skip"
         )
     if wrong:
+        if len(wrong) == len(every):
+            raise UserError(f"no row is left: all have files that cannot be read: {told}")
         typer.echo(f"note: rows that are left out: {len(wrong)}: {told}", err=True)
     return np.delete(every, list(wrong))
 
@@ -187,7 +189,7 @@ def _answers(manifest: Manifest, outputs: Mapping[str, Array]) -> tuple[list[str
             told = [str(names[row.argmax()]), _shown(row.max())]
         else:
             assert manifest.threshold is not None
-            told = ["|".join(names[row >= np.float32(manifest.threshold)])]
+            told = ["|".join(names[row > np.float32(manifest.threshold)])]
         lines.append([*told, *map(_shown, row)])
     first = ["label", "probability"] if manifest.task.decision == "argmax" else ["labels"]
     return [*first, *manifest.class_names], lines

@@ -382,6 +382,15 @@ def _write(
     folder.update_metrics(dataclasses.replace(measured, latency=latency))
     write_pictures(folder, found if found.SEARCHED else None, context.progress)
     head = stage.head
-    info = TaskInfo(task.name, task.kind, task.class_names, head.threshold, task.source, head.scale)
+    sources = {m.name: m.source for m in task.modalities if m.source is not None}
+    info = TaskInfo(
+        task.name,
+        task.kind,
+        task.class_names,
+        head.threshold,
+        task.source,
+        head.scale,
+        sources or None,
+    )
     dropout = context.config.train.dropout
     TrainedNetwork(network.cpu(), found, info, dropout).save(folder.network)

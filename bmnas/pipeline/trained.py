@@ -31,7 +31,8 @@ class TaskInfo:
 
     ``source`` is what ``load_task`` takes to find the data again; ``threshold`` turns the
     probabilities into labels and is None for a kind of task that needs none, as is ``scale`` where
-    labels are no numbers.
+    labels are no numbers. ``sources`` say how rows of each modality are made of a table, by what
+    was fitted to train; None for a task of no table, and in files of earlier versions.
     """
 
     name: str
@@ -40,6 +41,7 @@ class TaskInfo:
     threshold: float | None
     source: dict[str, Any]
     scale: LabelScale | None = None
+    sources: Mapping[str, Any] | None = None
 
     @property
     def head(self) -> TaskHead:

@@ -26,7 +26,9 @@ _GROUP = re.compile(
     r"patient|subject|speaker|user|person|session|group|family|customer|author|site|device", re.I
 )
 _ID = re.compile(r"(^|_)(id|uuid|key|index|row|number|file_?name)$", re.I)
+_CONTROL = r"[\x00-\x1f\x7f]"  # TOML has none in comments
 _MOST_CLASSES = 200
+_MOST_NUMBERS = 20  # different ones that may be classes; more are amounts
 _LOOKED_AT = 200  # files of a column
 _SIDE, _LEAST_SIDE, _RATE, _SECONDS = 64, 16, 16_000, 10.0
 _OUTPUTS = {"logits", "probabilities"}  # of a served model: no modality may be called so
@@ -71,7 +73,7 @@ def guessed_task(table: Path, out: Path, wishes: Wishes) -> str:
     ]
     group = wishes.group or next((one.name for one in found if one.role == "group"), None)
     lines = [
-        f"# Written by bmnas init from {table.name}, {rows:,} rows.",
+        _comment(f"Written by bmnas init from {table.name}, {rows:,} rows."),
         "# Lines that begin with '# ?' are questions: what was guessed, and what else it could be.",
         f"name = {_toml(re.sub(r'[^A-Za-z0-9_-]+', '-', table.stem).strip('-') or 'task')}",
         *_kind(columns.get(labels), rows, labels, questions),
@@ -82,19 +84,19 @@ def guessed_task(table: Path, out: Path, wishes: Wishes) -> str:
     taken: set[str] = set(_OUTPUTS)
     modalities = [one for one in found if one.role in ("files", "text", "array")]
     for one in modalities:
-        lines += ["", f"[modality.{_name(one.name, taken)}]", f"# {one.told}"]
-        lines += [f"# ? {question}" for question in one.questions]
+        lines += ["", f"[modality.{_name(one.name, taken)}]", _comment(one.told)]
+        lines += [_comment(f"? {question}") for question in one.questions]
         lines += [f"{key} = {_toml(value)}" for key, value in one.keys.items() if key != "broken"]
     vector = [one for one in found if one.role == "vector"]
     if vector:
         lines += ["", f"[modality.{_name('table', taken)}]"]
-        lines += [f"# {one.name}: {one.told}" for one in vector]
+        lines += [_comment(f"{one.name}: {one.told}") for one in vector]
         lines += [f"columns = {_toml([one.name for one in vector])}", 'type = "vector"']
     lines.append("")
     if len(modalities) + bool(vector) < 2:
         lines.append("# ? Fewer than two modalities were found: add a [modality.<name>].")
     lines += [
-        f"# ? Left out: {one.name} ({one.told})" + "".join(f": {q}" for q in one.questions)
+        _comment(": ".join([f"? Left out: {one.name} ({one.told})", *one.questions]))
         for one in found
         if one.role == "left out"
     ]
@@ -136,9 +138,17 @@ def _kind(labels: Array, rows: int, name: str, questions: list[str]) -> Iterator
         yield f'kind = "multilabel"        # {labels.shape[1]} numbers a row'
     else:
         texts = [str(value).strip() for value in labels.tolist()]
-        separator = _separator(texts)
+        told = [text for text in texts if text.lower() not in MISSING]
+        numbers = all(number_of(text) is not None for text in told)
+        separator = None if numbers else _separator(texts)
         counts = Counter(texts)
-        if separator is not None:
+        if numbers and len(set(told)) > _MOST_NUMBERS:
+            yield 'kind = "regression"'
+            yield '# ? Numbers: or is each a class of its own? Then kind = "multiclass".'
+            if len(told) < len(texts):
+                blank = len(texts) - len(told)
+                yield f'unlabelled = "skip"        # leaves out {blank} rows without a number'
+        elif separator is not None:
             tags = Counter(t.strip() for text in texts for t in text.split(separator))
             yield f'kind = "multilabel"        # {_counted(tags)}'
             yield f"separator = {_toml(separator)}"
@@ -152,9 +162,16 @@ def _kind(labels: Array, rows: int, name: str, questions: list[str]) -> Iterator
             yield f'kind = "multiclass"        # {_counted(counts)}'
             rare = [value for value, count in counts.items() if count < 3]
             if rare:
-                yield f"# ? Classes of fewer than three rows, too few for all parts: {few(rare, 8)}"
+                yield _comment(
+                    f"? Classes of fewer than three rows, too few for all parts: {few(rare, 8)}"
+                )
     yield f"labels = {_toml(name)}"
-    yield from (f"# ? Labels: {question}?" for question in questions)
+    yield from (_comment(f"? Labels: {question}?") for question in questions)
+
+
+def _comment(text: str) -> str:
+    """Return a line of TOML that says ``text``, in which a name or value may break lines."""
+    return f"# {' '.join(re.sub(_CONTROL, ' ', text).split())}"
 
 
 def _separator(texts: Sequence[str]) -> str | None:
@@ -169,7 +186,10 @@ def _separator(texts: Sequence[str]) -> str | None:
 
 
 def _counted(counts: Counter[str]) -> str:
-    told = [f"{' '.join(value.split())[:30]} {count}" for value, count in counts.most_common(6)]
+    told = [
+        f"{' '.join(re.sub(_CONTROL, ' ', value).split())[:30]} {count}"
+        for value, count in counts.most_common(6)
+    ]
     return f"{len(counts)} classes: {', '.join(told)}{', …' if len(counts) > 6 else ''}"
 
 
@@ -198,10 +218,12 @@ def _parts(
     yield f"split = {{{parts}, seed = 0{grouped}}}"
     candidates = [one for one in found if one.role == "group" or "group" in one.told]
     if group is not None:
-        yield f"# ? Rows of the same {group} stay in one part: is it that by which they depend?"
+        yield _comment(
+            f"? Rows of the same {group} stay in one part: is it that by which they depend?"
+        )
     elif candidates:
-        yield (
-            "# ? Do rows with the same value depend on each other? Then add to split: "
+        yield _comment(
+            "? Do rows with the same value depend on each other? Then add to split: "
             + " or ".join(f"group = {_toml(one.name)}" for one in candidates)
         )
 

@@ -112,7 +112,7 @@ class MultilabelHead(TaskHead):
     activation = "sigmoid"
 
     def __init__(self, threshold: float | None = None) -> None:
-        """Give a label from the probability ``threshold`` on.
+        """Give a label above the probability ``threshold``.
 
         Without one nothing can be decided, and a score is that at the threshold that suits the
         logits best: it compares networks before a threshold is chosen.

@@ -49,7 +49,9 @@ class RegressionHead(TaskHead):
         labels = labels.double()
         left = (self.probabilities(logits.double()) - labels).square().sum(0)
         whole = (labels - labels.mean(0)).square().sum(0)
-        return torch.where(whole > 0, 1 - left / whole.where(whole > 0, 1.0), 0.0)
+        # The mean of equal numbers is rounded, so ``whole`` of them may not be zero.
+        varies = labels.amax(0) > labels.amin(0)
+        return torch.where(varies, 1 - left / whole.where(varies, 1.0), 0.0)
 
     def details(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
         """Return MAE and RMSE in the labels' units, of each number, and its R² if there are many.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -259,7 +260,8 @@ def _describe(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", info.name).lstrip("_.-") or "model",
         task=TaskSpec(info.name, info.kind, info.head.decision),
         inputs=tuple(
-            _input(network, inputs.task.modality(name), span) for name, span in ranges.items()
+            _input(network, inputs.task.modality(name), span, (info.sources or {}).get(name))
+            for name, span in ranges.items()
         ),
         outputs=outputs,
         class_names=info.class_names,
@@ -292,15 +294,37 @@ def _packages(network: MultimodalNetwork) -> tuple[str, ...]:
 
 
 def _input(
-    network: MultimodalNetwork, modality: Modality, span: tuple[float, float] | None
+    network: MultimodalNetwork,
+    modality: Modality,
+    span: tuple[float, float] | None,
+    trained: Mapping[str, Any] | None,
 ) -> InputSpec:
-    name = modality.name
+    """Return what is said of an input; ``trained`` is how its rows were made in training."""
+    name, source = modality.name, modality.source
+    if trained is not None:
+        if not _alike({**trained, "folder": None}, {**(source or {}), "folder": None}):
+            raise UserError(
+                f"modality {name}: the task makes its rows otherwise than in training, as its "
+                "table or task.toml has changed since: give those of then, or train again"
+            )
+        source = trained
     spec = network.backbone(name).input_spec
     # What the type has room for was documented there, not what training saw.
     how = {key: value for key, value in spec.preprocessing.items() if key != "value_range"}
-    if modality.source is not None:
-        how = {"type": modality.type, **how, "source": dict(modality.source)}
+    if source is not None:
+        how = {"type": modality.type, **how, "source": dict(source)}
     return InputSpec(name, (-1, *spec.shape), spec.dtype, spec.meaning, how, span)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Tell whether plain data are equal, numbers but for the rounding of another machine."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_alike(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-12, abs_tol=1e-12)
+    return bool(one == other)
 
 
 def _metadata(trained: TrainedNetwork, manifest: Manifest) -> dict[str, str]:

@@ -112,7 +112,7 @@ class TargetSpec:
 class Manifest:
     """What a bundle says about its model.
 
-    ``threshold`` is the probability from which a label is given: a number where the task's
+    ``threshold`` is the probability above which a label is given: a number where the task's
     decision is ``threshold``, else None. ``scale`` holds ``mean`` and ``deviation`` of labels that
     are numbers, a number for each of ``class_names``; None for other tasks. ``files`` maps
     each file of the bundle to its SHA-256.

@@ -81,6 +81,40 @@ def test_a_table_for_each_part(tmp_path: Path) -> None:
     assert [len(task.samples(part)) for part in ("train", "validation", "test")] == [28, 8, 12]
 
 
+def test_many_numbers_are_a_regression(tmp_path: Path) -> None:
+    rows = [
+        {"area": n % 17 / 3, "words": f"a word of {n}", "price": n * 1.5 if n % 10 else ""}
+        for n in range(60)
+    ]
+    text, said = init(tmp_path, rows, "--labels", "price")
+    assert (said["kind"], said["labels"], said["unlabelled"]) == ("regression", "price", "skip")
+    assert '# ? Numbers: or is each a class of its own? Then kind = "multiclass".' in text
+    assert "leaves out 6 rows without a number" in text
+    task = load_task(tmp_path / "task.toml")
+    check_task(task)
+    assert len(task.part) == 54
+    for number, row in enumerate(rows):
+        row["price"] = number % 5
+    assert init(tmp_path, rows, "--labels", "price")[1]["kind"] == "multiclass"
+
+
+def test_names_and_values_may_break_lines(tmp_path: Path) -> None:
+    rows = [
+        {
+            "the\nage": n % 17 / 3,
+            "same": "one\nname = 3",
+            "a\nnote": f"word\nof {n}",
+            "site\nuser": f"u{n % 12}",
+            "label": "first\none" if n == 0 else ("b", "c")[n % 2],
+        }
+        for n in range(60)
+    ]
+    text, said = init(tmp_path, rows)
+    assert said["modality"]["table"]["columns"] == ["the\nage"]
+    assert "# the age: numbers" in text
+    assert said["split"]["group"] == "site\nuser"
+
+
 def test_what_cannot_be_guessed_is_told(tmp_path: Path) -> None:
     rows = [{"x": n / 7, "words": f"a word of {n}"} for n in range(40)]
     table = write_table(tmp_path / "a.csv", rows)

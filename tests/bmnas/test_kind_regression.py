@@ -56,6 +56,17 @@ def test_the_loss_is_that_of_standardised_numbers() -> None:
     assert both.tolist() == pytest.approx([0.875, HEAD.loss(logits + 1, labels).item()])
 
 
+def test_labels_that_are_all_the_same_have_nothing_to_explain() -> None:
+    labels = torch.full((100, 2), 0.1, dtype=torch.float64)
+    labels[0, 1] = 0.2
+    # The mean of many equal numbers is rounded.
+    assert any((labels[:n, 0] != labels[:n, 0].mean()).any() for n in range(3, 100))
+    for n in range(3, 100):
+        details = HEAD.details(torch.zeros(n, 2), labels[:n])
+        assert details["r2_age"] == 0
+        assert details["r2_mood"] < 0
+
+
 def test_scores_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     logits = torch.from_numpy(rng.normal(size=(40, 2)))

@@ -58,6 +58,13 @@ def test_a_network_comes_back_whole(trained: TrainedNetwork, path: Path) -> None
     assert read_description(path) == (trained.genotype, trained.task)
 
 
+def test_how_rows_are_made_is_kept(trained: TrainedNetwork, tmp_path: Path) -> None:
+    number = {"column": "age", "mean": 0.1, "deviation": 2.0, "missing": False}
+    info = dataclasses.replace(trained.task, sources={"table": {"vector": [number]}})
+    dataclasses.replace(trained, task=info).save(tmp_path / "network")
+    assert read_description(tmp_path / "network")[1] == info
+
+
 def test_a_hand_made_fusion_keeps_the_order_of_its_modalities(tmp_path: Path) -> None:
     plain = tiny_task(("vector", "vector"))
     named = zip("za", plain.modalities, strict=True)

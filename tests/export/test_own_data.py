@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,12 +110,38 @@ def test_what_cannot_be_predicted_is_told(folder: Path, tmp_path: Path) -> None:
     printed = bmnas_command("predict", folder / "bundle", table, "--broken", "skip")
     assert [row["row"] for row in predictions(printed.out)] == ["0", "3"]
     assert "rows that are left out: 2" in printed.err
+    for row in rows:
+        (tmp_path / row["photo"]).write_bytes(b"none")
+    error = one_line_error(bmnas_command("predict", folder / "bundle", table, "--broken", "skip"))
+    assert "no row is left: all have files that cannot be read: row 0: " in error
     del rows[0]["weight"]
     write_table(table, [{k: v for k, v in row.items() if k != "weight"} for row in rows])
     error = one_line_error(bmnas_command("predict", folder / "bundle", table))
     assert "received array 'weight', expected one of photo" in error
     for words in ((), (table, "--age", "3"), ("--age",), ("--age", "3", "x")):
         assert "expected" in one_line_error(bmnas_command("predict", folder / "bundle", *words))
+
+
+def test_a_table_that_has_changed_since_training_is_not_exported(
+    folder: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(folder, tmp_path / "own")
+    words = ("export", "--genotype", own / "run" / "concat", "--task", own / "task.toml")
+    run(*words, "--out", tmp_path / "same")
+    manifests = [
+        json.loads((at / "manifest.json").read_text("utf-8"))
+        for at in (folder / "bundle", tmp_path / "same")
+    ]
+    assert manifests[0]["inputs"] == manifests[1]["inputs"]
+    text = (own / "pets.csv").read_text("utf-8")
+    with (own / "pets.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, text.splitlines()[0].split(","))
+        writer.writeheader()
+        for row in csv.DictReader(io.StringIO(text)):
+            writer.writerow({**row, "weight": 1000} if row["weight"] else row)
+    error = one_line_error(bmnas_command(*words, "--out", tmp_path / "changed"))
+    assert "modality table: the task makes its rows otherwise than in training" in error
+    assert not (tmp_path / "changed").exists()
 
 
 def test_the_example_of_the_bundle_is_answered(folder: Path) -> None:
