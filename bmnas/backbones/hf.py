@@ -366,6 +366,11 @@ def _text_reader(
     if masked:
         used = (TokenReader(reader, -1).encode(rows) >= 0).sum(1)
         reader["shape"] = [min(limit, text_length(used.tolist(), modality.length))]
+    elif modality.length not in (None, limit):
+        raise UserError(
+            f"received length = {modality.length}, but its tokenizer gives no attention mask: its "
+            f"texts are filled up to {limit} tokens, as in its training: leave length out"
+        )
     encoded = TokenReader(reader, -1).encode(rows[:8])
     for row, text in zip(encoded, rows[:8], strict=True):
         expected = tokenizer(str(text), truncation=True, max_length=len(row)).input_ids

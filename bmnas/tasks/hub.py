@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.files import read_json
 
 PREFIX = "hf:"
 _HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?")
@@ -50,9 +51,9 @@ def model_folder(backbone: str) -> Path:
                     if offline:
                         continue
                     raise
-                if any(folder.glob(weights)):
+                if _whole(folder, weights):
                     return folder
-        raise UserError("it has no weights as .safetensors or pytorch_model.bin")
+        raise UserError("it has not all weights as .safetensors or pytorch_model.bin")
     except Exception as error:  # the network's and the hub's own errors are of many kinds
         at = f" --revision {revision}" if revision else ""
         raise UserError(
@@ -60,3 +61,16 @@ def model_folder(backbone: str) -> Path:
             f"it cannot be fetched ({one_line(error, 120)}): where there is a network, run hf "
             f"download {repo}{at} --local-dir DIR, and write hf:DIR"
         ) from error
+
+
+def _whole(folder: Path, weights: str) -> bool:
+    """Tell whether files ``weights`` are there, and all that an index of them names.
+
+    What is kept of a fetch that was broken off has the index and some of them.
+    """
+    named = {
+        name
+        for index in folder.glob(f"{weights}.index.json")
+        for name in read_json(index)["weight_map"].values()
+    }
+    return any(folder.glob(weights)) and all((folder / name).is_file() for name in named)

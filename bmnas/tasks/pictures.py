@@ -217,6 +217,23 @@ class PicturePlan:
         return middle
 
 
+def image_size(folder: Path) -> object:
+    """Return what the network in ``folder`` says is the size of its pictures, None without one.
+
+    Raises UserError where its configuration cannot be read.
+    """
+    transformers = importlib.import_module("transformers")
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise UserError(
+            f"{folder}: its config.json cannot be read by transformers: {one_line(error, 200)}"
+        ) from error
+    return getattr(getattr(config, "vision_config", config), "image_size", None)
+
+
 def _processor(folder: Path, content: Mapping[str, Any]) -> Any:
     """Return the image processor of ``folder``, in its form that needs Pillow alone."""
     transformers = importlib.import_module("transformers")

@@ -20,7 +20,7 @@ from bmnas.tasks.columns import Columns, PartColumns
 from bmnas.tasks.hub import PREFIX, absolute, model_folder
 from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
 from bmnas.tasks.media import Fit
-from bmnas.tasks.pictures import PicturePlan
+from bmnas.tasks.pictures import PicturePlan, image_size
 from bmnas.tasks.sources import (
     FileRows,
     Pictures,
@@ -134,8 +134,14 @@ class ModalityTable:
             )
         if self.type == "image":
             if self.size is None and backbone is not None and backbone.startswith(PREFIX):
-                plan = PicturePlan.of_folder(model_folder(backbone))
+                place = model_folder(backbone)
+                plan = PicturePlan.of_folder(place, image_size(place))
                 if plan.size is not None and (plan.crop is not None or not plan.keeps):
+                    if self.fit != "crop":
+                        raise UserError(
+                            f"received fit = {self.fit!r} without size: how pictures fit is said "
+                            "by the backbone's own processor: leave fit out, or add size"
+                        )
                     height, width = plan.crop or plan.size
                     resize = plan.size[:1] if plan.keeps else plan.size
                     pictures = Pictures(

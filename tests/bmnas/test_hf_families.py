@@ -18,7 +18,7 @@ from PIL import Image
 from bmnas.backbones import Backbone, build_backbone, load_backbone, save_backbone
 from bmnas.machine.errors import UserError
 from bmnas.tasks.hub import absolute, model_folder
-from bmnas.tasks.pictures import PicturePlan
+from bmnas.tasks.pictures import PROCESSORS, PicturePlan
 from bmnas.tasks.rows import read_rows
 from bmnas.tasks.task import Array, Modality
 from bmnas.tasks.task_file import load_task_file
@@ -226,6 +226,36 @@ def test_models_of_timm_and_of_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
     assert "\n" not in str(caught.value)
 
 
+def test_a_length_that_would_not_count_is_told(tmp_path: Path) -> None:
+    save_family("siglip text", tmp_path)
+    texts = np.array(["a black cat", "no dog"])
+    part = Modality("m", "text", texts, backbone=f"hf:{tmp_path}", length=5)
+    with pytest.raises(UserError, match=r"received length = 5, .* leave length out"):
+        build_backbone(part, classes=2, rows=texts)
+
+
+def test_a_fetch_that_was_broken_off_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    (tmp_path / "model-1.safetensors").touch()
+    online = []
+
+    def fetch(repo: str, *, local_files_only: bool, **options: object) -> str:
+        if not local_files_only:
+            online.append(repo)
+            (tmp_path / "model-2.safetensors").touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    assert model_folder("hf:me/model") == tmp_path
+    assert online == ["me/model"]
+    assert model_folder("hf:me/model") == tmp_path
+    assert online == ["me/model"]
+
+
 def test_grey_pictures_and_floats_are_taken(tmp_path: Path) -> None:
     save_family("clip vision", tmp_path)
     grey = rows_of("image")[..., 0]
@@ -241,9 +271,14 @@ def test_grey_pictures_and_floats_are_taken(tmp_path: Path) -> None:
         assert (found - expected).abs().mean() < 0.01
 
 
-@pytest.mark.parametrize("name", ["clip", "deit"])
+@pytest.mark.parametrize("name", ["clip", "deit", "vit"])
 def test_pictures_by_path_are_made_by_the_real_processor(name: str, tmp_path: Path) -> None:
     save_family(name, tmp_path / "model")
+    if name == "vit":  # the size is the network's where the processor says none
+        file = tmp_path / "model" / PROCESSORS[0]
+        said = json.loads(file.read_text("utf-8"))
+        del said["size"]
+        file.write_text(json.dumps(said), encoding="utf-8")
     draw, lines = np.random.default_rng(0), ["photo,number,label,part"]
     for number, (height, width) in enumerate([(53, 71), (90, 41), (33, 33), (20, 64)] * 3):
         pixels = draw.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -269,3 +304,8 @@ def test_pictures_by_path_are_made_by_the_real_processor(name: str, tmp_path: Pa
         expected = as_feature(state, features[-1][number], bands_first=False)
         found = cosine_similarity(features[-1][number].flatten(), expected.flatten(), dim=0)
         assert found > 0.9999
+    file = tmp_path / "task.toml"
+    said = file.read_text("utf-8").replace('type = "image"', 'type = "image"\nfit = "pad"')
+    file.write_text(said, encoding="utf-8")
+    with pytest.raises(UserError, match="received fit = 'pad' without size"):
+        load_task_file(file)
