@@ -17,8 +17,8 @@ _PLAIN = re.compile(r"0|-?[1-9][0-9]{0,17}")
 def read_labels(columns: Columns, name: str) -> tuple[Array, Array, tuple[str, ...]]:
     """Return the labels (n,) of one class a sample, which of them are missing, and remarks.
 
-    Blanks around a label are no part of it. Fields of a table are strings, and whole numbers where
-    all of them are written plainly.
+    Blanks around a label are no part of it, and ``nan`` is none. Fields of a table are strings, and
+    whole numbers where all of them are written plainly.
     """
     labels = columns.get(name, text=True)
     if labels.dtype.kind == "f" and labels.ndim == 1:
@@ -26,7 +26,7 @@ def read_labels(columns: Columns, name: str) -> tuple[Array, Array, tuple[str, .
     if labels.dtype.kind not in "UT" or labels.ndim != 1:
         return labels, np.zeros(labels.shape[:1], np.bool_), ()
     tidy = np.char.strip(labels)
-    missing = tidy == ""
+    missing = (tidy == "") | (np.char.lower(tidy) == "nan")
     remarks: tuple[str, ...] = ()
     if len(blank := np.flatnonzero((tidy != labels) & ~missing)):
         of = sorted({str(labels[row]) for row in blank.tolist()})

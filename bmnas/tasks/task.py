@@ -163,8 +163,10 @@ def draw_parts(labels: Array, fractions: tuple[float, float, float], seed: int) 
     """
     generator = np.random.RandomState(seed)
     part = np.empty(len(labels), dtype=np.uint8)
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
+    # By number: NaN, which is a class here, equals nothing.
+    _, of = np.unique(labels, return_inverse=True)
+    for number in range(of.max(initial=-1) + 1):
+        members = generator.permutation(np.flatnonzero(of == number))
         train = max(round(len(members) * fractions[0]), 1)
         validation = max(round(len(members) * (fractions[0] + fractions[1])), train)
         part[members] = np.searchsorted((train, validation), np.arange(len(members)), side="right")

@@ -180,10 +180,15 @@ class Split:
         if abs(total - 1) > 1e-6:
             yield "test", f"received fractions with the sum {total:g}, expected the sum 1"
 
-    def draw(self, labels: Array, kind: TaskKind, columns: Columns) -> Array:
-        """Return the part of each sample, (samples,); samples of a group stay together."""
+    def draw(self, strata: Array, rows: Array, columns: Columns) -> Array:
+        """Return the part of each sample, (samples,), 0 of those that are not in ``rows`` (n,).
+
+        Samples of a group stay together; ``strata`` (samples,) are kept in proportion.
+        """
         fractions = self.train, self.validation, self.test
-        return _drawn(labels, kind, fractions, self.seed, _groups(self.group, columns))
+        part = np.zeros(len(strata), np.uint8)
+        part[rows] = _drawn(strata, rows, fractions, self.seed, _groups(self.group, columns))
+        return part
 
 
 @dataclass(frozen=True)
@@ -207,16 +212,14 @@ class PartFiles:
             name for name in (self.train, self.validation, self.test) if isinstance(name, str)
         )
 
-    def draw(self, labels: Array, kind: TaskKind, columns: PartColumns) -> Array:
-        """Return the part of each sample, (samples,)."""
+    def draw(self, strata: Array, rows: Array, columns: PartColumns) -> Array:
+        """Return the part of each sample, (samples,); validation is drawn from ``rows`` (n,)."""
         if isinstance(self.validation, str):
             return columns.part
         part = columns.part * np.uint8(2)
-        train = np.flatnonzero(part == 0)
-        groups = _groups(self.group, columns)
+        rows = rows[part[rows] == 0]
         fractions = 1 - self.validation, self.validation, 0.0
-        own = None if groups is None else groups[train]
-        part[train] = _drawn(labels[train], kind, fractions, self.seed, own)
+        part[rows] = _drawn(strata, rows, fractions, self.seed, _groups(self.group, columns))
         return part
 
 
@@ -235,20 +238,17 @@ def _groups(name: str | None, columns: Columns) -> Array | None:
 
 
 def _drawn(
-    labels: Array,
-    kind: TaskKind,
+    strata: Array,
+    rows: Array,
     fractions: tuple[float, float, float],
     seed: int,
     groups: Array | None,
 ) -> Array:
-    strata = kind.strata(labels)
-    if strata is None:
-        strata = np.zeros(labels.shape[0] if labels.ndim else 0)
     if groups is None:
-        return draw_parts(strata, fractions, seed)
+        return draw_parts(strata[rows], fractions, seed)
     if len(groups) != len(strata):
         raise UserError(f"group has {len(groups)} rows and labels have {len(strata)}")
-    return draw_groups(strata, groups, fractions, seed)
+    return draw_groups(strata[rows], groups[rows], fractions, seed)
 
 
 @dataclass(frozen=True)
@@ -304,20 +304,30 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
     kind, columns = task_kind(file.kind), _open_columns(file, folder, data)
     with at("labels"):
         labels = _labels(file.labels, columns)
+        strata = kind.strata(labels)
+        if strata is None:
+            strata = np.zeros(labels.shape[:1] or 0)
+        labels, blank, remarks = _tidy(labels, file, kind, columns)
+        missing = np.flatnonzero(blank)
+        if len(missing) and file.unlabelled == "fail":
+            raise missing_labels(missing, len(labels))
+    labelled = np.flatnonzero(~blank)
     if isinstance(file.data, PartFiles):
         with at("data"):
-            part = file.data.draw(labels, kind, cast(PartColumns, columns))
+            part = file.data.draw(strata, labelled, cast(PartColumns, columns))
     else:
         assert file.split is not None
         with at("split"):
             if isinstance(file.split, Split):
-                part = file.split.draw(labels, kind, columns)
+                part = file.split.draw(strata, labelled, columns)
             else:
                 part = _part(columns.get(file.split))
+    if blank.shape != part.shape:  # that is told later, with whatever else is wrong
+        blank, missing = np.zeros(part.shape, np.bool_), missing[:0]
     modalities = []
     for name, table in file.modality.items():
         with at(f"modality.{name}"):
-            train = np.flatnonzero(part == PARTS.index("train"))
+            train = np.flatnonzero((part == PARTS.index("train")) & ~blank)
             modalities.append(table.modality(name, columns, folder, train))
     names = file.class_names
     if isinstance(names, str):
@@ -335,18 +345,8 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
         names = file.labels
     # Without names the classes are those of train: what validation holds must not add one.
     seen = part == PARTS.index("train") if names is None else part != PARTS.index("test")
-    remarks = tuple(_shared_files(modalities, part))
-    missing = np.zeros(0, np.int64)
-    if (kind.NUMBERS or kind.name == "multiclass") and len(labels) == len(seen):
-        with at("labels"):
-            if isinstance(file.labels, str) and not kind.NUMBERS:
-                labels, blank, more = read_labels(columns, file.labels)
-                remarks += more
-            else:
-                blank = without_number(labels)
-            missing, seen = np.flatnonzero(blank), seen & ~blank
-            if len(missing) and file.unlabelled == "fail":
-                raise missing_labels(missing, len(labels))
+    seen &= ~blank
+    remarks = (*_shared_files(modalities, part), *remarks)
     if kind.name == "multilabel" and labels.dtype.kind in "UT" and len(labels) == len(seen):
         with at("labels"):
             labels, class_names, more = tag_matrix(labels, seen, names, file.separator)
@@ -387,6 +387,18 @@ def _labels(names: str | tuple[str, ...], columns: Columns) -> Array:
         shapes = ", ".join(f"{name} {own.shape}" for name, own in zip(names, each, strict=True))
         raise UserError(f"received columns of the shapes {shapes}, expected (samples) of each")
     return np.stack(each, axis=1)
+
+
+def _tidy(
+    labels: Array, file: TaskFile, kind: TaskKind, columns: Columns
+) -> tuple[Array, Array, tuple[str, ...]]:
+    """Return the labels, which samples have none (samples,) bool, and remarks."""
+    if labels.ndim and kind.NUMBERS:
+        return labels, without_number(labels), ()
+    if labels.ndim and kind.name == "multiclass":
+        assert isinstance(file.labels, str)
+        return read_labels(columns, file.labels)
+    return labels, np.zeros(labels.shape[:1] or 0, np.bool_), ()
 
 
 def _shared_files(modalities: Sequence[Modality], part: Array) -> Iterator[str]:

@@ -35,6 +35,13 @@ def test_a_rare_class_is_in_train(count: int) -> None:
     assert np.count_nonzero(part[labels == 1] == 0) >= 1
 
 
+def test_nan_is_a_class_of_its_own() -> None:
+    labels = np.repeat([1.0, np.nan], 20)
+    numbers = np.repeat([1.0, 2.0], 20)
+    fractions = (0.6, 0.2, 0.2)
+    assert np.array_equal(draw_parts(labels, fractions, 0), draw_parts(numbers, fractions, 0))
+
+
 @pytest.mark.parametrize("samples", [0, 1, 7, 1000])
 def test_random_parts_cut_all_samples(samples: int) -> None:
     part = draw_parts(np.zeros(samples), (0.6, 0.2, 0.2), seed=3)

@@ -221,6 +221,23 @@ def test_a_table_of_many_strings_is_the_same_task(
     assert Source("title", TextFiles()).rows(files, text=True)[0].tolist() == ["a file"]
 
 
+@pytest.mark.parametrize("group", ["", ', group = "patient"'])
+@pytest.mark.parametrize("without", ["", "NaN"])
+def test_rows_without_a_label_change_nothing(tmp_path: Path, without: str, group: str) -> None:
+    rows = rows_of()
+    extra = [{**rows[n], "label": without, "age": 900, "patient": f"q{n}"} for n in range(5)]
+    drawn = ('split = "part"', DRAWN + group + "}")
+    expected = load(tmp_path, drawn, rows=rows)
+    skipped = (drawn[0], drawn[1] + '\nunlabelled = "skip"')
+    task = load(tmp_path, skipped, rows=[*rows, *extra])
+    assert len(task.left_out) == 5
+    assert np.array_equal(task.part, expected.part)
+    every = np.arange(len(rows))
+    facts, other = task.modality("facts"), expected.modality("facts")
+    assert np.array_equal(facts.data[facts.rows_of(every)], other.data[every])
+    assert facts.source == other.source
+
+
 def test_names_of_parts_in_any_case(tmp_path: Path) -> None:
     expected = load(tmp_path)
     rows = [{**row, "part": f" {row['part'].title()} "} for row in rows_of()]
