@@ -19,12 +19,15 @@ import torch
 from bmnas_export.measure import SampleInputs
 from bmnas_export.prepare import reference_network
 from bmnas_serve.app import create_app
+from bmnas_serve.manifest import Manifest, TaskSpec
 from bmnas_serve.session import Session
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from media_files import CLASSES, media_table, write_table
 
+from bmnas.cli.predict import _answers
 from bmnas.pipeline.trained import load_network
 from bmnas.tasks import load_task
+from bmnas.training.heads import MultilabelHead
 
 for package in ("PIL", "soundfile", "soxr", "tokenizers"):
     pytest.importorskip(package)
@@ -120,6 +123,19 @@ def test_what_cannot_be_predicted_is_told(folder: Path, tmp_path: Path) -> None:
     assert "received array 'weight', expected one of photo" in error
     for words in ((), (table, "--age", "3"), ("--age",), ("--age", "3", "x")):
         assert "expected" in one_line_error(bmnas_command("predict", folder / "bundle", *words))
+
+
+def test_labels_are_given_above_the_threshold_as_training_does() -> None:
+    manifest = Manifest(
+        "tags", TaskSpec("tags", "multilabel", "threshold"), (), (), CLASSES, {}, threshold=0.5
+    )
+    logits = torch.tensor([[0.0, 0.01, -0.01]])
+    outputs = {"probabilities": logits.sigmoid().numpy()}
+    header, (line,) = _answers(manifest, outputs)
+    assert header == ["labels", *CLASSES]
+    decided = MultilabelHead(0.5).decide(logits)[0].tolist()
+    assert line[0] == "|".join(name for name, own in zip(CLASSES, decided, strict=True) if own)
+    assert line[0] == CLASSES[1]
 
 
 def test_a_table_that_has_changed_since_training_is_not_exported(
