@@ -10,7 +10,7 @@ from typer import Argument, Option
 from bmnas.cli.options import Json, TaskOptions, grouped
 from bmnas.cli.output import next_command, print_json
 from bmnas.machine.errors import UserError
-from bmnas.pipeline.run_folder import Run, genotype_file
+from bmnas.pipeline.run_folder import Run, best_cells, genotype_file
 from bmnas.report.text import genotype_text
 from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.genotype import Genotype
@@ -70,7 +70,7 @@ def genotype(
         made, name = _for_task(module, pairs, source, seed)
     else:
         file = genotype_file(Path(pairs))
-        found = Genotype.load(file)
+        found = best_cells(file)
         shape = {"channels": found.channels, "length": found.length}
         taken = [cell.inputs for cell in found.cells]
         made = module_genotype(module, taken, found.features, **shape, pairs_name="found")

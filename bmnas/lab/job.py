@@ -20,7 +20,7 @@ from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.config import Config
 from bmnas.pipeline.context import RunContext, worded
 from bmnas.pipeline.robustness import measure_robustness
-from bmnas.pipeline.run_folder import Run
+from bmnas.pipeline.run_folder import Run, best_cells
 from bmnas.pipeline.search import search
 from bmnas.pipeline.train import train, train_fusion
 from bmnas.pipeline.trained import load_network
@@ -205,7 +205,7 @@ def _do_stages(job: Job, task: Task, folder: Path, runtime: Runtime, export: Exp
         search(task, strategy=job.strategy, space=job.space, **options)
     elif kind == "module" and not run.genotype.is_file():
         assert job.after is not None
-        found = Genotype.load(Run(folder / job.after).genotype)
+        found = best_cells(Run(folder / job.after).genotype)
         _module(name, found, job.config, job.seed).save(run.genotype)
     if "train" in job.stages:
         if kind == "fusion":

@@ -126,7 +126,9 @@ def config_within(
         planned = multiplied(timing.spent, timing.amounts, amounts)
         # It is trained twice, on train to be judged and then on both parts.
         samples = len(task.samples("train")) + len(task.samples("train", "validation"))
-        return planned["total"] + config.train.epochs * samples / timing.samples_per_second
+        networks = config.search.ensemble  # trained side by side
+        trained = networks * config.train.epochs * samples / timing.samples_per_second
+        return planned["total"] + trained
 
     low, high = _EFFORTS
     if seconds(low) > left:

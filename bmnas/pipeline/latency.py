@@ -184,7 +184,8 @@ class Trace(TorchDispatchMode):
     def _end(self, module: nn.Module, arguments: Any, output: Any) -> None:
         inside, self._inside = self._inside or [], None
         digest = hashlib.sha256("\n".join(inside).encode()).hexdigest()[:8]
-        shapes = " ".join(map(axes, _flattened(arguments)[0]))
+        # What it gives tells apart what its arguments and operations do not.
+        shapes = " ".join(map(axes, _flattened((arguments, output))[0]))
         self.parts.append(Part(f"{type(module).__name__} {shapes} {digest}", module, arguments))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

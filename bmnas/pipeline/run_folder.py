@@ -13,6 +13,9 @@ from typing import Any, Literal
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json
 from bmnas.report.metrics import RunMetrics
+from bmnas.spaces.cells.genotype import Genotype
+from bmnas.spaces.ensembles.space import Ensemble
+from bmnas.spaces.registry import architecture_from_dict, load_architecture
 
 #: What to do with results that are there already.
 Existing = Literal["refuse", "resume", "overwrite"]
@@ -40,6 +43,26 @@ _TRAIN_FILES = (
     "predictions.csv", "confusion.svg",
 )  # fmt: skip
 _TRAIN_METRICS = ("test", "weighing", "importance", "robustness", "parameters", "latency")
+
+
+def best_cells(file: Path) -> Genotype:
+    """Return the best network of Cells of the search that wrote the genotype ``file``.
+
+    Where it found something else that is the first in its ensemble, or the one that did best in its
+    short trainings. Raises UserError where there is none.
+    """
+    found = load_architecture(file)
+    networks = found.networks if isinstance(found, Ensemble) else (found,)
+    if (rerank := Run(file.parent).rerank).is_file():
+        records = [json.loads(line) for line in rerank.read_text(encoding="utf-8").splitlines()]
+        records.sort(key=lambda r: (-r.get("longer", 1), -r["worth"]))
+        networks += tuple(architecture_from_dict(r["genotype"], str(rerank)) for r in records)
+    for network in networks:
+        if isinstance(network, Genotype):
+            return network
+    raise UserError(
+        f"{file}: received {found.summary()}, expected Cells, or a search that compared some"
+    )
 
 
 class Run:

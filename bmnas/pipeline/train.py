@@ -251,7 +251,13 @@ def _prepare(
 def _check_limits(recorded: Mapping[str, Any], config: Config, genotype: Path) -> None:
     """Raise UserError where unimodal logits would be more than the search had room for."""
     kept = as_read(recorded.get("train", {})).get("unimodal_logits", False)
-    if recorded.get("target") and config.train.unimodal_logits and not kept:
+    target = recorded.get("target")
+    if target and config.train.unimodal_logits and not kept:
+        if not any(name.startswith("max_") for name in target):
+            raise UserError(
+                f"{genotype}: this point of the front was judged without unimodal logits, expected "
+                "a training without them: leave out --unimodal-logits and --preset"
+            )
         raise UserError(
             f"{genotype}: its search had no room for unimodal logits within its limits; leave out "
             "--unimodal-logits, or search again without limits"

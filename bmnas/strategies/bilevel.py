@@ -26,10 +26,12 @@ from bmnas.machine.costs import COMPILE
 from bmnas.machine.distributed import data_parallel, world_size
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import cores, seed_stage, worker_pool
+from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.cells.derive import derive_genotype
 from bmnas.spaces.cells.genotype import Genotype
 from bmnas.spaces.cells.operations import added_operations, register_all
 from bmnas.spaces.cells.supernet import Supernet
+from bmnas.spaces.ensembles.space import Ensemble
 from bmnas.strategies.problem import Member, Outcome, SearchProblem, StageCost, best_record, is_best
 from bmnas.strategies.rerank import rerank
 from bmnas.training.fit import descend, loss_of_logits, require_finite_loss
@@ -77,7 +79,9 @@ def search_bilevel(problem: SearchProblem) -> Outcome[Genotype]:
     outcome = rerank(problem, outcome, supernet, [member.genotype for member in ranked[1:]])
     if not members:
         return outcome
-    found_by = next((m for m in ranked if m.genotype == outcome.genotype), first)
+    found: Architecture = outcome.genotype
+    best = found.networks[0] if isinstance(found, Ensemble) else found
+    found_by = next((m for m in ranked if m.genotype == best), first)
     return dataclasses.replace(outcome, seed=found_by.seed, best_epoch=found_by.best_epoch)
 
 

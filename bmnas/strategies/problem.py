@@ -91,7 +91,7 @@ class SearchProblem:
                 labels = self.validation.labels
                 total = held_out_sum({"": found.logits, **self.unimodal}, labels, self.head)
                 score = self.head.score(total, labels)
-            if self.aim.target.keeps(cost):
+            if self.aim.within(cost):
                 forms.append({"unimodal_logits": heads, "score": score, **asdict(cost)})
         return forms
 

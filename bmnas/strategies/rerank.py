@@ -126,10 +126,14 @@ def compare(
 
 
 def _averaged(problem: SearchProblem, best: Sequence[Architecture]) -> Architecture:
-    """Return the ensemble of as many of the ``best`` as are within the limits together."""
+    """Return the ensemble of as many of the ``best`` as are within the limits together.
+
+    With unimodal logits where the first of them was compared with them.
+    """
+    form = (lambda _: None) if problem.aim is None else problem.aim.form
     for count in range(len(best), 1, -1):
         together = Ensemble(tuple(best[:count]))
-        if problem.confirms(together):
+        if form(together) == form(best[0]) and problem.confirms(together):
             return together
     return best[0]
 

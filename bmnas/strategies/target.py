@@ -112,25 +112,28 @@ class Aim:
     def form(self, candidate: Architecture) -> bool | None:
         """Return the first form that is expected to be within the limits; None: there is none."""
         for heads in self.forms:
-            if self.target.keeps(self.predict(candidate, heads=heads)):
+            if self.within(self.predict(candidate, heads=heads)):
                 return heads
         return None
+
+    def within(self, cost: Cost) -> bool:
+        """Tell whether ``cost`` is within the limits, with some room for the latency."""
+        latency = None if cost.latency_ms is None else _ROOM * cost.latency_ms
+        return self.target.keeps(Cost(latency, cost.parameters))
 
     def keeps(self, candidate: Architecture) -> bool:
         """Tell whether ``candidate`` is expected to be within the limits."""
         return self.form(candidate) is not None
 
     def confirms(self, candidate: Architecture, heads: bool | None = None) -> bool:
-        """Tell whether the whole network, measured, is within the limits too, with some room.
+        """Tell whether the whole network, measured, is within the limits too.
 
         With ``heads`` as given, else in its ``form``.
         """
         heads = self.form(candidate) if heads is None else heads
         if heads is None:
             return False
-        found = self.costs.measure(self.final(candidate), heads=heads)
-        latency = None if found.latency_ms is None else _ROOM * found.latency_ms
-        return self.target.keeps(Cost(latency, found.parameters))
+        return self.within(self.costs.measure(self.final(candidate), heads=heads))
 
     def check(self, space: SearchSpace[Any]) -> None:
         """Raise UserError where none of many networks that are drawn is within the limits."""
@@ -146,7 +149,8 @@ class Aim:
         """Return the error that says the least there is, among ``seen``."""
         latency = min((cost.latency_ms for cost in seen if cost.latency_ms is not None), default=0)
         least = {
-            "max_latency_ms": f"the fastest takes {latency:.3g} ms on this machine",
+            "max_latency_ms": f"the fastest takes {latency:.3g} ms on this machine, "
+            f"{_ROOM * latency:.3g} with room",
             "max_parameters": f"the smallest has {min(cost.parameters for cost in seen):,} weights",
         }
         given = self.target.limits

@@ -14,7 +14,7 @@ from onnxscript import ir
 from torch import Tensor, nn
 
 from bmnas.machine.costs import measure_latency
-from bmnas_export.fold import fold_norms
+from bmnas_export.fold import drop_open_masks, fold_norms
 from bmnas_export.graph import translate
 from bmnas_export.prepare import exportable
 
@@ -36,6 +36,7 @@ def time_module(module: nn.Module, inputs: Sequence[Tensor]) -> float:
     ]
     program = translate(exportable(module), specs)
     fold_norms(program.model)
+    drop_open_masks(program.model)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "module.onnx"
         path.write_bytes(ir.serde.serialize_model(program.model).SerializeToString())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from tiny_networks import tiny_network, tiny_task
 from tiny_problems import tiny_problem
 
 from bmnas.machine.costs import count_parameters
+from bmnas.machine.errors import UserError
 from bmnas.pipeline.multimodal import MultimodalNetwork, parameter_counts
+from bmnas.pipeline.run_folder import best_cells
 from bmnas.pipeline.trained import TrainedNetwork, load_network
 from bmnas.spaces.architecture import Architecture, GenotypeError
 from bmnas.spaces.cells.known import known_genotype
@@ -19,8 +23,10 @@ from bmnas.spaces.ensembles.space import Ensemble
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.mmnas.known import known_sequence
 from bmnas.spaces.registry import architecture_from_dict, build_fusion, describe
+from bmnas.strategies import rerank
 from bmnas.strategies.bilevel import search_bilevel
 from bmnas.strategies.problem import SearchProblem
+from bmnas.strategies.target import Aim, Cost, Target
 from bmnas.training.heads import head_for
 
 CHANNELS = {"m0.1": 3, "m0.2": 5, "m1.1": 4}
@@ -158,3 +164,46 @@ def test_as_many_networks_as_a_limit_has_room_for(
     monkeypatch.setattr(SearchProblem, "confirms", confirms)
     problem = tiny_problem(tmp_path, ensemble=3, rerank=1, rivals=True, candidate_epochs=2)
     assert len(search_bilevel(problem).genotype.networks) == 2  # type: ignore[attr-defined]
+
+
+def test_within_limits_none_loses_the_unimodal_logits_it_was_compared_with(
+    tmp_path: Path,
+) -> None:
+    class Costs:
+        """A millisecond for each network, five for all unimodal ones."""
+
+        def predict(self, architecture: Architecture, *, heads: bool) -> Cost:
+            each = architecture.networks if isinstance(architecture, Ensemble) else (architecture,)
+            return Cost(len(each) + 5.0 * heads, 1)
+
+        measure = predict
+
+    def averaged(limit: float) -> tuple[int, bool | None]:
+        target = Target(max_latency_ms=limit, timer=lambda *_: 0.0)
+        aim = Aim(target, Costs(), lambda found: found, (True, False))
+        problem = dataclasses.replace(tiny_problem(tmp_path), aim=aim)
+        found = rerank._averaged(problem, NETWORKS[:3])
+        each = found.networks if isinstance(found, Ensemble) else (found,)
+        return len(each), aim.form(found)
+
+    assert averaged(6.5) == (1, True)
+    assert averaged(7.5) == (2, True)
+    assert averaged(3.5) == (3, False)
+
+
+@pytest.mark.parametrize("found", [Ensemble((NamedFusion("gmu", 4, 2), CELLS)), NETWORKS[1]])
+def test_cells_of_a_search_that_found_something_else(found: Architecture, tmp_path: Path) -> None:
+    found.save(tmp_path / "genotype.json")
+    records = [
+        {"worth": 0.9, "genotype": NETWORKS[1].to_dict()},
+        {"worth": 0.5, "genotype": CELLS.to_dict()},
+    ]
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "rerank.jsonl").write_text(text)
+    assert best_cells(tmp_path / "genotype.json") == CELLS
+
+
+def test_a_search_without_cells_is_told(tmp_path: Path) -> None:
+    NETWORKS[1].save(tmp_path / "genotype.json")
+    with pytest.raises(UserError, match=r"genotype.json: received fusion gmu.*expected Cells"):
+        best_cells(tmp_path / "genotype.json")
