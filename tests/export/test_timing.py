@@ -30,7 +30,7 @@ class Pooled(nn.Module):
 
 
 def test_a_module_is_timed_as_a_graph() -> None:
-    assert 0 < time_module(Pooled().eval(), [torch.rand(1, 3, 7)]) < 1000
+    assert time_module(Pooled().eval(), [torch.rand(1, 3, 7)]) > 0
 
 
 def test_parts_may_take_tensors_in_dataclasses(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_parts_may_take_tensors_in_dataclasses(tmp_path: Path) -> None:
     block = Block("ga", 8, 4, 2, "layer", 0.0).eval()
     table = LatencyTable(tmp_path / "latencies.json", time_module)
     found = table.part("block", block, (torch.rand(1, 5, 8), around))
-    assert found > 0
+    assert found >= 0  # less what an empty graph takes, by this clock
     assert table.part("block", block, ()) == found  # it is known
 
 
