@@ -1,8 +1,8 @@
 """What networks cost once they are served: their weights, and latency as a table of parts says.
 
 A network is cut into backbones up to the deepest stage that is read, the pooling of each feature,
-the parts that its fusion network names (``Fusion.parts``), the operations between these, counted,
-and what the task's head serves. A prediction adds up.
+the parts that its fusion network names (``Fusion.timed_parts``), the operations between these,
+counted, and what the task's head serves. A prediction adds up.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class NetworkCosts:
         masks = [reading.mask(x, self._masks[n]) for n, x in zip(raw, kept, strict=True)]
         arguments = (kept,) if None in masks else (kept, masks)
         trace = Trace()
-        logits = logits_of(trace.run(fusion, fusion.parts(), arguments))
+        logits = logits_of(trace.run(fusion, fusion.timed_parts(), arguments))
         table = self._table
         latency = trace.between * table.operation
         latency += sum(table.part(part.key, part.module, part.arguments) for part in trace.parts)

@@ -47,7 +47,7 @@ class Fusion(nn.Module):
         """
         return head.loss(logits_of(output), labels)
 
-    def parts(self) -> Sequence[nn.Module]:
+    def timed_parts(self) -> Sequence[nn.Module]:
         """Return the modules that do its work, none inside another, each timed once by itself.
 
         Networks of one space share most of theirs. By default it is one part.

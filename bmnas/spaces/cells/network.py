@@ -72,7 +72,7 @@ class FusionNetwork(Fusion):
         """The linear layer of the head."""
         return self.head.classifier
 
-    def parts(self) -> Sequence[nn.Module]:
+    def timed_parts(self) -> Sequence[nn.Module]:
         """Return projections, operations, ends of Cells, and the head."""
         cells = [cast(FusionCell, cell) for cell in self.cells]
         inside = [part for cell in cells for part in (*cell.operations, cell.output)]

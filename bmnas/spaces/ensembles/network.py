@@ -36,9 +36,9 @@ class EnsembleFusion(Fusion):
         """The classifiers of all networks."""
         return nn.ModuleList(network.classifier for network in self._each)
 
-    def parts(self) -> Sequence[nn.Module]:
+    def timed_parts(self) -> Sequence[nn.Module]:
         """Return those of all networks."""
-        return [part for network in self._each for part in network.parts()]
+        return [part for network in self._each for part in network.timed_parts()]
 
     def loss(self, head: TaskHead, output: Output, labels: Tensor) -> Tensor:
         """Return the mean of the networks' own losses of what ``forward`` gave in training."""

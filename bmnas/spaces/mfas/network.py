@@ -100,7 +100,7 @@ class MFASNetwork(Fusion):
         widths = (genotype.inner_size, *(channels_raw[name] for name in self.heads))
         self.classifiers = nn.ModuleList(nn.Linear(width, classes) for width in widths)
 
-    def parts(self) -> Sequence[nn.Module]:
+    def timed_parts(self) -> Sequence[nn.Module]:
         """Return fusion layers and classifiers."""
         return (*self.layers, *self.classifiers)
 

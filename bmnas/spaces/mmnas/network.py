@@ -134,7 +134,7 @@ class EncoderDecoder(Fusion):
         encoded = self.encode(read)[place]
         return self.decode(encoded, dataclasses.replace(read, counted=read.counted[place]))
 
-    def parts(self) -> Sequence[nn.Module]:
+    def timed_parts(self) -> Sequence[nn.Module]:
         """Return what reads tokens, all blocks, and what ends them."""
         first = [self.sequence, self.project, *([] if self.relations is None else [self.relations])]
         last = [*self.summaries, *([self.place] if self.regionwise else []), self.norm, self.output]

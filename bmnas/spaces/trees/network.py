@@ -70,7 +70,7 @@ class TreeFusion(Fusion):
         self.norm = nn.BatchNorm1d(width)
         self.output = nn.Linear(width, classes)
 
-    def parts(self) -> Sequence[nn.Module]:
+    def timed_parts(self) -> Sequence[nn.Module]:
         """Return all leaves, the layers that join two vectors, and what ends the tree."""
         return (*self.leaves, *self.merges, self.norm, self.output)
 
