@@ -19,7 +19,7 @@ from bmnas_serve import manifest as bundle
 from bmnas_serve.codec import InferRequest, encode_response, encode_tensor
 from bmnas_serve.errors import InferenceError, ServeError
 from bmnas_serve.manifest import InputSpec, Manifest, TargetSpec, TaskSpec, TensorSpec
-from bmnas_serve.metadata import MODEL_VERSION
+from bmnas_serve.repository import MODEL_VERSION
 from bmnas_serve.session import Session
 
 from bmnas.machine.costs import Latency, versions

@@ -18,8 +18,8 @@ from starlette.routing import Route
 from bmnas_serve import metadata
 from bmnas_serve.codec import JSON_ONLY, InferRequest, decode_request, encode_response
 from bmnas_serve.errors import FormatError, InferenceError, RequestError, shorten
-from bmnas_serve.lifecycle import Lifecycle, Predictor
-from bmnas_serve.session import Session
+from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.repository import Repository, Served
 
 MAX_BATCH = 1024
 MAX_BODY_BYTES = 32 * 2**20
@@ -51,18 +51,18 @@ class JsonResponse(Response):
 
 
 def create_app(
-    session: Session,
+    repository: Repository,
     *,
     lifecycle: Lifecycle | None = None,
     max_batch: int = MAX_BATCH,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Starlette:
-    """Return the ASGI application that serves one model.
+    """Return the ASGI application that serves the models of ``repository``, and closes it.
 
     ``lifecycle`` is shared with whoever stops the server. Larger batches than ``max_batch`` are
     answered with 400, larger bodies than ``max_body_bytes`` with 413.
     """
-    endpoints = _Endpoints(session, lifecycle or Lifecycle(), max_batch, max_body_bytes)
+    endpoints = _Endpoints(repository, lifecycle or Lifecycle(), max_batch, max_body_bytes)
     return Starlette(
         routes=endpoints.routes(),
         exception_handlers=dict.fromkeys(_ERRORS, _on_error),
@@ -72,9 +72,9 @@ def create_app(
 
 class _Endpoints:
     def __init__(
-        self, session: Session, lifecycle: Lifecycle, max_batch: int, max_body_bytes: int
+        self, repository: Repository, lifecycle: Lifecycle, max_batch: int, max_body_bytes: int
     ) -> None:
-        self._session = session
+        self._repository = repository
         self._lifecycle = lifecycle
         self._max_batch = max_batch
         self._max_body_bytes = max_body_bytes
@@ -97,18 +97,18 @@ class _Endpoints:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        with Predictor(self._session) as app.state.predictor:
-            self._lifecycle.started = True
-            try:
-                yield
-            finally:
-                self._lifecycle.started = False
+        self._lifecycle.started = True
+        try:
+            yield
+        finally:
+            self._lifecycle.started = False
+            self._repository.close()
 
     async def index(self, request: Request) -> Response:
         base_url = str(request.base_url).rstrip("/")
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(metadata.index_page(self._session, base_url))
-        return JsonResponse(metadata.index_data(self._session, base_url))
+            return HTMLResponse(metadata.index_page(self._repository.served(), base_url))
+        return JsonResponse(metadata.index_data(self._repository.served(), base_url))
 
     async def server(self, request: Request) -> Response:
         return JsonResponse(metadata.server_metadata())
@@ -120,60 +120,50 @@ class _Endpoints:
         return self._readiness({})
 
     async def model(self, request: Request) -> Response:
-        self._check_model(request)
-        return JsonResponse(metadata.model_metadata(self._session))
+        served = self._served(request)
+        versions = self._repository.versions(served.name)
+        return JsonResponse(metadata.model_metadata(served.session, versions))
 
     async def model_ready(self, request: Request) -> Response:
-        self._check_model(request)
-        return self._readiness({"name": self._session.name})
+        return self._readiness({"name": self._served(request).name})
 
     def _readiness(self, body: dict[str, Any]) -> Response:
         ready = self._lifecycle.ready
         return JsonResponse({**body, "ready": ready}, status_code=200 if ready else 503)
 
     async def example(self, request: Request) -> Response:
-        self._check_model(request)
-        return JsonResponse(metadata.example_request(self._session))
+        return JsonResponse(metadata.example_request(self._served(request).session))
 
     async def infer(self, request: Request) -> Response:
         """Decode, predict, encode: the three steps stay apart."""
-        with self._lifecycle.request():
-            self._check_model(request)
+        with self._lifecycle.request(), self._served(request).held() as served:
             _check_headers(request)
             received = await _read_body(request, self._max_body_bytes)
             if len(received) <= _SMALL_BYTES:
-                asked = self._decode(received)
+                asked = self._decode(served, received)
             else:
-                asked = await run_in_threadpool(self._decode, received)
-            predictor: Predictor = request.app.state.predictor
-            outputs = await predictor.predict(asked.inputs)
+                asked = await run_in_threadpool(self._decode, served, received)
+            outputs = await served.predict(asked.inputs)
             if sum(array.size for array in outputs.values()) <= _SMALL_NUMBERS:
-                return self._answer(asked, outputs)
-            return await run_in_threadpool(self._answer, asked, outputs)
+                return self._answer(served, asked, outputs)
+            return await run_in_threadpool(self._answer, served, asked, outputs)
 
-    def _decode(self, received: bytes) -> InferRequest:
-        session = self._session
+    def _decode(self, served: Served, received: bytes) -> InferRequest:
+        session = served.session
         return decode_request(received, session.inputs, session.outputs, self._max_batch)
 
-    def _answer(self, asked: InferRequest, outputs: dict[str, NDArray[Any]]) -> Response:
-        body = encode_response(self._session.name, metadata.MODEL_VERSION, asked, outputs)
+    def _answer(
+        self, served: Served, asked: InferRequest, outputs: dict[str, NDArray[Any]]
+    ) -> Response:
+        body = encode_response(served.name, served.version, asked, outputs)
         return JsonResponse(body, headers=self._closing())
 
     def _closing(self) -> dict[str, str]:
         # While draining, clients shall come back through a new connection: to another server.
         return {"connection": "close"} if self._lifecycle.draining else {}
 
-    def _check_model(self, request: Request) -> None:
-        name = request.path_params["name"]
-        if name != self._session.name:
-            raise RequestError(
-                404, f"received the model {shorten(name)}, expected {self._session.name!r}"
-            )
-        version = request.path_params.get("version", metadata.MODEL_VERSION)
-        if version != metadata.MODEL_VERSION:
-            raise RequestError(
-                404, f"received the version {shorten(version)}, expected {metadata.MODEL_VERSION!r}"
-            )
+    def _served(self, request: Request) -> Served:
+        return self._repository.get(request.path_params["name"], request.path_params.get("version"))
 
 
 def _check_headers(request: Request) -> None:

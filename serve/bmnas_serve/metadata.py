@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,10 +14,8 @@ import numpy as np
 from bmnas_serve.codec import encode_tensor
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.manifest import InputSpec, TensorSpec
+from bmnas_serve.repository import MODEL_VERSION, Served
 from bmnas_serve.session import Session
-
-#: A bundle holds one version of a model.
-MODEL_VERSION = "1"
 
 
 def server_metadata() -> dict[str, Any]:
@@ -24,15 +23,15 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "bmnas", "version": _package_version(), "extensions": []}
 
 
-def model_metadata(session: Session) -> dict[str, Any]:
-    """Return the protocol's metadata of the model.
+def model_metadata(session: Session, versions: Sequence[str] = (MODEL_VERSION,)) -> dict[str, Any]:
+    """Return the protocol's metadata of the model, of which ``versions`` are served.
 
     Beyond the protocol, ``parameters`` holds what the bundle says: task, class names, threshold,
     and for each tensor its meaning and preprocessing.
     """
     metadata: dict[str, Any] = {
         "name": session.name,
-        "versions": [MODEL_VERSION],
+        "versions": list(versions),
         "platform": "onnxruntime_onnx",
         "inputs": [_tensor_metadata(tensor) for tensor in session.inputs],
         "outputs": [_tensor_metadata(tensor) for tensor in session.outputs],
@@ -59,15 +58,18 @@ def example_request(session: Session) -> dict[str, Any]:
     }
 
 
-def index_data(session: Session, base_url: str) -> dict[str, Any]:
+def index_data(served: Sequence[Served], base_url: str) -> dict[str, Any]:
     """Return the index as JSON-ready plain data; ``base_url`` ends without a slash.
 
-    ``example`` is a shell command that sends one sample of zeros to the model.
+    ``example`` is a shell command that sends one sample of zeros to the first model.
     """
-    root = f"/v2/models/{session.name}"
-    sample, infer = (shlex.quote(f"{base_url}{root}/{end}") for end in ("example.json", "infer"))
+    root = "/v2/models/{name}"
+    name = served[0].name if served else "NAME"
+    sample, infer = (
+        shlex.quote(f"{base_url}/v2/models/{name}/{end}") for end in ("example.json", "infer")
+    )
     return {
-        "model": model_metadata(session),
+        "models": [model_metadata(one.session, (one.version,)) for one in served],
         "endpoints": {
             "GET /v2": "the server: name and version",
             "GET /v2/health/live": "200 while the process runs",
@@ -81,16 +83,17 @@ def index_data(session: Session, base_url: str) -> dict[str, Any]:
     }
 
 
-def index_page(session: Session, base_url: str) -> str:
+def index_page(served: Sequence[Served], base_url: str) -> str:
     """Return the index as an HTML page; every text that comes from outside is escaped."""
-    index = index_data(session, base_url)
+    index = index_data(served, base_url)
     example = escape(index.pop("example"))
-    name, details = escape(session.name), escape(json.dumps(index, indent=2))
+    name = escape(", ".join(dict.fromkeys(one.name for one in served)))
+    details = escape(json.dumps(index, indent=2))
     style = "body { max-width: 56rem; margin: 2rem auto } pre { white-space: pre-wrap }"
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{name}</title><style>{style}</style>
 <h1>{name}</h1>
-<p>A model served by bmnas over the Open Inference Protocol v2. One sample of zeros, sent to it:</p>
+<p>Served by bmnas over the Open Inference Protocol v2. One sample of zeros, sent to it:</p>
 <pre>{example}</pre>
 <p>What it takes and gives (a length of -1 is the batch), and where to ask:</p>
 <pre>{details}</pre>

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +19,7 @@ import uvicorn
 from bmnas_serve.app import MAX_BATCH, MAX_BODY_BYTES, create_app
 from bmnas_serve.errors import ServeError, one_line
 from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.repository import Repository
 from bmnas_serve.runner import CPU
 from bmnas_serve.session import Session
 
@@ -41,7 +43,7 @@ def serve(
     max_body_bytes: int = MAX_BODY_BYTES,
     drain_seconds: float = DRAIN_SECONDS,
 ) -> None:
-    """Serve a bundle folder or a bare ``.onnx`` file until SIGTERM or SIGINT; then return.
+    """Serve what ``Repository.open`` finds at ``model`` until SIGTERM or SIGINT; then return.
 
     ``target`` is as in ``Session.open``.
     Port 0 takes any free port; the address is printed to standard error when the server is
@@ -50,12 +52,14 @@ def serve(
     Raises ServeError when the address cannot be had, BundleError when the model cannot be opened.
     """
     with _bind(host, port) as listener:
-        session = Session.open(
-            model, target=target, intra_op_threads=intra_op_threads, providers=providers
+        open_session = partial(
+            Session.open, target=target, intra_op_threads=intra_op_threads, providers=providers
         )
+        repository = Repository.open(model, open_session)
+        names = ", ".join(dict.fromkeys(served.name for served in repository.served()))
         lifecycle = Lifecycle()
         app = create_app(
-            session, lifecycle=lifecycle, max_batch=max_batch, max_body_bytes=max_body_bytes
+            repository, lifecycle=lifecycle, max_batch=max_batch, max_body_bytes=max_body_bytes
         )
         config = uvicorn.Config(
             app,
@@ -66,7 +70,7 @@ def serve(
             ws="none",
             timeout_graceful_shutdown=max(1, round(drain_seconds)),
         )
-        message = f"serving {session.name} at {_address(listener)} (stop with Ctrl-C)"
+        message = f"serving {names} at {_address(listener)} (stop with Ctrl-C)"
         # uvicorn has one line for requests that a stop cancels; a traceback of each is noise.
         logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         server = _Server(config, lifecycle, drain_seconds, lambda: _say(message))

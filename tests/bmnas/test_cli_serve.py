@@ -82,7 +82,7 @@ def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
 
 
 def test_two_builds_of_onnxruntime_are_a_user_error(tmp_path, monkeypatch):
-    for name in ("server", "app", "session", "runner", "lifecycle", "metadata"):
+    for name in ("server", "app", "session", "runner", "lifecycle", "metadata", "repository"):
         monkeypatch.delitem(sys.modules, f"bmnas_serve.{name}", raising=False)
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: object())
     with pytest.raises(UserError, match="both onnxruntime and onnxruntime-gpu are installed"):

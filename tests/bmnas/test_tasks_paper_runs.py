@@ -11,6 +11,7 @@ import pytest
 import torch
 from bmnas_serve.app import create_app
 from bmnas_serve.codec import encode_tensor
+from bmnas_serve.repository import Repository
 from bmnas_serve.session import Session
 from command_line import bmnas_command, write_tiny_preset
 from mmimdb_files import write_hdf5
@@ -78,7 +79,7 @@ def expect_answer(bundle: Path, run: Path, sample: dict[str, np.ndarray]) -> Non
     session = Session.open(bundle, intra_op_threads=1)
     network = load_network(run / "network.safetensors").network.eval()
     asked = {spec.name: sample[spec.name] for spec in session.inputs}
-    with TestClient(create_app(session)) as client:
+    with TestClient(create_app(Repository.of_session(session))) as client:
         inputs = [encode_tensor(name, array) for name, array in asked.items()]
         answer = client.post(f"/v2/models/{session.name}/infer", json={"inputs": inputs})
     assert answer.status_code == 200, answer.text

@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 from bmnas_export import export_bundle
 from bmnas_serve.app import create_app
 from bmnas_serve.codec import encode_tensor
+from bmnas_serve.repository import Repository
 from bmnas_serve.session import Session
 from hf_families import RATE, TEXTS, save_family
 from starlette.testclient import TestClient
@@ -70,7 +71,7 @@ def test_what_is_served_is_what_was_trained(names: tuple[str, ...], tmp_path: Pa
             for name, x in zip(trained.network.modalities, inputs, strict=True)
         ]
     }
-    with TestClient(create_app(session)) as client:
+    with TestClient(create_app(Repository.of_session(session))) as client:
         answer = client.post(f"/v2/models/{session.name}/infer", json=body).json()
     outputs = {output["name"]: output for output in answer["outputs"]}
     found = np.reshape(outputs["probabilities"]["data"], expected.shape)

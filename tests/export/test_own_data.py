@@ -20,6 +20,7 @@ from bmnas_export.measure import SampleInputs
 from bmnas_export.prepare import reference_network
 from bmnas_serve.app import create_app
 from bmnas_serve.manifest import Manifest, TaskSpec
+from bmnas_serve.repository import Repository
 from bmnas_serve.session import Session
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from media_files import CLASSES, media_table, write_table
@@ -161,7 +162,8 @@ def test_a_table_that_has_changed_since_training_is_not_exported(
 
 
 def test_the_example_of_the_bundle_is_answered(folder: Path) -> None:
-    app = create_app(Session.open(folder / "bundle", intra_op_threads=1))
+    session = Session.open(folder / "bundle", intra_op_threads=1)
+    app = create_app(Repository.of_session(session))
 
     async def ask() -> Any:
         transport = httpx.ASGITransport(app)

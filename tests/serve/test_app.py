@@ -12,6 +12,7 @@ import pytest
 from bmnas_serve.app import create_app
 from bmnas_serve.codec import encode_tensor
 from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.repository import Repository
 from bmnas_serve.session import Session
 from onnx import TensorProto, helper
 from tiny_bundles import CLASSES, sample, save_bundle, save_model, value
@@ -31,7 +32,7 @@ def talk(
 
     @contextlib.asynccontextmanager
     async def client() -> AsyncIterator[httpx.AsyncClient]:
-        app = create_app(session, **options)
+        app = create_app(Repository.of_session(session), **options)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
@@ -272,8 +273,8 @@ def test_a_defect_does_not_leak(session, monkeypatch):
 
 def test_index_for_programs(session):
     body = get(session, "/").json()
-    assert body["model"]["name"] == "pets"
-    assert "POST /v2/models/pets/infer" in body["endpoints"]
+    assert [model["name"] for model in body["models"]] == ["pets"]
+    assert "POST /v2/models/{name}/infer" in body["endpoints"]
     assert body["example"].startswith("curl -s http://pets.test/v2/models/pets/example.json |")
 
 

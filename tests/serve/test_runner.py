@@ -12,6 +12,7 @@ from bmnas_serve.app import create_app
 from bmnas_serve.codec import encode_tensor
 from bmnas_serve.errors import BundleError
 from bmnas_serve.manifest import TensorSpec
+from bmnas_serve.repository import Repository
 from bmnas_serve.runner import Description, OnnxRunner, Runner
 from bmnas_serve.session import Session
 from starlette.testclient import TestClient
@@ -47,7 +48,7 @@ def test_a_runner_of_ones_own_is_served(tmp_path):
     folder = save_bundle(tmp_path / "pets")
     model = folder / bundle.MODEL_FILE
     session = Session.of_bundle(Even.open(model), bundle.load(folder), model)
-    with TestClient(create_app(session)) as client:
+    with TestClient(create_app(Repository.of_session(session))) as client:
         inputs = [encode_tensor(name, array) for name, array in sample(2).items()]
         answer = client.post("/v2/models/pets/infer", json={"inputs": inputs}).json()
     found = {tensor["name"]: tensor["data"] for tensor in answer["outputs"]}

@@ -1,0 +1,225 @@
+"""The models that are served: one or several, each in one or several versions.
+
+A model can be loaded again while it is served. Requests that hold the version before it are
+answered by that one, and it is closed after the last of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from bmnas_serve.errors import BundleError, RequestError, shorten
+from bmnas_serve.lifecycle import Predictor
+from bmnas_serve.manifest import MANIFEST_FILE
+from bmnas_serve.session import Session
+
+#: A bundle holds one version of a model; this one, unless its folder is called otherwise.
+MODEL_VERSION = "1"
+
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+
+#: Where each version of each model lies: folders by version, by name.
+Places = Mapping[str, Mapping[str, Path]]
+
+
+class Served:
+    """One version of a model, open. Used from the event loop's thread only."""
+
+    def __init__(self, session: Session, version: str) -> None:
+        self.session = session
+        self.version = version
+        self._resources = contextlib.ExitStack()
+        self._predictor = self._resources.enter_context(Predictor(session))
+        self._holders = 0
+        self._retired = False
+
+    @property
+    def name(self) -> str:
+        """Return the name of the model."""
+        return self.session.name
+
+    async def predict(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Return every output for checked ``inputs``, by name; see ``Predictor.predict``.
+
+        Only while it is held: a version that nobody holds may be closed.
+        """
+        return await self._predictor.predict(inputs)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Self]:
+        """Keep this version open while the block runs, whatever replaces it meanwhile."""
+        self._holders += 1
+        try:
+            yield self
+        finally:
+            self._holders -= 1
+            self._close_if_unused()
+
+    def retire(self) -> None:
+        """Close this version as soon as nobody holds it."""
+        self._retired = True
+        self._close_if_unused()
+
+    def close(self) -> None:
+        """Drop the runs that wait; returns when the one under way has ended."""
+        self._resources.close()
+
+    def _close_if_unused(self) -> None:
+        if self._retired and not self._holders:
+            # In a thread: a run whose client has gone may still be under way.
+            asyncio.get_running_loop().run_in_executor(None, self.close)
+
+
+class Repository:
+    """What is served, by name and version; ``open`` and ``of_session`` make one.
+
+    ``load`` opens the bundles that lie in ``places()`` through ``open_session``. Used from the
+    event loop's thread only.
+    """
+
+    def __init__(self, places: Callable[[], Places], open_session: Callable[[Path], Session]):
+        self._places = places
+        self._open_session = open_session
+        self._served: dict[str, dict[str, Served]] = {}
+        self._failures: dict[str, str] = {}
+        self._loading = asyncio.Lock()
+
+    @classmethod
+    def open(cls, path: Path, open_session: Callable[[Path], Session]) -> Self:
+        """Return a repository with every model of ``path`` open.
+
+        ``path`` is a bundle folder or a bare ``.onnx`` file; or a folder of bundles: a folder in
+        it is a model of that name, and holds a bundle, or folders called 1, 2, … with a bundle
+        each. Raises BundleError when one of them cannot be opened.
+        """
+        if path.is_dir() and not (path / MANIFEST_FILE).exists() and _bundles_of(path):
+            repository = cls(lambda: _bundles_of(path), open_session)
+            for name, versions in _bundles_of(path).items():
+                repository._put(name, repository._open(name, versions))
+            return repository
+        return cls._of_one(open_session(path), path, open_session)
+
+    @classmethod
+    def of_session(cls, session: Session) -> Self:
+        """Return a repository of one session that is open already."""
+        return cls._of_one(session, Path(session.name), lambda path: session)
+
+    @classmethod
+    def _of_one(cls, session: Session, path: Path, open_session: Callable[[Path], Session]) -> Self:
+        places = {session.name: {MODEL_VERSION: path}}
+        repository = cls(lambda: places, open_session)
+        repository._put(session.name, {MODEL_VERSION: session})
+        return repository
+
+    def get(self, name: str, version: str | None = None) -> Served:
+        """Return a version of a model, None for the newest; raises RequestError (404)."""
+        if name not in self._served:
+            raise _unknown("model", name, self._served)
+        versions = self._served[name]
+        if version is None:
+            return versions[max(versions, key=int)]
+        if version not in versions:
+            raise _unknown("version", version, versions)
+        return versions[version]
+
+    def versions(self, name: str) -> tuple[str, ...]:
+        """Return the versions of a model that are served; raises RequestError (404)."""
+        return tuple(self._served[self.get(name).name])
+
+    def served(self) -> list[Served]:
+        """Return every version that is served."""
+        return [version for versions in self._served.values() for version in versions.values()]
+
+    async def index(self) -> list[dict[str, str]]:
+        """Return the protocol's index: each version that is or could be served, and its state."""
+        found = await asyncio.to_thread(self._places)
+        entries = []
+        for name in sorted(self._served.keys() | found.keys()):
+            served = self._served.get(name, {})
+            for version in sorted({*served, *found.get(name, ())}, key=int):
+                ready = version in served
+                entries.append(
+                    {
+                        "name": name,
+                        "version": version,
+                        "state": "READY" if ready else "UNAVAILABLE",
+                        "reason": "" if ready else self._failures.get(name, "not loaded"),
+                    }
+                )
+        return entries
+
+    async def load(self, name: str) -> None:
+        """Open every version of a model, and serve them in the place of what was served.
+
+        Raises RequestError: 404 when there is no such model, 400 when a version of it cannot be
+        opened; then what was served goes on.
+        """
+        async with self._loading:
+            found = await asyncio.to_thread(self._places)
+            if name not in found:
+                raise _unknown("model", name, found)
+            try:
+                sessions = await asyncio.to_thread(self._open, name, found[name])
+            except BundleError as error:
+                self._failures[name] = str(error)
+                goes_on = "; what was served goes on" if name in self._served else ""
+                raise RequestError(400, f"cannot load {name!r}: {error}{goes_on}") from error
+            self._put(name, sessions)
+
+    def unload(self, name: str) -> None:
+        """Serve a model no more; requests that hold it are answered. Raises RequestError (404)."""
+        self._remove(self.get(name).name)
+
+    def close(self) -> None:
+        """Close everything; the runs that wait are dropped."""
+        for version in self.served():
+            version.close()
+        self._served.clear()
+
+    def _open(self, name: str, versions: Mapping[str, Path]) -> dict[str, Session]:
+        sessions = {version: self._open_session(path) for version, path in versions.items()}
+        for session in sessions.values():
+            session.name = name
+        return sessions
+
+    def _put(self, name: str, sessions: Mapping[str, Session]) -> None:
+        opened = {version: Served(session, version) for version, session in sessions.items()}
+        self._remove(name)
+        self._failures.pop(name, None)
+        self._served[name] = opened
+
+    def _remove(self, name: str) -> None:
+        for version in self._served.pop(name, {}).values():
+            version.retire()
+
+
+def _bundles_of(folder: Path) -> dict[str, dict[str, Path]]:
+    """Return the bundles of a folder of models."""
+    models = {}
+    for model in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if model.name.startswith("."):  # what Kubernetes and git keep beside the files
+            continue
+        versions = (
+            {MODEL_VERSION: model} if (model / MANIFEST_FILE).exists() else _versions_of(model)
+        )
+        if versions:
+            models[model.name] = versions
+    return models
+
+
+def _versions_of(model: Path) -> dict[str, Path]:
+    found = [path for path in model.iterdir() if _VERSION.fullmatch(path.name)]
+    found = [path for path in found if (path / MANIFEST_FILE).exists()]
+    return {path.name: path for path in sorted(found, key=lambda path: int(path.name))}
+
+
+def _unknown(role: str, received: str, known: Mapping[str, Any]) -> RequestError:
+    expected = f"expected {', '.join(map(repr, known))}" if known else "but none is served"
+    return RequestError(404, f"received the {role} {shorten(received)}, {expected}")
