@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 from numpy.typing import NDArray
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from bmnas_serve import metadata
+from bmnas_serve.bodies import Bodies
 from bmnas_serve.codec import JSON_ONLY, InferRequest, decode_request, encode_response
 from bmnas_serve.errors import FormatError, InferenceError, RequestError, shorten
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.repository import Repository, Served
 
 MAX_BATCH = 1024
-MAX_BODY_BYTES = 32 * 2**20
 
-#: Bodies up to these sizes are read and written at once: a thread would take longer to wake up.
-#: Larger ones go to a thread, so that the event loop goes on between their objects.
-_SMALL_BYTES = 4096
-_SMALL_NUMBERS = 512
+#: About what a number takes in a body, in bytes.
+_NUMBER_BYTES = 8
 
 
 #: What is answered in JSON; ``Exception`` is a defect, which the server's log tells in full.
@@ -55,14 +52,14 @@ def create_app(
     *,
     lifecycle: Lifecycle | None = None,
     max_batch: int = MAX_BATCH,
-    max_body_bytes: int = MAX_BODY_BYTES,
+    bodies: Bodies | None = None,
 ) -> Starlette:
     """Return the ASGI application that serves the models of ``repository``, and closes it.
 
     ``lifecycle`` is shared with whoever stops the server. Larger batches than ``max_batch`` are
-    answered with 400, larger bodies than ``max_body_bytes`` with 413.
+    answered with 400. ``bodies`` has the limits of bodies; it is closed too.
     """
-    endpoints = _Endpoints(repository, lifecycle or Lifecycle(), max_batch, max_body_bytes)
+    endpoints = _Endpoints(repository, lifecycle or Lifecycle(), max_batch, bodies or Bodies())
     return Starlette(
         routes=endpoints.routes(),
         exception_handlers=dict.fromkeys(_ERRORS, _on_error),
@@ -72,12 +69,12 @@ def create_app(
 
 class _Endpoints:
     def __init__(
-        self, repository: Repository, lifecycle: Lifecycle, max_batch: int, max_body_bytes: int
+        self, repository: Repository, lifecycle: Lifecycle, max_batch: int, bodies: Bodies
     ) -> None:
         self._repository = repository
         self._lifecycle = lifecycle
         self._max_batch = max_batch
-        self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
 
     def routes(self) -> list[Route]:
         routes = [
@@ -99,7 +96,8 @@ class _Endpoints:
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self._lifecycle.started = True
         try:
-            yield
+            with self._bodies:
+                yield
         finally:
             self._lifecycle.started = False
             self._repository.close()
@@ -138,15 +136,11 @@ class _Endpoints:
         """Decode, predict, encode: the three steps stay apart."""
         with self._lifecycle.request(), self._served(request).held() as served:
             _check_headers(request)
-            received = await _read_body(request, self._max_body_bytes)
-            if len(received) <= _SMALL_BYTES:
-                asked = self._decode(served, received)
-            else:
-                asked = await run_in_threadpool(self._decode, served, received)
+            async with self._bodies.received(request) as body:
+                asked = await self._bodies.beside(len(body), self._decode, served, body)
             outputs = await served.predict(asked.inputs)
-            if sum(array.size for array in outputs.values()) <= _SMALL_NUMBERS:
-                return self._answer(served, asked, outputs)
-            return await run_in_threadpool(self._answer, served, asked, outputs)
+            size = _NUMBER_BYTES * sum(array.size for array in outputs.values())
+            return await self._bodies.beside(size, self._answer, served, asked, outputs)
 
     def _decode(self, served: Served, received: bytes) -> InferRequest:
         session = served.session
@@ -184,46 +178,21 @@ def _check_headers(request: Request) -> None:
         )
 
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """Return the body; its bytes are counted, as Content-Length may be absent or wrong.
-
-    Raises RequestError (413) when there are more than ``limit``.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= limit:
-                chunks.append(chunk)
-            elif size > 2 * limit:
-                break
-            # Between the two the rest is read and dropped: a client that is cut off while it
-            # sends sees a broken connection in the place of the message.
-    except ClientDisconnect as error:
-        raise RequestError(400, "the connection broke before the end of the body") from error
-    if size > limit:
-        raise RequestError(
-            413,
-            f"the body has more than {limit:,} bytes: send smaller batches, or start the server"
-            " with a larger --max-body-mb",
-        )
-    return b"".join(chunks)
-
-
 async def _on_error(request: Request, error: Exception) -> Response:
-    headers: Mapping[str, str] = {}
+    headers: dict[str, str] = {}
     match error:
         case RequestError():
             status, message = error.status, error.message
-            # After 413 the body has not been read to its end: the connection cannot go on.
-            headers = {"connection": "close"} if status == 413 else {}
+            # Where the body has not been read to its end, the connection cannot go on.
+            headers = {"connection": "close"} if status in (408, 413) else {}
+            if error.retry_after is not None:
+                headers |= {"retry-after": str(error.retry_after)}
         case FormatError():
             status, message = 400, str(error)
         case InferenceError():
             status, message = 500, str(error)
         case HTTPException():
-            status, headers = error.status_code, error.headers or {}
+            status, headers = error.status_code, dict(error.headers or {})
             known = {
                 404: f"there is nothing at {shorten(request.url.path)}",
                 405: f"{request.method} is not allowed at {shorten(request.url.path)}",

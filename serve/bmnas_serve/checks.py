@@ -1,4 +1,4 @@
-"""JSON from outside: read strictly, checked, and refused in one line that names the place.
+"""Data from outside: checked, and refused in one line that names the place.
 
 A check takes a value and its place, and returns the value as it is used; FormatError says what was
 received and what was expected.
@@ -13,34 +13,6 @@ from typing import Any
 from bmnas_serve.errors import FormatError, shorten
 
 Check = Callable[[Any, str], Any]
-
-
-def parse_json(content: bytes) -> Any:
-    """Read one JSON value from UTF-8 text, without NaN and without keys that stand twice.
-
-    ValueError says in one line what is wrong.
-    """
-    if not content:
-        raise ValueError("it is empty")
-    try:
-        return json.loads(
-            content.decode("utf-8"), parse_constant=_no_constant, object_pairs_hook=_no_repetition
-        )
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} stands where a finite number is expected")
-
-
-def _no_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in members:
-            raise ValueError(f"the key {name!r} stands twice in one object")
-        members[name] = value
-    return members
 
 
 def wrong(place: str, received: Any, expected: str) -> FormatError:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bmnas_serve.checks import each, items, nonempty, nullable, parse_json, table, text, wrong
+from bmnas_serve.checks import each, items, nonempty, nullable, table, text, wrong
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError, shorten
 from bmnas_serve.manifest import TensorSpec
+from bmnas_serve.strict_json import parse_json
 
 #: What to do instead of sending binary tensors; the clients of the protocol name it so.
 JSON_ONLY = "only JSON tensors are accepted: set binary_data=False on inputs and outputs"

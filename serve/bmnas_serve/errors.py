@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 
@@ -19,16 +20,26 @@ class FormatError(ServeError):
 
 
 class RequestError(Exception):
-    """A client's request cannot be answered; ``status`` is the HTTP status (4xx)."""
+    """A request cannot be answered; ``status`` is the HTTP status: 4xx, 503 or 504.
 
-    def __init__(self, status: int, message: str) -> None:
+    ``retry_after`` is the number of seconds after which it may be sent again, None for never.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.retry_after = retry_after
 
 
 class InferenceError(Exception):
     """The model failed on a valid request; the message is one line."""
+
+
+def busy(reason: str, retry_after: float = 1.0) -> RequestError:
+    """Return the error of a request that is not taken in, as the server has enough to do."""
+    seconds = max(1, math.ceil(retry_after))
+    return RequestError(503, f"{reason}: send the request again in {seconds} s", seconds)
 
 
 def shorten(value: Any, limit: int = 80) -> str:

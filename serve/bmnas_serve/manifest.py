@@ -22,7 +22,6 @@ from bmnas_serve.checks import (
     nonempty,
     nullable,
     one_of,
-    parse_json,
     plain_object,
     table,
     text,
@@ -30,6 +29,7 @@ from bmnas_serve.checks import (
 )
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import BundleError, FormatError
+from bmnas_serve.strict_json import parse_json
 
 FORMAT = "bmnas.bundle/2"
 #: Read too, but without digests of its own.

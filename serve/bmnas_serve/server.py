@@ -16,7 +16,8 @@ from types import FrameType
 
 import uvicorn
 
-from bmnas_serve.app import MAX_BATCH, MAX_BODY_BYTES, create_app
+from bmnas_serve.app import MAX_BATCH, create_app
+from bmnas_serve.bodies import MAX_BODY_BYTES, Bodies
 from bmnas_serve.errors import ServeError, one_line
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.repository import Repository
@@ -59,7 +60,7 @@ def serve(
         names = ", ".join(dict.fromkeys(served.name for served in repository.served()))
         lifecycle = Lifecycle()
         app = create_app(
-            repository, lifecycle=lifecycle, max_batch=max_batch, max_body_bytes=max_body_bytes
+            repository, lifecycle=lifecycle, max_batch=max_batch, bodies=Bodies(max_body_bytes)
         )
         config = uvicorn.Config(
             app,

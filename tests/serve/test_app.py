@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 from bmnas_serve.app import create_app
+from bmnas_serve.bodies import Bodies
 from bmnas_serve.codec import encode_tensor
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.repository import Repository
@@ -206,8 +207,8 @@ def test_json_may_be_declared_in_several_ways(session, declared):
 def test_body_limit_counts_what_arrives(session):
     content = json.dumps(request(sample(1))).encode()
     exact = len(content)
-    assert post(session, content, max_body_bytes=exact).status_code == 200
-    refused(post(session, content, max_body_bytes=exact - 1), 413, f"more than {exact - 1:,} bytes")
+    assert post(session, content, bodies=Bodies(exact)).status_code == 200
+    refused(post(session, content, bodies=Bodies(exact - 1)), 413, f"more than {exact - 1:,} bytes")
 
     async def trickle() -> AsyncIterator[bytes]:
         for _ in range(100):
@@ -215,7 +216,7 @@ def test_body_limit_counts_what_arrives(session):
 
     # A declared length of 1 must not get 10,000 bytes through; nor must none at all.
     for headers in ({"content-length": "1"}, None):
-        response = post(session, trickle(), headers=headers, max_body_bytes=1000)
+        response = post(session, trickle(), headers=headers, bodies=Bodies(1000))
         refused(response, 413, "more than 1,000 bytes")
         assert response.headers["connection"] == "close"
 
@@ -299,8 +300,7 @@ def test_index_for_people_escapes_what_comes_from_outside(tmp_path):
 def test_a_large_body_is_answered_as_a_small_one_is(session, monkeypatch):
     inputs = {"inputs": [encode_tensor(name, array) for name, array in sample(200).items()]}
     large = post(session, inputs)
-    monkeypatch.setattr("bmnas_serve.app._SMALL_BYTES", 1 << 30)
-    monkeypatch.setattr("bmnas_serve.app._SMALL_NUMBERS", 1 << 30)
+    monkeypatch.setattr("bmnas_serve.bodies._AT_ONCE", 1 << 30)
     assert large.status_code == 200
     assert large.content == post(session, inputs).content
 

@@ -1,0 +1,139 @@
+"""Bodies of requests: received within limits, and worked on beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, Self, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from bmnas_serve.errors import RequestError, busy
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+MAX_BODY_BYTES = 32 * 2**20
+#: All bodies that are in memory at once, but for small ones.
+MAX_TOTAL_BYTES = 128 * 2**20
+BODY_SECONDS = 30.0
+
+#: Up to this size, in bytes, bodies do not count: connections bound how many there are.
+_SMALL = 2**16
+#: Up to this size, in bytes, work is done at once: a thread would take longer to wake up.
+_AT_ONCE = 4096
+#: From this size on, in bytes, bodies wait for each other and not for smaller ones.
+_LARGE = 2**20
+
+
+class Bodies:
+    """Receives bodies and has two threads for them: one for large ones, one for the others.
+
+    A body may have ``largest`` bytes, all that are in memory ``total``, and has to be received
+    within ``seconds``. Each thread works on one body at a time: what is made of one takes several
+    times its memory. Use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        largest: int = MAX_BODY_BYTES,
+        total: int = MAX_TOTAL_BYTES,
+        seconds: float = BODY_SECONDS,
+    ) -> None:
+        self._largest = largest
+        self._total = max(total, largest)
+        self._seconds = seconds
+        self._held = 0
+        self._lane = ThreadPoolExecutor(1, "bmnas-bodies")
+        self._large_lane = ThreadPoolExecutor(1, "bmnas-large-bodies")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for lane in (self._lane, self._large_lane):
+            lane.shutdown(cancel_futures=True)
+
+    @contextlib.asynccontextmanager
+    async def received(self, request: Request) -> AsyncIterator[bytes]:
+        """Receive the body of ``request``; it counts as in memory until the block ends.
+
+        Its bytes are counted, as Content-Length may be absent or wrong. Raises RequestError: 413
+        when there are too many, 408 when they take too long, 503 when too many bodies are in
+        memory, 400 when the connection breaks.
+        """
+        body = _Body(self)
+        try:
+            await self._receive(request, body)
+            yield body.content()
+        finally:
+            body.release()
+
+    async def _receive(self, request: Request, body: _Body) -> None:
+        try:
+            async with asyncio.timeout(self._seconds):
+                async for chunk in request.stream():
+                    body.add(chunk)
+        except TimeoutError as error:
+            raise RequestError(
+                408,
+                f"received {body.size:,} bytes within {self._seconds:g} s, expected the whole body",
+            ) from error
+        except ClientDisconnect as error:
+            raise RequestError(400, "the connection broke before the end of the body") from error
+
+    async def beside(
+        self, size: int, work: Callable[P, T], *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """Return ``work(*arguments)`` on a body of ``size`` bytes, beside the event loop."""
+        if size <= _AT_ONCE:
+            return work(*arguments, **options)
+        lane = self._lane if size < _LARGE else self._large_lane
+        return await asyncio.wrap_future(lane.submit(work, *arguments, **options))
+
+    def _take(self, size: int) -> None:
+        if self._held + size > self._total:
+            raise busy("too many bytes of other requests are in memory")
+        self._held += size
+
+
+class _Body:
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._chunks: list[bytes] = []
+        self._counted = 0
+        self.size = 0
+
+    def add(self, chunk: bytes) -> None:
+        self.size += len(chunk)
+        largest = self._bodies._largest
+        if self.size > largest:
+            # The rest is read and dropped for a while: a client that is cut off while it sends
+            # sees a broken connection in the place of the message.
+            self.release()
+            if self.size > 2 * largest:
+                raise self._too_large(largest)
+            return
+        if self.size > _SMALL:
+            self._bodies._take(self.size - self._counted)
+            self._counted = self.size
+        self._chunks.append(chunk)
+
+    def content(self) -> bytes:
+        if self.size > self._bodies._largest:
+            raise self._too_large(self._bodies._largest)
+        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+
+    def release(self) -> None:
+        self._bodies._held -= self._counted
+        self._counted = 0
+        self._chunks = []
+
+    def _too_large(self, largest: int) -> RequestError:
+        return RequestError(
+            413,
+            f"the body has more than {largest:,} bytes: send smaller batches, or start the server"
+            " with a larger --max-body-mb",
+        )

@@ -1,0 +1,195 @@
+"""JSON from outside, read strictly and in time that grows with its length alone.
+
+A large text is read in steps: whatever is in it, other threads wait for one step at most. The C
+code of a whole ``json.loads`` would keep them out until its end.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import orjson
+
+#: What is read in one step, in bytes: less than half a millisecond. Smaller texts are one step.
+_STEP = 16_384
+#: A string may be that long, in bytes; it is read in one step too.
+_LONGEST = 2**18
+#: How deep lists and objects may be nested in a large text.
+_DEPTH = 64
+#: How many objects, lists in lists and strings a large text may have: each takes its own step.
+_PARTS = 250_000
+
+_SPACE = re.compile(rb"[ \t\r\n]*")
+_PLAIN = re.compile(rb'[^"\[\]{}]*')
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_SCALAR = re.compile(rb'[^ \t\r\n,:"\[\]{}]+')
+
+
+def parse_json(content: bytes) -> Any:
+    """Read one JSON value from UTF-8 text, without NaN and without keys that stand twice.
+
+    ValueError says in one line what is wrong.
+    """
+    if not content:
+        raise ValueError("it is empty")
+    if len(content) > _STEP:
+        return _Reader(content).document()
+    try:
+        return _DECODER.decode(content.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} stands where a finite number is expected")
+
+
+def _no_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        _add(members, name, value)
+    return members
+
+
+def _add(members: dict[str, Any], name: str, value: Any) -> None:
+    if name in members:
+        raise ValueError(f"the key {name[:80]!r} stands twice in one object")
+    members[name] = value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_repetition)
+
+
+class _Reader:
+    """A text and the place in it up to which it was read."""
+
+    def __init__(self, text: bytes) -> None:
+        self._text = text
+        self._place = 0
+        self._parts = 0
+
+    def document(self) -> Any:
+        value = self._value(0)
+        if self._next():
+            raise self._wrong("nothing more")
+        return value
+
+    def _next(self) -> bytes:
+        """Return the next byte that is no space, empty at the end."""
+        while (match := _SPACE.match(self._text, self._place, self._place + _STEP)) and match[0]:
+            self._place = match.end()
+        return self._text[self._place : self._place + 1]
+
+    def _take(self, expected: bytes) -> bytes:
+        """Step over the next byte, which is one of ``expected``, and return it."""
+        found = self._next()
+        if not found or found not in expected:
+            raise self._wrong(" or ".join(chr(byte) for byte in expected))
+        self._place += 1
+        return found
+
+    def _wrong(self, expected: str) -> ValueError:
+        found = self._text[self._place : self._place + 20].decode("ascii", "backslashreplace")
+        received = repr(found) if found else "its end"
+        return ValueError(f"received {received} at byte {self._place:,}, expected {expected}")
+
+    def _value(self, depth: int) -> Any:
+        found = self._next()
+        if found == b'"':
+            return self._string()
+        if found in (b"[", b"{"):
+            if depth > _DEPTH:
+                raise ValueError("it is nested too deeply")
+            self._count()
+            return self._list(depth) if found == b"[" else self._object(depth)
+        match = _SCALAR.match(self._text, self._place, self._place + _STEP)
+        if not match:
+            raise self._wrong("a value")
+        value = self._scalars(match[0], b"", b"")
+        self._place = match.end()
+        return value
+
+    def _count(self) -> None:
+        self._parts += 1
+        if self._parts > _PARTS:
+            raise ValueError(
+                f"it has more than {_PARTS:,} objects, lists and strings: send fewer at a time,"
+                " and numbers in flat lists"
+            )
+
+    def _string(self) -> str:
+        self._count()
+        match = _STRING.match(self._text, self._place, self._place + _LONGEST)
+        if not match:
+            raise self._wrong(f"a string in quotes of at most {_LONGEST:,} bytes")
+        self._place = match.end()
+        return str(_DECODER.decode(match[0].decode("utf-8")))
+
+    def _object(self, depth: int) -> dict[str, Any]:
+        members: dict[str, Any] = {}
+        self._take(b"{")
+        if self._next() == b"}":
+            self._place += 1
+            return members
+        while True:
+            if self._next() != b'"':
+                raise self._wrong("a key in quotes")
+            name = self._string()
+            self._take(b":")
+            _add(members, name, self._value(depth + 1))
+            if self._take(b",}") == b"}":
+                return members
+
+    def _list(self, depth: int) -> list[Any]:
+        """Read a list; the values in it that are no list, object or string a step at a time."""
+        values: list[Any] = []
+        self._take(b"[")
+        after = b""  # what stands before the place: nothing yet, a value or a comma
+        while True:
+            run, end = self._run()
+            if end == b"]":
+                self._extend(values, run, after, closed=True)
+                self._place += len(run) + 1
+                return values
+            plain, comma, rest = run.rpartition(b",")
+            if rest.strip(b" \t\r\n") and (end or not comma):
+                self._place += len(plain) + len(comma)
+                raise self._wrong(f"a value, a comma or ] within {_STEP:,} bytes")
+            if comma:
+                self._extend(values, plain, after, closed=False)
+                after = b","
+            self._place += len(plain) + len(comma)
+            if not end:
+                self._place += 0 if comma else len(run)
+                continue
+            self._place += len(rest)
+            if after == b"0":
+                raise self._wrong(", or ]")
+            values.append(self._value(depth + 1))
+            after = b"0"
+
+    def _run(self) -> tuple[bytes, bytes]:
+        """Return the plain values ahead, and the byte that ends them; empty where more follow."""
+        match = _PLAIN.match(self._text, self._place, self._place + _STEP)
+        run = match[0] if match else b""
+        end = self._text[self._place + len(run) : self._place + len(run) + 1]
+        if not end:
+            self._place += len(run)
+            raise self._wrong("the end of a list")
+        return run, end if end in b'"[]{}' else b""
+
+    def _extend(self, values: list[Any], plain: bytes, after: bytes, *, closed: bool) -> None:
+        """Add the values of ``plain``, which stand after a value (``0``), a comma or nothing."""
+        found = self._scalars(plain, b"[0" if after == b"0" else b"[", b"]")
+        if not found and (after == b"," or not closed):
+            raise self._wrong("a value")
+        values.extend(found[1:] if after == b"0" else found)
+
+    def _scalars(self, plain: bytes, before: bytes, behind: bytes) -> Any:
+        try:
+            return orjson.loads(before + plain + behind)
+        except orjson.JSONDecodeError as error:
+            self._place += min(max(0, error.pos - len(before)), len(plain))
+            raise self._wrong(f"JSON ({error.msg.partition(':')[0]})") from error

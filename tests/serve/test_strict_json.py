@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from bmnas_serve import strict_json
+from bmnas_serve.strict_json import parse_json
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+NUMBERS = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(),
+    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+)
+
+
+@pytest.fixture(params=[4, 16_384])
+def step(request, monkeypatch):
+    """Read texts longer than this in steps of at most this."""
+    monkeypatch.setattr(strict_json, "_STEP", request.param)
+    return request.param
+
+
+def in_steps(text: bytes, step: int) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict_json, "_STEP", step)
+        return parse_json(text)
+
+
+@given(VALUES, st.sampled_from([None, 1, "\t"]), st.sampled_from([32, 100]))
+@example([[1], [2, [3]], "a", 4], None, 32)
+def test_a_text_in_steps_is_read_as_json_reads_it(value, indent, step):
+    text = json.dumps(value, indent=indent).encode()
+    assert in_steps(text, step) == json.loads(text)
+
+
+@given(st.text('[]{}",:0 1\\-e.tn', max_size=20))
+@example("[1,]")
+@example("[,[1]]")
+@example("[[1],,[2]]")
+@example("[[1] [2]]")
+@example("[1 [2]]")
+@example('{"a":1,}')
+@example("[[]1]")
+@example("[[1],2]")
+def test_what_is_no_json_is_refused_in_steps_too(middle):
+    text = f"[0,0,0,0,0,0,0,0,0,{middle}]".encode()
+    try:
+        expected = json.loads(text)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"received|expected|twice|Invalid"):
+            in_steps(text, 16)
+        return
+    if "stands twice" not in str(outcome := _outcome(text)):
+        assert outcome == expected
+
+
+def _outcome(text: bytes) -> Any:
+    try:
+        return in_steps(text, 16)
+    except ValueError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[1, 2, NaN]", "NaN|unexpected"),
+        (b'{"a": 1, "b": 2, "a": 3}', "the key 'a' stands twice"),
+        (b'{"a": {"b": 1, "b": 1}}', "the key 'b' stands twice"),
+        (b'["\xff"]', "utf-8"),
+        (b'["\n"]', "Invalid control character"),
+        (b"[1, 2", "expected the end of a list|Expecting"),
+        (b'{"a" 1}', "expected :|Expecting"),
+        (b"{1: 2}", "a key in quotes|Expecting"),
+        (b"[1] 2", "nothing more|Extra data"),
+        (b'["open', "a string in quotes|Unterminated"),
+    ],
+)
+def test_each_mistake_is_told(step, text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse_json(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_place_far_into_the_text_is_named():
+    text = b"[" + b"1," * 20_000 + b"x]"
+    with pytest.raises(ValueError, match="received 'x]' at byte 40,001, expected JSON"):
+        parse_json(text)
+
+
+def test_keys_are_compared_in_linear_time():
+    # Quadratic, 200,000 keys would take hours.
+    text = b"{" + b",".join(b'"k%d":0' % n for n in range(200_000)) + b"}"
+    assert len(parse_json(text)) == 200_000
+    with pytest.raises(ValueError, match="the key 'k0' stands twice"):
+        parse_json(text[:-1] + b',"k0":0}')
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[" + b"{}," * 300_000 + b"{}]", "more than 250,000 objects, lists and strings"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'"' + b"a" * 300_000 + b'"', "at most 262,144 bytes"),
+        (b"[" + b"1" * 20_000 + b"]", "within 16,384 bytes"),
+    ],
+)
+def test_what_would_take_too_long_or_too_much_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_json(text)
