@@ -154,19 +154,31 @@ def test_closed_doors(room: str) -> None:
                 assert not within(imported, closed), f"{name} imports {imported}"
 
 
-def test_the_core_meets_the_server_and_the_export_only_in_its_commands() -> None:
+#: How rows are made of files and fields: the same code in training and in serving.
+SHARED = {"bmnas_serve.errors", "bmnas_serve.media", "bmnas_serve.sources"}
+
+
+def test_the_core_meets_the_server_and_the_export_in_its_commands_and_in_shared_modules() -> None:
     doors = {
         name
         for name in MODULES
         if within(name, "bmnas")
         and any(
             within(imported, room)
-            for imported in all_imports(name)
+            for imported in all_imports(name) - (SHARED if within(name, "bmnas.tasks") else set())
             for room in ("bmnas_serve", "bmnas_export")
         )
     }
     commands = ("export", "predict", "serve", "show", "verify")
     assert doors <= {f"bmnas.cli.{name}" for name in commands}
+
+
+def test_shared_modules_need_numpy_alone() -> None:
+    import sys
+
+    for name in SHARED:
+        known = {*sys.stdlib_module_names, "numpy", "bmnas_serve"}
+        assert not {i.partition(".")[0] for i in early_imports(name)} - known
 
 
 STANDARD = {"numpy", "safetensors", "sklearn", "torch", "typer", "rich", "matplotlib"}

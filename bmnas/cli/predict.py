@@ -20,13 +20,14 @@ from bmnas.machine.files import write_text
 from bmnas.machine.progress import Bars
 from bmnas.tasks.columns import Columns
 from bmnas.tasks.kinds import Array
+from bmnas.tasks.media import telling
 from bmnas.tasks.rows import Data
 from bmnas.tasks.sources import FileRows, Source
-from bmnas.tasks.words import encode_texts
 
 if TYPE_CHECKING:
     from bmnas_serve.manifest import InputSpec, Manifest
     from bmnas_serve.session import Session
+    from bmnas_serve.texts import TextRule
 
 _BATCH = 64
 
@@ -101,11 +102,14 @@ class _Rows:
     spec: InputSpec
     data: Data
     index: Array
+    texts: TextRule | None
 
     @classmethod
     def of(cls, spec: InputSpec, columns: Columns, folder: Path | None) -> _Rows:
         """Read the columns of an input; raises UserError that names it."""
-        with at(f"modality {spec.name}"):
+        from bmnas_serve.texts import TextRule
+
+        with at(f"modality {spec.name}"), telling():
             found = spec.preprocessing.get("source")
             if found is None:
                 raise UserError(
@@ -115,15 +119,16 @@ class _Rows:
             source = Source.from_dict(found, "manifest.json: source")
             text = spec.preprocessing.get("type") == "text"
             data, index = source.rows(columns, text=text, below=folder)
-            return cls(spec, data, np.arange(len(data)) if index is None else index)
+            every = np.arange(len(data)) if index is None else index
+            return cls(spec, data, every, TextRule(spec.preprocessing) if text else None)
 
     def batch(self, rows: Array) -> Array:
         """Return what the model takes of the table's ``rows`` (n,)."""
         raw = self.data[self.index[rows]]
         spec = self.spec
         with at(f"modality {spec.name}"):
-            if spec.preprocessing.get("type") == "text":
-                return encode_texts(raw, spec.preprocessing)
+            if self.texts is not None:
+                return self.texts.encode(raw.tolist())
             if raw.shape[1:] != spec.shape[1:]:
                 raise UserError(f"received rows of {raw.shape[1:]}, expected {spec.shape[1:]}")
             dtype = np.dtype(spec.dtype)
@@ -176,23 +181,21 @@ def _lines(session: Session, manifest: Manifest, inputs: list[_Rows], rows: Arra
 
 def _answers(manifest: Manifest, outputs: Mapping[str, Array]) -> tuple[list[str], list[list[Any]]]:
     """Return header and lines: label and probabilities, numbers by name, or else all outputs."""
+    from bmnas_serve.answers import labels
+
     if manifest.scale is not None:
         return list(manifest.class_names), [list(map(_shown, row)) for row in outputs["prediction"]]
     if manifest.task.decision == "none":
         wide = {name: np.atleast_2d(x.T).T for name, x in outputs.items()}
         header = [f"{name}.{n}" for name, x in wide.items() for n in range(x.shape[1])]
         return header, [list(map(_shown, row)) for row in np.concatenate([*wide.values()], 1)]
-    probabilities, names = outputs["probabilities"], np.array(manifest.class_names)
+    probabilities = outputs["probabilities"]
+    one_of_all = manifest.task.decision == "argmax"
     lines: list[list[Any]] = []
-    for row in probabilities:
-        if manifest.task.decision == "argmax":
-            told = [str(names[row.argmax()]), _shown(row.max())]
-        else:
-            assert manifest.threshold is not None
-            told = ["|".join(names[row > np.float32(manifest.threshold)])]
-        lines.append([*told, *map(_shown, row)])
-    first = ["label", "probability"] if manifest.task.decision == "argmax" else ["labels"]
-    return [*first, *manifest.class_names], lines
+    for told, row in zip(labels(manifest, probabilities), probabilities, strict=True):
+        first = [told[0], _shown(row.max())] if one_of_all else ["|".join(told)]
+        lines.append([*first, *map(_shown, row)])
+    return [*(["label", "probability"] if one_of_all else ["labels"]), *manifest.class_names], lines
 
 
 def _shown(number: Any) -> str:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bmnas_serve.sources import MISSING, number_of
 
 from bmnas.machine.errors import UserError, few
 from bmnas.tasks.columns import Columns
 from bmnas.tasks.kinds import Array
 from bmnas.tasks.media import picture_facts, sound_facts, told_pictures, told_sounds
-from bmnas.tasks.sources import MISSING, MOST_CATEGORIES, ending_of, number_of, read_all
+from bmnas.tasks.sources import MOST_CATEGORIES, ending_of, read_all
 from bmnas.tasks.task import ModalityType
 from bmnas.tasks.task_file import PART_NAMES
 

@@ -6,128 +6,56 @@ Legend: H height, W width, T frames or samples.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
+from bmnas_serve import media
+from bmnas_serve.errors import DataError
+from bmnas_serve.media import Fit, opened_file, opened_picture
 
 from bmnas.machine.errors import UserError, few, one_line
 from bmnas.tasks.columns import reading
 from bmnas.tasks.kinds import Array
-from bmnas.tasks.pictures import PicturePlan
-
-if TYPE_CHECKING:
-    from av.codec.context import CodecContext
-    from PIL.Image import Image as Picture
-
-#: How a picture of another shape comes to its size: cut at the longer sides, filled up with black,
-#: or stretched.
-Fit = Literal["crop", "pad", "squeeze"]
-
-_PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-_SIXTEEN_BIT = 257  # 65535 / 255
-_MARGIN = 0.05  # seconds of sound beyond the end, for the resampler's filter
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Picture]:
-    """Open a picture; what is wrong with it, now or while its pixels are read, is a UserError."""
-    from PIL import Image
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+def telling(path: Path | None = None) -> Iterator[None]:
+    """Turn DataError into a UserError that names ``path``."""
     try:
-        with reading(str(path)), Image.open(path, formats=_PICTURES) as image:
-            yield image
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: {one_line(error)}") from error
+        yield
+    except DataError as error:
+        raise UserError(str(error) if path is None else f"{path}: {error}") from error
 
 
-def read_picture(
-    path: Path,
-    size: tuple[int, int],
-    *,
-    fit: Fit = "crop",
-    grey: bool,
-    plan: PicturePlan | None = None,
-) -> Array:
-    """Return a picture as (H, W, 3) RGB, or (H, W) where it is ``grey``, uint8; ``size`` is (H, W).
-
-    It is turned as its EXIF orientation says. What is transparent becomes white, 16 bits become 8,
-    and of an animation the first picture is taken. It is resized bilinearly, with antialiasing, or
-    as a ``plan`` says, that of a pretrained network.
-
-    Raises UserError, with the file, for one that is missing or cannot be read.
-    """
-    from PIL import Image, ImageOps
-
-    height, width = size
-    with _opened(path) as image:
-        # A large JPEG is decoded at a half, a quarter or an eighth, never below what is needed.
-        if plan is None:
-            image.draft(None, (2 * max(size), 2 * max(size)))
-        image = _opaque(ImageOps.exif_transpose(image), path).convert("L" if grey else "RGB")
-        bilinear = Image.Resampling.BILINEAR
-        if plan is not None:
-            image = plan.placed(image)
-        elif fit == "crop":
-            image = ImageOps.fit(image, (width, height), bilinear)
-        elif fit == "pad":
-            image = ImageOps.pad(image, (width, height), bilinear, color=0)
-        else:
-            image = image.resize((width, height), bilinear)
-        return np.asarray(image)
+@contextmanager
+def file_of(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to decode it; what is wrong with it is a UserError that names it."""
+    with telling(path), opened_file(path) as file:
+        yield file
 
 
-def _opaque(image: Picture, path: Path) -> Picture:
-    """Return a picture of 8 bits without transparency."""
-    from PIL import Image
-
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
-            raise UserError(f"{path}: received pixels of 32 bits, expected 8 or 16")
-        return Image.fromarray((values / _SIXTEEN_BIT).round().astype(np.uint8))
-    if image.mode == "F":
-        raise UserError(f"{path}: received pixels that are floats, expected 8 or 16 bits")
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", coloured.size, "white"), coloured)
-    return image
+def read_picture(path: Path, size: tuple[int, int], *, fit: Fit = "crop", grey: bool) -> Array:
+    """Return a picture as ``bmnas_serve.media`` does; raises UserError with the file."""
+    with file_of(path) as file:
+        return media.read_picture(file, size, fit=fit, grey=grey)
 
 
 def read_sound(path: Path, rate: int, samples: int) -> Array:
-    """Return the beginning of a sound as float32 (T,), T being ``samples`` at ``rate`` a second.
+    """Return a sound as ``bmnas_serve.media`` does; raises UserError with the file."""
+    with file_of(path) as file:
+        return media.read_sound(file, rate, samples)
 
-    Channels are averaged, another rate is resampled (soxr, its high quality), and zeros fill up
-    what is shorter.
 
-    Raises UserError, with the file, for one that is missing, has no samples or cannot be read.
-    """
-    import soundfile
-    import soxr
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with reading(str(path)), soundfile.SoundFile(path) as file:
-        own = file.samplerate
-        wanted = math.ceil((samples / rate + _MARGIN) * own)
-        sound = file.read(wanted, dtype="float32", always_2d=True).mean(1)
-        if len(sound) < min(wanted, file.frames):
-            raise UserError(f"{path}: ends after {len(sound)} of {file.frames} samples: truncated")
-    if not len(sound):
-        raise UserError(f"{path}: received a sound without samples")
-    if not np.isfinite(sound).all():
-        raise UserError(f"{path}: NaN or infinite value in the sound")
-    if own != rate:
-        sound = soxr.resample(sound, own, rate)
-    row = np.zeros(samples, np.float32)
-    row[: len(sound)] = sound[:samples]
-    return row
+def read_video(path: Path, count: int, size: int, middle: float = 1.0) -> Array:
+    """Return a video as ``bmnas_serve.media`` does; raises UserError with the file."""
+    with telling(path):
+        if not path.is_file():
+            raise DataError("no such file")
+        return media.read_video(str(path), count, size, middle)
 
 
 def read_text(path: Path) -> str:
@@ -146,7 +74,7 @@ def read_text(path: Path) -> str:
 
 def picture_facts(path: Path) -> dict[str, Any]:
     """Return the size and mode of a picture, from its head alone; UserError as above."""
-    with _opened(path) as image:
+    with file_of(path) as file, opened_picture(file) as image:
         turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientations on a side
         width, height = image.size[::-1] if turned else image.size
         return {"height": height, "width": width, "mode": image.mode}
@@ -179,47 +107,6 @@ def told_sounds(facts: Sequence[dict[str, Any]]) -> str:
         f"{min(seconds):.2f} to {max(seconds):.2f} s, {few(sorted(rates), 6)} Hz, channels "
         f"{few(sorted(channels), 6)}"
     )
-
-
-def read_video(path: Path, count: int, size: int, middle: float = 1.0) -> Array:
-    """Return ``count`` frames of a video, squeezed to (count, size, size, 3) RGB uint8.
-
-    They are the middle ones of ``count`` parts, equally long, of the ``middle`` of the video: of
-    all, or of a fraction of its frames.
-
-    Raises UserError, with file and frame, for a video that cannot be read so far.
-    """
-    import av
-
-    clip = np.empty((count, size, size, 3), np.uint8)
-    filled = decoded = 0
-    try:
-        with av.open(str(path)) as container:
-            stream = next(iter(container.streams.video), None)
-            if stream is None:
-                raise UserError(f"{path}: received no pictures, expected a video")
-            context: CodecContext | None = stream.codec_context
-            if context is None:
-                raise UserError(f"{path}: received pictures of a codec that FFmpeg does not know")
-            context.thread_count = 1  # rows are decoded side by side
-            announced = stream.frames
-            if not announced:  # as in a .webm: they are counted by decoding twice
-                announced = sum(1 for _ in container.decode(stream))
-                container.seek(0)
-            begin = (announced - int(announced * middle)) // 2
-            step = (announced - 2 * begin) / count
-            wanted = begin + ((np.arange(count) + 0.5) * step).astype(int)
-            for frame in container.decode(stream):
-                while filled < count and wanted[filled] == decoded:
-                    clip[filled] = frame.to_ndarray(format="rgb24", width=size, height=size)
-                    filled += 1
-                if filled == count:
-                    return clip
-                decoded += 1
-    except (av.error.FFmpegError, OSError) as error:
-        place = f"after frame {decoded}: " if decoded else ""
-        raise UserError(f"{path}: {place}cannot be read: {error.strerror}") from error
-    raise UserError(f"{path}: ends after {decoded} of {announced} frames: truncated")
 
 
 def read_frames(

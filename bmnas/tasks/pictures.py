@@ -12,16 +12,14 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
+from bmnas_serve.media import Placing
 
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import read_json
 from bmnas.tasks.kinds import Array
-
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
 
 #: Where save_pretrained writes what prepares inputs.
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
@@ -53,21 +51,15 @@ _FILTERS: dict[int, tuple[Callable[[Array], Array], float]] = {
 
 
 @dataclass(frozen=True)
-class PicturePlan:
+class PicturePlan(Placing):
     """Resize, cut out the middle, scale: what an image processor of transformers does.
 
-    ``size`` is (H', W') for ``keeps`` false, else (shorter side, 0), the sides keeping their ratio;
-    None: as it is. ``crop`` (H', W') is then cut out of the middle, with zeros where that is
-    smaller. ``resample`` is a number of Pillow's. ``rounds``: after each of the two passes colours
-    are whole numbers, as in Pillow. ``antialias`` false: filters never reach farther than enlarging
-    takes, as in files of earlier versions. A colour from 0 to 255 is multiplied by ``scale``, then
-    ``mean`` is subtracted, then it is divided by ``std``.
+    ``rounds``: after each of the two passes colours are whole numbers, as in Pillow. ``antialias``
+    false: filters never reach farther than enlarging takes, as in files of earlier versions. A
+    colour from 0 to 255 is multiplied by ``scale``, then ``mean`` is subtracted, then it is divided
+    by ``std``.
     """
 
-    size: tuple[int, int] | None
-    keeps: bool
-    crop: tuple[int, int] | None
-    resample: int
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -163,31 +155,6 @@ class PicturePlan:
                 x = np.einsum(equation, matrix, x)
                 x = np.floor(x + 0.5).clip(0, 255) if self.rounds else x
         return x * self.scale
-
-    def placed(self, image: Picture) -> Picture:
-        """Return a picture of Pillow's as (W', H'): the same by Pillow, quicker for large ones."""
-        width, height = image.size
-        down, across = self.resized(height, width)
-        image = image.resize((across, down), self.resample)
-        if self.crop is None:
-            return image
-        left, top = (across - self.crop[1]) // 2, (down - self.crop[0]) // 2
-        return image.crop((left, top, left + self.crop[1], top + self.crop[0]))
-
-    def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size of a picture of (height, width) before the middle is cut out."""
-        if self.size is None:
-            return height, width
-        if not self.keeps:
-            return self.size
-        short, long = sorted((height, width))
-        side = self.size[0]
-        longer = int(side * long / short)
-        return (side, longer) if height <= width else (longer, side)
-
-    def output(self, height: int, width: int) -> tuple[int, int]:
-        """Return (H', W') of a picture of (height, width)."""
-        return self.crop or self.resized(height, width)
 
     def matrices(self, height: int, width: int) -> tuple[Array | None, Array | None]:
         """Return A (H', H) and B (W', W), float64: a picture X becomes A X Bᵀ; None: as it is."""

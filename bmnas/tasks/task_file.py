@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import numpy as np
+from bmnas_serve.media import Fit
+from bmnas_serve.sources import Pictures, Sounds, TextFiles, Videos
 
 from bmnas.machine.errors import UserError, at, few
 from bmnas.machine.files import read_toml
@@ -19,18 +21,8 @@ from bmnas.tasks.class_labels import missing_labels, read_labels, without_number
 from bmnas.tasks.columns import Columns, PartColumns
 from bmnas.tasks.hub import PREFIX, absolute, model_folder
 from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
-from bmnas.tasks.media import Fit
 from bmnas.tasks.pictures import PicturePlan, image_size
-from bmnas.tasks.sources import (
-    FileRows,
-    Pictures,
-    Sounds,
-    Source,
-    TextFiles,
-    Videos,
-    ending_of,
-    fitted_vector,
-)
+from bmnas.tasks.sources import FileRows, Source, ending_of, fitted_vector
 from bmnas.tasks.tags import tag_matrix
 from bmnas.tasks.task import PARTS, Modality, ModalityType, Task, draw_groups, draw_parts
 

@@ -10,14 +10,14 @@ import importlib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from bmnas.machine.errors import UserError, one_line
-from bmnas.tasks.task import PARTS, Array, Modality, Task
+from bmnas.machine.errors import UserError
+from bmnas.tasks.task import PARTS, Modality, Task
 
 #: Scripts that put no blanks between words: there each letter, with its marks, is a token.
 _UNSPACED = (
@@ -141,26 +141,3 @@ def word_task(task: Task, modality: Modality) -> Task:
         types=None,
         class_weights=None,
     )
-
-
-def encode_texts(texts: Array, rule: Mapping[str, Any]) -> Array:
-    """Return token numbers int64 (n, T) of ``texts`` (n,) by the rule in the manifest of a bundle.
-
-    Raises UserError for a rule of another form, as bundles of earlier versions have it.
-    """
-    try:
-        length, pad, content = int(rule["length"]), int(rule["pad"]), json.dumps(rule["tokenizer"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError("its texts are not read by a tokenizer: export again") from error
-    try:
-        tokenizer = tokenizers_package().Tokenizer.from_str(content)
-    except UserError:
-        raise
-    except Exception as error:  # the package raises plain exceptions for malformed content
-        raise UserError(f"the tokenizer is malformed: {one_line(error, 200)}") from error
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(length)
-    rows = np.full((len(texts), length), pad, np.int64)
-    for row, found in zip(rows, tokenizer.encode_batch(texts.tolist()), strict=True):
-        row[: len(found.ids)] = found.ids
-    return rows

@@ -19,6 +19,10 @@ class FormatError(ServeError):
     """Data from outside breaks its format: the message names the place; answered with 400."""
 
 
+class DataError(ServeError):
+    """What a person gave cannot become an input: one line, which does not name the place."""
+
+
 class RequestError(Exception):
     """A request cannot be answered; ``status`` is the HTTP status: 4xx, 503 or 504.
 

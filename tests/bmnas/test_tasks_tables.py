@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from bmnas_serve.sources import TextFiles
 from media_files import MEDIA_TASK, media_table, write_table
 
 from bmnas.machine.errors import UserError
 from bmnas.tasks import check_task, load_task_file, notes
 from bmnas.tasks import columns as columns_module
 from bmnas.tasks.columns import Columns, PartColumns
-from bmnas.tasks.sources import Source, TextFiles, fitted_vector
+from bmnas.tasks.sources import Source, fitted_vector
 from bmnas.tasks.task import draw_groups
 
 TASK = """
