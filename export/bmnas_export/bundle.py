@@ -16,8 +16,9 @@ import onnxruntime
 import onnxscript
 import torch
 from bmnas_serve import manifest as bundle
-from bmnas_serve.codec import InferRequest, encode_response, encode_tensor
+from bmnas_serve.codec import encode_response, encode_tensor
 from bmnas_serve.errors import InferenceError, ServeError
+from bmnas_serve.inference import InferRequest, OutputRequest
 from bmnas_serve.manifest import InputSpec, Manifest, TargetSpec, TaskSpec, TensorSpec
 from bmnas_serve.repository import MODEL_VERSION
 from bmnas_serve.session import Session
@@ -175,8 +176,9 @@ def _write_example(folder: Path, session: Session, inputs: SampleInputs) -> None
     """Write a request that can be sent as it is, the first test sample, and the answer to it."""
     arrays = {name: tensor.numpy() for name, tensor in inputs.batch(1).items()}
     request = {"inputs": [encode_tensor(name, array) for name, array in arrays.items()]}
-    asked = InferRequest(id=None, inputs=arrays, outputs=None)
-    response = encode_response(session.name, MODEL_VERSION, asked, session.run(arrays))
+    outputs = tuple(OutputRequest(spec.name) for spec in session.outputs)
+    asked = InferRequest(id=None, inputs=arrays, outputs=outputs)
+    response, _ = encode_response(session.name, MODEL_VERSION, asked, session.run(arrays))
     for name, body in (("example.json", request), ("example.expected.json", response)):
         # On one line: an image is thousands of numbers.
         (folder / name).write_text(json.dumps(body, allow_nan=False) + "\n", "utf-8")

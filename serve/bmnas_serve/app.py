@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -16,8 +16,9 @@ from starlette.routing import Route
 
 from bmnas_serve import metadata
 from bmnas_serve.bodies import Bodies
-from bmnas_serve.codec import JSON_ONLY, InferRequest, decode_request, encode_response
+from bmnas_serve.codec import decode_request, encode_response
 from bmnas_serve.errors import FormatError, InferenceError, RequestError, shorten
+from bmnas_serve.inference import InferRequest
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.repository import Repository, Served
 
@@ -25,6 +26,10 @@ MAX_BATCH = 1024
 
 #: About what a number takes in a body, in bytes.
 _NUMBER_BYTES = 8
+#: The header that says where the JSON ends and the bytes of the tensors begin.
+JSON_SIZE = "Inference-Header-Content-Length"
+#: Clients send JSON as the second of them too.
+_MEDIA = ("application/json", "application/octet-stream")
 
 
 #: What is answered in JSON; ``Exception`` is a defect, which the server's log tells in full.
@@ -37,14 +42,22 @@ _ERRORS: tuple[type[Exception], ...] = (
 )
 
 
+def to_json(content: Any) -> bytes:
+    """Return JSON in ASCII: text that came in as a lone surrogate still goes out.
+
+    A number that is not finite raises ValueError.
+    """
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
 class JsonResponse(Response):
-    """A JSON body in ASCII: text that came in as a lone surrogate still goes out."""
+    """An answer in JSON."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """Return the body; a number that is not finite raises ValueError."""
-        return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+        """Return the body, see ``to_json``."""
+        return to_json(content)
 
 
 def create_app(
@@ -135,22 +148,31 @@ class _Endpoints:
     async def infer(self, request: Request) -> Response:
         """Decode, predict, encode: the three steps stay apart."""
         with self._lifecycle.request(), self._served(request).held() as served:
-            _check_headers(request)
+            json_size = _json_size(request)
             async with self._bodies.received(request) as body:
-                asked = await self._bodies.beside(len(body), self._decode, served, body)
-            outputs = await served.predict(asked.inputs)
-            size = _NUMBER_BYTES * sum(array.size for array in outputs.values())
+                slow = len(body) if json_size is None else min(json_size, len(body))
+                asked = await self._bodies.beside(slow, self._decode, served, body, json_size)
+            outputs = await served.predict(asked.inputs, asked.timeout)
+            size = _NUMBER_BYTES * _numbers_in_json(asked, outputs)
             return await self._bodies.beside(size, self._answer, served, asked, outputs)
 
-    def _decode(self, served: Served, received: bytes) -> InferRequest:
+    def _decode(self, served: Served, received: bytes, json_size: int | None) -> InferRequest:
         session = served.session
-        return decode_request(received, session.inputs, session.outputs, self._max_batch)
+        return decode_request(received, session.inputs, session.outputs, self._max_batch, json_size)
 
     def _answer(
         self, served: Served, asked: InferRequest, outputs: dict[str, NDArray[Any]]
     ) -> Response:
-        body = encode_response(served.name, served.version, asked, outputs)
-        return JsonResponse(body, headers=self._closing())
+        body, binary = encode_response(
+            served.name, served.version, asked, outputs, served.session.manifest
+        )
+        if not binary:
+            return JsonResponse(body, headers=self._closing())
+        head = to_json(body)
+        headers = {JSON_SIZE: str(len(head)), **self._closing()}
+        return Response(
+            b"".join((head, *binary)), headers=headers, media_type="application/octet-stream"
+        )
 
     def _closing(self) -> dict[str, str]:
         # While draining, clients shall come back through a new connection: to another server.
@@ -160,22 +182,36 @@ class _Endpoints:
         return self._repository.get(request.path_params["name"], request.path_params.get("version"))
 
 
-def _check_headers(request: Request) -> None:
-    """Raise RequestError (415) unless the body is declared as plain JSON, or as nothing."""
+def _numbers_in_json(asked: InferRequest, outputs: Mapping[str, NDArray[Any]]) -> int:
+    return sum(outputs[output.name].size for output in asked.outputs if not output.binary)
+
+
+def _json_size(request: Request) -> int | None:
+    """Return how many bytes of the body are JSON, None for all of them.
+
+    Raises RequestError (415) unless the body is declared as of the protocol, or as nothing.
+    """
     headers = request.headers
-    if "inference-header-content-length" in headers:
-        raise RequestError(415, f"received binary tensors, {JSON_ONLY}")
     encoding = headers.get("content-encoding", "identity")
     if encoding.strip().lower() != "identity":
         raise RequestError(415, f"received the encoding {shorten(encoding)}, expected none")
     declared = headers.get("content-type", "application/json")
     media, _, options = declared.lower().partition(";")
     charset = options.replace(" ", "").replace('"', "")
-    if media.strip() != "application/json" or charset not in ("", "charset=utf-8"):
+    if media.strip() not in _MEDIA or charset not in ("", "charset=utf-8"):
         raise RequestError(
             415,
-            f"received Content-Type {shorten(declared)}, expected application/json in UTF-8",
+            f"received Content-Type {shorten(declared)}, expected application/json in UTF-8, or"
+            " application/octet-stream",
         )
+    size = headers.get(JSON_SIZE)
+    if size is None:
+        return None
+    if not (size.isascii() and size.isdigit() and len(size) < 12):
+        raise RequestError(
+            400, f"{JSON_SIZE}: received {shorten(size)}, expected a number of bytes"
+        )
+    return int(size)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

@@ -45,12 +45,19 @@ class Served:
         """Return the name of the model."""
         return self.session.name
 
-    async def predict(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    async def predict(
+        self, inputs: Mapping[str, NDArray[Any]], timeout: float | None = None
+    ) -> dict[str, NDArray[Any]]:
         """Return every output for checked ``inputs``, by name; see ``Predictor.predict``.
 
-        Only while it is held: a version that nobody holds may be closed.
+        Only while it is held: a version that nobody holds may be closed. Raises RequestError (504)
+        when there is no answer within ``timeout`` seconds.
         """
-        return await self._predictor.predict(inputs)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._predictor.predict(inputs)
+        except TimeoutError as error:
+            raise RequestError(504, f"no answer within the timeout of {timeout:g} s") from error
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Self]:

@@ -158,7 +158,7 @@ def test_the_example_can_be_sent_and_is_answered_as_written(made: Made) -> None:
     arrays = request.inputs
     first = made.task.samples("test")[:1]
     np.testing.assert_array_equal(arrays["photo"], made.task.modality("photo").data[first])
-    answer = encode_response(session.name, "1", request, session.run(arrays))
+    answer, _ = encode_response(session.name, "1", request, session.run(arrays))
     expected = json.loads((made.folder / "example.expected.json").read_text())
     assert json.loads(json.dumps(answer)) == expected
 

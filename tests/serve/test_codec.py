@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bmnas_serve.codec import InferRequest, decode_request, encode_response, encode_tensor
+from bmnas_serve.codec import decode_request, encode_response, encode_tensor
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError
+from bmnas_serve.inference import InferRequest, OutputRequest
 from bmnas_serve.manifest import TensorSpec
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,13 +102,13 @@ def test_request_of_the_protocol():
         json.dumps(
             {
                 "id": "42",
-                "parameters": {"priority": 1, "binary_data_output": True},
+                "parameters": {"priority": 0, "timeout": 1_500_000, "sequence_id": 0},
                 "inputs": [
                     {
                         "name": "x",
                         "shape": [2, 2],
                         "datatype": "INT8",
-                        "parameters": {"content_type": "np"},
+                        "parameters": {},
                         "data": [[1, 2], [3, -4]],
                     }
                 ],
@@ -118,15 +119,16 @@ def test_request_of_the_protocol():
         "INT8",
     )
     assert request.id == "42"
-    assert request.outputs == ("b", "a")
+    assert request.timeout == 1.5
+    assert request.outputs == (OutputRequest("b"), OutputRequest("a"))
     np.testing.assert_array_equal(request.inputs["x"], np.array([[1, 2], [3, -4]], np.int8))
 
 
 @pytest.mark.parametrize("outputs", [None, []])
 def test_optional_fields_may_be_null(outputs):
     request = read(body([1], [1], id=None, parameters=None, outputs=outputs))
-    assert request.id is None
-    assert request.outputs is None
+    assert (request.id, request.timeout) == (None, None)
+    assert request.outputs == (OutputRequest("a"), OutputRequest("b"))
 
 
 def test_null_is_not_taken_for_nan():
@@ -217,7 +219,11 @@ def test_another_datatype_than_the_models(datatype):
         (b"{}", "the document: lacks 'inputs'"),
         (b'{"inputs": {}}', "inputs: received {}, expected a list"),
         (b'{"inputs": [3]}', "inputs[0]: received 3, expected a JSON object"),
-        (b'{"inputs": [{}]}', "inputs[0]: lacks 'name', 'shape', 'datatype', 'data'"),
+        (b'{"inputs": [{}]}', "inputs[0]: lacks 'name', 'shape', 'datatype'"),
+        (
+            b'{"inputs": [{"name": "x", "shape": [1], "datatype": "FP32"}]}',
+            "inputs[0]: lacks 'data', or a binary_data_size in its parameters",
+        ),
         (b'{"inputs": [], "output": []}', 'unknown field "output"'),
         (b'{"inputs": [], "id": 3}', "id: received 3, expected a string"),
         (b'{"inputs": [], "outputs": [""]}', 'outputs[0]: received "", expected a JSON object'),
@@ -230,39 +236,55 @@ def test_malformed_bodies(content, message):
     assert message in refusal(content)
 
 
-def test_binary_tensors_are_refused_with_the_way_out():
-    tensor = {
-        "name": "x",
-        "shape": [1],
-        "datatype": "FP32",
-        "parameters": {"binary_data_size": 4},
-    }
-    message = refusal(json.dumps({"inputs": [tensor]}).encode())
-    assert message.endswith(
-        "only JSON tensors are accepted: set binary_data=False on inputs and outputs"
-    )
-    output = {"name": "y", "parameters": {"binary_data": True}}
-    assert "binary_data=False" in refusal(body([1], [1], outputs=[output]))
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"sequence_id": 7}, "parameters.sequence_id: sequences are not supported"),
+        ({"sequence_id": "a"}, "sequences are not supported: every request stands for itself"),
+        ({"sequence_start": True}, "parameters.sequence_start: sequences are not supported"),
+        ({"sequence_id": False}, "sequences are not supported"),
+        ({"priority": 1}, "priorities are not supported: requests run in their order; leave it"),
+        ({"timeout": -1}, "parameters.timeout: received -1, expected an integer from 0"),
+        ({"timeout": 10**400}, "expected an integer from 0 to 2^63 - 1"),
+        ({"timeout": 1.5}, "parameters.timeout: received 1.5"),
+        ({"binary_data_output": 1}, "received 1, expected true or false"),
+        ({"temperature": 1}, 'parameters: has the unknown field "temperature", expected binary_'),
+    ],
+)
+def test_parameters_that_are_not_honoured_are_refused(parameters, message):
+    assert message in refusal(body([1], [1], parameters=parameters))
 
 
-@pytest.mark.parametrize("parameter", ["classification", "shared_memory_region"])
-def test_parameters_that_would_change_the_answer_are_refused(parameter):
-    output = {"name": "y", "parameters": {parameter: 1}}
-    assert f"{parameter!r} is not supported" in refusal(body([1], [1], outputs=[output]))
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"shared_memory_region": "r"}, "shared memory is not supported: tensors travel in the"),
+        ({"classification": True}, "outputs[0].parameters.classification: received true"),
+        ({"binary_data": "yes"}, 'outputs[0].parameters.binary_data: received "yes"'),
+        ({"order": 1}, 'outputs[0].parameters: has the unknown field "order"'),
+    ],
+)
+def test_parameters_of_outputs_that_are_not_honoured_are_refused(parameters, message):
+    output = {"name": "a", "parameters": parameters}
+    assert message in refusal(body([1], [1], outputs=[output]))
 
 
 def test_response_keeps_the_order_asked_for():
     outputs = {"a": np.array([[1.5]], np.float32), "b": np.array([True])}
-    request = InferRequest("7", {}, ("b",))
-    assert encode_response("m", "1", request, outputs) == {
-        "model_name": "m",
-        "model_version": "1",
-        "id": "7",
-        "outputs": [{"name": "b", "datatype": "BOOL", "shape": [1], "data": [True]}],
-    }
-    everything = encode_response("m", "1", InferRequest(None, {}, None), outputs)
-    assert "id" not in everything
-    assert [output["name"] for output in everything["outputs"]] == ["a", "b"]
+    request = InferRequest("7", {}, (OutputRequest("b"), OutputRequest("a")))
+    assert encode_response("m", "1", request, outputs) == (
+        {
+            "model_name": "m",
+            "model_version": "1",
+            "id": "7",
+            "outputs": [
+                {"name": "b", "datatype": "BOOL", "shape": [1], "data": [True]},
+                {"name": "a", "datatype": "FP32", "shape": [1, 1], "data": [1.5]},
+            ],
+        },
+        [],
+    )
+    assert "id" not in encode_response("m", "1", InferRequest(None, {}, ()), outputs)[0]
 
 
 def test_response_data_is_row_major():

@@ -122,18 +122,6 @@ def test_tritonclient_gets_metadata_readiness_and_predictions(start, tmp_path):
     client.close()
 
 
-def test_tritonclient_is_told_that_binary_tensors_are_not_served(start):
-    server = start()
-    module, client = triton(server)
-    tensor = module.InferInput("sound", [1, 4], "FP32")
-    tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
-    errors = pytest.importorskip("tritonclient.utils")
-    with pytest.raises(errors.InferenceServerException, match="binary_data=False") as caught:
-        client.infer("pets", [tensor])
-    assert caught.value.status() == "415"
-    client.close()
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_idle_server_stops_with_status_0(start, number):
     server = start()

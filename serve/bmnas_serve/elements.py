@@ -1,0 +1,139 @@
+"""The elements of a tensor, as JSON lists or as bytes, from and to numpy arrays."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bmnas_serve.checks import wrong
+from bmnas_serve.datatypes import PROTOCOL
+from bmnas_serve.errors import FormatError, shorten
+
+#: What a request holds of a tensor: a list, flat or nested, or the bytes.
+Data = list[Any] | bytes | memoryview
+
+
+def to_array(data: Data, shape: Sequence[int], dtype: str, place: str) -> NDArray[Any]:
+    """Return ``data`` as an array of ``shape`` and ``dtype``, numpy's name; all of it finite.
+
+    Raises FormatError, which starts with ``place``, when there are more or fewer elements than the
+    shape has, and for one that the dtype cannot hold: numpy alone would take null for NaN and
+    true for 1.
+    """
+    if isinstance(data, list):
+        elements = _flatten(data, tuple(shape), place)
+        return _from_elements(elements, np.dtype(dtype), place).reshape(shape)
+    return _from_bytes(data, shape, np.dtype(dtype), place)
+
+
+def to_bytes(array: NDArray[Any]) -> bytes:
+    """Return the elements as the protocol's bytes: row-major, little-endian."""
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def texts_to_bytes(texts: Sequence[str]) -> bytes:
+    """Return the elements of a BYTES tensor: each with its length before it."""
+    encoded = (text.encode() for text in texts)
+    return b"".join(struct.pack("<I", len(text)) + text for text in encoded)
+
+
+def _from_bytes(
+    data: bytes | memoryview, shape: Sequence[int], dtype: np.dtype[Any], place: str
+) -> NDArray[Any]:
+    name, expected = PROTOCOL[dtype.name], math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise FormatError(
+            f"{place}: received {_count(len(data), 'byte')}, expected {expected:,} for {name} of"
+            f" the shape {list(shape)}"
+        )
+    received = np.frombuffer(data, dtype.newbyteorder("<") if dtype.kind != "b" else np.uint8)
+    if dtype.kind == "b" and received.max() > 1:
+        position = int(np.argmax(received > 1))
+        raise wrong(f"{place}: element {position}", int(received[position]), "0 or 1 for BOOL")
+    if dtype.kind == "f" and not (finite := np.isfinite(received)).all():
+        position = int(np.argmin(finite))
+        value = float(received[position])
+        raise FormatError(
+            f"{place}: element {position}: received {value}, expected a finite number"
+        )
+    # A tensor can begin anywhere in a body, and onnxruntime reads whole vectors.
+    return np.require(received.astype(dtype, copy=False).reshape(shape), requirements="A")
+
+
+def _flatten(elements: list[Any], shape: tuple[int, ...], place: str) -> list[Any]:
+    """Return the elements of a list that is flat or nested like ``shape``."""
+    if len(shape) > 1 and elements and isinstance(elements[0], list):
+        return _flatten_nested(elements, shape, place)
+    count = math.prod(shape)
+    if len(elements) != count:
+        raise FormatError(
+            f"{place}: received {_count(len(elements), 'element')}, expected {count:,} for the"
+            f" shape {list(shape)}"
+        )
+    return elements
+
+
+def _flatten_nested(data: list[Any], shape: tuple[int, ...], place: str) -> list[Any]:
+    rows: list[Any] = [data]
+    for axis, length in enumerate(shape):
+        for row in rows:
+            if not isinstance(row, list) or len(row) != length:
+                found = _count(len(row), "item") if isinstance(row, list) else shorten(row)
+                raise FormatError(
+                    f"{place}: received {found} on axis {axis}, expected a list of {length:,}"
+                    f" for the shape {list(shape)}"
+                )
+        rows = list(chain.from_iterable(rows))
+    return rows
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _from_elements(elements: list[Any], dtype: np.dtype[Any], place: str) -> NDArray[Any]:
+    if dtype.kind == "b":
+        _check_types(elements, {bool}, place, "true or false")
+        return np.array(elements, dtype)
+    if dtype.kind in "iu":
+        _check_types(elements, {int}, place, f"integers of {PROTOCOL[dtype.name]}")
+        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+        for value in (min(elements), max(elements)):
+            if not low <= value <= high:
+                raise _out_of_range(place, value, dtype, f"{low} to {high}")
+        return np.array(elements, dtype)
+    _check_types(elements, {int, float}, place, f"numbers of {PROTOCOL[dtype.name]}")
+    return _floats(elements, dtype, place)
+
+
+def _floats(elements: list[Any], dtype: np.dtype[Any], place: str) -> NDArray[Any]:
+    largest = float(np.finfo(dtype).max)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(elements, np.float64).astype(dtype)
+    except OverflowError as error:  # an integer of hundreds of digits is a JSON number too
+        value = max(elements, key=abs)
+        raise _out_of_range(place, value, dtype, f"{-largest:g} to {largest:g}") from error
+    finite = np.isfinite(array)
+    if not finite.all():
+        value = elements[int(np.argmin(finite))]
+        raise _out_of_range(place, value, dtype, f"{-largest:g} to {largest:g}")
+    return array
+
+
+def _check_types(elements: list[Any], allowed: set[type], place: str, expected: str) -> None:
+    if not set(map(type, elements)) <= allowed:
+        position = next(i for i, value in enumerate(elements) if type(value) not in allowed)
+        raise wrong(f"{place}: element {position}", elements[position], expected)
+
+
+def _out_of_range(place: str, value: Any, dtype: np.dtype[Any], span: str) -> FormatError:
+    return FormatError(
+        f"{place}: received {shorten(value)}, out of range for {PROTOCOL[dtype.name]}: {span}"
+    )
