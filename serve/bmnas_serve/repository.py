@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from bmnas_serve.batcher import Batcher, QueueLimits
 from bmnas_serve.errors import BundleError, RequestError, shorten
-from bmnas_serve.lifecycle import Predictor
 from bmnas_serve.manifest import MANIFEST_FILE
 from bmnas_serve.session import Session
 
@@ -32,11 +32,12 @@ Places = Mapping[str, Mapping[str, Path]]
 class Served:
     """One version of a model, open. Used from the event loop's thread only."""
 
-    def __init__(self, session: Session, version: str) -> None:
+    def __init__(self, session: Session, version: str, limits: QueueLimits) -> None:
         self.session = session
         self.version = version
+        self.batcher = Batcher(session, limits)
         self._resources = contextlib.ExitStack()
-        self._predictor = self._resources.enter_context(Predictor(session))
+        self._resources.callback(self.batcher.close)
         self._holders = 0
         self._retired = False
 
@@ -48,16 +49,13 @@ class Served:
     async def predict(
         self, inputs: Mapping[str, NDArray[Any]], timeout: float | None = None
     ) -> dict[str, NDArray[Any]]:
-        """Return every output for checked ``inputs``, by name; see ``Predictor.predict``.
+        """Return every output for checked ``inputs``, by name; see ``Batcher.predict``.
 
         Only while it is held: a version that nobody holds may be closed. Raises RequestError (504)
         when there is no answer within ``timeout`` seconds.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._predictor.predict(inputs)
-        except TimeoutError as error:
-            raise RequestError(504, f"no answer within the timeout of {timeout:g} s") from error
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        return await self.batcher.predict(inputs, deadline=deadline)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Self]:
@@ -87,19 +85,30 @@ class Served:
 class Repository:
     """What is served, by name and version; ``open`` and ``of_session`` make one.
 
-    ``load`` opens the bundles that lie in ``places()`` through ``open_session``. Used from the
-    event loop's thread only.
+    ``load`` opens the bundles that lie in ``places()`` through ``open_session``; each version has
+    a queue with ``limits``. Used from the event loop's thread only.
     """
 
-    def __init__(self, places: Callable[[], Places], open_session: Callable[[Path], Session]):
+    def __init__(
+        self,
+        places: Callable[[], Places],
+        open_session: Callable[[Path], Session],
+        limits: QueueLimits | None = None,
+    ) -> None:
         self._places = places
         self._open_session = open_session
+        self._limits = limits or QueueLimits()
         self._served: dict[str, dict[str, Served]] = {}
         self._failures: dict[str, str] = {}
         self._loading = asyncio.Lock()
 
     @classmethod
-    def open(cls, path: Path, open_session: Callable[[Path], Session]) -> Self:
+    def open(
+        cls,
+        path: Path,
+        open_session: Callable[[Path], Session],
+        limits: QueueLimits | None = None,
+    ) -> Self:
         """Return a repository with every model of ``path`` open.
 
         ``path`` is a bundle folder or a bare ``.onnx`` file; or a folder of bundles: a folder in
@@ -107,21 +116,27 @@ class Repository:
         each. Raises BundleError when one of them cannot be opened.
         """
         if path.is_dir() and not (path / MANIFEST_FILE).exists() and _bundles_of(path):
-            repository = cls(lambda: _bundles_of(path), open_session)
+            repository = cls(lambda: _bundles_of(path), open_session, limits)
             for name, versions in _bundles_of(path).items():
                 repository._put(name, repository._open(name, versions))
             return repository
-        return cls._of_one(open_session(path), path, open_session)
+        return cls._of_one(open_session(path), path, open_session, limits)
 
     @classmethod
-    def of_session(cls, session: Session) -> Self:
+    def of_session(cls, session: Session, limits: QueueLimits | None = None) -> Self:
         """Return a repository of one session that is open already."""
-        return cls._of_one(session, Path(session.name), lambda path: session)
+        return cls._of_one(session, Path(session.name), lambda path: session, limits)
 
     @classmethod
-    def _of_one(cls, session: Session, path: Path, open_session: Callable[[Path], Session]) -> Self:
+    def _of_one(
+        cls,
+        session: Session,
+        path: Path,
+        open_session: Callable[[Path], Session],
+        limits: QueueLimits | None,
+    ) -> Self:
         places = {session.name: {MODEL_VERSION: path}}
-        repository = cls(lambda: places, open_session)
+        repository = cls(lambda: places, open_session, limits)
         repository._put(session.name, {MODEL_VERSION: session})
         return repository
 
@@ -197,7 +212,9 @@ class Repository:
         return sessions
 
     def _put(self, name: str, sessions: Mapping[str, Session]) -> None:
-        opened = {version: Served(session, version) for version, session in sessions.items()}
+        opened = {
+            version: Served(session, version, self._limits) for version, session in sessions.items()
+        }
         self._remove(name)
         self._failures.pop(name, None)
         self._served[name] = opened

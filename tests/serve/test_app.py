@@ -255,7 +255,7 @@ def test_broken_connection_is_no_defect(session):
     assert talk(session, act)[0]["status"] == 400
 
 
-def test_outputs_that_are_not_finite_are_500(tmp_path):
+def test_outputs_that_are_not_finite_are_a_mistake_of_the_inputs(tmp_path):
     model = save_model(
         tmp_path / "log.onnx",
         [helper.make_node("Log", ["x"], ["y"])],
@@ -264,7 +264,7 @@ def test_outputs_that_are_not_finite_are_500(tmp_path):
     )
     session = Session.open(model)
     bad = request({"x": np.array([-1], np.float32)})
-    refused(post(session, bad, "/v2/models/log/infer"), 500, "'y' holds NaN or infinity")
+    refused(post(session, bad, "/v2/models/log/infer"), 422, "'y' holds NaN or infinity")
     good = request({"x": np.array([1], np.float32)})
     assert post(session, good, "/v2/models/log/infer").json()["outputs"][0]["data"] == [0.0]
 

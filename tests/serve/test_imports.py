@@ -23,7 +23,7 @@ import bmnas_serve
 for module in pkgutil.iter_modules(bmnas_serve.__path__):
     __import__(f"bmnas_serve.{module.name}")
 
-from bmnas_serve.lifecycle import Predictor
+from bmnas_serve.batcher import Batcher
 from bmnas_serve.codec import decode_request, encode_response
 from bmnas_serve.metadata import example_request
 from bmnas_serve.session import Session
@@ -31,8 +31,9 @@ from bmnas_serve.session import Session
 session = Session.open(Path(sys.argv[1]))
 body = json.dumps(example_request(session)).encode()
 request = decode_request(body, session.inputs, session.outputs, 8)
-with Predictor(session) as predictor:
-    outputs = asyncio.run(predictor.predict(request.inputs))
+batcher = Batcher(session)
+outputs = asyncio.run(batcher.predict(request.inputs))
+batcher.close()
 print(len(encode_response("pets", "1", request, outputs)[0]["outputs"]))
 loaded = {name.partition(".")[0] for name in sys.modules}
 assert not loaded & {"torch", "bmnas", "bmnas_export", "onnx", "tritonclient"}, loaded

@@ -137,7 +137,7 @@ def test_a_replaced_version_answers_those_who_hold_it_and_is_closed(tmp_path):
             assert not closed
         np.testing.assert_array_equal(received["logits"], before.session.run(inputs)["logits"])
         await wait_until(lambda: bool(closed))
-        with pytest.raises(RuntimeError, match="shutdown"):
+        with pytest.raises(RuntimeError, match="this version is closed"):
             await before.predict(inputs)
         repository.close()
 

@@ -29,8 +29,8 @@ def in_steps(text: bytes, step: int) -> Any:
         return parse_json(text)
 
 
-@given(VALUES, st.sampled_from([None, 1, "\t"]), st.sampled_from([32, 100]))
-@example([[1], [2, [3]], "a", 4], None, 32)
+@given(VALUES, st.sampled_from([None, 1, "\t"]), st.sampled_from([64, 200]))
+@example([[1], [2, [3]], "a", 4], None, 64)
 def test_a_text_in_steps_is_read_as_json_reads_it(value, indent, step):
     text = json.dumps(value, indent=indent).encode()
     assert in_steps(text, step) == json.loads(text)

@@ -1,0 +1,260 @@
+"""Requests to one model: those that come in while it runs form its next batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bmnas_serve.errors import InferenceError, RequestError, busy
+from bmnas_serve.session import Session
+
+Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+
+#: How much the time of the last run counts in the estimate of the time that a row takes.
+_RECENT = 0.2
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """What waits for a model: ``rows``, ``bytes`` of inputs, and a request for ``seconds``.
+
+    A request of any size waits where nothing else does. Requests are run together up to
+    ``batch_rows``; one that has more is run by itself.
+    """
+
+    rows: int = 1024
+    bytes: int = 256 * 2**20
+    seconds: float = 30.0
+    batch_rows: int = 64
+
+
+@dataclass
+class Client:
+    """Who sent a request: ``leaving`` since it sends no more, ``gone`` since it hears no more."""
+
+    leaving: bool = False
+    gone: bool = False
+
+
+#: The client of the request that a task answers, where the connection is known.
+CLIENT: ContextVar[Client | None] = ContextVar("CLIENT", default=None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the model: ``waits`` are how long each of its requests waited for it, in seconds."""
+
+    rows: int
+    seconds: float
+    waits: Sequence[float]
+    failures: int
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    inputs: Arrays
+    rows: int
+    bytes: int
+    kind: tuple[Any, ...]
+    since: float
+    answer: asyncio.Future[dict[str, NDArray[Any]]]
+    client: Client
+
+
+class Batcher:
+    """Runs a session in one thread, so that the event loop never waits for it.
+
+    A request that finds the session idle is run at once; those that come in meanwhile are run
+    together after it, in order of arrival. One thread and not several: onnxruntime spreads a run
+    over cores by itself. ``watch`` is called with every ``Run``. Used from the event loop's thread
+    only.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        limits: QueueLimits | None = None,
+        watch: Callable[[Run], None] = lambda run: None,
+    ) -> None:
+        self.session = session
+        self.limits = limits or QueueLimits()
+        self._watch = watch
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="bmnas-session")
+        self._queue: dict[_Waiting, None] = {}
+        self._rows = 0
+        self._bytes = 0
+        self._row_seconds = 0.0
+        self._running = False
+        self._closed = False
+        specs = (*session.inputs, *session.outputs)
+        # Of a bare file nothing says that its rows do not depend on each other.
+        self._joins = session.manifest is not None and all(s.shape[:1] == (-1,) for s in specs)
+
+    def close(self) -> None:
+        """Drop what waits; returns when the run under way has ended."""
+        self._closed = True
+        self._worker.shutdown(cancel_futures=True)
+
+    @property
+    def waiting(self) -> int:
+        """The number of rows that wait."""
+        return self._rows
+
+    async def predict(
+        self, inputs: Arrays, *, deadline: float | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Return every output for checked ``inputs``, by name.
+
+        ``deadline`` is a time of the event loop's clock, None for the limit of the queue.
+        Raises RequestError: 503 when the queue is full, 504 at the deadline, 422 when an output
+        is not finite; InferenceError when the model fails. Cancelled, it no longer waits.
+        """
+        if self._closed:
+            raise RuntimeError(f"{self.session.name}: this version is closed")
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        latest = now + self.limits.seconds
+        until = latest if deadline is None else min(deadline, latest)
+        waiting = self._enter(inputs, now, loop)
+        timer = loop.call_at(until, _expire, waiting, until - now)
+        try:
+            if not self._running:
+                self._run_next(loop)
+            return await waiting.answer
+        finally:
+            timer.cancel()
+            self._leave(waiting)
+
+    def _enter(self, inputs: Arrays, now: float, loop: asyncio.AbstractEventLoop) -> _Waiting:
+        rows = max((len(x) for x in inputs.values() if x.ndim), default=1)
+        size = sum(x.nbytes for x in inputs.values())
+        if not self._has_room(rows, size):
+            self._drop_answered()
+            if not self._has_room(rows, size):
+                raise busy(
+                    f"{self.session.name}: {self._rows:,} rows wait already",
+                    self._rows * self._row_seconds,
+                )
+        kind = tuple((x.shape[1:], x.dtype) for x in inputs.values())
+        client = CLIENT.get() or Client()
+        waiting = _Waiting(inputs, rows, size, kind, now, loop.create_future(), client)
+        self._queue[waiting] = None
+        self._rows += rows
+        self._bytes += size
+        return waiting
+
+    def _has_room(self, rows: int, size: int) -> bool:
+        fits = self._rows + rows <= self.limits.rows and self._bytes + size <= self.limits.bytes
+        return fits or not self._queue
+
+    def _drop_answered(self) -> None:
+        for waiting in [w for w in self._queue if w.client.gone or w.answer.done()]:
+            self._leave(waiting)
+            _fail(waiting, RequestError(499, "the client has gone"))
+
+    def _leave(self, waiting: _Waiting) -> None:
+        if waiting in self._queue:
+            del self._queue[waiting]
+            self._rows -= waiting.rows
+            self._bytes -= waiting.bytes
+
+    def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch = self._take()
+        self._running = bool(batch)
+        if batch:
+            started = loop.time()
+            done = loop.run_in_executor(self._worker, self._outcomes, batch)
+            done.add_done_callback(lambda future: self._finish(batch, started, future, loop))
+
+    def _take(self) -> list[_Waiting]:
+        """Take the next batch from the queue; clients that are leaving come last, one at a time."""
+        self._drop_answered()
+        if self._closed or not self._queue:
+            return []
+        present = [waiting for waiting in self._queue if not waiting.client.leaving]
+        first = next(iter(present or self._queue))
+        batch, rows = [first], first.rows
+        for waiting in present[1:] if self._joins else ():
+            if waiting.kind == first.kind and rows + waiting.rows <= self.limits.batch_rows:
+                batch.append(waiting)
+                rows += waiting.rows
+        for waiting in batch:
+            self._leave(waiting)
+        return batch
+
+    def _finish(
+        self,
+        batch: list[_Waiting],
+        started: float,
+        done: asyncio.Future[list[dict[str, NDArray[Any]] | Exception]],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._run_next(loop)
+        if done.cancelled():
+            return
+        outcomes = done.result()
+        rows, seconds = sum(waiting.rows for waiting in batch), loop.time() - started
+        self._row_seconds += _RECENT * (seconds / rows - self._row_seconds)
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                _fail(waiting, outcome)
+            elif not waiting.answer.done():
+                waiting.answer.set_result(outcome)
+        failures = sum(isinstance(outcome, Exception) for outcome in outcomes)
+        self._watch(Run(rows, seconds, [started - w.since for w in batch], failures))
+
+    def _outcomes(self, batch: list[_Waiting]) -> list[dict[str, NDArray[Any]] | Exception]:
+        """Return what comes of each request, in the worker's thread."""
+        if len(batch) > 1:
+            try:
+                return self._together(batch)
+            except Exception:
+                pass  # one of them may be to blame: each is run by itself, and is told
+        return [self._alone(waiting.inputs) for waiting in batch]
+
+    def _together(self, batch: list[_Waiting]) -> list[dict[str, NDArray[Any]] | Exception]:
+        names = batch[0].inputs
+        joined = {name: np.concatenate([w.inputs[name] for w in batch]) for name in names}
+        outputs = self.session.run(joined)
+        ends = np.cumsum([waiting.rows for waiting in batch])
+        for name, array in outputs.items():
+            if len(array) != ends[-1]:
+                raise InferenceError(f"{name!r} has {len(array)} rows, expected {ends[-1]}")
+        parts = {name: np.split(array, ends[:-1]) for name, array in outputs.items()}
+        return [
+            self._checked({name: arrays[i] for name, arrays in parts.items()})
+            for i in range(len(batch))
+        ]
+
+    def _alone(self, inputs: Arrays) -> dict[str, NDArray[Any]] | Exception:
+        try:
+            return self._checked(self.session.run(inputs))
+        except Exception as error:
+            return error  # raised where the request waits
+
+    def _checked(self, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]] | RequestError:
+        for name, array in outputs.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                return RequestError(
+                    422,
+                    f"{self.session.name}: the output {name!r} holds NaN or infinity for these"
+                    " inputs; check that they were preprocessed as the model's metadata says",
+                )
+        return outputs
+
+
+def _expire(waiting: _Waiting, seconds: float) -> None:
+    message = f"no answer within {round(seconds, 2):g} s: send it again, or fewer rows at a time"
+    _fail(waiting, RequestError(504, message))
+
+
+def _fail(waiting: _Waiting, error: Exception) -> None:
+    if not waiting.answer.done():
+        waiting.answer.set_exception(error)
