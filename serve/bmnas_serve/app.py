@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -21,6 +20,8 @@ from bmnas_serve.errors import FormatError, InferenceError, RequestError, shorte
 from bmnas_serve.inference import InferRequest
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.repository import Repository, Served
+from bmnas_serve.repository_routes import RepositoryRoutes
+from bmnas_serve.responses import JsonResponse, to_json
 
 MAX_BATCH = 1024
 
@@ -42,39 +43,26 @@ _ERRORS: tuple[type[Exception], ...] = (
 )
 
 
-def to_json(content: Any) -> bytes:
-    """Return JSON in ASCII: text that came in as a lone surrogate still goes out.
-
-    A number that is not finite raises ValueError.
-    """
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
-
-
-class JsonResponse(Response):
-    """An answer in JSON."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        """Return the body, see ``to_json``."""
-        return to_json(content)
-
-
 def create_app(
     repository: Repository,
     *,
     lifecycle: Lifecycle | None = None,
     max_batch: int = MAX_BATCH,
     bodies: Bodies | None = None,
+    model_control: bool = True,
 ) -> Starlette:
     """Return the ASGI application that serves the models of ``repository``, and closes it.
 
     ``lifecycle`` is shared with whoever stops the server. Larger batches than ``max_batch`` are
     answered with 400. ``bodies`` has the limits of bodies; it is closed too.
+    Clients may load and unload models if ``model_control``.
     """
-    endpoints = _Endpoints(repository, lifecycle or Lifecycle(), max_batch, bodies or Bodies())
+    bodies = bodies or Bodies()
+    endpoints = _Endpoints(repository, lifecycle or Lifecycle(), max_batch, bodies)
+    about_models = RepositoryRoutes(repository, bodies, max_batch, model_control)
     return Starlette(
-        routes=endpoints.routes(),
+        # Before the others: a model that is called stats would hide the statistics of all.
+        routes=[*about_models.routes(), *endpoints.routes()],
         exception_handlers=dict.fromkeys(_ERRORS, _on_error),
         lifespan=endpoints.lifespan,
     )
@@ -147,12 +135,18 @@ class _Endpoints:
 
     async def infer(self, request: Request) -> Response:
         """Decode, predict, encode: the three steps stay apart."""
-        with self._lifecycle.request(), self._served(request).held() as served:
+        with (
+            self._lifecycle.request(),
+            self._served(request).held() as served,
+            served.statistics.request() as laps,
+        ):
             json_size = _json_size(request)
             async with self._bodies.received(request) as body:
                 slow = len(body) if json_size is None else min(json_size, len(body))
                 asked = await self._bodies.beside(slow, self._decode, served, body, json_size)
+            laps.lap()
             outputs = await served.predict(asked.inputs, asked.timeout)
+            laps.lap()
             size = _NUMBER_BYTES * _numbers_in_json(asked, outputs)
             return await self._bodies.beside(size, self._answer, served, asked, outputs)
 

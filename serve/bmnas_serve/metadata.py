@@ -15,12 +15,54 @@ from bmnas_serve.codec import encode_tensor
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.manifest import InputSpec, TensorSpec
 from bmnas_serve.repository import MODEL_VERSION, Served
+from bmnas_serve.runner import CPU
 from bmnas_serve.session import Session
+
+PLATFORM = "onnxruntime_onnx"
+#: What of the protocol's extensions is served.
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "statistics",
+]
 
 
 def server_metadata() -> dict[str, Any]:
     """Return the protocol's metadata of the server."""
-    return {"name": "bmnas", "version": _package_version(), "extensions": []}
+    return {"name": "bmnas", "version": _package_version(), "extensions": EXTENSIONS}
+
+
+def model_config(session: Session, versions: Sequence[str], max_batch: int) -> dict[str, Any]:
+    """Return the model's configuration as Triton would describe it.
+
+    ``dims`` are without the batch where ``max_batch_size`` is not 0.
+    """
+    tensors = (*session.inputs, *session.outputs)
+    batched = all(tensor.shape[:1] == (-1,) for tensor in tensors)
+
+    def described(tensor: TensorSpec) -> dict[str, Any]:
+        return {
+            "name": tensor.name,
+            "data_type": f"TYPE_{PROTOCOL[tensor.dtype]}",
+            "dims": list(tensor.shape[1:] if batched else tensor.shape),
+        }
+
+    on_cpu = session.runner.describe().providers[:1] == (CPU,)
+    return {
+        "name": session.name,
+        "platform": PLATFORM,
+        "backend": "onnxruntime",
+        "version_policy": {"specific": {"versions": [int(version) for version in versions]}},
+        "max_batch_size": max_batch if batched else 0,
+        "input": [described(tensor) for tensor in session.inputs],
+        "output": [described(tensor) for tensor in session.outputs],
+        "instance_group": [
+            {"name": session.name, "kind": "KIND_CPU" if on_cpu else "KIND_GPU", "count": 1}
+        ],
+    }
 
 
 def model_metadata(session: Session, versions: Sequence[str] = (MODEL_VERSION,)) -> dict[str, Any]:
@@ -32,7 +74,7 @@ def model_metadata(session: Session, versions: Sequence[str] = (MODEL_VERSION,))
     metadata: dict[str, Any] = {
         "name": session.name,
         "versions": list(versions),
-        "platform": "onnxruntime_onnx",
+        "platform": PLATFORM,
         "inputs": [_tensor_metadata(tensor) for tensor in session.inputs],
         "outputs": [_tensor_metadata(tensor) for tensor in session.outputs],
     }
@@ -45,6 +87,15 @@ def model_metadata(session: Session, versions: Sequence[str] = (MODEL_VERSION,))
             "threshold": manifest.threshold,
         }
     return metadata
+
+
+def model_statistics(served: Sequence[Served]) -> dict[str, Any]:
+    """Return the protocol's statistics of some versions of models."""
+    return {
+        "model_stats": [
+            {"name": one.name, "version": one.version, **one.statistics.to_dict()} for one in served
+        ]
+    }
 
 
 def example_request(session: Session) -> dict[str, Any]:
@@ -77,7 +128,12 @@ def index_data(served: Sequence[Served], base_url: str) -> dict[str, Any]:
             f"GET {root}": "the model: inputs, outputs, class names",
             f"GET {root}/ready": "200 while the model takes requests, 503 while stopping",
             f"GET {root}/example.json": "a request of zeros, to send to infer",
+            f"GET {root}/config": "how the model is run, as Triton would say",
+            f"GET {root}/stats": "how many requests were answered, and how long it took",
             f"POST {root}/infer": "the outputs for the inputs in the body",
+            "POST /v2/repository/index": "every model and version, and whether it is served",
+            "POST /v2/repository/models/{name}/load": "serve a model, or serve it anew",
+            "POST /v2/repository/models/{name}/unload": "serve a model no more",
         },
         "example": f"curl -s {sample} | curl -s -H 'Content-Type: application/json' -d @- {infer}",
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ from bmnas_serve.batcher import Batcher, QueueLimits
 from bmnas_serve.errors import BundleError, RequestError, shorten
 from bmnas_serve.manifest import MANIFEST_FILE
 from bmnas_serve.session import Session
+from bmnas_serve.statistics import Statistics
 
 #: A bundle holds one version of a model; this one, unless its folder is called otherwise.
 MODEL_VERSION = "1"
@@ -32,12 +34,13 @@ Places = Mapping[str, Mapping[str, Path]]
 class Served:
     """One version of a model, open. Used from the event loop's thread only."""
 
-    def __init__(self, session: Session, version: str, limits: QueueLimits) -> None:
+    def __init__(
+        self, session: Session, version: str, limits: QueueLimits, statistics: Statistics
+    ) -> None:
         self.session = session
         self.version = version
-        self.batcher = Batcher(session, limits)
-        self._resources = contextlib.ExitStack()
-        self._resources.callback(self.batcher.close)
+        self.statistics = statistics
+        self.batcher = Batcher(session, limits, statistics.ran)
         self._holders = 0
         self._retired = False
 
@@ -72,14 +75,10 @@ class Served:
         self._retired = True
         self._close_if_unused()
 
-    def close(self) -> None:
-        """Drop the runs that wait; returns when the one under way has ended."""
-        self._resources.close()
-
     def _close_if_unused(self) -> None:
         if self._retired and not self._holders:
             # In a thread: a run whose client has gone may still be under way.
-            asyncio.get_running_loop().run_in_executor(None, self.close)
+            asyncio.get_running_loop().run_in_executor(None, self.batcher.close)
 
 
 class Repository:
@@ -99,6 +98,7 @@ class Repository:
         self._open_session = open_session
         self._limits = limits or QueueLimits()
         self._served: dict[str, dict[str, Served]] = {}
+        self._statistics: dict[tuple[str, str], Statistics] = defaultdict(Statistics)
         self._failures: dict[str, str] = {}
         self._loading = asyncio.Lock()
 
@@ -155,26 +155,32 @@ class Repository:
         """Return the versions of a model that are served; raises RequestError (404)."""
         return tuple(self._served[self.get(name).name])
 
-    def served(self) -> list[Served]:
-        """Return every version that is served."""
-        return [version for versions in self._served.values() for version in versions.values()]
+    def served(self, name: str | None = None, version: str | None = None) -> list[Served]:
+        """Return every version that is served, in order: of all models, of one, or that one alone.
 
-    async def index(self) -> list[dict[str, str]]:
-        """Return the protocol's index: each version that is or could be served, and its state."""
+        Raises RequestError (404) for what is not served.
+        """
+        if name is None:
+            return [one for versions in self._served.values() for one in versions.values()]
+        first = self.get(name, version)
+        return list(self._served[name].values()) if version is None else [first]
+
+    async def index(self, *, ready: bool = False) -> list[dict[str, str]]:
+        """Return the protocol's index: each version that is or could be served, and its state.
+
+        ``ready`` leaves out those that are not served.
+        """
         found = await asyncio.to_thread(self._places)
         entries = []
         for name in sorted(self._served.keys() | found.keys()):
             served = self._served.get(name, {})
             for version in sorted({*served, *found.get(name, ())}, key=int):
-                ready = version in served
-                entries.append(
-                    {
-                        "name": name,
-                        "version": version,
-                        "state": "READY" if ready else "UNAVAILABLE",
-                        "reason": "" if ready else self._failures.get(name, "not loaded"),
-                    }
-                )
+                entry = {"name": name, "version": version}
+                if version in served:
+                    entries.append({**entry, "state": "READY", "reason": ""})
+                elif not ready:
+                    reason = self._failures.get(name, "not loaded")
+                    entries.append({**entry, "state": "UNAVAILABLE", "reason": reason})
         return entries
 
     async def load(self, name: str) -> None:
@@ -202,7 +208,7 @@ class Repository:
     def close(self) -> None:
         """Close everything; the runs that wait are dropped."""
         for version in self.served():
-            version.close()
+            version.batcher.close()
         self._served.clear()
 
     def _open(self, name: str, versions: Mapping[str, Path]) -> dict[str, Session]:
@@ -213,11 +219,12 @@ class Repository:
 
     def _put(self, name: str, sessions: Mapping[str, Session]) -> None:
         opened = {
-            version: Served(session, version, self._limits) for version, session in sessions.items()
+            version: Served(session, version, self._limits, self._statistics[name, version])
+            for version, session in sessions.items()
         }
         self._remove(name)
         self._failures.pop(name, None)
-        self._served[name] = opened
+        self._served = dict(sorted({**self._served, name: opened}.items()))
 
     def _remove(self, name: str) -> None:
         for version in self._served.pop(name, {}).values():

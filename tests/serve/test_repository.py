@@ -128,15 +128,14 @@ def wait_until(done: Callable[[], bool]) -> Any:
 def test_a_replaced_version_answers_those_who_hold_it_and_is_closed(tmp_path):
     async def go() -> None:
         repository = Repository.open(save_bundle(tmp_path / "b"), open_session)
-        inputs, closed = sample(2), []
+        inputs = sample(2)
         with repository.get("pets").held() as before:
-            before._resources.callback(closed.append, True)
             await repository.load("pets")
             assert repository.get("pets") is not before
             received = await before.predict(inputs)
-            assert not closed
+            assert not before.batcher._closed
         np.testing.assert_array_equal(received["logits"], before.session.run(inputs)["logits"])
-        await wait_until(lambda: bool(closed))
+        await wait_until(lambda: before.batcher._closed)
         with pytest.raises(RuntimeError, match="this version is closed"):
             await before.predict(inputs)
         repository.close()
@@ -147,9 +146,8 @@ def test_a_replaced_version_answers_those_who_hold_it_and_is_closed(tmp_path):
 def test_a_version_that_nobody_holds_is_closed_at_once(tmp_path):
     async def go() -> None:
         repository = Repository.open(save_bundle(tmp_path / "b"), open_session)
-        closed: list[bool] = []
-        repository.get("pets")._resources.callback(closed.append, True)
+        before = repository.get("pets")
         repository.unload("pets")
-        await wait_until(lambda: bool(closed))
+        await wait_until(lambda: before.batcher._closed)
 
     asyncio.run(go())

@@ -1,0 +1,26 @@
+"""Answers in JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.responses import Response
+
+
+def to_json(content: Any) -> bytes:
+    """Return JSON in ASCII: text that came in as a lone surrogate still goes out.
+
+    A number that is not finite raises ValueError.
+    """
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+class JsonResponse(Response):
+    """An answer in JSON."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return the body, see ``to_json``."""
+        return to_json(content)
