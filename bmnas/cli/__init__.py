@@ -64,9 +64,12 @@ _commands = (
     bench, plan, check, tasks, presets,
 )  # fmt: skip
 #: Of predict, whose further options are the columns of a table.
-_ANY_OPTION = {"allow_extra_args": True, "ignore_unknown_options": True}
+_ANY_OPTION: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
+#: Of serve, whose options may come from the environment.
+_FROM_ENVIRONMENT: dict[str, Any] = {"auto_envvar_prefix": "BMNAS_SERVE"}
 for _command in _commands:
-    app.command(context_settings=_ANY_OPTION if _command is predict else None)(_command)
+    _settings = {predict: _ANY_OPTION, serve: _FROM_ENVIRONMENT}.get(_command)
+    app.command(context_settings=_settings)(_command)
 app.add_typer(tabular, name="tabular")
 
 

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
-from typer import Argument, Option
+from typer import Argument, Context, Option
 
 from bmnas.machine.errors import UserError
+
+#: Shorter ones can be guessed.
+_SHORTEST_TOKEN = 16
+
+
+def _read(context: Context, path: Path | None) -> Path | None:
+    """Make the values of the file the defaults of the options."""
+    if path is None:
+        return None
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as TOML: {error}") from error
+    known = [str(option.name) for option in context.command.params if option.name != "config"]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{path}: received {name!r}, expected some of {', '.join(known)}")
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
 
 
 def serve(
@@ -26,7 +46,8 @@ def serve(
         int, Option(min=0, max=65535, help="Port for HTTP; 0 takes any free one.")
     ] = 8000,
     threads: Annotated[
-        int | None, Option(min=1, help="Threads of one model run, by default one a CPU.")
+        int | None,
+        Option(min=1, help="Threads of one model run; by default a measurement chooses."),
     ] = None,
     device: Annotated[
         Literal["cpu", "cuda", "tensorrt"],
@@ -36,28 +57,83 @@ def serve(
         int, Option(min=1, help="Largest number of samples in one request.")
     ] = 1024,
     max_body_mb: Annotated[int, Option(min=1, help="Largest request body, in MiB.")] = 32,
+    batch_rows: Annotated[
+        int, Option(min=1, help="Requests that wait are run together up to so many samples.")
+    ] = 64,
+    queue_rows: Annotated[
+        int, Option(min=1, help="Samples that may wait for a model; more are answered with 503.")
+    ] = 1024,
+    timeout: Annotated[
+        float, Option(min=0.001, help="Seconds after which a request that waits gets 504.")
+    ] = 30.0,
+    max_connections: Annotated[int, Option(min=1, help="Connections at once.")] = 512,
+    stop_seconds: Annotated[
+        float, Option(min=2, help="Longest time from SIGTERM to the end.")
+    ] = 20.0,
+    allowed_host: Annotated[
+        list[str] | None,
+        Option(
+            help="A name that the server may be asked under, several times for several; * for"
+            " any. By default that of this machine where it listens to itself alone."
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        Option(help="A file with a token that clients show as Authorization: Bearer TOKEN."),
+    ] = None,
+    tls_cert: Annotated[Path | None, Option(help="A certificate in PEM, for HTTPS.")] = None,
+    tls_key: Annotated[Path | None, Option(help="The key of the certificate, in PEM.")] = None,
+    config: Annotated[
+        Path | None,
+        Option(help="A TOML file of these options: max_batch = 64.", is_eager=True, callback=_read),
+    ] = None,
 ) -> None:
-    """Serve a bundle or a model.onnx over the Open Inference Protocol v2 (HTTP, JSON tensors).
+    """Serve a bundle or a model.onnx over the Open Inference Protocol v2 (HTTP).
 
     The address is printed to standard error when the server is ready; a browser shows there what
     is served and a command to try. SIGTERM and Ctrl-C finish the requests in flight, then stop.
+    Every option can be given in the environment too, as BMNAS_SERVE_MAX_BATCH=64, and in the file
+    of --config: an option counts before the environment, and that before the file.
 
     Example: bmnas serve runs/digits/bundle --port 8000
     """
     with needing("serve", "serving"):
+        from bmnas_serve.batcher import QueueLimits
+        from bmnas_serve.connection import ConnectionLimits
         from bmnas_serve.runner import PROVIDERS
         from bmnas_serve.server import serve as run_server
+        from bmnas_serve.settings import Settings
 
-        run_server(
-            model,
-            target=target,
+        settings = Settings(
             host=host,
             port=port,
-            intra_op_threads=threads,
+            target=target,
+            threads=threads,
             providers=PROVIDERS[device],
             max_batch=max_batch,
             max_body_bytes=max_body_mb * 2**20,
+            queue=QueueLimits(rows=queue_rows, batch_rows=batch_rows, seconds=timeout),
+            connections=ConnectionLimits(connections=max_connections),
+            stop_seconds=stop_seconds,
+            allowed_hosts=allowed_host or (),
+            token=None if token_file is None else _token(token_file),
+            certificate=tls_cert,
+            key=tls_key,
         )
+        run_server(model, settings)
+
+
+def _token(path: Path) -> str:
+    try:
+        token = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a token: {error}") from error
+    if not token.isascii() or not token.isprintable() or len(token) < _SHORTEST_TOKEN:
+        raise UserError(
+            f"{path}: expected a token of at least {_SHORTEST_TOKEN} ASCII characters on one line,"
+            " such as 'openssl rand -hex 32' prints"
+        )
+    return token
 
 
 @contextmanager

@@ -22,8 +22,7 @@ from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.repository import Repository, Served
 from bmnas_serve.repository_routes import RepositoryRoutes
 from bmnas_serve.responses import JsonResponse, to_json
-
-MAX_BATCH = 1024
+from bmnas_serve.settings import MAX_BATCH
 
 #: About what a number takes in a body, in bytes.
 _NUMBER_BYTES = 8

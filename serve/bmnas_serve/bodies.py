@@ -11,6 +11,7 @@ from typing import ParamSpec, Self, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from bmnas_serve.errors import RequestError, busy
+from bmnas_serve.lifecycle import Lifecycle
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -32,18 +33,21 @@ class Bodies:
     """Receives bodies and has two threads for them: one for large ones, one for the others.
 
     A body may have ``largest`` bytes, all that are in memory ``total``, and has to be received
-    within ``seconds``. Each thread works on one body at a time: what is made of one takes several
-    times its memory. Use it as a context manager.
+    within ``seconds``; ``lifecycle`` learns of those that are not complete. Each thread works on
+    one body at a time: what is made of one takes several times its memory. Use it as a context
+    manager.
     """
 
     def __init__(
         self,
         largest: int = MAX_BODY_BYTES,
         total: int = MAX_TOTAL_BYTES,
+        lifecycle: Lifecycle | None = None,
         seconds: float = BODY_SECONDS,
     ) -> None:
         self._largest = largest
         self._total = max(total, largest)
+        self._lifecycle = lifecycle or Lifecycle()
         self._seconds = seconds
         self._held = 0
         self._lane = ThreadPoolExecutor(1, "bmnas-bodies")
@@ -73,9 +77,10 @@ class Bodies:
 
     async def _receive(self, request: Request, body: _Body) -> None:
         try:
-            async with asyncio.timeout(self._seconds):
-                async for chunk in request.stream():
-                    body.add(chunk)
+            with self._lifecycle.receiving():
+                async with asyncio.timeout(self._seconds):
+                    async for chunk in request.stream():
+                        body.add(chunk)
         except TimeoutError as error:
             raise RequestError(
                 408,

@@ -20,6 +20,7 @@ class Lifecycle:
         self.started = False
         self.draining = False
         self.in_flight = 0
+        self.unfinished = 0
 
     @property
     def ready(self) -> bool:
@@ -35,14 +36,28 @@ class Lifecycle:
         finally:
             self.in_flight -= 1
 
+    @contextlib.contextmanager
+    def receiving(self) -> Iterator[None]:
+        """Count a request in flight as one whose body is not complete while the block runs."""
+        self.unfinished += 1
+        try:
+            yield
+        finally:
+            self.unfinished -= 1
+
     async def drain(self, quiet_seconds: float, limit_seconds: float) -> None:
-        """Stop being ready; return when nothing was in flight for a while, or at the limit."""
+        """Stop being ready; return when nothing was in flight for a while, or at the limit.
+
+        Bodies that are not complete are waited for in the first quarter of the time only.
+        """
         self.draining = True
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + limit_seconds
+        start = loop.time()
         quiet = 0.0
         # Quiet is counted in turns of the loop: while it decodes a large body, requests that
         # have come in are not seen, and the clock alone would take that for silence.
-        while quiet < quiet_seconds and loop.time() < deadline:
+        while quiet < quiet_seconds and (spent := loop.time() - start) < limit_seconds:
             await asyncio.sleep(_TURN_SECONDS)
-            quiet = 0.0 if self.in_flight else quiet + _TURN_SECONDS
+            late = spent > limit_seconds / 4
+            busy = self.in_flight - (self.unfinished if late else 0)
+            quiet = 0.0 if busy else quiet + _TURN_SECONDS

@@ -5,76 +5,86 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
-from bmnas_serve.app import MAX_BATCH, create_app
-from bmnas_serve.bodies import MAX_BODY_BYTES, Bodies
+from bmnas_serve.app import create_app
+from bmnas_serve.bodies import Bodies
+from bmnas_serve.connection import Connection
 from bmnas_serve.errors import ServeError, one_line
+from bmnas_serve.guard import Guard
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.repository import Repository
-from bmnas_serve.runner import CPU
 from bmnas_serve.session import Session
+from bmnas_serve.settings import Settings
 
-#: How long a stop waits for requests in flight.
-DRAIN_SECONDS = 30.0
 #: A stop begins when nothing was in flight for so long: requests may still be on their way.
 QUIET_SECONDS = 0.3
+#: What a stop keeps of its time for closing connections and models, as a share.
+_CLOSING = 0.1
+
+#: How often connections are looked at, in ticks of uvicorn, of which there are ten in a second.
+_TICKS = 10
+_SWITCH_SECONDS = 0.0005
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def serve(
-    model: Path,
-    *,
-    target: str | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    intra_op_threads: int | None = None,
-    providers: Sequence[str] = (CPU,),
-    max_batch: int = MAX_BATCH,
-    max_body_bytes: int = MAX_BODY_BYTES,
-    drain_seconds: float = DRAIN_SECONDS,
-) -> None:
+def serve(model: Path, settings: Settings) -> None:
     """Serve what ``Repository.open`` finds at ``model`` until SIGTERM or SIGINT; then return.
 
-    ``target`` is as in ``Session.open``.
-    Port 0 takes any free port; the address is printed to standard error when the server is
-    ready. After a signal, readiness turns 503 while liveness stays 200, requests in flight are
-    finished for at most ``drain_seconds``, and a second signal stops at once.
+    The address is printed to standard error when the server is ready. After a signal, readiness
+    turns 503 while liveness stays 200, requests in flight are finished, those whose bodies do not
+    come to an end are dropped, and a second signal stops at once.
     Raises ServeError when the address cannot be had, BundleError when the model cannot be opened.
     """
-    with _bind(host, port) as listener:
+    settings.check_tls()
+    with _bind(settings.host, settings.port) as listener:
         open_session = partial(
-            Session.open, target=target, intra_op_threads=intra_op_threads, providers=providers
+            Session.open,
+            target=settings.target,
+            intra_op_threads=settings.threads,
+            providers=settings.providers,
         )
-        repository = Repository.open(model, open_session)
+        repository = Repository.open(model, open_session, settings.queue)
         names = ", ".join(dict.fromkeys(served.name for served in repository.served()))
         lifecycle = Lifecycle()
+        limits = settings.connections
+        bodies = Bodies(settings.max_body_bytes, settings.max_total_bytes, lifecycle, limits.body)
         app = create_app(
-            repository, lifecycle=lifecycle, max_batch=max_batch, bodies=Bodies(max_body_bytes)
+            repository, lifecycle=lifecycle, max_batch=settings.max_batch, bodies=bodies
         )
         config = uvicorn.Config(
-            app,
-            log_level="warning",
+            Guard(app, settings.hosts, settings.token),
+            http=partial(Connection, limits=limits),  # type: ignore[arg-type]
+            log_level="error",
             access_log=False,
             server_header=False,
+            proxy_headers=False,
             lifespan="on",
             ws="none",
-            timeout_graceful_shutdown=max(1, round(drain_seconds)),
+            timeout_keep_alive=round(limits.idle),
+            ssl_certfile=settings.certificate,
+            ssl_keyfile=settings.key,
         )
-        message = f"serving {names} at {_address(listener)} (stop with Ctrl-C)"
+        scheme = "https" if settings.certificate else "http"
+        message = f"serving {names} at {_address(scheme, listener)} (stop with Ctrl-C)"
         # uvicorn has one line for requests that a stop cancels; a traceback of each is noise.
         logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
-        server = _Server(config, lifecycle, drain_seconds, lambda: _say(message))
+        # By default a thread may keep the others waiting for 5 ms, which is many requests.
+        sys.setswitchinterval(_SWITCH_SECONDS)
+        server = _Server(config, lifecycle, settings.stop_seconds, lambda: _say(message))
         server.run(sockets=[listener])
 
 
@@ -85,12 +95,13 @@ class _Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         lifecycle: Lifecycle,
-        drain_seconds: float,
+        stop_seconds: float,
         on_ready: Callable[[], None],
     ) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
-        self._drain_seconds = drain_seconds
+        self._stop_seconds = stop_seconds
+        self._stop_at = math.inf
         self._on_ready = on_ready
         self._drain: asyncio.Task[None] | None = None
 
@@ -98,7 +109,24 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_ready()
 
+    async def on_tick(self, counter: int) -> bool:
+        if counter % _TICKS == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in self._connections():
+                connection.expire(now)
+        return await super().on_tick(counter)
+
+    def _connections(self) -> list[Connection]:
+        return cast(list[Connection], list(self.server_state.connections))
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        dropped = [connection for connection in self._connections() if connection.half_open]
+        if dropped and not self.force_exit:
+            _say(f"unfinished requests dropped: {len(dropped)}")
+        for connection in dropped:
+            connection.transport.abort()
+        left = self._stop_at - asyncio.get_running_loop().time()
+        self.config.timeout_graceful_shutdown = max(1, math.floor(left))
         await super().shutdown(sockets)
         if self.force_exit:
             # Left out by uvicorn, which would end the lifespan with a traceback.
@@ -125,6 +153,11 @@ class _Server(uvicorn.Server):
 
     def _stop(self) -> None:
         if self._drain is None:
+            self._stop_at = asyncio.get_running_loop().time() + self._stop_seconds
+            # Whatever happens, such as a run of the model that does not end.
+            last = threading.Timer(self._stop_seconds, _give_up, [self._stop_seconds])
+            last.daemon = True
+            last.start()
             self._drain = asyncio.get_running_loop().create_task(self._drain_and_exit())
             return
         self.should_exit = True
@@ -134,8 +167,13 @@ class _Server(uvicorn.Server):
             connection.transport.abort()
 
     async def _drain_and_exit(self) -> None:
-        await self._lifecycle.drain(QUIET_SECONDS, self._drain_seconds)
+        await self._lifecycle.drain(QUIET_SECONDS, self._stop_seconds * (1 - _CLOSING) - 1)
         self.should_exit = True
+
+
+def _give_up(seconds: float) -> None:
+    _say(f"not stopped within {seconds:g} s: leaving at once")
+    os._exit(1)
 
 
 def _is_no_cancellation(record: logging.LogRecord) -> bool:
@@ -168,9 +206,9 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _address(listener: socket.socket) -> str:
+def _address(scheme: str, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _say(message: str) -> None:

@@ -8,9 +8,11 @@ import bmnas_serve.server
 import onnxruntime as ort
 import pytest
 import typer
+from bmnas_serve.settings import Settings
 from tiny_bundles import save_bundle
 from typer.testing import CliRunner
 
+import bmnas.cli
 from bmnas.cli.serve import serve
 from bmnas.machine.errors import UserError
 
@@ -28,7 +30,7 @@ def test_help_ends_with_an_example():
 def test_options_reach_the_server(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(
-        bmnas_serve.server, "serve", lambda model, **options: calls.append((model, options))
+        bmnas_serve.server, "serve", lambda model, settings: calls.append((model, settings))
     )
     app = typer.Typer()
     app.command()(serve)
@@ -46,17 +48,66 @@ def test_options_reach_the_server(tmp_path, monkeypatch):
         "1",
     ]
     assert CliRunner().invoke(app, asked).exit_code == 0
-    [(model, options)] = calls
+    [(model, settings)] = calls
     assert model.name == "net.onnx"
-    assert options == {
-        "target": "onnx-int8",
-        "host": "127.0.0.1",
-        "port": 0,
-        "intra_op_threads": 2,
-        "providers": ("CUDAExecutionProvider",),
-        "max_batch": 1024,
-        "max_body_bytes": 1048576,
-    }
+    assert settings == Settings(
+        target="onnx-int8",
+        port=0,
+        threads=2,
+        providers=("CUDAExecutionProvider",),
+        max_body_bytes=2**20,
+    )
+
+
+@pytest.fixture
+def settings_of(tmp_path, monkeypatch):
+    """Return the settings that ``bmnas serve`` makes of options, environment and file."""
+    calls: list[Settings] = []
+    monkeypatch.setattr(bmnas_serve.server, "serve", lambda model, settings: calls.append(settings))
+
+    def settings_of(*options: str, file: str = "", **environment: str) -> Settings:
+        (tmp_path / "serve.toml").write_text(file)
+        for name, value in environment.items():
+            monkeypatch.setenv(f"BMNAS_SERVE_{name}", value)
+        asked = ["serve", "net.onnx", "--config", str(tmp_path / "serve.toml"), *options]
+        outcome = CliRunner().invoke(bmnas.cli.app, asked)
+        if outcome.exception:
+            raise outcome.exception
+        return calls[-1]
+
+    return settings_of
+
+
+def test_an_option_counts_before_the_environment_and_that_before_the_file(settings_of):
+    assert settings_of(file="queue_rows = 5").queue.rows == 5
+    assert settings_of(file="queue_rows = 5", QUEUE_ROWS="6").queue.rows == 6
+    asked = settings_of("--queue-rows", "7", file="queue_rows = 5\nport = 9", QUEUE_ROWS="6")
+    assert (asked.queue.rows, asked.port) == (7, 9)
+    names = settings_of(file='allowed_host = ["a.example", "b.example"]')
+    assert names.hosts == {"a.example", "b.example", "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("queue_row = 5", "received 'queue_row', expected some of model, target, host"),
+        ("queue_rows =", "cannot be read as TOML"),
+    ],
+)
+def test_a_file_that_is_wrong_is_a_user_error(settings_of, file, message):
+    with pytest.raises(UserError, match=message):
+        settings_of(file=file)
+
+
+def test_a_token_comes_from_a_file(settings_of, tmp_path):
+    path = tmp_path / "token"
+    path.write_text("0123456789abcdef\n")
+    assert settings_of("--token-file", str(path)).token == "0123456789abcdef"
+    path.write_text("short")
+    with pytest.raises(UserError, match="expected a token of at least 16 ASCII characters"):
+        settings_of("--token-file", str(path))
+    with pytest.raises(UserError, match="cannot be read as a token"):
+        settings_of("--token-file", str(tmp_path / "absent"))
 
 
 def test_mistakes_of_the_user_are_user_errors(tmp_path):
@@ -82,7 +133,7 @@ def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
 
 
 def test_two_builds_of_onnxruntime_are_a_user_error(tmp_path, monkeypatch):
-    for name in ("server", "app", "session", "runner", "lifecycle", "metadata", "repository"):
+    for name in ("server", "app", "session", "runner", "settings", "metadata", "repository"):
         monkeypatch.delitem(sys.modules, f"bmnas_serve.{name}", raising=False)
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: object())
     with pytest.raises(UserError, match="both onnxruntime and onnxruntime-gpu are installed"):

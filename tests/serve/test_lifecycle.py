@@ -36,3 +36,16 @@ def test_drain_has_a_limit():
             assert lifecycle.in_flight == 1
 
     asyncio.run(go())
+
+
+def test_drain_waits_for_unfinished_bodies_a_while_only():
+    async def go() -> None:
+        lifecycle = Lifecycle()
+        with lifecycle.request(), lifecycle.receiving():
+            drain = asyncio.create_task(lifecycle.drain(0.01, 2.0))
+            await asyncio.sleep(0.1)
+            assert not drain.done()
+            await drain
+            assert lifecycle.in_flight == 1
+
+    asyncio.run(go())

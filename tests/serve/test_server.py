@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -23,23 +24,28 @@ import pytest
 from bmnas_serve.codec import encode_tensor
 from bmnas_serve.errors import ServeError
 from bmnas_serve.server import serve
+from bmnas_serve.settings import Settings
 from tiny_bundles import sample, save_bundle
 
 ROOT = Path(__file__).parents[2]
 MAIN = """
-import sys
+import json, sys
 from pathlib import Path
+from bmnas_serve.connection import ConnectionLimits
 from bmnas_serve.server import serve
-serve(Path(sys.argv[1]), port=0, intra_op_threads=1, drain_seconds=float(sys.argv[2]))
+from bmnas_serve.settings import Settings
+options = json.loads(sys.argv[2])
+limits = ConnectionLimits(**options.pop("connections", {}))
+serve(Path(sys.argv[1]), Settings(port=0, threads=1, connections=limits, **options))
 """
 
 
 class Server:
     """``serve`` in a process of its own, on a port that it chose."""
 
-    def __init__(self, folder: Path, drain_seconds: float) -> None:
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", MAIN, str(folder), str(drain_seconds)],
+            [sys.executable, "-W", "error", "-c", MAIN, str(folder), json.dumps(options)],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT / "serve")},
@@ -69,14 +75,24 @@ class Server:
 def start(tmp_path) -> Iterator[object]:
     servers: list[Server] = []
 
-    def launch(*, work: int = 0, drain_seconds: float = 60.0) -> Server:
-        servers.append(Server(save_bundle(tmp_path / "pets", work=work), drain_seconds))
+    def launch(*, work: int = 0, **options: Any) -> Server:
+        servers.append(Server(save_bundle(tmp_path / "pets", work=work), options))
         return servers[-1]
 
     yield launch
     for server in servers:
         server.process.kill()
         server.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def one_server(tmp_path_factory) -> Iterator[Server]:
+    """A server of quick limits that the tests of single connections share."""
+    folder = save_bundle(tmp_path_factory.mktemp("one") / "pets")
+    server = Server(folder, {"connections": {**QUICK, "connections": 4}})
+    yield server
+    server.process.kill()
+    server.process.communicate()
 
 
 def triton(server: Server):
@@ -193,20 +209,126 @@ def test_second_signal_stops_at_once(start):
 
 
 def test_stop_has_a_limit(start):
-    server = start(drain_seconds=1)
+    server = start(stop_seconds=4)
     with begun_request(server):
         server.process.send_signal(signal.SIGTERM)
+        assert server.stop() == (0, "unfinished requests dropped: 1\n")
+
+
+def test_a_run_that_does_not_end_does_not_hold_the_stop(start):
+    server = start(work=5000, stop_seconds=2)
+    with contextlib.closing(http.client.HTTPConnection(server.address, timeout=60)) as connection:
+        connection.request("POST", "/v2/models/pets/infer", body())
+        assert server.get("/v2/health/ready")[0] == 200
+        server.process.send_signal(signal.SIGTERM)
         status, errors = server.stop()
-    assert status == 0
-    assert errors.endswith("Cancel 1 running task(s), timeout graceful shutdown exceeded\n")
+    assert status == 1
+    assert errors.endswith("not stopped within 2 s: leaving at once\n")
     assert "Traceback" not in errors
+
+
+def talk(server: Server, sent: bytes, *, half_close: bool = False) -> bytes:
+    """Return all that the server sends until it ends the connection."""
+    host, port = server.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as client:
+        client.sendall(sent)
+        if half_close:
+            client.shutdown(socket.SHUT_WR)
+        received = b""
+        while chunk := client.recv(65536):
+            received += chunk
+    return received
+
+
+HEAD = b"POST /v2/models/pets/infer HTTP/1.1\r\nHost: localhost\r\n"
+QUICK = {"header": 0.3, "body": 0.3, "idle": 1}
+
+
+@pytest.mark.parametrize(
+    ("sent", "answer"),
+    [
+        (b"", b""),
+        (b"POST /v2", b"HTTP/1.1 408 "),
+        (HEAD, b"HTTP/1.1 408 "),
+        (HEAD + b"Content-Length: 100\r\n\r\n{", b"HTTP/1.1 408 "),
+        (b"GET /v2 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n", b"HTTP/1.1 200 "),
+        (b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n", b"HTTP/1.1 200 "),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", b""),
+        (b"\x16\x03\x01nonsense\r\n\r\n", b"HTTP/1.1 400 "),
+    ],
+    ids=["silence", "line", "headers", "body", "unread body", "idle", "chunk", "no HTTP"],
+)
+def test_clients_that_are_slow_or_broken_are_dropped(one_server, sent, answer):
+    server = one_server
+    received = talk(server, sent)
+    assert received[: len(answer) or None] == answer
+    assert server.get("/v2/health/live")[0] == 200
+
+
+def test_a_client_that_sends_no_more_gets_its_answer(one_server):
+    length = f"Content-Length: {len(body())}\r\n\r\n".encode()
+    received = talk(one_server, HEAD + length + body(), half_close=True)
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b'"probabilities"' in received
+
+
+def test_connections_are_bounded(one_server):
+    host, port = one_server.address.split(":")
+    with contextlib.ExitStack() as opened:
+        for _ in range(4):
+            opened.enter_context(socket.create_connection((host, int(port)), timeout=30))
+        received = talk(one_server, b"")
+        assert received.startswith(b"HTTP/1.1 503 ")
+        assert b"there are 4 connections already" in received
+
+
+def test_other_hosts_are_refused(one_server):
+    def ask(host: bytes) -> bytes:
+        lines = b"GET /v2 HTTP/1.1\r\nConnection: close\r\nHost: %b\r\n\r\n" % host
+        return talk(one_server, lines)
+
+    for host in (b"localhost", b"127.0.0.1:80", b"[::1]:8000", b"192.0.2.1"):
+        assert ask(host).startswith(b"HTTP/1.1 200 ")
+    for host in (b"evil.example", b"", b"localhost.evil.example:8000"):
+        assert ask(host).startswith(b"HTTP/1.1 421 ")
+    assert b'received the host \\"evil.example\\", expected' in ask(b"evil.example")
+
+
+def test_requests_have_names(one_server):
+    def named(line: bytes) -> bytes:
+        answer = talk(one_server, b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + line + b"\r\n")
+        return re.findall(rb"x-request-id: (.*)\r\n", answer)[0]
+
+    close = b"Connection: close\r\n"
+    assert named(close + b"X-Request-Id: a-7\r\n") == b"a-7"
+    assert re.fullmatch(rb"[0-9a-f]{16}", named(close + b"X-Request-Id: <script>\r\n"))
+
+
+def test_a_broken_client_is_not_worth_a_line_of_the_log(start):
+    server = start()
+    talk(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.stop() == (0, "")
+
+
+@pytest.mark.parametrize(("given", "missing"), [("certificate", "key"), ("key", "certificate")])
+def test_tls_needs_certificate_and_key(tmp_path, given, missing):
+    with pytest.raises(ServeError, match=f"received a TLS {given} without its {missing}"):
+        serve(tmp_path, Settings(**{given: tmp_path}))
+
+
+def test_a_certificate_that_is_none_is_one_line(tmp_path):
+    (tmp_path / "cert.pem").write_text("nothing")
+    path = tmp_path / "cert.pem"
+    with pytest.raises(ServeError, match=r"cannot be used for TLS: .*both in PEM"):
+        serve(tmp_path, Settings(certificate=path, key=path))
 
 
 def test_port_in_use_is_one_line(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ServeError, match=f"cannot listen at 127.0.0.1 port {port}: ") as caught:
-            serve(tmp_path, port=port)
+            serve(tmp_path, Settings(port=port))
     assert "--port" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -216,5 +338,5 @@ def test_port_in_use_is_one_line(tmp_path):
 )
 def test_bad_addresses_are_one_line(tmp_path, host, port):
     with pytest.raises(ServeError, match="cannot listen at") as caught:
-        serve(tmp_path, host=host, port=port)
+        serve(tmp_path, Settings(host=host, port=port))
     assert "\n" not in str(caught.value)
