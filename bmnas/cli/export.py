@@ -130,10 +130,18 @@ def _export(
     import bmnas_export
 
     run = Run(folder)
-    scores = run.read_metrics().only("metric", "unimodal", "search", "test").to_dict()
+    sections = ("metric", "unimodal", "search", "test", "importance")
+    scores = run.read_metrics().only(*sections).to_dict()
+    drawn = run.drawing.is_file() and trained.genotype is not None
     try:
         bundle = bmnas_export.export_bundle(
-            trained, task, out, targets=targets, scores=scores, progress=Bars()
+            trained,
+            task,
+            out,
+            targets=targets,
+            scores=scores,
+            drawing=run.drawing.read_text("utf-8") if drawn else None,
+            progress=Bars(),
         )
     except bmnas_export.ExportError as error:
         typer.echo(f"error: {error}", err=True)

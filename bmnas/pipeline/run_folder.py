@@ -90,6 +90,8 @@ class Run:
         self.judged, self.judge_checkpoint = path / "judged.json", path / "judge-checkpoint.pt"
         #: What the trained network says of every test sample.
         self.predictions = path / "predictions.csv"
+        #: The architecture that was found.
+        self.drawing = path / "architecture.svg"
         #: Scores, parameters, latency, seconds.
         self.metrics = path / "metrics.json"
         #: Backbones and feature cache, unless they lie elsewhere.

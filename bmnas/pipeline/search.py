@@ -412,7 +412,7 @@ def write_pictures(folder: Run, genotype: Architecture | None, progress: Progres
         if parts := confusion_parts(record):
             write_figure(figure_of(*parts), folder.path / "confusion.svg")
         if genotype is not None:
-            write_figure(draw_genotype(genotype), folder.path / "architecture.svg")
+            write_figure(draw_genotype(genotype), folder.drawing)
     except UserError as error:
         # No matplotlib, or more features than a picture can show, must not cost the result.
         progress.note(f"no picture: {error}")

@@ -53,6 +53,8 @@ from bmnas_export.targets import ONNX, TARGETS, Exported, ordered, write_onnx
 #: Test samples and torch's logits of them, by which a bundle is verified without its task.
 SAMPLES_FILE = "samples.safetensors"
 SAMPLES_FORMAT = "bmnas.samples/1"
+#: The drawing of the architecture, where there is one.
+DRAWING_FILE = "architecture.svg"
 
 _SAMPLES_BYTES = 8_000_000
 _STAGES = ("samples", "graph", "check", "parity", "score", "latency", "write")
@@ -92,12 +94,14 @@ def export_bundle(
     *,
     targets: Sequence[str] = (ONNX,),
     scores: Mapping[str, Any] | None = None,
+    drawing: str | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Export a trained network, compare it with torch on test samples, write it to ``out``.
 
     ``task`` holds the test samples. ``targets`` are of ``TARGETS``, or ``onnx``, which is in every
-    bundle. ``scores`` go into the manifest. A bundle at ``out`` is replaced, once all went well.
+    bundle. ``scores`` go into the manifest, ``drawing`` is an SVG of the architecture. A bundle at
+    ``out`` is replaced, once all went well.
 
     Raises UserError for an ``out``, a task or names that cannot be; ExportError when the network
     cannot be exported or scores otherwise than ``scores`` say, ParityError when onnxruntime and
@@ -128,6 +132,8 @@ def export_bundle(
                 _next(stage, "write")
                 _write_example(folder, session, inputs)
                 _write_samples(folder, parity, inputs)
+                if drawing is not None:
+                    (folder / DRAWING_FILE).write_text(drawing, "utf-8")
                 manifest = replace(
                     manifest,
                     targets=made,
@@ -312,9 +318,10 @@ def _input(
         source = trained
     spec = network.backbone(name).input_spec
     # What the type has room for was documented there, not what training saw.
-    how = {key: value for key, value in spec.preprocessing.items() if key != "value_range"}
+    stated = {key: value for key, value in spec.preprocessing.items() if key != "value_range"}
+    how = {"type": modality.type, **stated}
     if source is not None:
-        how = {"type": modality.type, **how, "source": dict(source)}
+        how["source"] = dict(source)
     return InputSpec(name, (-1, *spec.shape), spec.dtype, spec.meaning, how, span)
 
 

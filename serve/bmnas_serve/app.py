@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from bmnas_serve import metadata
@@ -19,6 +19,7 @@ from bmnas_serve.codec import decode_request, encode_response
 from bmnas_serve.errors import FormatError, InferenceError, RequestError, shorten
 from bmnas_serve.inference import InferRequest
 from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.raw_routes import RawRoutes
 from bmnas_serve.repository import Repository, Served
 from bmnas_serve.repository_routes import RepositoryRoutes
 from bmnas_serve.responses import JsonResponse, to_json
@@ -75,9 +76,11 @@ class _Endpoints:
         self._lifecycle = lifecycle
         self._max_batch = max_batch
         self._bodies = bodies
+        self._raw = RawRoutes(repository, lifecycle, bodies)
 
     def routes(self) -> list[Route]:
         routes = [
+            *self._raw.routes(),
             Route("/", self.index),
             Route("/v2", self.server),
             Route("/v2/health/live", self.live),
@@ -96,16 +99,16 @@ class _Endpoints:
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         self._lifecycle.started = True
         try:
-            with self._bodies:
+            with self._bodies, self._raw:
                 yield
         finally:
             self._lifecycle.started = False
             self._repository.close()
 
     async def index(self, request: Request) -> Response:
-        base_url = str(request.base_url).rstrip("/")
         if "text/html" in request.headers.get("accept", ""):
-            return HTMLResponse(metadata.index_page(self._repository.served(), base_url))
+            return await self._raw.index(request)
+        base_url = str(request.base_url).rstrip("/")
         return JsonResponse(metadata.index_data(self._repository.served(), base_url))
 
     async def server(self, request: Request) -> Response:

@@ -23,6 +23,10 @@ class DataError(ServeError):
     """What a person gave cannot become an input: one line, which does not name the place."""
 
 
+class DecoderError(DataError):
+    """A package that decodes is not installed where the server runs; answered with 501."""
+
+
 class RequestError(Exception):
     """A request cannot be answered; ``status`` is the HTTP status: 4xx, 503 or 504.
 

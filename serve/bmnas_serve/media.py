@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bmnas_serve.errors import DataError, one_line
+from bmnas_serve.errors import DataError, DecoderError, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -42,15 +42,14 @@ _DAMAGE = (
 
 
 def decoder(package: str) -> Any:
-    """Return a package that decodes; raises DataError that says how it is installed."""
+    """Return a package that decodes; raises DecoderError that says how it is installed."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
         if error.name != package.partition(".")[0]:
             raise
-        raise DataError(
-            f"the package {error.name} is not installed where this is read: "
-            "pip install 'bmnas[media]'"
+        raise DecoderError(
+            f"the package {error.name} is not installed: pip install 'bmnas[media]'"
         ) from error
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
-from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -122,6 +120,9 @@ def index_data(served: Sequence[Served], base_url: str) -> dict[str, Any]:
     return {
         "models": [model_metadata(one.session, (one.version,)) for one in served],
         "endpoints": {
+            "GET /": "a page on which the models are tried, for a browser",
+            "GET /openapi.json": "all of these, described",
+            "POST /v1/predict": "labels for pictures, sounds, texts and numbers as you have them",
             "GET /v2": "the server: name and version",
             "GET /v2/health/live": "200 while the process runs",
             "GET /v2/health/ready": "200 while requests are welcome, 503 while stopping",
@@ -137,24 +138,6 @@ def index_data(served: Sequence[Served], base_url: str) -> dict[str, Any]:
         },
         "example": f"curl -s {sample} | curl -s -H 'Content-Type: application/json' -d @- {infer}",
     }
-
-
-def index_page(served: Sequence[Served], base_url: str) -> str:
-    """Return the index as an HTML page; every text that comes from outside is escaped."""
-    index = index_data(served, base_url)
-    example = escape(index.pop("example"))
-    name = escape(", ".join(dict.fromkeys(one.name for one in served)))
-    details = escape(json.dumps(index, indent=2))
-    style = "body { max-width: 56rem; margin: 2rem auto } pre { white-space: pre-wrap }"
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{name}</title><style>{style}</style>
-<h1>{name}</h1>
-<p>Served by bmnas over the Open Inference Protocol v2. One sample of zeros, sent to it:</p>
-<pre>{example}</pre>
-<p>What it takes and gives (a length of -1 is the batch), and where to ask:</p>
-<pre>{details}</pre>
-</html>
-"""
 
 
 def _tensor_metadata(tensor: TensorSpec) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Session:
     """An opened model: a ``runner``, and the ``manifest`` of its bundle, None for a bare file.
 
     ``name`` is the model's; ``inputs`` and ``outputs`` are what ``run`` takes and returns.
+    ``folder`` is that of the bundle, where it lies in one.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Session:
         self.inputs = inputs
         self.outputs = outputs
         self.manifest = manifest
+        self.folder: Path | None = None
         self._wider = {
             found.name: found.dtype
             for found in runner.describe().inputs
@@ -77,7 +79,9 @@ class Session:
         if target is not None:
             model = path / _file_of(target, manifest, path)
         runner = OnnxRunner.open(model, threads=intra_op_threads, providers=providers)
-        return cls.of_bundle(runner, manifest, model)
+        session = cls.of_bundle(runner, manifest, model)
+        session.folder = path
+        return session
 
     @classmethod
     def of_bundle(cls, runner: Runner, manifest: Manifest, model: Path) -> Self:

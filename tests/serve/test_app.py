@@ -283,22 +283,12 @@ def test_index_for_programs(session):
     assert body["example"].startswith("curl -s http://pets.test/v2/models/pets/example.json |")
 
 
-def test_index_for_people_escapes_what_comes_from_outside(tmp_path):
-    session = Session.open(
-        save_bundle(tmp_path / "b", class_names=("<b>cat</b>", "dog & owl", "fish"))
-    )
-    response = talk(
-        session,
-        lambda client: client.get(
-            "/", headers={"accept": "text/html,*/*", "host": "x'><script>alert(1)</script>"}
-        ),
-    )
+def test_index_for_people_is_the_page_with_nothing_from_outside_in_it(session):
+    hostile = {"accept": "text/html,*/*", "host": "x'><script>alert(1)</script>"}
+    response = talk(session, lambda client: client.get("/", headers=hostile))
     assert response.headers["content-type"].startswith("text/html")
-    assert "&lt;b&gt;cat&lt;/b&gt;" in response.text
-    assert "dog &amp; owl" in response.text
-    assert "<script>" not in response.text
-    assert "grey values" in response.text
-    assert "&quot;sample_rate&quot;: 8000" in response.text
+    assert "alert(1)" not in response.text
+    assert "pets" not in response.text
 
 
 def test_a_large_body_is_answered_as_a_small_one_is(session, monkeypatch):

@@ -65,8 +65,7 @@ def transformer_pair(
     )
     with torch.no_grad():
         for module in (*text.modules(), *image.modules()):
-            # A new bias is zeros, and one like another is shared.
-            if isinstance(module, nn.Linear) and module.bias is not None:
+            if isinstance(module, nn.Linear):  # a new one has zeros, and one like another is shared
                 module.bias.normal_(std=0.1)
     texts = [
         " ".join(f"w{n}" for n in draw.integers(2, vocabulary, draw.integers(1, words + 1)))

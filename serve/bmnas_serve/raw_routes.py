@@ -1,0 +1,232 @@
+"""What people use: ``/v1/predict`` for what they have, what a page needs to know, and the page."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, ParamSpec, Self, TypeVar
+from weakref import WeakKeyDictionary
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bmnas_serve.assets import ASSETS, asset, content
+from bmnas_serve.bodies import Bodies
+from bmnas_serve.errors import RequestError, busy, shorten
+from bmnas_serve.forms import media_type, read_inputs
+from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.openapi import document
+from bmnas_serve.raw_model import Asked, Made, RawModel
+from bmnas_serve.repository import Repository, Served
+from bmnas_serve.responses import to_json
+from bmnas_serve.session import Session
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Files are decoded by so many threads: one alone may take tens of milliseconds, and a large
+#: picture hundreds of megabytes.
+_THREADS = 2
+#: How many requests may wait for them.
+_WAITING = 64
+
+
+class RawRoutes:
+    """The routes; use it as a context manager, which has the threads that decode."""
+
+    def __init__(self, repository: Repository, lifecycle: Lifecycle, bodies: Bodies) -> None:
+        self._repository = repository
+        self._lifecycle = lifecycle
+        self._bodies = bodies
+        self._threads = ThreadPoolExecutor(_THREADS, "bmnas-media")
+        self._waiting = 0
+        self._models: WeakKeyDictionary[Session, RawModel] = WeakKeyDictionary()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def routes(self) -> list[Route]:
+        """Return the routes, but for that of the page itself."""
+        model = "/v1/models/{name}"
+        return [
+            Route("/openapi.json", self.openapi),
+            Route("/v1/models", self.models),
+            Route(model, self.card),
+            Route(f"{model}/architecture.svg", self.drawing),
+            Route(f"{model}/samples/{{sample:int}}/{{input:path}}", self.sample),
+            Route("/v1/predict", self.predict, methods=["POST"]),
+            Route("/page/{file}", self.file),
+        ]
+
+    async def index(self, request: Request) -> Response:
+        """Return the page."""
+        return asset("index.html", request.headers.get("if-none-match"))
+
+    async def file(self, request: Request) -> Response:
+        """Return a file that the page loads."""
+        name = request.path_params["file"]
+        if name not in ASSETS:
+            raise RequestError(404, f"there is nothing at {shorten(request.url.path)}")
+        return asset(name, request.headers.get("if-none-match"))
+
+    async def openapi(self, request: Request) -> Response:
+        """Return the OpenAPI document of what is served now."""
+        cards = {}
+        for served in self._repository.served():
+            try:
+                cards[served.name] = (await self._model(served)).card()
+            except RequestError:
+                continue  # a model that takes tensors alone
+        routes = {route.path: route.methods or set() for route in request.app.routes}
+        return _json(document(self._repository.served(), cards, routes))
+
+    async def models(self, request: Request) -> Response:
+        """Return the names and versions of what is served."""
+        served = self._repository.served()
+        return _json({"models": [{"name": one.name, "version": one.version} for one in served]})
+
+    async def card(self, request: Request) -> Response:
+        """Return what a person wants to know of a model."""
+        with self._served(request, request.path_params["name"]).held() as served:
+            model = await self._model(served)
+            return _json({"name": served.name, "version": served.version, **model.card()})
+
+    async def drawing(self, request: Request) -> Response:
+        """Return the drawing of a model's architecture."""
+        with self._served(request, request.path_params["name"]).held() as served:
+            drawing = (await self._model(served)).drawing
+        if drawing is None:
+            raise RequestError(404, "the bundle holds no drawing of its architecture")
+        return content(drawing, "image/svg+xml")
+
+    async def sample(self, request: Request) -> Response:
+        """Return an input of a sample, as a person sees or hears it."""
+        with self._served(request, request.path_params["name"]).held() as served:
+            model = await self._model(served)
+            sample, name = request.path_params["sample"], request.path_params["input"]
+            kind, body = await self._beside(model.shown, sample, name)
+        return content(body, kind)
+
+    async def predict(self, request: Request) -> Response:
+        """Return what a model says of what the body holds."""
+        with self._lifecycle.request(), self._served(request, _name(request)).held() as served:
+            begun = time.perf_counter()
+            declared = _content_type(request)
+            asked = Asked(_sample(request), _without(request), _explain(request))
+            model = await self._model(served)
+            async with self._bodies.received(request) as body:
+                received = time.perf_counter()
+                made = await self._beside(_made, model, body, declared, asked)
+            decoded = time.perf_counter()
+            outputs = await served.predict(made.inputs)
+            ended = time.perf_counter()
+            told = await self._beside(model.answer, made, outputs)
+        spent = {
+            "receive": received - begun,
+            "decode": decoded - received,
+            "model": ended - decoded,
+        }
+        milliseconds = {name: round(1000 * seconds, 3) for name, seconds in spent.items()}
+        return _json(
+            {
+                "model_name": served.name,
+                "model_version": served.version,
+                **told,
+                "milliseconds": milliseconds,
+            },
+            # While draining, clients shall come back through a new connection: to another server.
+            {"connection": "close"} if self._lifecycle.draining else {},
+        )
+
+    def _served(self, request: Request, name: str) -> Served:
+        return self._repository.get(name or self._only_name(), _query(request, "version"))
+
+    def _only_name(self) -> str:
+        names = list(dict.fromkeys(one.name for one in self._repository.served()))
+        if len(names) != 1:
+            expected = ", ".join(f"?model={name}" for name in names)
+            raise RequestError(400, f"received no model, expected one of {expected or 'none'}")
+        return names[0]
+
+    async def _model(self, served: Served) -> RawModel:
+        session = served.session
+        if (found := self._models.get(session)) is None:
+            found = await self._beside(RawModel, session)
+            self._models[session] = found
+        return found
+
+    async def _beside(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """Return what ``work`` returns in a thread; raises RequestError (503) when all are busy."""
+        if self._waiting >= _WAITING:
+            raise busy("too many files of other requests are decoded")
+        self._waiting += 1
+        try:
+            future = self._threads.submit(partial(work, *arguments, **options))
+            return await asyncio.wrap_future(future)
+        finally:
+            self._waiting -= 1
+
+
+def _made(model: RawModel, body: bytes, content_type: str, asked: Asked) -> Made:
+    given = read_inputs(body, content_type) if body or asked.sample is None else {}
+    return model.made(given, asked)
+
+
+def _json(data: Any, headers: Mapping[str, str] | None = None) -> Response:
+    response = content(to_json(data), "application/json")
+    response.headers.update(headers or {})
+    return response
+
+
+def _content_type(request: Request) -> str:
+    """Return the Content-Type; raises RequestError (415) where the body cannot be read."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise RequestError(415, f"received the encoding {shorten(encoding)}, expected none")
+    declared = request.headers.get("content-type", "")
+    # A sample of the bundle needs no body.
+    if declared or _query(request, "sample") is None:
+        media_type(declared)
+    return declared
+
+
+def _query(request: Request, name: str) -> str | None:
+    values = request.query_params.getlist(name)
+    if len(values) > 1:
+        raise RequestError(400, f"the query has {name} twice, expected once")
+    return values[0] if values else None
+
+
+def _name(request: Request) -> str:
+    known = ("model", "version", "sample", "without", "explain")
+    for name in request.query_params:
+        if name not in known:
+            raise RequestError(400, f"received ?{shorten(name)}, expected {', '.join(known)}")
+    return _query(request, "model") or ""
+
+
+def _sample(request: Request) -> int | None:
+    text = _query(request, "sample")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise RequestError(400, f"sample: received {shorten(text)}, expected its number, from 0")
+    return int(text)
+
+
+def _without(request: Request) -> tuple[str, ...]:
+    return tuple(request.query_params.getlist("without"))
+
+
+def _explain(request: Request) -> bool:
+    text = _query(request, "explain") or "false"
+    if text not in ("true", "false"):
+        raise RequestError(400, f"explain: received {shorten(text)}, expected true or false")
+    return text == "true"
