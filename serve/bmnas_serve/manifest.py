@@ -29,6 +29,7 @@ from bmnas_serve.checks import (
 )
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import BundleError, FormatError
+from bmnas_serve.files import open_regular, sha256_of
 from bmnas_serve.strict_json import parse_json
 
 FORMAT = "bmnas.bundle/2"
@@ -181,7 +182,7 @@ def read(folder: Path) -> Any:
     """Return the JSON value in the manifest of ``folder`` unchecked; raises BundleError."""
     path = folder / MANIFEST_FILE
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = file.read(_LIMIT + 1)
     except FileNotFoundError as error:
         raise BundleError(
@@ -380,8 +381,7 @@ def file_changes(manifest: Manifest, folder: Path) -> Iterator[str]:
     for name, expected in manifest.files.items():
         path = folder / name
         try:
-            with path.open("rb") as file:
-                received = hashlib.file_digest(file, "sha256").hexdigest()
+            received = sha256_of(path)
         except OSError as error:
             yield f"{path}: cannot be read: {error.strerror}; {MANIFEST_FILE} lists it"
             continue

@@ -67,7 +67,7 @@ def model_metadata(session: Session, versions: Sequence[str] = (MODEL_VERSION,))
     """Return the protocol's metadata of the model, of which ``versions`` are served.
 
     Beyond the protocol, ``parameters`` holds what the bundle says: task, class names, threshold,
-    and for each tensor its meaning and preprocessing.
+    the SHA-256 of its manifest, and for each tensor its meaning, preprocessing and range.
     """
     metadata: dict[str, Any] = {
         "name": session.name,
@@ -83,6 +83,7 @@ def model_metadata(session: Session, versions: Sequence[str] = (MODEL_VERSION,))
             "decision": manifest.task.decision,
             "class_names": list(manifest.class_names),
             "threshold": manifest.threshold,
+            "sha256": session.sha256,
         }
     return metadata
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import mmap
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from bmnas_serve.datatypes import BY_ONNX, PROTOCOL
 from bmnas_serve.errors import BundleError, InferenceError, ServeError, one_line
+from bmnas_serve.files import open_regular
 from bmnas_serve.manifest import TensorSpec
 
 CPU = "CPUExecutionProvider"
@@ -78,13 +80,14 @@ class Description:
     """What a model takes and gives, as its file says, and what it runs on.
 
     ``threads`` is the number that one product is spread over, ``providers`` what computes it, the
-    preferred first.
+    preferred first. ``metadata`` is what the file says beside.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     threads: int
     providers: tuple[str, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 class Runner(ABC):
@@ -118,18 +121,26 @@ class OnnxRunner(Runner):
             outputs=tuple(_spec(node, model) for node in runtime.get_outputs()),
             threads=runtime.get_session_options().intra_op_num_threads,
             providers=tuple(runtime.get_providers()),
+            metadata=dict(runtime.get_modelmeta().custom_metadata_map),
         )
         self._outputs = [tensor.name for tensor in self._description.outputs]
 
     @classmethod
     def open(
-        cls, model: Path, *, threads: int | None = None, providers: Sequence[str] = (CPU,)
+        cls,
+        model: Path,
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] = (CPU,),
+        files: Sequence[str] | None = None,
     ) -> Self:
         """Open the file ``model``.
 
         ``threads`` None takes every CPU that this process may use. ``providers`` are onnxruntime's
-        execution providers, the preferred first. Raises BundleError when the file is no model, and
-        when a provider is not to be had: onnxruntime would run on the CPU without a word.
+        execution providers, the preferred first. The model may keep tensors in ``files``, paths
+        from its folder, and in no others; None stands for any. Raises BundleError when the file is
+        no model, and when a provider is not to be had: onnxruntime would run on the CPU without a
+        word.
         """
         available = ort.get_available_providers()
         for provider in providers:
@@ -139,14 +150,23 @@ class OnnxRunner(Runner):
                     " for CUDA and TensorRT install onnxruntime-gpu in the place of onnxruntime"
                 )
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or _usable_cpus()
+        options.intra_op_num_threads = threads or usable_cpus()
         # Failures are raised below as one line; onnxruntime would print them a second time.
         options.log_severity_level = 4
         try:
             # With its fallback on, it goes on without a provider that fails, on the CPU.
+            contents = {} if files is None else _contents(model, files)
+            if contents:
+                sizes = [len(content) for content in contents.values()]
+                options.add_external_initializers_from_files_in_memory(
+                    list(contents), list(contents.values()), sizes
+                )
+            source = str(model) if files is None else _read(model)
             runtime = ort.InferenceSession(
-                str(model), options, providers=list(providers), enable_fallback=0
+                source, options, providers=list(providers), enable_fallback=0
             )
+        except OSError as error:
+            raise BundleError(f"{error.filename}: cannot be read: {error.strerror}") from error
         except Exception as error:  # onnxruntime's exceptions have no base class of their own
             raise BundleError(
                 f"{model}: onnxruntime cannot open the model: {one_line(error)}"
@@ -172,7 +192,24 @@ class OnnxRunner(Runner):
         return dict(zip(self._outputs, map(np.asarray, results), strict=True))
 
 
-def _usable_cpus() -> int:
+def _contents(model: Path, files: Sequence[str]) -> dict[str, bytes | mmap.mmap]:
+    """Return the content of ``files``, in which a model finds its tensors, and only there."""
+    # One name that no model has: without any, files would be looked for in the current folder.
+    contents: dict[str, bytes | mmap.mmap] = {"\n": b"\0"}
+    for name in files:
+        with open_regular(model.parent / name) as file:
+            if os.fstat(file.fileno()).st_size:
+                contents[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return contents
+
+
+def _read(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs that this process may use."""
     # Not os.cpu_count(): a container or taskset may allow fewer than the machine has.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

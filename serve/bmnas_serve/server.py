@@ -22,12 +22,14 @@ import uvicorn
 from bmnas_serve.app import create_app
 from bmnas_serve.bodies import Bodies
 from bmnas_serve.connection import Connection
-from bmnas_serve.errors import ServeError, one_line
+from bmnas_serve.errors import InferenceError, ServeError, one_line
 from bmnas_serve.guard import Guard
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.repository import Repository
+from bmnas_serve.runner import CPU
 from bmnas_serve.session import Session
 from bmnas_serve.settings import Settings
+from bmnas_serve.tuning import open_fastest
 
 #: A stop begins when nothing was in flight for so long: requests may still be on their way.
 QUIET_SECONDS = 0.3
@@ -51,13 +53,7 @@ def serve(model: Path, settings: Settings) -> None:
     """
     settings.check_tls()
     with _bind(settings.host, settings.port) as listener:
-        open_session = partial(
-            Session.open,
-            target=settings.target,
-            intra_op_threads=settings.threads,
-            providers=settings.providers,
-        )
-        repository = Repository.open(model, open_session, settings.queue)
+        repository = Repository.open(model, partial(_open, settings), settings.queue)
         names = ", ".join(dict.fromkeys(served.name for served in repository.served()))
         lifecycle = Lifecycle()
         limits = settings.connections
@@ -86,6 +82,19 @@ def serve(model: Path, settings: Settings) -> None:
         sys.setswitchinterval(_SWITCH_SECONDS)
         server = _Server(config, lifecycle, settings.stop_seconds, lambda: _say(message))
         server.run(sockets=[listener])
+
+
+def _open(settings: Settings, model: Path) -> Session:
+    open_with = partial(Session.open, model, target=settings.target, providers=settings.providers)
+    if settings.threads is not None or tuple(settings.providers) != (CPU,):
+        return open_with(intra_op_threads=settings.threads)
+    try:
+        session, threads = open_fastest(lambda count: open_with(intra_op_threads=count))
+    except InferenceError as error:
+        _say(f"{model}: 1 thread, as it does not run on a sample of zeros: {error}")
+        return open_with(intra_op_threads=1)
+    _say(f"{session.name}: {threads} was fastest; sha256 {session.sha256}")
+    return session
 
 
 class _Server(uvicorn.Server):

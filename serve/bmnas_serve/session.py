@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from bmnas_serve import manifest as bundle
 from bmnas_serve.datatypes import WIDER
 from bmnas_serve.errors import BundleError
+from bmnas_serve.files import sha256_of
 from bmnas_serve.manifest import InputSpec, Manifest, TensorSpec
 from bmnas_serve.runner import CPU, OnnxRunner, Runner
 
@@ -24,7 +25,11 @@ class Session:
 
     ``name`` is the model's; ``inputs`` and ``outputs`` are what ``run`` takes and returns.
     ``folder`` is that of the bundle, where it lies in one.
+    ``sha256`` is that of the bundle's manifest, which holds those of its other files, or of the
+    bare file; empty where neither was read.
     """
+
+    sha256 = ""
 
     def __init__(
         self,
@@ -69,18 +74,28 @@ class Session:
         if not path.is_dir():
             if target is not None:
                 raise BundleError(f"{path}: received target {target!r} for a file, expected none")
+            if not path.is_file():
+                raise BundleError(f"{path}: cannot be read: not a regular file")
             runner = OnnxRunner.open(path, threads=intra_op_threads, providers=providers)
             found = runner.describe()
             inputs = tuple(InputSpec(t.name, t.shape, t.dtype) for t in found.inputs)
-            return cls(runner, path.stem, inputs, found.outputs)
+            session = cls(runner, path.stem, inputs, found.outputs)
+            session.sha256 = sha256_of(path)
+            return session
         manifest = bundle.load(path)
         bundle.verify_files(manifest, path)
         model = path / bundle.MODEL_FILE
         if target is not None:
             model = path / _file_of(target, manifest, path)
-        runner = OnnxRunner.open(model, threads=intra_op_threads, providers=providers)
+        runner = OnnxRunner.open(
+            model,
+            threads=intra_op_threads,
+            providers=providers,
+            files=_beside(model.relative_to(path), manifest),
+        )
         session = cls.of_bundle(runner, manifest, model)
         session.folder = path
+        session.sha256 = sha256_of(path / bundle.MANIFEST_FILE)
         return session
 
     @classmethod
@@ -90,6 +105,13 @@ class Session:
         Raises BundleError where the file and the manifest disagree.
         """
         found = runner.describe()
+        contract = found.metadata.get("bmnas.contract", manifest.contract())
+        if contract != manifest.contract():
+            raise BundleError(
+                f"{model}: was exported for other inputs, outputs, class names or threshold than"
+                f" the manifest has: their sha256 is {manifest.contract()}, expected {contract}:"
+                " export again"
+            )
         _check_agreement(found.inputs, manifest.inputs, "input", model)
         _check_agreement(found.outputs, manifest.outputs, "output", model)
         return cls(runner, manifest.name, manifest.inputs, manifest.outputs, manifest)
@@ -119,6 +141,13 @@ def _file_of(target: str, manifest: Manifest, folder: Path) -> str:
             f" onnxruntime: {', '.join(opened)}"
         )
     return opened[target]
+
+
+def _beside(model: Path, manifest: Manifest) -> list[str]:
+    """Return the files of a bundle that lie in the folder of its file ``model``, and below it."""
+    files = [Path(name) for name in manifest.files]
+    others = [file for file in files if file != model and file.is_relative_to(model.parent)]
+    return [file.relative_to(model.parent).as_posix() for file in others]
 
 
 def _check_agreement(

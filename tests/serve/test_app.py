@@ -13,10 +13,11 @@ from bmnas_serve.app import create_app
 from bmnas_serve.bodies import Bodies
 from bmnas_serve.codec import encode_tensor
 from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.manifest import InputSpec
 from bmnas_serve.repository import Repository
 from bmnas_serve.session import Session
 from onnx import TensorProto, helper
-from tiny_bundles import CLASSES, sample, save_bundle, save_model, value
+from tiny_bundles import CLASSES, classifier_manifest, sample, save_bundle, save_model, value
 
 INFER = "/v2/models/pets/infer"
 
@@ -114,6 +115,14 @@ def test_metadata_of_a_bundle(session):
     assert body["outputs"][1] == {"name": "probabilities", "datatype": "FP32", "shape": [-1, 3]}
     assert body["parameters"]["class_names"] == list(CLASSES)
     assert body["parameters"]["threshold"] is None
+
+
+def test_metadata_say_what_pixels_span(tmp_path):
+    pixels = InputSpec("image", (-1, 2, 3), "uint8", "raw pixel values", range=(0, 16))
+    inputs = (pixels, classifier_manifest().inputs[1])
+    session = Session.open(save_bundle(tmp_path / "b", inputs=inputs))
+    described = get(session, "/v2/models/pets").json()["inputs"][0]["parameters"]
+    assert described == {"meaning": "raw pixel values", "range": [0, 16]}
 
 
 @pytest.mark.parametrize("batch", [1, 7])
