@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Timer = Callable[["nn.Module", Sequence["Tensor"]], float]
 
 _DRAWS = 300  # among which one has to be within the limits
+_MOST_DRAWS = 20 * _DRAWS  # for one network, in a space that has few within the limits
 _ROOM = 1.05  # two measurements of one network may differ as much
 _TRIES = 20  # for a mutation that is
 
@@ -142,8 +143,12 @@ class Aim:
             candidate = space.sample(draw)
             if self.keeps(candidate):
                 return
-            seen += [self.predict(candidate, heads=heads) for heads in self.forms]
+            seen += self.costs_of(candidate)
         raise self.refusal(seen)
+
+    def costs_of(self, candidate: Architecture) -> list[Cost]:
+        """Return what ``candidate`` is expected to cost in each of its forms."""
+        return [self.predict(candidate, heads=heads) for heads in self.forms]
 
     def refusal(self, seen: Sequence[Cost]) -> UserError:
         """Return the error that says the least there is, among ``seen``."""
@@ -156,8 +161,8 @@ class Aim:
         given = self.target.limits
         options = " ".join(f"--{n.replace('_', '-')} {limit:g}" for n, limit in given.items())
         return UserError(
-            f"{options}: of {_DRAWS} networks that were drawn none is within it, backbones "
-            f"included; {', '.join(least[name] for name in given)}: allow more"
+            f"{options}: of {len(seen) // len(self.forms):,} networks that were drawn none is "
+            f"within it, backbones included; {', '.join(least[name] for name in given)}: allow more"
         )
 
 
@@ -176,11 +181,17 @@ class Within:
         return getattr(self._space, name)
 
     def sample(self, draw: Random) -> Any:
-        """Return one that is drawn until it is within the limits."""
-        while True:
+        """Return one that is drawn until it is within the limits.
+
+        Raises UserError where so few are that drawing would not end.
+        """
+        seen = list[Cost]()
+        for _ in range(_MOST_DRAWS):
             found = self._space.sample(draw)
             if self._aim.keeps(found):
                 return found
+            seen += self._aim.costs_of(found)
+        raise self._aim.refusal(seen)
 
     def neighbours(self, genotype: Any) -> list[Any]:
         """Return those within the limits."""

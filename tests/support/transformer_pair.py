@@ -65,7 +65,8 @@ def transformer_pair(
     )
     with torch.no_grad():
         for module in (*text.modules(), *image.modules()):
-            if isinstance(module, nn.Linear):  # a new one has zeros, and one like another is shared
+            # A new bias is zeros, and one like another is shared.
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.normal_(std=0.1)
     texts = [
         " ".join(f"w{n}" for n in draw.integers(2, vocabulary, draw.integers(1, words + 1)))
