@@ -83,6 +83,12 @@ def serve(
     ] = None,
     tls_cert: Annotated[Path | None, Option(help="A certificate in PEM, for HTTPS.")] = None,
     tls_key: Annotated[Path | None, Option(help="The key of the certificate, in PEM.")] = None,
+    log_format: Annotated[
+        Literal["text", "json"], Option(help="How lines of the log are written.")
+    ] = "text",
+    log_requests: Annotated[
+        bool, Option("--log-requests", help="Log every request, not problems alone.")
+    ] = False,
     config: Annotated[
         Path | None,
         Option(help="A TOML file of these options: max_batch = 64.", is_eager=True, callback=_read),
@@ -119,6 +125,8 @@ def serve(
             token=None if token_file is None else _token(token_file),
             certificate=tls_cert,
             key=tls_key,
+            log_format=log_format,
+            log_requests=log_requests,
         )
         run_server(model, settings)
 

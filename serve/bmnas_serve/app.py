@@ -19,6 +19,8 @@ from bmnas_serve.codec import decode_request, encode_response
 from bmnas_serve.errors import FormatError, InferenceError, RequestError, shorten
 from bmnas_serve.inference import InferRequest
 from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.logs import LOG
+from bmnas_serve.metrics import CONTENT_TYPE, Metrics
 from bmnas_serve.raw_routes import RawRoutes
 from bmnas_serve.repository import Repository, Served
 from bmnas_serve.repository_routes import RepositoryRoutes
@@ -49,16 +51,19 @@ def create_app(
     lifecycle: Lifecycle | None = None,
     max_batch: int = MAX_BATCH,
     bodies: Bodies | None = None,
+    metrics: Metrics | None = None,
     model_control: bool = True,
 ) -> Starlette:
     """Return the ASGI application that serves the models of ``repository``, and closes it.
 
     ``lifecycle`` is shared with whoever stops the server. Larger batches than ``max_batch`` are
-    answered with 400. ``bodies`` has the limits of bodies; it is closed too.
+    answered with 400. ``bodies`` has the limits of bodies; it is closed too. ``metrics`` is read at
+    /metrics.
     Clients may load and unload models if ``model_control``.
     """
-    bodies = bodies or Bodies()
-    endpoints = _Endpoints(repository, lifecycle or Lifecycle(), max_batch, bodies)
+    bodies, lifecycle, metrics = bodies or Bodies(), lifecycle or Lifecycle(), metrics or Metrics()
+    metrics.watch(repository, lifecycle, bodies)
+    endpoints = _Endpoints(repository, lifecycle, max_batch, bodies, metrics)
     about_models = RepositoryRoutes(repository, bodies, max_batch, model_control)
     return Starlette(
         # Before the others: a model that is called stats would hide the statistics of all.
@@ -70,18 +75,25 @@ def create_app(
 
 class _Endpoints:
     def __init__(
-        self, repository: Repository, lifecycle: Lifecycle, max_batch: int, bodies: Bodies
+        self,
+        repository: Repository,
+        lifecycle: Lifecycle,
+        max_batch: int,
+        bodies: Bodies,
+        metrics: Metrics,
     ) -> None:
         self._repository = repository
         self._lifecycle = lifecycle
         self._max_batch = max_batch
         self._bodies = bodies
+        self._metrics = metrics
         self._raw = RawRoutes(repository, lifecycle, bodies)
 
     def routes(self) -> list[Route]:
         routes = [
             *self._raw.routes(),
             Route("/", self.index),
+            Route("/metrics", self.metrics),
             Route("/v2", self.server),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
@@ -110,6 +122,9 @@ class _Endpoints:
             return await self._raw.index(request)
         base_url = str(request.base_url).rstrip("/")
         return JsonResponse(metadata.index_data(self._repository.served(), base_url))
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
 
     async def server(self, request: Request) -> Response:
         return JsonResponse(metadata.server_metadata())
@@ -219,10 +234,13 @@ async def _on_error(request: Request, error: Exception) -> Response:
             headers = {"connection": "close"} if status in (408, 413) else {}
             if error.retry_after is not None:
                 headers |= {"retry-after": str(error.retry_after)}
+            if status == 422:  # it may be the model that is to blame
+                LOG.warning(message)
         case FormatError():
             status, message = 400, str(error)
         case InferenceError():
             status, message = 500, str(error)
+            LOG.error(message)
         case HTTPException():
             status, headers = error.status_code, dict(error.headers or {})
             known = {

@@ -34,8 +34,8 @@ class Bodies:
 
     A body may have ``largest`` bytes, all that are in memory ``total``, and has to be received
     within ``seconds``; ``lifecycle`` learns of those that are not complete. Each thread works on
-    one body at a time: what is made of one takes several times its memory. Use it as a context
-    manager.
+    one body at a time: what is made of one takes several times its memory. ``held`` is the bytes
+    in memory, but for those of small bodies. Use it as a context manager.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Bodies:
         self._total = max(total, largest)
         self._lifecycle = lifecycle or Lifecycle()
         self._seconds = seconds
-        self._held = 0
+        self.held = 0
         self._lane = ThreadPoolExecutor(1, "bmnas-bodies")
         self._large_lane = ThreadPoolExecutor(1, "bmnas-large-bodies")
 
@@ -99,9 +99,9 @@ class Bodies:
         return await asyncio.wrap_future(lane.submit(work, *arguments, **options))
 
     def _take(self, size: int) -> None:
-        if self._held + size > self._total:
+        if self.held + size > self._total:
             raise busy("too many bytes of other requests are in memory")
-        self._held += size
+        self.held += size
 
 
 class _Body:
@@ -132,7 +132,7 @@ class _Body:
         return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
 
     def release(self) -> None:
-        self._bodies._held -= self._counted
+        self._bodies.held -= self._counted
         self._counted = 0
         self._chunks = []
 

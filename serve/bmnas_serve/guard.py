@@ -5,20 +5,20 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import logging
 import re
 import secrets
+import time
 from base64 import b64decode
 from collections.abc import Collection
-from contextvars import ContextVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bmnas_serve.batcher import CLIENT
 from bmnas_serve.connection import CLIENT_KEY
 from bmnas_serve.errors import shorten
-
-#: The request that a task answers, as its client or else the server calls it.
-REQUEST_ID: ContextVar[str] = ContextVar("REQUEST_ID", default="-")
+from bmnas_serve.logs import LOG, REQUEST_ID
+from bmnas_serve.metrics import Metrics
 
 #: What answers without a token: probes have none.
 _OPEN = ("/v2/health/live", "/v2/health/ready")
@@ -29,15 +29,21 @@ _PORT = re.compile(r":[0-9]*$")
 class Guard:
     """Lets requests through to ``app``: for ``hosts``, with ``token``; None lets all through.
 
+    Every request is counted in ``metrics``, logged, and called by a name.
     A request for a host by number is let through too: another site can lead a browser here by
     a name of its own alone. The token comes as ``Authorization: Bearer``, or as the password of
     ``Basic``, which browsers ask for. Every answer has the header X-Request-Id.
     """
 
     def __init__(
-        self, app: ASGIApp, hosts: Collection[str] | None = None, token: str | None = None
+        self,
+        app: ASGIApp,
+        hosts: Collection[str] | None = None,
+        token: str | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._app = app
+        self._metrics = metrics or Metrics()
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._token = None if token is None else token.encode()
 
@@ -46,21 +52,44 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        start = time.perf_counter()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         name = given if _ID.fullmatch(given) else secrets.token_hex(8).encode()
         REQUEST_ID.set(name.decode())
         CLIENT.set(scope.get(CLIENT_KEY))
+        status = 0
 
         async def send_named(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
+                status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", name)]
             await send(message)
 
-        if (refusal := self._refusal(scope, headers)) is not None:
-            await _refuse(send_named, *refusal)
-        else:
-            await self._app(scope, receive, send_named)
+        try:
+            if (refusal := self._refusal(scope, headers)) is not None:
+                await _refuse(send_named, *refusal)
+            else:
+                await self._app(scope, receive, send_named)
+        except Exception:
+            if not status:
+                raise
+            LOG.exception("a defect of the server, or of what it runs")
+        finally:
+            self._count(scope, status, time.perf_counter() - start)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        endpoint = getattr(scope.get("endpoint"), "__name__", "none")
+        self._metrics.answered(endpoint, str(status), seconds)
+        if LOG.isEnabledFor(logging.INFO):
+            fields = {
+                "method": scope["method"],
+                "path": shorten(scope["path"]),
+                "status": status,
+                "ms": round(1000 * seconds, 3),
+            }
+            LOG.info("answered", extra={"fields": fields})
 
     def _refusal(
         self, scope: Scope, headers: dict[bytes, bytes]

@@ -125,6 +125,7 @@ def index_data(served: Sequence[Served], base_url: str) -> dict[str, Any]:
             "GET /openapi.json": "all of these, described",
             "POST /v1/predict": "labels for pictures, sounds, texts and numbers as you have them",
             "GET /v2": "the server: name and version",
+            "GET /metrics": "counts and times, for Prometheus",
             "GET /v2/health/live": "200 while the process runs",
             "GET /v2/health/ready": "200 while requests are welcome, 503 while stopping",
             f"GET {root}": "the model: inputs, outputs, class names",

@@ -11,12 +11,13 @@ import contextlib
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from bmnas_serve.batcher import Batcher, QueueLimits
+from bmnas_serve.batcher import Batcher, QueueLimits, Run
 from bmnas_serve.errors import BundleError, RequestError, shorten
 from bmnas_serve.manifest import MANIFEST_FILE
 from bmnas_serve.session import Session
@@ -35,12 +36,17 @@ class Served:
     """One version of a model, open. Used from the event loop's thread only."""
 
     def __init__(
-        self, session: Session, version: str, limits: QueueLimits, statistics: Statistics
+        self,
+        session: Session,
+        version: str,
+        limits: QueueLimits,
+        statistics: Statistics,
+        ran: Callable[[Run], None],
     ) -> None:
         self.session = session
         self.version = version
         self.statistics = statistics
-        self.batcher = Batcher(session, limits, statistics.ran)
+        self.batcher = Batcher(session, limits, ran)
         self._holders = 0
         self._retired = False
 
@@ -85,7 +91,8 @@ class Repository:
     """What is served, by name and version; ``open`` and ``of_session`` make one.
 
     ``load`` opens the bundles that lie in ``places()`` through ``open_session``; each version has
-    a queue with ``limits``. Used from the event loop's thread only.
+    a queue with ``limits``. ``watch`` is called with name, version and run, of every run. Used from
+    the event loop's thread only.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class Repository:
         open_session: Callable[[Path], Session],
         limits: QueueLimits | None = None,
     ) -> None:
+        self.watch: Callable[[str, str, Run], None] = lambda name, version, run: None
         self._places = places
         self._open_session = open_session
         self._limits = limits or QueueLimits()
@@ -219,12 +227,22 @@ class Repository:
 
     def _put(self, name: str, sessions: Mapping[str, Session]) -> None:
         opened = {
-            version: Served(session, version, self._limits, self._statistics[name, version])
+            version: Served(
+                session,
+                version,
+                self._limits,
+                self._statistics[name, version],
+                partial(self._ran, name, version),
+            )
             for version, session in sessions.items()
         }
         self._remove(name)
         self._failures.pop(name, None)
         self._served = dict(sorted({**self._served, name: opened}.items()))
+
+    def _ran(self, name: str, version: str, run: Run) -> None:
+        self._statistics[name, version].ran(run)
+        self.watch(name, version, run)
 
     def _remove(self, name: str) -> None:
         for version in self._served.pop(name, {}).values():

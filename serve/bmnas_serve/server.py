@@ -25,6 +25,8 @@ from bmnas_serve.connection import Connection
 from bmnas_serve.errors import InferenceError, ServeError, one_line
 from bmnas_serve.guard import Guard
 from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.logs import configure
+from bmnas_serve.metrics import Metrics
 from bmnas_serve.repository import Repository
 from bmnas_serve.runner import CPU
 from bmnas_serve.session import Session
@@ -58,13 +60,18 @@ def serve(model: Path, settings: Settings) -> None:
         lifecycle = Lifecycle()
         limits = settings.connections
         bodies = Bodies(settings.max_body_bytes, settings.max_total_bytes, lifecycle, limits.body)
+        metrics = Metrics()
         app = create_app(
-            repository, lifecycle=lifecycle, max_batch=settings.max_batch, bodies=bodies
+            repository,
+            lifecycle=lifecycle,
+            max_batch=settings.max_batch,
+            bodies=bodies,
+            metrics=metrics,
         )
         config = uvicorn.Config(
-            Guard(app, settings.hosts, settings.token),
+            Guard(app, settings.hosts, settings.token, metrics),
             http=partial(Connection, limits=limits),  # type: ignore[arg-type]
-            log_level="error",
+            log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
@@ -81,6 +88,7 @@ def serve(model: Path, settings: Settings) -> None:
         # By default a thread may keep the others waiting for 5 ms, which is many requests.
         sys.setswitchinterval(_SWITCH_SECONDS)
         server = _Server(config, lifecycle, settings.stop_seconds, lambda: _say(message))
+        configure(settings.log_format, requests=settings.log_requests)
         server.run(sockets=[listener])
 
 

@@ -28,7 +28,8 @@ class Settings:
     ``max_body_bytes``, all bodies in memory ``max_total_bytes``. A stop takes ``stop_seconds`` at
     most. ``allowed_hosts`` are the names that the server may be asked under: none stands for those
     of a loopback address, ``*`` for all. ``token`` is what clients have to show; ``certificate``
-    and ``key`` are files in PEM, which make it HTTPS.
+    and ``key`` are files in PEM, which make it HTTPS. ``log_format`` is text or json;
+    ``log_requests`` writes a line for every request.
     """
 
     host: str = "127.0.0.1"
@@ -46,6 +47,8 @@ class Settings:
     token: str | None = None
     certificate: Path | None = None
     key: Path | None = None
+    log_format: str = "text"
+    log_requests: bool = False
 
     @property
     def hosts(self) -> frozenset[str] | None:

@@ -4,7 +4,8 @@ import base64
 
 import httpx
 import pytest
-from bmnas_serve.guard import REQUEST_ID, Guard
+from bmnas_serve.guard import Guard
+from bmnas_serve.logs import REQUEST_ID
 from bmnas_serve.settings import Settings
 from starlette.applications import Starlette
 from starlette.requests import Request
