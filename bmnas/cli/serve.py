@@ -34,7 +34,10 @@ def _read(context: Context, path: Path | None) -> Path | None:
 
 def serve(
     model: Annotated[
-        Path, Argument(help="A bundle folder that 'bmnas export' wrote, or an .onnx file.")
+        Path,
+        Argument(
+            help="A bundle folder that 'bmnas export' wrote, a folder of such, or an .onnx file."
+        ),
     ],
     target: Annotated[
         str | None, Option(help="Which of the bundle's targets to run, by default onnx.")
@@ -45,6 +48,10 @@ def serve(
     port: Annotated[
         int, Option(min=0, max=65535, help="Port for HTTP; 0 takes any free one.")
     ] = 8000,
+    grpc_port: Annotated[
+        int | None,
+        Option(min=0, max=65535, help="Port for gRPC too; 0 takes any free one, by default none."),
+    ] = None,
     threads: Annotated[
         int | None,
         Option(min=1, help="Threads of one model run; by default a measurement chooses."),
@@ -89,12 +96,19 @@ def serve(
     log_requests: Annotated[
         bool, Option("--log-requests", help="Log every request, not problems alone.")
     ] = False,
+    model_control: Annotated[
+        bool | None,
+        Option(
+            help="Whether clients may load and unload models; by default where the server listens"
+            " to its own machine alone.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         Option(help="A TOML file of these options: max_batch = 64.", is_eager=True, callback=_read),
     ] = None,
 ) -> None:
-    """Serve a bundle or a model.onnx over the Open Inference Protocol v2 (HTTP).
+    """Serve a bundle or a model.onnx over the Open Inference Protocol v2 (HTTP, gRPC).
 
     The address is printed to standard error when the server is ready; a browser shows there what
     is served and a command to try. SIGTERM and Ctrl-C finish the requests in flight, then stop.
@@ -113,6 +127,7 @@ def serve(
         settings = Settings(
             host=host,
             port=port,
+            grpc_port=grpc_port,
             target=target,
             threads=threads,
             providers=PROVIDERS[device],
@@ -127,6 +142,7 @@ def serve(
             key=tls_key,
             log_format=log_format,
             log_requests=log_requests,
+            model_control=model_control,
         )
         run_server(model, settings)
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from bmnas_serve import parameters
 from bmnas_serve.checks import each, items, nonempty, nullable, table, text
-from bmnas_serve.classification import classify
 from bmnas_serve.datatypes import PROTOCOL
-from bmnas_serve.elements import Data, texts_to_bytes, to_bytes
+from bmnas_serve.elements import Data
 from bmnas_serve.errors import FormatError, shorten
 from bmnas_serve.inference import (
     GivenTensor,
@@ -24,6 +23,7 @@ from bmnas_serve.inference import (
     fit_outputs,
 )
 from bmnas_serve.manifest import Manifest, TensorSpec
+from bmnas_serve.outputs import answer
 from bmnas_serve.strict_json import parse_json
 
 
@@ -81,40 +81,33 @@ def encode_response(
     """
     tensors, binary = [], []
     for asked in request.outputs:
-        tensor, data = _encode(asked, outputs[asked.name], manifest)
-        tensors.append(tensor)
-        binary += data
+        tensor = answer(asked, outputs[asked.name], manifest)
+        item: dict[str, Any] = {
+            "name": asked.name,
+            "datatype": tensor.datatype,
+            "shape": tensor.shape,
+        }
+        if asked.binary:
+            data = tensor.to_bytes()
+            item["parameters"] = {"binary_data_size": len(data)}
+            binary.append(data)
+        else:
+            item["data"] = tensor.to_list()
+        tensors.append(item)
     identity = {} if request.id is None else {"id": request.id}
     body = {"model_name": model, "model_version": version, **identity, "outputs": tensors}
     return body, binary
 
 
-def _encode(
-    asked: OutputRequest, array: NDArray[Any], manifest: Manifest | None
-) -> tuple[dict[str, Any], list[bytes]]:
-    tensor = _head(asked.name, array)
-    texts: list[str] = []
-    if asked.classes:
-        texts, tensor["shape"] = classify(array, asked.classes, manifest, asked.name)
-        tensor["datatype"] = "BYTES"
-    if not asked.binary:
-        return {**tensor, "data": texts or array.ravel().tolist()}, []
-    data = texts_to_bytes(texts) if texts else to_bytes(array)
-    return {**tensor, "parameters": {"binary_data_size": len(data)}}, [data]
-
-
 def encode_tensor(name: str, array: NDArray[Any]) -> dict[str, Any]:
     """Return an array as the protocol's JSON tensor; float32 and float16 survive exactly."""
-    return {**_head(name, array), "data": array.ravel().tolist()}
-
-
-def _head(name: str, array: NDArray[Any]) -> dict[str, Any]:
-    return {"name": name, "datatype": PROTOCOL[array.dtype.name], "shape": list(array.shape)}
+    datatype, shape = PROTOCOL[array.dtype.name], list(array.shape)
+    return {"name": name, "datatype": datatype, "shape": shape, "data": array.ravel().tolist()}
 
 
 def _input(item: Any, place: str) -> dict[str, Any]:
     required = {"name": nonempty, "shape": items, "datatype": text}
-    tensor = table(item, place, required, {"data": items, "parameters": parameters.of_input})
+    tensor = table(item, place, required, {"data": items, "parameters": parameters.INPUT})
     binary = "binary_data_size" in (tensor.get("parameters") or {})
     if binary and "data" in tensor:
         raise FormatError(f"{place}: has data and a binary_data_size, expected one of them")
@@ -124,13 +117,13 @@ def _input(item: Any, place: str) -> dict[str, Any]:
 
 
 def _output(item: Any, place: str) -> tuple[str, Mapping[str, Any]]:
-    output = table(item, place, {"name": nonempty}, {"parameters": parameters.of_output})
+    output = table(item, place, {"name": nonempty}, {"parameters": parameters.OUTPUT})
     return output["name"], output.get("parameters") or {}
 
 
 _OPTIONAL = {
     "id": nullable(text),
-    "parameters": parameters.of_request,
+    "parameters": parameters.REQUEST,
     "outputs": nullable(each(_output)),
 }
 

@@ -12,30 +12,6 @@ from bmnas_serve.checks import Check, table, wrong
 from bmnas_serve.errors import FormatError
 
 
-def of_request(value: Any, place: str) -> Mapping[str, Any]:
-    """Return the parameters of a whole request: ``timeout`` in microseconds, and the rest."""
-    return _read(value, place, _REQUEST)
-
-
-def of_input(value: Any, place: str) -> Mapping[str, Any]:
-    """Return the parameters of an input: ``binary_data_size`` in bytes."""
-    return _read(value, place, _INPUT)
-
-
-def of_output(value: Any, place: str) -> Mapping[str, Any]:
-    """Return the parameters of an output: ``binary_data``, and the number of ``classification``."""
-    return _read(value, place, _OUTPUT)
-
-
-def of_load(value: Any, place: str) -> Mapping[str, Any]:
-    """Accept what a request to load or unload a model may say."""
-    return _read(value, place, _LOAD)
-
-
-def _read(value: Any, place: str, known: Mapping[str, Check]) -> Mapping[str, Any]:
-    return {} if value is None else table(value, place, {}, known)
-
-
 def boolean(value: Any, place: str) -> bool:
     """Accept true or false."""
     if type(value) is not bool:
@@ -64,17 +40,33 @@ _SHARED = dict.fromkeys(
     _refused("shared memory is not supported: tensors travel in the request"),
 )
 _SEQUENCE = "sequences are not supported: every request stands for itself"
-_REQUEST: Mapping[str, Check] = {
-    "binary_data_output": boolean,
+_ASKED: Mapping[str, Check] = {
     "timeout": _count,
     "sequence_id": _refused(_SEQUENCE, 0, ""),
     "sequence_start": _refused(_SEQUENCE, False),
     "sequence_end": _refused(_SEQUENCE, False),
     "priority": _refused("priorities are not supported: requests run in their order", 0),
 }
-_INPUT: Mapping[str, Check] = {"binary_data_size": _count, **_SHARED}
-_OUTPUT: Mapping[str, Check] = {"binary_data": boolean, "classification": _count, **_SHARED}
-_LOAD: Mapping[str, Check] = {
-    "unload_dependents": boolean,  # no model depends on another
-    "config": _refused("a model's configuration is its bundle's"),
-}
+_CLASSES: Mapping[str, Check] = {"classification": _count, **_SHARED}
+
+
+def _of(known: Mapping[str, Check]) -> Check:
+    """Return the check of parameters, which may be left out."""
+    return lambda value, place: {} if value is None else table(value, place, {}, known)
+
+
+#: Of a request: ``timeout`` in microseconds, and whether outputs are bytes.
+REQUEST = _of({"binary_data_output": boolean, **_ASKED})
+#: Of an input: its size in bytes.
+INPUT = _of({"binary_data_size": _count, **_SHARED})
+#: Of an output: whether it is bytes, and how many classes are asked for.
+OUTPUT = _of({"binary_data": boolean, **_CLASSES})
+#: Over gRPC tensors are bytes always.
+GRPC_REQUEST, GRPC_INPUT, GRPC_OUTPUT = _of(_ASKED), _of(_SHARED), _of(_CLASSES)
+#: Of a request to load or unload a model.
+LOAD = _of(
+    {
+        "unload_dependents": boolean,  # no model depends on another
+        "config": _refused("a model's configuration is its bundle's"),
+    }
+)

@@ -249,6 +249,14 @@ class Repository:
             version.retire()
 
 
+def check_model_control(allowed: bool) -> None:
+    """Raise RequestError (403) where clients may not load and unload models."""
+    if not allowed:
+        raise RequestError(
+            403, "clients may not load and unload models: start the server with --model-control"
+        )
+
+
 def _bundles_of(folder: Path) -> dict[str, dict[str, Path]]:
     """Return the bundles of a folder of models."""
     models = {}

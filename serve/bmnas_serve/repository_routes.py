@@ -12,7 +12,7 @@ from bmnas_serve import metadata, parameters
 from bmnas_serve.bodies import Bodies
 from bmnas_serve.checks import Check, table
 from bmnas_serve.errors import FormatError, RequestError
-from bmnas_serve.repository import Repository
+from bmnas_serve.repository import Repository, check_model_control
 from bmnas_serve.responses import JsonResponse
 from bmnas_serve.strict_json import parse_json
 
@@ -81,7 +81,7 @@ class RepositoryRoutes:
             # A page that somebody has open must not change what this machine serves.
             raise RequestError(403, "web pages may not load and unload models")
         check_model_control(self._model_control)
-        await self._body(request, {"parameters": parameters.of_load})
+        await self._body(request, {"parameters": parameters.LOAD})
         return str(request.path_params["name"])
 
     async def _body(self, request: Request, members: dict[str, Check]) -> dict[str, Any]:
@@ -92,11 +92,3 @@ class RepositoryRoutes:
                 return table(parse_json(body), "", {}, members)
             except ValueError as error:
                 raise FormatError(f"the body is not JSON: {error}") from error
-
-
-def check_model_control(allowed: bool) -> None:
-    """Raise RequestError (403) where clients may not load and unload models."""
-    if not allowed:
-        raise RequestError(
-            403, "clients may not load and unload models: start the server with --model-control"
-        )

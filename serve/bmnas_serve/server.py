@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
 
@@ -32,6 +32,9 @@ from bmnas_serve.runner import CPU
 from bmnas_serve.session import Session
 from bmnas_serve.settings import Settings
 from bmnas_serve.tuning import open_fastest
+
+if TYPE_CHECKING:
+    from bmnas_serve.grpc_server import GrpcServer
 
 #: A stop begins when nothing was in flight for so long: requests may still be on their way.
 QUIET_SECONDS = 0.3
@@ -67,6 +70,7 @@ def serve(model: Path, settings: Settings) -> None:
             max_batch=settings.max_batch,
             bodies=bodies,
             metrics=metrics,
+            model_control=settings.controllable,
         )
         config = uvicorn.Config(
             Guard(app, settings.hosts, settings.token, metrics),
@@ -82,12 +86,18 @@ def serve(model: Path, settings: Settings) -> None:
             ssl_keyfile=settings.key,
         )
         scheme = "https" if settings.certificate else "http"
-        message = f"serving {names} at {_address(scheme, listener)} (stop with Ctrl-C)"
+        address = _address(scheme, listener)
         # uvicorn has one line for requests that a stop cancels; a traceback of each is noise.
         logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
         # By default a thread may keep the others waiting for 5 ms, which is many requests.
         sys.setswitchinterval(_SWITCH_SECONDS)
-        server = _Server(config, lifecycle, settings.stop_seconds, lambda: _say(message))
+        server = _Server(
+            config,
+            lifecycle,
+            settings.stop_seconds,
+            lambda also: _say(f"serving {names} at {address}{also} (stop with Ctrl-C)"),
+            _grpc_server(repository, lifecycle, settings),
+        )
         configure(settings.log_format, requests=settings.log_requests)
         server.run(sockets=[listener])
 
@@ -105,6 +115,18 @@ def _open(settings: Settings, model: Path) -> Session:
     return session
 
 
+def _grpc_server(
+    repository: Repository, lifecycle: Lifecycle, settings: Settings
+) -> GrpcServer | None:
+    if settings.grpc_port is None:
+        return None
+    # Here, as it takes its time and memory.
+    from bmnas_serve.grpc_server import GrpcServer, Service
+
+    service = Service(repository, lifecycle, settings.max_batch, settings.controllable)
+    return GrpcServer(service, settings)
+
+
 class _Server(uvicorn.Server):
     """uvicorn's server, but a signal first drains: readiness 503, liveness 200, work goes on."""
 
@@ -113,18 +135,22 @@ class _Server(uvicorn.Server):
         config: uvicorn.Config,
         lifecycle: Lifecycle,
         stop_seconds: float,
-        on_ready: Callable[[], None],
+        on_ready: Callable[[str], None],
+        grpc_server: GrpcServer | None,
     ) -> None:
         super().__init__(config)
         self._lifecycle = lifecycle
         self._stop_seconds = stop_seconds
         self._stop_at = math.inf
         self._on_ready = on_ready
+        self._grpc_server = grpc_server
         self._drain: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        # First, as its port can be in use; that of HTTP is bound already.
+        also = "" if self._grpc_server is None else f" and {await self._grpc_server.start()}"
         await super().startup(sockets)
-        self._on_ready()
+        self._on_ready(also)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % _TICKS == 0:
@@ -142,6 +168,8 @@ class _Server(uvicorn.Server):
             _say(f"unfinished requests dropped: {len(dropped)}")
         for connection in dropped:
             connection.transport.abort()
+        if self._grpc_server is not None:
+            await self._grpc_server.stop(0)
         left = self._stop_at - asyncio.get_running_loop().time()
         self.config.timeout_graceful_shutdown = max(1, math.floor(left))
         await super().shutdown(sockets)

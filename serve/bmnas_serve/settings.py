@@ -24,16 +24,19 @@ class Settings:
     """How models are served.
 
     ``target`` and ``providers`` are as in ``Session.open``; ``threads`` None measures how many
-    are fastest. ``port`` 0 takes any free one. A request may have ``max_batch`` rows and
-    ``max_body_bytes``, all bodies in memory ``max_total_bytes``. A stop takes ``stop_seconds`` at
-    most. ``allowed_hosts`` are the names that the server may be asked under: none stands for those
-    of a loopback address, ``*`` for all. ``token`` is what clients have to show; ``certificate``
-    and ``key`` are files in PEM, which make it HTTPS. ``log_format`` is text or json;
+    are fastest. ``port`` 0 takes any free one, and so does ``grpc_port``, where None serves no
+    gRPC. A request may have ``max_batch`` rows and ``max_body_bytes``, all bodies in memory
+    ``max_total_bytes``. A stop takes ``stop_seconds`` at most. ``allowed_hosts`` are the names
+    that the server may be asked under: none stands for those of a loopback address, ``*`` for
+    all. ``token`` is what clients have to show; ``certificate`` and ``key`` are files in PEM,
+    which make it HTTPS. Clients may load and unload models if ``model_control``, None for where
+    the server listens to its own machine alone. ``log_format`` is text or json;
     ``log_requests`` writes a line for every request.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
+    grpc_port: int | None = None
     target: str | None = None
     threads: int | None = None
     providers: Sequence[str] = (CPU,)
@@ -49,6 +52,7 @@ class Settings:
     key: Path | None = None
     log_format: str = "text"
     log_requests: bool = False
+    model_control: bool | None = None
 
     @property
     def hosts(self) -> frozenset[str] | None:
@@ -58,6 +62,12 @@ class Settings:
         if self.allowed_hosts:
             return frozenset((*self.allowed_hosts, self.host))
         return frozenset(_LOOPBACK) if self.host in _LOOPBACK else None
+
+    @property
+    def controllable(self) -> bool:
+        """Whether clients may load and unload models."""
+        local = self.host in _LOOPBACK
+        return local if self.model_control is None else self.model_control
 
     def check_tls(self) -> None:
         """Raise ServeError where certificate and key cannot be used."""

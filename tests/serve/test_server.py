@@ -3,72 +3,24 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime as ort
 import pytest
 from bmnas_serve.codec import encode_tensor
 from bmnas_serve.errors import ServeError
 from bmnas_serve.server import serve
 from bmnas_serve.settings import Settings
+from server_process import Server
 from tiny_bundles import sample, save_bundle
-
-ROOT = Path(__file__).parents[2]
-MAIN = """
-import json, sys
-from pathlib import Path
-from bmnas_serve.connection import ConnectionLimits
-from bmnas_serve.server import serve
-from bmnas_serve.settings import Settings
-options = json.loads(sys.argv[2])
-limits = ConnectionLimits(**options.pop("connections", {}))
-serve(Path(sys.argv[1]), Settings(port=0, threads=1, connections=limits, **options))
-"""
-
-
-class Server:
-    """``serve`` in a process of its own, on a port that it chose."""
-
-    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", MAIN, str(folder), json.dumps(options)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "serve")},
-        )
-        assert self.process.stderr is not None
-        first = self.process.stderr.readline()
-        found = re.fullmatch(r"serving pets at http://(127\.0\.0\.1:\d+) .*\n", first)
-        assert found, first + self.process.stderr.read()
-        self.address = found[1]
-
-    def get(self, path: str) -> tuple[int, dict]:
-        """Return status and body; every call opens a connection of its own."""
-        try:
-            with urllib.request.urlopen(f"http://{self.address}{path}", timeout=20) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, json.load(error)
-
-    def stop(self) -> tuple[int, str]:
-        """Return the exit status after a signal was sent, and the rest of standard error."""
-        _, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, errors
 
 
 @pytest.fixture
@@ -81,8 +33,7 @@ def start(tmp_path) -> Iterator[object]:
 
     yield launch
     for server in servers:
-        server.process.kill()
-        server.process.communicate()
+        server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -91,51 +42,7 @@ def one_server(tmp_path_factory) -> Iterator[Server]:
     folder = save_bundle(tmp_path_factory.mktemp("one") / "pets")
     server = Server(folder, {"connections": {**QUICK, "connections": 4}})
     yield server
-    server.process.kill()
-    server.process.communicate()
-
-
-def triton(server: Server):
-    module = pytest.importorskip("tritonclient.http")
-    return module, module.InferenceServerClient(server.address, network_timeout=60)
-
-
-def infer(module, client, inputs, **options):
-    tensors = []
-    for name, array in inputs.items():
-        datatype = {"uint8": "UINT8", "float32": "FP32"}[array.dtype.name]
-        tensor = module.InferInput(name, list(array.shape), datatype)
-        tensors.append(tensor.set_data_from_numpy(array, binary_data=False))
-    return client.infer("pets", tensors, **options)
-
-
-def test_tritonclient_gets_metadata_readiness_and_predictions(start, tmp_path):
-    server = start()
-    module, client = triton(server)
-    assert client.is_server_live()
-    assert client.is_server_ready()
-    assert client.is_model_ready("pets")
-    assert client.is_model_ready("pets", "1")
-    assert client.get_server_metadata()["name"] == "bmnas"
-    metadata = client.get_model_metadata("pets")
-    assert [tensor["shape"] for tensor in metadata["inputs"]] == [[-1, 2, 3], [-1, 4]]
-    assert metadata["parameters"]["class_names"] == ["cat", "dog", "owl"]
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    reference = ort.InferenceSession(tmp_path / "pets" / "model.onnx", options)
-    asked = [module.InferRequestedOutput("logits", binary_data=False)]
-    for batch in (1, 2, 7, 64):
-        inputs = sample(batch, seed=batch)
-        logits, probabilities = reference.run(None, inputs)
-        result = infer(module, client, inputs, outputs=asked, request_id="r1")
-        np.testing.assert_array_equal(result.as_numpy("logits"), logits, strict=True)
-        assert result.as_numpy("probabilities") is None
-        assert result.get_response()["id"] == "r1"
-        # Without named outputs the client asks for binary ones, and reads JSON as well.
-        everything = infer(module, client, inputs)
-        np.testing.assert_array_equal(everything.as_numpy("probabilities"), probabilities)
-    client.close()
+    server.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

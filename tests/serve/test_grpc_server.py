@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import pytest
+from bmnas_serve.errors import ServeError
+from bmnas_serve.grpc_messages import message_class
+from bmnas_serve.server import serve
+from bmnas_serve.settings import Settings
+from server_process import Server
+from tiny_bundles import sample, save_bundle
+
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Any]:
+    servers: list[Server] = []
+
+    def launch(*, work: int = 0, **options: Any) -> Server:
+        folder = save_bundle(tmp_path / "pets", work=work)
+        servers.append(Server(folder, {"grpc_port": 0, **options}))
+        return servers[-1]
+
+    yield launch
+    for server in servers:
+        server.kill()
+
+
+def call(
+    server: Server, method: str, fields: Any = None, *, seconds: float = 20, **options: Any
+) -> Any:
+    with grpc.insecure_channel(server.grpc) as channel:
+        return ask(channel, method)(
+            message_class(f"{method}Request")(**(fields or {})), timeout=seconds, **options
+        )
+
+
+def ask(channel: Any, method: str) -> Any:
+    return channel.unary_unary(
+        f"/inference.GRPCInferenceService/{method}",
+        request_serializer=message_class(f"{method}Request").SerializeToString,
+        response_deserializer=message_class(f"{method}Response").FromString,
+    )
+
+
+def infer(server: Server, **options: Any) -> Any:
+    arrays = sample(1)
+    datatypes = {"image": "UINT8", "sound": "FP32"}
+    inputs = [
+        {"name": name, "datatype": datatypes[name], "shape": array.shape}
+        for name, array in arrays.items()
+    ]
+    raw = [array.tobytes() for array in arrays.values()]
+    fields = {"model_name": "pets", "inputs": inputs, "raw_input_contents": raw}
+    return call(server, "ModelInfer", fields, **options)
+
+
+def refused(code: grpc.StatusCode, message: str) -> Any:
+    return pytest.raises(
+        grpc.RpcError,
+        check=lambda error: error.code() is code and message in error.details(),
+    )
+
+
+def test_statuses(start):
+    server = start(max_body_bytes=1000, model_control=False)
+    with refused(grpc.StatusCode.NOT_FOUND, "received the model \"dogs\", expected 'pets'"):
+        call(server, "ModelMetadata", {"name": "dogs"})
+    with refused(grpc.StatusCode.INVALID_ARGUMENT, "inputs: received none"):
+        call(server, "ModelInfer", {"model_name": "pets"})
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max (1010 vs. 1000)"):
+        call(server, "ModelInfer", {"raw_input_contents": [bytes(1007)]})
+    for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
+        with refused(grpc.StatusCode.PERMISSION_DENIED, "--model-control"):
+            call(server, method, {"model_name": "pets"})
+    with (
+        grpc.insecure_channel(server.grpc) as channel,
+        refused(grpc.StatusCode.UNIMPLEMENTED, "Method not found"),
+    ):
+        channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(
+            iter([b""]), timeout=20
+        ).next()
+
+
+def test_a_token(start):
+    server = start(token=TOKEN)
+    assert call(server, "ServerLive").live
+    assert call(server, "ServerReady").ready
+    for metadata in ([], [("authorization", "Bearer no")], [("authorization", TOKEN)]):
+        with refused(grpc.StatusCode.UNAUTHENTICATED, "authorization: Bearer"):
+            infer(server, metadata=metadata)
+    assert infer(server, metadata=[("authorization", f"Bearer {TOKEN}")]).model_name == "pets"
+
+
+def test_tls(start, tmp_path):
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("makes its certificate with openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=bmnas"
+    make += f" -addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}"
+    subprocess.run(
+        [openssl, *make.split()],
+        check=True,
+        capture_output=True,
+    )
+    server = start(certificate=str(certificate), key=str(key))
+    trusted = grpc.ssl_channel_credentials(certificate.read_bytes())
+    with grpc.secure_channel(server.grpc, trusted) as channel:
+        request = message_class("ServerLiveRequest")()
+        assert ask(channel, "ServerLive")(request, timeout=20).live
+
+
+def test_a_deadline_of_the_client_is_kept_in_the_queue(start):
+    server = start(work=600)
+    with ThreadPoolExecutor(4) as clients:
+        others = [clients.submit(infer, server) for _ in range(3)]
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
+            infer(server, seconds=0.001)
+        assert all(answer.result().model_name == "pets" for answer in others)
+
+
+def test_sigterm_answers_what_is_in_flight(start):
+    server = start(work=600)
+    with ThreadPoolExecutor(8) as clients:
+        answers = [clients.submit(infer, server) for _ in range(8)]
+        while server.get("/v2/models/pets/stats")[1]["model_stats"][0]["execution_count"] == 0:
+            pass
+        server.process.send_signal(signal.SIGTERM)
+        assert {answer.result().model_name for answer in answers} == {"pets"}
+    assert server.stop() == (0, "")
+
+
+def test_a_port_in_use_is_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = Settings(port=0, threads=1, grpc_port=taken.getsockname()[1])
+        message = f"cannot listen at 127.0.0.1 port {settings.grpc_port} for gRPC; .* --grpc-port"
+        with pytest.raises(ServeError, match=message):
+            serve(save_bundle(tmp_path / "pets"), settings)
