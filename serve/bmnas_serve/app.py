@@ -27,6 +27,7 @@ from bmnas_serve.repository_routes import RepositoryRoutes
 from bmnas_serve.responses import JsonResponse, to_json
 from bmnas_serve.settings import MAX_BATCH
 
+_MODELS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
 #: About what a number takes in a body, in bytes.
 _NUMBER_BYTES = 8
 #: The header that says where the JSON ends and the bytes of the tensors begin.
@@ -66,8 +67,9 @@ def create_app(
     endpoints = _Endpoints(repository, lifecycle, max_batch, bodies, metrics)
     about_models = RepositoryRoutes(repository, bodies, max_batch, model_control)
     return Starlette(
-        # Before the others: a model that is called stats would hide the statistics of all.
-        routes=[*about_models.routes(), *endpoints.routes()],
+        # What is asked most comes first: routes are tried in order. Those about all models come
+        # before those of one, or a model that is called stats would hide their statistics.
+        routes=[*endpoints.infer_routes(), *about_models.routes(), *endpoints.routes()],
         exception_handlers=dict.fromkeys(_ERRORS, _on_error),
         lifespan=endpoints.lifespan,
     )
@@ -98,14 +100,16 @@ class _Endpoints:
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
         ]
-        for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        for model in _MODELS:
             routes += [
                 Route(model, self.model),
                 Route(f"{model}/ready", self.model_ready),
                 Route(f"{model}/example.json", self.example),
-                Route(f"{model}/infer", self.infer, methods=["POST"]),
             ]
         return routes
+
+    def infer_routes(self) -> list[Route]:
+        return [Route(f"{model}/infer", self.infer, methods=["POST"]) for model in _MODELS]
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,8 @@ from bmnas_serve.errors import InferenceError, RequestError, busy
 from bmnas_serve.session import Session
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
+#: What comes of a request: its outputs by name, or what is raised where it waits.
+Outcome: TypeAlias = dict[str, NDArray[Any]] | Exception
 
 #: How much the time of the last run counts in the estimate of the time that a row takes.
 _RECENT = 0.2
@@ -193,7 +196,7 @@ class Batcher:
         self,
         batch: list[_Waiting],
         started: float,
-        done: asyncio.Future[list[dict[str, NDArray[Any]] | Exception]],
+        done: asyncio.Future[list[Outcome]],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._run_next(loop)
@@ -210,7 +213,7 @@ class Batcher:
         failures = sum(isinstance(outcome, Exception) for outcome in outcomes)
         self._watch(Run(rows, seconds, [started - w.since for w in batch], failures))
 
-    def _outcomes(self, batch: list[_Waiting]) -> list[dict[str, NDArray[Any]] | Exception]:
+    def _outcomes(self, batch: list[_Waiting]) -> list[Outcome]:
         """Return what comes of each request, in the worker's thread."""
         if len(batch) > 1:
             try:
@@ -219,27 +222,30 @@ class Batcher:
                 pass  # one of them may be to blame: each is run by itself, and is told
         return [self._alone(waiting.inputs) for waiting in batch]
 
-    def _together(self, batch: list[_Waiting]) -> list[dict[str, NDArray[Any]] | Exception]:
+    def _together(self, batch: list[_Waiting]) -> list[Outcome]:
         names = batch[0].inputs
         joined = {name: np.concatenate([w.inputs[name] for w in batch]) for name in names}
         outputs = self.session.run(joined)
-        ends = np.cumsum([waiting.rows for waiting in batch])
+        ends = list(accumulate(waiting.rows for waiting in batch))
         for name, array in outputs.items():
             if len(array) != ends[-1]:
                 raise InferenceError(f"{name!r} has {len(array)} rows, expected {ends[-1]}")
-        parts = {name: np.split(array, ends[:-1]) for name, array in outputs.items()}
-        return [
-            self._checked({name: arrays[i] for name, arrays in parts.items()})
-            for i in range(len(batch))
+        starts = [end - waiting.rows for end, waiting in zip(ends, batch, strict=True)]
+        parts = [
+            {name: array[start:end] for name, array in outputs.items()}
+            for start, end in zip(starts, ends, strict=True)
         ]
+        some = self._problem(outputs) is not None
+        return [(self._problem(part) if some else None) or part for part in parts]
 
-    def _alone(self, inputs: Arrays) -> dict[str, NDArray[Any]] | Exception:
+    def _alone(self, inputs: Arrays) -> Outcome:
         try:
-            return self._checked(self.session.run(inputs))
+            outputs = self.session.run(inputs)
+            return self._problem(outputs) or outputs
         except Exception as error:
             return error  # raised where the request waits
 
-    def _checked(self, outputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]] | RequestError:
+    def _problem(self, outputs: Arrays) -> RequestError | None:
         for name, array in outputs.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 return RequestError(
@@ -247,7 +253,7 @@ class Batcher:
                     f"{self.session.name}: the output {name!r} holds NaN or infinity for these"
                     " inputs; check that they were preprocessed as the model's metadata says",
                 )
-        return outputs
+        return None
 
 
 def _expire(waiting: _Waiting, seconds: float) -> None:

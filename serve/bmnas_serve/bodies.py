@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, Self, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from bmnas_serve.errors import RequestError, busy
 from bmnas_serve.lifecycle import Lifecycle
@@ -77,17 +77,25 @@ class Bodies:
 
     async def _receive(self, request: Request, body: _Body) -> None:
         try:
+            if not await self._more(request, body):  # what came with the headers, as mostly
+                return
             with self._lifecycle.receiving():
                 async with asyncio.timeout(self._seconds):
-                    async for chunk in request.stream():
-                        body.add(chunk)
+                    while await self._more(request, body):
+                        pass
         except TimeoutError as error:
             raise RequestError(
                 408,
                 f"received {body.size:,} bytes within {self._seconds:g} s, expected the whole body",
             ) from error
-        except ClientDisconnect as error:
-            raise RequestError(400, "the connection broke before the end of the body") from error
+
+    async def _more(self, request: Request, body: _Body) -> bool:
+        """Receive a part of the body; tell whether there is more."""
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise RequestError(400, "the connection broke before the end of the body")
+        body.add(message.get("body", b""))
+        return bool(message.get("more_body", False))
 
     async def beside(
         self, size: int, work: Callable[P, T], *arguments: P.args, **options: P.kwargs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
+import itertools
 import json
 import logging
 import re
@@ -44,6 +45,8 @@ class Guard:
     ) -> None:
         self._app = app
         self._metrics = metrics or Metrics()
+        self._name = secrets.token_hex(4).encode()
+        self._numbers = itertools.count(1)
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
         self._token = None if token is None else token.encode()
 
@@ -55,7 +58,7 @@ class Guard:
         start = time.perf_counter()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        name = given if _ID.fullmatch(given) else secrets.token_hex(8).encode()
+        name = given if _ID.fullmatch(given) else b"%b-%x" % (self._name, next(self._numbers))
         REQUEST_ID.set(name.decode())
         CLIENT.set(scope.get(CLIENT_KEY))
         status = 0

@@ -54,6 +54,8 @@ class Metrics:
             registry=self._registry,
         )
 
+        self._answers: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+
     def watch(self, repository: Repository, lifecycle: Lifecycle, bodies: Bodies) -> None:
         """Count the runs of a repository, and read from all three what is in them at the moment."""
         self._registry.register(_Now(repository, lifecycle, bodies))
@@ -61,8 +63,12 @@ class Metrics:
 
     def answered(self, endpoint: str, status: str, seconds: float) -> None:
         """Count a request."""
-        self._requests.labels(endpoint, status).inc()
-        self._seconds.labels(endpoint).observe(seconds)
+        key = endpoint, status
+        if key not in self._answers:  # labels() takes as long as the counting
+            self._answers[key] = self._requests.labels(*key), self._seconds.labels(endpoint)
+        count, time = self._answers[key]
+        count.inc()
+        time.observe(seconds)
 
     def ran(self, model: str, version: str, run: Run) -> None:
         """Count a run of a model."""

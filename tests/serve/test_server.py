@@ -208,7 +208,7 @@ def test_requests_have_names(one_server):
 
     close = b"Connection: close\r\n"
     assert named(close + b"X-Request-Id: a-7\r\n") == b"a-7"
-    assert re.fullmatch(rb"[0-9a-f]{16}", named(close + b"X-Request-Id: <script>\r\n"))
+    assert re.fullmatch(rb"[0-9a-f]{8}-[0-9a-f]+", named(close + b"X-Request-Id: <script>\r\n"))
 
 
 def test_a_broken_client_is_not_worth_a_line_of_the_log(start):
