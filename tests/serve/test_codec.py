@@ -10,7 +10,7 @@ from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError
 from bmnas_serve.inference import InferRequest, OutputRequest
 from bmnas_serve.manifest import TensorSpec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -52,6 +52,7 @@ arrays = st.sampled_from([np.dtype(name) for name in PROTOCOL]).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(arrays, st.booleans())
 def test_arrays_survive_encoding_and_decoding(array, nested):
     tensor = encode_tensor("x", array)
@@ -78,6 +79,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40) | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_decoded_or_refused(content):
     try:
@@ -87,6 +89,7 @@ def test_any_body_is_decoded_or_refused(content):
     assert isinstance(request, InferRequest)
 
 
+@settings(deadline=None)
 @given(json_values, json_values, st.sampled_from(list(NUMPY)))
 def test_any_tensor_is_decoded_or_refused(data, shape, datatype):
     try:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from bmnas_serve import strict_json
 from bmnas_serve.strict_json import parse_json
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 NUMBERS = st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
@@ -29,6 +29,7 @@ def in_steps(text: bytes, step: int) -> Any:
         return parse_json(text)
 
 
+@settings(deadline=None)
 @given(VALUES, st.sampled_from([None, 1, "\t"]), st.sampled_from([64, 200]))
 @example([[1], [2, [3]], "a", 4], None, 64)
 def test_a_text_in_steps_is_read_as_json_reads_it(value, indent, step):
@@ -36,6 +37,7 @@ def test_a_text_in_steps_is_read_as_json_reads_it(value, indent, step):
     assert in_steps(text, step) == json.loads(text)
 
 
+@settings(deadline=None)
 @given(st.text('[]{}",:0 1\\-e.tn', max_size=20))
 @example("[1,]")
 @example("[,[1]]")
