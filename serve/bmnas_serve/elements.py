@@ -46,11 +46,11 @@ def texts_to_bytes(texts: Sequence[str]) -> bytes:
 def _from_bytes(
     data: bytes | memoryview, shape: Sequence[int], dtype: np.dtype[Any], place: str
 ) -> NDArray[Any]:
-    name, expected = PROTOCOL[dtype.name], math.prod(shape) * dtype.itemsize
+    expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise FormatError(
-            f"{place}: received {_count(len(data), 'byte')}, expected {expected:,} for {name} of"
-            f" the shape {list(shape)}"
+            f"{place}: received {_count(len(data), 'byte')}, expected {expected:,} for"
+            f" {PROTOCOL[dtype.name]} of the shape {list(shape)}"
         )
     received = np.frombuffer(data, dtype.newbyteorder("<") if dtype.kind != "b" else np.uint8)
     if dtype.kind == "b" and received.max() > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from numpy.typing import NDArray
@@ -87,7 +88,7 @@ def fit_inputs(
             given[spec.name].data,
             given[spec.name].shape,
             spec.dtype,
-            f"input {shorten(spec.name)}: data",
+            f"{_place(spec.name)}: data",
         )
         for spec in inputs
     }
@@ -105,6 +106,11 @@ def fit_outputs(
     return tuple(wanted) or tuple(OutputRequest(spec.name, binary) for spec in outputs)
 
 
+@lru_cache
+def _place(name: str) -> str:
+    return f"input {shorten(name)}"
+
+
 def _check_names(role: str, received: Sequence[str], specs: Sequence[TensorSpec]) -> None:
     known = [spec.name for spec in specs]
     for name in received:
@@ -115,7 +121,7 @@ def _check_names(role: str, received: Sequence[str], specs: Sequence[TensorSpec]
 
 
 def _check_tensor(tensor: GivenTensor, spec: TensorSpec) -> None:
-    place, expected = f"input {shorten(spec.name)}", PROTOCOL[spec.dtype]
+    place, expected = _place(spec.name), PROTOCOL[spec.dtype]
     if tensor.datatype != expected:
         raise wrong(f"{place}: datatype", tensor.datatype, expected)
     shape = tensor.shape
