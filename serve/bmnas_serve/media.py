@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 #: or stretched.
 Fit = Literal["crop", "pad", "squeeze"]
 
+#: Of pictures from strangers: how many pixels a file may announce, and how many may be decoded. A
+#: JPEG is decoded at a fraction of its size where that is enough; the rest is four bytes a pixel,
+#: and four times that for a moment where a part of it is transparent.
+_MOST_ANNOUNCED, _MOST_DECODED = 64_000_000, 25_000_000
+
 PICTURES = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 _SIXTEEN_BIT = 257  # 65535 / 255
 _MARGIN = 0.05  # seconds of sound beyond the end, for the resampler's filter
@@ -104,24 +109,31 @@ class Placing:
 
 
 @contextmanager
-def opened_picture(file: BinaryIO, most_pixels: int | None = None) -> Iterator[Picture]:
+def opened_picture(file: BinaryIO) -> Iterator[Picture]:
     """Open a picture; what is wrong with it, now or while its pixels are read, is a DataError."""
     image = decoder("PIL.Image")
     try:
-        with _reading(), image.open(file, formats=PICTURES) as opened:
-            width, height = opened.size
-            if most_pixels is not None and width * height > most_pixels:
-                raise DataError(
-                    f"received a picture of {width} x {height} pixels, expected at most"
-                    f" {most_pixels:,} in all"
-                )
-            yield opened
+        with _reading():
+            opened = image.open(file, formats=PICTURES)
+            try:
+                yield opened
+            finally:
+                # At once: whoever tells of an error may hold on to where it came from.
+                opened.close()
     except image.DecompressionBombError as error:
         raise DataError(one_line(error)) from error
     except DataError as error:
         if isinstance(error.__cause__, decoder("PIL").UnidentifiedImageError):
             raise DataError(f"not a picture: expected {', '.join(PICTURES)}") from error
         raise
+
+
+def _check_pixels(image: Picture, most: int) -> None:
+    width, height = image.size
+    if width * height > most:
+        raise DataError(
+            f"received a picture of {width} x {height} pixels, expected at most {most:,} in all"
+        )
 
 
 def read_picture(
@@ -131,7 +143,7 @@ def read_picture(
     fit: Fit = "crop",
     grey: bool,
     plan: Placing | None = None,
-    most_pixels: int | None = None,
+    bounded: bool = False,
 ) -> NDArray[np.uint8]:
     """Return a picture as (H, W, 3) RGB, or (H, W) where it is ``grey``, uint8; ``size`` is (H, W).
 
@@ -139,15 +151,22 @@ def read_picture(
     and of an animation the first picture is taken. It is resized bilinearly, with antialiasing, or
     as a ``plan`` says, that of a pretrained network.
 
-    Raises DataError for one that cannot be read, or that has more than ``most_pixels``.
+    Raises DataError for one that cannot be read, or, where it is ``bounded``, has too many pixels.
     """
     height, width = size
-    with opened_picture(file, most_pixels) as image:
+    with opened_picture(file) as image:
+        if bounded:
+            _check_pixels(image, _MOST_ANNOUNCED)
         operations, bilinear = decoder("PIL.ImageOps"), decoder("PIL.Image").Resampling.BILINEAR
         # A large JPEG is decoded at a half, a quarter or an eighth, never below what is needed.
         if plan is None:
             image.draft(None, (2 * max(size), 2 * max(size)))
-        image = _opaque(operations.exif_transpose(image)).convert("L" if grey else "RGB")
+        if bounded:
+            _check_pixels(image, _MOST_DECODED)
+        # Large pictures are not copied where nothing is to be done.
+        operations.exif_transpose(image, in_place=True)
+        image, mode = _opaque(image), "L" if grey else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
         if plan is not None:
             image = plan.placed(image)
         elif fit == "crop":

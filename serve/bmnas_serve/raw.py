@@ -31,7 +31,6 @@ from bmnas_serve.sources import (
 )
 from bmnas_serve.texts import TextRule
 
-_MOST_PIXELS = 64_000_000  # of a picture
 _MOST_FRAME_PIXELS = 10_000_000  # of a video
 _MOST_SECONDS = 20.0  # that decoding a video may take
 _MOST_TEXT = 2**20  # bytes
@@ -83,10 +82,13 @@ class RawInput:
         try:
             return self._numbers(given) if isinstance(given.value, list) else self._make(given)
         except DecoderError as error:
-            raise RequestError(501, f"part {shorten(self.spec.name)}: {error}") from error
+            status, told = 501, str(error)
         except (DataError, FormatError) as error:
-            told = str(error) if "expected" in str(error) else f"{error}, expected {self.expected}"
-            raise RequestError(422, f"part {shorten(self.spec.name)}: {told}") from error
+            status, told = 422, str(error)
+            if "expected" not in told:
+                told = f"{told}, expected {self.expected}"
+        # Not from the error, whose frames hold what was decoded so far.
+        raise RequestError(status, f"part {shorten(self.spec.name)}: {told}")
 
     def nothing(self) -> Row | None:
         """Return the row of an empty text, None for other inputs."""
@@ -101,7 +103,7 @@ class RawInput:
 
     def _picture(self, given: Given) -> Row:
         assert isinstance(self.files, Pictures)
-        return self._as_trained(self.files.decode(self._file(given), _MOST_PIXELS))
+        return self._as_trained(self.files.decode(self._file(given), bounded=True))
 
     def _sound(self, given: Given) -> Row:
         assert isinstance(self.files, Sounds)

@@ -45,15 +45,13 @@ class Pictures:
         """The axes and the dtype of a row."""
         return (self.height, self.width, *(() if self.grey else (3,))), "uint8"
 
-    def decode(self, file: BinaryIO, most_pixels: int | None = None) -> NDArray[Any]:
+    def decode(self, file: BinaryIO, *, bounded: bool = False) -> NDArray[Any]:
         """Return the row of a file; see ``read_picture``."""
         size, plan = (self.height, self.width), None
         if self.resize:
             across = self.resize[-1] if len(self.resize) > 1 else 0
             plan = Placing((self.resize[0], across), not across, size, self.resample)
-        return read_picture(
-            file, size, fit=self.fit, grey=self.grey, plan=plan, most_pixels=most_pixels
-        )
+        return read_picture(file, size, fit=self.fit, grey=self.grey, plan=plan, bounded=bounded)
 
 
 @dataclass(frozen=True)

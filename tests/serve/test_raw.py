@@ -67,6 +67,9 @@ def test_small_files_do_not_become_large_pictures() -> None:
     assert len(content) < 20_000
     refused("photo", content, "8200 x 8200 pixels", "at most 64,000,000")
     refused("photo", bomb(20_000), "expected")
+    refused("photo", bomb(5001), "5001 x 5001 pixels", "at most 25,000,000")
+    # A JPEG is decoded at a fraction of its size.
+    assert row("photo", picture((5001, 5001), "JPEG")).shape == (6, 4, 3)
 
 
 def test_a_sound_is_made_as_training_makes_it() -> None:
