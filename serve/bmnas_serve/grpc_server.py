@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hmac
-import logging
 import os
+import secrets
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from bmnas_serve.errors import FormatError, InferenceError, RequestError, ServeE
 from bmnas_serve.grpc_codec import decode_message, encode_message, plain
 from bmnas_serve.grpc_messages import SERVICE, message_class
 from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.logs import LOG, REQUEST_ID
+from bmnas_serve.metrics import Metrics
 from bmnas_serve.repository import Repository, Served, check_model_control
 from bmnas_serve.settings import Settings
 
@@ -36,7 +39,6 @@ _CODES = {
 }
 #: What answers without a token: probes have none.
 _OPEN = ("ServerLive", "ServerReady")
-_LOG = logging.getLogger(__name__)
 
 Answer = Callable[[Any, Any], Awaitable[Any]]
 
@@ -128,11 +130,12 @@ class Service:
 
 
 class GrpcServer:
-    """A server of ``service`` at the host and the gRPC port of ``settings``."""
+    """A server of ``service`` at the gRPC port of ``settings``; ``metrics`` count its requests."""
 
-    def __init__(self, service: Service, settings: Settings) -> None:
+    def __init__(self, service: Service, settings: Settings, metrics: Metrics) -> None:
         self._service = service
         self._settings = settings
+        self._metrics = metrics
         self._server: Any = None
 
     async def start(self) -> str:
@@ -161,7 +164,7 @@ class GrpcServer:
                 " another with --grpc-port, 0 takes any free one"
             ) from error
         await self._server.start()
-        return f"grpc://{host}:{port}"
+        return f"{host}:{port}"
 
     async def stop(self, seconds: float) -> None:
         """Take no more requests; return when those in flight are answered, or at the limit."""
@@ -180,22 +183,20 @@ class GrpcServer:
         token = None if method.name in _OPEN else self._settings.token
 
         async def handle(asked: Any, context: Any) -> Any:
+            REQUEST_ID.set(secrets.token_hex(8))
+            code, started = grpc.StatusCode.CANCELLED, time.perf_counter()
             try:
                 if token is not None:
                     _check_token(context, token)
                 found = await answer(asked, context)
-            except RequestError as error:
-                code = _CODES.get(error.status, grpc.StatusCode.UNKNOWN)
-                return await context.abort(code, error.message)
-            except FormatError as error:
-                return await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            except InferenceError as error:
-                _LOG.error("%s: %s", method.name, error)
-                return await context.abort(grpc.StatusCode.INTERNAL, str(error))
-            except Exception:
-                _LOG.exception("%s", method.name)
-                message = "a defect of the server; its log has the details"
-                return await context.abort(grpc.StatusCode.INTERNAL, message)
+                code, message = grpc.StatusCode.OK, ""
+            except Exception as error:
+                code, message = _status(method.name, error)
+            finally:
+                seconds = time.perf_counter() - started
+                self._metrics.answered(f"gRPC {method.name}", code.name, seconds)
+            if code is not grpc.StatusCode.OK:
+                await context.abort(code, message)
             if isinstance(found, dict):
                 # The protocol's messages have less than its JSON: no parameters of a model.
                 return ParseDict(found, answer_class(), ignore_unknown_fields=True)
@@ -206,6 +207,20 @@ class GrpcServer:
             request_deserializer=message_class(method.input_type.name).FromString,
             response_serializer=answer_class.SerializeToString,
         )
+
+
+def _status(method: str, error: Exception) -> tuple[grpc.StatusCode, str]:
+    """Return how gRPC says what went wrong; the log has what is not the client's mistake."""
+    match error:
+        case RequestError():
+            return _CODES.get(error.status, grpc.StatusCode.UNKNOWN), error.message
+        case FormatError():
+            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        case InferenceError():
+            LOG.error("%s: %s", method, error)
+            return grpc.StatusCode.INTERNAL, str(error)
+    LOG.error("a defect, in %s", method, exc_info=error)
+    return grpc.StatusCode.INTERNAL, "a defect of the server; its log has the details"
 
 
 def _check_token(context: Any, token: str) -> None:

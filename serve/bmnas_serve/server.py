@@ -96,7 +96,7 @@ def serve(model: Path, settings: Settings) -> None:
             lifecycle,
             settings.stop_seconds,
             lambda also: _say(f"serving {names} at {address}{also} (stop with Ctrl-C)"),
-            _grpc_server(repository, lifecycle, settings),
+            _grpc_server(repository, lifecycle, settings, metrics),
         )
         configure(settings.log_format, requests=settings.log_requests)
         server.run(sockets=[listener])
@@ -116,7 +116,7 @@ def _open(settings: Settings, model: Path) -> Session:
 
 
 def _grpc_server(
-    repository: Repository, lifecycle: Lifecycle, settings: Settings
+    repository: Repository, lifecycle: Lifecycle, settings: Settings, metrics: Metrics
 ) -> GrpcServer | None:
     if settings.grpc_port is None:
         return None
@@ -124,7 +124,7 @@ def _grpc_server(
     from bmnas_serve.grpc_server import GrpcServer, Service
 
     service = Service(repository, lifecycle, settings.max_batch, settings.controllable)
-    return GrpcServer(service, settings)
+    return GrpcServer(service, settings, metrics)
 
 
 class _Server(uvicorn.Server):
@@ -148,7 +148,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         # First, as its port can be in use; that of HTTP is bound already.
-        also = "" if self._grpc_server is None else f" and {await self._grpc_server.start()}"
+        also = (
+            "" if self._grpc_server is None else f" and gRPC at {await self._grpc_server.start()}"
+        )
         await super().startup(sockets)
         self._on_ready(also)
 

@@ -4,6 +4,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -81,6 +82,11 @@ def test_statuses(start):
     for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
         with refused(grpc.StatusCode.PERMISSION_DENIED, "--model-control"):
             call(server, method, {"model_name": "pets"})
+    with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=20) as answer:
+        counted = answer.read().decode()
+    assert (
+        'bmnas_requests_total{endpoint="gRPC ModelInfer",status="INVALID_ARGUMENT"} 1.0' in counted
+    )
     with (
         grpc.insecure_channel(server.grpc) as channel,
         refused(grpc.StatusCode.UNIMPLEMENTED, "Method not found"),

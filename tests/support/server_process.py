@@ -26,7 +26,7 @@ for name in ("certificate", "key"):
 serve(Path(sys.argv[1]), Settings(port=0, threads=1, connections=limits, **options))
 """
 READY = re.compile(
-    r"serving .* at https?://(127\.0\.0\.1:\d+)( and grpc://(127\.0\.0\.1:\d+))? \(stop .*\n"
+    r"serving .* at https?://(127\.0\.0\.1:\d+)( and gRPC at (127\.0\.0\.1:\d+))? \(stop .*\n"
 )
 
 
