@@ -15,6 +15,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 from google.protobuf.json_format import ParseDict
+from google.protobuf.message import DecodeError
 
 from bmnas_serve import metadata, parameters
 from bmnas_serve.errors import FormatError, InferenceError, RequestError, ServeError
@@ -179,16 +180,17 @@ class GrpcServer:
 
     def _handler(self, method: Any, answer: Answer) -> Any:
         """Return how gRPC calls a method: with its errors as statuses."""
+        request_class = message_class(method.input_type.name)
         answer_class = message_class(method.output_type.name)
         token = None if method.name in _OPEN else self._settings.token
 
-        async def handle(asked: Any, context: Any) -> Any:
+        async def handle(received: bytes, context: Any) -> Any:
             REQUEST_ID.set(secrets.token_hex(8))
             code, started = grpc.StatusCode.CANCELLED, time.perf_counter()
             try:
                 if token is not None:
                     _check_token(context, token)
-                found = await answer(asked, context)
+                found = await answer(request_class.FromString(received), context)
                 code, message = grpc.StatusCode.OK, ""
             except Exception as error:
                 code, message = _status(method.name, error)
@@ -204,7 +206,6 @@ class GrpcServer:
 
         return grpc.unary_unary_rpc_method_handler(
             handle,
-            request_deserializer=message_class(method.input_type.name).FromString,
             response_serializer=answer_class.SerializeToString,
         )
 
@@ -216,6 +217,9 @@ def _status(method: str, error: Exception) -> tuple[grpc.StatusCode, str]:
             return _CODES.get(error.status, grpc.StatusCode.UNKNOWN), error.message
         case FormatError():
             return grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        case DecodeError():
+            message = f"received bytes that are no message, expected that of {method}"
+            return grpc.StatusCode.INVALID_ARGUMENT, message
         case InferenceError():
             LOG.error("%s: %s", method, error)
             return grpc.StatusCode.INTERNAL, str(error)
