@@ -120,8 +120,14 @@ def _grpc_server(
 ) -> GrpcServer | None:
     if settings.grpc_port is None:
         return None
-    # Here, as it takes its time and memory.
-    from bmnas_serve.grpc_server import GrpcServer, Service
+    try:
+        # Here, as it is an extra, and takes its time and memory.
+        from bmnas_serve.grpc_server import GrpcServer, Service
+    except ModuleNotFoundError as error:
+        raise ServeError(
+            f"gRPC needs the package {error.name}, which is not installed: run"
+            " pip install 'bmnas[grpc]'"
+        ) from error
 
     service = Service(repository, lifecycle, settings.max_batch, settings.controllable)
     return GrpcServer(service, settings, metrics)

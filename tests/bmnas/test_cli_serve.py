@@ -132,6 +132,13 @@ def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
         serve(tmp_path)
 
 
+def test_grpc_names_its_extra(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "bmnas_serve.grpc_server", raising=False)
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(UserError, match=r"gRPC needs the package grpc, .*'bmnas\[grpc\]'"):
+        serve(save_bundle(tmp_path / "b"), port=0, grpc_port=0)
+
+
 def test_two_builds_of_onnxruntime_are_a_user_error(tmp_path, monkeypatch):
     for name in ("server", "app", "session", "runner", "settings", "metadata", "repository"):
         monkeypatch.delitem(sys.modules, f"bmnas_serve.{name}", raising=False)
