@@ -142,7 +142,10 @@ def _has_grpc() -> bool:
 
 
 def overload(folder: Path) -> dict[str, Any]:
-    """Return what 256 clients get from a slow model whose queue holds 64 rows."""
+    """Return what 256 clients get from a slow model whose queue holds 64 rows.
+
+    Those that are refused come back after the second that Retry-After names.
+    """
     inputs = {"x": np.zeros((1, 64), np.float32)}
     with served(folder, "--queue-rows", "64", "--batch-rows", "16") as server:
         request = clients.binary_request(server.model, inputs)
@@ -151,8 +154,8 @@ def overload(folder: Path) -> dict[str, Any]:
         before = server.mib
         crowd = clients.load(server.port, request, 256, 6.0)
         after = server.mib
-    # The queue, the batch that runs, and a turn of it.
-    bound = (64 + 2 * 16) / capacity.rate
+    # The queue, the batch that runs, and the one before it.
+    bound = (64 + 2 * 16) / crowd.rate
     return {
         "capacity_per_second": capacity.rate,
         **crowd.to_dict(),

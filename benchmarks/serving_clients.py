@@ -19,7 +19,6 @@ import numpy as np
 import uvloop
 
 HOST = "127.0.0.1"
-BACK_OFF = 0.1  # seconds until a client that got 503 asks again
 
 TYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}
 MIB = 2**20
@@ -68,7 +67,7 @@ class _Client(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += data
         head, end, body = self._received.partition(b"\r\n\r\n")
-        if not end or len(body) < _length(head):
+        if not end or len(body) < _number(head, b"content-length"):
             return
         self._received = b""
         if head.startswith(b"HTTP/1.1 200 "):
@@ -77,7 +76,7 @@ class _Client(asyncio.Protocol):
             return
         status = head[9:12].decode()
         self._load.others[status] = self._load.others.get(status, 0) + 1
-        asyncio.get_running_loop().call_later(BACK_OFF, self._send)
+        asyncio.get_running_loop().call_later(_number(head, b"retry-after"), self._send)
 
     def connection_lost(self, error: Exception | None) -> None:
         if time.perf_counter() < self._until:
@@ -86,10 +85,10 @@ class _Client(asyncio.Protocol):
             self._done.set_result(None)
 
 
-def _length(head: bytes) -> int:
-    name = b"content-length: "
-    start = head.lower().index(name) + len(name)
-    return int(head[start:].partition(b"\r")[0])
+def _number(head: bytes, header: bytes) -> int:
+    """Return the number in a header, 0 where it has none."""
+    _, found, rest = head.lower().partition(b"\r\n" + header + b": ")
+    return int(rest.partition(b"\r")[0]) if found else 0
 
 
 def load(port: int, request: bytes, clients: int, seconds: float) -> Load:

@@ -161,6 +161,7 @@ class _Endpoints:
             self._served(request).held() as served,
             served.statistics.request() as laps,
         ):
+            served.batcher.check_room()
             json_size = _json_size(request)
             async with self._bodies.received(request) as body:
                 slow = len(body) if json_size is None else min(json_size, len(body))

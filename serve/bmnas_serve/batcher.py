@@ -135,9 +135,11 @@ class Batcher:
             timer.cancel()
             self._leave(waiting)
 
-    def _enter(self, inputs: Arrays, now: float, loop: asyncio.AbstractEventLoop) -> _Waiting:
-        rows = max((len(x) for x in inputs.values() if x.ndim), default=1)
-        size = sum(x.nbytes for x in inputs.values())
+    def check_room(self, rows: int = 1, size: int = 0) -> None:
+        """Raise RequestError (503) when so many rows and bytes would not be let wait.
+
+        Asked before a body is read, it saves the work on one that will be refused.
+        """
         if not self._has_room(rows, size):
             self._drop_answered()
             if not self._has_room(rows, size):
@@ -145,6 +147,11 @@ class Batcher:
                     f"{self.session.name}: {self._rows:,} rows wait already",
                     self._rows * self._row_seconds,
                 )
+
+    def _enter(self, inputs: Arrays, now: float, loop: asyncio.AbstractEventLoop) -> _Waiting:
+        rows = max((len(x) for x in inputs.values() if x.ndim), default=1)
+        size = sum(x.nbytes for x in inputs.values())
+        self.check_room(rows, size)
         kind = tuple((x.shape[1:], x.dtype) for x in inputs.values())
         client = CLIENT.get() or Client()
         waiting = _Waiting(inputs, rows, size, kind, now, loop.create_future(), client)

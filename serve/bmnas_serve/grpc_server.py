@@ -114,6 +114,7 @@ class Service:
     async def _model_infer(self, asked: Any, context: Any) -> Any:
         served = self.repository.get(asked.model_name, asked.model_version or None)
         with self.lifecycle.request(), served.held(), served.statistics.request() as laps:
+            served.batcher.check_room()
             session = served.session
             request = decode_message(asked, session.inputs, session.outputs, self.max_batch)
             limits = [t for t in (request.timeout, context.time_remaining()) if t is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -99,6 +100,8 @@ def serve(model: Path, settings: Settings) -> None:
             _grpc_server(repository, lifecycle, settings, metrics),
         )
         configure(settings.log_format, requests=settings.log_requests)
+        gc.collect()
+        gc.freeze()  # what is there now stays: to look through it again and again stops everything
         server.run(sockets=[listener])
 
 

@@ -313,3 +313,10 @@ def test_a_large_body_that_is_wrong_is_a_mistake_of_the_client(session):
     answer = post(session, repeated)
     assert answer.status_code == 400
     assert "the key '0' stands twice" in answer.json()["error"]
+
+
+def test_a_full_queue_refuses_before_it_reads_the_body(session, monkeypatch):
+    monkeypatch.setattr("bmnas_serve.batcher.Batcher._has_room", lambda self, rows, size: False)
+    answer = post(session, b"no JSON")
+    refused(answer, 503, "pets: 0 rows wait already")
+    assert answer.headers["retry-after"] == "1"
