@@ -150,16 +150,18 @@ def overload(folder: Path) -> dict[str, Any]:
     with served(folder, "--queue-rows", "64", "--batch-rows", "16") as server:
         request = clients.binary_request(server.model, inputs)
         clients.load(server.port, request, 16, 1.0)
-        capacity = clients.load(server.port, request, 32, 4.0)
+        capacity = clients.load(server.port, request, 32, 3.0)
         before = server.mib
         crowd = clients.load(server.port, request, 256, 6.0)
         after = server.mib
+        again = clients.load(server.port, request, 32, 3.0)
+    able = (capacity.rate + again.rate) / 2
     # The queue, the batch that runs, and the one before it.
     bound = (64 + 2 * 16) / crowd.rate
     return {
-        "capacity_per_second": capacity.rate,
+        "capacity_per_second": able,
         **crowd.to_dict(),
-        "goodput": crowd.rate / capacity.rate,
+        "goodput": crowd.rate / able,
         "bound_ms": 1000 * bound,
         "mib_before": before,
         "mib_after": after,

@@ -48,14 +48,17 @@ def audio_bundle(folder: Path) -> Path:
     weights = {
         "kernel": rng.normal(size=(32, 1, 64)).astype("f4"),
         "pixels": rng.normal(size=(784, 64)).astype("f4"),
-        "last": rng.normal(size=(96, 10)).astype("f4"),
+        "second": rng.normal(size=(64, 32, 9)).astype("f4"),
+        "last": rng.normal(size=(128, 10)).astype("f4"),
         "one": np.array([1], "i8"),
     }
     nodes = [
         helper.make_node("Unsqueeze", ["sound", "one"], ["wave"]),
-        helper.make_node("Conv", ["wave", "kernel"], ["maps"], strides=[16]),
+        helper.make_node("Conv", ["wave", "kernel"], ["maps"], strides=[8]),
         helper.make_node("Relu", ["maps"], ["active"]),
-        helper.make_node("GlobalAveragePool", ["active"], ["mean"]),
+        helper.make_node("Conv", ["active", "second"], ["deeper"], strides=[2]),
+        helper.make_node("Relu", ["deeper"], ["heights"]),
+        helper.make_node("GlobalAveragePool", ["heights"], ["mean"]),
         helper.make_node("Flatten", ["mean"], ["heard"]),
         helper.make_node("Cast", ["image"], ["grey"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["grey"], ["flat"]),

@@ -65,8 +65,13 @@ def serve(
     ] = 1024,
     max_body_mb: Annotated[int, Option(min=1, help="Largest request body, in MiB.")] = 32,
     batch_rows: Annotated[
-        int, Option(min=1, help="Requests that wait are run together up to so many samples.")
-    ] = 64,
+        int | None,
+        Option(
+            min=1,
+            help="Requests that wait are run together up to so many samples; by default a"
+            " measurement chooses.",
+        ),
+    ] = None,
     queue_rows: Annotated[
         int, Option(min=1, help="Samples that may wait for a model; more are answered with 503.")
     ] = 1024,

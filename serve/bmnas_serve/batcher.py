@@ -29,13 +29,13 @@ class QueueLimits:
     """What waits for a model: ``rows``, ``bytes`` of inputs, and a request for ``seconds``.
 
     A request of any size waits where nothing else does. Requests are run together up to
-    ``batch_rows``; one that has more is run by itself.
+    ``batch_rows``, or as many as the session says; one that has more is run by itself.
     """
 
     rows: int = 1024
     bytes: int = 256 * 2**20
     seconds: float = 30.0
-    batch_rows: int = 64
+    batch_rows: int | None = None
 
 
 @dataclass
@@ -96,9 +96,7 @@ class Batcher:
         self._row_seconds = 0.0
         self._running = False
         self._closed = False
-        specs = (*session.inputs, *session.outputs)
-        # Of a bare file nothing says that its rows do not depend on each other.
-        self._joins = session.manifest is not None and all(s.shape[:1] == (-1,) for s in specs)
+        self._batch_rows = self.limits.batch_rows or session.batch_rows
 
     def close(self) -> None:
         """Drop what waits; returns when the run under way has ended."""
@@ -191,8 +189,8 @@ class Batcher:
         present = [waiting for waiting in self._queue if not waiting.client.leaving]
         first = next(iter(present or self._queue))
         batch, rows = [first], first.rows
-        for waiting in present[1:] if self._joins else ():
-            if waiting.kind == first.kind and rows + waiting.rows <= self.limits.batch_rows:
+        for waiting in present[1:] if self.session.joins else ():
+            if waiting.kind == first.kind and rows + waiting.rows <= self._batch_rows:
                 batch.append(waiting)
                 rows += waiting.rows
         for waiting in batch:

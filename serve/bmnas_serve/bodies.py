@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 MAX_BODY_BYTES = 32 * 2**20
 #: All bodies that are in memory at once, but for small ones.
-MAX_TOTAL_BYTES = 128 * 2**20
+MAX_TOTAL_BYTES = 64 * 2**20
 BODY_SECONDS = 30.0
 
 #: Up to this size, in bytes, bodies do not count: connections bound how many there are.
@@ -137,7 +137,9 @@ class _Body:
     def content(self) -> bytes:
         if self.size > self._bodies._largest:
             raise self._too_large(self._bodies._largest)
-        return self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        content = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks = []
+        return content
 
     def release(self) -> None:
         self._bodies.held -= self._counted

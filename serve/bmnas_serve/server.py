@@ -110,11 +110,11 @@ def _open(settings: Settings, model: Path) -> Session:
     if settings.threads is not None or tuple(settings.providers) != (CPU,):
         return open_with(intra_op_threads=settings.threads)
     try:
-        session, threads = open_fastest(lambda count: open_with(intra_op_threads=count))
+        session, found = open_fastest(lambda count: open_with(intra_op_threads=count))
     except InferenceError as error:
         _say(f"{model}: 1 thread, as it does not run on a sample of zeros: {error}")
         return open_with(intra_op_threads=1)
-    _say(f"{session.name}: {threads} was fastest; sha256 {session.sha256}")
+    _say(f"{session.name}: {found} is fastest here; sha256 {session.sha256}")
     return session
 
 

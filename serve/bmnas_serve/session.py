@@ -26,10 +26,12 @@ class Session:
     ``name`` is the model's; ``inputs`` and ``outputs`` are what ``run`` takes and returns.
     ``folder`` is that of the bundle, where it lies in one.
     ``sha256`` is that of the bundle's manifest, which holds those of its other files, or of the
-    bare file; empty where neither was read.
+    bare file; empty where neither was read. ``batch_rows`` is how many rows of requests are run
+    together at most.
     """
 
     sha256 = ""
+    batch_rows = 64
 
     def __init__(
         self,
@@ -50,6 +52,15 @@ class Session:
             for found in runner.describe().inputs
             if {spec.name: spec.dtype for spec in inputs}[found.name] != found.dtype
         }
+
+    @property
+    def joins(self) -> bool:
+        """Whether rows of several requests can be run together.
+
+        Of a bare file nothing says that its rows do not depend on each other.
+        """
+        specs = (*self.inputs, *self.outputs)
+        return self.manifest is not None and all(spec.shape[:1] == (-1,) for spec in specs)
 
     @classmethod
     def open(

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from bmnas_serve.batcher import CLIENT, Batcher, Client, QueueLimits, Run
 from bmnas_serve.errors import InferenceError, RequestError
-from bmnas_serve.manifest import TensorSpec
 from bmnas_serve.session import Session
 from onnx import TensorProto, helper
 from tiny_bundles import sample, save_bundle, save_model, value
@@ -20,9 +19,8 @@ class Gate:
     """A session that answers its input once it is let go; it refuses 13 and keeps a record."""
 
     name = "gate"
-    manifest: Any = SimpleNamespace()
-    inputs = (TensorSpec("x", (-1,), "float32"),)
-    outputs = (TensorSpec("y", (-1,), "float32"),)
+    joins = True
+    batch_rows = 64
 
     def __init__(self) -> None:
         self.entered = threading.Event()
@@ -127,8 +125,7 @@ def test_a_batch_is_bounded_and_a_larger_request_runs_alone():
 def test_rows_of_a_bare_file_may_depend_on_each_other():
     async def go() -> None:
         case = Case()
-        case.gate.manifest = None
-        case.batcher = Batcher(case.gate)  # type: ignore[arg-type]
+        case.gate.joins = False
         async with case:
             more = [await case.asked(4), await case.asked(9)]
             case.gate.release.set()

@@ -185,3 +185,9 @@ def test_one_build_of_onnxruntime_is_right(monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "distribution", only_gpu)
     check_one_runtime()
+
+
+def test_rows_of_a_bundle_are_joined_and_of_a_bare_file_not(tmp_path):
+    folder = save_bundle(tmp_path / "b")
+    assert Session.open(folder).joins
+    assert not Session.open(folder / "model.onnx").joins

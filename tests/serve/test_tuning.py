@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from bmnas_serve import tuning
 from bmnas_serve.session import Session
-from bmnas_serve.tuning import Threads, open_fastest
+from bmnas_serve.tuning import Tuning, open_fastest
 from tiny_bundles import save_bundle
 
 
@@ -22,24 +22,44 @@ from tiny_bundles import save_bundle
 )
 def test_more_threads_have_to_be_worth_it(monkeypatch, seconds, chosen):
     monkeypatch.setattr(tuning, "usable_cpus", lambda: 6)
-    monkeypatch.setattr(tuning, "_measure", lambda session: seconds[session.threads])
+    monkeypatch.setattr(tuning, "_measure", lambda session, rows: seconds[session.threads])
 
     def open_session(count: int) -> Any:
-        return SimpleNamespace(threads=count)
+        return SimpleNamespace(threads=count, joins=False)
 
-    session, threads = open_fastest(open_session)
-    assert threads == Threads(chosen, seconds)
+    session, found = open_fastest(open_session)
+    assert found == Tuning(chosen, 1, seconds, {1: seconds[chosen]})
     assert session.threads == chosen  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("run", "rows"),
+    [
+        (lambda rows: 0.001 * rows, 4),  # nothing is gained but handing over
+        (lambda rows: 0.001 + 0.00001 * rows, 64),
+        (lambda rows: 0.001 + 0.001 * rows, 32),
+        (lambda rows: 0.06 * rows, 1),  # two rows would take too long to be tried
+    ],
+)
+def test_rows_at_a_time_are_the_fewest_that_are_nearly_as_fast(monkeypatch, run, rows):
+    monkeypatch.setattr(tuning, "usable_cpus", lambda: 1)
+    monkeypatch.setattr(tuning, "_measure", lambda session, rows: run(rows))
+    session, found = open_fastest(lambda count: SimpleNamespace(joins=True))  # type: ignore[arg-type,return-value]
+    assert session.batch_rows == found.rows == rows
 
 
 def test_a_bundle_is_measured_with_every_number_of_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(tuning, "_SECONDS", 0.01)
     folder = save_bundle(tmp_path / "b")
-    session, threads = open_fastest(lambda count: Session.open(folder, intra_op_threads=count))
-    assert list(threads.seconds) == [1, 2]
-    assert session.runner.describe().threads == threads.chosen
+    session, found = open_fastest(lambda count: Session.open(folder, intra_op_threads=count))
+    assert list(found.by_threads) == [1, 2]
+    assert session.runner.describe().threads == found.threads
+    assert session.batch_rows == found.rows
 
 
 def test_the_choice_is_told_in_one_line():
-    assert str(Threads(1, {1: 0.0005, 2: 0.0011})) == "1 thread (1: 0.50 ms, 2: 1.10 ms)"
-    assert str(Threads(2, {1: 0.02, 2: 0.01})) == "2 threads (1: 20.00 ms, 2: 10.00 ms)"
+    found = Tuning(1, 4, {1: 0.0005, 2: 0.0011}, {1: 0.0005, 4: 0.0015})
+    assert str(found) == (
+        "1 thread (1: 0.50 ms, 2: 1.10 ms), up to 4 rows at a time (1: 0.50 ms, 4: 1.50 ms)"
+    )
