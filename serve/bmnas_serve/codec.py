@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from bmnas_serve import parameters
@@ -70,7 +71,7 @@ def decode_request(
 def _read(content: bytes) -> Mapping[str, Any]:
     """Return the members of a request in JSON, checked as far as no model is needed."""
     try:
-        data = parse_json(content)
+        data = parse_json(content, arrays=True)
     except ValueError as error:
         raise FormatError(f"the body is not JSON: {error}") from error
     return table(data, "", {"inputs": each(_input)}, _OPTIONAL)
@@ -119,9 +120,13 @@ def encode_tensor(name: str, array: NDArray[Any]) -> dict[str, Any]:
     return {"name": name, "datatype": datatype, "shape": shape, "data": array.ravel().tolist()}
 
 
+def _data(value: Any, place: str) -> Any:
+    return value if isinstance(value, np.ndarray) else items(value, place)
+
+
 def _input(item: Any, place: str) -> dict[str, Any]:
     required = {"name": nonempty, "shape": items, "datatype": text}
-    tensor = table(item, place, required, {"data": items, "parameters": parameters.INPUT})
+    tensor = table(item, place, required, {"data": _data, "parameters": parameters.INPUT})
     binary = "binary_data_size" in (tensor.get("parameters") or {})
     if binary and "data" in tensor:
         raise FormatError(f"{place}: has data and a binary_data_size, expected one of them")

@@ -15,8 +15,9 @@ from bmnas_serve.checks import wrong
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError, shorten
 
-#: What a request holds of a tensor: a list, flat or nested, or the bytes.
-Data = list[Any] | bytes | memoryview
+#: What a request holds of a tensor: a list, flat or nested, an array in the place of a long flat
+#: list of numbers, or the bytes.
+Data = list[Any] | NDArray[Any] | bytes | memoryview
 
 
 def to_array(data: Data, shape: Sequence[int], dtype: str, place: str) -> NDArray[Any]:
@@ -26,6 +27,9 @@ def to_array(data: Data, shape: Sequence[int], dtype: str, place: str) -> NDArra
     shape has, and for one that the dtype cannot hold: numpy alone would take null for NaN and
     true for 1.
     """
+    if isinstance(data, np.ndarray):
+        _check_count(len(data), shape, place)
+        return _from_numbers(data, np.dtype(dtype), place).reshape(shape)
     if isinstance(data, list):
         elements = _flatten(data, tuple(shape), place)
         return _from_elements(elements, np.dtype(dtype), place).reshape(shape)
@@ -70,13 +74,17 @@ def _flatten(elements: list[Any], shape: tuple[int, ...], place: str) -> list[An
     """Return the elements of a list that is flat or nested like ``shape``."""
     if len(shape) > 1 and elements and isinstance(elements[0], list):
         return _flatten_nested(elements, shape, place)
-    count = math.prod(shape)
-    if len(elements) != count:
-        raise FormatError(
-            f"{place}: received {_count(len(elements), 'element')}, expected {count:,} for the"
-            f" shape {list(shape)}"
-        )
+    _check_count(len(elements), shape, place)
     return elements
+
+
+def _check_count(received: int, shape: Sequence[int], place: str) -> None:
+    count = math.prod(shape)
+    if received != count:
+        raise FormatError(
+            f"{place}: received {_count(received, 'element')}, expected {count:,} for the shape"
+            f" {list(shape)}"
+        )
 
 
 def _flatten_nested(data: list[Any], shape: tuple[int, ...], place: str) -> list[Any]:
@@ -112,17 +120,33 @@ def _from_elements(elements: list[Any], dtype: np.dtype[Any], place: str) -> NDA
     return _floats(elements, dtype, place)
 
 
-def _floats(elements: list[Any], dtype: np.dtype[Any], place: str) -> NDArray[Any]:
+def _from_numbers(numbers: NDArray[Any], dtype: np.dtype[Any], place: str) -> NDArray[Any]:
+    """Return an array of int64 or float64 in ``dtype``, checked as elements are."""
+    if dtype.kind == "f":
+        return _floats(numbers, dtype, place)
+    if dtype.kind == "b" or numbers.dtype.kind == "f":
+        # Where integers and others are mixed, the first that is no integer is to be named.
+        position = int(np.argmax(numbers != np.trunc(numbers)))
+        expected = "true or false" if dtype.kind == "b" else f"integers of {PROTOCOL[dtype.name]}"
+        raise wrong(f"{place}: element {position}", numbers[position].item(), expected)
+    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    for value in (int(numbers.min()), int(numbers.max())):
+        if not low <= value <= high:
+            raise _out_of_range(place, value, dtype, f"{low} to {high}")
+    return numbers.astype(dtype)
+
+
+def _floats(elements: list[Any] | NDArray[Any], dtype: np.dtype[Any], place: str) -> NDArray[Any]:
     largest = float(np.finfo(dtype).max)
     try:
         with np.errstate(over="ignore"):
-            array = np.array(elements, np.float64).astype(dtype)
+            array = np.asarray(elements, np.float64).astype(dtype)
     except OverflowError as error:  # an integer of hundreds of digits is a JSON number too
         value = max(elements, key=abs)
         raise _out_of_range(place, value, dtype, f"{-largest:g} to {largest:g}") from error
     finite = np.isfinite(array)
     if not finite.all():
-        value = elements[int(np.argmin(finite))]
+        value = np.asarray(elements)[int(np.argmin(finite))].item()
         raise _out_of_range(place, value, dtype, f"{-largest:g} to {largest:g}")
     return array
 

@@ -10,7 +10,9 @@ import json
 import re
 from typing import Any
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 #: What is read in one step, in bytes: less than half a millisecond. Smaller texts are one step.
 _STEP = 16_384
@@ -21,21 +23,26 @@ _DEPTH = 64
 #: How many objects, lists in lists and strings a large text may have: each takes its own step.
 _PARTS = 250_000
 
+#: So many numbers in a list, in one step, make an array.
+_MANY = 256
+
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _STRUCTURE = (b'"', b"[", b"]", b"{", b"}")
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SCALAR = re.compile(rb'[^ \t\r\n,:"\[\]{}]+')
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, *, arrays: bool = False) -> Any:
     """Read one JSON value from UTF-8 text, without NaN and without keys that stand twice.
 
-    ValueError says in one line what is wrong.
+    With ``arrays``, a long list of numbers alone is an array, int64 or float64: as a list it takes
+    four times the memory, and to give it back stops everything. ValueError says in one line what
+    is wrong.
     """
     if not content:
         raise ValueError("it is empty")
     if len(content) > _STEP:
-        return _Reader(content).document()
+        return _Reader(content, arrays=arrays).document()
     try:
         return _DECODER.decode(content.decode("utf-8"))
     except RecursionError as error:
@@ -62,11 +69,54 @@ def _add(members: dict[str, Any], name: str, value: Any) -> None:
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_no_repetition)
 
 
+class _Values:
+    """The values of a list, as arrays for as long as they are many numbers and nothing else."""
+
+    def __init__(self, *, arrays: bool) -> None:
+        self._arrays = arrays
+        self._pieces: list[NDArray[Any]] = []
+        self._values: list[Any] = []
+
+    def extend(self, found: list[Any]) -> None:
+        piece = None
+        if self._arrays and not self._values and (self._pieces or len(found) >= _MANY):
+            piece = _array(found)
+        if piece is None:
+            self._unpack()
+            self._values.extend(found)
+        else:
+            self._pieces.append(piece)
+
+    def append(self, value: Any) -> None:
+        self._unpack()
+        self._values.append(value)
+
+    def all(self) -> list[Any] | NDArray[Any]:
+        return np.concatenate(self._pieces) if self._pieces else self._values
+
+    def _unpack(self) -> None:
+        for piece in self._pieces:
+            self._values.extend(piece.tolist())
+        self._pieces = []
+
+
+def _array(found: list[Any]) -> NDArray[Any] | None:
+    """Return numbers as an array, None for anything else and for integers beyond 64 bits."""
+    types = set(map(type, found))
+    if not types <= {int, float}:
+        return None
+    try:
+        return np.array(found, np.float64 if float in types else np.int64)
+    except OverflowError:
+        return None
+
+
 class _Reader:
     """A text and the place in it up to which it was read."""
 
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, text: bytes, *, arrays: bool) -> None:
         self._text = text
+        self._arrays = arrays
         self._place = 0
         self._parts = 0
 
@@ -142,9 +192,9 @@ class _Reader:
             if self._take(b",}") == b"}":
                 return members
 
-    def _list(self, depth: int) -> list[Any]:
+    def _list(self, depth: int) -> list[Any] | NDArray[Any]:
         """Read a list; the values in it that are no list, object or string a step at a time."""
-        values: list[Any] = []
+        values = _Values(arrays=self._arrays)
         self._take(b"[")
         after = b""  # what stands before the place: nothing yet, a value or a comma
         while True:
@@ -152,7 +202,7 @@ class _Reader:
             if end == b"]":
                 self._extend(values, run, after, closed=True)
                 self._place += len(run) + 1
-                return values
+                return values.all()
             plain, comma, rest = run.rpartition(b",")
             if rest.strip(b" \t\r\n") and (end or not comma):
                 self._place += len(plain) + len(comma)
@@ -184,7 +234,7 @@ class _Reader:
             raise self._wrong("the end of a list")
         return run, end if end in _STRUCTURE else b""
 
-    def _extend(self, values: list[Any], plain: bytes, after: bytes, *, closed: bool) -> None:
+    def _extend(self, values: _Values, plain: bytes, after: bytes, *, closed: bool) -> None:
         """Add the values of ``plain``, which stand after a value (``0``), a comma or nothing."""
         found = self._scalars(plain, b"[0" if after == b"0" else b"[", b"]")
         if not found and (after == b"," or not closed):

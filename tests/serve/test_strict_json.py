@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from bmnas_serve import strict_json
 from bmnas_serve.strict_json import parse_json
@@ -85,6 +86,25 @@ def test_each_mistake_is_told(step, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         parse_json(text)
     assert "\n" not in str(caught.value)
+
+
+EXACT = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.lists(EXACT | st.sampled_from([True, None]), max_size=12), st.sampled_from([40, 80]))
+@settings(deadline=None)
+def test_numbers_in_arrays_are_those_of_the_list(values, step):
+    text = json.dumps({"data": [*range(30), *values]}).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(strict_json, "_STEP", step)
+        patch.setattr(strict_json, "_MANY", 2)
+        data = parse_json(text, arrays=True)["data"]
+    expected = json.loads(text)["data"]
+    if isinstance(data, list):
+        assert data == expected
+    else:
+        assert data.tolist() == pytest.approx(expected, rel=0)
+        assert (data.dtype == np.float64) == any(type(value) is float for value in expected)
 
 
 def test_a_place_far_into_the_text_is_named():

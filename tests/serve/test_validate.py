@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from bmnas_serve.codec import decode_request, encode_tensor
+from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError
 from bmnas_serve.manifest import TensorSpec
 
@@ -90,3 +91,54 @@ def test_inputs_of_a_bare_model_may_have_no_batch():
 def test_an_unknown_input_is_told_before_its_elements_are_counted():
     with pytest.raises(FormatError, match='received "smell", expected the model\'s inputs'):
         check({**SOUND, "name": "smell", "shape": [1]})
+
+
+MANY = 20_000
+
+
+def long(dtype, values):
+    """Return what is made of a list so long that it is read as an array."""
+    data = {"name": "x", "shape": [1, MANY], "datatype": PROTOCOL[dtype], "data": values}
+    body = json.dumps({"inputs": [data]}).encode()
+    return decode_request(body, (TensorSpec("x", (-1, MANY), dtype),), OUTPUTS, 8).inputs["x"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("uint8", [*range(200)] * 100),
+        ("int64", [-(2**62), *range(MANY - 1)]),
+        ("uint64", [2**64 - 1, *range(MANY - 1)]),
+        ("float32", [0.1, 3, *range(MANY - 2)]),
+        ("float64", [1e300, *range(MANY - 1)]),
+        ("bool", [True, False] * (MANY // 2)),
+    ],
+)
+def test_long_lists_hold_what_short_ones_do(dtype, values):
+    found = long(dtype, values)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, np.array([values], dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "message"),
+    [
+        ("uint8", 256, "received 256, out of range for UINT8"),
+        ("uint8", -1, "received -1, out of range for UINT8"),
+        ("int32", 0.5, "element 7000: received 0.5, expected integers of INT32"),
+        ("float32", 1e39, r"received 1e\+39, out of range for FP32"),
+        ("float32", None, "element 7000: received null, expected numbers of FP32"),
+        ("float32", "1", 'element 7000: received "1", expected numbers of FP32'),
+        ("bool", 1, "element 0: received 0, expected true or false"),
+    ],
+)
+def test_a_mistake_in_a_long_list_is_told(dtype, value, message):
+    values = [0] * MANY
+    values[7000] = value
+    with pytest.raises(FormatError, match=message):
+        long(dtype, values)
+
+
+def test_a_long_list_of_another_length_is_told():
+    with pytest.raises(FormatError, match="received 19,999 elements, expected 20,000"):
+        long("float32", [0.5] * (MANY - 1))
