@@ -45,6 +45,7 @@ _CLOSING = 0.1
 #: How often connections are looked at, in ticks of uvicorn, of which there are ten in a second.
 _TICKS = 10
 _SWITCH_SECONDS = 0.0005
+_GARBAGE = 50_000
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -101,7 +102,10 @@ def serve(model: Path, settings: Settings) -> None:
         )
         configure(settings.log_format, requests=settings.log_requests)
         gc.collect()
-        gc.freeze()  # what is there now stays: to look through it again and again stops everything
+        # To look for garbage in all that is there stops everything: what is there now stays, and
+        # a list of thousands of rows is no reason to look.
+        gc.freeze()
+        gc.set_threshold(_GARBAGE, *gc.get_threshold()[1:])
         server.run(sockets=[listener])
 
 

@@ -21,7 +21,7 @@ _LONGEST = 2**18
 #: How deep lists and objects may be nested in a large text.
 _DEPTH = 64
 #: How many objects, lists in lists and strings a large text may have: each takes its own step.
-_PARTS = 250_000
+_PARTS = 100_000
 
 #: So many numbers in a list, in one step, make an array.
 _MANY = 256

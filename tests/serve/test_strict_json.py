@@ -114,9 +114,9 @@ def test_a_place_far_into_the_text_is_named():
 
 
 def test_keys_are_compared_in_linear_time():
-    # Quadratic, 200,000 keys would take hours.
-    text = b"{" + b",".join(b'"k%d":0' % n for n in range(200_000)) + b"}"
-    assert len(parse_json(text)) == 200_000
+    # Quadratic, 90,000 keys would take hours.
+    text = b"{" + b",".join(b'"k%d":0' % n for n in range(90_000)) + b"}"
+    assert len(parse_json(text)) == 90_000
     with pytest.raises(ValueError, match="the key 'k0' stands twice"):
         parse_json(text[:-1] + b',"k0":0}')
 
@@ -124,7 +124,7 @@ def test_keys_are_compared_in_linear_time():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"[" + b"{}," * 300_000 + b"{}]", "more than 250,000 objects, lists and strings"),
+        (b"[" + b"{}," * 150_000 + b"{}]", "more than 100,000 objects, lists and strings"),
         (b"[" * 100_000, "nested too deeply"),
         (b'"' + b"a" * 300_000 + b'"', "at most 262,144 bytes"),
         (b"[" + b"1" * 20_000 + b"]", "within 16,384 bytes"),
