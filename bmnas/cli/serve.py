@@ -108,6 +108,13 @@ def serve(
             " to its own machine alone.",
         ),
     ] = None,
+    samples: Annotated[
+        bool | None,
+        Option(
+            help="Whether clients may see the test samples in bundles; by default where the server"
+            " listens to its own machine alone.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         Option(help="A TOML file of these options: max_batch = 64.", is_eager=True, callback=_read),
@@ -115,8 +122,8 @@ def serve(
 ) -> None:
     """Serve a bundle or a model.onnx over the Open Inference Protocol v2 (HTTP, gRPC).
 
-    The address is printed to standard error when the server is ready; a browser shows there what
-    is served and a command to try. SIGTERM and Ctrl-C finish the requests in flight, then stop.
+    The address is printed to standard error when the server is ready; a browser shows there a page
+    on which the model is tried. SIGTERM and Ctrl-C finish the requests in flight, then stop.
     Every option can be given in the environment too, as BMNAS_SERVE_MAX_BATCH=64, and in the file
     of --config: an option counts before the environment, and that before the file.
 
@@ -148,6 +155,7 @@ def serve(
             log_format=log_format,
             log_requests=log_requests,
             model_control=model_control,
+            samples=samples,
         )
         run_server(model, settings)
 

@@ -54,17 +54,20 @@ def create_app(
     bodies: Bodies | None = None,
     metrics: Metrics | None = None,
     model_control: bool = True,
+    samples: bool = True,
 ) -> Starlette:
     """Return the ASGI application that serves the models of ``repository``, and closes it.
 
     ``lifecycle`` is shared with whoever stops the server. Larger batches than ``max_batch`` are
     answered with 400. ``bodies`` has the limits of bodies; it is closed too. ``metrics`` is read at
     /metrics.
-    Clients may load and unload models if ``model_control``.
+    Clients may load and unload models if ``model_control``, and see the test samples of bundles if
+    ``samples``.
     """
     bodies, lifecycle, metrics = bodies or Bodies(), lifecycle or Lifecycle(), metrics or Metrics()
     metrics.watch(repository, lifecycle, bodies)
-    endpoints = _Endpoints(repository, lifecycle, max_batch, bodies, metrics)
+    raw = RawRoutes(repository, lifecycle, bodies, samples=samples)
+    endpoints = _Endpoints(repository, lifecycle, max_batch, bodies, metrics, raw)
     about_models = RepositoryRoutes(repository, bodies, max_batch, model_control)
     return Starlette(
         # What is asked most comes first: routes are tried in order. Those about all models come
@@ -83,13 +86,14 @@ class _Endpoints:
         max_batch: int,
         bodies: Bodies,
         metrics: Metrics,
+        raw: RawRoutes,
     ) -> None:
         self._repository = repository
         self._lifecycle = lifecycle
         self._max_batch = max_batch
         self._bodies = bodies
         self._metrics = metrics
-        self._raw = RawRoutes(repository, lifecycle, bodies)
+        self._raw = raw
 
     def routes(self) -> list[Route]:
         routes = [

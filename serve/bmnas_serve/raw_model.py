@@ -55,13 +55,13 @@ class Made:
 
 
 class RawModel:
-    """What is made of requests to one bundle.
+    """What is made of requests to one bundle; ``samples``: clients may see those that it holds.
 
     Raises RequestError where a bundle does not allow it: 422 for a model alone and for a manifest
     of an earlier version, 501 where a package that reads its inputs is not installed.
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, samples: bool = True) -> None:
         if session.manifest is None or session.folder is None:
             raise RequestError(
                 422,
@@ -71,14 +71,14 @@ class RawModel:
         self.name, self.manifest = session.name, session.manifest
         try:
             self.inputs = {spec.name: RawInput(spec) for spec in self.manifest.inputs}
-            samples = member(session.folder, self.manifest, SAMPLES_FILE)
+            stored = member(session.folder, self.manifest, SAMPLES_FILE)
             self.drawing = member(session.folder, self.manifest, DRAWING_FILE)
-            self.rows = {} if samples is None else read_samples(samples, self.inputs)
+            self.rows = {} if stored is None else read_samples(stored, self.inputs)
         except DecoderError as error:
             raise RequestError(501, f"the model {self.name!r}: {error}") from error
         except (DataError, FormatError, BundleError) as error:
             raise RequestError(422, f"the model {self.name!r}: {error}") from error
-        self.count = min(map(len, self.rows.values()), default=0)
+        self.count = min(map(len, self.rows.values()), default=0) if samples else 0
         self._usual = {name: usual(one, self.rows.get(name)) for name, one in self.inputs.items()}
 
     def made(self, given: Mapping[str, Given], asked: Asked) -> Made:
@@ -141,7 +141,9 @@ class RawModel:
         """Raise RequestError (404) unless the bundle has the sample."""
         if not 0 <= sample < self.count:
             raise RequestError(
-                404, f"received the sample {sample}, the bundle has {self.count:,}, from 0"
+                404,
+                f"received the sample {sample}, expected one of {self.count:,}, from 0: a server"
+                " for other machines shows those of its bundles with --samples alone",
             )
 
     def card(self) -> dict[str, Any]:

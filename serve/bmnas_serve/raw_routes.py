@@ -36,12 +36,18 @@ _WAITING = 64
 
 
 class RawRoutes:
-    """The routes; use it as a context manager, which has the threads that decode."""
+    """The routes; use it as a context manager, which has the threads that decode.
 
-    def __init__(self, repository: Repository, lifecycle: Lifecycle, bodies: Bodies) -> None:
+    Clients may see and use the test samples of bundles if ``samples``.
+    """
+
+    def __init__(
+        self, repository: Repository, lifecycle: Lifecycle, bodies: Bodies, *, samples: bool = True
+    ) -> None:
         self._repository = repository
         self._lifecycle = lifecycle
         self._bodies = bodies
+        self._samples = samples
         self._threads = ThreadPoolExecutor(_THREADS, "bmnas-media")
         self._waiting = 0
         self._models: WeakKeyDictionary[Session, RawModel] = WeakKeyDictionary()
@@ -158,7 +164,7 @@ class RawRoutes:
     async def _model(self, served: Served) -> RawModel:
         session = served.session
         if (found := self._models.get(session)) is None:
-            found = await self._beside(RawModel, session)
+            found = await self._beside(RawModel, session, self._samples)
             self._models[session] = found
         return found
 

@@ -73,6 +73,7 @@ def serve(model: Path, settings: Settings) -> None:
             bodies=bodies,
             metrics=metrics,
             model_control=settings.controllable,
+            samples=settings.shows_samples,
         )
         config = uvicorn.Config(
             Guard(app, settings.hosts, settings.token, metrics),

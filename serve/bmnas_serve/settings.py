@@ -30,7 +30,8 @@ class Settings:
     that the server may be asked under: none stands for those of a loopback address, ``*`` for
     all. ``token`` is what clients have to show; ``certificate`` and ``key`` are files in PEM,
     which make it HTTPS. Clients may load and unload models if ``model_control``, None for where
-    the server listens to its own machine alone. ``log_format`` is text or json;
+    the server listens to its own machine alone; so it is with ``samples``: whether they may see the
+    test samples that lie in bundles. ``log_format`` is text or json;
     ``log_requests`` writes a line for every request.
     """
 
@@ -53,6 +54,7 @@ class Settings:
     log_format: str = "text"
     log_requests: bool = False
     model_control: bool | None = None
+    samples: bool | None = None
 
     @property
     def hosts(self) -> frozenset[str] | None:
@@ -66,8 +68,16 @@ class Settings:
     @property
     def controllable(self) -> bool:
         """Whether clients may load and unload models."""
-        local = self.host in _LOOPBACK
-        return local if self.model_control is None else self.model_control
+        return self._local if self.model_control is None else self.model_control
+
+    @property
+    def shows_samples(self) -> bool:
+        """Whether clients may see the test samples that lie in bundles."""
+        return self._local if self.samples is None else self.samples
+
+    @property
+    def _local(self) -> bool:
+        return self.host in _LOOPBACK
 
     def check_tls(self) -> None:
         """Raise ServeError where certificate and key cannot be used."""

@@ -180,6 +180,37 @@ def test_the_example_of_the_bundle_is_answered(folder: Path) -> None:
     assert answer.json()["outputs"] == expected["outputs"]
 
 
+def test_the_server_says_of_files_what_predict_says(folder: Path) -> None:
+    expected = predictions(run("predict", folder / "bundle", folder / "pets.csv"))[:12]
+    rows = predictions((folder / "pets.csv").read_text("utf-8"))[:12]
+    app = create_app(Repository.of_session(Session.open(folder / "bundle", intra_op_threads=1)))
+
+    def parts(row: dict[str, str]) -> dict[str, Any]:
+        files = {name: (folder / row[name]).read_bytes() for name in ("photo", "sound")}
+        columns = [one["column"] for one in source["vector"]]
+        fields = json.dumps({name: row[name] for name in columns})
+        texts = {name: (None, row[name]) for name in taken if name in row and name not in files}
+        return {**files, **texts, "table": (None, fields)}
+
+    manifest = json.loads((folder / "bundle" / "manifest.json").read_text("utf-8"))
+    taken = {one["name"]: one["preprocessing"] for one in manifest["inputs"]}
+    source = taken["table"]["source"]
+
+    async def ask() -> list[Any]:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://pets.test") as client,
+        ):
+            return [(await client.post("/v1/predict", files=parts(row))).json() for row in rows]
+
+    for found, row in zip(asyncio.run(ask()), expected, strict=True):
+        assert found["left_out"] == []
+        assert found["labels"] == [row["label"]]
+        for name in CLASSES:
+            assert found["probabilities"][name] == pytest.approx(float(row[name]), abs=1e-5)
+
+
 def test_predictions_need_no_torch(folder: Path) -> None:
     without = (
         "import sys; sys.modules |= dict.fromkeys(('torch', 'sklearn', 'scipy', 'onnx'));"

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from people_bundles import picture, save_people, sound
+from people_bundles import picture, save_people, served, sound
 
 for package in ("PIL", "soundfile", "soxr", "tokenizers"):
     pytest.importorskip(package)
@@ -33,24 +31,9 @@ ARGUMENTS = (
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Serve a bundle in a process of its own."""
     folder = tmp_path_factory.mktemp("page") / "pets"
-    save_people(folder, class_names=(HOSTILE, "dog", "owl"))
-    command = [sys.executable, "-m", "bmnas", "serve", str(folder), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stderr is not None
-            told = ""
-            for line in server.stderr:
-                told += line
-                if found := re.search(r"http://\S+", line):
-                    yield found[0]
-                    break
-            else:
-                pytest.fail(f"the server did not start: {told}")
-        finally:
-            server.terminate()
-            server.wait(30)
+    with served(save_people(folder, class_names=(HOSTILE, "dog", "owl"))) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

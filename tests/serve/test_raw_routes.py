@@ -19,6 +19,7 @@ from bmnas_serve.bodies import Bodies
 from bmnas_serve.manifest import TaskSpec
 from bmnas_serve.repository import Repository
 from bmnas_serve.session import Session
+from bmnas_serve.settings import Settings
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from people_bundles import SAMPLES, picture, samples, save_people, sound
@@ -36,14 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_people(tmp_path_factory.mktemp("people") / "pets")
 
 
-def talk(
-    path: Path, act: Callable[[httpx.AsyncClient], Awaitable[Any]], bodies: Bodies | None = None
-) -> Any:
+def talk(path: Path, act: Callable[[httpx.AsyncClient], Awaitable[Any]], **settings: Any) -> Any:
     """Return what ``act`` returns for a client of a server of the bundles at ``path``."""
 
     async def go() -> Any:
         repository = Repository.open(path, lambda at: Session.open(at, intra_op_threads=1))
-        app = create_app(repository, bodies=bodies)
+        app = create_app(repository, **settings)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
@@ -132,7 +131,7 @@ def test_what_is_left_out_is_the_mean_of_the_samples_or_no_text(folder: Path) ->
     [
         (f"{PREDICT}?model=dogs", {"files": {"title": (None, "a")}}, 404, '"dogs"'),
         (f"{PREDICT}?version=7", {"files": {"title": (None, "a")}}, 404, '"7"'),
-        (f"{PREDICT}?sample=99", {}, 404, "sample 99, the bundle has 5"),
+        (f"{PREDICT}?sample=99", {}, 404, "sample 99, expected one of 5"),
         (f"{PREDICT}?sample=-1", {}, 400, 'received "-1"'),
         (f"{PREDICT}?explain=1", {"files": {"title": (None, "a")}}, 400, "true or false"),
         (f"{PREDICT}?sampel=1", {}, 400, '?"sampel"'),
@@ -163,7 +162,9 @@ def test_a_gzipped_body_is_refused(folder: Path) -> None:
 
 
 def test_a_body_that_is_too_large_is_refused(folder: Path) -> None:
-    response = talk(folder, lambda client: client.post(PREDICT, **whole()), Bodies(1000, 10_000))
+    response = talk(
+        folder, lambda client: client.post(PREDICT, **whole()), bodies=Bodies(1000, 10_000)
+    )
     assert response.status_code == 413
 
 
@@ -314,6 +315,27 @@ def test_what_a_browser_loads_does_no_more_than_it_should(folder: Path) -> None:
     drawing = get(folder, "/v1/models/pets/architecture.svg")
     assert drawing.headers["content-type"] == "image/svg+xml"
     assert "sandbox" in drawing.headers["content-security-policy"]
+
+
+def test_samples_are_not_for_everyone(folder: Path) -> None:
+    async def look(client: httpx.AsyncClient) -> list[int]:
+        asked = [
+            await client.get("/v1/models/pets/samples/0/photo"),
+            await client.post(f"{PREDICT}?sample=0"),
+            # Their mean still stands for what is left out.
+            await client.post(PREDICT, files={"title": (None, "a dog")}),
+        ]
+        assert (await client.get("/v1/models/pets")).json()["samples"] == 0
+        return [response.status_code for response in asked]
+
+    assert talk(folder, look, samples=False) == [404, 404, 200]
+    for host, asked, shown in (
+        ("127.0.0.1", None, True),
+        ("0.0.0.0", None, False),
+        ("0.0.0.0", True, True),
+        ("127.0.0.1", False, False),
+    ):
+        assert Settings(host=host, samples=asked).shows_samples == shown
 
 
 def test_a_bundle_without_a_drawing_says_so(tmp_path: Path) -> None:

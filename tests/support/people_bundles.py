@@ -6,6 +6,11 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +124,26 @@ def save_people(folder: Path, **changes: Any) -> Path:
     manifest = dataclasses.replace(manifest, **changes)
     (folder / "manifest.json").write_text(json.dumps(manifest.to_file()))
     return folder
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a bundle in a process of its own; yields the address."""
+    command = [sys.executable, "-m", "bmnas", "serve", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            told = ""
+            for line in server.stderr:
+                told += line
+                if found := re.search(r"http://\S+", line):
+                    yield found[0]
+                    break
+            else:
+                pytest.fail(f"the server did not start: {told}")
+        finally:
+            server.terminate()
+            server.wait(30)
 
 
 def picture(size: tuple[int, int] = (31, 40), form: str = "PNG", level: int = 90) -> bytes:
