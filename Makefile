@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 ## Lint, types and all tests, in as many processes as there are cores; each computes by itself.
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

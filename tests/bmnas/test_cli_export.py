@@ -10,7 +10,6 @@ from typing import Any
 import bmnas_export
 import pytest
 import typer
-from bmnas_export import benchmark, measure
 from bmnas_serve.manifest import load
 from tiny_networks import tiny_network
 from tiny_tasks import write_tiny_task
@@ -55,12 +54,6 @@ def message(result: Result) -> str:
 
 
 @pytest.fixture
-def few_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_REPEATS", 3)
-    monkeypatch.setattr(benchmark, "_REPEATS", 3)
-
-
-@pytest.fixture
 def no_export(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Note what would be exported, and end there."""
     calls: list[Any] = []
@@ -73,7 +66,6 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-@pytest.mark.usefixtures("few_repeats")
 def test_a_genotype_is_all_that_an_export_needs(
     run_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,7 +91,6 @@ def test_a_genotype_is_all_that_an_export_needs(
     assert metrics["seconds"] == METRICS["seconds"]
 
 
-@pytest.mark.usefixtures("few_repeats")
 def test_json_is_one_object_and_out_is_where_it_says(run_folder: Path, tmp_path: Path) -> None:
     (run_folder / "metrics.json").unlink()
     out = tmp_path / "elsewhere" / "bundle"

@@ -29,9 +29,18 @@ from bmnas.training.settings import Weighing
 CPU = Runtime(torch.device("cpu"), compile=False)
 
 
-@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
-def test_with_intact_inputs_the_score_is_the_test_score_for_every_type(kind: str) -> None:
-    task = tiny_networks.tiny_task(tiny_networks.KINDS, kind=kind)
+@pytest.mark.parametrize(
+    ("kind", "types"),
+    [
+        ("multiclass", tiny_networks.KINDS),
+        ("multilabel", ("vector", "text")),
+        ("regression", ("vector", "tokens")),
+    ],
+)
+def test_with_intact_inputs_the_score_is_the_test_score_for_every_type(
+    kind: str, types: tuple[str, ...]
+) -> None:
+    task = tiny_networks.tiny_task(types, kind=kind)
     made = tiny_networks.tiny_network(task, unimodal_logits=True)
     score = evaluate_fusion(task, made.network, "test", made.task.head, CPU).score
     found = measure_robustness(made, task, CPU)

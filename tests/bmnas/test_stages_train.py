@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,16 @@ from bmnas.training.heads import head_for
 CPU = Runtime(torch.device("cpu"), compile=False)
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("searched") / "run"
+    bmnas.search(tiny_task(), run=run, config=CONFIG)
+    return run
+
+
 @pytest.fixture
-def found(tmp_path: Path) -> Path:
-    bmnas.search(tiny_task(), run=tmp_path / "run", config=CONFIG)
+def found(searched: Path, tmp_path: Path) -> Path:
+    shutil.copytree(searched, tmp_path / "run")
     return tmp_path / "run" / "genotype.json"
 
 

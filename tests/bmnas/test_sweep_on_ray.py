@@ -1,4 +1,4 @@
-"""Three runs on Ray, one of whose processes is killed. Needs the extra ``sweep``."""
+"""Two runs on Ray, one of whose processes is killed. Needs the extra ``sweep``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_sweep_on_ray_outlives_a_killed_process(tmp_path: Path) -> None:
         # Whatever this project or Ray's driver side warns of is an error; Ray's own processes
         # are started by Ray, with options of its own.
         *(sys.executable, "-W", "error", "-m", "bmnas", "sweep", "--task", "task.toml"),
-        *("--preset", "tiny-preset.toml", "--set", "search.channels=4,6,8", "--run", "sweep"),
+        *("--preset", "tiny-preset.toml", "--set", "search.channels=4,6", "--run", "sweep"),
         *("--engine", "ray", "--workers", "2", "--json"),
     ]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
@@ -42,7 +42,6 @@ def test_a_sweep_on_ray_outlives_a_killed_process(tmp_path: Path) -> None:
     assert {trial["name"]: (trial["state"], trial["attempts"]) for trial in trials} == {
         "channels-4": ("done", 1),
         "channels-6": ("done", 2),
-        "channels-8": ("done", 1),
     }
     for trial in trials:
         assert (tmp_path / "sweep" / trial["name"] / "genotype.json").is_file()

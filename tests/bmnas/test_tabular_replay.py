@@ -42,7 +42,7 @@ def test_strategies_that_look_find_more_than_chance(table: Table) -> None:
         replays = (replay(table, strategy, seed=seed, budget=100) for seed in range(10))
         return sum(table.regret(found.best) for found in replays) / 10
 
-    regrets = {strategy: mean(strategy) for strategy in replayed_strategies()}
+    regrets = {strategy: mean(strategy) for strategy in ("local", "evolution", "random")}
     assert regrets["local"] < regrets["random"] / 2
     assert regrets["evolution"] < regrets["random"] / 2
 

@@ -308,7 +308,7 @@ def test_a_broken_poster_is_told(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mmimdb", "mmimdb-words", "mmimdb-vgg", "mmimdb-raw"])
+@pytest.mark.parametrize("name", ["mmimdb-words", "mmimdb-vgg", "mmimdb-raw"])
 def test_from_the_files_to_a_bundle(
     name: str, stored: Path, archived: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from bmnas_export import benchmark, benchmark_bundle, export_bundle
+from bmnas_export import benchmark_bundle, export_bundle
 from bmnas_export.verify import verify_bundle
 from bmnas_serve import manifest as manifests
 from tiny_networks import tiny_network, tiny_task
@@ -36,7 +36,6 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "compile", fake_compile)
-        patch.setattr(benchmark, "_REPEATS", 3)
         found = benchmark_bundle(folder, trained, task, compiled=True)
     assert len(compiled) == 1
     assert torch.get_num_threads() == threads

@@ -6,6 +6,7 @@ Printed as JSON: of each place whether the run folder ended as that of a search 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import signal
@@ -23,30 +24,31 @@ from bmnas.spaces.mmnas.supernet import Supernet
 from bmnas.strategies import gates, rerank
 from bmnas.training import together
 
-#: What is called there, and at which of its calls the search dies.
-PLACES: dict[str, tuple[Any, str, Callable[..., bool], int]] = {
-    "weights": (Supernet, "draw", lambda *a, gated=False: not gated, 3),
-    "gates": (Supernet, "draw", lambda *a, gated=False: gated, 3),
-    "screening": (gates, "operations_of", lambda *a: True, 5),
-    "short trainings": (together, "evaluate_together", lambda *a: True, 2),
+#: What is called there, at which of its calls the search dies, and which of them count.
+PLACES: dict[str, tuple[Any, str, int, Callable[..., bool]]] = {
+    "weights": (Supernet, "draw", 3, lambda *a, gated=False: not gated),
+    "gates": (Supernet, "draw", 3, lambda *a, gated=False: gated),
+    "screening": (gates, "operations_of", 5, lambda *a: True),
+    "short trainings": (together, "evaluate_together", 2, lambda *a: True),
     # Written aside, not yet moved to its place.
-    "files": (files.os, "replace", lambda *a: True, 12),
+    "files": (files.os, "replace", 12, lambda *a: True),
 }
 
 
 def search(run: Path, dies: str | None = None) -> None:
     rerank.SCREENED = 8
     if dies is not None:
-        kill_at(dies)
+        kill_at(*PLACES[dies])
     # Twelve steps, in three of which the rate rises: it dies in the third.
     config = CONFIG.override("search", rerank=2, epochs=12, warmup_steps=5)
     bmnas.search(tiny_questions(48), run=run, config=config, strategy="mmnas", existing="resume")
 
 
-def kill_at(place: str) -> None:
-    """Let this process die when it comes to ``place``."""
-    owner, name, counts, last = PLACES[place]
-    real, calls = getattr(owner, name), iter(range(1, 1000))
+def kill_at(
+    owner: Any, name: str, last: int, counts: Callable[..., bool] = lambda *a, **k: True
+) -> None:
+    """Let this process die at the ``last`` call of ``name`` that counts."""
+    real, calls = getattr(owner, name), itertools.count(1)
 
     @functools.wraps(real)
     def call(*arguments: Any, **named: Any) -> Any:

@@ -1,0 +1,3 @@
+from few_calls import few_calls
+
+__all__ = ["few_calls"]
