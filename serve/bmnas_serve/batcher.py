@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any, TypeAlias
 
@@ -22,6 +24,8 @@ Outcome: TypeAlias = dict[str, NDArray[Any]] | Exception
 
 #: How much the time of the last run counts in the estimate of the time that a row takes.
 _RECENT = 0.2
+#: How many batches the thread has at most: one that runs, and a full one.
+_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,10 @@ class Batcher:
     """Runs a session in one thread, so that the event loop never waits for it.
 
     A request that finds the session idle is run at once; those that come in meanwhile are run
-    together after it, in order of arrival. One thread and not several: onnxruntime spreads a run
-    over cores by itself. ``watch`` is called with every ``Run``. Used from the event loop's thread
-    only.
+    together after it, in order of arrival. A full batch is handed over before the run under way
+    ends, so that the thread need not wait for the event loop. One thread and not several:
+    onnxruntime spreads a run over cores by itself. ``watch`` is called with every ``Run``. Used
+    from the event loop's thread only.
     """
 
     def __init__(
@@ -94,7 +99,7 @@ class Batcher:
         self._rows = 0
         self._bytes = 0
         self._row_seconds = 0.0
-        self._running = False
+        self._running = 0
         self._closed = False
         self._batch_rows = self.limits.batch_rows or session.batch_rows
 
@@ -123,11 +128,10 @@ class Batcher:
         now = loop.time()
         latest = now + self.limits.seconds
         until = latest if deadline is None else min(deadline, latest)
-        waiting = self._enter(inputs, now, loop)
+        waiting = self._enter(inputs, loop)
         timer = loop.call_at(until, _expire, waiting, until - now)
         try:
-            if not self._running:
-                self._run_next(loop)
+            self._run_next(loop)
             return await waiting.answer
         finally:
             timer.cancel()
@@ -146,13 +150,14 @@ class Batcher:
                     self._rows * self._row_seconds,
                 )
 
-    def _enter(self, inputs: Arrays, now: float, loop: asyncio.AbstractEventLoop) -> _Waiting:
+    def _enter(self, inputs: Arrays, loop: asyncio.AbstractEventLoop) -> _Waiting:
         rows = max((len(x) for x in inputs.values() if x.ndim), default=1)
         size = sum(x.nbytes for x in inputs.values())
         self.check_room(rows, size)
         kind = tuple((x.shape[1:], x.dtype) for x in inputs.values())
         client = CLIENT.get() or Client()
-        waiting = _Waiting(inputs, rows, size, kind, now, loop.create_future(), client)
+        since = time.monotonic()  # the loop's time goes in steps
+        waiting = _Waiting(inputs, rows, size, kind, since, loop.create_future(), client)
         self._queue[waiting] = None
         self._rows += rows
         self._bytes += size
@@ -174,41 +179,51 @@ class Batcher:
             self._bytes -= waiting.bytes
 
     def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch = self._take()
-        self._running = bool(batch)
-        if batch:
-            started = loop.time()
-            done = loop.run_in_executor(self._worker, self._outcomes, batch)
-            done.add_done_callback(lambda future: self._finish(batch, started, future, loop))
+        """Hand over the next batch to the idle thread; the one after it too, once it is full."""
+        while self._running < _AHEAD:
+            if self._running and self.session.joins and self._rows < self._batch_rows:
+                return
+            batch, full = self._next_batch()
+            if not batch or (self._running and not full):
+                return
+            for waiting in batch:
+                self._leave(waiting)
+            self._running += 1
+            done = loop.run_in_executor(self._worker, self._run, batch)
+            done.add_done_callback(partial(self._finish, batch, loop))
 
-    def _take(self) -> list[_Waiting]:
-        """Take the next batch from the queue; clients that are leaving come last, one at a time."""
+    def _next_batch(self) -> tuple[list[_Waiting], bool]:
+        """Return the next batch, which still waits, and whether nothing more will join it.
+
+        Requests stay in order, but those of clients that are leaving come last, one at a time.
+        """
         self._drop_answered()
         if self._closed or not self._queue:
-            return []
-        present = [waiting for waiting in self._queue if not waiting.client.leaving]
-        first = next(iter(present or self._queue))
+            return [], False
+        present = (waiting for waiting in self._queue if not waiting.client.leaving)
+        first = next(present, None)
+        if first is None:
+            return [next(iter(self._queue))], False
         batch, rows = [first], first.rows
-        for waiting in present[1:] if self.session.joins else ():
-            if waiting.kind == first.kind and rows + waiting.rows <= self._batch_rows:
-                batch.append(waiting)
-                rows += waiting.rows
-        for waiting in batch:
-            self._leave(waiting)
-        return batch
+        for waiting in present if self.session.joins else ():
+            if waiting.kind != first.kind or rows + waiting.rows > self._batch_rows:
+                return batch, True
+            batch.append(waiting)
+            rows += waiting.rows
+        return batch, rows >= self._batch_rows or not self.session.joins
 
     def _finish(
         self,
         batch: list[_Waiting],
-        started: float,
-        done: asyncio.Future[list[Outcome]],
         loop: asyncio.AbstractEventLoop,
+        done: asyncio.Future[tuple[float, float, list[Outcome]]],
     ) -> None:
+        self._running -= 1
         self._run_next(loop)
         if done.cancelled():
             return
-        outcomes = done.result()
-        rows, seconds = sum(waiting.rows for waiting in batch), loop.time() - started
+        started, seconds, outcomes = done.result()
+        rows = sum(waiting.rows for waiting in batch)
         self._row_seconds += _RECENT * (seconds / rows - self._row_seconds)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
@@ -218,8 +233,14 @@ class Batcher:
         failures = sum(isinstance(outcome, Exception) for outcome in outcomes)
         self._watch(Run(rows, seconds, [started - w.since for w in batch], failures))
 
+    def _run(self, batch: list[_Waiting]) -> tuple[float, float, list[Outcome]]:
+        """Run a batch in the worker's thread; return its start, its seconds and what came of it."""
+        started = time.monotonic()
+        outcomes = self._outcomes(batch)
+        return started, time.monotonic() - started, outcomes
+
     def _outcomes(self, batch: list[_Waiting]) -> list[Outcome]:
-        """Return what comes of each request, in the worker's thread."""
+        """Return what comes of each request."""
         if len(batch) > 1:
             try:
                 return self._together(batch)

@@ -117,7 +117,7 @@ def test_a_batch_is_bounded_and_a_larger_request_runs_alone():
             more = [await case.asked(*numbers) for numbers in ([4], [1, 4, 9], [9], [16])]
             case.gate.release.set()
             await asyncio.gather(*more)
-        assert case.gate.runs == [[1], [4, 9], [1, 4, 9], [16]]
+        assert case.gate.runs == [[1], [4], [1, 4, 9], [9, 16]]
 
     run(go())
 
