@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from bmnas_serve import parameters
 from bmnas_serve.checks import each, items, nonempty, nullable, table, text
-from bmnas_serve.datatypes import PROTOCOL
+from bmnas_serve.datatypes import protocol_name
 from bmnas_serve.elements import Data
 from bmnas_serve.errors import FormatError, shorten
 from bmnas_serve.inference import (
@@ -116,7 +116,7 @@ def encode_response(
 
 def encode_tensor(name: str, array: NDArray[Any]) -> dict[str, Any]:
     """Return an array as the protocol's JSON tensor; float32 and float16 survive exactly."""
-    datatype, shape = PROTOCOL[array.dtype.name], list(array.shape)
+    datatype, shape = protocol_name(array.dtype), list(array.shape)
     return {"name": name, "datatype": datatype, "shape": shape, "data": array.ravel().tolist()}
 
 

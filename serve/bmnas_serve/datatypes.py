@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
+import numpy as np
+
 #: The name in the Open Inference Protocol, in requests and metadata.
 PROTOCOL = {
     "bool": "BOOL",
@@ -20,3 +25,9 @@ BY_ONNX = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
 }
+
+
+@cache
+def protocol_name(dtype: np.dtype[Any]) -> str:
+    """Return the protocol's name of an array's type; numpy puts ``dtype.name`` together anew."""
+    return PROTOCOL[dtype.name]

@@ -66,8 +66,9 @@ def _from_bytes(
         raise FormatError(
             f"{place}: element {position}: received {value}, expected a finite number"
         )
+    array = received.astype(dtype, copy=False).reshape(shape)
     # A tensor can begin anywhere in a body, and onnxruntime reads whole vectors.
-    return np.require(received.astype(dtype, copy=False).reshape(shape), requirements="A")
+    return array if array.flags.aligned else array.copy()
 
 
 def _flatten(elements: list[Any], shape: tuple[int, ...], place: str) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bmnas_serve.datatypes import PROTOCOL
+from bmnas_serve.datatypes import protocol_name
 from bmnas_serve.elements import texts_to_bytes, to_bytes
 from bmnas_serve.inference import OutputRequest
 from bmnas_serve.manifest import Manifest
@@ -44,7 +44,7 @@ def answer(asked: OutputRequest, array: NDArray[Any], manifest: Manifest | None)
     output; the highest value stands first. There are as many as were asked for or as there are.
     """
     if not asked.classes:
-        return OutputTensor(PROTOCOL[array.dtype.name], list(array.shape), array)
+        return OutputTensor(protocol_name(array.dtype), list(array.shape), array)
     rows = array.reshape(array.shape[0], -1) if array.ndim else array.reshape(1, 1)
     number = min(asked.classes, rows.shape[1])
     order = np.argsort(-rows.astype(np.float64), axis=1, kind="stable")[:, :number]

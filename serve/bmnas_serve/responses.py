@@ -7,13 +7,15 @@ from typing import Any
 
 from starlette.responses import Response
 
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+
 
 def to_json(content: Any) -> bytes:
     """Return JSON in ASCII: text that came in as a lone surrogate still goes out.
 
     A number that is not finite raises ValueError.
     """
-    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return _ENCODER.encode(content).encode("ascii")
 
 
 class JsonResponse(Response):
