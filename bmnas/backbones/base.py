@@ -45,7 +45,8 @@ class Backbone(nn.Module):
     Feature f is the output of stage f, (B, C_raw, *rest); ``feature_names`` are "1", "2", …
     and ``feature_channels`` their C_raw. ``family`` is the name in the table of backbones,
     ``types`` the modalities that it reads. Subclasses hand on ``input_spec`` and their own keywords
-    as ``config``, plain JSON data, and call ``set_stages``.
+    as ``config``, plain JSON data, and call ``set_stages``. Where samples may lack the modality,
+    ``absent`` is the raw input (*shape) that stands for that, see ``allow_absent``.
     """
 
     family: ClassVar[str]
@@ -57,11 +58,13 @@ class Backbone(nn.Module):
     stem: nn.Module
     stages: nn.ModuleList
     head: nn.Module | None
+    absent: Tensor | None
 
     def __init__(self, input_spec: InputSpec, /, **config: Any) -> None:
         super().__init__()
         self.input_spec = input_spec
         self.config = config
+        self.absent = None
 
     def set_stages(
         self, stem: nn.Module, stages: Iterable[nn.Module], channels: Sequence[int], head: nn.Module
@@ -103,6 +106,19 @@ class Backbone(nn.Module):
     def mask(self, x: Tensor) -> Tensor | None:
         """Return which positions (B, T) of each feature of ``x`` are not padding; None: all."""
         return None
+
+    def allow_absent(self) -> None:
+        """Let samples lack the modality from now on: a raw input of nothing then says so."""
+        del self.absent
+        self.register_buffer("absent", torch.from_numpy(self.nothing()), persistent=False)
+
+    def nothing(self) -> Array:
+        """Return the raw input (*shape) of no content: zeros, or that of an empty text."""
+        return np.zeros(self.input_spec.shape, self.input_spec.dtype)
+
+    def given(self, x: Tensor) -> Tensor | None:
+        """Return which samples (B,) of ``x`` (B, *shape) have the modality; None: all."""
+        return None if self.absent is None else (x != self.absent).flatten(1).any(1)
 
     def truncate(self, count: int) -> None:
         """Keep the first ``count`` stages only, and drop the head: nothing needs the rest."""
@@ -153,12 +169,14 @@ class Backbone(nn.Module):
 
         ``stages`` and ``head`` say what ``truncate`` has left.
         """
+        optional = {} if self.absent is None else {"optional": True}
         return {
             "format": FORMAT,
             "name": self.family,
             "config": self.config,
             "stages": len(self.feature_names),
             "head": self.head is not None,
+            **optional,
         }
 
 

@@ -78,11 +78,13 @@ def build_backbone(modality: Modality, *, classes: int, rows: Array) -> Backbone
     it is. Raises UserError for an unknown name, or one for another type.
     """
     if isinstance(modality.backbone, Backbone):
-        return modality.backbone
-    try:
-        return _built(modality, classes, rows)
-    except UserError as error:
-        raise UserError(f"modality {modality.name}: {error}") from error
+        backbone = modality.backbone
+    else:
+        with at(f"modality {modality.name}"):
+            backbone = _built(modality, classes, rows)
+    if modality.absent is not None:
+        backbone.allow_absent()
+    return backbone
 
 
 def _built(modality: Modality, classes: int, rows: Array) -> Backbone:
@@ -130,6 +132,7 @@ class _Description:
     config: Mapping[str, Any]
     stages: Annotated[int, Range(1)]
     head: bool
+    optional: bool = False
 
 
 def backbone_from_spec(spec: Any, module: object = None) -> Backbone:
@@ -160,6 +163,8 @@ def backbone_from_spec(spec: Any, module: object = None) -> Backbone:
             f"the description of a backbone {name!r} keeps {stages} stages and head {head}, "
             f"expected 1 to {most} stages, and a head only after all"
         )
+    if description.optional:
+        backbone.allow_absent()
     if not head:
         backbone.truncate(stages)
     return backbone

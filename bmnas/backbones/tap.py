@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
@@ -138,6 +139,11 @@ class TappedBackbone(Backbone):
     def encode(self, rows: Array) -> Array:
         """Return the raw input (n, *shape); raises UserError for rows of another shape."""
         return self.reader.encode(rows)
+
+    def nothing(self) -> Array:
+        """Return the raw input (*shape) of no content: zeros, or that of an empty text."""
+        text = self.reader.vocabulary is not None
+        return self.encode(np.array([""]))[0] if text else super().nothing()
 
     def longer(self, rows: Array) -> int:
         """Count the texts in ``rows`` (n,) that are cut."""

@@ -201,6 +201,11 @@ class TextBackbone(WordConvBackbone):
         """Return token numbers int64 (n, T) for texts ``rows`` (n,)."""
         return self.vocabulary.encode(rows)
 
+    def nothing(self) -> Array:
+        """Return the token numbers (T,) of an empty text."""
+        row: Array = self.encode(np.array([""]))[0]
+        return row
+
     def unreadable(self, rows: Array) -> int:
         """Count the texts in ``rows`` (n,) that have no known word at all."""
         return int((self.encode(rows) <= UNKNOWN).all(axis=1).sum())

@@ -22,7 +22,7 @@ from bmnas.tasks.columns import Columns
 from bmnas.tasks.kinds import Array
 from bmnas.tasks.media import telling
 from bmnas.tasks.rows import Data
-from bmnas.tasks.sources import FileRows, Source
+from bmnas.tasks.sources import FileRows, Source, empty_rows
 
 if TYPE_CHECKING:
     from bmnas_serve.manifest import InputSpec, Manifest
@@ -76,7 +76,11 @@ def predict(
         if session.manifest is None:
             raise UserError(f"{bundle}: received a model alone, expected a bundle folder")
         with at(bundle if table is None else table):
-            inputs = [_Rows.of(spec, columns, folder) for spec in session.inputs]
+            names = columns.names()
+            wanted = [spec for spec in session.inputs if not _left_out(spec, names)]
+            if not wanted:
+                raise UserError(f"received the columns {few(names, 20)}, of which no input is made")
+            inputs = [_Rows.of(spec, columns, folder) for spec in wanted]
             rows = _rows(inputs, broken)
         text = "".join(_lines(session, session.manifest, inputs, rows))
     if out is None:
@@ -93,6 +97,14 @@ def _fields(words: list[str]) -> dict[str, str]:
     if wrong or len(names) != len(values):
         raise UserError(f"received {(wrong or words)[-1]!r}, expected --COLUMN VALUE in pairs")
     return {name.removeprefix("--"): value for name, value in zip(names, values, strict=True)}
+
+
+def _left_out(spec: InputSpec, names: list[str]) -> bool:
+    """Tell whether an input may be left out, and none of its columns is among ``names``."""
+    source = spec.preprocessing.get("source")
+    if not spec.optional or source is None:
+        return False
+    return {*Source.from_dict(source, "manifest.json: source").columns}.isdisjoint(names)
 
 
 @dataclass(frozen=True)
@@ -132,6 +144,8 @@ class _Rows:
             if raw.shape[1:] != spec.shape[1:]:
                 raise UserError(f"received rows of {raw.shape[1:]}, expected {spec.shape[1:]}")
             dtype = np.dtype(spec.dtype)
+            if spec.optional:
+                raw[empty_rows(raw)] = 0
             if raw.dtype != dtype and (dtype.kind != "f" or raw.dtype.kind not in "fiu"):
                 raise UserError(f"received {raw.dtype}, expected {dtype}")
             return np.ascontiguousarray(raw, dtype)
@@ -168,7 +182,9 @@ def _lines(session: Session, manifest: Manifest, inputs: list[_Rows], rows: Arra
     with Bars().stage("predict", len(rows)) as stage:
         for start in range(0, len(rows), _BATCH):
             some = rows[start : start + _BATCH]
-            outputs = session.run({one.spec.name: one.batch(some) for one in inputs})
+            arrays = {one.spec.name: one.batch(some) for one in inputs}
+            left_out = [spec for spec in session.inputs if spec.name not in arrays]
+            outputs = session.run(arrays | {s.name: s.stand_ins(len(some)) for s in left_out})
             header, lines = _answers(manifest, outputs)
             if not start:
                 writer.writerow(["row", *header])

@@ -33,6 +33,7 @@ from bmnas.features.files import (
     to_file,
     written,
 )
+from bmnas.features.missing import silent
 from bmnas.features.reshape import MASK, Reading
 from bmnas.features.samples import FeatureSamples, RawInput, ahead, label_tensor
 from bmnas.machine.distributed import (
@@ -218,6 +219,13 @@ def rows_hash(data: Data, rows: Array) -> str:
     return digest.hexdigest()
 
 
+def absent_key(modality: Modality, rows: Array) -> dict[str, str]:
+    """Return what a digest of ``rows`` (n,) has to hold of those that stand for nothing."""
+    if modality.absent is None:
+        return {}
+    return {"absent": hashlib.sha256(modality.absent[rows].tobytes()).hexdigest()}
+
+
 @dataclass(frozen=True)
 class _Entry:
     """The features of some rows of a modality, in a folder of ``parent``.
@@ -245,6 +253,7 @@ class _Entry:
                 "weights": [weights_hash(network) for network in self.networks],
                 "fold": hashlib.sha256(self.fold.astype("<i8").tobytes()).hexdigest(),
                 "data": rows_hash(self.modality.data, self.rows),
+                **absent_key(self.modality, self.rows),
                 **self.form,
             }
         )
@@ -305,9 +314,9 @@ class _Entry:
         return found
 
     def _kept_by(self, network: Backbone, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        found, content = {}, network.mask(x)
+        found, content, given = {}, network.mask(x), network.given(x)
         for name, feature in zip(network.feature_names, network.features(x), strict=True):
-            found[name] = self.reading.read(feature).float()
+            found[name] = silent(self.reading.read(feature).float(), given)
             mask = self.reading.mask(found[name], content)
             if mask is not None:
                 found[f"{name}{MASK}"] = mask

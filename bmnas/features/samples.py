@@ -176,7 +176,8 @@ class RawInput:
     """One modality of some samples, in the form that its backbone takes.
 
     Strings are encoded once, everything else batch by batch, so that a memory-mapped array does
-    not have to fit in memory. ``change`` gets rows of the modality before the backbone does.
+    not have to fit in memory. ``change`` gets rows of the modality before the backbone does. Rows
+    that stand for a modality which samples lack are ``nothing_of`` them.
     ``rows`` (n,) says which samples have the same one.
     ``lazy`` tells whether rows are read when they are asked for, ``varies`` whether training sees
     other parts of a row each time, ``at_once`` how many samples are computed at once where nobody
@@ -192,7 +193,7 @@ class RawInput:
     ) -> None:
         self._backbone, self._change = backbone, change
         self.rows = modality.rows_of(samples)
-        self._data = modality.data
+        self._data, self._absent = modality.data, modality.absent
         self.lazy = isinstance(modality.data, Rows)
         self.varies = isinstance(modality.data, Rows) and modality.data.varies
         self.at_once = min(AT_ONCE, piece_rows(modality.data))
@@ -217,7 +218,15 @@ class RawInput:
 
     def _encode(self, numbers: Array, draws: Array | None = None) -> Array:
         rows = read_rows(self._data, numbers, draws)
+        if self._absent is not None and (lacking := self._absent[numbers]).any():
+            rows = np.array(rows)
+            rows[lacking] = nothing_of(rows[lacking])
         return self._backbone.encode(rows if self._change is None else self._change(rows))
+
+
+def nothing_of(rows: Array) -> Array:
+    """Return what stands for ``rows`` (n, *axes) where a modality is lacking: zeros, or no text."""
+    return np.full_like(rows, "") if rows.dtype.kind in "UT" else np.zeros_like(rows)
 
 
 class RawSamples:
@@ -258,7 +267,7 @@ class RawSamples:
 
 def train_rows(task: Task, modality: Modality) -> Array:
     """Return the train rows: all of texts and tokens, of others an evenly spaced sample."""
-    used = np.unique(modality.rows_of(task.samples("train")))
+    used = np.unique(modality.rows_of(task.having(modality, "train")))
     if modality.type not in ("text", "tokens"):
         size = max(1, math.prod(modality.data.shape[1:]))
         count = min(len(used), 4096, max(16, _SAMPLED_NUMBERS // size))

@@ -113,8 +113,15 @@ def _terms(rows: Array, train: Array) -> Tensor:
 def _numbers(modality: Modality, used: Array, train: Array) -> Tensor:
     """Return what each of the rows ``used`` (R,) says, (R, D)."""
     data = modality.data
+
+    def read(some: Array) -> Array:
+        rows = np.array(data[some])
+        lacking = some[:0] if modality.absent is None else modality.absent[some]
+        rows[lacking] = 0
+        return rows
+
     if modality.type == "waveform":
-        rows = data[used]
+        rows = read(used)
         assert modality.sample_rate is not None
         log_mel = LogMel(rows.shape[1], modality.sample_rate)
         log_mel.fit(rows[train])
@@ -123,7 +130,7 @@ def _numbers(modality: Modality, used: Array, train: Array) -> Tensor:
         return F.adaptive_avg_pool1d(torch.cat(each).transpose(1, 2), _BINS).flatten(1)
     every = math.ceil(len(used) * math.prod(data.shape[1:]) / _MOST_NUMBERS)
     kept = [
-        np.array(data[some].reshape(len(some), -1)[:, ::every], np.float32)
+        np.array(read(some).reshape(len(some), -1)[:, ::every], np.float32)
         for some in pieces(data, used)
     ]
     return torch.from_numpy(np.concatenate(kept))

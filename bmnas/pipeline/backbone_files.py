@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bmnas.features.cache import rows_hash, weights_hash
+from bmnas.features.cache import absent_key, rows_hash, weights_hash
 from bmnas.features.samples import label_tensor
 from bmnas.machine.files import sha256_file, sha256_json
 from bmnas.pipeline.context import RunContext
@@ -56,6 +56,7 @@ def backbone_fingerprint(context: RunContext, modality: Modality) -> str:
         "labels": hashlib.sha256(label_tensor(task, samples).numpy().tobytes()).hexdigest(),
         "torch": str(torch.__version__),
         **({} if modality.length is None else {"length": modality.length}),
+        **absent_key(modality, used),
         **({} if task.class_weights is None else {"class_weights": task.loss_weights}),
     }
     return sha256_json(depends)

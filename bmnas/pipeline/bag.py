@@ -43,7 +43,9 @@ def add_bag(
     inputs, judged = (
         [_input(bag, *ids)] for ids in (train, _ids(backbone, task, modality, "validation"))
     )
-    labels, wanted = (label_tensor(task, task.samples(part)) for part in ("train", "validation"))
+    labels, wanted = (
+        label_tensor(task, task.having(modality, part)) for part in ("train", "validation")
+    )
     tried = list(fits(inputs, labels, judged, head, own.out_features))
     _, (matrix, bias), logits = min(tried, key=lambda one: float(head.loss(one[2], wanted)))
     votes = fit_weighing({"network": alone, "words": logits}, wanted, head)
@@ -62,7 +64,7 @@ def _ids(
     backbone: WordConvBackbone, task: Task, modality: Modality, part: Part
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the word numbers (R, T) of a part's rows, what is no padding, each sample's row."""
-    used, place = np.unique(modality.rows_of(task.samples(part)), return_inverse=True)
+    used, place = np.unique(modality.rows_of(task.having(modality, part)), return_inverse=True)
     x = torch.from_numpy(backbone.encode(np.asarray(read_rows(modality.data, used))))
     return backbone.known(x), backbone.content(x, torch.bool).squeeze(1), torch.from_numpy(place)
 

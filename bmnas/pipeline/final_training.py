@@ -144,7 +144,9 @@ class FinalTraining:
         fusion = build_fusion(
             self.architecture, self.channels, classes=task.outputs, dropout=settings.dropout
         )
-        network = MultimodalNetwork(self.backbones, fusion, self.weighing).to(runtime.device)
+        network = MultimodalNetwork(
+            self.backbones, fusion, self.weighing, settings.modality_dropout
+        ).to(runtime.device)
         steps = settings.epochs * batches_per_epoch(len(task.samples(*parts)), settings.batch_size)
         samples: Samples
         trained: Fusion | MultimodalNetwork
@@ -159,7 +161,7 @@ class FinalTraining:
                 cache = context.features(self.backbones, parts, fusion.length, folds=self.folds)
                 cache = cache.on(runtime.device, fusion.features)
                 samples = shown(task, cache.samples(*parts))
-                trained, forward = fusion, runtime.compiled(fusion, steps)
+                trained, forward = network.fusion, runtime.compiled(network.fusion, steps)
             else:
                 return network, checkpoint
             if settings.negatives and isinstance(samples, PairSamples | RawPairSamples):

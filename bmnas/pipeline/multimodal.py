@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.backbones import Backbone
+from bmnas.features.missing import present, repeated, silent
 from bmnas.features.pairs import RawPairSamples, gallery
 from bmnas.features.reshape import MASK, Reading
 from bmnas.features.samples import (
@@ -28,6 +29,7 @@ from bmnas.machine.costs import count_parameters, hardware, measure_latency
 from bmnas.machine.runtime import Runtime
 from bmnas.report.metrics import BatchLatency, LatencyMetrics
 from bmnas.spaces.fusion import Fusion
+from bmnas.spaces.missing import PartialFusion
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Array, Part, Task
 from bmnas.training.heads import TaskHead
@@ -53,10 +55,18 @@ class MultimodalNetwork(nn.Module):
     With a ``weighing`` the logits are a weighted sum of those of ``fusion``, member ``FUSION``, and
     of each modality's own head that has a weight; what no member needs is cut off. Raises
     ValueError for a backbone without a head.
+
+    A sample may lack a modality whose backbone allows it. Its features are zeros then, which
+    ``PartialFusion`` replaces, its logits the mean of the other members'. In training
+    ``modality_dropout`` is how often a modality that may be lacking is left out.
     """
 
     def __init__(
-        self, backbones: Mapping[str, Backbone], fusion: Fusion, weighing: Weighing | None = None
+        self,
+        backbones: Mapping[str, Backbone],
+        fusion: Fusion,
+        weighing: Weighing | None = None,
+        modality_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.weighing = weighing
@@ -79,6 +89,10 @@ class MultimodalNetwork(nn.Module):
                 backbone.drop_unused()
         self.reading = Reading(fusion.length)
         self.pool = self.reading.module()
+        self.optional = tuple(n for n in self.modalities if self.backbone(n).absent is not None)
+        if not {*self.optional}.isdisjoint(taps):
+            channels = channels_of({n: self.backbone(n) for n in self.modalities})
+            fusion = PartialFusion(fusion, channels, self.optional, modality_dropout)
         self.fusion = fusion
 
     def backbone(self, modality: str) -> Backbone:
@@ -138,13 +152,17 @@ class MultimodalNetwork(nn.Module):
         found: dict[str, Tensor] = {}
         alone: dict[str, Tensor] = {}
         backbone = self.backbone(name)
+        given = backbone.given(x)
+        if given is not None and self.training:
+            x = repeated(x, given)
         if name in self.heads:
-            features, alone[name] = backbone.features_and_logits(x)
+            features, logits = backbone.features_and_logits(x)
+            alone[name] = silent(logits, given)
         else:
             features = backbone.features(x)
         for tap, feature in zip(backbone.feature_names, features, strict=True):
             if f"{name}.{tap}" in self.features:
-                kept = found[f"{name}.{tap}"] = self.pool(feature)
+                kept = found[f"{name}.{tap}"] = silent(self.pool(feature), given)
                 if (mask := self.reading.mask(kept, backbone.mask(x))) is not None:
                     found[f"{name}.{tap}{MASK}"] = mask
         return found, alone
@@ -157,11 +175,32 @@ class MultimodalNetwork(nn.Module):
         ``pooled`` and ``alone`` are what ``read`` returns.
         """
         if not self.features:
-            return next(iter(alone.values())), dict(alone)
+            return next(iter(alone.values())), self._completed(alone)
         inputs = [pooled[name] for name in self.features]
         masks = [pooled[n + MASK] for n in self.features if n + MASK in pooled]
         output: Output = self.fusion(inputs, masks) if masks else self.fusion(inputs)
-        return output, {FUSION: logits_of(output), **alone}
+        return output, self._completed({FUSION: logits_of(output), **alone})
+
+    def _completed(self, members: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the logits (B, K) of members, the mean of the others' for those that have none.
+
+        In training each has a loss of its own, so that nothing is to be made up.
+        """
+        lacking = [name for name in members if name in self.optional]
+        if self.training or not lacking:
+            return dict(members)
+        stacked = torch.stack([*members.values()])
+        given = torch.stack(
+            [
+                present(x) if name in lacking else torch.ones_like(present(x))
+                for name, x in members.items()
+            ]
+        ).to(stacked.dtype)
+        mean = (stacked * given.unsqueeze(2)).sum(0) / given.sum(0).clamp(min=1).unsqueeze(1)
+        return {
+            name: torch.where(present(x).unsqueeze(1), x, mean) if name in lacking else x
+            for name, x in members.items()
+        }
 
 
 def parameter_counts(network: MultimodalNetwork) -> dict[str, int]:

@@ -171,7 +171,7 @@ def _work(
     fit(
         backbone,
         lambda inputs: backbone(inputs[0]),
-        train_samples(task, modality, backbone, task.samples("train")),
+        train_samples(task, modality, backbone, task.having(modality, "train")),
         context.head,
         recipe,
         checkpoint=checkpoint,

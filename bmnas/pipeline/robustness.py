@@ -1,8 +1,8 @@
 """How a trained network does on the test part while the inputs of a modality are degraded.
 
 Numbers get Gaussian noise, in standard deviations of train; texts lose words; or a modality is
-missing: every row is the mean of train, or an empty text. This follows no paper; nothing is chosen
-by it.
+missing: every row is the mean of train, an empty text, or, of a modality that samples may lack,
+what stands for that. This follows no paper; nothing is chosen by it.
 
 Legend: n rows, T tokens of a row; axes are those of a row, see ``ROW_AXES``.
 """
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bmnas.features.samples import nothing_of
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.multimodal import Change, evaluate_fusion
 from bmnas.pipeline.trained import TrainedNetwork
@@ -48,7 +49,7 @@ def measure_robustness(
         else:
             mean, deviation = train_statistics(task, modality)
             changes = [noise(strength * deviation) for strength in strengths]
-            missing = replaced_by(mean)
+            missing = replaced_by(mean) if modality.absent is None else nothing_of
         degraded = [score({name: change}) for change in (*changes, missing)]
         found[name] = RobustnessMetrics(
             kind="words" if worded else "noise",
@@ -64,7 +65,7 @@ def train_statistics(task: Task, modality: Modality) -> tuple[Array, Array]:
 
     That is (D) of vectors, sequences and regions, else one number for all positions and colours.
     """
-    rows = np.sort(modality.rows_of(task.samples("train")))
+    rows = np.sort(modality.rows_of(task.having(modality, "train")))
     total = squares = np.zeros(())
     for some in pieces(modality.data, rows):
         x = modality.data[some].astype(np.float64)

@@ -424,7 +424,7 @@ def _note_texts(task: Task, backbones: Mapping[str, Backbone], progress: Progres
         if modality.type != "text":
             continue
         backbone = backbones[modality.name]
-        rows = modality.data[modality.rows_of(task.samples("train", "validation"))]
+        rows = modality.data[modality.rows_of(task.having(modality, "train", "validation"))]
         if cut := backbone.longer(rows):
             progress.note(
                 f"{modality.name}: {cut} of {len(rows)} texts are cut after "

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bmnas.features.samples import label_tensor, samples_per_epoch
+from bmnas.features.samples import label_tensor, nothing_of, samples_per_epoch
 from bmnas.machine.costs import COMPILE
 from bmnas.machine.distributed import on_rank_zero
 from bmnas.machine.errors import UserError
@@ -298,13 +298,19 @@ def _train(context: RunContext, architecture: Architecture) -> None:
         name: evaluate_unimodal(context, name, found.backbone, "test")
         for name, found in networks.items()
     }
+    without = {
+        name: evaluate_fusion(task, network, "test", head, runtime, {name: nothing_of}).score
+        for name in network.optional
+    }
     samples, settings = task.samples("test"), context.config.train
     labels = test.labels
     assert labels is not None
     seen = samples_per_epoch(len(task.samples("train", "validation")), settings.batch_size)
     mean = None
     if not context.learns_words:
-        mean = torch.stack([evaluation.logits for evaluation in alone.values()]).mean(0)
+        mean = torch.stack([_whole(task, name, each.logits) for name, each in alone.items()]).mean(
+            0
+        )
     few_classes = task.classes <= MOST_CLASSES
     measured = RunMetrics(
         metric=head.metric,
@@ -324,6 +330,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
             macro_f1=head.macro_f1(test.logits, labels),
             by_type=_by_type(task, head, test.logits),
             details=head.details(test.logits, labels),
+            without=without,
             gallery=_gallery(context, labels),
             confusion=head.confusion(test.logits, labels) if few_classes else None,
         ),
@@ -367,6 +374,14 @@ def _gallery(context: RunContext, labels: Tensor) -> GalleryMetrics | None:
             "are: its recalls are higher than those of all"
         )
     return GalleryMetrics(rows, of)
+
+
+def _whole(task: Task, name: str, logits: Tensor) -> Tensor:
+    """Return logits (n, K) of all test samples, zeros for those that lack the modality."""
+    lacking = torch.from_numpy(task.modality(name).lacking(task.samples("test")))
+    whole = logits.new_zeros(len(lacking), *logits.shape[1:])
+    whole[~lacking] = logits
+    return whole
 
 
 def _by_type(task: Task, head: TaskHead, logits: Tensor) -> dict[str, float]:

@@ -184,11 +184,15 @@ def remove_stale(context: RunContext) -> None:
 
 
 def evaluate_unimodal(context: RunContext, name: str, backbone: Backbone, part: Part) -> Evaluation:
-    """Return how the backbone ``name`` with its own head does on a part of what it learns."""
+    """Return how the backbone ``name`` with its own head does on a part of what it learns.
+
+    Samples that lack the modality are left out.
+    """
     context = context.alone(context.task.modality(name))
     task, device = context.task, context.runtime.device
-    chosen = task.samples(part)
-    source = RawInput(task.modality(name), backbone, chosen)
+    modality = task.modality(name)
+    chosen = task.having(modality, part)
+    source = RawInput(modality, backbone, chosen)
     samples = RawSamples([source], label_tensor(task, chosen))
     return evaluate(backbone.to(device), _call(backbone), samples, context.head, device)
 
@@ -227,7 +231,7 @@ def _new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module |
 def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str) -> None:
     """Train the backbone of ``modality``, where needed, and write its file."""
     task, recipe = context.task, context.config.unimodal.recipe
-    train, fold_of_row = task.samples("train"), _fold_of_row(context, modality)
+    train, fold_of_row = task.having(modality, "train"), _fold_of_row(context, modality)
     seconds, start = 0.0, None
     if context.config.unimodal.early_stopping and _new_backbone(task, modality)[1] is not None:
         epochs, seconds = _chosen_epochs(context, modality, path, fingerprint)
@@ -306,7 +310,7 @@ def _chosen_epochs(
     if broadcast(kept.get("owner") == owner):
         # Files of earlier versions hold no seconds.
         return int(kept["epochs"]), float(kept.get("seconds", 0))
-    recipe, train = context.config.unimodal.recipe, context.task.samples("train")
+    recipe, train = context.config.unimodal.recipe, context.task.having(modality, "train")
     seconds: list[float] = []
 
     def judge(epochs: int) -> Evaluation:
@@ -396,7 +400,9 @@ def _fold_of_row(context: RunContext, modality: Modality) -> Array | None:
     ours = wanted is None or (isinstance(wanted, str) and not wanted.startswith("hf:"))
     if folds < 2 or modality.weights is not None or not ours:
         return None
-    train, validation = (np.unique(modality.rows_of(context.task.samples(part))) for part in _SEEN)
+    train, validation = (
+        np.unique(modality.rows_of(context.task.having(modality, part))) for part in _SEEN
+    )
     if len(train) < _ROWS_A_FOLD * folds or np.isin(validation, train).mean() > 0.5:
         return None
     fold = np.full(len(modality.data), -1)

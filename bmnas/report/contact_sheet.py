@@ -90,6 +90,9 @@ def _draw(axes: Any, read: ReadModality, sample: int) -> None:
     if not 0 <= number[0] < len(modality.data):
         _write(axes, "no such row", PALETTE[1], 40)
         return
+    if modality.lacking(np.array([sample]))[0]:
+        _write(axes, "missing", INK, 40)
+        return
     try:
         row = np.asarray(modality.data[number])[0]
     except UserError as error:

@@ -122,7 +122,8 @@ class TrainedMetrics:
 
     ``calibration_error`` is the expected one, a fraction (see ``training/heads.py``); ``macro_f1``
     is that of tasks with labels, ``by_type`` the scores of each of ``Task.types``,
-    ``details`` what else its head tells, by name; ``gallery`` is that of a matching task,
+    ``details`` what else its head tells, by name, ``without`` the score where all test samples lack
+    a modality that they may lack; ``gallery`` is that of a matching task,
     ``confusion`` that of tasks with up to ``MOST_CLASSES`` classes.
     """
 
@@ -134,6 +135,7 @@ class TrainedMetrics:
     macro_f1: Number | None = None
     by_type: Mapping[str, Number] = field(default_factory=dict)
     details: Mapping[str, Number] = field(default_factory=dict)
+    without: Mapping[str, Number] = field(default_factory=dict)
     gallery: GalleryMetrics | None = None
     confusion: Confusion | None = None
 

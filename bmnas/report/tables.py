@@ -185,7 +185,8 @@ def _front(points: Sequence[FrontPoint], metric: str) -> TextTable:
 
 def _details(test: TrainedMetrics) -> dict[str, float]:
     """Return the details of a test; those of a gallery say which modality asks."""
-    found = dict(test.details)
+    without = {f"without {name}": score for name, score in test.without.items()}
+    found = {**test.details, **without}
     if test.gallery is not None:
         for way, name in zip(("first", "second"), test.gallery.rows, strict=True):
             found = {key.replace(f"by_{way}", f"by_{name}"): own for key, own in found.items()}

@@ -117,6 +117,7 @@ def notes(task: Task, *parts: Part) -> Iterator[str]:
                 "have them"
             )
     yield from task.remarks
+    yield from _lacking(task, "train", *parts)
     kind, told = task_kind(task.kind), []
     for part in parts:
         unseen = kind.unseen(task.labels[task.samples(part)])
@@ -127,6 +128,23 @@ def notes(task: Task, *parts: Part) -> Iterator[str]:
             f"{' and '.join(told)} have a label that no train sample has: whatever is answered to "
             "them counts as wrong, and nothing is trained on them"
         )
+
+
+def _lacking(task: Task, *parts: Part) -> Iterator[str]:
+    """Yield a line on each modality that some samples lack, and on samples that lack all."""
+    every: dict[Part, list[Array]] = {part: [] for part in parts}
+    for modality in task.modalities:
+        told = []
+        for part in parts:
+            lacking = modality.lacking(task.samples(part))
+            every[part].append(lacking)
+            if lacking.any():
+                told.append(f"{lacking.sum()} of {len(lacking)} {part} samples")
+        if told:
+            yield f"modality {modality.name}: {' and '.join(told)} lack it"
+    for part, each in every.items():
+        if count := np.logical_and.reduce(each).sum():
+            yield f"{count} {part} samples lack every modality: take these rows out"
 
 
 def _raise(task: Task, problems: list[str]) -> None:
@@ -142,6 +160,8 @@ def _not_arrays(task: Task) -> Iterator[str]:
             fields[f"modality {modality.name}: data"] = modality.data
         if modality.index is not None:
             fields[f"modality {modality.name}: index"] = modality.index
+        if modality.absent is not None:
+            fields[f"modality {modality.name}: absent"] = modality.absent
     fields |= {f"extras: {name}": value for name, value in task.extras.items()}
     if task.types is not None:
         fields["types"] = task.types
@@ -191,7 +211,13 @@ def _names(task: Task) -> Iterator[str]:
         f"received the modality name {n!r}, {_NAMED}" for n in names if not _NAME.fullmatch(n)
     )
     yield from (f"two modalities are called {n}" for n in sorted(_twice(names)))
-    least = task_kind(task.kind).least
+    kind, optional = task_kind(task.kind), [m.name for m in task.modalities if m.absent is not None]
+    if optional and not (kind.ALONE and kind.name != "answers"):
+        yield (
+            f"received missing = true for {', '.join(optional)}, expected none: {task.kind} needs "
+            "every modality"
+        )
+    least = kind.least
     if task.classes < least:
         yield f"{task.kind}: received {task.classes} classes, expected at least {least}"
     yield from (f"two classes are called {n!r}" for n in sorted(_twice(task.class_names))[:1])
@@ -267,6 +293,9 @@ def _modality_frame(modality: Modality, samples: int) -> Iterator[str]:
         yield f": index: received {_shape(index)}, expected integers of shape (samples)"
     elif len(index) != samples:
         yield f": index has {len(index)} samples and split has {samples}"
+    absent = modality.absent
+    if absent is not None and (absent.shape != (len(data),) or absent.dtype.kind != "b"):
+        yield f": absent: received {_shape(absent)}, expected booleans of shape ({len(data)})"
 
 
 def _received(data: Data) -> str:
@@ -305,16 +334,26 @@ def _content(task: Task, *parts: Part, read: bool = True) -> Iterator[str]:
                 f"{_place(task, samples[outside[0]])}, expected 0 to {last}"
             )
             continue
+        lacking = modality.lacking(samples)
+        for part in parts:
+            count = np.count_nonzero(~lacking[task.part[samples] == PARTS.index(part)])
+            # Of train a modality needs two, as BatchNorm has no statistics of one sample.
+            if count < (least := 2 if part == "train" else 1) and lacking.any():
+                yield (
+                    f"modality {modality.name}: {count} {part} samples have it, expected at least "
+                    f"{least}: leave the modality out"
+                )
+        used = np.unique(rows[~lacking])
         if isinstance(modality.data, FileRows):
             if read:
-                yield from _broken_files(modality, modality.data.unreadable(np.unique(rows)))
+                yield from _broken_files(modality, modality.data.unreadable(used))
             continue
-        bad = _bad_rows(modality, np.unique(rows)) if read else rows[:0]
+        bad = _bad_rows(modality, used) if read else used[:0]
         if len(bad):
             sample = samples[np.flatnonzero(rows == bad[0])[0]]
-            count = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
+            more = f" ({len(bad)} such rows)" if len(bad) > 1 else ""
             what, place = wrong_values(modality), _place(task, sample)
-            yield f"modality {modality.name}: {what} in row {bad[0]}, of {place}{count}"
+            yield f"modality {modality.name}: {what} in row {bad[0]}, of {place}{more}"
 
 
 def _broken_files(modality: Modality, wrong: dict[int, str]) -> Iterator[str]:

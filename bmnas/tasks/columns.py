@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -149,7 +149,7 @@ class PartColumns(Columns):
         base = Path(os.path.commonpath(places))
         below = [place.relative_to(base) for place in places]
         whole = zip(self.part.tolist(), paths.tolist(), strict=True)
-        return base, text_array([str(below[part] / path) for part, path in whole])
+        return base, text_array([str(below[part] / path) if path else "" for part, path in whole])
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
@@ -242,20 +242,24 @@ def _jsonl(path: Path) -> Mapping[str, _Reader]:
 def _field(path: Path, name: str, rows: Mapping[str, dict[str, Any]], text: bool) -> Array:
     """Return the field of every line: strings, numbers, or lists of numbers of one length."""
     values = [row.get(name) for row in rows.values()]
-    if any(map(_tags, values)) and all(_tags(value) or value == [] for value in values):
-        return _padded(cast(list[list[str]], values))
-    strings = isinstance(next(iter(rows.values()))[name], str)
+    if any(map(_tags, values)) and all(_tags(value) or not value for value in values):
+        return _padded([value or [] for value in values])
+    first: Any = next((value for value in values if value is not None), None)
+    strings = isinstance(first, str)
     for place, row in rows.items():
         if name not in row:
             raise UserError(f"{place}: expected {name!r}, which is missing")
         value = row[name]
+        if value is None and first is not None:
+            continue
         if isinstance(value, str) != strings or not (strings or _numeric(value)):
             expected = "a string" if strings else "a number or a list of numbers"
             raise UserError(f"{place}: {name}: {received(value, expected)}")
     if strings:
-        return text_array([row[name] for row in rows.values()])
+        return text_array([value or "" for value in values])
     try:
-        array = np.asarray([row[name] for row in rows.values()])
+        nothing = np.full(np.shape(first), np.nan)
+        array = np.asarray([nothing if value is None else value for value in values])
     except (ValueError, OverflowError) as error:
         raise UserError(f"{path}: {name}: lists of different lengths") from error
     if array.dtype == object:

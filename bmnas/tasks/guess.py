@@ -249,7 +249,9 @@ def _look(columns: Columns, name: str, rows: int, wishes: Wishes) -> _Found:
         return _Found(name, "split", "the part of each row")
     type_ = ending_of(told)
     if type_ is not None:
-        return _files(columns, name, type_, told)
+        files = _files(columns, name, type_, told)
+        _may_lack(files, rows - len(told))
+        return files
     different, gaps = len(set(told)), rows - len(told)
     missing = f", {gaps} missing" if gaps else ""
     numbers = all(number_of(text) is not None for text in told)
@@ -269,11 +271,22 @@ def _look(columns: Columns, name: str, rows: int, wishes: Wishes) -> _Found:
     if different <= min(MOST_CATEGORIES, max(rows // 5, 2)) and words < 5:
         return _Found(name, "vector", f"{different} categories{missing}")
     if words >= 1.5:
-        question = [f"{gaps} are empty: write a word there, or take the rows out."] if gaps else []
         told_of = f"texts of {words:.0f} words on average"
-        return _Found(name, "text", told_of, {"array": name, "type": "text"}, question)
+        found = _Found(name, "text", told_of, {"array": name, "type": "text"})
+        _may_lack(found, texts.count(""))
+        return found
     what = "perhaps a group" if shared else "neither text nor categories"
     return _Found(name, "left out", f"{different} different strings, {what}")
+
+
+def _may_lack(found: _Found, gaps: int) -> None:
+    """Say of a modality of which ``gaps`` rows are empty that rows may lack it."""
+    if gaps:
+        found.keys["missing"] = True
+        found.questions.append(
+            f"{gaps} rows are empty: the network learns to do without, and may be asked without. "
+            "Or take these rows out."
+        )
 
 
 def _files(columns: Columns, name: str, type_: ModalityType, values: list[str]) -> _Found:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from bmnas_serve import sources as serving
@@ -21,6 +21,7 @@ from bmnas_serve.sources import (
     Sounds,
     TextFiles,
     Videos,
+    is_missing,
     number_of,
     numbers_of,
 )
@@ -39,7 +40,10 @@ from bmnas.tasks.media import (
     told_pictures,
     told_sounds,
 )
+from bmnas.tasks.rows import Data, pieces
 from bmnas.tasks.task import ModalityType
+
+T = TypeVar("T")
 
 #: Endings of files that a table names, by the type of modality that they are.
 ENDINGS: Mapping[ModalityType, tuple[str, ...]] = {
@@ -61,53 +65,60 @@ class Source(serving.Source):
     ) -> tuple[Array | FileRows, Array | None]:
         """Return the rows and which of them each sample has, None where each has its own.
 
-        Files lie ``below`` a folder, by default that of the table. ``text``: values are text.
+        Files lie ``below`` a folder, by default that of the table. ``text``: values are text. Where
+        rows may be ``missing``, a text or path that is empty is one that nothing is read for.
         Raises UserError that names the column, and the file and row of what is wrong.
         """
         if self.vector:
             with telling():
                 return self.vector_rows(lambda name, text: columns.get(name, text=text)), None
         if self.files is None:
-            return columns.get(self.column, text=text), None
-        paths, folder = _paths(columns, self.column), Path(self.folder).expanduser()
+            fields = columns.get(self.column, text=text)
+            return (_blanked(fields) if text and self.missing else fields), None
+        paths = _paths(columns, self.column, self.missing)
+        folder = Path(self.folder).expanduser()
         if below is None:
             base, paths = columns.located(self.column, paths, folder)
         else:
             base = (below / folder).absolute()
         names, index = _different(paths)
         if isinstance(self.files, TextFiles):
-            texts, wrong = read_all(read_text, [base / name for name in names])
+            texts, wrong = read_all(lambda name: read_text(base / name) if name else "", names)
             if wrong:
                 unread = few(wrong.values(), 20)
                 raise UserError(f"column {self.column!r}: {len(wrong)} unreadable files: {unread}")
-            return text_array(texts), index
+            found = text_array(texts)
+            return (_blanked(found) if self.missing else found), index
         return FileRows(base, names, self.files), index
 
 
-class FileRows(DecodedRows[Path]):
-    """Rows that ``files`` makes of what ``names`` name below ``base``; some are kept in memory."""
+class FileRows(DecodedRows[Path | None]):
+    """Rows that ``files`` makes of what ``names`` name below ``base``; some are kept in memory.
+
+    That of an empty name is zeros.
+    """
 
     remedy = "mend or replace them, or write broken = 'skip' into task.toml"
 
     def __init__(self, base: Path, names: Sequence[str], files: Pictures | Sounds | Videos) -> None:
-        paths = [base / name for name in names]
-        self.names, self.paths, self.files = tuple(names), tuple(paths), files
+        paths = [base / name if name else None for name in names]
+        self.names, self._paths, self.files = tuple(names), tuple(paths), files
         self._read = Kept(partial(_decode, files), _KEPT_BYTES)
         axes, dtype = files.row
-        inside = all(path.is_relative_to(base) for path in paths)
+        inside = all(path.is_relative_to(base) for path in paths if path is not None)
         super().__init__(
-            self.paths,
+            self._paths,
             self._read,
             axes,
             dtype,
             folder=base if inside else Path(base.anchor),
-            files=lambda path: [path],
+            files=lambda path: [] if path is None else [path],
             recipe=repr(files),
         )
 
     def told(self, numbers: Array) -> str:
         """Return what the files of the rows ``numbers`` (n,) are like, and how many are cut."""
-        chosen = [self.paths[number] for number in numbers.tolist()]
+        chosen, _ = self._named(numbers)
         if isinstance(self.files, Videos):
             return ""
         pictures = isinstance(self.files, Pictures)
@@ -123,25 +134,31 @@ class FileRows(DecodedRows[Path]):
 
     def unreadable(self, numbers: Array) -> dict[int, str]:
         """Return why a row of ``numbers`` (n,) cannot be read, by its number; all are read."""
-        chosen = [self.paths[number] for number in numbers.tolist()]
+        chosen, numbers = self._named(numbers)
         _, wrong = read_all(lambda path: self._read(path) is None, chosen)
         return {int(numbers[place]): reason for place, reason in wrong.items()}
 
+    def _named(self, numbers: Array) -> tuple[list[Path], Array]:
+        """Return the files of those rows of ``numbers`` (n,) that have one, and their numbers."""
+        every = zip(numbers.tolist(), (self._paths[number] for number in numbers), strict=True)
+        found = {number: path for number, path in every if path is not None}
+        return [*found.values()], np.array([*found], np.int64)
 
-def _decode(files: Pictures | Sounds | Videos, path: Path) -> Array:
-    """Return the row of a file; raises UserError that names it."""
+
+def _decode(files: Pictures | Sounds | Videos, path: Path | None) -> Array:
+    """Return the row of a file, zeros where there is none; raises UserError that names it."""
+    if path is None:
+        return np.zeros(*files.row)
     if isinstance(files, Videos):
         return read_video(path, files.frames, files.size)
     with file_of(path) as file:
         return files.decode(file)
 
 
-def read_all(
-    read_one: Callable[[Path], Any], paths: Sequence[Path]
-) -> tuple[list[Any], dict[int, str]]:
+def read_all(read_one: Callable[[T], Any], paths: Sequence[T]) -> tuple[list[Any], dict[int, str]]:
     """Return what ``read_one`` makes of ``paths``, and why it could not, by their places."""
 
-    def tried(path: Path) -> tuple[Any, str | None]:
+    def tried(path: T) -> tuple[Any, str | None]:
         try:
             return read_one(path), None
         except UserError as error:
@@ -153,17 +170,41 @@ def read_all(
     return [one for one, _ in found], wrong
 
 
-def _paths(columns: Columns, column: str) -> Array:
-    """Return the paths (n,) that a column names."""
+def _blanked(texts: Array) -> Array:
+    """Return ``texts`` (n,) with nothing in place of those that are blank."""
+    return text_array([text if text.strip() else "" for text in texts.tolist()])
+
+
+def empty_rows(data: Data) -> Array:
+    """Return which rows stand for a modality that a sample lacks, (rows,) bool.
+
+    Those are rows without a file, blank texts, and rows of nothing but zeros or of nothing but NaN.
+    """
+    if isinstance(data, FileRows):
+        return np.array([not name for name in data.names])
+    if data.dtype.kind in "UT":
+        return np.array([not str(text).strip() for text in np.asarray(data).tolist()])
+    found = [np.zeros(0, np.bool_)]
+    for some in pieces(data, np.arange(len(data))):
+        rows = np.asarray(data[some]).reshape(len(some), -1)
+        unknown = np.isnan(rows) if rows.dtype.kind == "f" else np.zeros_like(rows, np.bool_)
+        found.append((rows == 0).all(1) | unknown.all(1))
+    return np.concatenate(found)
+
+
+def _paths(columns: Columns, column: str, missing: bool) -> Array:
+    """Return the paths (n,) that a column names, empty ones only where some may be ``missing``."""
     fields = columns.get(column, text=True)
     if fields.ndim != 1 or fields.dtype.kind not in "UT":
         raise UserError(f"column {column!r}: received {fields.dtype}, expected paths of files")
     paths: Array = np.char.strip(fields)
+    if missing:
+        return np.where(is_missing(paths), "", paths)
     empty = np.flatnonzero(paths == "")
     if len(empty):
         raise UserError(
             f"column {column!r}: rows without a path ({len(empty)}): {few(empty, 20)}: fill them "
-            "in, or take these rows out"
+            "in, take these rows out, or write missing = true into the modality's table"
         )
     return paths
 
@@ -185,7 +226,9 @@ def ending_of(values: Iterable[str]) -> ModalityType | None:
     return found.pop() if len(found) == 1 else None
 
 
-def fitted_vector(columns: Columns, names: Sequence[str], train: Array) -> Source:
+def fitted_vector(
+    columns: Columns, names: Sequence[str], train: Array, *, missing: bool = False
+) -> Source:
     """Return the source of a vector of the columns ``names``, fitted to the samples ``train``.
 
     A column is one of numbers where all that train has are numbers; else its strings are
@@ -230,4 +273,4 @@ def fitted_vector(columns: Columns, names: Sequence[str], train: Array) -> Sourc
         made.append(Categories(name, tuple(found)))
     if wrong:
         raise UserError("; ".join(wrong))
-    return Source(vector=tuple(made))
+    return Source(vector=tuple(made), missing=missing)

@@ -139,6 +139,8 @@ def survey(task: Task, most: int | None = None, progress: Progress | None = None
 def _read(task: Task, modality: Modality, most: int | None, progress: Progress) -> ReadModality:
     rows = np.unique(modality.rows_of(np.arange(len(task.part))))
     rows = rows[(rows >= 0) & (rows < len(modality.data))]  # others are among the problems
+    if modality.absent is not None:
+        rows = rows[~modality.absent[rows]]
     found = ReadModality(modality, len(rows))
     if most is not None and most < len(rows):
         rows = rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]

@@ -47,7 +47,9 @@ class Modality:
     ``"module:Class"`` or a torch module; None takes the default of the type. ``features`` are
     the module paths to tap in a user's own module, ``weights`` a file with its weights.
     ``length`` is how many tokens of a text are read; None takes what nearly all train texts need.
-    ``source`` says how rows were made of a table, see ``bmnas.tasks.sources``.
+    ``source`` says how rows were made of a table, see ``bmnas.tasks.sources``. Where samples may
+    lack the modality, ``absent`` (rows,) says which rows stand for that; what they hold does not
+    count.
     """
 
     name: str
@@ -60,11 +62,18 @@ class Modality:
     sample_rate: int | None = None
     length: int | None = None
     source: Mapping[str, Any] | None = None
+    absent: Array | None = None
 
     def rows_of(self, samples: Array) -> Array:
         """Return the row number of each of ``samples`` (n,) as int64 (n,)."""
         picked = samples if self.index is None else self.index[samples]
         return np.asarray(picked, dtype=np.int64)
+
+    def lacking(self, samples: Array) -> Array:
+        """Return which of ``samples`` (n,) lack the modality, (n,) bool."""
+        if self.absent is None:
+            return np.zeros(len(samples), np.bool_)
+        return np.asarray(self.absent[self.rows_of(samples)])
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,11 @@ class Task:
     def samples(self, *parts: Part) -> Array:
         """Return the sample numbers (n,) int64 of the given parts, part after part."""
         return np.concatenate([np.flatnonzero(self.part == PARTS.index(part)) for part in parts])
+
+    def having(self, modality: Modality, *parts: Part) -> Array:
+        """Return the samples (n,) of the given parts that do not lack ``modality``."""
+        samples = self.samples(*parts)
+        return samples[~modality.lacking(samples)]
 
 
 def draw_parts(labels: Array, fractions: tuple[float, float, float], seed: int) -> Array:

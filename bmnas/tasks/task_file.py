@@ -12,7 +12,7 @@ from typing import Annotated, Literal, cast
 
 import numpy as np
 from bmnas_serve.media import Fit
-from bmnas_serve.sources import Pictures, Sounds, TextFiles, Videos
+from bmnas_serve.sources import Pictures, Sounds, TextFiles, Videos, is_missing
 
 from bmnas.machine.errors import UserError, at, few
 from bmnas.machine.files import read_toml
@@ -22,7 +22,7 @@ from bmnas.tasks.columns import Columns, PartColumns
 from bmnas.tasks.hub import PREFIX, absolute, model_folder
 from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
 from bmnas.tasks.pictures import PicturePlan, image_size
-from bmnas.tasks.sources import FileRows, Source, ending_of, fitted_vector
+from bmnas.tasks.sources import FileRows, Source, empty_rows, ending_of, fitted_vector
 from bmnas.tasks.tags import tag_matrix
 from bmnas.tasks.task import PARTS, Modality, ModalityType, Task, draw_groups, draw_parts
 
@@ -43,7 +43,8 @@ class ModalityTable:
 
     ``array`` is a column of values, or of the paths of files below ``folder``; then ``size``,
     ``fit`` and ``grey`` say what pictures become, ``sample_rate`` and ``seconds`` what sounds,
-    ``frames`` and ``size`` what videos. ``columns`` are several that make one vector.
+    ``frames`` and ``size`` what videos. ``columns`` are several that make one vector. ``missing``
+    says that rows may lack it.
     """
 
     type: ModalityType
@@ -61,6 +62,7 @@ class ModalityTable:
     grey: bool = False
     seconds: Annotated[float, Range(0.01, 3600)] | None = None
     frames: Annotated[int, Range(1, 512)] = 8
+    missing: bool = False
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what does not fit together."""
@@ -89,13 +91,14 @@ class ModalityTable:
             with at("index"):
                 index = columns.get(self.index)
         if self.columns:
-            source = fitted_vector(columns, self.columns, train)
+            source = fitted_vector(columns, self.columns, train, missing=self.missing)
         else:
             with at("array"):
                 source = self._source(columns, backbone)
-        source = replace(source, folder=self.folder or "")
+        source = replace(source, folder=self.folder or "", missing=self.missing)
         with at("columns" if self.columns else "array"):
             data, own = source.rows(columns, text=self.type == "text")
+            absent = empty_rows(data) if self.missing else None
         if own is not None:
             index = own if index is None else own[index]
         return Modality(
@@ -110,6 +113,7 @@ class ModalityTable:
             self.length,
             # A table of new rows says nothing of which row of the array each has.
             None if self.index is not None else source.to_dict(),
+            absent,
         )
 
     def _source(self, columns: Columns, backbone: str | None) -> Source:
@@ -118,10 +122,11 @@ class ModalityTable:
         fields = columns.get(self.array, text=self.type == "text")
         if fields.dtype.kind not in "UT" or fields.ndim != 1:
             return Source(self.array)
-        named = ending_of(fields[fields != ""].tolist())
+        told = fields[~is_missing(fields)].tolist()
+        named = ending_of(told)
         if named is not None and named != self.type:
             raise UserError(
-                f"column {self.array!r} names files such as {str(fields[0])!r}: received type "
+                f"column {self.array!r} names files such as {told[0]!r}: received type "
                 f"{self.type!r}, expected {named!r}"
             )
         if self.type == "image":
@@ -400,7 +405,8 @@ def _shared_files(modalities: Sequence[Modality], part: Array) -> Iterator[str]:
             continue
         if len(modality.index) != len(part):
             continue  # that is told later, with whatever else is wrong
-        own = [set(modality.index[part == number].tolist()) for number in range(len(PARTS))]
+        used = [np.flatnonzero(part == number) for number in range(len(PARTS))]
+        own = [set(modality.rows_of(s[~modality.lacking(s)]).tolist()) for s in used]
         for number, name in enumerate(PARTS[1:], start=1):
             if shared := sorted(own[0] & own[number]):
                 files = few((modality.data.names[row] for row in shared), 8)

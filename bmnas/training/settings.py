@@ -136,7 +136,8 @@ class TrainConfig:
     are clipped as where each GPU has ``gpu_batch`` samples of a batch; 0: all. ``negatives``: of so
     many wrong pairs of each row, scored before every epoch, the hardest are those that a matching
     task trains on; 0: on any.
-    In the first ``warmup_steps``, at most a quarter of all, the rate rises.
+    In the first ``warmup_steps``, at most a quarter of all, the rate rises. A modality that samples
+    may lack is left out of a sample with probability ``modality_dropout``.
     """
 
     epochs: Count = 20
@@ -154,6 +155,7 @@ class TrainConfig:
     gpu_batch: Annotated[int, Range(0)] = 0
     negatives: Negatives = 0
     warmup_steps: Annotated[int, Range(0)] = 0
+    modality_dropout: Dropout = 0.2
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield the settings that count for nothing beside the others."""

@@ -322,6 +322,10 @@ def _input(
     how = {"type": modality.type, **stated}
     if source is not None:
         how["source"] = dict(source)
+    absent = network.backbone(name).absent
+    if absent is not None:
+        # One number where the row is nothing else: an image is thousands.
+        how["missing"] = absent.tolist() if absent.any() else 0
     return InputSpec(name, (-1, *spec.shape), spec.dtype, spec.meaning, how, span)
 
 

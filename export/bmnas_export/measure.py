@@ -93,14 +93,15 @@ def value_ranges(task: Task, network: MultimodalNetwork) -> dict[str, tuple[floa
     Of many samples 2,000 are looked at, evenly spread, 200 where files are decoded for them. None
     for token numbers: they are names.
     """
-    samples = task.samples("train", "validation")
     found: dict[str, tuple[float, float] | None] = {}
     for name in network.modalities:
         backbone = network.backbone(name)
         if backbone.input_spec.dtype == "int64":
             found[name] = None
             continue
-        rows = RawInput(task.modality(name), backbone, samples)
+        modality = task.modality(name)
+        samples = task.having(modality, "train", "validation")
+        rows = RawInput(modality, backbone, samples)
         count = min(len(samples), _RANGE_SAMPLES // (10 if rows.lazy else 1))
         chosen = torch.linspace(0, len(samples) - 1, count).long()
         ends = [torch.stack(rows.batch(part).aminmax()) for part in chosen.split(64)]

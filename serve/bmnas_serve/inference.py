@@ -17,7 +17,7 @@ from bmnas_serve.checks import wrong
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.elements import Data, to_array
 from bmnas_serve.errors import FormatError, shorten
-from bmnas_serve.manifest import TensorSpec
+from bmnas_serve.manifest import InputSpec, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,21 @@ def fit_inputs(
 
     Raises FormatError when an input is missing, unknown or given twice, when a datatype or a shape
     differs from the model's, when the batch is larger than ``max_batch`` or not the same over the
-    inputs, and for elements that the datatype cannot hold.
+    inputs, and for elements that the datatype cannot hold. In place of an optional input that is
+    left out stands the row that the manifest has for it.
     """
     received = [tensor.name for tensor in tensors]
     given = dict(zip(received, tensors, strict=True))
     _check_names("input", received, inputs)
-    missing = [spec.name for spec in inputs if spec.name not in given]
+    left_out = [spec for spec in inputs if spec.name not in given]
+    missing = [spec.name for spec in left_out if not given or not _optional(spec)]
     if missing:
         needs = "but the model also needs" if received else "but the model needs"
         raise FormatError(f"inputs: received {_names(received)}, {needs} {_names(missing)}")
-    for spec in inputs:
+    told = [spec for spec in inputs if spec.name in given]
+    for spec in told:
         _check_tensor(given[spec.name], spec)
-    sizes = {s.name: given[s.name].shape[0] for s in inputs if s.shape[:1] == (-1,)}
+    sizes = {s.name: given[s.name].shape[0] for s in told if s.shape[:1] == (-1,)}
     if len(set(sizes.values())) > 1:
         found = ", ".join(f"{shorten(size)} in {shorten(name)}" for name, size in sizes.items())
         raise FormatError(f"inputs: the batch is {found}, expected one size for all")
@@ -83,15 +86,17 @@ def fit_inputs(
             f"inputs: received a batch of {shorten(largest)}, expected at most {max_batch:,}: send"
             " several requests"
         )
-    return {
+    arrays = {
         spec.name: to_array(
             given[spec.name].data,
             given[spec.name].shape,
             spec.dtype,
             f"{_place(spec.name)}: data",
         )
-        for spec in inputs
+        for spec in told
     }
+    arrays |= {s.name: s.stand_ins(largest) for s in left_out if isinstance(s, InputSpec)}
+    return {spec.name: arrays[spec.name] for spec in inputs}
 
 
 def fit_outputs(
@@ -134,6 +139,10 @@ def _check_tensor(tensor: GivenTensor, spec: TensorSpec) -> None:
 
 def _fits(axis: Any, wanted: int) -> bool:
     return type(axis) is int and (axis >= 1 if wanted == -1 else axis == wanted)
+
+
+def _optional(spec: TensorSpec) -> bool:
+    return isinstance(spec, InputSpec) and spec.optional
 
 
 def _names(names: Sequence[str]) -> str:

@@ -16,6 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from bmnas_serve.checks import (
     Check,
     each,
@@ -71,11 +74,22 @@ class InputSpec(TensorSpec):
     """An input; ``preprocessing`` says how raw data becomes the tensor, as a JSON object.
 
     ``range`` holds the lowest and the highest value that training saw, None where that says
-    nothing, as of text.
+    nothing, as of text. An input is ``optional`` that may be left out: ``preprocessing`` then has
+    ``missing``, which is the row that stands for it, or the one number that this row consists of.
     """
 
     preprocessing: Mapping[str, Any] = field(default_factory=dict)
     range: tuple[float, float] | None = None
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may be left out."""
+        return "missing" in self.preprocessing
+
+    def stand_ins(self, count: int) -> NDArray[Any]:
+        """Return what stands for an optional input that is left out, (count, *shape)."""
+        row = np.asarray(self.preprocessing["missing"], self.dtype)
+        return np.ascontiguousarray(np.broadcast_to(row, (count, *self.shape[1:])))
 
 
 @dataclass(frozen=True)
@@ -234,7 +248,15 @@ _TENSOR: dict[str, Check] = {"name": nonempty, "shape": _shape, "dtype": one_of(
 
 def _input(data: Any, place: str) -> InputSpec:
     optional = {"meaning": text, "preprocessing": plain_object, "range": nullable(_range)}
-    return InputSpec(**table(data, place, _TENSOR, optional))
+    spec = InputSpec(**table(data, place, _TENSOR, optional))
+    if spec.optional:
+        try:
+            spec.stand_ins(1)
+        except (ValueError, TypeError, OverflowError) as error:
+            missing = spec.preprocessing["missing"]
+            expected = f"a number, or a row of {list(spec.shape[1:])}"
+            raise wrong(f"{place}.preprocessing.missing", missing, expected) from error
+    return spec
 
 
 def _output(data: Any, place: str) -> TensorSpec:

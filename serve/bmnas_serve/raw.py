@@ -52,7 +52,7 @@ class RawInput:
         told = spec.preprocessing
         source = told.get("source")
         found = Source() if source is None else Source.from_dict(source, f"{spec.name}: source")
-        self.vector = found.vector
+        self.source, self.vector = found, found.vector
         self.files: Files | None = found.files or _files_of_arrays(spec)
         self.fitted = found.files is None
         self.texts = TextRule(told) if told.get("type") == "text" else None
@@ -91,7 +91,10 @@ class RawInput:
         raise RequestError(status, f"part {shorten(self.spec.name)}: {told}")
 
     def nothing(self) -> Row | None:
-        """Return the row of an empty text, None for other inputs."""
+        """Return the row that stands for an input left out, of texts an empty one; None: none."""
+        if self.spec.optional:
+            row: Row = self.spec.stand_ins(1)[0]
+            return row
         return None if self.texts is None else self.texts.encode([""])[0]
 
     def _file(self, given: Given) -> io.BytesIO:
@@ -149,11 +152,12 @@ class RawInput:
             return self._numbers(Given(value=fields))
         if not isinstance(fields, dict):
             raise DataError(f"received {shorten(fields)}")
-        known = {one.column for one in self.vector}
+        known = {one.column: one for one in self.vector}
         if unknown := [name for name in fields if name not in known]:
             raise DataError(f"received the unknown field {shorten(unknown[0])}")
-        made = [one.rows(_field(one, fields))[0] for one in self.vector]
-        return np.concatenate(made, dtype=self.spec.dtype)
+        made = self.source.vector_rows(lambda column, text: _field(known[column], fields))
+        row: Row = made.astype(self.spec.dtype)[0]
+        return row
 
     def _numbers(self, given: Given) -> Row:
         data = given.json()

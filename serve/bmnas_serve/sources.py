@@ -159,13 +159,15 @@ class Source:
     """Where the rows of a modality come from: ``column``, whose values they are or whose files.
 
     ``folder`` is that of the files, relative to the table's or whole. Instead of one column
-    ``vector`` has several, which make one vector (D,).
+    ``vector`` has several, which make one vector (D,). With ``missing`` a row may have no value in
+    any column: it is zeros. A vector then ends with a further number, 1 where there is a value.
     """
 
     column: str = ""
     files: Files | None = None
     vector: tuple[Numbers | Categories, ...] = ()
     folder: str = ""
+    missing: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -178,27 +180,33 @@ class Source:
         Its second argument is true where they are text: the categories 01 and 02 are no numbers,
         even where a table has no others.
         """
-        found = [one.rows(column(one.column, isinstance(one, Categories))) for one in self.vector]
-        return np.concatenate(found, 1)
+        fields = [column(one.column, isinstance(one, Categories)) for one in self.vector]
+        made = [one.rows(own) for one, own in zip(self.vector, fields, strict=True)]
+        if not self.missing:
+            return np.concatenate(made, 1)
+        told = np.any([~is_missing(own) for own in fields], axis=0)[:, None]
+        return np.where(told, np.concatenate([*made, told], 1), 0).astype(np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
+        missing = {"missing": True} if self.missing else {}
         if self.vector:
-            return {"vector": [_plain(one) for one in self.vector]}
+            return {"vector": [_plain(one) for one in self.vector], **missing}
         if self.files is None:
-            return {"column": self.column}
+            return {"column": self.column, **missing}
         # A bundle goes to other machines, which do not have such a folder.
         whole = Path(self.folder).expanduser().is_absolute()
         folder = {} if whole or not self.folder else {"folder": self.folder}
-        return {"column": self.column, "files": _plain(self.files), **folder}
+        return {"column": self.column, "files": _plain(self.files), **folder, **missing}
 
     @classmethod
     def from_dict(cls, data: Any, place: str) -> Self:
         """Return what ``to_dict`` wrote; FormatError, with ``place``, for anything else."""
         if isinstance(data, dict) and "vector" in data:
-            members = table(data, place, {"vector": each(_one_of_vector)}, {})
-            return cls(vector=members["vector"])
-        return cls(**table(data, place, {"column": text}, {"files": _files, "folder": text}))
+            known: dict[str, Check] = {"vector": each(_one_of_vector)}
+            return cls(**table(data, place, known, {"missing": _true_or_false}))
+        optional = {"files": _files, "folder": text, "missing": _true_or_false}
+        return cls(**table(data, place, {"column": text}, optional))
 
 
 def numbers_of(column: str, fields: NDArray[Any]) -> NDArray[np.float64]:
@@ -223,6 +231,13 @@ def numbers_of(column: str, fields: NDArray[Any]) -> NDArray[np.float64]:
             "numbers, or nothing where one is missing"
         )
     return values
+
+
+def is_missing(fields: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which of ``fields`` (n,) are empty, or say that there is nothing."""
+    if fields.dtype.kind in "biuf":
+        return np.isnan(fields.astype(np.float64))
+    return np.isin(np.char.lower(np.char.strip(fields.astype(np.str_))), [*MISSING])
 
 
 def number_of(field: str) -> float | None:
