@@ -46,7 +46,8 @@ class Backbone(nn.Module):
     and ``feature_channels`` their C_raw. ``family`` is the name in the table of backbones,
     ``types`` the modalities that it reads. Subclasses hand on ``input_spec`` and their own keywords
     as ``config``, plain JSON data, and call ``set_stages``. Where samples may lack the modality,
-    ``absent`` is the raw input (*shape) that stands for that, see ``allow_absent``.
+    ``absent`` is the raw input that stands for that, (*shape) or one number for all, see
+    ``allow_absent``.
     """
 
     family: ClassVar[str]
@@ -109,8 +110,11 @@ class Backbone(nn.Module):
 
     def allow_absent(self) -> None:
         """Let samples lack the modality from now on: a raw input of nothing then says so."""
+        nothing = torch.from_numpy(self.nothing())
+        # One zero does for a row of them, of which a picture has many thousands.
         del self.absent
-        self.register_buffer("absent", torch.from_numpy(self.nothing()), persistent=False)
+        kept = nothing if nothing.any() else nothing.new_zeros(())
+        self.register_buffer("absent", kept, persistent=False)
 
     def nothing(self) -> Array:
         """Return the raw input (*shape) of no content: zeros, or that of an empty text."""

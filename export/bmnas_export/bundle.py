@@ -324,8 +324,7 @@ def _input(
         how["source"] = dict(source)
     absent = network.backbone(name).absent
     if absent is not None:
-        # One number where the row is nothing else: an image is thousands.
-        how["missing"] = absent.tolist() if absent.any() else 0
+        how["missing"] = absent.tolist()
     return InputSpec(name, (-1, *spec.shape), spec.dtype, spec.meaning, how, span)
 
 

@@ -100,15 +100,19 @@ def _resized(spec: TensorSpec, model: onnx.ModelProto) -> list[onnx.NodeProto]:
     one = [] if colour else [_constant(model, f"{name}.channel", [1])]
     # Channels first: not every runtime resizes the other layout.
     steps += [("Transpose", [], {"perm": [0, 3, 1, 2]}) if colour else ("Unsqueeze", one, {})]
-    size = _constant(model, f"{name}.size", spec.shape[1:3])
-    resize = {"mode": "linear", "axes": [2, 3], "antialias": 0}
-    steps += [("Resize", ["", "", size], resize)]
+    # Not the attribute axes, with which onnxruntime cannot move a Transpose past a Resize.
+    rows, size = f"{name}.rows", f"{name}.size"
+    side = _constant(model, f"{name}.side", spec.shape[1:3])
+    steps += [("Resize", ["", "", size], {"mode": "linear", "antialias": 0})]
     steps += [("Round", [], {})] if whole else []
     steps += [("Transpose", [], {"perm": [0, 2, 3, 1]}) if colour else ("Squeeze", one, {})]
     steps += [("Cast", [], {"to": helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))})]
     nodes, read = [], name
     for number, (kind, more, attributes) in enumerate(steps, start=1):
         written = _sized(name) if number == len(steps) else f"{name}.step{number}"
+        if kind == "Resize":
+            nodes.append(helper.make_node("Shape", [read], [rows], start=0, end=2))
+            nodes.append(helper.make_node("Concat", [rows, side], [size], axis=0))
         nodes.append(helper.make_node(kind, [read, *more], [written], written, **attributes))
         read = written
     return nodes

@@ -46,6 +46,7 @@ def model_config(session: Session, versions: Sequence[str], max_batch: int) -> d
             "name": tensor.name,
             "data_type": f"TYPE_{PROTOCOL[tensor.dtype]}",
             "dims": list(tensor.shape[1:] if batched else tensor.shape),
+            **({"optional": True} if isinstance(tensor, InputSpec) and tensor.optional else {}),
         }
 
     on_cpu = session.runner.describe().providers[:1] == (CPU,)

@@ -267,8 +267,12 @@ def _nested(shape: Sequence[int]) -> Schema:
 
 
 def _infer(served: Served) -> Schema:
-    inputs = [_tensor(spec) for spec in served.session.inputs]
+    specs = served.session.inputs
+    inputs = [_tensor(spec) for spec in specs]
     tensors = {"type": "array", "prefixItems": inputs, "items": False, "minItems": len(inputs)}
+    if optional := sum(spec.optional for spec in specs):
+        least = max(len(specs) - optional, 1)
+        tensors = {"type": "array", "items": {"anyOf": inputs}, "minItems": least}
     output = {"enum": [spec.name for spec in served.session.outputs]}
     wanted = _list(_object({"name": output, "parameters": _OBJECT}, "name"))
     return _object({"id": _TEXT, "inputs": tensors, "outputs": wanted}, "inputs")

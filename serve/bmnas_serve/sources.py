@@ -235,9 +235,7 @@ def numbers_of(column: str, fields: NDArray[Any]) -> NDArray[np.float64]:
 
 def is_missing(fields: NDArray[Any]) -> NDArray[np.bool_]:
     """Return which of ``fields`` (n,) are empty, or say that there is nothing."""
-    if fields.dtype.kind in "biuf":
-        return np.isnan(fields.astype(np.float64))
-    return np.isin(np.char.lower(np.char.strip(fields.astype(np.str_))), [*MISSING])
+    return np.array([str(field).strip().lower() in MISSING for field in fields.tolist()], np.bool_)
 
 
 def number_of(field: str) -> float | None:
