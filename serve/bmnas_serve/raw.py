@@ -33,7 +33,7 @@ from bmnas_serve.texts import TextRule
 
 _MOST_FRAME_PIXELS = 10_000_000  # of a video
 _MOST_SECONDS = 20.0  # that decoding a video may take
-_MOST_TEXT = 2**20  # bytes
+_MOST_TEXT = 2**20  # bytes or characters
 
 Row = NDArray[Any]
 
@@ -133,16 +133,18 @@ class RawInput:
         assert self.texts is not None
         text = given.value
         if given.content is not None:
+            _check_length(len(given.content), "bytes")
             try:
                 text = given.content.decode("utf-8-sig")
             except UnicodeDecodeError as error:
                 raise DataError(f"byte {error.start} is not UTF-8") from error
         if not isinstance(text, str):
             raise DataError(f"received {shorten(text)}")
-        if len(text) > _MOST_TEXT:
-            raise DataError(f"received {len(text):,} characters, at most {_MOST_TEXT:,} are read")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise DataError("received half of a character pair, which is no text")
+        _check_length(len(text), "characters")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError("received half of a character pair, which is no text") from error
         row: Row = self.texts.encode([text])[0]
         return row
 
@@ -165,6 +167,11 @@ class RawInput:
             raise DataError(f"received {shorten(data)}")
         row: Row = to_array(data, self.shape, self.spec.dtype, "numbers")
         return row
+
+
+def _check_length(length: int, what: str) -> None:
+    if length > _MOST_TEXT:
+        raise DataError(f"received {length:,} {what}, expected at most {_MOST_TEXT:,}")
 
 
 def _field(one: Numbers | Categories, fields: Mapping[str, Any]) -> NDArray[np.str_]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -122,30 +121,28 @@ class RawRoutes:
 
     async def predict(self, request: Request) -> Response:
         """Return what a model says of what the body holds."""
-        with self._lifecycle.request(), self._served(request, _name(request)).held() as served:
-            begun = time.perf_counter()
+        with (
+            self._lifecycle.request(),
+            self._served(request, _name(request)).held() as served,
+            served.statistics.request() as laps,
+        ):
+            served.batcher.check_room()
             declared = _content_type(request)
             asked = Asked(_sample(request), _without(request), _explain(request))
             model = await self._model(served)
             async with self._bodies.received(request) as body:
-                received = time.perf_counter()
                 made = await self._beside(_made, model, body, declared, asked)
-            decoded = time.perf_counter()
+            laps.lap()
             outputs = await served.predict(made.inputs)
-            ended = time.perf_counter()
+            laps.lap()
             told = await self._beside(model.answer, made, outputs)
-        spent = {
-            "receive": received - begun,
-            "decode": decoded - received,
-            "model": ended - decoded,
-        }
-        milliseconds = {name: round(1000 * seconds, 3) for name, seconds in spent.items()}
+            spent = dict(zip(("input", "model"), laps.steps, strict=True))
         return _json(
             {
                 "model_name": served.name,
                 "model_version": served.version,
                 **told,
-                "milliseconds": milliseconds,
+                "milliseconds": {name: round(ns / 1e6, 3) for name, ns in spent.items()},
             },
             # While draining, clients shall come back through a new connection: to another server.
             {"connection": "close"} if self._lifecycle.draining else {},

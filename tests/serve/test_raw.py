@@ -94,6 +94,7 @@ def test_a_text_is_cut_into_the_tokens_of_the_bundle() -> None:
     refused("title", 3, "received 3")
     refused("title", "\ud800", "half of a character pair")
     refused("title", "a" * (2**20 + 1), "1,048,577 characters")
+    refused("title", b"a" * (2**20 + 1), "1,048,577 bytes")
 
 
 def test_fields_are_scaled_as_in_training() -> None:

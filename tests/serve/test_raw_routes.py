@@ -80,7 +80,18 @@ def test_labels_and_probabilities_of_what_people_have(folder: Path) -> None:
     assert sum(said["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert said["labels"] == [max(said["probabilities"], key=said["probabilities"].get)]
     assert set(said["importance"]) == {"photo", "sound", "title", "facts"}
-    assert set(said["milliseconds"]) == {"receive", "decode", "model"}
+    assert set(said["milliseconds"]) == {"input", "model"}
+
+
+def test_predictions_are_in_the_statistics(folder: Path) -> None:
+    async def look(client: httpx.AsyncClient) -> Any:
+        await client.post(f"{PREDICT}?sample=0&explain=true")
+        await client.post(PREDICT, json={"inputs": {}})
+        return (await client.get("/v2/models/pets/stats")).json()["model_stats"][0]
+
+    found = talk(folder, look)["inference_stats"]
+    assert (found["success"]["count"], found["fail"]["count"]) == (1, 1)
+    assert found["compute_infer"]["count"] == 1
 
 
 def test_json_says_the_same_as_a_form(folder: Path) -> None:

@@ -54,9 +54,9 @@ export function showAnswer(card, said, waited) {
   byId("said").replaceChildren(...told);
   byId("brief").textContent = brief(said);
   byId("importance").replaceChildren(...importance(card, said));
-  const { decode, model } = said.milliseconds;
+  const { input, model } = said.milliseconds;
   byId("latency").textContent =
-    `Inputs read in ${milliseconds(decode)}, model ${milliseconds(model)}, answer here after ${milliseconds(waited)}.`;
+    `Input ${milliseconds(input)}, model ${milliseconds(model)}, answer here after ${milliseconds(waited)}.`;
 }
 
 // The answer in a few words, which a narrow window shows at its foot.
