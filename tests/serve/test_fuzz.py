@@ -25,7 +25,11 @@ REQUESTS = int(os.environ.get("BMNAS_FUZZ_REQUESTS", "60"))
 #: What the server may keep of all requests, in MiB.
 GROWTH_MIB = 50
 #: gRPC's names for a mistake of the client.
-REFUSED = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
+REFUSED = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.DEADLINE_EXCEEDED,  # a request can ask for a microsecond
+)
 
 many = settings(
     max_examples=REQUESTS,
@@ -56,7 +60,8 @@ class Target:
         self.http.request("POST", "/v2/models/pets/infer", body, headers)
         answer = self.http.getresponse()
         content = answer.read()
-        assert answer.status < 500, (answer.status, content, body, headers)
+        # A request can ask for an answer within a microsecond.
+        assert answer.status < 500 or answer.status == 504, (answer.status, content, body, headers)
         if answer.status == 200:
             self.good += 1
         else:
