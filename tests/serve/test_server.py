@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+import struct
 import threading
 import time
 import urllib.error
@@ -145,6 +146,23 @@ def talk(server: Server, sent: bytes, *, half_close: bool = False) -> bytes:
         while chunk := client.recv(65536):
             received += chunk
     return received
+
+
+def test_clients_that_are_gone_are_not_waited_for(start):
+    server = start(work=1500)
+    host, port = server.address.split(":")
+    length = f"Content-Length: {len(body())}\r\n\r\n".encode()
+    with contextlib.ExitStack() as opened:
+        for _ in range(30):
+            client = opened.enter_context(socket.create_connection((host, int(port)), timeout=30))
+            client.sendall(HEAD + length + body())
+            # Closed, it is reset at once.
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    answer = talk(server, HEAD + b"Connection: close\r\n" + length + body())
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=20) as metrics:
+        rows = re.findall(rb"^bmnas_run_rows_sum\S* (\S+)$", metrics.read(), re.MULTILINE)
+    assert 1 <= float(rows[0]) < 15
 
 
 HEAD = b"POST /v2/models/pets/infer HTTP/1.1\r\nHost: localhost\r\n"
