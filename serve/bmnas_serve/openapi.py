@@ -176,8 +176,9 @@ def _predict(names: Sequence[str], cards: Mapping[str, Any]) -> Schema:
     model = {"enum": list(names)} if names else _TEXT
     return {
         **said,
-        "description": "A part for each input. One that is left out is an empty text, or the mean"
-        " of the bundle's samples. A list of numbers is the input itself, as the network gets it.",
+        "description": "A part for each input. For one that is left out stands what the network"
+        " has learned for it, an empty text, or the mean of the bundle's samples. A list of numbers"
+        " is the input itself, as the network gets it.",
         "parameters": [
             _parameter("model", "query", model, required=len(names) > 1),
             _parameter("version", "query", _TEXT),

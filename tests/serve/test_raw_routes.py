@@ -22,7 +22,7 @@ from bmnas_serve.session import Session
 from bmnas_serve.settings import Settings
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from people_bundles import SAMPLES, picture, samples, save_people, sound
+from people_bundles import SAMPLES, inputs, picture, samples, save_people, sound
 from tiny_bundles import CLASSES, save_bundle
 
 for package in ("PIL", "soundfile", "soxr", "tokenizers"):
@@ -135,6 +135,18 @@ def test_what_is_left_out_is_the_mean_of_the_samples_or_no_text(folder: Path) ->
     # What an input is worth is what is lost when it is left out.
     asked = ask(folder, f"{PREDICT}?explain=true", json={"inputs": {**means, "title": "a dog"}})
     assert {k: asked.json()["importance"][k] for k in means} == dict.fromkeys(means, 0)
+
+
+def test_what_the_network_has_learned_for_a_missing_input_stands_for_it(tmp_path: Path) -> None:
+    specs = inputs()
+    learned = {**specs[0].preprocessing, "missing": 9}
+    changed = (dataclasses.replace(specs[0], preprocessing=learned), *specs[1:])
+    folder = save_people(tmp_path / "pets", inputs=changed)
+    found = ask(folder, f"{PREDICT}?sample=1&without=photo").json()
+    nine = np.full((6, 4, 3), 9).tolist()
+    expected = ask(folder, f"{PREDICT}?sample=1", json={"inputs": {"photo": nine}}).json()
+    assert found["left_out"] == ["photo"]
+    assert found["probabilities"] == expected["probabilities"]
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ function importance(card, said) {
   }[card.decision] ?? "change of the outputs at most";
   return [
     element("h3", {}, "What each input is worth here"),
-    element("p", { className: "quiet" }, `Without it (the mean of the samples, or no text): ${what}.`),
+    element("p", { className: "quiet" }, `When it is left out: ${what}.`),
     element(
       "ul",
       { className: "bars", "aria-label": "What each input is worth" },
