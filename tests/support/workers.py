@@ -21,7 +21,7 @@ def in_this_process(orders: Sequence[Order], workers: Workers, told: Told) -> No
         told(JobRecord(order["job"]["name"], state="done", attempts=1))
 
 
-def kill_worker(name: str, begun: Path, seconds: float = 120.0) -> threading.Thread:
+def kill_worker(name: str, begun: Path, seconds: float = 280.0) -> threading.Thread:
     """Kill, in the background, the process of job ``name`` once the file ``begun`` is there.
 
     Whoever calls this joins the thread: it ends when the process is killed, or after ``seconds``.
