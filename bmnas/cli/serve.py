@@ -101,6 +101,10 @@ def serve(
     log_requests: Annotated[
         bool, Option("--log-requests", help="Log every request, not problems alone.")
     ] = False,
+    traces: Annotated[
+        bool,
+        Option("--traces", help="Send a span of each request to OTEL_EXPORTER_OTLP_ENDPOINT."),
+    ] = False,
     model_control: Annotated[
         bool | None,
         Option(
@@ -154,6 +158,7 @@ def serve(
             key=tls_key,
             log_format=log_format,
             log_requests=log_requests,
+            traces=traces,
             model_control=model_control,
             samples=samples,
         )

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, cast
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from bmnas_serve.app import create_app
 from bmnas_serve.bodies import Bodies
@@ -32,6 +33,7 @@ from bmnas_serve.repository import Repository
 from bmnas_serve.runner import CPU
 from bmnas_serve.session import Session
 from bmnas_serve.settings import Settings
+from bmnas_serve.traces import traced
 from bmnas_serve.tuning import open_fastest
 
 if TYPE_CHECKING:
@@ -59,12 +61,16 @@ def serve(model: Path, settings: Settings) -> None:
     Raises ServeError when the address cannot be had, BundleError when the model cannot be opened.
     """
     settings.check_tls()
-    with _bind(settings.host, settings.port) as listener:
+    with _bind(settings.host, settings.port) as listener, contextlib.ExitStack() as last:
         repository = Repository.open(model, partial(_open, settings), settings.queue)
         names = ", ".join(dict.fromkeys(served.name for served in repository.served()))
         lifecycle = Lifecycle()
-        limits = settings.connections
-        bodies = Bodies(settings.max_body_bytes, settings.max_total_bytes, lifecycle, limits.body)
+        bodies = Bodies(
+            settings.max_body_bytes,
+            settings.max_total_bytes,
+            lifecycle,
+            settings.connections.body,
+        )
         metrics = Metrics()
         app = create_app(
             repository,
@@ -75,39 +81,51 @@ def serve(model: Path, settings: Settings) -> None:
             model_control=settings.controllable,
             samples=settings.shows_samples,
         )
-        config = uvicorn.Config(
-            Guard(app, settings.hosts, settings.token, metrics),
-            http=partial(Connection, limits=limits),  # type: ignore[arg-type]
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            lifespan="on",
-            ws="none",
-            timeout_keep_alive=round(limits.idle),
-            ssl_certfile=settings.certificate,
-            ssl_keyfile=settings.key,
-        )
+        guarded: ASGIApp = Guard(app, settings.hosts, settings.token, metrics)
+        if settings.traces:
+            guarded, send_last = traced(guarded)
+            last.callback(send_last)
         scheme = "https" if settings.certificate else "http"
         address = _address(scheme, listener)
-        # uvicorn has one line for requests that a stop cancels; a traceback of each is noise.
-        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
-        # By default a thread may keep the others waiting for 5 ms, which is many requests.
-        sys.setswitchinterval(_SWITCH_SECONDS)
         server = _Server(
-            config,
+            _config(guarded, settings),
             lifecycle,
             settings.stop_seconds,
             lambda also: _say(f"serving {names} at {address}{also} (stop with Ctrl-C)"),
             _grpc_server(repository, lifecycle, settings, metrics),
         )
         configure(settings.log_format, requests=settings.log_requests)
-        gc.collect()
-        # To look for garbage in all that is there stops everything: what is there now stays, and
-        # a list of thousands of rows is no reason to look.
-        gc.freeze()
-        gc.set_threshold(_GARBAGE, *gc.get_threshold()[1:])
+        # uvicorn has one line for requests that a stop cancels; a traceback of each is noise.
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+        _keep_pauses_short()
         server.run(sockets=[listener])
+
+
+def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    limits = settings.connections
+    return uvicorn.Config(
+        app,
+        http=partial(Connection, limits=limits),  # type: ignore[arg-type]
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        ws="none",
+        timeout_keep_alive=round(limits.idle),
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.key,
+    )
+
+
+def _keep_pauses_short() -> None:
+    # By default a thread may keep the others waiting for 5 ms, which is many requests.
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    gc.collect()
+    # To look for garbage in all that is there stops everything: what is there now stays, and a
+    # list of thousands of rows is no reason to look.
+    gc.freeze()
+    gc.set_threshold(_GARBAGE, *gc.get_threshold()[1:])
 
 
 def _open(settings: Settings, model: Path) -> Session:

@@ -32,7 +32,8 @@ class Settings:
     which make it HTTPS. Clients may load and unload models if ``model_control``, None for where
     the server listens to its own machine alone; so it is with ``samples``: whether they may see the
     test samples that lie in bundles. ``log_format`` is text or json;
-    ``log_requests`` writes a line for every request.
+    ``log_requests`` writes a line for every request; ``traces`` sends a span of each, see
+    ``traces.traced``.
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +54,7 @@ class Settings:
     key: Path | None = None
     log_format: str = "text"
     log_requests: bool = False
+    traces: bool = False
     model_control: bool | None = None
     samples: bool | None = None
 
