@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import itertools
 import os
 import secrets
 import time
@@ -138,6 +139,8 @@ class GrpcServer:
         self._service = service
         self._settings = settings
         self._metrics = metrics
+        # Names of requests in the log, as over HTTP.
+        self._name, self._numbers = secrets.token_hex(4), itertools.count(1)
         self._server: Any = None
 
     async def start(self) -> str:
@@ -186,7 +189,7 @@ class GrpcServer:
         token = None if method.name in _OPEN else self._settings.token
 
         async def handle(received: bytes, context: Any) -> Any:
-            REQUEST_ID.set(secrets.token_hex(8))
+            REQUEST_ID.set(f"{self._name}-{next(self._numbers)}")
             code, started = grpc.StatusCode.CANCELLED, time.perf_counter()
             try:
                 if token is not None:
