@@ -30,6 +30,7 @@ _ID = re.compile(r"(^|_)(id|uuid|key|index|row|number|file_?name)$", re.I)
 _CONTROL = r"[\x00-\x1f\x7f]"  # TOML has none in comments
 _MOST_CLASSES = 200
 _MOST_NUMBERS = 20  # different ones that may be classes; more are amounts
+_OFTEN = 5  # rows of a class, on average
 _LOOKED_AT = 200  # files of a column
 _SIDE, _LEAST_SIDE, _RATE, _SECONDS = 64, 16, 16_000, 10.0
 _OUTPUTS = {"logits", "probabilities"}  # of a served model: no modality may be called so
@@ -143,7 +144,10 @@ def _kind(labels: Array, rows: int, name: str, questions: list[str]) -> Iterator
         numbers = all(number_of(text) is not None for text in told)
         separator = None if numbers else _separator(texts)
         counts = Counter(texts)
-        if numbers and len(set(told)) > _MOST_NUMBERS:
+        if numbers and len(set(told)) > _MOST_NUMBERS and _are_ids(told):
+            yield f'kind = "multiclass"        # {_counted(counts)}'
+            yield '# ? Numbers of classes: or are they amounts? Then kind = "regression".'
+        elif numbers and len(set(told)) > _MOST_NUMBERS:
             yield 'kind = "regression"'
             yield '# ? Numbers: or is each a class of its own? Then kind = "multiclass".'
             if len(told) < len(texts):
@@ -168,6 +172,20 @@ def _kind(labels: Array, rows: int, name: str, questions: list[str]) -> Iterator
                 )
     yield f"labels = {_toml(name)}"
     yield from (_comment(f"? Labels: {question}?") for question in questions)
+
+
+def _are_ids(texts: Sequence[str]) -> bool:
+    """Tell whether whole numbers look like those of classes: all of 0 or 1 to K, each often.
+
+    Amounts, such as ages, are rare at their ends.
+    """
+    if not all(re.fullmatch(r"\d{1,6}", text) for text in texts):
+        return False
+    counts = Counter(map(int, texts))
+    least, most = min(counts), max(counts)
+    usual = len(texts) / len(counts)
+    dense = least in (0, 1) and most - least + 1 == len(counts) <= _MOST_CLASSES
+    return dense and usual >= _OFTEN and min(counts.values()) >= usual / 4
 
 
 def _comment(text: str) -> str:
@@ -378,4 +396,5 @@ def _name(column: str, taken: set[str]) -> str:
 
 def _toml(value: Any) -> str:
     """Return a string, number, boolean or list of strings as TOML has it."""
-    return json.dumps(value, ensure_ascii=False)
+    # JSON may hold the control character 127 as it is, TOML may not.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

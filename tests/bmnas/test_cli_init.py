@@ -98,10 +98,34 @@ def test_many_numbers_are_a_regression(tmp_path: Path) -> None:
     assert init(tmp_path, rows, "--labels", "price")[1]["kind"] == "multiclass"
 
 
+def test_numbers_of_classes_are_no_regression(tmp_path: Path) -> None:
+    rows = [{"area": n % 17 / 3, "words": f"a word of {n}", "who": n * 7 % 50} for n in range(500)]
+    text, said = init(tmp_path, rows, "--labels", "who")
+    assert said["kind"] == "multiclass"
+    assert '# ? Numbers of classes: or are they amounts? Then kind = "regression".' in text
+    ages = [min(n // 9, 60) for n in range(500)]  # as many, and nobody is 58 to 60 but once
+    for row, age in zip(rows, [*ages[:-3], 58, 59, 60], strict=True):
+        row["who"] = age
+    assert init(tmp_path, rows, "--labels", "who")[1]["kind"] == "regression"
+
+
+def test_empty_cells_are_asked_about(tmp_path: Path) -> None:
+    rows = media_table(tmp_path, 24)
+    rows[1]["photo"] = rows[2]["photo"] = rows[5]["title"] = ""
+    text, said = init(tmp_path, rows)
+    assert [name for name, table in said["modality"].items() if "missing" in table] == [
+        "photo",
+        "title",
+    ]
+    assert "# ? 2 rows are empty: the network learns to do without" in text
+    check_task(load_task(tmp_path / "task.toml"))
+
+
 def test_names_and_values_may_break_lines(tmp_path: Path) -> None:
     rows = [
         {
             "the\nage": n % 17 / 3,
+            "the\x7fend": n % 13 / 3,
             "same": "one\nname = 3",
             "a\nnote": f"word\nof {n}",
             "site\nuser": f"u{n % 12}",
@@ -110,7 +134,7 @@ def test_names_and_values_may_break_lines(tmp_path: Path) -> None:
         for n in range(60)
     ]
     text, said = init(tmp_path, rows)
-    assert said["modality"]["table"]["columns"] == ["the\nage"]
+    assert said["modality"]["table"]["columns"] == ["the\nage", "the\x7fend"]
     assert "# the age: numbers" in text
     assert said["split"]["group"] == "site\nuser"
 
