@@ -20,11 +20,11 @@ import numpy as np
 
 from bmnas.machine.errors import UserError, few
 from bmnas.machine.files import read_json
-from bmnas.tasks.columns import reading
 from bmnas.tasks.decoded import DecodedRows
 from bmnas.tasks.kinds import BOX, UNKNOWN_LABEL
 from bmnas.tasks.regions import load_regions
 from bmnas.tasks.task import Modality, Task
+from bmnas.tasks.text_arrays import reading
 
 _WORDS = {"vqa": 14, "flickr30k": 50, "refcoco": 14}  # of a sentence, at most
 _REGIONS = {"vqa": 100, "flickr30k": 36, "refcoco": 100}

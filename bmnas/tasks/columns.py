@@ -1,21 +1,18 @@
 """Named arrays from ``.npz``, ``.npy`` and tables; nothing is unpickled.
 
 A column is a name and an array. Its name is the member of an ``.npz``, the stem of a ``.npy``,
-the field of a ``.jsonl``, the header of a ``.csv`` or ``.tsv``, or the column of a ``.parquet``;
-where two files have one of the same name, ``file:name`` tells them apart.
+the field of a ``.jsonl``, the header of a ``.csv`` or ``.tsv``, or the column of a ``.parquet`` or
+of a folder of Hugging Face datasets; where two files have one of the same name, ``file:name`` tells
+them apart.
 """
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
 import re
-import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,19 +22,13 @@ import numpy as np
 
 from bmnas.machine.errors import UserError, close, one_line
 from bmnas.machine.schema import received
+from bmnas.tasks.arrow import arrow_folder, parquet_file
 from bmnas.tasks.kinds import Array
+from bmnas.tasks.text_arrays import DAMAGE, padded, reading, text_array
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+(,[0-9]+)?")
-#: What readers raise at a damaged, encrypted or made-up file. MemoryError comes of a header that
-#: announces more than there can be.
-_DAMAGE = (
-    OSError, EOFError, ValueError, TypeError, KeyError, OverflowError, MemoryError, RuntimeError,
-    SyntaxError, tokenize.TokenError, struct.error, zipfile.BadZipFile, zlib.error, csv.Error,
-)  # fmt: skip
-
 _LONGEST_FIELD = 2**31 - 1
-_WIDE = 64_000_000  # bytes that strings of one width may take together
 
 #: Reads a column; where its argument is true, what could be a number stays text.
 _Reader = Callable[[bool], Array]
@@ -165,24 +156,11 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
         raise UserError(message if str(path) in message else f"{path}: {message}") from error
 
 
-@contextlib.contextmanager
-def reading(place: str) -> Iterator[None]:
-    """Turn what readers raise at a damaged file into a UserError that names ``place``."""
-    try:
-        yield
-    except _DAMAGE as error:
-        message = one_line(error)
-        # numpy says "allow_pickle=False" for objects in an array and for a file that is no array.
-        if "pickle" in message or "Python objects" in message:
-            raise UserError(
-                f"{place}: received an array of Python objects, which is never loaded: save "
-                "numbers or fixed-width strings"
-            ) from error
-        raise UserError(f"{place}: cannot be read, perhaps truncated: {message}") from error
-
-
 def _open(path: Path) -> Mapping[str, _Reader]:
     """Return what reads each column of a file, by name."""
+    if path.is_dir():
+        with reading(str(path)):
+            return arrow_folder(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     opened = _OPENED.get(path.suffix.lower())
@@ -200,7 +178,7 @@ def _npz(path: Path) -> Mapping[str, _Reader]:
         zipfile.ZipFile(path).close()
     except PermissionError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: not an .npz file, or a truncated one") from error
     with np.load(path, allow_pickle=False) as archive:
         return {name: partial(_member, path, name) for name in archive.files}
@@ -243,7 +221,7 @@ def _field(path: Path, name: str, rows: Mapping[str, dict[str, Any]], text: bool
     """Return the field of every line: strings, numbers, or lists of numbers of one length."""
     values = [row.get(name) for row in rows.values()]
     if any(map(_tags, values)) and all(_tags(value) or not value for value in values):
-        return _padded([value or [] for value in values])
+        return padded([value or [] for value in values])
     first: Any = next((value for value in values if value is not None), None)
     strings = isinstance(first, str)
     for place, row in rows.items():
@@ -269,12 +247,6 @@ def _field(path: Path, name: str, rows: Mapping[str, dict[str, Any]], text: bool
 
 def _tags(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(tag, str) for tag in value)
-
-
-def _padded(lists: Sequence[Sequence[str]]) -> Array:
-    """Return lists of strings as (n, longest), empty strings where one is shorter."""
-    most = max(map(len, lists))
-    return np.array([[*tags, *[""] * (most - len(tags))] for tags in lists], np.str_)
 
 
 def _numeric(value: Any) -> bool:
@@ -334,51 +306,11 @@ def _fields(place: str, fields: Sequence[str], text: bool) -> Array:
         return text_array(fields)
 
 
-def text_array(texts: Sequence[str]) -> Array:
-    """Return strings (n,) of one width, or, where a long one would make all wide, of their own."""
-    width = 4 * max(map(len, texts), default=1)
-    if width * len(texts) <= _WIDE:
-        return np.array(texts, dtype=np.str_)
-    return np.array(texts, dtype=np.dtypes.StringDType())
-
-
-def _parquet(path: Path) -> Mapping[str, _Reader]:
-    from pyarrow import parquet
-
-    names = parquet.read_schema(path).names
-    if len(set(names)) < len(names):
-        raise UserError(f"{path}: names a column twice: {', '.join(names)}")
-    return {name: partial(_parquet_column, path, name) for name in names}
-
-
-def _parquet_column(path: Path, name: str, text: bool) -> Array:
-    """Return numbers, NaN for a missing one; strings, empty for a missing one; or lists of them."""
-    from pyarrow import parquet, types
-
-    with reading(f"{path}: {name}"):
-        column = parquet.read_table(path, columns=[name]).column(0)
-        kind = column.type
-        if types.is_integer(kind) or types.is_floating(kind):
-            numbers: Array = column.to_numpy()
-            return numbers
-        values = column.to_pylist()
-        if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-            if any(isinstance(item, str) for value in values for item in value or ()):
-                return _padded([value or [] for value in values])
-            try:
-                return np.array(values, np.float64)
-            except (TypeError, ValueError) as error:
-                raise UserError(f"{path}: {name}: lists of different lengths") from error
-        if types.is_boolean(kind):
-            values = [None if value is None else str(value).lower() for value in values]
-        return text_array(["" if value is None else str(value) for value in values])
-
-
 _OPENED: Mapping[str, Callable[[Path], Mapping[str, _Reader]]] = {
     ".npz": _npz,
     ".npy": _npy,
     ".jsonl": _jsonl,
     ".csv": _csv,
     ".tsv": partial(_csv, delimiter="\t"),
-    ".parquet": _parquet,
+    ".parquet": parquet_file,
 }

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from bmnas.machine.errors import UserError, close, few
-from bmnas.tasks.columns import reading
 from bmnas.tasks.kinds import Array
 from bmnas.tasks.rows import Rows
+from bmnas.tasks.text_arrays import reading
 
 _DIGEST_ROWS = 64
 

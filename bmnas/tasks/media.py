@@ -18,8 +18,8 @@ from bmnas_serve.errors import DataError
 from bmnas_serve.media import Fit, opened_file, opened_picture
 
 from bmnas.machine.errors import UserError, few, one_line
-from bmnas.tasks.columns import reading
 from bmnas.tasks.kinds import Array
+from bmnas.tasks.text_arrays import reading
 
 
 @contextmanager

@@ -18,12 +18,12 @@ import numpy as np
 from bmnas.machine.errors import UserError, few, one_line
 from bmnas.machine.files import read_json
 from bmnas.machine.schema import Problem, SchemaError, read, received
-from bmnas.tasks.columns import reading
 from bmnas.tasks.decoded import DecodedRows
 from bmnas.tasks.hdf5 import HDF5Rows, read_attribute, read_dataset
 from bmnas.tasks.kinds import Array
 from bmnas.tasks.left_out import LEFT_OUT, left_out
 from bmnas.tasks.task import Modality, Task
+from bmnas.tasks.text_arrays import reading
 
 #: The genres in the order of the HDF5 file, the most frequent first. News, Adult, Talk-Show and
 #: Reality-TV, which the archive has too, are left out, as in the papers.

@@ -27,7 +27,7 @@ from bmnas_serve.sources import (
 )
 
 from bmnas.machine.errors import UserError, at, few
-from bmnas.tasks.columns import Columns, text_array
+from bmnas.tasks.columns import Columns
 from bmnas.tasks.decoded import DecodedRows, Kept
 from bmnas.tasks.kinds import Array
 from bmnas.tasks.media import (
@@ -42,6 +42,7 @@ from bmnas.tasks.media import (
 )
 from bmnas.tasks.rows import Data, pieces
 from bmnas.tasks.task import ModalityType
+from bmnas.tasks.text_arrays import text_array
 
 T = TypeVar("T")
 

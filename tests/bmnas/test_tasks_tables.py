@@ -10,8 +10,7 @@ from bmnas_serve.sources import TextFiles
 from media_files import MEDIA_TASK, media_table, write_table
 
 from bmnas.machine.errors import UserError
-from bmnas.tasks import check_task, load_task_file, notes
-from bmnas.tasks import columns as columns_module
+from bmnas.tasks import check_task, load_task_file, notes, text_arrays
 from bmnas.tasks.columns import Columns, PartColumns
 from bmnas.tasks.sources import Source, fitted_vector
 from bmnas.tasks.task import draw_groups
@@ -83,6 +82,42 @@ def test_semicolons_between_fields(tmp_path: Path) -> None:
     assert columns.get("weight").tolist() == [row["weight"] for row in rows_of()]
     (tmp_path / "b.csv").write_text('"a;b"\nx\n', encoding="utf-8-sig")
     assert Columns([tmp_path / "b.csv"]).names() == ["a;b"]
+
+
+def test_a_folder_of_datasets_is_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table(
+        {
+            "title": ["a cat", None, "two dogs", "no dog"],
+            "size": [1.5, 2.5, None, 0.5],
+            "box": [[1.0, 2.0], None, [3.0, 4.0], [5.0, 6.0]],
+            "label": [0, 1, 1, -1],
+            "raw": [b"1", b"2", b"3", b"4"],
+        }
+    )
+    folder = tmp_path / "pets" / "train"
+    folder.mkdir(parents=True)
+    files = []
+    for number, rows in enumerate((table[:3], table[3:])):
+        files.append({"filename": f"data-{number:05}-of-00002.arrow"})
+        with pyarrow.ipc.new_stream(str(folder / files[-1]["filename"]), table.schema) as stream:
+            stream.write_table(rows)
+    (folder / "state.json").write_text(json.dumps({"_data_files": files}), "utf-8")
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    (folder / "dataset_info.json").write_text(json.dumps({"features": features}), "utf-8")
+    columns = Columns([folder])
+    assert columns.names() == ["title", "size", "box", "label", "raw"]
+    assert columns.get("title").tolist() == ["a cat", "", "two dogs", "no dog"]
+    assert columns.get("label").tolist() == ["cat", "dog", "dog", ""]
+    np.testing.assert_array_equal(columns.get("size"), [1.5, 2.5, np.nan, 0.5])
+    np.testing.assert_array_equal(columns.get("box")[:2], [[1, 2], [np.nan, np.nan]])
+    with pytest.raises(UserError, match="raw: received binary, expected numbers"):
+        columns.get("raw")
+    with pytest.raises(UserError, match="expected one of the folders in it: train, as"):
+        Columns([folder.parent])
+    (folder / "state.json").write_text('{"_data_files": [{"filename": "../x.arrow"}]}', "utf-8")
+    with pytest.raises(UserError, match=r"state.json names x\.arrow, expected files"):
+        Columns([folder])
 
 
 def test_parquet_has_lists_and_booleans(tmp_path: Path) -> None:
@@ -207,7 +242,7 @@ def test_a_table_of_many_strings_is_the_same_task(
     ]
     expected = load(tmp_path, *changes)
     drawn = load(tmp_path, *changes, ('split = "part"', DRAWN + ', group = "patient"}'))
-    monkeypatch.setattr(columns_module, "_WIDE", 10)
+    monkeypatch.setattr(text_arrays, "_WIDE", 10)
     task = load(tmp_path, *changes)
     assert Columns([tmp_path / "pets.csv"]).get("title").dtype.kind == "T"
     assert task.class_names == expected.class_names
