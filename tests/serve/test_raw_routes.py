@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,20 @@ def test_errors_name_the_part_and_what_was_expected(
     response = ask(folder, url, **options)
     assert response.status_code == status, response.text
     assert message in response.json()["error"]
+
+
+def test_a_decoder_that_is_not_installed_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = sound()
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    response = ask(folder, files={"sound": content})
+    assert response.status_code == 501
+    assert response.json()["error"].startswith('part "sound": the package soundfile is not')
+    assert "pip install 'bmnas[media]'" in response.text
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    response = ask(folder, files={"sound": content})
+    assert (response.status_code, "the package tokenizers is not" in response.text) == (501, True)
 
 
 def test_a_gzipped_body_is_refused(folder: Path) -> None:
