@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -123,6 +124,10 @@ def test_tls(start, tmp_path):
     with grpc.secure_channel(server.grpc, trusted) as channel:
         request = message_class("ServerLiveRequest")()
         assert ask(channel, "ServerLive")(request, timeout=20).live
+    knows = ssl.create_default_context(cafile=str(certificate))
+    url = f"https://{server.address}/v2/health/live"
+    with urllib.request.urlopen(url, timeout=20, context=knows) as answer:
+        assert answer.status == 200
 
 
 def test_a_deadline_of_the_client_is_kept_in_the_queue(start):
