@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from bmnas_serve.app import create_app
 from bmnas_serve.codec import encode_tensor
@@ -60,6 +62,36 @@ def test_models_are_loaded_and_unloaded(folder):
         assert asked.post("/v2/repository/models/dogs/load", json={}).status_code == 200
         assert asked.post("/v2/models/dogs/infer", json=body(1)).json()["model_version"] == "2"
         assert asked.get("/v2/models/dogs").json()["versions"] == ["1", "2"]
+
+
+def test_no_request_fails_while_models_are_replaced(folder):
+    app = create_app(Repository.open(folder, open_session))
+    done: list[int] = []
+
+    async def ask(http: httpx.AsyncClient) -> None:
+        while len(done) < 5:
+            answer = await http.post("/v2/models/dogs/infer", json=body(2))
+            assert answer.status_code == 200, answer.text
+
+    async def replace(http: httpx.AsyncClient) -> None:
+        for _ in range(5):
+            answer = await http.post("/v2/repository/models/dogs/load")
+            assert answer.status_code == 200, answer.text
+            done.append(1)
+
+    async def go() -> None:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http,
+        ):
+            await asyncio.gather(replace(http), *(ask(http) for _ in range(8)))
+            answer = await http.get("/v2/models/dogs/versions/2/stats")
+            counts = answer.json()["model_stats"][0]["inference_stats"]
+            assert counts["success"]["count"] >= 8
+            assert counts["fail"]["count"] == 0
+
+    asyncio.run(go())
 
 
 @pytest.mark.parametrize(
