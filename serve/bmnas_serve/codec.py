@@ -71,7 +71,7 @@ def decode_request(
 def _read(content: bytes) -> Mapping[str, Any]:
     """Return the members of a request in JSON, checked as far as no model is needed."""
     try:
-        data = parse_json(content, arrays=True)
+        data = parse_json(content, arrays="data")
     except ValueError as error:
         raise FormatError(f"the body is not JSON: {error}") from error
     return table(data, "", {"inputs": each(_input)}, _OPTIONAL)

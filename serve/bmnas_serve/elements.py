@@ -15,9 +15,10 @@ from bmnas_serve.checks import wrong
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError, shorten
 
-#: What a request holds of a tensor: a list, flat or nested, an array in the place of a long flat
-#: list of numbers, or the bytes.
-Data = list[Any] | NDArray[Any] | bytes | memoryview
+#: What a request holds of a tensor: a list, flat or nested, or the bytes. Any long list of numbers
+#: alone may be an array.
+_List = list[Any] | NDArray[Any]
+Data = _List | bytes | memoryview
 
 
 def to_array(data: Data, shape: Sequence[int], dtype: str, place: str) -> NDArray[Any]:
@@ -27,13 +28,12 @@ def to_array(data: Data, shape: Sequence[int], dtype: str, place: str) -> NDArra
     shape has, and for one that the dtype cannot hold: numpy alone would take null for NaN and
     true for 1.
     """
-    if isinstance(data, np.ndarray):
-        _check_count(len(data), shape, place)
-        return _from_numbers(data, np.dtype(dtype), place).reshape(shape)
-    if isinstance(data, list):
-        elements = _flatten(data, tuple(shape), place)
-        return _from_elements(elements, np.dtype(dtype), place).reshape(shape)
-    return _from_bytes(data, shape, np.dtype(dtype), place)
+    if isinstance(data, bytes | memoryview):
+        return _from_bytes(data, shape, np.dtype(dtype), place)
+    elements = _flatten(data, tuple(shape), place)
+    if isinstance(elements, np.ndarray):
+        return _from_numbers(elements, np.dtype(dtype), place).reshape(shape)
+    return _from_elements(elements, np.dtype(dtype), place).reshape(shape)
 
 
 def to_bytes(array: NDArray[Any]) -> bytes:
@@ -71,9 +71,9 @@ def _from_bytes(
     return array if array.flags.aligned else array.copy()
 
 
-def _flatten(elements: list[Any], shape: tuple[int, ...], place: str) -> list[Any]:
+def _flatten(elements: _List, shape: tuple[int, ...], place: str) -> _List:
     """Return the elements of a list that is flat or nested like ``shape``."""
-    if len(shape) > 1 and elements and isinstance(elements[0], list):
+    if len(shape) > 1 and len(elements) and isinstance(elements[0], list | np.ndarray):
         return _flatten_nested(elements, shape, place)
     _check_count(len(elements), shape, place)
     return elements
@@ -88,18 +88,25 @@ def _check_count(received: int, shape: Sequence[int], place: str) -> None:
         )
 
 
-def _flatten_nested(data: list[Any], shape: tuple[int, ...], place: str) -> list[Any]:
+def _flatten_nested(data: _List, shape: tuple[int, ...], place: str) -> _List:
     rows: list[Any] = [data]
     for axis, length in enumerate(shape):
         for row in rows:
-            if not isinstance(row, list) or len(row) != length:
-                found = _count(len(row), "item") if isinstance(row, list) else shorten(row)
+            if not isinstance(row, list | np.ndarray) or len(row) != length:
+                is_list = isinstance(row, list | np.ndarray)
+                found = _count(len(row), "item") if is_list else shorten(row)
                 raise FormatError(
                     f"{place}: received {found} on axis {axis}, expected a list of {length:,}"
                     f" for the shape {list(shape)}"
                 )
-        rows = list(chain.from_iterable(rows))
+        if axis == len(shape) - 1 and all(isinstance(row, np.ndarray) for row in rows):
+            return np.concatenate(rows)
+        rows = list(chain.from_iterable(map(_as_list, rows)))
     return rows
+
+
+def _as_list(row: _List) -> list[Any]:
+    return row.tolist() if isinstance(row, np.ndarray) else row
 
 
 def _count(number: int, noun: str) -> str:

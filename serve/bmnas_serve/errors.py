@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any
 
+import numpy as np
+
 
 class ServeError(Exception):
     """The server cannot start as asked; the message is one line for the person who asked."""
@@ -54,7 +56,9 @@ def shorten(value: Any, limit: int = 80) -> str:
     """Return ``value`` for a message: on one line, and cut where it grows long."""
     if isinstance(value, dict | list | tuple) and len(value) > 16:
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value):,} items"
-    text = _as_json(value[:limit] if isinstance(value, str) else value)
+    if isinstance(value, np.ndarray):
+        return f"a list of {len(value):,} numbers"
+    text = _as_json(value[:limit] if isinstance(value, str) else value, limit)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
@@ -64,8 +68,17 @@ def one_line(error: BaseException, limit: int = 400) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def _as_json(value: Any) -> str:
+def _as_json(value: Any, limit: int) -> str:
+    """Return the JSON of ``value``, made only as far as it exceeds ``limit`` characters."""
+    text = ""
     try:
-        return json.dumps(value)
+        for piece in _ENCODER.iterencode(value):
+            text += piece
+            if len(text) > limit:
+                break
     except (TypeError, ValueError, RecursionError):
         return type(value).__name__
+    return text
+
+
+_ENCODER = json.JSONEncoder()

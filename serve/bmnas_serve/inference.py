@@ -137,8 +137,12 @@ def _check_tensor(tensor: GivenTensor, spec: TensorSpec) -> None:
         )
 
 
+#: What an axis must stay below, as in numpy. Python refuses to write numbers of 4,300 digits.
+_LARGEST = 2**63
+
+
 def _fits(axis: Any, wanted: int) -> bool:
-    return type(axis) is int and (axis >= 1 if wanted == -1 else axis == wanted)
+    return type(axis) is int and (1 <= axis < _LARGEST if wanted == -1 else axis == wanted)
 
 
 def _optional(spec: TensorSpec) -> bool:

@@ -50,7 +50,7 @@ def document(
     known = dict(_operations(served, cards))
     paths: dict[str, Schema] = {}
     for path, methods in routes.items():
-        plain = path.replace(":int}", "}").replace(":path}", "}")
+        plain = path.replace(":path}", "}")
         for method in sorted(methods - {"HEAD"}):
             if (plain, method) in known:
                 paths.setdefault(plain, {})[method.lower()] = known[plain, method]

@@ -65,7 +65,7 @@ class RawRoutes:
             Route("/v1/models", self.models),
             Route(model, self.card),
             Route(f"{model}/architecture.svg", self.drawing),
-            Route(f"{model}/samples/{{sample:int}}/{{input:path}}", self.sample),
+            Route(f"{model}/samples/{{sample}}/{{input:path}}", self.sample),
             Route("/v1/predict", self.predict, methods=["POST"]),
             Route("/page/{file}", self.file),
         ]
@@ -115,8 +115,10 @@ class RawRoutes:
         """Return an input of a sample, as a person sees or hears it."""
         with self._served(request, request.path_params["name"]).held() as served:
             model = await self._model(served)
-            sample, name = request.path_params["sample"], request.path_params["input"]
-            kind, body = await self._beside(model.shown, sample, name)
+            number, name = request.path_params["sample"], request.path_params["input"]
+            if not _is_number(number):
+                raise RequestError(404, f"received the sample {shorten(number)}, expected a number")
+            kind, body = await self._beside(model.shown, int(number), name)
         return content(body, kind)
 
     async def predict(self, request: Request) -> Response:
@@ -219,9 +221,13 @@ def _sample(request: Request) -> int | None:
     text = _query(request, "sample")
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    if not _is_number(text):
         raise RequestError(400, f"sample: received {shorten(text)}, expected its number, from 0")
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _without(request: Request) -> tuple[str, ...]:

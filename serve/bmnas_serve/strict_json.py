@@ -32,17 +32,17 @@ _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SCALAR = re.compile(rb'[^ \t\r\n,:"\[\]{}]+')
 
 
-def parse_json(content: bytes, *, arrays: bool = False) -> Any:
+def parse_json(content: bytes, *, arrays: str | None = None) -> Any:
     """Read one JSON value from UTF-8 text, without NaN and without keys that stand twice.
 
-    With ``arrays``, a long list of numbers alone is an array, int64 or float64: as a list it takes
-    four times the memory, and to give it back stops everything. ValueError says in one line what
-    is wrong.
+    In members called ``arrays``, a long list of numbers alone, also within other lists, is an
+    array, int64 or float64: as a list it takes four times the memory, and to give it back stops
+    everything. ValueError says in one line what is wrong.
     """
     if not content:
         raise ValueError("it is empty")
     if len(content) > _STEP:
-        return _Reader(content, arrays=arrays).document()
+        return _Reader(content, arrays).document()
     try:
         return _DECODER.decode(content.decode("utf-8"))
     except RecursionError as error:
@@ -114,14 +114,14 @@ def _array(found: list[Any]) -> NDArray[Any] | None:
 class _Reader:
     """A text and the place in it up to which it was read."""
 
-    def __init__(self, text: bytes, *, arrays: bool) -> None:
+    def __init__(self, text: bytes, arrays: str | None) -> None:
         self._text = text
         self._arrays = arrays
         self._place = 0
         self._parts = 0
 
     def document(self) -> Any:
-        value = self._value(0)
+        value = self._value(0, arrays=False)
         if self._next():
             raise self._wrong("nothing more")
         return value
@@ -145,7 +145,7 @@ class _Reader:
         received = repr(found) if found else "its end"
         return ValueError(f"received {received} at byte {self._place:,}, expected {expected}")
 
-    def _value(self, depth: int) -> Any:
+    def _value(self, depth: int, *, arrays: bool) -> Any:
         found = self._next()
         if found == b'"':
             return self._string()
@@ -153,7 +153,7 @@ class _Reader:
             if depth > _DEPTH:
                 raise ValueError("it is nested too deeply")
             self._count()
-            return self._list(depth) if found == b"[" else self._object(depth)
+            return self._list(depth, arrays=arrays) if found == b"[" else self._object(depth)
         match = _SCALAR.match(self._text, self._place, self._place + _STEP)
         if not match:
             raise self._wrong("a value")
@@ -188,13 +188,13 @@ class _Reader:
                 raise self._wrong("a key in quotes")
             name = self._string()
             self._take(b":")
-            _add(members, name, self._value(depth + 1))
+            _add(members, name, self._value(depth + 1, arrays=name == self._arrays))
             if self._take(b",}") == b"}":
                 return members
 
-    def _list(self, depth: int) -> list[Any] | NDArray[Any]:
+    def _list(self, depth: int, *, arrays: bool) -> list[Any] | NDArray[Any]:
         """Read a list; the values in it that are no list, object or string a step at a time."""
-        values = _Values(arrays=self._arrays)
+        values = _Values(arrays=arrays)
         self._take(b"[")
         after = b""  # what stands before the place: nothing yet, a value or a comma
         while True:
@@ -217,7 +217,7 @@ class _Reader:
             self._place += len(rest)
             if after == b"0":
                 raise self._wrong(", or ]")
-            values.append(self._value(depth + 1))
+            values.append(self._value(depth + 1, arrays=arrays))
             after = b"0"
 
     def _run(self) -> tuple[bytes, bytes]:

@@ -192,12 +192,51 @@ def test_largest_float_survives_its_shortest_spelling():
         ([1], [True], "received the shape [true], expected [-1]"),
         ([], [0], "received the shape [0], expected [-1]"),
         ([1], [-1], "received the shape [-1]"),
-        ([1], [1, 10**30], "received 1 element, expected"),
+        ([1], [1, 2**62], "received 1 element, expected"),
+        ([1], [1, 2**63], "received the shape [1, 9223372036854775808], expected [-1, -1]"),
+        ([1], [10**4298, 10**4298], "received the shape [1000"),
     ],
 )
 def test_data_and_shape_must_agree(data, shape, message):
     rank = len(shape) if isinstance(shape, list) else 1
     assert message in refusal(body(data, shape), rank)
+
+
+LONG = 5000
+WHOLE = [[*range(LONG)], [*range(LONG)]]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        WHOLE,
+        [[0.5] * LONG, [1] * LONG],  # read as arrays of two types
+        [[1] * LONG, [2] * (LONG - 1) + [2**63]],  # the second is not read as an array
+    ],
+)
+@pytest.mark.parametrize("nested", [[], [1]])
+def test_long_rows_of_nested_lists(rows, nested):
+    data = [rows] if nested else rows
+    array = decode(data, [*nested, 2, LONG], "FP64")
+    np.testing.assert_array_equal(array, np.array(data, np.float64), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "datatype", "message"),
+    [
+        (WHOLE, [2, LONG + 1], "INT32", "received 5,000 items on axis 1, expected a list of 5,001"),
+        (WHOLE, [2, LONG, 1], "INT32", "received 0 on axis 2, expected a list of 1"),
+        (WHOLE, [2 * LONG], "INT32", "received 2 elements, expected 10,000"),
+        (WHOLE, [2], "INT32", "element 0: received a list of 5,000 numbers, expected integers"),
+        (WHOLE, [2, LONG], "INT8", "received 4999, out of range for INT8"),
+        (WHOLE, [2, LONG], "BOOL", "element 0: received 0, expected true or false"),
+        ([WHOLE[0], [None] * LONG], [2, LONG], "INT32", "element 5000: received null"),
+        ([WHOLE[0], 3], [2, LONG], "INT32", "received 3 on axis 1, expected a list of 5,000"),
+        (1, WHOLE[0], "INT32", "data: received 1, expected a list"),
+    ],
+)
+def test_long_rows_that_do_not_fit(data, shape, datatype, message):
+    assert message in refusal(body(data, shape, datatype), len(shape), datatype)
 
 
 @pytest.mark.parametrize("datatype", ["BYTES", "FP16", "fp32"])

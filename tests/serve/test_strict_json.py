@@ -98,7 +98,7 @@ def test_numbers_in_arrays_are_those_of_the_list(values, step):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strict_json, "_STEP", step)
         patch.setattr(strict_json, "_MANY", 2)
-        data = parse_json(text, arrays=True)["data"]
+        data = parse_json(text, arrays="data")["data"]
     expected = json.loads(text)["data"]
     if isinstance(data, list):
         assert data == expected
