@@ -44,6 +44,9 @@ class Connection(HttpToolsProtocol):
         self.limits = limits
         self.peer = Client()
         self._begun = False
+        self._in_headers = False
+        self._malformed = False
+        self._seconds = limits.header
         self._until = math.inf
         self._unsent = 0
         self._stuck_until = math.inf
@@ -51,12 +54,17 @@ class Connection(HttpToolsProtocol):
     @property
     def half_open(self) -> bool:
         """Whether a request has begun and its body is not complete."""
-        return self.cycle is not None and self.cycle.more_body and not self.cycle.response_complete
+        return self._answering and self.cycle.more_body
+
+    @property
+    def _answering(self) -> bool:
+        """Whether a request whose headers are complete is not yet answered."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Accept a connection, or say that there are too many."""
         super().connection_made(transport)
-        self._until = self.loop.time() + self.limits.header
+        self._start_clock()
         if len(self.connections) > self.limits.connections:
             self._refuse(503, f"there are {self.limits.connections:,} connections already")
 
@@ -75,33 +83,44 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
-        self._begun = True
-        self._until = self.loop.time() + self.limits.header
+        self._begun = self._in_headers = True
+        self._seconds = self.limits.header
+        self._start_clock()
         self.scope[CLIENT_KEY] = self.peer  # type: ignore[literal-required]
 
     def on_headers_complete(self) -> None:
         """Begin the body of a request."""
-        # The application answers a body that is late, where it reads it.
-        self._until = self.loop.time() + self.limits.body + _SLACK
         super().on_headers_complete()
+        self._in_headers = False
+        # The application answers a body that is late, where it reads it.
+        self._seconds = self.limits.body + _SLACK
+        self._start_clock()
 
     def on_message_complete(self) -> None:
         """End a request."""
-        self._until = math.inf
+        self._seconds = self._until = math.inf
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or end the connection."""
         super().on_response_complete()
-        if self.peer.leaving and self.cycle.response_complete:
+        if self.transport.is_closing():
+            return
+        if not self._answering and self._malformed:
+            self._refuse_malformed()
+        elif not self._answering and self.peer.leaving:
             self.transport.close()
+        elif self._until == math.inf:
+            self._start_clock()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""
-        if self.half_open:
+        if self.half_open and not self.pipeline:
             self.transport.abort()  # it breaks off in the body of a request that is being read
+        elif self._answering:
+            self._malformed = True  # or the client would take it for the answer
         else:
-            self._refuse(400, "received no valid HTTP request, expected HTTP/1.1")
+            self._refuse_malformed()
 
     def expire(self, now: float) -> None:
         """End the connection where its client takes too long; ``now`` is the loop's time."""
@@ -121,6 +140,14 @@ class Connection(HttpToolsProtocol):
         elif now > self._stuck_until:
             self.transport.abort()
         self._unsent = unsent
+
+    def _start_clock(self) -> None:
+        """Give what is being received its time, once the requests before it are answered."""
+        waits = self._answering if self._in_headers else bool(self.pipeline)
+        self._until = math.inf if waits else self.loop.time() + self._seconds
+
+    def _refuse_malformed(self) -> None:
+        self._refuse(400, "received no valid HTTP request, expected HTTP/1.1")
 
     def _refuse(self, status: int, message: str) -> None:
         body = json.dumps({"error": message}).encode()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
+
+from bmnas_serve.errors import BundleError
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -17,6 +21,22 @@ def open_regular(path: Path) -> BufferedReader:
         file.close()
         raise OSError(0, "not a regular file", str(path))
     return file
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the content of a regular file; raises OSError."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise BundleError in the place of an OSError that the block raises as it reads ``path``."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{error.filename or path}: cannot be read: {error.strerror}"
+        raise BundleError(message) from error
 
 
 def sha256_of(path: Path) -> str:

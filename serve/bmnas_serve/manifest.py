@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,12 @@ def _digests(data: Mapping[str, Any]) -> dict[str, str]:
 
 def load(folder: Path) -> Manifest:
     """Read the manifest of the bundle ``folder``; BundleError names the file and the place."""
-    data = read(folder)
+    return load_content(read_content(folder), folder)
+
+
+def load_content(content: bytes, folder: Path) -> Manifest:
+    """Return what ``load`` does, where ``content`` is what ``read_content`` returned."""
+    data = _json(content, folder)
     manifest = parse(data, str(folder / MANIFEST_FILE))
     digested = data["format"] != EARLIER or "sha256" in data
     for problem in changes(data, folder) if digested else ():
@@ -194,6 +199,11 @@ def load(folder: Path) -> Manifest:
 
 def read(folder: Path) -> Any:
     """Return the JSON value in the manifest of ``folder`` unchecked; raises BundleError."""
+    return _json(read_content(folder), folder)
+
+
+def read_content(folder: Path) -> bytes:
+    """Return the bytes of the manifest of ``folder``; raises BundleError."""
     path = folder / MANIFEST_FILE
     try:
         with open_regular(path) as file:
@@ -207,10 +217,14 @@ def read(folder: Path) -> Any:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error
     if len(content) > _LIMIT:
         raise BundleError(f"{path}: more than the {_LIMIT:,} bytes that a manifest may have")
+    return content
+
+
+def _json(content: bytes, folder: Path) -> Any:
     try:
         return parse_json(content)
     except ValueError as error:
-        raise BundleError(f"{path}: not a JSON file: {error}") from error
+        raise BundleError(f"{folder / MANIFEST_FILE}: not a JSON file: {error}") from error
 
 
 def changes(data: Mapping[str, Any], folder: Path) -> Iterator[str]:
@@ -389,21 +403,26 @@ def _check_threshold(threshold: Any, task: TaskSpec) -> None:
         raise wrong("threshold", threshold, f"a number from 0 to 1, as the task is {task.kind}")
 
 
-def verify_files(manifest: Manifest, folder: Path) -> None:
+def verify_files(
+    manifest: Manifest, folder: Path, sha256: Callable[[Path], str] = sha256_of
+) -> None:
     """Compare each file of the bundle ``folder`` with its SHA-256 in the manifest.
 
-    Raises BundleError naming the first file that is missing or differs.
+    ``sha256`` reads a file and returns its own. Raises BundleError naming the first file that is
+    missing or differs.
     """
-    for problem in file_changes(manifest, folder):
+    for problem in file_changes(manifest, folder, sha256):
         raise BundleError(f"{problem}: export again")
 
 
-def file_changes(manifest: Manifest, folder: Path) -> Iterator[str]:
+def file_changes(
+    manifest: Manifest, folder: Path, sha256: Callable[[Path], str] = sha256_of
+) -> Iterator[str]:
     """Yield one line for each file of the bundle ``folder`` that is missing or was changed."""
     for name, expected in manifest.files.items():
         path = folder / name
         try:
-            received = sha256_of(path)
+            received = sha256(path)
         except OSError as error:
             yield f"{path}: cannot be read: {error.strerror}; {MANIFEST_FILE} lists it"
             continue

@@ -18,6 +18,7 @@ from bmnas_serve.bodies import Bodies
 from bmnas_serve.errors import RequestError, busy, shorten
 from bmnas_serve.forms import media_type, read_inputs
 from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.logs import LOG
 from bmnas_serve.openapi import document
 from bmnas_serve.raw_model import Asked, Made, RawModel
 from bmnas_serve.repository import Repository, Served
@@ -85,10 +86,14 @@ class RawRoutes:
         """Return the OpenAPI document of what is served now."""
         cards = {}
         for served in self._repository.served():
+            if served.session.manifest is None:
+                continue  # it takes tensors alone
             try:
                 cards[served.name] = (await self._model(served)).card()
-            except RequestError:
-                continue  # a model that takes tensors alone
+            except RequestError as error:
+                if error.status == 503:
+                    raise
+                LOG.warning(f"left out of /v1/predict in /openapi.json: {error.message}")
         routes = {route.path: route.methods or set() for route in request.app.routes}
         return _json(document(self._repository.served(), cards, routes))
 

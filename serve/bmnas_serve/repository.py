@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from bmnas_serve.batcher import Batcher, QueueLimits, Run
 from bmnas_serve.errors import BundleError, RequestError, shorten
+from bmnas_serve.files import reading
+from bmnas_serve.logs import LOG
 from bmnas_serve.manifest import MANIFEST_FILE
 from bmnas_serve.session import Session
 from bmnas_serve.statistics import Statistics
@@ -123,7 +125,9 @@ class Repository:
         it is a model of that name, and holds a bundle, or folders called 1, 2, … with a bundle
         each. Raises BundleError when one of them cannot be opened.
         """
-        if path.is_dir() and not (path / MANIFEST_FILE).exists() and _bundles_of(path):
+        with reading(path):
+            several = path.is_dir() and not (path / MANIFEST_FILE).exists()
+        if several and _bundles_of(path):
             repository = cls(lambda: _bundles_of(path), open_session, limits)
             for name, versions in _bundles_of(path).items():
                 repository._put(name, repository._open(name, versions))
@@ -176,9 +180,14 @@ class Repository:
     async def index(self, *, ready: bool = False) -> list[dict[str, str]]:
         """Return the protocol's index: each version that is or could be served, and its state.
 
-        ``ready`` leaves out those that are not served.
+        ``ready`` leaves out those that are not served. Where the folder of models cannot be read,
+        the log tells so, and what is served is all.
         """
-        found = await asyncio.to_thread(self._places)
+        try:
+            found = await asyncio.to_thread(self._places)
+        except BundleError as error:
+            LOG.warning(str(error))
+            found = {}
         entries = []
         for name in sorted(self._served.keys() | found.keys()):
             served = self._served.get(name, {})
@@ -195,19 +204,29 @@ class Repository:
         """Open every version of a model, and serve them in the place of what was served.
 
         Raises RequestError: 404 when there is no such model, 400 when a version of it cannot be
-        opened; then what was served goes on.
+        opened; then what was served goes on. Cancelled, it goes on nonetheless.
         """
+        # Its thread cannot be stopped, and the next load has to wait for it.
+        await asyncio.shield(asyncio.create_task(self._load(name)))
+
+    async def _load(self, name: str) -> None:
         async with self._loading:
-            found = await asyncio.to_thread(self._places)
+            try:
+                found = await asyncio.to_thread(self._places)
+            except BundleError as error:
+                raise self._not_loaded(name, error) from error
             if name not in found:
                 raise _unknown("model", name, found)
             try:
                 sessions = await asyncio.to_thread(self._open, name, found[name])
             except BundleError as error:
                 self._failures[name] = str(error)
-                goes_on = "; what was served goes on" if name in self._served else ""
-                raise RequestError(400, f"cannot load {name!r}: {error}{goes_on}") from error
+                raise self._not_loaded(name, error) from error
             self._put(name, sessions)
+
+    def _not_loaded(self, name: str, error: BundleError) -> RequestError:
+        goes_on = "; what was served goes on" if name in self._served else ""
+        return RequestError(400, f"cannot load {name!r}: {error}{goes_on}")
 
     def unload(self, name: str) -> None:
         """Serve a model no more; requests that hold it are answered. Raises RequestError (404)."""
@@ -258,7 +277,12 @@ def check_model_control(allowed: bool) -> None:
 
 
 def _bundles_of(folder: Path) -> dict[str, dict[str, Path]]:
-    """Return the bundles of a folder of models."""
+    """Return the bundles of a folder of models; raises BundleError where it cannot be read."""
+    with reading(folder):
+        return _readable_bundles_of(folder)
+
+
+def _readable_bundles_of(folder: Path) -> dict[str, dict[str, Path]]:
     models = {}
     for model in sorted(path for path in folder.iterdir() if path.is_dir()):
         if model.name.startswith("."):  # what Kubernetes and git keep beside the files

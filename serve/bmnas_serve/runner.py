@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import mmap
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +20,11 @@ from numpy.typing import NDArray
 
 from bmnas_serve.datatypes import BY_ONNX, PROTOCOL
 from bmnas_serve.errors import BundleError, InferenceError, ServeError, one_line
-from bmnas_serve.files import open_regular
+from bmnas_serve.files import read_regular, reading
 from bmnas_serve.manifest import TensorSpec
 
 CPU = "CPUExecutionProvider"
+_FOLDER_OF_TENSORS = "session.model_external_initializers_file_folder_path"
 
 
 def check_one_runtime() -> None:
@@ -132,15 +132,16 @@ class OnnxRunner(Runner):
         *,
         threads: int | None = None,
         providers: Sequence[str] = (CPU,),
-        files: Sequence[str] | None = None,
+        content: bytes | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> Self:
-        """Open the file ``model``.
+        """Open the file ``model``, of which ``content`` is what was read, None where nothing was.
 
         ``threads`` None takes every CPU that this process may use. ``providers`` are onnxruntime's
-        execution providers, the preferred first. The model may keep tensors in ``files``, paths
-        from its folder, and in no others; None stands for any. Raises BundleError when the file is
-        no model, and when a provider is not to be had: onnxruntime would run on the CPU without a
-        word.
+        execution providers, the preferred first. The model may keep tensors in ``files``, by path
+        from its folder, and in no others; None stands for any in its folder. Raises BundleError
+        when the file is no model, and when a provider is not to be had: onnxruntime would run on
+        the CPU without a word.
         """
         available = ort.get_available_providers()
         for provider in providers:
@@ -153,20 +154,23 @@ class OnnxRunner(Runner):
         options.intra_op_num_threads = threads or usable_cpus()
         # Failures are raised below as one line; onnxruntime would print them a second time.
         options.log_severity_level = 4
+        if content is None:
+            with reading(model):
+                content = read_regular(model)
+        if files is None:
+            options.add_session_config_entry(_FOLDER_OF_TENSORS, str(model.parent))
+        else:
+            # One name that no model has: without any, files would be looked for in the current
+            # folder.
+            found = {"\n": b"\0", **{name: held for name, held in files.items() if held}}
+            options.add_external_initializers_from_files_in_memory(
+                list(found), list(found.values()), [len(held) for held in found.values()]
+            )
         try:
             # With its fallback on, it goes on without a provider that fails, on the CPU.
-            contents = {} if files is None else _contents(model, files)
-            if contents:
-                sizes = [len(content) for content in contents.values()]
-                options.add_external_initializers_from_files_in_memory(
-                    list(contents), list(contents.values()), sizes
-                )
-            source = str(model) if files is None else _read(model)
             runtime = ort.InferenceSession(
-                source, options, providers=list(providers), enable_fallback=0
+                content, options, providers=list(providers), enable_fallback=0
             )
-        except OSError as error:
-            raise BundleError(f"{error.filename}: cannot be read: {error.strerror}") from error
         except Exception as error:  # onnxruntime's exceptions have no base class of their own
             raise BundleError(
                 f"{model}: onnxruntime cannot open the model: {one_line(error)}"
@@ -190,22 +194,6 @@ class OnnxRunner(Runner):
         except Exception as error:  # onnxruntime's exceptions have no base class of their own
             raise InferenceError(f"{self._name}: onnxruntime failed: {one_line(error)}") from error
         return dict(zip(self._outputs, map(np.asarray, results), strict=True))
-
-
-def _contents(model: Path, files: Sequence[str]) -> dict[str, bytes | mmap.mmap]:
-    """Return the content of ``files``, in which a model finds its tensors, and only there."""
-    # One name that no model has: without any, files would be looked for in the current folder.
-    contents: dict[str, bytes | mmap.mmap] = {"\n": b"\0"}
-    for name in files:
-        with open_regular(model.parent / name) as file:
-            if os.fstat(file.fileno()).st_size:
-                contents[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return contents
-
-
-def _read(path: Path) -> bytes:
-    with open_regular(path) as file:
-        return file.read()
 
 
 def usable_cpus() -> int:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from bmnas_serve.errors import BundleError
+from bmnas_serve.files import read_regular, reading
 from bmnas_serve.manifest import Manifest
 from bmnas_serve.media import decoder
 from bmnas_serve.raw import RawInput
@@ -30,10 +31,8 @@ def member(folder: Path, manifest: Manifest, name: str) -> bytes | None:
     """
     if name not in manifest.files:
         return None
-    try:
-        content = (folder / name).read_bytes()
-    except OSError as error:
-        raise BundleError(f"{name}: cannot be read: {error.strerror}") from error
+    with reading(folder / name):
+        content = read_regular(folder / name)
     if hashlib.sha256(content).hexdigest() != manifest.files[name]:
         raise BundleError(f"{name}: changed since the bundle was opened: load it again")
     return content

@@ -31,7 +31,7 @@ from bmnas_serve.logs import configure
 from bmnas_serve.metrics import Metrics
 from bmnas_serve.repository import Repository
 from bmnas_serve.runner import CPU
-from bmnas_serve.session import Session
+from bmnas_serve.session import Session, Source
 from bmnas_serve.settings import Settings
 from bmnas_serve.traces import traced
 from bmnas_serve.tuning import open_fastest
@@ -129,7 +129,8 @@ def _keep_pauses_short() -> None:
 
 
 def _open(settings: Settings, model: Path) -> Session:
-    open_with = partial(Session.open, model, target=settings.target, providers=settings.providers)
+    source = Source.read(model, settings.target)
+    open_with = partial(Session.of_source, source, providers=settings.providers)
     if settings.threads is not None or tuple(settings.providers) != (CPU,):
         return open_with(intra_op_threads=settings.threads)
     try:

@@ -6,7 +6,9 @@ checked is what is served.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,9 +17,63 @@ from numpy.typing import NDArray
 from bmnas_serve import manifest as bundle
 from bmnas_serve.datatypes import WIDER
 from bmnas_serve.errors import BundleError
-from bmnas_serve.files import sha256_of
+from bmnas_serve.files import read_regular, reading, sha256_of
 from bmnas_serve.manifest import InputSpec, Manifest, TensorSpec
 from bmnas_serve.runner import CPU, OnnxRunner, Runner
+
+
+@dataclass(frozen=True)
+class Source:
+    """A bundle, or a bare model, as it was read: what was verified is what is opened.
+
+    ``content`` is that of the file ``model``. ``files`` are those in which a bundle's model may
+    keep tensors, by path from its folder. ``manifest``, ``files`` and ``folder`` are None for a
+    bare file. ``sha256`` is that of the manifest, or of the bare file.
+    """
+
+    model: Path
+    content: bytes
+    sha256: str
+    manifest: Manifest | None = None
+    files: Mapping[str, bytes] | None = None
+    folder: Path | None = None
+
+    @classmethod
+    def read(cls, path: Path, target: str | None = None) -> Self:
+        """Read a bundle folder or a bare ``.onnx`` file, each file once; see ``Session.open``."""
+        with reading(path):
+            if path.is_dir():
+                return cls._of_bundle(path, target)
+            if not path.exists():
+                raise BundleError(
+                    f"{path}: there is no such file or folder; expected a bundle folder that"
+                    " 'bmnas export' wrote, or the path of an .onnx file"
+                )
+            if target is not None:
+                raise BundleError(f"{path}: received target {target!r} for a file, expected none")
+            content = read_regular(path)
+        return cls(path, content, _sha256(content))
+
+    @classmethod
+    def _of_bundle(cls, folder: Path, target: str | None) -> Self:
+        listed = bundle.read_content(folder)
+        manifest = bundle.load_content(listed, folder)
+        model = folder / _file_of(target or "onnx", manifest, folder)
+        files: dict[str, bytes] = {}
+
+        def kept(path: Path) -> str:
+            if not path.is_relative_to(model.parent):
+                return sha256_of(path)
+            content = read_regular(path)
+            files[path.relative_to(model.parent).as_posix()] = content
+            return _sha256(content)
+
+        bundle.verify_files(manifest, folder, kept)
+        return cls(model, files.pop(model.name), _sha256(listed), manifest, files, folder)
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 class Session:
@@ -77,36 +133,34 @@ class Session:
         bundle is malformed or damaged, when it lacks the target, when the model and its manifest
         disagree, and when a provider is not to be had.
         """
-        if not path.exists():
-            raise BundleError(
-                f"{path}: there is no such file or folder; expected a bundle folder that"
-                " 'bmnas export' wrote, or the path of an .onnx file"
-            )
-        if not path.is_dir():
-            if target is not None:
-                raise BundleError(f"{path}: received target {target!r} for a file, expected none")
-            if not path.is_file():
-                raise BundleError(f"{path}: cannot be read: not a regular file")
-            runner = OnnxRunner.open(path, threads=intra_op_threads, providers=providers)
-            found = runner.describe()
-            inputs = tuple(InputSpec(t.name, t.shape, t.dtype) for t in found.inputs)
-            session = cls(runner, path.stem, inputs, found.outputs)
-            session.sha256 = sha256_of(path)
-            return session
-        manifest = bundle.load(path)
-        bundle.verify_files(manifest, path)
-        model = path / bundle.MODEL_FILE
-        if target is not None:
-            model = path / _file_of(target, manifest, path)
+        source = Source.read(path, target)
+        return cls.of_source(source, intra_op_threads=intra_op_threads, providers=providers)
+
+    @classmethod
+    def of_source(
+        cls,
+        source: Source,
+        *,
+        intra_op_threads: int | None = None,
+        providers: Sequence[str] = (CPU,),
+    ) -> Self:
+        """Open what was read from files, see ``open``."""
+        model, manifest = source.model, source.manifest
         runner = OnnxRunner.open(
             model,
             threads=intra_op_threads,
             providers=providers,
-            files=_beside(model.relative_to(path), manifest),
+            content=source.content,
+            files=source.files,
         )
-        session = cls.of_bundle(runner, manifest, model)
-        session.folder = path
-        session.sha256 = sha256_of(path / bundle.MANIFEST_FILE)
+        if manifest is None:
+            found = runner.describe()
+            inputs = tuple(InputSpec(t.name, t.shape, t.dtype) for t in found.inputs)
+            session = cls(runner, model.stem, inputs, found.outputs)
+        else:
+            session = cls.of_bundle(runner, manifest, model)
+        session.folder = source.folder
+        session.sha256 = source.sha256
         return session
 
     @classmethod
@@ -152,13 +206,6 @@ def _file_of(target: str, manifest: Manifest, folder: Path) -> str:
             f" onnxruntime: {', '.join(opened)}"
         )
     return opened[target]
-
-
-def _beside(model: Path, manifest: Manifest) -> list[str]:
-    """Return the files of a bundle that lie in the folder of its file ``model``, and below it."""
-    files = [Path(name) for name in manifest.files]
-    others = [file for file in files if file != model and file.is_relative_to(model.parent)]
-    return [file.relative_to(model.parent).as_posix() for file in others]
 
 
 def _check_agreement(

@@ -402,6 +402,24 @@ def test_the_document_is_one_of_openapi_and_has_every_route(folder: Path, tmp_pa
     assert paths - app_alone == set(document(folder)["paths"])
 
 
+def test_a_model_that_cannot_be_asked_is_left_out_of_the_document_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        save_people(tmp_path / name)
+
+    async def look(client: httpx.AsyncClient) -> tuple[httpx.Response, httpx.Response]:
+        (tmp_path / "two" / "samples.safetensors").write_bytes(b"")
+        damaged = await client.get("/openapi.json")
+        monkeypatch.setattr(raw_routes, "_WAITING", 0)
+        return damaged, await client.get("/openapi.json")
+
+    damaged, full = talk(tmp_path, look)
+    assert damaged.status_code == 200
+    assert "the model 'two': samples.safetensors: changed since" in caplog.text
+    assert full.status_code == 503
+
+
 def test_answers_are_as_the_document_says(folder: Path) -> None:
     said = document(folder)
     asked: list[tuple[str, str, str, dict[str, Any]]] = [

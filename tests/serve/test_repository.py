@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,57 @@ def test_what_cannot_be_loaded_leaves_what_is_served(folder):
         assert (entry["state"], "damaged" in entry["reason"]) == ("UNAVAILABLE", True)
 
     asyncio.run(go())
+
+
+def test_a_load_that_nobody_waits_for_goes_on_and_the_next_waits_for_it(folder):
+    going, most = 0, 0
+    begun, end = threading.Event(), threading.Event()
+
+    def slow(path: Path) -> Session:
+        nonlocal going, most
+        going += 1
+        most = max(most, going)
+        begun.set()
+        end.wait(10)
+        going -= 1
+        return open_session(path)
+
+    async def go() -> None:
+        repository = Repository.open(folder, open_session)
+        before = repository.get("cats")
+        repository._open_session = slow
+        first = asyncio.create_task(repository.load("cats"))
+        await asyncio.to_thread(begun.wait, 10)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = asyncio.create_task(repository.load("cats"))
+        await asyncio.sleep(0.05)
+        assert repository.get("cats") is before
+        end.set()
+        await second
+        assert repository.get("cats") is not before
+
+    asyncio.run(go())
+    assert most == 1
+
+
+def test_a_folder_of_models_that_cannot_be_read(folder):
+    async def go() -> None:
+        repository = Repository.open(folder, open_session)
+        before = [one for one in await repository.index() if one["state"] == "READY"]
+        shutil.rmtree(folder)
+        assert await repository.index() == before
+        with refused(400, "cannot load 'cats': .*/models: cannot be read: No such file"):
+            await repository.load("cats")
+
+    asyncio.run(go())
+
+
+def test_a_path_that_cannot_be_read():
+    for opened in (open_session, lambda path: Repository.open(path, open_session)):
+        with pytest.raises(BundleError, match="cannot be read: File name too long"):
+            opened(Path("a" * 300))
 
 
 def wait_until(done: Callable[[], bool]) -> Any:

@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
 import shutil
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from bmnas_serve.errors import BundleError, InferenceError, ServeError
 from bmnas_serve.manifest import InputSpec, TensorSpec
 from bmnas_serve.runner import CPU, PROVIDERS, _without_stderr, check_one_runtime
-from bmnas_serve.session import Session
+from bmnas_serve.session import Session, Source
 from onnx import TensorProto, helper
 from tiny_bundles import (
     classifier_manifest,
@@ -46,6 +48,42 @@ def test_bare_model_describes_itself(tmp_path):
         InputSpec("sound", (-1, 4), "float32"),
     )
     assert session.outputs[0] == TensorSpec("logits", (-1, 3), "float32")
+
+
+@pytest.mark.parametrize("make", [save_bundle, lambda path: save_classifier(path)])
+def test_what_was_verified_is_what_is_opened(tmp_path, make):
+    path = make(tmp_path / "net.onnx")
+    listed = (path / "manifest.json" if path.is_dir() else path).read_bytes()
+    source = Source.read(path)
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    session = Session.of_source(source, intra_op_threads=1)
+    assert list(session.run(sample(2))) == ["logits", "probabilities"]
+    assert session.sha256 == hashlib.sha256(listed).hexdigest()
+
+
+def test_a_bare_model_keeps_tensors_beside_it(tmp_path):
+    path = save_classifier(tmp_path / "net.onnx")
+    expected = Session.open(path).run(sample(2))
+    onnx.save(
+        convert_constants(onnx.load(path)),
+        path,
+        save_as_external_data=True,
+        location="weights",
+        size_threshold=0,
+    )
+    np.testing.assert_array_equal(Session.open(path).run(sample(2))["logits"], expected["logits"])
+    assert (tmp_path / "weights").stat().st_size
+
+
+def convert_constants(model):
+    """Return the model with its weights as initializers, which can lie in another file."""
+    constants = [node for node in model.graph.node if node.output[0].startswith("w_")]
+    for node in constants:
+        (tensor,) = (one.t for one in node.attribute)
+        tensor.name = node.output[0]
+        model.graph.initializer.append(tensor)
+        model.graph.node.remove(node)
+    return model
 
 
 def test_threads_default_to_the_usable_cpus(tmp_path):
