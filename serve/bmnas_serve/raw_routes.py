@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bmnas_serve.assets import ASSETS, asset, content
+from bmnas_serve.batcher import CLIENT, Client
 from bmnas_serve.bodies import Bodies
 from bmnas_serve.errors import RequestError, busy, shorten
 from bmnas_serve.forms import media_type, read_inputs
@@ -91,7 +92,7 @@ class RawRoutes:
             try:
                 cards[served.name] = (await self._model(served)).card()
             except RequestError as error:
-                if error.status == 503:
+                if error.status in (503, 504):
                     raise
                 LOG.warning(f"left out of /v1/predict in /openapi.json: {error.message}")
         routes = {route.path: route.methods or set() for route in request.app.routes}
@@ -123,7 +124,7 @@ class RawRoutes:
             number, name = request.path_params["sample"], request.path_params["input"]
             if not _is_number(number):
                 raise RequestError(404, f"received the sample {shorten(number)}, expected a number")
-            kind, body = await self._beside(model.shown, int(number), name)
+            kind, body = await self._beside(_deadline(served), model.shown, int(number), name)
         return content(body, kind)
 
     async def predict(self, request: Request) -> Response:
@@ -138,11 +139,13 @@ class RawRoutes:
             asked = Asked(_sample(request), _without(request), _explain(request))
             model = await self._model(served)
             async with self._bodies.received(request) as body:
-                made = await self._beside(_made, model, body, declared, asked)
+                # A body has a time of its own; that of the answer begins after it.
+                deadline = _deadline(served)
+                made = await self._beside(deadline, _made, model, body, declared, asked)
             laps.lap()
-            outputs = await served.predict(made.inputs)
+            outputs = await served.batcher.predict(made.inputs, deadline=deadline)
             laps.lap()
-            told = await self._beside(model.answer, made, outputs)
+            told = await self._beside(deadline, model.answer, made, outputs)
             spent = dict(zip(("input", "model"), laps.steps, strict=True))
         return _json(
             {
@@ -168,20 +171,44 @@ class RawRoutes:
     async def _model(self, served: Served) -> RawModel:
         session = served.session
         if (found := self._models.get(session)) is None:
-            found = await self._beside(RawModel, session, self._samples)
+            found = await self._beside(_deadline(served), RawModel, session, self._samples)
             self._models[session] = found
         return found
 
-    async def _beside(self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-        """Return what ``work`` returns in a thread; raises RequestError (503) when all are busy."""
+    async def _beside(
+        self, deadline: float, work: Callable[P, T], *arguments: P.args, **options: P.kwargs
+    ) -> T:
+        """Return what ``work`` returns in a thread.
+
+        ``deadline`` is a time of the event loop's clock. Raises RequestError: 503 when too many
+        wait, 504 at the deadline, 499 when the client is gone before the work has begun.
+        """
         if self._waiting >= _WAITING:
             raise busy("too many files of other requests are decoded")
         self._waiting += 1
         try:
-            future = self._threads.submit(partial(work, *arguments, **options))
-            return await asyncio.wrap_future(future)
+            client = CLIENT.get() or Client()
+            made = partial(work, *arguments, **options)
+            future = self._threads.submit(_unless_gone, client, made)
+            async with asyncio.timeout_at(deadline) as limit:
+                return await asyncio.wrap_future(future)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            message = "no answer in time, as other requests are being worked on: send it again"
+            raise RequestError(504, message) from error
         finally:
             self._waiting -= 1
+
+
+def _deadline(served: Served) -> float:
+    return asyncio.get_running_loop().time() + served.batcher.limits.seconds
+
+
+def _unless_gone(client: Client, work: Callable[[], T]) -> T:
+    if client.gone:
+        raise RequestError(499, "the client has gone")
+    return work()
 
 
 def _made(model: RawModel, body: bytes, content_type: str, asked: Asked) -> Made:

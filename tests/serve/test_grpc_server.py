@@ -65,6 +65,12 @@ def infer(server: Server, **options: Any) -> Any:
     return call(server, "ModelInfer", fields, **options)
 
 
+def metrics(server: Server) -> str:
+    with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=20) as answer:
+        text: str = answer.read().decode()
+    return text
+
+
 def refused(code: grpc.StatusCode, message: str) -> Any:
     return pytest.raises(
         grpc.RpcError,
@@ -83,11 +89,8 @@ def test_statuses(start):
     for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
         with refused(grpc.StatusCode.PERMISSION_DENIED, "--model-control"):
             call(server, method, {"model_name": "pets"})
-    with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=20) as answer:
-        counted = answer.read().decode()
-    assert (
-        'bmnas_requests_total{endpoint="gRPC ModelInfer",status="INVALID_ARGUMENT"} 1.0' in counted
-    )
+    counted = 'bmnas_requests_total{endpoint="gRPC ModelInfer",status="INVALID_ARGUMENT"} 1.0'
+    assert counted in metrics(server)
     with (
         grpc.insecure_channel(server.grpc) as channel,
         refused(grpc.StatusCode.UNIMPLEMENTED, "Method not found"),
@@ -131,12 +134,18 @@ def test_tls(start, tmp_path):
 
 
 def test_a_deadline_of_the_client_is_kept_in_the_queue(start):
-    server = start(work=600)
+    server = start(work=2000)  # a run takes longer than the deadline
     with ThreadPoolExecutor(4) as clients:
         others = [clients.submit(infer, server) for _ in range(3)]
+        while "bmnas_in_flight 3.0" not in metrics(server):
+            pass
         with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
-            infer(server, seconds=0.001)
+            infer(server, seconds=0.1)
         assert all(answer.result().model_name == "pets" for answer in others)
+    # The client would say so too of a server that goes on with its request.
+    [stats] = server.get("/v2/models/pets/stats")[1]["model_stats"]
+    assert stats["inference_count"] == 3
+    assert stats["inference_stats"]["fail"]["count"] == 1
 
 
 def test_sigterm_answers_what_is_in_flight(start):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ import pytest
 from bmnas_serve import raw_routes
 from bmnas_serve.app import create_app
 from bmnas_serve.assets import ASSETS
+from bmnas_serve.batcher import Client, QueueLimits
 from bmnas_serve.bodies import Bodies
+from bmnas_serve.errors import RequestError
 from bmnas_serve.manifest import TaskSpec
 from bmnas_serve.repository import Repository
 from bmnas_serve.session import Session
@@ -218,6 +221,41 @@ def test_files_wait_for_each_other_and_not_without_end(
 
     found = talk(folder, both)
     assert set(found) == {200, 503}
+
+
+def test_requests_wait_for_the_decoding_of_others_up_to_their_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = threading.Event()
+    made = raw_routes._made
+    monkeypatch.setattr(raw_routes, "_made", lambda *given: end.wait(10) and made(*given))
+    repository = Repository.open(
+        folder, lambda at: Session.open(at, intra_op_threads=1), QueueLimits(seconds=0.1)
+    )
+    app = create_app(repository)
+
+    async def go() -> set[int]:
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://pets.test") as client,
+        ):
+            await client.get("/v1/models/pets")
+            asked = (client.post(f"{PREDICT}?sample=0") for _ in range(4))
+            answers = await asyncio.gather(*asked)
+            end.set()
+            assert all("no answer in time" in answer.text for answer in answers)
+            return {answer.status_code for answer in answers}
+
+    assert asyncio.run(go()) == {504}
+
+
+def test_work_for_a_client_that_is_gone_is_dropped() -> None:
+    client = Client(gone=True)
+    with pytest.raises(RequestError, match="the client has gone"):
+        raw_routes._unless_gone(client, lambda: pytest.fail("was done"))
+    client.gone = False
+    assert raw_routes._unless_gone(client, lambda: 1) == 1
 
 
 @pytest.mark.parametrize(

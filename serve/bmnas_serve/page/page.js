@@ -35,7 +35,14 @@ async function showModel(name, version) {
   byId("about").textContent = "";
   byId("main").hidden = true;
   problem("");
-  const card = await getJson(modelUrl());
+  const current = () => state.name === name && state.version === version;
+  let card;
+  try {
+    card = await getJson(modelUrl());
+  } catch (error) {
+    if (current()) throw error;
+  }
+  if (!card || !current()) return; // Another model has been chosen meanwhile.
   byId("about").textContent = `${card.task}, ${card.kind}: predicts from ${card.inputs.map((one) => one.name).join(", ")}`;
   byId("samples").hidden = !card.samples;
   byId("sample").max = Math.max(card.samples - 1, 0);
