@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from numpy.typing import NDArray
 from starlette.applications import Starlette
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bmnas_serve import metadata
-from bmnas_serve.bodies import Bodies
+from bmnas_serve.bodies import Bodies, effort
 from bmnas_serve.codec import decode_request, encode_response
 from bmnas_serve.errors import FormatError, InferenceError, RequestError, shorten
 from bmnas_serve.inference import InferRequest
@@ -25,6 +26,7 @@ from bmnas_serve.raw_routes import RawRoutes
 from bmnas_serve.repository import Repository, Served
 from bmnas_serve.repository_routes import RepositoryRoutes
 from bmnas_serve.responses import JsonResponse, to_json
+from bmnas_serve.session import Session
 from bmnas_serve.settings import MAX_BATCH
 
 _MODELS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
@@ -94,6 +96,7 @@ class _Endpoints:
         self._bodies = bodies
         self._metrics = metrics
         self._raw = raw
+        self._examples: WeakKeyDictionary[Session, bytes] = WeakKeyDictionary()
 
     def routes(self) -> list[Route]:
         routes = [
@@ -156,7 +159,12 @@ class _Endpoints:
         return JsonResponse({**body, "ready": ready}, status_code=200 if ready else 503)
 
     async def example(self, request: Request) -> Response:
-        return JsonResponse(metadata.example_request(self._served(request).session))
+        session = self._served(request).session
+        if (found := self._examples.get(session)) is None:
+            size = metadata.example_bytes(session)
+            found = await self._bodies.beside(size, metadata.example_json, session)
+            self._examples[session] = found
+        return Response(found, media_type="application/json")
 
     async def infer(self, request: Request) -> Response:
         """Decode, predict, encode: the three steps stay apart."""
@@ -168,12 +176,13 @@ class _Endpoints:
             served.batcher.check_room()
             json_size = _json_size(request)
             async with self._bodies.received(request) as body:
-                slow = len(body) if json_size is None else min(json_size, len(body))
+                text = len(body) if json_size is None else min(json_size, len(body))
+                slow = effort(text, len(body) - text)
                 asked = await self._bodies.beside(slow, self._decode, served, body, json_size)
             laps.lap()
             outputs = await served.predict(asked.inputs, asked.timeout)
             laps.lap()
-            size = _NUMBER_BYTES * _numbers_in_json(asked, outputs)
+            size = _NUMBER_BYTES * _slow_numbers(asked, outputs)
             return await self._bodies.beside(size, self._answer, served, asked, outputs)
 
     def _decode(self, served: Served, received: bytes, json_size: int | None) -> InferRequest:
@@ -202,8 +211,9 @@ class _Endpoints:
         return self._repository.get(request.path_params["name"], request.path_params.get("version"))
 
 
-def _numbers_in_json(asked: InferRequest, outputs: Mapping[str, NDArray[Any]]) -> int:
-    return sum(outputs[output.name].size for output in asked.outputs if not output.binary)
+def _slow_numbers(asked: InferRequest, outputs: Mapping[str, NDArray[Any]]) -> int:
+    """Return how many numbers are written as JSON, or sorted for their classes."""
+    return sum(outputs[one.name].size for one in asked.outputs if one.classes or not one.binary)
 
 
 def _json_size(request: Request) -> int | None:

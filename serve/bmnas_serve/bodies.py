@@ -27,6 +27,13 @@ _SMALL = 2**16
 _AT_ONCE = 4096
 #: From this size on, in bytes, bodies wait for each other and not for smaller ones.
 _LARGE = 2**20
+#: Up to this size, in bytes, tensors that came as bytes take no longer than a little JSON.
+_FEW = 2**18
+
+
+def effort(text: int, binary: int) -> int:
+    """Return as how many bytes of JSON a body counts for ``beside``: ``text`` and ``binary``."""
+    return text if binary <= _FEW else text + binary
 
 
 class Bodies:
@@ -61,14 +68,15 @@ class Bodies:
             lane.shutdown(cancel_futures=True)
 
     @contextlib.asynccontextmanager
-    async def received(self, request: Request) -> AsyncIterator[bytes]:
+    async def received(self, request: Request, largest: int | None = None) -> AsyncIterator[bytes]:
         """Receive the body of ``request``; it counts as in memory until the block ends.
 
+        It may have ``largest`` bytes where that is less than any body may have.
         Its bytes are counted, as Content-Length may be absent or wrong. Raises RequestError: 413
         when there are too many, 408 when they take too long, 503 when too many bodies are in
         memory, 400 when the connection breaks.
         """
-        body = _Body(self)
+        body = _Body(self, largest)
         try:
             await self._receive(request, body)
             yield body.content()
@@ -113,21 +121,22 @@ class Bodies:
 
 
 class _Body:
-    def __init__(self, bodies: Bodies) -> None:
+    def __init__(self, bodies: Bodies, largest: int | None) -> None:
         self._bodies = bodies
+        self._limited = largest is not None and largest < bodies._largest
+        self._largest = largest if largest is not None and self._limited else bodies._largest
         self._chunks: list[bytes] = []
         self._counted = 0
         self.size = 0
 
     def add(self, chunk: bytes) -> None:
         self.size += len(chunk)
-        largest = self._bodies._largest
-        if self.size > largest:
+        if self.size > self._largest:
             # The rest is read and dropped for a while: a client that is cut off while it sends
             # sees a broken connection in the place of the message.
             self.release()
-            if self.size > 2 * largest:
-                raise self._too_large(largest)
+            if self.size > 2 * self._bodies._largest:
+                raise self._too_large()
             return
         if self.size > _SMALL:
             self._bodies._take(self.size - self._counted)
@@ -135,8 +144,8 @@ class _Body:
         self._chunks.append(chunk)
 
     def content(self) -> bytes:
-        if self.size > self._bodies._largest:
-            raise self._too_large(self._bodies._largest)
+        if self.size > self._largest:
+            raise self._too_large()
         content = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks = []
         return content
@@ -146,9 +155,8 @@ class _Body:
         self._counted = 0
         self._chunks = []
 
-    def _too_large(self, largest: int) -> RequestError:
-        return RequestError(
-            413,
-            f"the body has more than {largest:,} bytes: send smaller batches, or start the server"
-            " with a larger --max-body-mb",
-        )
+    def _too_large(self) -> RequestError:
+        message = f"the body has more than {self._largest:,} bytes"
+        if not self._limited:
+            message += ": send smaller batches, or start the server with a larger --max-body-mb"
+        return RequestError(413, message)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+import orjson
 
-from bmnas_serve.codec import encode_tensor
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.manifest import InputSpec, TensorSpec
 from bmnas_serve.repository import MODEL_VERSION, Served
@@ -68,7 +69,8 @@ def model_metadata(session: Session, versions: Sequence[str] = (MODEL_VERSION,))
     """Return the protocol's metadata of the model, of which ``versions`` are served.
 
     Beyond the protocol, ``parameters`` holds what the bundle says: task, class names, threshold,
-    the SHA-256 of its manifest, and for each tensor its meaning, preprocessing and range.
+    the SHA-256 of its manifest, and for each tensor its meaning, preprocessing and range. The
+    tokenizer of a text is left out.
     """
     metadata: dict[str, Any] = {
         "name": session.name,
@@ -98,15 +100,28 @@ def model_statistics(served: Sequence[Served]) -> dict[str, Any]:
     }
 
 
-def example_request(session: Session) -> dict[str, Any]:
-    """Return a request of zeros that the model accepts: one sample, every input."""
-    shapes = {spec.name: [max(axis, 1) for axis in spec.shape] for spec in session.inputs}
-    return {
-        "inputs": [
-            encode_tensor(spec.name, np.zeros(shapes[spec.name], spec.dtype))
-            for spec in session.inputs
-        ]
-    }
+def example_json(session: Session) -> bytes:
+    """Return a request of zeros that the model accepts, in JSON: one sample, every input."""
+    tensors = [
+        {
+            "name": spec.name,
+            "datatype": PROTOCOL[spec.dtype],
+            "shape": _smallest(spec),
+            "data": np.zeros(math.prod(_smallest(spec)), spec.dtype),
+        }
+        for spec in session.inputs
+    ]
+    # A list of a million zeros would stop all threads while it is written.
+    return orjson.dumps({"inputs": tensors}, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def example_bytes(session: Session) -> int:
+    """Return about how many bytes ``example_json`` has at least."""
+    return sum(2 * math.prod(_smallest(spec)) for spec in session.inputs)
+
+
+def _smallest(spec: TensorSpec) -> list[int]:
+    return [max(axis, 1) for axis in spec.shape]
 
 
 def index_data(served: Sequence[Served], base_url: str) -> dict[str, Any]:
@@ -151,7 +166,9 @@ def _tensor_metadata(tensor: TensorSpec) -> dict[str, Any]:
     }
     about: dict[str, Any] = {"meaning": tensor.meaning}
     if isinstance(tensor, InputSpec):
-        about |= {"preprocessing": dict(tensor.preprocessing), "range": tensor.range}
+        # A tokenizer has hundreds of kilobytes; it is in the bundle's manifest.
+        steps = {name: step for name, step in tensor.preprocessing.items() if name != "tokenizer"}
+        about |= {"preprocessing": steps, "range": tensor.range}
     parameters = {key: value for key, value in about.items() if value}
     return {**metadata, "parameters": parameters} if parameters else metadata
 

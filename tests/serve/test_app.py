@@ -3,17 +3,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from bmnas_serve import app, metadata
 from bmnas_serve.app import create_app
 from bmnas_serve.bodies import Bodies
-from bmnas_serve.codec import encode_tensor
+from bmnas_serve.codec import decode_request, encode_tensor
+from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.lifecycle import Lifecycle
-from bmnas_serve.manifest import InputSpec
+from bmnas_serve.manifest import InputSpec, TensorSpec
 from bmnas_serve.repository import Repository
 from bmnas_serve.session import Session
 from onnx import TensorProto, helper
@@ -25,6 +29,29 @@ INFER = "/v2/models/pets/infer"
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
     return Session.open(save_bundle(tmp_path_factory.mktemp("app") / "pets"), intra_op_threads=1)
+
+
+class Threads:
+    """The threads in which functions were called, each with its name."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.seen: list[tuple[str, str]] = []
+
+    def __call__(self, name: str, module: Any) -> None:
+        """Watch a function of ``module``."""
+        function = getattr(module, name)
+
+        def watched(*arguments: Any) -> Any:
+            self.seen.append((name, threading.current_thread().name))
+            return function(*arguments)
+
+        self._monkeypatch.setattr(module, name, watched)
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    return Threads(monkeypatch)
 
 
 def talk(
@@ -117,6 +144,15 @@ def test_metadata_of_a_bundle(session):
     assert body["parameters"]["threshold"] is None
 
 
+def test_metadata_are_without_tokenizers(tmp_path):
+    text = {"type": "text", "tokenizer": {"model": "large"}, "length": 3}
+    words = InputSpec("image", (-1, 2, 3), "uint8", "a text", text)
+    inputs = (words, classifier_manifest().inputs[1])
+    session = Session.open(save_bundle(tmp_path / "b", inputs=inputs))
+    described = get(session, "/v2/models/pets").json()["inputs"][0]["parameters"]
+    assert described["preprocessing"] == {"type": "text", "length": 3}
+
+
 def test_metadata_say_what_pixels_span(tmp_path):
     pixels = InputSpec("image", (-1, 2, 3), "uint8", "raw pixel values", range=(0, 16))
     inputs = (pixels, classifier_manifest().inputs[1])
@@ -155,9 +191,45 @@ def test_text_that_is_no_unicode_is_echoed(session):
     assert b'"id":"\\ud800"' in post(session, content).content
 
 
-def test_the_example_request_is_answered(session):
-    example = get(session, "/v2/models/pets/example.json").json()
-    assert post(session, example).status_code == 200
+def test_the_example_request_is_made_once_beside_the_loop_and_answered(session, threads):
+    threads("example_json", metadata)
+
+    async def act(client: httpx.AsyncClient) -> list[httpx.Response]:
+        return [await client.get("/v2/models/pets/example.json") for _ in range(2)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metadata, "example_bytes", lambda session: 10_000)
+        first, second = talk(session, act)
+    assert first.content == second.content
+    assert threads.seen == [("example_json", "bmnas-bodies_0")]
+    assert post(session, first.json()).status_code == 200
+
+
+def test_examples_have_every_datatype():
+    specs = tuple(TensorSpec(name, (-1, 3), name) for name in PROTOCOL)
+    session: Any = SimpleNamespace(inputs=specs)
+    content = metadata.example_json(session)
+    assert metadata.example_bytes(session) <= len(content)
+    for array in decode_request(content, specs, (), 1).inputs.values():
+        assert array.tolist() == [[0, 0, 0]]
+
+
+def test_large_tensors_in_bytes_and_classes_are_worked_on_beside_the_loop(session, threads):
+    threads("decode_request", app)
+    threads("encode_response", app)
+    arrays = sample(50_000)
+    inputs, binary = [], []
+    for name, array in arrays.items():
+        binary.append(array.tobytes())
+        tensor = {**encode_tensor(name, array), "parameters": {"binary_data_size": len(binary[-1])}}
+        del tensor["data"]
+        inputs.append(tensor)
+    output = {"name": "logits", "parameters": {"binary_data": True, "classification": 1}}
+    head = json.dumps({"inputs": inputs, "outputs": [output]}).encode()
+    headers = {app.JSON_SIZE: str(len(head))}
+    answer = post(session, head + b"".join(binary), headers=headers, max_batch=50_000)
+    assert answer.status_code == 200
+    assert [name for _, name in threads.seen] == ["bmnas-large-bodies_0"] * 2
 
 
 def test_concurrent_requests_get_their_own_answers(session):

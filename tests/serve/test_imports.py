@@ -25,11 +25,11 @@ for module in pkgutil.iter_modules(bmnas_serve.__path__):
 
 from bmnas_serve.batcher import Batcher
 from bmnas_serve.codec import decode_request, encode_response
-from bmnas_serve.metadata import example_request
+from bmnas_serve.metadata import example_json
 from bmnas_serve.session import Session
 
 session = Session.open(Path(sys.argv[1]))
-body = json.dumps(example_request(session)).encode()
+body = example_json(session)
 request = decode_request(body, session.inputs, session.outputs, 8)
 batcher = Batcher(session)
 outputs = asyncio.run(batcher.predict(request.inputs))

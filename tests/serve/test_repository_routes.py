@@ -113,6 +113,15 @@ def test_wishes_that_are_not_honoured_are_refused(folder, action, content, messa
         assert asked.get("/v2/models/cats/ready").json() == {"name": "cats", "ready": True}
 
 
+def test_bodies_about_models_are_small(folder):
+    with client(folder) as asked:
+        for end in ("index", "models/cats/load", "models/cats/unload"):
+            answer = asked.post(f"/v2/repository/{end}", content=b" " * (2**16 + 1))
+            refused(answer, 413, "the body has more than 65,536 bytes")
+            assert "--max-body-mb" not in answer.text
+        assert asked.post("/v2/repository/index", content=b"{}".ljust(2**16)).status_code == 200
+
+
 def test_models_are_not_changed_by_web_pages_nor_where_it_is_not_allowed(folder):
     unload = "/v2/repository/models/cats/unload"
     with client(folder) as asked:
