@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,6 +22,7 @@ from bmnas_serve.inference import InferRequest
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.logs import LOG
 from bmnas_serve.metrics import CONTENT_TYPE, Metrics
+from bmnas_serve.outputs import text_bytes
 from bmnas_serve.raw_routes import RawRoutes
 from bmnas_serve.repository import Repository, Served
 from bmnas_serve.repository_routes import RepositoryRoutes
@@ -30,8 +31,6 @@ from bmnas_serve.session import Session
 from bmnas_serve.settings import MAX_BATCH
 
 _MODELS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
-#: About what a number takes in a body, in bytes.
-_NUMBER_BYTES = 8
 #: The header that says where the JSON ends and the bytes of the tensors begin.
 JSON_SIZE = "Inference-Header-Content-Length"
 #: Clients send JSON as the second of them too.
@@ -182,7 +181,7 @@ class _Endpoints:
             laps.lap()
             outputs = await served.predict(asked.inputs, asked.timeout)
             laps.lap()
-            size = _NUMBER_BYTES * _slow_numbers(asked, outputs)
+            size = text_bytes(asked.outputs, outputs)
             return await self._bodies.beside(size, self._answer, served, asked, outputs)
 
     def _decode(self, served: Served, received: bytes, json_size: int | None) -> InferRequest:
@@ -209,11 +208,6 @@ class _Endpoints:
 
     def _served(self, request: Request) -> Served:
         return self._repository.get(request.path_params["name"], request.path_params.get("version"))
-
-
-def _slow_numbers(asked: InferRequest, outputs: Mapping[str, NDArray[Any]]) -> int:
-    """Return how many numbers are written as JSON, or sorted for their classes."""
-    return sum(outputs[one.name].size for one in asked.outputs if one.classes or not one.binary)
 
 
 def _json_size(request: Request) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, Self, TypeVar
 
@@ -82,6 +82,19 @@ class Bodies:
             yield body.content()
         finally:
             body.release()
+
+    @contextlib.contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Count a message of ``size`` bytes as in memory while the block runs.
+
+        Raises RequestError (503) when too many bodies are in memory.
+        """
+        counted = size if size > _SMALL else 0
+        self._take(counted)
+        try:
+            yield
+        finally:
+            self.held -= counted
 
     async def _receive(self, request: Request, body: _Body) -> None:
         try:

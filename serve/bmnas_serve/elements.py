@@ -16,9 +16,12 @@ from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError, shorten
 
 #: What a request holds of a tensor: a list, flat or nested, or the bytes. Any long list of numbers
-#: alone may be an array.
+#: alone may be an array. Of a message it is a sequence that makes its elements when it is read.
 _List = list[Any] | NDArray[Any]
-Data = _List | bytes | memoryview
+Data = _List | bytes | memoryview | Sequence[Any]
+
+#: How many elements of a message are made in one step, between which other threads go on.
+_STEP = 16_384
 
 
 def to_array(data: Data, shape: Sequence[int], dtype: str, place: str) -> NDArray[Any]:
@@ -30,6 +33,9 @@ def to_array(data: Data, shape: Sequence[int], dtype: str, place: str) -> NDArra
     """
     if isinstance(data, bytes | memoryview):
         return _from_bytes(data, shape, np.dtype(dtype), place)
+    if not isinstance(data, list | np.ndarray):
+        _check_count(len(data), shape, place)
+        data = _made(data, np.dtype(dtype))
     elements = _flatten(data, tuple(shape), place)
     if isinstance(elements, np.ndarray):
         return _from_numbers(elements, np.dtype(dtype), place).reshape(shape)
@@ -69,6 +75,13 @@ def _from_bytes(
     array = received.astype(dtype, copy=False).reshape(shape)
     # A tensor can begin anywhere in a body, and onnxruntime reads whole vectors.
     return array if array.flags.aligned else array.copy()
+
+
+def _made(elements: Sequence[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the elements as the widest type of the kind of ``dtype``."""
+    widest = {"b": np.bool_, "i": np.int64, "u": np.uint64, "f": np.float64}[dtype.kind]
+    steps = range(0, len(elements), _STEP)
+    return np.concatenate([np.array(elements[i : i + _STEP], widest) for i in steps])
 
 
 def _flatten(elements: _List, shape: tuple[int, ...], place: str) -> _List:
@@ -129,7 +142,9 @@ def _from_elements(elements: list[Any], dtype: np.dtype[Any], place: str) -> NDA
 
 
 def _from_numbers(numbers: NDArray[Any], dtype: np.dtype[Any], place: str) -> NDArray[Any]:
-    """Return an array of int64 or float64 in ``dtype``, checked as elements are."""
+    """Return an array of a type that ``dtype`` may not hold in it, checked as elements are."""
+    if numbers.dtype == dtype and dtype.kind != "f":
+        return numbers
     if dtype.kind == "f":
         return _floats(numbers, dtype, place)
     if dtype.kind == "b" or numbers.dtype.kind == "f":

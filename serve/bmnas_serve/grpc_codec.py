@@ -102,7 +102,7 @@ def _given(message: Any) -> list[GivenTensor]:
     return given
 
 
-def _elements(tensor: Any, place: str) -> list[Any]:
+def _elements(tensor: Any, place: str) -> Sequence[Any]:
     found = [field.name for field, _ in tensor.contents.ListFields()]
     expected = _CONTENTS.get(tensor.datatype)
     if expected is None:
@@ -112,7 +112,8 @@ def _elements(tensor: Any, place: str) -> list[Any]:
         raise FormatError(
             f"{place}.contents: received {received}, expected {expected} for {tensor.datatype}"
         )
-    return list(getattr(tensor.contents, expected))
+    elements: Sequence[Any] = getattr(tensor.contents, expected)
+    return elements
 
 
 _TYPED = f"one of {', '.join(_CONTENTS)}"

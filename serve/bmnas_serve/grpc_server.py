@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import itertools
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +18,20 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 import grpc
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from bmnas_serve import metadata, parameters
+from bmnas_serve.bodies import Bodies, effort
 from bmnas_serve.errors import FormatError, InferenceError, RequestError, ServeError
 from bmnas_serve.grpc_codec import decode_message, encode_message, plain
-from bmnas_serve.grpc_messages import SERVICE, message_class
+from bmnas_serve.grpc_messages import SERVICE, ModelInferRequest, message_class
+from bmnas_serve.inference import InferRequest
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.logs import LOG, REQUEST_ID
 from bmnas_serve.metrics import Metrics
+from bmnas_serve.outputs import text_bytes
 from bmnas_serve.repository import Repository, Served, check_model_control
+from bmnas_serve.repository_routes import LARGEST
 from bmnas_serve.settings import Settings
 
 #: What gRPC calls the statuses of HTTP; others are of its own making.
@@ -34,6 +40,7 @@ _CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     422: grpc.StatusCode.INVALID_ARGUMENT,
     499: grpc.StatusCode.CANCELLED,
     503: grpc.StatusCode.UNAVAILABLE,
@@ -41,6 +48,8 @@ _CODES = {
 }
 #: What answers without a token: probes have none.
 _OPEN = ("ServerLive", "ServerReady")
+#: How many calls are taken in besides those that wait for a model.
+_OTHER_CALLS = 1024
 
 Answer = Callable[[Any, Any], Awaitable[Any]]
 
@@ -51,11 +60,15 @@ class Service:
 
     repository: Repository
     lifecycle: Lifecycle
+    bodies: Bodies
     max_batch: int
     model_control: bool
 
     def answers(self) -> dict[str, Answer]:
-        """Return for each method what answers it: with a message, or with plain data for one."""
+        """Return for each method what answers it: plain data for a message, or its bytes.
+
+        To infer takes the bytes of its message, all others the message.
+        """
         return {
             "ServerLive": self._server_live,
             "ServerReady": self._server_ready,
@@ -112,17 +125,30 @@ class Service:
         self.repository.unload(asked.model_name)
         return {}
 
-    async def _model_infer(self, asked: Any, context: Any) -> Any:
-        served = self.repository.get(asked.model_name, asked.model_version or None)
-        with self.lifecycle.request(), served.held(), served.statistics.request() as laps:
-            served.batcher.check_room()
-            session = served.session
-            request = decode_message(asked, session.inputs, session.outputs, self.max_batch)
+    async def _model_infer(self, received: bytes, context: Any) -> bytes:
+        """Decode, predict, encode, as over HTTP."""
+        with self.lifecycle.request(), contextlib.ExitStack() as until_answered:
+            with self.bodies.holding(len(received)):
+                size = effort(0, len(received))
+                asked = await self.bodies.beside(size, ModelInferRequest.FromString, received)
+                served = self.repository.get(asked.model_name, asked.model_version or None)
+                until_answered.enter_context(served.held())
+                laps = until_answered.enter_context(served.statistics.request())
+                served.batcher.check_room()
+                binary = sum(map(len, asked.raw_input_contents))
+                size = effort(len(received) - binary, binary)
+                request = await self.bodies.beside(size, self._decode, served, asked)
             limits = [t for t in (request.timeout, context.time_remaining()) if t is not None]
             laps.lap()
             outputs = await served.predict(request.inputs, min(limits, default=None))
             laps.lap()
-            return encode_message(served.name, served.version, request, outputs, session.manifest)
+            binary = sum(outputs[one.name].nbytes for one in request.outputs)
+            size = effort(text_bytes(request.outputs, outputs), binary)
+            return await self.bodies.beside(size, _encode, served, request, outputs)
+
+    def _decode(self, served: Served, asked: Any) -> InferRequest:
+        session = served.session
+        return decode_message(asked, session.inputs, session.outputs, self.max_batch)
 
     def _get(self, asked: Any) -> Served:
         return self.repository.get(asked.name, asked.version or None)
@@ -130,6 +156,12 @@ class Service:
     def _check_control(self, asked: Any) -> None:
         check_model_control(self.model_control)
         parameters.LOAD(plain(asked.parameters), "parameters")
+
+
+def _encode(served: Served, asked: InferRequest, outputs: Mapping[str, NDArray[Any]]) -> bytes:
+    manifest = served.session.manifest
+    message = encode_message(served.name, served.version, asked, outputs, manifest)
+    return bytes(message.SerializeToString())
 
 
 class GrpcServer:
@@ -147,12 +179,13 @@ class GrpcServer:
         """Begin to answer; return the address. Raises ServeError when it cannot be had."""
         settings = self._settings
         self._server = grpc.aio.server(
+            maximum_concurrent_rpcs=settings.queue.rows + _OTHER_CALLS,
             options=[
                 # Or another process could take the same port, and some of the requests.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", settings.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
-            ]
+            ],
         )
         methods = {
             name: self._handler(SERVICE.methods_by_name[name], answer)
@@ -186,6 +219,7 @@ class GrpcServer:
         """Return how gRPC calls a method: with its errors as statuses."""
         request_class = message_class(method.input_type.name)
         answer_class = message_class(method.output_type.name)
+        infers = method.name == "ModelInfer"
         token = None if method.name in _OPEN else self._settings.token
 
         async def handle(received: bytes, context: Any) -> Any:
@@ -194,7 +228,8 @@ class GrpcServer:
             try:
                 if token is not None:
                     _check_token(context, token)
-                found = await answer(request_class.FromString(received), context)
+                asked = received if infers else _read(request_class, received)
+                found = await answer(asked, context)
                 code, message = grpc.StatusCode.OK, ""
             except Exception as error:
                 code, message = _status(method.name, error)
@@ -205,13 +240,17 @@ class GrpcServer:
                 await context.abort(code, message)
             if isinstance(found, dict):
                 # The protocol's messages have less than its JSON: no parameters of a model.
-                return ParseDict(found, answer_class(), ignore_unknown_fields=True)
+                message = ParseDict(found, answer_class(), ignore_unknown_fields=True)
+                return message.SerializeToString()
             return found
 
-        return grpc.unary_unary_rpc_method_handler(
-            handle,
-            response_serializer=answer_class.SerializeToString,
-        )
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+
+def _read(message_class: Any, received: bytes) -> Any:
+    if len(received) > LARGEST:
+        raise RequestError(413, f"the message has more than {LARGEST:,} bytes")
+    return message_class.FromString(received)
 
 
 def _status(method: str, error: Exception) -> tuple[grpc.StatusCode, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from bmnas_serve.manifest import Manifest
 
 #: The outputs with one value for each of the class names, where their shape has as many.
 _BY_CLASS = ("logits", "probabilities")
+
+#: About what a number takes in a text, in bytes.
+_NUMBER_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,16 @@ class OutputTensor:
         if isinstance(self.values, list):
             return texts_to_bytes(self.values)
         return to_bytes(self.values)
+
+
+def text_bytes(asked: Sequence[OutputRequest], outputs: Mapping[str, NDArray[Any]]) -> int:
+    """Return about how many bytes of text it is to write what was ``asked`` for of ``outputs``.
+
+    It is what is written as JSON, or sorted for its classes.
+    """
+    return sum(
+        _NUMBER_BYTES * outputs[one.name].size for one in asked if one.classes or not one.binary
+    )
 
 
 def answer(asked: OutputRequest, array: NDArray[Any], manifest: Manifest | None) -> OutputTensor:

@@ -17,7 +17,7 @@ from bmnas_serve.responses import JsonResponse
 from bmnas_serve.strict_json import parse_json
 
 #: What these bodies may have, in bytes: they hold a few words, and are read at once.
-_LARGEST = 2**16
+LARGEST = 2**16
 
 
 class RepositoryRoutes:
@@ -88,7 +88,7 @@ class RepositoryRoutes:
         return str(request.path_params["name"])
 
     async def _body(self, request: Request, members: dict[str, Check]) -> dict[str, Any]:
-        async with self._bodies.received(request, _LARGEST) as body:
+        async with self._bodies.received(request, LARGEST) as body:
             if not body:
                 return {}
             try:

@@ -92,7 +92,7 @@ def serve(model: Path, settings: Settings) -> None:
             lifecycle,
             settings.stop_seconds,
             lambda also: _say(f"serving {names} at {address}{also} (stop with Ctrl-C)"),
-            _grpc_server(repository, lifecycle, settings, metrics),
+            _grpc_server(repository, lifecycle, bodies, settings, metrics),
         )
         configure(settings.log_format, requests=settings.log_requests)
         # uvicorn has one line for requests that a stop cancels; a traceback of each is noise.
@@ -143,7 +143,11 @@ def _open(settings: Settings, model: Path) -> Session:
 
 
 def _grpc_server(
-    repository: Repository, lifecycle: Lifecycle, settings: Settings, metrics: Metrics
+    repository: Repository,
+    lifecycle: Lifecycle,
+    bodies: Bodies,
+    settings: Settings,
+    metrics: Metrics,
 ) -> GrpcServer | None:
     if settings.grpc_port is None:
         return None
@@ -156,7 +160,7 @@ def _grpc_server(
             " pip install 'bmnas[grpc]'"
         ) from error
 
-    service = Service(repository, lifecycle, settings.max_batch, settings.controllable)
+    service = Service(repository, lifecycle, bodies, settings.max_batch, settings.controllable)
     return GrpcServer(service, settings, metrics)
 
 

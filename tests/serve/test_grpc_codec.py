@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bmnas_serve import grpc_messages
+from bmnas_serve import elements, grpc_messages
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError
 from bmnas_serve.grpc_codec import decode_message, encode_message
@@ -147,6 +147,10 @@ INT8 = TensorSpec("x", (-1, 2), "int8")
             request(tensor(contents={"fp32_contents": [1, float("nan")]})),
             "out of range for FP32",
         ),
+        (
+            request(tensor(shape=[8, 2], contents={"fp32_contents": range(20_000)})),
+            "received 20,000 elements, expected 16 for the shape [8, 2]",
+        ),
         (request(tensor(datatype="FP16")), 'received "FP16", expected raw_input_contents, or one'),
         (request(tensor(datatype="BYTES"), **RAW), 'received "BYTES", expected FP32'),
         (request(tensor(shape=[-1, 2]), **RAW), "received the shape [-1, 2]"),
@@ -182,6 +186,18 @@ def test_messages_that_do_not_fit(message, expected):
 def test_integers_are_checked_against_the_datatype():
     message = request(tensor(datatype="INT8", contents={"int_contents": [1, 128]}))
     assert "received 128, out of range for INT8: -128 to 127" in refusal(message, INT8)
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_many_elements_are_made_in_steps(name, monkeypatch):
+    monkeypatch.setattr(elements, "_STEP", 3)
+    expected = np.array([[0, 1], [1, 1], [0, 0], [1, 0]], name)
+    if name != "bool":  # the widest of the type, which another type would round
+        expected[0, 0] = (np.finfo if expected.dtype.kind == "f" else np.iinfo)(name).max
+    contents = {CONTENTS[name]: expected.ravel().tolist()}
+    message = request(tensor(datatype=PROTOCOL[name], shape=[4, 2], contents=contents))
+    received = decode(message, TensorSpec("x", (-1, 2), name)).inputs["x"]
+    np.testing.assert_array_equal(received, expected, strict=True)
 
 
 @given(st.binary(max_size=100))

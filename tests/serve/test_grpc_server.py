@@ -1,20 +1,31 @@
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
+import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
-from bmnas_serve.errors import ServeError
+from bmnas_serve import grpc_server
+from bmnas_serve.bodies import Bodies
+from bmnas_serve.datatypes import PROTOCOL
+from bmnas_serve.errors import RequestError, ServeError
 from bmnas_serve.grpc_messages import message_class
+from bmnas_serve.grpc_server import Service
+from bmnas_serve.lifecycle import Lifecycle
+from bmnas_serve.repository import Repository
 from bmnas_serve.server import serve
+from bmnas_serve.session import Session
 from bmnas_serve.settings import Settings
 from server_process import Server
 from tiny_bundles import sample, save_bundle
@@ -53,16 +64,19 @@ def ask(channel: Any, method: str) -> Any:
     )
 
 
-def infer(server: Server, **options: Any) -> Any:
-    arrays = sample(1)
-    datatypes = {"image": "UINT8", "sound": "FP32"}
+def message(arrays: Mapping[str, np.ndarray]) -> Any:
     inputs = [
-        {"name": name, "datatype": datatypes[name], "shape": array.shape}
+        {"name": name, "datatype": PROTOCOL[array.dtype.name], "shape": array.shape}
         for name, array in arrays.items()
     ]
     raw = [array.tobytes() for array in arrays.values()]
-    fields = {"model_name": "pets", "inputs": inputs, "raw_input_contents": raw}
-    return call(server, "ModelInfer", fields, **options)
+    fields: dict[str, Any] = {"model_name": "pets", "inputs": inputs, "raw_input_contents": raw}
+    return message_class("ModelInferRequest")(**fields)
+
+
+def infer(server: Server, *, timeout: float = 20, **options: Any) -> Any:
+    with grpc.insecure_channel(server.grpc) as channel:
+        return ask(channel, "ModelInfer")(message(sample(1)), timeout=timeout, **options)
 
 
 def metrics(server: Server) -> str:
@@ -79,13 +93,15 @@ def refused(code: grpc.StatusCode, message: str) -> Any:
 
 
 def test_statuses(start):
-    server = start(max_body_bytes=1000, model_control=False)
+    server = start(max_body_bytes=70_000, model_control=False)
     with refused(grpc.StatusCode.NOT_FOUND, "received the model \"dogs\", expected 'pets'"):
         call(server, "ModelMetadata", {"name": "dogs"})
     with refused(grpc.StatusCode.INVALID_ARGUMENT, "inputs: received none"):
         call(server, "ModelInfer", {"model_name": "pets"})
-    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max (1010 vs. 1000)"):
-        call(server, "ModelInfer", {"raw_input_contents": [bytes(1007)]})
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max (70004 vs. 70000)"):
+        call(server, "ModelInfer", {"raw_input_contents": [bytes(70_000)]})
+    with refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the message has more than 65,536 bytes"):
+        call(server, "ModelMetadata", {"name": "a" * 66_000})
     for method in ("RepositoryModelLoad", "RepositoryModelUnload"):
         with refused(grpc.StatusCode.PERMISSION_DENIED, "--model-control"):
             call(server, method, {"model_name": "pets"})
@@ -98,6 +114,55 @@ def test_statuses(start):
         channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(
             iter([b""]), timeout=20
         ).next()
+
+
+def service(session: Session, bodies: Bodies) -> Service:
+    return Service(Repository.of_session(session), Lifecycle(), bodies, 100_000, True)
+
+
+def test_large_messages_are_worked_on_beside_the_loop(tmp_path, monkeypatch):
+    threads: dict[str, str] = {}
+
+    def watch(name: str, work: Any) -> Any:
+        def watched(*arguments: Any) -> Any:
+            threads[name] = threading.current_thread().name
+            return work(*arguments)
+
+        return watched
+
+    for name in ("decode_message", "encode_message"):
+        monkeypatch.setattr(grpc_server, name, watch(name, getattr(grpc_server, name)))
+    session = Session.open(save_bundle(tmp_path / "pets"), intra_op_threads=1)
+
+    async def go(rows: int) -> dict[str, str]:
+        with Bodies() as bodies:
+            answering = service(session, bodies)
+            context = SimpleNamespace(time_remaining=lambda: None)
+            received = message(sample(rows)).SerializeToString()
+            answer = await answering.answers()["ModelInfer"](received, context)
+            assert bodies.held == 0
+            answering.repository.close()
+        found = message_class("ModelInferResponse").FromString(answer)
+        assert found.outputs[0].shape[0] == rows
+        return dict(threads)
+
+    here, beside = threading.current_thread().name, "bmnas-large-bodies_0"
+    assert asyncio.run(go(1)) == {"decode_message": here, "encode_message": here}
+    assert asyncio.run(go(100_000)) == {"decode_message": beside, "encode_message": beside}
+
+
+def test_messages_in_memory_are_bounded_in_total(tmp_path):
+    session = Session.open(save_bundle(tmp_path / "pets"), intra_op_threads=1)
+
+    async def go() -> None:
+        with Bodies(2**20, 2**20) as bodies, bodies.holding(2**19):
+            answering = service(session, bodies)
+            with pytest.raises(RequestError, match="too many bytes") as caught:
+                await answering.answers()["ModelInfer"](bytes(2**19 + 1), None)
+            assert (caught.value.status, bodies.held) == (503, 2**19)
+            answering.repository.close()
+
+    asyncio.run(go())
 
 
 def test_a_token(start):
@@ -140,7 +205,7 @@ def test_a_deadline_of_the_client_is_kept_in_the_queue(start):
         while "bmnas_in_flight 3.0" not in metrics(server):
             pass
         with refused(grpc.StatusCode.DEADLINE_EXCEEDED, ""):
-            infer(server, seconds=0.1)
+            infer(server, timeout=0.1)
         assert all(answer.result().model_name == "pets" for answer in others)
     # The client would say so too of a server that goes on with its request.
     [stats] = server.get("/v2/models/pets/stats")[1]["model_stats"]
