@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -175,11 +176,12 @@ class _Endpoints:
             served.batcher.check_room()
             json_size = _json_size(request)
             async with self._bodies.received(request) as body:
+                arrived = asyncio.get_running_loop().time()
                 text = len(body) if json_size is None else min(json_size, len(body))
                 slow = effort(text, len(body) - text)
                 asked = await self._bodies.beside(slow, self._decode, served, body, json_size)
             laps.lap()
-            outputs = await served.predict(asked.inputs, asked.timeout)
+            outputs = await served.predict(asked.inputs, asked.timeout, arrived)
             laps.lap()
             size = text_bytes(asked.outputs, outputs)
             return await self._bodies.beside(size, self._answer, served, asked, outputs)

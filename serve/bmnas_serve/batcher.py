@@ -128,6 +128,9 @@ class Batcher:
         now = loop.time()
         latest = now + self.limits.seconds
         until = latest if deadline is None else min(deadline, latest)
+        if until <= now:
+            message = "its time was over before the model could run: send it again"
+            raise RequestError(504, message)
         waiting = self._enter(inputs, loop)
         timer = loop.call_at(until, _expire, waiting, until - now)
         try:

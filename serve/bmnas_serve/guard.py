@@ -12,6 +12,7 @@ import secrets
 import time
 from base64 import b64decode
 from collections.abc import Collection
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,6 +46,7 @@ class Guard:
     ) -> None:
         self._app = app
         self._metrics = metrics or Metrics()
+        self._paths: dict[tuple[Any, ...], str] = {}
         self._name = secrets.token_hex(4).encode()
         self._numbers = itertools.count(1)
         self._hosts = None if hosts is None else {host.lower() for host in hosts}
@@ -83,8 +85,7 @@ class Guard:
             self._count(scope, status, time.perf_counter() - start)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        endpoint = getattr(scope.get("endpoint"), "__name__", "none")
-        self._metrics.answered(endpoint, str(status), seconds)
+        self._metrics.answered(self._route(scope), str(status), seconds)
         if LOG.isEnabledFor(logging.INFO):
             fields = {
                 "method": scope["method"],
@@ -93,6 +94,17 @@ class Guard:
                 "ms": round(1000 * seconds, 3),
             }
             LOG.info("answered", extra={"fields": fields})
+
+    def _route(self, scope: Scope) -> str:
+        """Return the path of the route that answered, ``none`` where there was none."""
+        if (endpoint := scope.get("endpoint")) is None:
+            return "none"
+        if not self._paths:
+            self._paths = {
+                (route.endpoint, *sorted(route.param_convertors)): route.path
+                for route in scope["app"].routes
+            }
+        return self._paths[endpoint, *sorted(scope["path_params"])]
 
     def _refusal(
         self, scope: Scope, headers: dict[bytes, bytes]

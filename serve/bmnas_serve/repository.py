@@ -58,14 +58,19 @@ class Served:
         return self.session.name
 
     async def predict(
-        self, inputs: Mapping[str, NDArray[Any]], timeout: float | None = None
+        self,
+        inputs: Mapping[str, NDArray[Any]],
+        timeout: float | None = None,
+        since: float | None = None,
     ) -> dict[str, NDArray[Any]]:
         """Return every output for checked ``inputs``, by name; see ``Batcher.predict``.
 
         Only while it is held: a version that nobody holds may be closed. Raises RequestError (504)
-        when there is no answer within ``timeout`` seconds.
+        when there is no answer within ``timeout`` seconds from ``since``, a time of the event
+        loop's clock, None for now.
         """
-        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        begin = asyncio.get_running_loop().time() if since is None else since
+        deadline = None if timeout is None else begin + timeout
         return await self.batcher.predict(inputs, deadline=deadline)
 
     @contextlib.contextmanager

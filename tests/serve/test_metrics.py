@@ -18,6 +18,8 @@ from starlette.testclient import TestClient
 from tiny_bundles import sample, save_bundle, save_model, value
 
 INFER = "/v2/models/pets/infer"
+INFER_ROUTE = "/v2/models/{name}/infer"
+STATS_ROUTE = "/v2/models/{name}/versions/{version}/stats"
 
 
 @pytest.fixture
@@ -54,16 +56,21 @@ def test_requests_and_runs_are_counted(session):
             assert asking.post(INFER, json=request(rows)).status_code == 200
         asking.post(INFER, json={})
         asking.get("/nothing")
+        asking.get("/")
+        asking.post("/v2/repository/index")
+        asking.get("/v2/models/pets/versions/1/stats")
         text = asking.get("/metrics").text
     found = {
         (one.name, *sorted(one.labels.values())): one.value
         for family in text_string_to_metric_families(text)
         for one in family.samples
     }
-    assert found["bmnas_requests_total", "200", "infer"] == 2
-    assert found["bmnas_requests_total", "400", "infer"] == 1
+    assert found["bmnas_requests_total", INFER_ROUTE, "200"] == 2
+    assert found["bmnas_requests_total", INFER_ROUTE, "400"] == 1
     assert found["bmnas_requests_total", "404", "none"] == 1
-    assert found["bmnas_request_seconds_count", "infer"] == 3
+    assert found["bmnas_request_seconds_count", INFER_ROUTE] == 3
+    for route in ("/", "/v2/repository/index", STATS_ROUTE):
+        assert found["bmnas_requests_total", route, "200"] == 1
     assert found["bmnas_run_rows_sum", "1", "pets"] == 4
     assert found["bmnas_run_seconds_count", "1", "pets"] == 2
     assert found["bmnas_queue_seconds_count", "1", "pets"] == 2

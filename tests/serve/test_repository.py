@@ -195,6 +195,19 @@ def test_a_replaced_version_answers_those_who_hold_it_and_is_closed(tmp_path):
     asyncio.run(go())
 
 
+def test_the_time_of_a_request_begins_when_it_arrives(tmp_path):
+    async def go() -> None:
+        repository = Repository.open(save_bundle(tmp_path / "b"), open_session)
+        before = asyncio.get_running_loop().time() - 2
+        with repository.get("pets").held() as served:
+            with refused(504, "its time was over before the model could run"):
+                await served.predict(sample(1), 1, before)
+            assert list(await served.predict(sample(1), 20, before)) == ["logits", "probabilities"]
+        repository.close()
+
+    asyncio.run(go())
+
+
 def test_a_version_that_nobody_holds_is_closed_at_once(tmp_path):
     async def go() -> None:
         repository = Repository.open(save_bundle(tmp_path / "b"), open_session)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from bmnas_serve.app import create_app
 from bmnas_serve.codec import encode_tensor
@@ -64,20 +65,33 @@ def test_models_are_loaded_and_unloaded(folder):
         assert asked.get("/v2/models/dogs").json()["versions"] == ["1", "2"]
 
 
-def test_no_request_fails_while_models_are_replaced(folder):
+def test_requests_are_answered_by_one_model_or_the_other_while_they_are_replaced(folder, tmp_path):
+    dogs = folder / "dogs" / "2"
+    spare = save_bundle(tmp_path / ".spare", seed=1)
+    models = [open_session(path) for path in (dogs, spare)]
     app = create_app(Repository.open(folder, open_session))
-    done: list[int] = []
+    replaced: list[int] = []
+    answered_by: set[int] = set()
 
-    async def ask(http: httpx.AsyncClient) -> None:
-        while len(done) < 5:
-            answer = await http.post("/v2/models/dogs/infer", json=body(2))
+    async def ask(http: httpx.AsyncClient, seed: int) -> None:
+        inputs = sample(2, seed)
+        tensors = [encode_tensor(name, array) for name, array in inputs.items()]
+        expected = [model.run(inputs)["logits"].ravel() for model in models]
+        while len(replaced) < 5:
+            answer = await http.post("/v2/models/dogs/infer", json={"inputs": tensors})
             assert answer.status_code == 200, answer.text
+            found = answer.json()["outputs"][0]["data"]
+            same = [n for n, logits in enumerate(expected) if np.allclose(found, logits, 1e-5)]
+            assert len(same) == 1, (seed, found, expected)
+            answered_by.update(same)
 
     async def replace(http: httpx.AsyncClient) -> None:
         for _ in range(5):
+            for source, target in ((dogs, "former"), (spare, dogs), (tmp_path / "former", spare)):
+                source.rename(tmp_path / target)
             answer = await http.post("/v2/repository/models/dogs/load")
             assert answer.status_code == 200, answer.text
-            done.append(1)
+            replaced.append(1)
 
     async def go() -> None:
         transport = httpx.ASGITransport(app)
@@ -85,13 +99,14 @@ def test_no_request_fails_while_models_are_replaced(folder):
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http,
         ):
-            await asyncio.gather(replace(http), *(ask(http) for _ in range(8)))
+            await asyncio.gather(replace(http), *(ask(http, seed) for seed in range(8)))
             answer = await http.get("/v2/models/dogs/versions/2/stats")
             counts = answer.json()["model_stats"][0]["inference_stats"]
             assert counts["success"]["count"] >= 8
             assert counts["fail"]["count"] == 0
 
     asyncio.run(go())
+    assert answered_by == {0, 1}
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,13 @@ def constant(name: str, array: np.ndarray) -> Any:
     return helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array, name))
 
 
-def save_classifier(path: Path, *, work: int = 0) -> Path:
+def save_classifier(path: Path, *, work: int = 0, seed: int = 0) -> Path:
     """Write a model of image (B, 2, 3) uint8 and sound (B, 4) float32 to three classes.
 
     ``work`` > 0 adds a product of that many rows squared, so that a run takes its time.
+    ``seed`` is that of the weights.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     nodes = [
         constant("w_image", rng.normal(size=(6, 3)).astype("f4")),
         constant("w_sound", rng.normal(size=(4, 3)).astype("f4")),
@@ -100,10 +101,10 @@ def classifier_manifest(**changes: Any) -> Manifest:
     return dataclasses.replace(manifest, **changes)
 
 
-def save_bundle(folder: Path, *, work: int = 0, **changes: Any) -> Path:
+def save_bundle(folder: Path, *, work: int = 0, seed: int = 0, **changes: Any) -> Path:
     """Write a bundle of ``save_classifier``'s model; ``changes`` go into its manifest."""
     folder.mkdir(parents=True)
-    model = save_classifier(folder / "model.onnx", work=work)
+    model = save_classifier(folder / "model.onnx", work=work, seed=seed)
     files = {"model.onnx": hashlib.sha256(model.read_bytes()).hexdigest()}
     manifest = classifier_manifest(**{"files": files, **changes})
     (folder / "manifest.json").write_text(json.dumps(manifest.to_file()))
