@@ -135,6 +135,28 @@ def test_names_from_the_bundle_are_text_and_nothing_else(visit: Visit) -> None:
     assert drawing.get_attribute("src").endswith("/architecture.svg?version=1")
 
 
+def test_a_card_that_comes_late_is_not_shown_under_another_model(
+    visit: Visit, address: str
+) -> None:
+    page = visit.page
+    late: list[Any] = []
+    card = httpx.get(f"{address}/v1/models/pets").json()
+    names = [{"name": name, "version": "1"} for name in ("pets", "late")]
+    page.route("**/v1/models", lambda route: route.fulfill(json={"models": names}))
+    page.route("**/v1/models/late?*", lambda route: late.append(route))
+    page.goto(address)
+    visit.headline.wait_for()
+    with page.expect_request("**/v1/models/late?*"):
+        page.locator("#models").select_option(label="late, version 1")
+    with page.expect_response("**/v1/predict?*"):
+        page.locator("#models").select_option(label="pets, version 1")
+    with page.expect_response("**/v1/models/late?*"):
+        late[0].fulfill(json={**card, "name": "late", "task": "late"})
+    page.wait_for_timeout(100)
+    assert page.locator("#title").inner_text() == "pets"
+    assert page.locator("#about").inner_text().startswith(f"{card['task']}, ")
+
+
 def test_files_texts_and_fields_are_predicted(visit: Visit, address: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     (tmp_path / "a.wav").write_bytes(sound())

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 import sys
 import threading
 from collections.abc import Awaitable, Callable
@@ -318,6 +319,7 @@ def test_a_model_alone_is_sent_tensors(folder: Path) -> None:
 
 def test_a_file_that_changes_after_the_start_is_not_read(tmp_path: Path) -> None:
     folder = save_people(tmp_path / "pets")
+    before = (folder / "architecture.svg").read_bytes()
 
     async def change(client: httpx.AsyncClient) -> httpx.Response:
         (folder / "architecture.svg").write_text("<svg/>")
@@ -325,6 +327,15 @@ def test_a_file_that_changes_after_the_start_is_not_read(tmp_path: Path) -> None
 
     response = talk(folder, change)
     assert (response.status_code, "changed since" in response.text) == (422, True)
+
+    def pipe(client: httpx.AsyncClient) -> Awaitable[httpx.Response]:
+        (folder / "architecture.svg").unlink()
+        os.mkfifo(folder / "architecture.svg")  # to read it would wait for its writer
+        return client.get("/v1/models/pets")
+
+    (folder / "architecture.svg").write_bytes(before)
+    response = talk(folder, pipe)
+    assert (response.status_code, "not a regular file" in response.text) == (422, True)
 
 
 def test_samples_that_do_not_fit_the_model_are_told(tmp_path: Path) -> None:
