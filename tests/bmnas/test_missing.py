@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from bmnas_serve.manifest import InputSpec
-from media_files import media_table, write_table
+from media_files import TASK_WITH_GAPS, media_table, write_table
 from task_files import arrays, modality, write_task
 from tiny_tasks import CONFIG, tiny_task
 from torch import Tensor
@@ -192,28 +192,6 @@ def test_kinds_that_need_every_modality_say_so() -> None:
         check_task(task)
 
 
-TASK = """
-name = "pets"
-kind = "multiclass"
-data = "pets.csv"
-labels = "label"
-split = "part"
-[modality.photo]
-array = "photo"
-type = "image"
-size = 16
-missing = true
-[modality.title]
-array = "title"
-type = "text"
-missing = true
-[modality.facts]
-columns = ["age", "weight"]
-type = "vector"
-missing = true
-"""
-
-
 def test_empty_cells_of_a_table(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     rows = media_table(tmp_path, 24)
@@ -222,7 +200,7 @@ def test_empty_cells_of_a_table(tmp_path: Path) -> None:
     rows[7]["age"] = rows[7]["weight"] = ""
     write_table(tmp_path / "pets.csv", rows)
     path = tmp_path / "task.toml"
-    path.write_text(TASK, "utf-8")
+    path.write_text(TASK_WITH_GAPS + "missing = true\n", "utf-8")
     task = load_task(path)
     check_task(task)
     lacking = {m.name: np.flatnonzero(m.lacking(np.arange(24))).tolist() for m in task.modalities}
@@ -233,7 +211,7 @@ def test_empty_cells_of_a_table(tmp_path: Path) -> None:
     assert facts[7].tolist() == [0, 0, 0, 0]
     assert np.asarray(facts)[np.arange(24) != 7, -1].min() == 1
     assert np.asarray(task.modality("photo").data[np.array([0])]).max() == 0
-    path.write_text(TASK.replace("missing = true\n", ""), "utf-8")
+    path.write_text(TASK_WITH_GAPS.replace("missing = true\n", ""), "utf-8")
     with pytest.raises(UserError, match=r"rows without a path \(1\): 3: .* missing = true"):
         load_task(path)
 

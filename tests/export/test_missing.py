@@ -18,33 +18,13 @@ from bmnas_serve.inference import GivenTensor, fit_inputs
 from bmnas_serve.raw_model import Asked, RawModel
 from bmnas_serve.session import Session
 from command_line import bmnas_command, one_line_error, write_tiny_preset
-from media_files import CLASSES, media_table, write_table
+from media_files import CLASSES, TASK_WITH_GAPS, media_table, write_table
 
 from bmnas.pipeline.trained import load_network
 from bmnas.tasks import load_task
 
 for package in ("PIL", "tokenizers"):
     pytest.importorskip(package)
-
-TASK = """
-name = "pets"
-kind = "multiclass"
-data = "pets.csv"
-labels = "label"
-split = "part"
-[modality.photo]
-array = "photo"
-type = "image"
-size = 16
-missing = true
-[modality.title]
-array = "title"
-type = "text"
-missing = true
-[modality.facts]
-columns = ["age", "weight"]
-type = "vector"
-"""
 
 
 def run(*words: object) -> str:
@@ -68,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         elif number % 5 == 2:
             row["title"] = ""
     write_table(folder / "pets.csv", rows)
-    (folder / "task.toml").write_text(TASK, "utf-8")
+    (folder / "task.toml").write_text(TASK_WITH_GAPS, "utf-8")
     preset = ("--preset", write_tiny_preset(folder))
     where = ("--task", folder / "task.toml", "--run", folder / "run")
     told = run("train", "--fusion", "concat", *where, *preset)

@@ -84,6 +84,27 @@ def write_table(path: Path, rows: list[dict[str, Any]], delimiter: str = ",") ->
     return path
 
 
+#: Its last modality may get a line more.
+TASK_WITH_GAPS = """
+name = "pets"
+kind = "multiclass"
+data = "pets.csv"
+labels = "label"
+split = "part"
+[modality.photo]
+array = "photo"
+type = "image"
+size = 16
+missing = true
+[modality.title]
+array = "title"
+type = "text"
+missing = true
+[modality.facts]
+columns = ["age", "weight"]
+type = "vector"
+"""
+
 MEDIA_TASK = """
 name = "pets"
 kind = "multiclass"
