@@ -26,6 +26,13 @@ Outcome: TypeAlias = dict[str, NDArray[Any]] | Exception
 _RECENT = 0.2
 #: How many batches the thread has at most: one that runs, and a full one.
 _AHEAD = 2
+#: Where requests come close together, a run begins when the event loop has had nothing else to do
+#: for so many seconds: what it does is mostly to receive more of them.
+_PAUSE_SECONDS = 0.0002
+#: A turn of the loop that takes longer had something else to do.
+_TURN_SECONDS = 0.00002
+#: So long a run is put off at most.
+_GATHER_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,9 @@ class Batcher:
     """Runs a session in one thread, so that the event loop never waits for it.
 
     A request that finds the session idle is run at once; those that come in meanwhile are run
-    together after it, in order of arrival. A full batch is handed over before the run under way
-    ends, so that the thread need not wait for the event loop. One thread and not several:
+    together after it, in order of arrival, and with those that the event loop is just receiving:
+    a run for each would take more time than they wait. A full batch is handed over before the run
+    under way ends, so that the thread need not wait for the event loop. One thread and not several:
     onnxruntime spreads a run over cores by itself. ``watch`` is called with every ``Run``. Used
     from the event loop's thread only.
     """
@@ -100,6 +108,8 @@ class Batcher:
         self._bytes = 0
         self._row_seconds = 0.0
         self._running = 0
+        #: Whether requests came in while another ran, and whether a run is put off for more.
+        self._crowded = self._gathering = False
         self._closed = False
         self._batch_rows = self.limits.batch_rows or session.batch_rows
 
@@ -134,7 +144,7 @@ class Batcher:
         waiting = self._enter(inputs, loop)
         timer = loop.call_at(until, _expire, waiting, until - now)
         try:
-            self._run_next(loop)
+            self._run_soon(loop)
             return await waiting.answer
         finally:
             timer.cancel()
@@ -181,6 +191,28 @@ class Batcher:
             self._rows -= waiting.rows
             self._bytes -= waiting.bytes
 
+    def _run_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Run what waits: at once, or where requests come close together, when they pause."""
+        if self._running or not (self._crowded and self.session.joins):
+            self._run_next(loop)
+        elif not self._gathering:
+            self._gathering = True
+            now = time.monotonic()
+            loop.call_soon(self._gather, loop, now + _GATHER_SECONDS, now, now)
+
+    def _gather(
+        self, loop: asyncio.AbstractEventLoop, until: float, turned: float, busy: float
+    ) -> None:
+        """Run what waits by ``until``; the loop was at this place at ``turned``, ``busy`` then."""
+        now = time.monotonic()
+        if now - turned > _TURN_SECONDS:
+            busy = now
+        if now < min(until, busy + _PAUSE_SECONDS) and self._rows < self._batch_rows:
+            loop.call_soon(self._gather, loop, until, now, busy)
+            return
+        self._gathering = False
+        self._run_next(loop)
+
     def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hand over the next batch to the idle thread; the one after it too, once it is full."""
         while self._running < _AHEAD:
@@ -222,7 +254,9 @@ class Batcher:
         done: asyncio.Future[tuple[float, float, list[Outcome]]],
     ) -> None:
         self._running -= 1
-        self._run_next(loop)
+        self._crowded = len(batch) > 1 or bool(self._queue)
+        if self._queue:
+            self._run_soon(loop)
         if done.cancelled():
             return
         started, seconds, outcomes = done.result()

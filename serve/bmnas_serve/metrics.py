@@ -54,7 +54,9 @@ class Metrics:
             registry=self._registry,
         )
 
+        # labels() takes as long as the counting
         self._answers: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+        self._of_runs: dict[tuple[str, str], tuple[Histogram, Histogram, Histogram]] = {}
 
     def watch(self, repository: Repository, lifecycle: Lifecycle, bodies: Bodies) -> None:
         """Count the runs of a repository, and read from all three what is in them at the moment."""
@@ -64,7 +66,7 @@ class Metrics:
     def answered(self, endpoint: str, status: str, seconds: float) -> None:
         """Count a request."""
         key = endpoint, status
-        if key not in self._answers:  # labels() takes as long as the counting
+        if key not in self._answers:
             self._answers[key] = self._requests.labels(*key), self._seconds.labels(endpoint)
         count, time = self._answers[key]
         count.inc()
@@ -72,11 +74,15 @@ class Metrics:
 
     def ran(self, model: str, version: str, run: Run) -> None:
         """Count a run of a model."""
-        waits = self._waits.labels(model, version)
+        key = model, version
+        if key not in self._of_runs:
+            found = self._waits.labels(*key), self._runs.labels(*key), self._rows.labels(*key)
+            self._of_runs[key] = found
+        waits, seconds, rows = self._of_runs[key]
         for wait in run.waits:
             waits.observe(wait)
-        self._runs.labels(model, version).observe(run.seconds)
-        self._rows.labels(model, version).observe(run.rows)
+        seconds.observe(run.seconds)
+        rows.observe(run.rows)
         if run.failures:
             self._failures.labels(model, version).inc(run.failures)
 

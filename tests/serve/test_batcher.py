@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from bmnas_serve import batcher
 from bmnas_serve.batcher import CLIENT, Batcher, Client, QueueLimits, Run
 from bmnas_serve.errors import InferenceError, RequestError
 from bmnas_serve.session import Session
@@ -107,6 +109,49 @@ def test_what_comes_in_during_a_run_is_the_next_batch():
             (1, 1, 0),
             (2, 3, 0),
         ]
+
+    run(go())
+
+
+def test_where_requests_come_close_together_a_run_takes_those_that_the_loop_receives(monkeypatch):
+    monkeypatch.setattr(batcher, "_GATHER_SECONDS", 60.0)
+
+    async def go() -> None:
+        async with Case() as case:
+            more = [await case.asked(4)]
+            case.gate.release.set()
+            await case.first
+            for number in (9, 16):
+                time.sleep(0.001)  # the loop has something to do
+                more.append(await case.asked(number))
+            await asyncio.gather(*more)
+        assert case.gate.runs == [[1], [4, 9, 16]]
+
+    run(go())
+
+
+def test_a_run_is_put_off_for_a_while_at_most(monkeypatch):
+    monkeypatch.setattr(batcher, "_PAUSE_SECONDS", 60.0)
+
+    async def go() -> None:
+        async with Case() as case:
+            second = await case.asked(4)
+            case.gate.release.set()
+            assert await second == [2]
+
+    run(go())
+
+
+def test_a_lone_request_never_waits(monkeypatch):
+    for name in ("_PAUSE_SECONDS", "_GATHER_SECONDS"):
+        monkeypatch.setattr(batcher, name, 60.0)
+
+    async def go() -> None:
+        async with Case() as case:
+            case.gate.release.set()
+            await case.first
+            for number in (4, 9):
+                assert await case.ask(number) == [number**0.5]
 
     run(go())
 
