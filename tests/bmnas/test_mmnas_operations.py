@@ -155,6 +155,32 @@ def test_relations_are_the_literal_ones(boxes: Callable[[int, int], Tensor]) -> 
     assert relations(torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.bool)).abs().sum() == 0
 
 
+def test_relations_of_the_same_windows_are_computed_once(
+    boxes: Callable[[int, int], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    related, block = Relations(), Block("rsa", WIDTH, HEAD, HIDDEN, "layer", 0.0)
+    windows, mask = boxes(1, 5).expand(3, -1, -1), torch.ones(3, 5, dtype=torch.bool)
+    x, layers = torch.randn(3, 5, WIDTH), (related, block)
+
+    def run(rows: list[slice]) -> list[Tensor]:
+        for layer in layers:
+            layer.zero_grad()
+        parts = [block(x[n], Around(mask[n], related=related(windows[n], mask[n]))) for n in rows]
+        found = torch.cat(parts)
+        found.square().sum().backward()
+        return [found, *(w.grad for layer in layers for w in layer.parameters())]
+
+    assert related(windows, mask).shape[0] == 1
+    torch.testing.assert_close(
+        run([slice(None)]), run([slice(n, n + 1) for n in range(3)]), rtol=1e-4, atol=1e-6
+    )
+    other, fewer = windows.clone(), mask.clone()
+    other[2, 0, 0] -= 1
+    fewer[1, 4] = False
+    assert related(other, mask).shape[0] == related(windows, fewer).shape[0] == 3
+
+
 def test_the_attentive_sum_is_the_literal_one() -> None:
     torch.manual_seed(0)
     layer, x = AttentiveSum(WIDTH, 7, 0.5).double().eval(), torch.randn(3, 3, WIDTH).double()

@@ -34,7 +34,7 @@ class Around:
     """What a block sees beside its input (B, T, d): which of its tokens count, ``mask`` (B, T).
 
     A block of the decoder also sees ``encoded`` (B, S, d), the end of the encoder, with its mask
-    ``counted`` (B, S), and ``related`` (B, N, N, 64), see ``Relations``, where there are boxes.
+    ``counted`` (B, S), and ``related``, see ``Relations``, where there are boxes.
     """
 
     mask: Tensor
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     def attend(self, x: Tensor, y: Tensor, mask: Tensor, added: Tensor | None = None) -> Tensor:
         """Return what ``x`` (B, T, d) gathers from ``y`` (B, S, d), whose ``mask`` is (B, S).
 
-        ``added`` (B, h, T, S) is added to the logits.
+        ``added`` (B or 1, h, T, S) is added to the logits.
         """
         q, k, v = (
             layer(z).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -213,7 +213,13 @@ class Relations(nn.Module):
         self.linear = nn.Linear(RELATIONS, RELATED)
 
     def forward(self, boxes: Tensor, mask: Tensor) -> Tensor:
-        """Return (B, N, N, 64) from ``boxes`` (B, N, 4) and which of them count, (B, N)."""
+        """Return (B, N, N, 64) from ``boxes`` (B, N, 4) and which of them count, (B, N).
+
+        Where all rows are the same, as those of fixed windows are, (1, N, N, 64).
+        """
+        # A graph that is made ahead must do for rows that differ.
+        if not torch.compiler.is_compiling() and all((x == x[:1]).all() for x in (boxes, mask)):
+            boxes, mask = boxes[:1], mask[:1]
         related: Tensor = F.relu(self.linear(relations(boxes, mask)))
         return related
 
