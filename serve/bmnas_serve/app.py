@@ -186,7 +186,9 @@ class _Endpoints:
             size = text_bytes(asked.outputs, outputs)
             return await self._bodies.beside(size, self._answer, served, asked, outputs)
 
-    def _decode(self, served: Served, received: bytes, json_size: int | None) -> InferRequest:
+    def _decode(
+        self, served: Served, received: bytes | bytearray, json_size: int | None
+    ) -> InferRequest:
         session = served.session
         return decode_request(received, session.inputs, session.outputs, self._max_batch, json_size)
 

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import ParamSpec, Self, TypeVar
 
 from starlette.requests import Request
 
+from bmnas_serve.batcher import CLIENT, Client
 from bmnas_serve.errors import RequestError, busy
 from bmnas_serve.lifecycle import Lifecycle
 
@@ -34,6 +36,13 @@ _FEW = 2**18
 def effort(text: int, binary: int) -> int:
     """Return as how many bytes of JSON a body counts for ``beside``: ``text`` and ``binary``."""
     return text if binary <= _FEW else text + binary
+
+
+def unless_gone(client: Client | None, work: Callable[[], T]) -> T:
+    """Return what ``work`` returns; raises RequestError (499) where its client has gone."""
+    if client is not None and client.gone:
+        raise RequestError(499, "the client has gone")
+    return work()
 
 
 class Bodies:
@@ -68,7 +77,9 @@ class Bodies:
             lane.shutdown(cancel_futures=True)
 
     @contextlib.asynccontextmanager
-    async def received(self, request: Request, largest: int | None = None) -> AsyncIterator[bytes]:
+    async def received(
+        self, request: Request, largest: int | None = None
+    ) -> AsyncIterator[bytes | bytearray]:
         """Receive the body of ``request``; it counts as in memory until the block ends.
 
         It may have ``largest`` bytes where that is less than any body may have.
@@ -121,11 +132,15 @@ class Bodies:
     async def beside(
         self, size: int, work: Callable[P, T], *arguments: P.args, **options: P.kwargs
     ) -> T:
-        """Return ``work(*arguments)`` on a body of ``size`` bytes, beside the event loop."""
+        """Return ``work(*arguments)`` on a body of ``size`` bytes, beside the event loop.
+
+        Raises RequestError (499) where the client has gone before it begins.
+        """
         if size <= _AT_ONCE:
             return work(*arguments, **options)
         lane = self._lane if size < _LARGE else self._large_lane
-        return await asyncio.wrap_future(lane.submit(work, *arguments, **options))
+        begin = partial(unless_gone, CLIENT.get(), partial(work, *arguments, **options))
+        return await asyncio.wrap_future(lane.submit(begin))
 
     def _take(self, size: int) -> None:
         if self.held + size > self._total:
@@ -138,7 +153,7 @@ class _Body:
         self._bodies = bodies
         self._limited = largest is not None and largest < bodies._largest
         self._largest = largest if largest is not None and self._limited else bodies._largest
-        self._chunks: list[bytes] = []
+        self._content: bytes | bytearray = b""
         self._counted = 0
         self.size = 0
 
@@ -154,19 +169,24 @@ class _Body:
         if self.size > _SMALL:
             self._bodies._take(self.size - self._counted)
             self._counted = self.size
-        self._chunks.append(chunk)
+        if not self._content:
+            self._content = chunk  # all that there is, mostly
+            return
+        if not isinstance(self._content, bytearray):
+            self._content = bytearray(self._content)
+        # It grows in place: to join the parts of a large body at its end stops everything.
+        self._content += chunk
 
-    def content(self) -> bytes:
+    def content(self) -> bytes | bytearray:
         if self.size > self._largest:
             raise self._too_large()
-        content = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks = []
+        content, self._content = self._content, b""
         return content
 
     def release(self) -> None:
         self._bodies.held -= self._counted
         self._counted = 0
-        self._chunks = []
+        self._content = b""
 
     def _too_large(self) -> RequestError:
         message = f"the body has more than {self._largest:,} bytes"

@@ -30,7 +30,7 @@ from bmnas_serve.strict_json import parse_json
 
 
 def decode_request(
-    body: bytes,
+    body: bytes | bytearray,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     max_batch: int,
@@ -47,10 +47,12 @@ def decode_request(
             f"the body: received {len(body):,} bytes, expected at least the {json_size:,} of the"
             " header Inference-Header-Content-Length"
         )
-    if json_size is None or json_size > _SHORT:
+    if json_size is None:
+        request = _read(body)
+    elif json_size > _SHORT:
         request = _read(body[:json_size])
     else:
-        request = _read_short(body[:json_size])
+        request = _read_short(bytes(body[:json_size]))
     asked = request.get("parameters") or {}
     binary = asked.get("binary_data_output", False)
     wanted = [
@@ -68,7 +70,7 @@ def decode_request(
     )
 
 
-def _read(content: bytes) -> Mapping[str, Any]:
+def _read(content: bytes | bytearray) -> Mapping[str, Any]:
     """Return the members of a request in JSON, checked as far as no model is needed."""
     try:
         data = parse_json(content, arrays="data")

@@ -41,7 +41,7 @@ def media_type(content_type: str) -> str:
     return found
 
 
-def read_inputs(body: bytes, content_type: str) -> dict[str, Given]:
+def read_inputs(body: bytes | bytearray, content_type: str) -> dict[str, Given]:
     """Return what a body holds of each input, by name.
 
     Raises RequestError (415) for a body that is neither a form nor JSON, FormatError for one that
@@ -53,7 +53,7 @@ def read_inputs(body: bytes, content_type: str) -> dict[str, Given]:
     return {name: _of_value(name, value) for name, value in asked["inputs"].items()}
 
 
-def _of_form(body: bytes, content_type: str) -> dict[str, Given]:
+def _of_form(body: bytes | bytearray, content_type: str) -> dict[str, Given]:
     boundary = multipart.parse_options_header(content_type)[1].get("boundary", "")
     if not boundary:
         raise FormatError(f"Content-Type: received {shorten(content_type)}, expected a boundary")
@@ -95,7 +95,7 @@ def _of_value(name: str, value: Any) -> Given:
         raise FormatError(f"input {shorten(name)}: base64: {shorten(str(error))}") from error
 
 
-def _json(content: bytes, problem: str) -> Any:
+def _json(content: bytes | bytearray, problem: str) -> Any:
     try:
         return parse_json(content)
     except ValueError as error:

@@ -14,8 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bmnas_serve.assets import ASSETS, asset, content
-from bmnas_serve.batcher import CLIENT, Client
-from bmnas_serve.bodies import Bodies
+from bmnas_serve.batcher import CLIENT
+from bmnas_serve.bodies import Bodies, unless_gone
 from bmnas_serve.errors import RequestError, busy, shorten
 from bmnas_serve.forms import media_type, read_inputs
 from bmnas_serve.lifecycle import Lifecycle
@@ -187,9 +187,8 @@ class RawRoutes:
             raise busy("too many files of other requests are decoded")
         self._waiting += 1
         try:
-            client = CLIENT.get() or Client()
             made = partial(work, *arguments, **options)
-            future = self._threads.submit(_unless_gone, client, made)
+            future = self._threads.submit(unless_gone, CLIENT.get(), made)
             async with asyncio.timeout_at(deadline) as limit:
                 return await asyncio.wrap_future(future)
         except TimeoutError as error:
@@ -205,13 +204,7 @@ def _deadline(served: Served) -> float:
     return asyncio.get_running_loop().time() + served.batcher.limits.seconds
 
 
-def _unless_gone(client: Client, work: Callable[[], T]) -> T:
-    if client.gone:
-        raise RequestError(499, "the client has gone")
-    return work()
-
-
-def _made(model: RawModel, body: bytes, content_type: str, asked: Asked) -> Made:
+def _made(model: RawModel, body: bytes | bytearray, content_type: str, asked: Asked) -> Made:
     given = read_inputs(body, content_type) if body or asked.sample is None else {}
     return model.made(given, asked)
 

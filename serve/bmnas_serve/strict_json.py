@@ -22,22 +22,26 @@ _LONGEST = 2**18
 _DEPTH = 64
 #: How many objects, lists in lists and strings a large text may have: each takes its own step.
 _PARTS = 100_000
+#: Where the members that hold arrays are known, a large text has few values beside them: for how
+#: many parts each counts.
+_BESIDE = 10
 
 #: So many numbers in a list, in one step, make an array.
 _MANY = 256
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _STRUCTURE = (b'"', b"[", b"]", b"{", b"}")
+_PLAIN_STRING = re.compile(rb'"([^"\\\x00-\x1f]*+)"')
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _SCALAR = re.compile(rb'[^ \t\r\n,:"\[\]{}]+')
 
 
-def parse_json(content: bytes, *, arrays: str | None = None) -> Any:
+def parse_json(content: bytes | bytearray, *, arrays: str | None = None) -> Any:
     """Read one JSON value from UTF-8 text, without NaN and without keys that stand twice.
 
     In members called ``arrays``, a long list of numbers alone, also within other lists, is an
     array, int64 or float64: as a list it takes four times the memory, and to give it back stops
-    everything. ValueError says in one line what is wrong.
+    everything. Then few other values are taken. ValueError says in one line what is wrong.
     """
     if not content:
         raise ValueError("it is empty")
@@ -73,13 +77,13 @@ class _Values:
     """The values of a list, as arrays for as long as they are many numbers and nothing else."""
 
     def __init__(self, *, arrays: bool) -> None:
-        self._arrays = arrays
+        self.arrays = arrays
         self._pieces: list[NDArray[Any]] = []
         self._values: list[Any] = []
 
     def extend(self, found: list[Any]) -> None:
         piece = None
-        if self._arrays and not self._values and (self._pieces or len(found) >= _MANY):
+        if self.arrays and not self._values and (self._pieces or len(found) >= _MANY):
             piece = _array(found)
         if piece is None:
             self._unpack()
@@ -114,11 +118,12 @@ def _array(found: list[Any]) -> NDArray[Any] | None:
 class _Reader:
     """A text and the place in it up to which it was read."""
 
-    def __init__(self, text: bytes, arrays: str | None) -> None:
+    def __init__(self, text: bytes | bytearray, arrays: str | None) -> None:
         self._text = text
         self._arrays = arrays
         self._place = 0
         self._parts = 0
+        self._weight = 1 if arrays is None else _BESIDE
 
     def document(self) -> Any:
         value = self._value(0, arrays=False)
@@ -126,13 +131,13 @@ class _Reader:
             raise self._wrong("nothing more")
         return value
 
-    def _next(self) -> bytes:
+    def _next(self) -> bytes | bytearray:
         """Return the next byte that is no space, empty at the end."""
         while (match := _SPACE.match(self._text, self._place, self._place + _STEP)) and match[0]:
             self._place = match.end()
         return self._text[self._place : self._place + 1]
 
-    def _take(self, expected: bytes) -> bytes:
+    def _take(self, expected: bytes) -> bytes | bytearray:
         """Step over the next byte, which is one of ``expected``, and return it."""
         found = self._next()
         if not found or found not in expected:
@@ -152,7 +157,7 @@ class _Reader:
         if found in (b"[", b"{"):
             if depth > _DEPTH:
                 raise ValueError("it is nested too deeply")
-            self._count()
+            self._count(1 if arrays and found == b"[" else self._weight)
             return self._list(depth, arrays=arrays) if found == b"[" else self._object(depth)
         match = _SCALAR.match(self._text, self._place, self._place + _STEP)
         if not match:
@@ -161,16 +166,21 @@ class _Reader:
         self._place = match.end()
         return value
 
-    def _count(self) -> None:
-        self._parts += 1
+    def _count(self, parts: int) -> None:
+        self._parts += parts
         if self._parts > _PARTS:
+            most = _PARTS // self._weight
             raise ValueError(
-                f"it has more than {_PARTS:,} objects, lists and strings: send fewer at a time,"
-                " and numbers in flat lists"
+                f"it has more than {most:,} objects, lists and strings: send fewer at a time, and"
+                " numbers in flat lists"
             )
 
     def _string(self) -> str:
-        self._count()
+        self._count(self._weight)
+        plain = _PLAIN_STRING.match(self._text, self._place, self._place + _LONGEST)
+        if plain:
+            self._place = plain.end()
+            return plain[1].decode("utf-8")
         match = _STRING.match(self._text, self._place, self._place + _LONGEST)
         if not match:
             raise self._wrong(f"a string in quotes of at most {_LONGEST:,} bytes")
@@ -220,7 +230,7 @@ class _Reader:
             values.append(self._value(depth + 1, arrays=arrays))
             after = b"0"
 
-    def _run(self) -> tuple[bytes, bytes]:
+    def _run(self) -> tuple[bytes | bytearray, bytes | bytearray]:
         """Return the plain values ahead, and the byte that ends them; empty where more follow."""
         # Faster than one pattern for all of them, which takes each byte in turn.
         until = self._place + _STEP
@@ -234,14 +244,18 @@ class _Reader:
             raise self._wrong("the end of a list")
         return run, end if end in _STRUCTURE else b""
 
-    def _extend(self, values: _Values, plain: bytes, after: bytes, *, closed: bool) -> None:
+    def _extend(
+        self, values: _Values, plain: bytes | bytearray, after: bytes, *, closed: bool
+    ) -> None:
         """Add the values of ``plain``, which stand after a value (``0``), a comma or nothing."""
         found = self._scalars(plain, b"[0" if after == b"0" else b"[", b"]")
         if not found and (after == b"," or not closed):
             raise self._wrong("a value")
+        if self._arrays is not None and not values.arrays:
+            self._count(self._weight * len(found))
         values.extend(found[1:] if after == b"0" else found)
 
-    def _scalars(self, plain: bytes, before: bytes, behind: bytes) -> Any:
+    def _scalars(self, plain: bytes | bytearray, before: bytes, behind: bytes) -> Any:
         try:
             return orjson.loads(before + plain + behind)
         except orjson.JSONDecodeError as error:

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
-from bmnas_serve.bodies import Bodies
+from bmnas_serve.batcher import Client
+from bmnas_serve.bodies import Bodies, unless_gone
 from bmnas_serve.errors import RequestError
 from starlette.requests import Request
 
@@ -102,3 +103,11 @@ def test_large_bodies_are_worked_on_one_at_a_time_and_hold_nobody_up():
         return done
 
     assert asyncio.run(go()) == ["usual", "small", "large", "large too"]
+
+
+def test_work_for_a_client_that_is_gone_is_dropped() -> None:
+    client = Client(gone=True)
+    with pytest.raises(RequestError, match="the client has gone"):
+        unless_gone(client, lambda: pytest.fail("was done"))
+    client.gone = False
+    assert unless_gone(client, lambda: 1) == 1

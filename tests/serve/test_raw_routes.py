@@ -18,9 +18,8 @@ import pytest
 from bmnas_serve import raw_routes
 from bmnas_serve.app import create_app
 from bmnas_serve.assets import ASSETS
-from bmnas_serve.batcher import Client, QueueLimits
+from bmnas_serve.batcher import QueueLimits
 from bmnas_serve.bodies import Bodies
-from bmnas_serve.errors import RequestError
 from bmnas_serve.manifest import TaskSpec
 from bmnas_serve.repository import Repository
 from bmnas_serve.session import Session
@@ -249,14 +248,6 @@ def test_requests_wait_for_the_decoding_of_others_up_to_their_time(
             return {answer.status_code for answer in answers}
 
     assert asyncio.run(go()) == {504}
-
-
-def test_work_for_a_client_that_is_gone_is_dropped() -> None:
-    client = Client(gone=True)
-    with pytest.raises(RequestError, match="the client has gone"):
-        raw_routes._unless_gone(client, lambda: pytest.fail("was done"))
-    client.gone = False
-    assert raw_routes._unless_gone(client, lambda: 1) == 1
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,7 @@ def test_keys_are_compared_in_linear_time():
     ("text", "message"),
     [
         (b"[" + b"{}," * 150_000 + b"{}]", "more than 100,000 objects, lists and strings"),
+        (b'{"data": [' + b"[]," * 100_000 + b"[]]}", "more than 100,000"),
         (b"[" * 100_000, "nested too deeply"),
         (b'"' + b"a" * 300_000 + b'"', "at most 262,144 bytes"),
         (b"[" + b"1" * 20_000 + b"]", "within 16,384 bytes"),
@@ -133,3 +134,22 @@ def test_keys_are_compared_in_linear_time():
 def test_what_would_take_too_long_or_too_much_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         parse_json(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" + b"1," * 20_000 + b"1]",
+        b"{" + b",".join(b'"k%d":0' % n for n in range(20_000)) + b"}",
+        b'{"data": [' + b'"a",' * 20_000 + b"1]}",
+    ],
+)
+def test_beside_the_members_that_hold_arrays_there_are_few_values(text):
+    parse_json(text)
+    with pytest.raises(ValueError, match="more than 10,000 objects, lists and strings"):
+        parse_json(text, arrays="data")
+
+
+def test_members_that_hold_arrays_may_have_many_rows():
+    text = json.dumps({"data": [[1, 2]] * 50_000}).encode()
+    assert len(parse_json(text, arrays="data")["data"]) == 50_000
