@@ -29,6 +29,9 @@ _SMALL = 2**16
 _AT_ONCE = 4096
 #: From this size on, in bytes, bodies wait for each other and not for smaller ones.
 _LARGE = 2**20
+#: While there are other requests, large bodies are received in turns of so many seconds, of a
+#: quarter of a MiB each at most: as fast as senders are they would take all of the event loop.
+_TURN_SECONDS = 0.002
 #: Up to this size, in bytes, tensors that came as bytes take no longer than a little JSON.
 _FEW = 2**18
 
@@ -66,6 +69,7 @@ class Bodies:
         self._lifecycle = lifecycle or Lifecycle()
         self._seconds = seconds
         self.held = 0
+        self._turn = asyncio.Lock()
         self._lane = ThreadPoolExecutor(1, "bmnas-bodies")
         self._large_lane = ThreadPoolExecutor(1, "bmnas-large-bodies")
 
@@ -114,7 +118,9 @@ class Bodies:
             with self._lifecycle.receiving():
                 async with asyncio.timeout(self._seconds):
                     while await self._more(request, body):
-                        pass
+                        if body.size > _LARGE and self._lifecycle.others:
+                            async with self._turn:
+                                await asyncio.sleep(_TURN_SECONDS)
         except TimeoutError as error:
             raise RequestError(
                 408,

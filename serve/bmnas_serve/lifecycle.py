@@ -27,6 +27,11 @@ class Lifecycle:
         """Tell whether the server has started and is not stopping."""
         return self.started and not self.draining
 
+    @property
+    def others(self) -> bool:
+        """Tell whether there are requests in flight whose bodies are complete."""
+        return self.in_flight > self.unfinished
+
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
         """Count a request as in flight while the block runs."""

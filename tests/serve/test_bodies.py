@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from bmnas_serve.batcher import Client
 from bmnas_serve.bodies import Bodies, unless_gone
 from bmnas_serve.errors import RequestError
+from bmnas_serve.lifecycle import Lifecycle
 from starlette.requests import Request
 
 MIB = 2**20
@@ -64,6 +66,30 @@ def test_unfinished_bodies_count_by_what_was_received():
             await waiting
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_large_bodies_are_received_in_turns_while_others_wait(monkeypatch, others):
+    turns: list[float] = []
+    sleep = asyncio.sleep
+
+    async def short(seconds: float) -> None:
+        turns.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", short)
+
+    async def go() -> None:
+        lifecycle = Lifecycle()
+        with Bodies(lifecycle=lifecycle) as bodies, lifecycle.request():
+            with lifecycle.request() if others else contextlib.nullcontext():
+                async with bodies.received(request(pieces(MIB, MIB, MIB))) as body:
+                    assert len(body) == 3 * MIB
+            async with bodies.received(request(pieces(60_000, 60_000))):
+                pass
+
+    asyncio.run(go())
+    assert len(turns) == (2 if others else 0)
 
 
 def test_a_body_has_to_arrive_in_time():
