@@ -11,7 +11,7 @@ from bmnas_serve import parameters
 from bmnas_serve.checks import wrong
 from bmnas_serve.elements import Data
 from bmnas_serve.errors import FormatError
-from bmnas_serve.grpc_messages import ModelInferResponse
+from bmnas_serve.grpc_messages import ModelInferRequest, ModelInferResponse
 from bmnas_serve.inference import (
     GivenTensor,
     InferRequest,
@@ -34,10 +34,23 @@ _CONTENTS = {
 }
 
 
+def read_message(received: bytes) -> tuple[Any, list[bytes]]:
+    """Return a ``ModelInferRequest`` and its ``raw_input_contents``, which it copies at each look.
+
+    Raises protobuf's DecodeError when the bytes are none.
+    """
+    message = ModelInferRequest.FromString(received)
+    return message, list(message.raw_input_contents)
+
+
 def decode_message(
-    message: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], max_batch: int
+    message: Any,
+    raw: Sequence[bytes],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    max_batch: int,
 ) -> InferRequest:
-    """Read a ``ModelInferRequest`` to a model with these ``inputs`` and ``outputs``.
+    """Read a request to a model with these ``inputs`` and ``outputs``, see ``read_message``.
 
     Raises FormatError when it is not of the protocol, and when it does not fit the model, see
     ``fit_inputs`` and ``fit_outputs``.
@@ -46,7 +59,7 @@ def decode_message(
     wanted = [_output(output, f"outputs[{i}]") for i, output in enumerate(message.outputs)]
     return InferRequest(
         message.id or None,
-        fit_inputs(_given(message), inputs, max_batch),
+        fit_inputs(_given(message, raw), inputs, max_batch),
         fit_outputs(wanted, outputs, binary=True),
         asked.get("timeout", 0) / 1e6 or None,
     )
@@ -83,10 +96,9 @@ def _output(output: Any, place: str) -> OutputRequest:
     return OutputRequest(output.name, binary=True, classes=about.get("classification", 0))
 
 
-def _given(message: Any) -> list[GivenTensor]:
+def _given(message: Any, raw: Sequence[bytes]) -> list[GivenTensor]:
     for i, tensor in enumerate(message.inputs):
         parameters.GRPC_INPUT(plain(tensor.parameters), f"inputs[{i}].parameters")
-    raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise FormatError(
             f"raw_input_contents: received {len(raw):,}, expected one for each of the"

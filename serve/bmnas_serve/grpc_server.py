@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hmac
 import itertools
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 from bmnas_serve import metadata, parameters
 from bmnas_serve.bodies import Bodies, effort
 from bmnas_serve.errors import FormatError, InferenceError, RequestError, ServeError
-from bmnas_serve.grpc_codec import decode_message, encode_message, plain
-from bmnas_serve.grpc_messages import SERVICE, ModelInferRequest, message_class
+from bmnas_serve.grpc_codec import decode_message, encode_message, plain, read_message
+from bmnas_serve.grpc_messages import SERVICE, message_class
 from bmnas_serve.inference import InferRequest
 from bmnas_serve.lifecycle import Lifecycle
 from bmnas_serve.logs import LOG, REQUEST_ID
@@ -127,28 +128,32 @@ class Service:
 
     async def _model_infer(self, received: bytes, context: Any) -> bytes:
         """Decode, predict, encode, as over HTTP."""
+        clock = asyncio.get_running_loop().time
+        arrived = clock()
         with self.lifecycle.request(), contextlib.ExitStack() as until_answered:
             with self.bodies.holding(len(received)):
                 size = effort(0, len(received))
-                asked = await self.bodies.beside(size, ModelInferRequest.FromString, received)
+                asked, raw = await self.bodies.beside(size, read_message, received)
                 served = self.repository.get(asked.model_name, asked.model_version or None)
                 until_answered.enter_context(served.held())
                 laps = until_answered.enter_context(served.statistics.request())
                 served.batcher.check_room()
-                binary = sum(map(len, asked.raw_input_contents))
+                binary = sum(map(len, raw))
                 size = effort(len(received) - binary, binary)
-                request = await self.bodies.beside(size, self._decode, served, asked)
-            limits = [t for t in (request.timeout, context.time_remaining()) if t is not None]
+                request = await self.bodies.beside(size, self._decode, served, asked, raw)
+            limits = [] if request.timeout is None else [request.timeout]
+            if (left := context.time_remaining()) is not None:
+                limits.append(left + clock() - arrived)
             laps.lap()
-            outputs = await served.predict(request.inputs, min(limits, default=None))
+            outputs = await served.predict(request.inputs, min(limits, default=None), arrived)
             laps.lap()
             binary = sum(outputs[one.name].nbytes for one in request.outputs)
             size = effort(text_bytes(request.outputs, outputs), binary)
             return await self.bodies.beside(size, _encode, served, request, outputs)
 
-    def _decode(self, served: Served, asked: Any) -> InferRequest:
+    def _decode(self, served: Served, asked: Any, raw: Sequence[bytes]) -> InferRequest:
         session = served.session
-        return decode_message(asked, session.inputs, session.outputs, self.max_batch)
+        return decode_message(asked, raw, session.inputs, session.outputs, self.max_batch)
 
     def _get(self, asked: Any) -> Served:
         return self.repository.get(asked.name, asked.version or None)

@@ -10,7 +10,7 @@ import pytest
 from bmnas_serve import elements, grpc_messages
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError
-from bmnas_serve.grpc_codec import decode_message, encode_message
+from bmnas_serve.grpc_codec import decode_message, encode_message, read_message
 from bmnas_serve.grpc_messages import SERVICE, ModelInferRequest
 from bmnas_serve.inference import InferRequest, OutputRequest
 from bmnas_serve.manifest import TensorSpec
@@ -34,7 +34,7 @@ def tensor(**changes: Any) -> dict[str, Any]:
 
 
 def decode(message: Any, *specs: TensorSpec) -> InferRequest:
-    return decode_message(message, specs or (X,), OUTPUTS, 8)
+    return decode_message(*read_message(message.SerializeToString()), specs or (X,), OUTPUTS, 8)
 
 
 def refusal(message: Any, *specs: TensorSpec) -> str:
@@ -114,7 +114,7 @@ def test_arrays_survive(array, as_bytes):
     else:
         contents = {CONTENTS[name]: array.ravel().tolist()}
         message = request({**given_tensor, "contents": contents})
-    received = decode_message(message, (spec,), OUTPUTS, 1 << 20)
+    received = decode_message(*read_message(message.SerializeToString()), (spec,), OUTPUTS, 1 << 20)
     np.testing.assert_array_equal(received.inputs["x"], array, strict=True)
     asked = InferRequest(None, {}, (OutputRequest("y", binary=True),))
     answer = encode_message("m", "1", asked, {"y": array})

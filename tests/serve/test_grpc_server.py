@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -149,6 +150,29 @@ def test_large_messages_are_worked_on_beside_the_loop(tmp_path, monkeypatch):
     here, beside = threading.current_thread().name, "bmnas-large-bodies_0"
     assert asyncio.run(go(1)) == {"decode_message": here, "encode_message": here}
     assert asyncio.run(go(100_000)) == {"decode_message": beside, "encode_message": beside}
+
+
+def test_a_timeout_counts_from_the_arrival(tmp_path, monkeypatch):
+    decode = grpc_server.decode_message
+
+    def late(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        return decode(*arguments)
+
+    monkeypatch.setattr(grpc_server, "decode_message", late)
+    session = Session.open(save_bundle(tmp_path / "pets"), intra_op_threads=1)
+    received = message(sample(1))
+    received.parameters["timeout"].int64_param = 10_000
+
+    async def go() -> None:
+        with Bodies() as bodies:
+            answering = service(session, bodies)
+            context = SimpleNamespace(time_remaining=lambda: None)
+            with pytest.raises(RequestError, match="its time was over"):
+                await answering.answers()["ModelInfer"](received.SerializeToString(), context)
+            answering.repository.close()
+
+    asyncio.run(go())
 
 
 def test_messages_in_memory_are_bounded_in_total(tmp_path):
