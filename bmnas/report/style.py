@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,7 +73,9 @@ def figure_of(*parts: Part) -> Any:
 def figure_svg(figure: Any) -> str:
     """Return a Figure as SVG text; equal drawings give equal bytes."""
     buffer = io.BytesIO()
-    with drawing_style():
+    with drawing_style(), warnings.catch_warnings():
+        # The file holds text, which whoever shows it draws by fonts of theirs.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": "bmnas"})
     return buffer.getvalue().decode("utf-8")
 

@@ -13,7 +13,7 @@ from tiny_runs import svg_texts
 from bmnas.machine.errors import UserError
 from bmnas.report.layout import Box, Layout, Wire
 from bmnas.report.picture import architecture_part, draw_genotype
-from bmnas.report.style import drawing_style, figure_of, figure_svg, write_figure
+from bmnas.report.style import Part, drawing_style, figure_of, figure_svg, write_figure
 from bmnas.report.text import description_text, genotype_text
 from bmnas.spaces.cells.describe import describe_cells
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
@@ -169,6 +169,12 @@ def test_long_names_are_cut() -> None:
         ("image.1", name), 8, 4, (Cell(("image.1", name), (Step("sum", ("x", "y")),)),)
     )
     assert ">audio.encode…der.layer.dense<" in figure_svg(draw_genotype(genotype))
+
+
+def test_a_picture_of_letters_that_no_font_here_has_is_drawn_without_a_word() -> None:
+    """Warnings are errors in tests; the reader's fonts draw what the file says."""
+    figure = figure_of(Part(2.0, 1.0, lambda row: row.text(0.5, 0.5, "東京 😀")))
+    assert "東京 😀" in svg_texts(figure)
 
 
 def test_more_than_a_picture_can_show_is_refused() -> None:
