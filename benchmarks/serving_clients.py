@@ -39,16 +39,19 @@ class Load:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready plain data, times in milliseconds."""
-        p50, p99 = np.percentile(self.latencies or [float("nan")], (50, 99)) * 1000
+        p50, p99 = (1000 * np.percentile(self.latencies or [float("nan")], (50, 99))).tolist()
         return {"per_second": self.rate, "p50_ms": p50, "p99_ms": p99, "others": self.others}
 
 
 class _Client(asyncio.Protocol):
     """Sends one request after the other on one connection until the time is over."""
 
-    def __init__(self, request: bytes, load: Load, until: float, done: asyncio.Future[None]):
+    def __init__(
+        self, request: bytes, load: Load, pause: float, until: float, done: asyncio.Future[None]
+    ):
         self._request = request
         self._load = load
+        self._pause = pause
         self._until = until
         self._done = done
         self._received = b""
@@ -72,7 +75,10 @@ class _Client(asyncio.Protocol):
         self._received = b""
         if head.startswith(b"HTTP/1.1 200 "):
             self._load.latencies.append(time.perf_counter() - self._sent)
-            self._send()
+            if self._pause:
+                asyncio.get_running_loop().call_later(self._pause, self._send)
+            else:
+                self._send()
             return
         status = head[9:12].decode()
         self._load.others[status] = self._load.others.get(status, 0) + 1
@@ -93,18 +99,22 @@ def _number(head: bytes, header: bytes) -> int:
 
 def load(port: int, request: bytes, clients: int, seconds: float) -> Load:
     """Return what comes of so many clients that each send ``request`` again and again."""
-    found = Load(seconds)
+    return loads(port, [(request, clients, 0.0)], seconds)[0]
+
+
+def loads(port: int, kinds: list[tuple[bytes, int, float]], seconds: float) -> list[Load]:
+    """Return what comes of each kind of clients: a request, their number, a pause after answers."""
+    found = [Load(seconds) for _ in kinds]
 
     async def go() -> None:
         loop = asyncio.get_running_loop()
         until = time.perf_counter() + seconds
-        ends = [loop.create_future() for _ in range(clients)]
-        for end in ends:
-            await loop.create_connection(
-                lambda end=end: _Client(request, found, until, end),  # type: ignore[misc]
-                HOST,
-                port,
-            )
+        ends = []
+        for (request, clients, pause), outcome in zip(kinds, found, strict=True):
+            for _ in range(clients):
+                ends.append(loop.create_future())
+                client = _Client(request, outcome, pause, until, ends[-1])
+                await loop.create_connection(lambda client=client: client, HOST, port)  # type: ignore[misc]
         await asyncio.gather(*ends)
 
     uvloop.run(go())
@@ -141,28 +151,33 @@ def _named(name: str, x: np.ndarray) -> dict[str, Any]:
 def grpc_load(
     port: int, model: str, inputs: dict[str, np.ndarray], clients: int, seconds: float
 ) -> Load:
-    """Return what comes of so many gRPC clients, each a stream of calls on a shared channel."""
-    import tritonclient.grpc.aio as triton
+    """Return what comes of so many gRPC clients, each a stream of calls on a shared channel.
 
+    As over HTTP the request is made once, and of the answer no more is read than that it is one.
+    """
+    import grpc
+    from bmnas_serve.grpc_messages import ModelInferRequest
+
+    message = ModelInferRequest(
+        model_name=model,
+        inputs=[_named(name, x) for name, x in inputs.items()],
+        raw_input_contents=[x.tobytes() for x in inputs.values()],
+    ).SerializeToString()
     found = Load(seconds)
 
-    async def client(channel: Any, tensors: Any, until: float) -> None:
+    async def client(infer: Any, until: float) -> None:
         while time.perf_counter() < until:
             sent = time.perf_counter()
-            await channel.infer(model, tensors)
+            await infer(message)
             found.latencies.append(time.perf_counter() - sent)
 
     async def go() -> None:
-        tensors = []
-        for name, x in inputs.items():
-            tensor = triton.InferInput(name, list(x.shape), TYPES[x.dtype.name])
-            tensor.set_data_from_numpy(x)
-            tensors.append(tensor)
-        async with triton.InferenceServerClient(f"{HOST}:{port}") as channel:
+        async with grpc.aio.insecure_channel(f"{HOST}:{port}") as channel:
+            infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             until = time.perf_counter() + seconds
-            await asyncio.gather(*(client(channel, tensors, until) for _ in range(clients)))
+            await asyncio.gather(*(client(infer, until) for _ in range(clients)))
 
-    asyncio.run(go())
+    uvloop.run(go())
     return found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from bmnas_serve import metadata
 from bmnas_serve.bodies import Bodies, effort
@@ -38,14 +40,10 @@ JSON_SIZE = "Inference-Header-Content-Length"
 _MEDIA = ("application/json", "application/octet-stream")
 
 
-#: What is answered in JSON; ``Exception`` is a defect, which the server's log tells in full.
-_ERRORS: tuple[type[Exception], ...] = (
-    RequestError,
-    FormatError,
-    InferenceError,
-    HTTPException,
-    Exception,
-)
+_INFER = re.compile(r"/v2/models/(?P<name>[^/]+)(/versions/(?P<version>[^/]+))?/infer")
+
+#: What is answered in JSON; any other exception is a defect, which the server's log tells in full.
+_TOLD = (RequestError, FormatError, InferenceError, HTTPException)
 
 
 def create_app(
@@ -71,13 +69,40 @@ def create_app(
     raw = RawRoutes(repository, lifecycle, bodies, samples=samples)
     endpoints = _Endpoints(repository, lifecycle, max_batch, bodies, metrics, raw)
     about_models = RepositoryRoutes(repository, bodies, max_batch, model_control)
-    return Starlette(
-        # What is asked most comes first: routes are tried in order. Those about all models come
-        # before those of one, or a model that is called stats would hide their statistics.
+    return _App(
+        endpoints.infer,
+        # Routes are tried in order. Those about all models come before those of one, or a model
+        # that is called stats would hide their statistics.
         routes=[*endpoints.infer_routes(), *about_models.routes(), *endpoints.routes()],
-        exception_handlers=dict.fromkeys(_ERRORS, _on_error),
+        exception_handlers=dict.fromkeys((*_TOLD, Exception), _on_error),
         lifespan=endpoints.lifespan,
     )
+
+
+class _App(Starlette):
+    """Starlette; but to infer, what is asked most, does without its layers, and so takes less."""
+
+    def __init__(self, infer: Callable[[Request], Awaitable[Response]], **options: Any) -> None:
+        super().__init__(**options)
+        self._infer = infer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        found = _INFER.fullmatch(scope.get("path", "")) if scope.get("method") == "POST" else None
+        if found is None:
+            await super().__call__(scope, receive, send)
+            return
+        given = {name: text for name, text in found.groupdict().items() if text is not None}
+        scope.update(app=self, endpoint=self._infer, path_params=given)
+        request = Request(scope, receive)
+        try:
+            response = await self._infer(request)
+        except Exception as error:
+            response = await _on_error(request, error)
+            await response(scope, receive, send)
+            if not isinstance(error, _TOLD):
+                raise
+            return
+        await response(scope, receive, send)
 
 
 class _Endpoints:
