@@ -26,16 +26,27 @@ MIB = 2**20
 
 @dataclass
 class Load:
-    """What came of a load: the seconds of each answer, and statuses other than 200."""
+    """What came of a load: the seconds of each answer, and statuses other than 200.
+
+    ``sent`` is when requests that were answered were sent, where it was noted.
+    """
 
     seconds: float
     latencies: list[float] = field(default_factory=list)
+    sent: list[float] = field(default_factory=list)
     others: dict[str, int] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
         """Answers a second."""
         return len(self.latencies) / self.seconds
+
+    def after(self, seconds: float) -> Load:
+        """Return what came of the requests that were sent so many seconds after the first."""
+        pairs = zip(self.sent, self.latencies, strict=True)
+        begin = min(self.sent) + seconds
+        late = [latency for sent, latency in pairs if sent >= begin]
+        return Load(self.seconds - seconds, late)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready plain data, times in milliseconds."""
@@ -46,12 +57,9 @@ class Load:
 class _Client(asyncio.Protocol):
     """Sends one request after the other on one connection until the time is over."""
 
-    def __init__(
-        self, request: bytes, load: Load, pause: float, until: float, done: asyncio.Future[None]
-    ):
+    def __init__(self, request: bytes, load: Load, until: float, done: asyncio.Future[None]):
         self._request = request
         self._load = load
-        self._pause = pause
         self._until = until
         self._done = done
         self._received = b""
@@ -75,10 +83,8 @@ class _Client(asyncio.Protocol):
         self._received = b""
         if head.startswith(b"HTTP/1.1 200 "):
             self._load.latencies.append(time.perf_counter() - self._sent)
-            if self._pause:
-                asyncio.get_running_loop().call_later(self._pause, self._send)
-            else:
-                self._send()
+            self._load.sent.append(self._sent)
+            self._send()
             return
         status = head[9:12].decode()
         self._load.others[status] = self._load.others.get(status, 0) + 1
@@ -99,22 +105,18 @@ def _number(head: bytes, header: bytes) -> int:
 
 def load(port: int, request: bytes, clients: int, seconds: float) -> Load:
     """Return what comes of so many clients that each send ``request`` again and again."""
-    return loads(port, [(request, clients, 0.0)], seconds)[0]
-
-
-def loads(port: int, kinds: list[tuple[bytes, int, float]], seconds: float) -> list[Load]:
-    """Return what comes of each kind of clients: a request, their number, a pause after answers."""
-    found = [Load(seconds) for _ in kinds]
+    found = Load(seconds)
 
     async def go() -> None:
         loop = asyncio.get_running_loop()
         until = time.perf_counter() + seconds
-        ends = []
-        for (request, clients, pause), outcome in zip(kinds, found, strict=True):
-            for _ in range(clients):
-                ends.append(loop.create_future())
-                client = _Client(request, outcome, pause, until, ends[-1])
-                await loop.create_connection(lambda client=client: client, HOST, port)  # type: ignore[misc]
+        ends = [loop.create_future() for _ in range(clients)]
+        for end in ends:
+            await loop.create_connection(
+                lambda end=end: _Client(request, found, until, end),  # type: ignore[misc]
+                HOST,
+                port,
+            )
         await asyncio.gather(*ends)
 
     uvloop.run(go())
