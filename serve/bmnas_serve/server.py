@@ -46,7 +46,7 @@ _CLOSING = 0.1
 
 #: How often connections are looked at, in ticks of uvicorn, of which there are ten in a second.
 _TICKS = 10
-_SWITCH_SECONDS = 0.0005
+_SWITCH_SECONDS = 0.0001
 _GARBAGE = 50_000
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -119,7 +119,8 @@ def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
 
 
 def _keep_pauses_short() -> None:
-    # By default a thread may keep the others waiting for 5 ms, which is many requests.
+    # By default a thread may keep the others waiting for 5 ms, which is many requests. The event
+    # loop waits anew after each answer that it sends, while a large body is read.
     sys.setswitchinterval(_SWITCH_SECONDS)
     gc.collect()
     # To look for garbage in all that is there stops everything: what is there now stays, and a
