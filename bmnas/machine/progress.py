@@ -1,14 +1,17 @@
-"""Progress on long work: stages with a bar, a message and the time left; silent elsewhere."""
+"""Progress on long work: stages with a bar, a message and the time left; lines in a log."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import rich.progress
+
+_EVERY = 60.0  # seconds between two lines of a log
 
 
 class Stage:
@@ -34,7 +37,7 @@ class Progress:
 
 
 class Bars(Progress):
-    """Rich bars on standard error, drawn only when that is a terminal."""
+    """Rich bars on standard error where that is a terminal; elsewhere a line a minute."""
 
     @contextlib.contextmanager
     def stage(self, name: str, units: int) -> Iterator[Stage]:
@@ -44,7 +47,7 @@ class Bars(Progress):
 
         console = Console(stderr=True)
         if not console.is_terminal:
-            yield Stage()
+            yield _Lines(name, units)
             return
         columns = (
             rich.TextColumn("{task.description}"),
@@ -71,3 +74,28 @@ class _Bar(Stage):
 
     def message(self, text: str) -> None:
         self._bars.update(self._number, message=text)
+
+
+class _Lines(Stage):
+    def __init__(self, name: str, units: int) -> None:
+        self._name, self._units = name, units
+        self._done, self._message = 0, ""
+        self._begun = self._told = time.monotonic()
+
+    def advance(self, units: int = 1) -> None:
+        self._done += units
+        now = time.monotonic()
+        if now - self._told < _EVERY:
+            return
+        self._told = now
+        spent = now - self._begun
+        left = spent / self._done * (self._units - self._done)
+        print(
+            f"{self._name}: {self._done} of {self._units} in {spent:.0f} s, about {left:.0f} s left"
+            f"  {self._message}".rstrip(),
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def message(self, text: str) -> None:
+        self._message = text

@@ -30,7 +30,27 @@ def test_silence_shows_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_bars_are_quiet_when_not_a_terminal_but_notes_are_told(
+def test_a_log_gets_a_line_a_minute(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    clock = iter([0.0, 50.0, 100.0, 110.0, 170.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    with Bars().stage("search", 8) as stage:
+        stage.advance()
+        stage.message("loss .5")
+        stage.advance()
+        stage.advance()
+        stage.advance(5)
+    assert capfd.readouterr() == (
+        "",
+        "search: 2 of 8 in 100 s, about 300 s left  loss .5\n"
+        "search: 8 of 8 in 170 s, about 0 s left  loss .5\n",
+    )
+
+
+def test_a_log_of_short_work_has_notes_alone(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
