@@ -13,11 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from bmnas.lab.job import Order
 from bmnas.machine.errors import one_line
 from bmnas.machine.files import write_text
+
+if TYPE_CHECKING:
+    # At its top it imports torch, for which Ray's own processes have no use.
+    from bmnas.lab.job import Order
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,10 @@ class Workers:
 Told = Callable[[JobRecord], None]
 
 #: Has the orders done and calls back for each that has ended.
-Engine = Callable[[Sequence[Order], Workers, Told], None]
+Engine = Callable[[Sequence["Order"], Workers, Told], None]
 
 #: Does an order once; the number says which of the workers does it.
-Attempt = Callable[[Order, int], JobRecord]
+Attempt = Callable[["Order", int], JobRecord]
 
 
 def run_local(orders: Sequence[Order], workers: Workers, told: Told) -> None:

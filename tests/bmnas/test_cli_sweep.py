@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
-from workers import kill_worker
+from workers import in_this_process, kill_worker
 
 SWEEP = ("sweep", "--task", "task.toml", "--preset", "tiny-preset.toml", "--run", "sweep")
 
@@ -107,6 +107,16 @@ def test_a_worker_that_is_always_lost_is_given_up(
 def test_mistakes(here: Path, words: list[str], message: str) -> None:
     assert message in one_line_error(bmnas_command(*SWEEP, *words))
     assert not (here / "sweep").exists()
+
+
+def test_orders_go_to_the_engine_that_is_asked_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bmnas.lab.engines.run_on_ray", in_this_process)
+    printed = bmnas_command(*SWEEP, "--set", "seed=0", "--engine", "ray", "--json")
+    assert printed.status == 0, printed.err
+    assert [trial["state"] for trial in json.loads(printed.out)["trials"]] == ["done"]
+    assert (here / "sweep" / "seed-0" / "genotype.json").is_file()
 
 
 def test_without_ray_one_line_says_so(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Two runs on Ray, one of whose processes is killed. Needs the extra ``sweep``."""
+"""Two orders on Ray, one of whose processes is killed. Needs the extra ``sweep``."""
 
 from __future__ import annotations
 
@@ -9,39 +9,43 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import write_tiny_preset
-from tiny_tasks import write_tiny_task
-from workers import kill_worker
+
+DRIVER = """
+import json, sys
+from bmnas.lab.engines import Workers, run_on_ray
+orders = [{"job": {"name": n}, "folder": sys.argv[1], "device": "cpu"} for n in ("kept", "killed")]
+told = []
+run_on_ray(orders, Workers((sys.executable, sys.argv[1] + "/worker.py"), 2, 1), told.append)
+assert "torch" not in sys.modules
+print(json.dumps({record.name: (record.state, record.attempts) for record in told}))
+"""
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+from bmnas.machine.files import read_json
+order = read_json(Path(sys.argv[1]))
+name, folder = order["job"]["name"], Path(order["folder"])
+with open(folder / f"{name}.txt", "a") as file:
+    file.write("begun\\n")
+if name == "killed" and (folder / "killed.txt").read_text() == "begun\\n":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.mark.slow
-def test_a_sweep_on_ray_outlives_a_killed_process(tmp_path: Path) -> None:
-    write_tiny_task(tmp_path)
-    write_tiny_preset(tmp_path)
-    command = [
-        # Whatever this project or Ray's driver side warns of is an error; Ray's own processes
-        # are started by Ray, with options of its own.
-        *(sys.executable, "-W", "error", "-m", "bmnas", "sweep", "--task", "task.toml"),
-        *("--preset", "tiny-preset.toml", "--set", "search.channels=4,6", "--run", "sweep"),
-        *("--engine", "ray", "--workers", "2", "--json"),
-    ]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    killer = kill_worker("channels-6", tmp_path / "sweep" / "channels-6" / "config.json")
+def test_orders_on_ray_outlive_a_killed_process(tmp_path: Path) -> None:
+    (tmp_path / "worker.py").write_text(WORKER)
+    # Whatever this project or Ray's driver side warns of is an error; Ray's own processes are
+    # started by Ray, with options of its own.
     done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=environment,
+        [sys.executable, "-W", "error", "-c", DRIVER, tmp_path],
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    killer.join()
     assert done.returncode == 0, done.stderr
-    trials = json.loads(done.stdout)["trials"]
-    assert {trial["name"]: (trial["state"], trial["attempts"]) for trial in trials} == {
-        "channels-4": ("done", 1),
-        "channels-6": ("done", 2),
-    }
-    for trial in trials:
-        assert (tmp_path / "sweep" / trial["name"] / "genotype.json").is_file()
+    assert json.loads(done.stdout) == {"kept": ["done", 1], "killed": ["done", 2]}
+    begun = {path.stem: path.read_text().split() for path in tmp_path.glob("*.txt")}
+    assert begun == {"kept": ["begun"], "killed": ["begun", "begun"]}
