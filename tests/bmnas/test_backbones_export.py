@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bmnas.backbones import BACKBONES, Backbone, build_backbone
 from bmnas.backbones.bag import BagOfWords
+from bmnas.backbones.resnet3d import Bottleneck, ResNet3DBackbone
 from bmnas.backbones.words import TextBackbone
 from bmnas.tasks.task import Modality
 
@@ -115,7 +116,18 @@ def test_networks_of_papers_export(
     if family not in ("maxout", "hcn"):
         rows, config = (rows * 50 + 128).clip(0, 255).astype(np.uint8), config | {"dtype": "uint8"}
     torch.manual_seed(0)
-    assert_graph_equals_torch(BACKBONES[family](classes=3, shape=shape, **config), rows)
+    backbone = BACKBONES[family](classes=3, shape=shape, **config)
+    if isinstance(backbone, ResNet3DBackbone):
+        shorten(backbone)
+    assert_graph_equals_torch(backbone, rows)
+
+
+def shorten(backbone: ResNet3DBackbone) -> None:
+    """Leave two blocks in each layer: the first changes the size, and all others are alike."""
+    for layer in backbone.modules():
+        if isinstance(layer, nn.Sequential) and isinstance(layer[0], Bottleneck):
+            assert len(layer) >= 3
+            del layer[2:]
 
 
 @pytest.mark.slow
@@ -130,8 +142,7 @@ def test_a_users_network_exports_with_its_taps(kept: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kept", [2, 4])
-def test_transformers_export(kept: int, tmp_path: Path) -> None:
+def test_a_shortened_transformer_exports(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
     config = transformers.BertConfig(
@@ -151,28 +162,5 @@ def test_transformers_export(kept: int, tmp_path: Path) -> None:
     backbone = build_backbone(
         Modality("t", "text", rows, backbone=f"hf:{tmp_path}"), classes=3, rows=rows
     )
-    if kept < 4:
-        backbone.truncate(kept)
-    assert_graph_equals_torch(backbone, rows)
-
-
-@pytest.mark.slow
-def test_a_vision_transformer_exports(tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    config = transformers.ViTConfig(
-        image_size=16,
-        patch_size=4,
-        hidden_size=16,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_hidden_layers=2,
-    )
-    transformers.ViTModel(config).save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(
-        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}', encoding="utf-8"
-    )
-    rows = np.random.default_rng(0).integers(0, 256, (8, 20, 20), dtype=np.uint8)
-    backbone = build_backbone(
-        Modality("i", "image", rows, backbone=f"hf:{tmp_path}"), classes=3, rows=rows
-    )
+    backbone.truncate(2)
     assert_graph_equals_torch(backbone, rows)

@@ -33,9 +33,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder, the current directory; latency and pictures take too long here."""
+    """A copy of that folder, the current directory; latency takes too long here."""
     monkeypatch.setattr(bmnas.pipeline.train, "torch_latency", lambda *args: LatencyMetrics())
-    monkeypatch.setattr(bmnas.pipeline.train, "write_pictures", lambda *args: None)
     folder = tmp_path / "here"
     shutil.copytree(searched, folder)
     config = folder / "runs" / "tiny" / "config.json"

@@ -24,9 +24,7 @@ SEARCH = ("search", "--task", "task.toml", "--preset", "tiny-preset.toml")
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, with task.toml and tiny-preset.toml; pictures take too long here."""
-    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
-    monkeypatch.setattr(bmnas.pipeline.train, "write_pictures", lambda *args: None)
+    """The current directory, with task.toml and tiny-preset.toml; latency takes too long here."""
     monkeypatch.setattr(bmnas.pipeline.train, "torch_latency", lambda *args: LatencyMetrics())
     write_tiny_task(tmp_path, modalities=3)
     write_tiny_preset(tmp_path)

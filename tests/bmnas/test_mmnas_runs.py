@@ -168,6 +168,7 @@ def test_the_command_line_writes_a_sequence(
     assert "m1.3 has no boxes to relate" in bmnas_command(*words, "vqa").err
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize(
     ("backbone", "strategy"), [("text_conv", "random"), (None, "random"), (None, "regularised")]
 )

@@ -107,7 +107,6 @@ def test_a_plan_of_mmnas_has_the_stages_of_its_run(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rerank, "SCREENED", 8)
-    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
     task = tiny_questions(48, images_by="windows" if kind == "regions" else None)
     if kind == "pairs":
         groups = np.arange(48) // 3 % 8
@@ -165,10 +164,7 @@ def positive(values: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
-def test_a_plan_has_the_stages_of_the_run(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
+def test_a_plan_has_the_stages_of_the_run(tmp_path: Path, kind: str) -> None:
     task = tiny_task(kind=kind)
     found = plan_task(task, CONFIG_3, CPU, tmp_path / "runs" / "run")
     assert list(tmp_path.iterdir()) == []

@@ -135,6 +135,7 @@ def test_class_weights_that_cannot_be_are_told(tmp_path: Path) -> None:
         check_task(answers)
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
 def test_a_training_leaves_predictions_and_confusion(tmp_path: Path, kind: str) -> None:
     task = tiny_task(kind="multilabel" if kind == "multilabel" else "multiclass")

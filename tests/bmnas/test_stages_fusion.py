@@ -26,7 +26,6 @@ CPU = Runtime(torch.device("cpu"), compile=False)
 @pytest.fixture(autouse=True)
 def _no_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bmnas.pipeline.train, "torch_latency", lambda *args: LatencyMetrics())
-    monkeypatch.setattr(bmnas.pipeline.train, "write_pictures", lambda *args: None)
 
 
 @pytest.fixture

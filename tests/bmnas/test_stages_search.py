@@ -23,6 +23,7 @@ def search(run: Path, **options: Any) -> Any:
     return bmnas.search(options.pop("task", tiny_task()), run=run, config=CONFIG, **options)
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_search_leaves_a_whole_run_folder(tmp_path: Path) -> None:
     result = search(tmp_path / "run")
     names = {path.name for path in (tmp_path / "run").iterdir()}

@@ -129,10 +129,7 @@ def test_a_name_that_no_network_can_hold_is_told_before_training(tmp_path: Path)
     assert not stamps(tmp_path)
 
 
-def test_overwriting_a_run_with_another_seed_starts_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
+def test_overwriting_a_run_with_another_seed_starts_anew(tmp_path: Path) -> None:
     run = tmp_path / "run"
     bmnas.search(tiny_task(), run=run, config=CONFIG)
     again = bmnas.search(tiny_task(), run=run, config=CONFIG, existing="overwrite", seed=1)
@@ -155,9 +152,6 @@ def test_overwriting_leaves_shared_backbones_alone(tmp_path: Path) -> None:
     assert stamps(shared) == before
 
 
-def test_run_and_backbones_may_be_one_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
+def test_run_and_backbones_may_be_one_folder(tmp_path: Path) -> None:
     bmnas.search(tiny_task(), run=tmp_path, config=CONFIG, backbones=tmp_path)
     assert {"m0.safetensors", "genotype.json"} <= {path.name for path in tmp_path.iterdir()}

@@ -14,7 +14,6 @@ from tiny_tasks import CONFIG, tiny_task
 from tiny_words import tiny_questions
 from torch import Tensor, nn
 
-import bmnas.pipeline.search
 import bmnas.strategies.rerank as module_of_rerank
 from bmnas.backbones import Backbone
 from bmnas.machine.costs import count_parameters
@@ -226,7 +225,6 @@ Search = Callable[..., Any]
 def searched(kept: Path, monkeypatch: pytest.MonkeyPatch) -> Search:
     """Searches in a folder for a target, with backbones that are there."""
     monkeypatch.setattr(module_of_rerank, "SCREENED", 30)
-    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
     config = CONFIG.override("search", rerank=1)
     config = config.override("train", unimodal_logits=True, freeze_backbones=True)
 
@@ -397,7 +395,6 @@ def test_networks_of_tokens_are_limited_too(
     tmp_path: Path, boxes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module_of_rerank, "SCREENED", 30)
-    monkeypatch.setattr(bmnas.pipeline.search, "write_pictures", lambda *args: None)
     task = tiny_questions(images_by="windows" if boxes else None)
     config = CONFIG.override("search", rerank=1)
     found = search(

@@ -10,8 +10,10 @@ import jsonschema
 import pytest
 from bmnas_export import bundle
 from few_calls import few_calls
+from no_pictures import no_pictures
+from one_registry import one_registry
 
-__all__ = ["few_calls"]
+__all__ = ["few_calls", "no_pictures", "one_registry"]
 
 SCHEMA = json.loads((files("bmnas_serve") / "manifest.schema.json").read_text("utf-8"))
 

@@ -1,3 +1,4 @@
 from few_calls import few_calls
+from one_registry import one_registry
 
-__all__ = ["few_calls"]
+__all__ = ["few_calls", "one_registry"]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import typer.main
 from tiny_tasks import CONFIG
 
 from bmnas.cli import main
+
+#: Put together once: that takes longer than most commands that end in an error.
+_program = functools.cache(typer.main.get_command)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ def bmnas_command(*words: object) -> Printed:
     status = 0
     with (
         mock.patch.object(sys, "argv", ["bmnas", *map(str, words)]),
+        mock.patch.object(typer.main, "get_command", _program),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
