@@ -10,8 +10,9 @@ demo: $(STAMP)
 	$(BIN)/python examples/demo.py
 
 ## Lint, types and all tests, in as many processes as there are cores; each computes by itself.
+## Bytecode is kept, whatever the environment says: tests start bmnas dozens of times.
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,11 @@ SOURCES = {
     "bmnas_serve": ROOT / "serve" / "bmnas_serve",
 }
 FILES = sorted(path for folder in SOURCES.values() for path in folder.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def name_of(path: Path) -> str:
@@ -50,7 +55,7 @@ def imports_of(nodes: Iterator[ast.AST], package: str) -> set[str]:
 
 
 def all_imports(name: str) -> set[str]:
-    return imports_of(ast.walk(TREES[MODULES[name]]), name)
+    return imports_of(ast.walk(tree_of(MODULES[name])), name)
 
 
 def early_nodes(body: list[ast.stmt]) -> Iterator[ast.AST]:
@@ -67,7 +72,7 @@ def early_nodes(body: list[ast.stmt]) -> Iterator[ast.AST]:
 
 
 def early_imports(name: str) -> set[str]:
-    return imports_of(early_nodes(TREES[MODULES[name]].body), name)
+    return imports_of(early_nodes(tree_of(MODULES[name]).body), name)
 
 
 def within(module: str, room: str) -> bool:
@@ -238,7 +243,7 @@ UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shel
 
 @pytest.mark.parametrize("path", FILES, ids=[name_of(path) for path in FILES])
 def test_no_data_is_run(path: Path) -> None:
-    tree = TREES[path]
+    tree = tree_of(path)
     for imported in imports_of(ast.walk(tree), path.name):
         root = imported.partition(".")[0]
         assert root not in UNSAFE - {"pickle"}, f"{path}: {imported}"

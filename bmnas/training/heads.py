@@ -335,5 +335,6 @@ def auroc(probabilities: Tensor, happened: Tensor) -> dict[str, float]:
 
 
 def _f1(predicted: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    found: np.ndarray = 2 * (predicted & actual).sum(0)
-    return found / np.maximum(predicted.sum(0) + actual.sum(0), 1)
+    hits = (predicted & actual).sum(0)
+    found: np.ndarray = 2 * hits / np.maximum(predicted.sum(0) + actual.sum(0), 1)
+    return found

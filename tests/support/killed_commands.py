@@ -19,7 +19,7 @@ from pathlib import Path
 from unittest import mock
 
 from command_line import bmnas_command
-from killed_searches import forked, kill_at
+from killed_searches import forked, kill_at, quicken
 from tiny_tasks import CONFIG, write_tiny_task
 
 KILLS = 5
@@ -72,6 +72,7 @@ def parts(run: Path) -> list[Path]:
 
 
 def main() -> None:
+    quicken()
     os.chdir(sys.argv[1])
     here = Path.cwd()
     write_tiny_task(here)
