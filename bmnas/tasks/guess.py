@@ -143,15 +143,19 @@ def _kind(labels: Array, rows: int, name: str, questions: list[str]) -> Iterator
         told = [text for text in texts if text.lower() not in MISSING]
         numbers = all(number_of(text) is not None for text in told)
         separator = None if numbers else _separator(texts)
-        counts = Counter(texts)
+        counts = Counter(text for text in texts if text.lower() not in ("", "nan"))
+        if len(counts) < 2:
+            raise UserError(
+                f"column {name!r}: received {few(map(repr, counts)) or 'nothing'} in all rows, "
+                "expected labels of two classes or more: name another column with --labels"
+            )
         if numbers and len(set(told)) > _MOST_NUMBERS and _are_ids(told):
             yield f'kind = "multiclass"        # {_counted(counts)}'
             yield '# ? Numbers of classes: or are they amounts? Then kind = "regression".'
         elif numbers and len(set(told)) > _MOST_NUMBERS:
             yield 'kind = "regression"'
             yield '# ? Numbers: or is each a class of its own? Then kind = "multiclass".'
-            if len(told) < len(texts):
-                blank = len(texts) - len(told)
+            if blank := len(texts) - len(told):
                 yield f'unlabelled = "skip"        # leaves out {blank} rows without a number'
         elif separator is not None:
             tags = Counter(t.strip() for text in texts for t in text.split(separator))
@@ -165,6 +169,8 @@ def _kind(labels: Array, rows: int, name: str, questions: list[str]) -> Iterator
             )
         else:
             yield f'kind = "multiclass"        # {_counted(counts)}'
+            if blank := len(texts) - counts.total():
+                yield f'unlabelled = "skip"        # leaves out {blank} rows without a label'
             rare = [value for value, count in counts.items() if count < 3]
             if rare:
                 yield _comment(
@@ -316,9 +322,7 @@ def _files(columns: Columns, name: str, type_: ModalityType, values: list[str]) 
     endings = ", ".join(sorted({Path(value).suffix.lower() for value in values}))
     found = _Found(name, "files", f"files {endings}", keys)
     if place is None:
-        found.questions.append(
-            f"There is no {values[0]!r} in {base} or a folder in it: write folder = '…'."
-        )
+        found.questions.append(_not_there(values[0], base))
     elif place != base:
         keys["folder"] = place.relative_to(base).as_posix()
     chosen = np.unique(np.linspace(0, len(values) - 1, _LOOKED_AT).astype(int)).tolist()
@@ -342,6 +346,15 @@ def _files(columns: Columns, name: str, type_: ModalityType, values: list[str]) 
         keys |= {"size": _SIDE, "frames": 8}
         found.questions.append("More frames tell more of movement, and cost as much more.")
     return found
+
+
+def _not_there(path: str, base: Path) -> str:
+    """Return what to do about a column of paths whose first is not below ``base``."""
+    if "://" in path:
+        return f"{path!r} is an address: download the files, and name them in the table."
+    if "\\" in path:
+        return f"There is no {path!r} in {base}: paths are written with / and not with \\."
+    return f"There is no {path!r} in {base} or a folder in it: write folder = '…'."
 
 
 def _picture_keys(found: _Found, facts: list[Any]) -> None:

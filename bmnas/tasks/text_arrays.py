@@ -30,6 +30,12 @@ def reading(place: str) -> Iterator[None]:
     """Turn what readers raise at a damaged file into a UserError that names ``place``."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        wide = error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
+        raise UserError(
+            f"{place}: received byte {error.object[error.start]:#04x}, expected UTF-8: save it as "
+            f"UTF-8, or convert it: iconv -f {'UTF-16' if wide else 'WINDOWS-1252'} -t UTF-8"
+        ) from error
     except DAMAGE as error:
         message = one_line(error)
         # numpy says "allow_pickle=False" for objects in an array and for a file that is no array.

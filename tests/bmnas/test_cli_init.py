@@ -121,6 +121,28 @@ def test_empty_cells_are_asked_about(tmp_path: Path) -> None:
     check_task(load_task(tmp_path / "task.toml"))
 
 
+def test_rows_without_a_label_are_left_out_and_no_class(tmp_path: Path) -> None:
+    rows = media_table(tmp_path, 24)
+    rows[3]["label"], rows[4]["label"], rows[7]["label"] = "", " ", "nan"
+    text, said = init(tmp_path, rows)
+    assert said["unlabelled"] == "skip"
+    assert "# leaves out 3 rows without a label" in text
+    assert len(load_task(tmp_path / "task.toml").part) == 21
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("m\\1.png", "paths are written with / and not with \\."),
+        ("https://x.org/1.png", "'https://x.org/1.png' is an address: download the files"),
+        ("m/1.png", "or a folder in it: write folder = '…'."),
+    ],
+)
+def test_paths_that_lead_nowhere_have_a_hint(path: str, hint: str, tmp_path: Path) -> None:
+    rows = [{"photo": path, "x": n / 7, "label": "ab"[n % 2]} for n in range(40)]
+    assert hint in init(tmp_path, rows)[0]
+
+
 def test_names_and_values_may_break_lines(tmp_path: Path) -> None:
     rows = [
         {
@@ -149,5 +171,12 @@ def test_what_cannot_be_guessed_is_told(tmp_path: Path) -> None:
     assert "received array 'word', expected one of x, words; did you mean 'words'?" in error
     error = one_line_error(bmnas_command("init", table, "--labels", "words", *out))
     assert "40 different values in 40 rows" in error
+    alike = write_table(tmp_path / "b.csv", [{**row, "label": "yes"} for row in rows])
+    error = one_line_error(bmnas_command("init", alike, *out))
+    assert "column 'label': received 'yes' in all rows, expected labels of two classes" in error
+    for encoding in ("WINDOWS-1252", "UTF-16"):
+        (tmp_path / "c.csv").write_text("words,label\nschön,a\n", encoding)
+        error = one_line_error(bmnas_command("init", tmp_path / "c.csv", *out))
+        assert f"expected UTF-8: save it as UTF-8, or convert it: iconv -f {encoding} " in error
     (tmp_path / "task.toml").write_text("")
     assert "another --out" in one_line_error(bmnas_command("init", table, *out))

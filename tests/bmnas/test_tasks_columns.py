@@ -169,7 +169,9 @@ def test_malformed_files(tmp_path: Path, name: str, content: str, expected: str)
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     for name in ("x.csv", "x.jsonl"):
         (tmp_path / name).write_bytes(b'{"a": "\xff"}\n1\n')
-        assert f"{name}: cannot be read" in error_of(lambda n=name: Columns([tmp_path / n]))
+        assert f"{name}: received byte 0xff, expected UTF-8" in error_of(
+            lambda n=name: Columns([tmp_path / n])
+        )
 
 
 def test_read_npz_names_the_file(tmp_path: Path) -> None:
