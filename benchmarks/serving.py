@@ -148,7 +148,9 @@ def overload(folder: Path) -> dict[str, Any]:
     Those that are refused come back after the second that Retry-After names.
     """
     inputs = {"x": np.zeros((1, 64), np.float32)}
-    with served(folder, "--queue-rows", "64", "--batch-rows", "16") as server:
+    # One thread: a run of two would wait for the core that clients and event loop are on.
+    queue = ("--queue-rows", "64", "--batch-rows", "16", "--threads", "1")
+    with served(folder, *queue) as server:
         request = clients.binary_request(server.model, inputs)
         clients.load(server.port, request, 16, 1.0)
         capacity = clients.load(server.port, request, 32, 3.0)
