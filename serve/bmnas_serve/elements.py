@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from bmnas_serve.checks import wrong
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError, shorten
+from bmnas_serve.strict_json import numbers_alone
 
 #: What a request holds of a tensor: a list, flat or nested, or the bytes. Any long list of numbers
 #: alone may be an array. Of a message it is a sequence that makes its elements when it is read.
@@ -22,6 +23,8 @@ Data = _List | bytes | memoryview | Sequence[Any]
 
 #: How many elements of a message are made in one step, between which other threads go on.
 _STEP = 16_384
+#: How many rows of nested lists, which are short, are joined in one step.
+_ROWS_STEP = 64
 
 
 def to_array(data: Data, shape: Sequence[int], dtype: str, place: str) -> NDArray[Any]:
@@ -112,10 +115,26 @@ def _flatten_nested(data: _List, shape: tuple[int, ...], place: str) -> _List:
                     f"{place}: received {found} on axis {axis}, expected a list of {length:,}"
                     f" for the shape {list(shape)}"
                 )
-        if axis == len(shape) - 1 and all(isinstance(row, np.ndarray) for row in rows):
-            return np.concatenate(rows)
+        if axis == len(shape) - 1:
+            return _joined(rows)
         rows = list(chain.from_iterable(map(_as_list, rows)))
     return rows
+
+
+def _joined(rows: list[_List]) -> _List:
+    """Return the elements of the rows; many numbers as an array, made a few rows at a time."""
+    steps = [rows[i : i + _ROWS_STEP] for i in range(0, len(rows), _ROWS_STEP)]
+    pieces: list[NDArray[Any]] = []
+    for some in steps:
+        if all(isinstance(row, np.ndarray) for row in some):
+            pieces.append(np.concatenate(some))
+            continue
+        found = list(chain.from_iterable(map(_as_list, some)))
+        piece = numbers_alone(found) if len(steps) > 1 else None
+        if piece is None:
+            return list(chain.from_iterable(map(_as_list, rows)))
+        pieces.append(piece)
+    return np.concatenate(pieces)
 
 
 def _as_list(row: _List) -> list[Any]:

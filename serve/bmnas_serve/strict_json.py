@@ -84,7 +84,7 @@ class _Values:
     def extend(self, found: list[Any]) -> None:
         piece = None
         if self.arrays and not self._values and (self._pieces or len(found) >= _MANY):
-            piece = _array(found)
+            piece = numbers_alone(found)
         if piece is None:
             self._unpack()
             self._values.extend(found)
@@ -104,7 +104,7 @@ class _Values:
         self._pieces = []
 
 
-def _array(found: list[Any]) -> NDArray[Any] | None:
+def numbers_alone(found: list[Any]) -> NDArray[Any] | None:
     """Return numbers as an array, None for anything else and for integers beyond 64 bits."""
     types = set(map(type, found))
     if not types <= {int, float}:
@@ -169,10 +169,10 @@ class _Reader:
     def _count(self, parts: int) -> None:
         self._parts += parts
         if self._parts > _PARTS:
-            most = _PARTS // self._weight
+            others = "" if self._weight == 1 else f", or {_PARTS // self._weight:,} other values"
             raise ValueError(
-                f"it has more than {most:,} objects, lists and strings: send fewer at a time, and"
-                " numbers in flat lists"
+                f"it has more than {_PARTS:,} objects, lists and strings{others}: send fewer at a"
+                " time, and numbers in flat lists"
             )
 
     def _string(self) -> str:
