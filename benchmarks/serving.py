@@ -42,6 +42,7 @@ from bmnas.machine.files import write_json
 
 SECONDS = 2.0
 CLIENTS = (1, 16, 64)
+PARTS = ("digits", "audio-sized", "overload", "hostile", "stopping")
 
 
 class Server:
@@ -241,17 +242,15 @@ def show(found: dict[str, Any]) -> None:
         "CPU us",
     ):
         table.add_column(column)
-    for name in found.keys() & {"digits", "audio-sized"}:
-        for key, row in found[name].items():
+    for name in PARTS[:2]:
+        for key, row in found.get(name, {}).items():
             if key != "threads":
                 cells = [row[k] for k in ("per_second", "p50_ms", "p99_ms", "server_cpu_us")]
                 table.add_row(name, key, f"{row['share']:.2f}", *(f"{cell:.1f}" for cell in cells))
     console.print(table)
-    for name in found.keys() & {"overload", "hostile", "stopping"}:
-        console.print(name, found[name])
-
-
-PARTS = ("digits", "audio-sized", "overload", "hostile", "stopping")
+    for name in PARTS[2:]:
+        if name in found:
+            console.print(name, found[name])
 
 
 def main() -> None:
