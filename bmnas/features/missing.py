@@ -38,6 +38,28 @@ def repeated(x: Tensor, given: Tensor) -> Tensor:
     return x[torch.where(given | ~given.any(), places, other)]
 
 
+def completed(members: Mapping[str, Tensor], optional: Collection[str]) -> dict[str, Tensor]:
+    """Return the logits (B, K) of members, the mean of the others' for those that have none.
+
+    Those are zeros, of samples that lack the modality; only ``optional`` members may lack some.
+    """
+    lacking = [name for name in members if name in optional]
+    if not lacking:
+        return dict(members)
+    stacked = torch.stack([*members.values()])
+    given = torch.stack(
+        [
+            present(x) if name in lacking else torch.ones_like(present(x))
+            for name, x in members.items()
+        ]
+    ).to(stacked.dtype)
+    mean = (stacked * given.unsqueeze(2)).sum(0) / given.sum(0).clamp(min=1).unsqueeze(1)
+    return {
+        name: torch.where(present(x).unsqueeze(1), x, mean) if name in lacking else x
+        for name, x in members.items()
+    }
+
+
 class StandIns(nn.Module):
     """A learned vector (C_raw) for each feature of an optional modality, where that is lacking.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bmnas.backbones import Backbone
-from bmnas.features.missing import present, repeated, silent
+from bmnas.features.missing import completed, repeated, silent
 from bmnas.features.pairs import RawPairSamples, gallery
 from bmnas.features.reshape import MASK, Reading
 from bmnas.features.samples import (
@@ -182,25 +182,11 @@ class MultimodalNetwork(nn.Module):
         return output, self._completed({FUSION: logits_of(output), **alone})
 
     def _completed(self, members: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the logits (B, K) of members, the mean of the others' for those that have none.
+        """Return the logits (B, K) of all members, for samples that lack a modality too.
 
         In training each has a loss of its own, so that nothing is to be made up.
         """
-        lacking = [name for name in members if name in self.optional]
-        if self.training or not lacking:
-            return dict(members)
-        stacked = torch.stack([*members.values()])
-        given = torch.stack(
-            [
-                present(x) if name in lacking else torch.ones_like(present(x))
-                for name, x in members.items()
-            ]
-        ).to(stacked.dtype)
-        mean = (stacked * given.unsqueeze(2)).sum(0) / given.sum(0).clamp(min=1).unsqueeze(1)
-        return {
-            name: torch.where(present(x).unsqueeze(1), x, mean) if name in lacking else x
-            for name, x in members.items()
-        }
+        return dict(members) if self.training else completed(members, self.optional)
 
 
 def parameter_counts(network: MultimodalNetwork) -> dict[str, int]:

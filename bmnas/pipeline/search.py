@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bmnas.backbones import Backbone
@@ -280,13 +281,20 @@ def _served(aim: Aim, found: Architecture) -> TargetMetrics:
 
 
 def _unimodal_logits(context: RunContext, backbones: Mapping[str, Backbone]) -> dict[str, Tensor]:
-    """Return what unimodal networks say of validation, where the found network is added to it."""
+    """Return what unimodal networks say of validation, where the found network is added to it.
+
+    Zeros of samples that lack the modality.
+    """
     if not context.adds_logits:
         return {}
-    return {
-        name: evaluate_unimodal(context, name, backbone, "validation").logits
-        for name, backbone in backbones.items()
-    }
+    task, found = context.task, {}
+    samples = task.samples("validation")
+    for name, backbone in backbones.items():
+        logits = evaluate_unimodal(context, name, backbone, "validation").logits
+        given = torch.from_numpy(~task.modality(name).lacking(samples))
+        found[name] = logits.new_zeros(len(samples), logits.shape[1])
+        found[name][given] = logits
+    return found
 
 
 def _over_seeds(outcome: Outcome[Architecture]) -> SeedsMetrics:

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from bmnas.features.missing import completed
 from bmnas.features.samples import FeatureSamples, batches_per_epoch
 from bmnas.machine.checkpoint import Checkpoint, Record
 from bmnas.machine.progress import Progress
@@ -38,8 +39,8 @@ class SearchProblem:
     ``seeds`` searches are wanted, of seed ``seed`` and those after it. ``own`` are the settings
     that the strategy has of its own, if any; ``space`` names the space to look in, None for the
     strategy's. ``unimodal`` are the logits (n, K) of the unimodal networks for validation, where
-    what is found will be added to them. ``types`` are those of the modalities, by name. ``aim``
-    says what may be found, where there are limits.
+    what is found will be added to them; zeros for samples that lack the modality. ``types`` are
+    those of the modalities, by name. ``aim`` says what may be found, where there are limits.
     """
 
     train: FeatureSamples
@@ -68,8 +69,12 @@ class SearchProblem:
         if not self.unimodal:
             return found.score
         alone = self.aim is not None and not self.aim.form(genotype)
-        members = {"": found.logits, **({} if alone else self.unimodal)}
+        members = {"": found.logits} if alone else self._members(found)
         return -held_out_loss(members, self.validation.labels, self.head)
+
+    def _members(self, found: Evaluation) -> dict[str, Tensor]:
+        """Return the logits (n, K) of the whole that a network with this result is served in."""
+        return completed({"": found.logits, **self.unimodal}, self.unimodal)
 
     @property
     def pareto(self) -> bool:
@@ -89,7 +94,7 @@ class SearchProblem:
             cost, score = self.aim.predict(genotype, heads=heads), found.score
             if heads:
                 labels = self.validation.labels
-                total = held_out_sum({"": found.logits, **self.unimodal}, labels, self.head)
+                total = held_out_sum(self._members(found), labels, self.head)
                 score = self.head.score(total, labels)
             if self.aim.within(cost):
                 forms.append({"unimodal_logits": heads, "score": score, **asdict(cost)})

@@ -21,7 +21,8 @@ from bmnas.features.missing import StandIns, present, repeated, silent
 from bmnas.features.samples import RawInput, nothing_of
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.multimodal import FUSION, MultimodalNetwork, channels_of
-from bmnas.pipeline.train import train_fusion
+from bmnas.pipeline.search import search
+from bmnas.pipeline.train import train, train_fusion
 from bmnas.pipeline.trained import load_network
 from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import build_fusion
@@ -147,6 +148,14 @@ def test_a_task_with_gaps_is_trained_and_loaded(tmp_path: Path, frozen: bool) ->
     none = network(first, torch.zeros_like(second))
     lacking = torch.from_numpy(np.asarray(task.modalities[1].absent))
     torch.testing.assert_close(none[lacking], found[lacking])
+
+
+def test_a_search_judges_the_whole_where_validation_lacks_a_modality(tmp_path: Path) -> None:
+    task = lacking_task()
+    config = CONFIG.override("train", unimodal_logits=True).override("search", rerank=1)
+    found = search(task, run=tmp_path, config=config)
+    trained = train(found.run / "genotype.json", task)
+    assert set(trained.metrics["test"]["without"]) == {"m1"}
 
 
 def test_backbones_know_that_they_may_be_asked_for_nothing() -> None:
