@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer.main
 from tiny_tasks import CONFIG
 
 from bmnas.cli import main
+from bmnas.machine import progress
 
 #: Put together once: that takes longer than most commands that end in an error.
 _program = functools.cache(typer.main.get_command)
@@ -35,6 +37,8 @@ def bmnas_command(*words: object) -> Printed:
     with (
         mock.patch.object(sys, "argv", ["bmnas", *map(str, words)]),
         mock.patch.object(typer.main, "get_command", _program),
+        # However slow the machine is, nothing else is told.
+        mock.patch.object(progress, "_EVERY", math.inf),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
