@@ -67,9 +67,9 @@ _commands = (
 _ANY_OPTION: dict[str, Any] = {"allow_extra_args": True, "ignore_unknown_options": True}
 #: Of serve, whose options may come from the environment.
 _FROM_ENVIRONMENT: dict[str, Any] = {"auto_envvar_prefix": "BMNAS_SERVE"}
+_settings: dict[Any, Any] = {predict: _ANY_OPTION, serve: _FROM_ENVIRONMENT}
 for _command in _commands:
-    _settings = {predict: _ANY_OPTION, serve: _FROM_ENVIRONMENT}.get(_command)
-    app.command(context_settings=_settings)(_command)
+    app.command(context_settings=_settings.get(_command))(_command)
 app.add_typer(tabular, name="tabular")
 
 

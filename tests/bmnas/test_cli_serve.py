@@ -17,6 +17,13 @@ from bmnas.cli.serve import serve
 from bmnas.machine.errors import UserError
 
 
+def asked(*options: object) -> None:
+    """Run ``bmnas serve`` in this process; what it raises is raised."""
+    outcome = CliRunner().invoke(bmnas.cli.app, ["serve", *map(str, options)])
+    if outcome.exception:
+        raise outcome.exception
+
+
 def test_help_ends_with_an_example():
     app = typer.Typer()
     app.command()(serve)
@@ -34,7 +41,7 @@ def test_options_reach_the_server(tmp_path, monkeypatch):
     )
     app = typer.Typer()
     app.command()(serve)
-    asked = [
+    options = [
         "net.onnx",
         "--port",
         "0",
@@ -47,7 +54,7 @@ def test_options_reach_the_server(tmp_path, monkeypatch):
         "--max-body-mb",
         "1",
     ]
-    assert CliRunner().invoke(app, asked).exit_code == 0
+    assert CliRunner().invoke(app, options).exit_code == 0
     [(model, settings)] = calls
     assert model.name == "net.onnx"
     assert settings == Settings(
@@ -69,10 +76,7 @@ def settings_of(tmp_path, monkeypatch):
         (tmp_path / "serve.toml").write_text(file)
         for name, value in environment.items():
             monkeypatch.setenv(f"BMNAS_SERVE_{name}", value)
-        asked = ["serve", "net.onnx", "--config", str(tmp_path / "serve.toml"), *options]
-        outcome = CliRunner().invoke(bmnas.cli.app, asked)
-        if outcome.exception:
-            raise outcome.exception
+        asked("net.onnx", "--config", tmp_path / "serve.toml", *options)
         return calls[-1]
 
     return settings_of
@@ -81,8 +85,8 @@ def settings_of(tmp_path, monkeypatch):
 def test_an_option_counts_before_the_environment_and_that_before_the_file(settings_of):
     assert settings_of(file="queue_rows = 5").queue.rows == 5
     assert settings_of(file="queue_rows = 5", QUEUE_ROWS="6").queue.rows == 6
-    asked = settings_of("--queue-rows", "7", file="queue_rows = 5\nport = 9", QUEUE_ROWS="6")
-    assert (asked.queue.rows, asked.port) == (7, 9)
+    found = settings_of("--queue-rows", "7", file="queue_rows = 5\nport = 9", QUEUE_ROWS="6")
+    assert (found.queue.rows, found.port) == (7, 9)
     names = settings_of(file='allowed_host = ["a.example", "b.example"]')
     assert names.hosts == {"a.example", "b.example", "127.0.0.1"}
 
@@ -90,7 +94,7 @@ def test_an_option_counts_before_the_environment_and_that_before_the_file(settin
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("queue_row = 5", "received 'queue_row', expected some of model, target, host"),
+        ("queue_row = 5", "received 'queue_row', expected some of model, host, port"),
         ("queue_rows =", "cannot be read as TOML"),
     ],
 )
@@ -112,9 +116,9 @@ def test_a_token_comes_from_a_file(settings_of, tmp_path):
 
 def test_mistakes_of_the_user_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="there is no such file or folder"):
-        serve(tmp_path / "absent", port=0)
+        asked(tmp_path / "absent", "--port", 0)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="--port"):
-        serve(tmp_path, port=taken.getsockname()[1])
+        asked(tmp_path, "--port", taken.getsockname()[1])
 
 
 @pytest.mark.skipif(
@@ -122,21 +126,21 @@ def test_mistakes_of_the_user_are_user_errors(tmp_path):
 )
 def test_cuda_without_cuda_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="this onnxruntime has no CUDAExecutionProvider"):
-        serve(save_bundle(tmp_path / "b"), port=0, device="cuda")
+        asked(save_bundle(tmp_path / "b"), "--port", 0, "--device", "cuda")
 
 
 def test_missing_packages_name_the_extra(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "bmnas_serve.server")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(UserError, match=r"the package uvicorn.*pip install 'bmnas\[serve\]'"):
-        serve(tmp_path)
+        asked(tmp_path)
 
 
 def test_grpc_names_its_extra(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "bmnas_serve.grpc_server", raising=False)
     monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(UserError, match=r"gRPC needs the package grpc, .*'bmnas\[grpc\]'"):
-        serve(save_bundle(tmp_path / "b"), port=0, grpc_port=0)
+        asked(save_bundle(tmp_path / "b"), "--port", 0, "--grpc-port", 0)
 
 
 def test_two_builds_of_onnxruntime_are_a_user_error(tmp_path, monkeypatch):
@@ -144,4 +148,4 @@ def test_two_builds_of_onnxruntime_are_a_user_error(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, f"bmnas_serve.{name}", raising=False)
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: object())
     with pytest.raises(UserError, match="both onnxruntime and onnxruntime-gpu are installed"):
-        serve(tmp_path)
+        asked(tmp_path)
