@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -115,14 +116,24 @@ def _server() -> Iterator[tuple[tuple[str, str], Schema]]:
     server = _object({"name": _TEXT, "version": _TEXT, "extensions": _list(_TEXT)})
     yield ("/v2", "GET"), _operation("Name and version of the server.", server)
     yield ("/v2/models/stats", "GET"), _operation("What was served of all models.", _OBJECT)
-    body = {"content": {"application/json": {"schema": _OBJECT}}}
     index = _operation("The models that are or could be served.", _list(_OBJECT), *_BODY)
+    body = _body({"ready": {"type": "boolean"}})
     yield ("/v2/repository/index", "POST"), {**index, "requestBody": body}
+    body = _body({"parameters": _closed({"unload_dependents": {"type": "boolean"}})})
     anyone = _parameter("name", "path", _TEXT)
     for verb in ("load", "unload"):
         said = _operation(f"{verb.capitalize()} a model.", _OBJECT, *_BODY, 403)
         path = f"/v2/repository/models/{{name}}/{verb}"
         yield (path, "POST"), {**said, "parameters": [anyone], "requestBody": body}
+
+
+def _closed(properties: Schema) -> Schema:
+    """Return an object of these properties, each of which may be left out, and of no others."""
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _body(properties: Schema) -> Schema:
+    return {"content": {"application/json": {"schema": _closed(properties)}}}
 
 
 def _people(name: Schema) -> Iterator[tuple[tuple[str, str], Schema]]:
@@ -244,12 +255,12 @@ def _fields(one: Mapping[str, Any]) -> Schema:
         else {"type": ["number", "null"]}
         for field in one["fields"]
     }
-    return {"type": "object", "properties": properties, "additionalProperties": False}
+    return _closed(properties)
 
 
 def _json(card: Mapping[str, Any]) -> Schema:
     form = _form(card)
-    encoded = {"type": "string", "contentEncoding": "base64"}
+    encoded = {"type": "string", "contentEncoding": "base64", "minLength": 4}
     for one in card["inputs"]:
         if one["kind"] in ("image", "sound", "video"):
             form["properties"][one["name"]] = {
@@ -293,7 +304,7 @@ def _tensor(spec: TensorSpec) -> Schema:
             "name": {"const": spec.name},
             "datatype": {"const": PROTOCOL[spec.dtype]},
             "shape": {"type": "array", "prefixItems": axes, "items": False, "minItems": len(axes)},
-            "data": _list(item),
+            "data": {**_list(item), "minItems": math.prod(a for a in spec.shape if a != -1)},
         }
     )
 

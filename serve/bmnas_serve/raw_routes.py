@@ -165,7 +165,8 @@ class RawRoutes:
         names = list(dict.fromkeys(one.name for one in self._repository.served()))
         if len(names) != 1:
             expected = ", ".join(f"?model={name}" for name in names)
-            raise RequestError(400, f"received no model, expected one of {expected or 'none'}")
+            status = 400 if names else 404
+            raise RequestError(status, f"received no model, expected one of {expected or 'none'}")
         return names[0]
 
     async def _model(self, served: Served) -> RawModel:
