@@ -33,6 +33,9 @@ _PAUSE_SECONDS = 0.0002
 _TURN_SECONDS = 0.00002
 #: So long a run is put off at most.
 _GATHER_SECONDS = 0.005
+#: With so many rows it is put off no longer: more would keep the session waiting for the event
+#: loop, and then the event loop for the session.
+_ENOUGH = 8
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,8 @@ class Batcher:
         now = time.monotonic()
         if now - turned > _TURN_SECONDS:
             busy = now
-        if now < min(until, busy + _PAUSE_SECONDS) and self._rows < self._batch_rows:
+        pause = min(until, busy + _PAUSE_SECONDS)
+        if now < pause and self._rows < min(_ENOUGH, self._batch_rows):
             loop.call_soon(self._gather, loop, until, now, busy)
             return
         self._gathering = False
