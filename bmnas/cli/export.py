@@ -174,13 +174,18 @@ def _locked(folder: Path) -> AbstractContextManager[None]:
 def _load(
     genotype: Path | None, weights: Path, task: str | None, data: Path | None
 ) -> tuple[TrainedNetwork, Task]:
-    """Return the network in ``weights`` and its task; it must be that of the genotype's file."""
+    """Return the network in ``weights`` and its task; it must be that of the genotype's file.
+
+    Or the sum of unimodal logits alone, for which a training may leave the fusion network out.
+    """
     from bmnas.pipeline.trained import load_network, read_description
+    from bmnas.spaces.fusions.space import NO_FUSION, NamedFusion
 
     # Before the weights: where both are missing, the genotype was named.
     asked = None if genotype is None else load_architecture(genotype)
     found, info = read_description(weights)
-    if asked is not None and found != asked:
+    left_out = isinstance(found, NamedFusion) and found.name == NO_FUSION
+    if asked is not None and found != asked and not left_out:
         raise UserError(
             f"{weights}: trained for another genotype than {genotype}; give the weights that "
             f"belong to it with --weights, or make them with: "

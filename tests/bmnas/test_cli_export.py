@@ -21,6 +21,7 @@ from bmnas.machine.distributed import lock_folders
 from bmnas.machine.errors import UserError
 from bmnas.spaces.cells.genotype import Genotype, Step
 from bmnas.spaces.cells.known import known_genotype
+from bmnas.spaces.fusions.space import NO_FUSION, NamedFusion
 from bmnas.tasks import load_task
 
 METRICS = {"metric": "accuracy", "test": {"score": 0.5, "samples": 7}, "seconds": {"search": 1.5}}
@@ -142,6 +143,17 @@ def test_weights_of_another_genotype_are_refused(run_folder: Path, change: str) 
     shown = message(invoke("--genotype", path))
     assert f"trained for another genotype than {path}; give the weights" in shown
     assert shown.endswith(f"or make them with: bmnas train --genotype {path}")
+
+
+def test_a_training_that_left_the_fusion_network_out_is_exported(
+    run_folder: Path, no_export: list[Any]
+) -> None:
+    task = load_task(run_folder.parent / "data" / "task.toml")
+    trained = tiny_network(task, NamedFusion(NO_FUSION, 6, 4), unimodal_logits=True)
+    trained.save(run_folder / "network.safetensors")
+    assert message(invoke("--genotype", run_folder / "genotype.json")) == "noted"
+    ((exported, *_), _) = no_export[0]
+    assert set(exported.network.modalities) == {"m0", "m1"}
 
 
 def test_a_file_that_holds_no_network_is_one_line(run_folder: Path) -> None:

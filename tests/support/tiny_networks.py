@@ -95,7 +95,8 @@ def tiny_network(
         steps = (Step("attention", ("x", "y")), Step("concat_fc", ("step1", "y")))
         architecture = Genotype(tuple(raw), channels, 4, (Cell((first, second), steps),))
     fusion = build_fusion(architecture, raw, classes=task.classes, dropout=0.1)
-    weighing = Weighing(dict.fromkeys((FUSION, *backbones), 1.0)) if unimodal_logits else None
+    members = [*([FUSION] if fusion.features else []), *backbones]
+    weighing = Weighing(dict.fromkeys(members, 1.0)) if unimodal_logits else None
     network = MultimodalNetwork(backbones, fusion, weighing).eval()
     roughen(network)
     info = TaskInfo(
