@@ -105,6 +105,7 @@ def registered() -> Iterator[None]:
     del SPACES["sums"]
 
 
+@pytest.mark.usefixtures("pictures")
 @pytest.mark.parametrize("strategy", ["random", "evolution"])
 def test_a_space_of_its_own_goes_all_the_way(tmp_path: Path, strategy: str) -> None:
     task, run = tiny_task(), tmp_path / "run"

@@ -66,6 +66,7 @@ def registered() -> Iterator[None]:
     del STRATEGIES["doubling"]
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_strategy_of_its_own_goes_all_the_way(tmp_path: Path) -> None:
     task = tiny_task()
     config = Config(CONFIG.unimodal, CONFIG.search, CONFIG.train).override("doubling", rounds=2)

@@ -65,6 +65,7 @@ def registered() -> Iterator[None]:
     del TASK_KINDS["grades"], TASK_HEADS["grades"]
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_kind_of_its_own_goes_all_the_way(tmp_path: Path) -> None:
     task = tiny_task(kind="grades")
     found = bmnas.search(task, run=tmp_path / "run", config=CONFIG)
