@@ -85,7 +85,7 @@ class _Lines(Stage):
     def advance(self, units: int = 1) -> None:
         self._done += units
         now = time.monotonic()
-        if now - self._told < _EVERY:
+        if not self._done or now - self._told < _EVERY:
             return
         self._told = now
         spent = now - self._begun

@@ -26,7 +26,7 @@ def read_labels(columns: Columns, name: str) -> tuple[Array, Array, tuple[str, .
     if labels.dtype.kind not in "UT" or labels.ndim != 1:
         return labels, np.zeros(labels.shape[:1], np.bool_), ()
     tidy = np.char.strip(labels)
-    missing = (tidy == "") | (np.char.lower(tidy) == "nan")
+    missing = np.array([names_nothing(text) for text in tidy.tolist()], np.bool_)
     remarks: tuple[str, ...] = ()
     if len(blank := np.flatnonzero((tidy != labels) & ~missing)):
         of = sorted({str(labels[row]) for row in blank.tolist()})
@@ -39,6 +39,11 @@ def read_labels(columns: Columns, name: str) -> tuple[Array, Array, tuple[str, .
         numbers[~missing] = tidy[~missing].astype(np.int64)
         return numbers, missing, remarks
     return tidy, missing, remarks
+
+
+def names_nothing(text: str) -> bool:
+    """Tell whether a field, blanks around it taken off, is no name of a class."""
+    return text.lower() in ("", "nan")
 
 
 def without_number(labels: Array) -> Array:

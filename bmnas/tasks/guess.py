@@ -15,6 +15,7 @@ import numpy as np
 from bmnas_serve.sources import MISSING, number_of
 
 from bmnas.machine.errors import UserError, few
+from bmnas.tasks.class_labels import names_nothing
 from bmnas.tasks.columns import Columns
 from bmnas.tasks.kinds import Array
 from bmnas.tasks.media import picture_facts, sound_facts, told_pictures, told_sounds
@@ -143,20 +144,21 @@ def _kind(labels: Array, rows: int, name: str, questions: list[str]) -> Iterator
         told = [text for text in texts if text.lower() not in MISSING]
         numbers = all(number_of(text) is not None for text in told)
         separator = None if numbers else _separator(texts)
-        counts = Counter(text for text in texts if text.lower() not in ("", "nan"))
+        counts = Counter(text for text in texts if not names_nothing(text))
         if len(counts) < 2:
             raise UserError(
                 f"column {name!r}: received {few(map(repr, counts)) or 'nothing'} in all rows, "
                 "expected labels of two classes or more: name another column with --labels"
             )
+        blank = 0
         if numbers and len(set(told)) > _MOST_NUMBERS and _are_ids(told):
+            blank = len(texts) - counts.total()
             yield f'kind = "multiclass"        # {_counted(counts)}'
             yield '# ? Numbers of classes: or are they amounts? Then kind = "regression".'
         elif numbers and len(set(told)) > _MOST_NUMBERS:
             yield 'kind = "regression"'
             yield '# ? Numbers: or is each a class of its own? Then kind = "multiclass".'
-            if blank := len(texts) - len(told):
-                yield f'unlabelled = "skip"        # leaves out {blank} rows without a number'
+            blank = len(texts) - len(told)
         elif separator is not None:
             tags = Counter(t.strip() for text in texts for t in text.split(separator))
             yield f'kind = "multilabel"        # {_counted(tags)}'
@@ -169,13 +171,14 @@ def _kind(labels: Array, rows: int, name: str, questions: list[str]) -> Iterator
             )
         else:
             yield f'kind = "multiclass"        # {_counted(counts)}'
-            if blank := len(texts) - counts.total():
-                yield f'unlabelled = "skip"        # leaves out {blank} rows without a label'
+            blank = len(texts) - counts.total()
             rare = [value for value, count in counts.items() if count < 3]
             if rare:
                 yield _comment(
                     f"? Classes of fewer than three rows, too few for all parts: {few(rare, 8)}"
                 )
+        if blank:
+            yield f'unlabelled = "skip"        # leaves out {blank} rows without a label'
     yield f"labels = {_toml(name)}"
     yield from (_comment(f"? Labels: {question}?") for question in questions)
 

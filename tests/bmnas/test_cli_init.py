@@ -89,7 +89,7 @@ def test_many_numbers_are_a_regression(tmp_path: Path) -> None:
     text, said = init(tmp_path, rows, "--labels", "price")
     assert (said["kind"], said["labels"], said["unlabelled"]) == ("regression", "price", "skip")
     assert '# ? Numbers: or is each a class of its own? Then kind = "multiclass".' in text
-    assert "leaves out 6 rows without a number" in text
+    assert "leaves out 6 rows without a label" in text
     task = load_task(tmp_path / "task.toml")
     check_task(task)
     assert len(task.part) == 54
@@ -103,6 +103,8 @@ def test_numbers_of_classes_are_no_regression(tmp_path: Path) -> None:
     text, said = init(tmp_path, rows, "--labels", "who")
     assert said["kind"] == "multiclass"
     assert '# ? Numbers of classes: or are they amounts? Then kind = "regression".' in text
+    blank = [{**row, "who": ""} if n % 100 == 7 else row for n, row in enumerate(rows)]
+    assert init(tmp_path, blank, "--labels", "who")[1]["unlabelled"] == "skip"
     ages = [min(n // 9, 60) for n in range(500)]  # as many, and nobody is 58 to 60 but once
     for row, age in zip(rows, [*ages[:-3], 58, 59, 60], strict=True):
         row["who"] = age
