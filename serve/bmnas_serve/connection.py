@@ -16,6 +16,8 @@ from bmnas_serve.batcher import Client
 CLIENT_KEY = "bmnas.client"
 
 _SLACK = 1.0
+#: How the head of an answer begins, but for 100 Continue, which has no body to wait for.
+_FINAL_HEAD = tuple(b"HTTP/1.1 %d" % digit for digit in range(2, 6))
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,9 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin the body of a request."""
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":  # whose answer has no body
+            cycle = self.pipeline[0][0] if self.pipeline else self.cycle
+            cycle.transport = _Answering(self.transport)  # type: ignore[assignment]
         self._in_headers = False
         # The application answers a body that is late, where it reads it.
         self._seconds = self.limits.body + _SLACK
@@ -157,3 +162,27 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(STATUS_LINE[status] + head + b"\r\n\r\n" + body)
         self.transport.close()
+
+
+class _Answering:
+    """The transport for one answer: its head leaves with the first bytes of its body.
+
+    uvicorn writes them one after the other: two system calls and two packets for a short answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head or not data.startswith(_FINAL_HEAD):
+            self._transport.write(self._head + data)
+            self._head = b""
+        else:
+            self._head = data
+
+    def close(self) -> None:
+        """Close the connection; a head without a body is sent first."""
+        self._transport.write(self._head)
+        self._transport.close()

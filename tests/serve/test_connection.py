@@ -3,7 +3,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 import uvicorn
 from bmnas_serve.connection import Connection, ConnectionLimits
 from uvicorn.server import ServerState
@@ -89,3 +91,36 @@ def test_what_is_no_http_behind_a_request_does_not_take_its_answer() -> None:
         return await statuses(reader)
 
     assert talk(GET + b"\0\0\0\0 HTTP/1.1\r\n\r\n", act) == b"200 400"
+
+
+@pytest.mark.parametrize(("method", "end"), [(b"GET", b"\r\n\r\nA"), (b"HEAD", b"\r\n\r\n")])
+def test_an_answer_is_written_at_once(method: bytes, end: bytes) -> None:
+    written: list[bytes] = []
+
+    async def act(
+        reader: asyncio.StreamReader, connection: Connection, answer: asyncio.Event
+    ) -> bytes:
+        transport = type(connection.transport)
+        write = transport.write
+
+        def note(self: asyncio.Transport, data: bytes) -> None:
+            written.append(data)
+            write(self, data)
+
+        with patch.object(transport, "write", note):
+            answer.set()
+            return await reader.readuntil(end)
+
+    assert written == [talk(method + GET[3:], act)]
+
+
+def test_the_head_of_an_answer_that_breaks_off_is_sent() -> None:
+    async def act(
+        reader: asyncio.StreamReader, connection: Connection, answer: asyncio.Event
+    ) -> bytes:
+        connection.cycle.transport.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        connection.cycle.transport.close()
+        answer.set()
+        return await statuses(reader)
+
+    assert talk(GET, act) == b"200"
