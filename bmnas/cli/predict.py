@@ -109,12 +109,13 @@ def _left_out(spec: InputSpec, names: list[str]) -> bool:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of an input, and which of them each row of the table has."""
+    """The rows of an input, which of them each row of the table has, and why some are unread."""
 
     spec: InputSpec
     data: Data
     index: Array
     texts: TextRule | None
+    unread: Mapping[int, str]
 
     @classmethod
     def of(cls, spec: InputSpec, columns: Columns, folder: Path | None) -> _Rows:
@@ -130,9 +131,12 @@ class _Rows:
                 )
             source = Source.from_dict(found, "manifest.json: source")
             text = spec.preprocessing.get("type") == "text"
-            data, index = source.rows(columns, text=text, below=folder)
+            unread: dict[int, str] = {}
+            data, index = source.rows(columns, text=text, below=folder, unread=unread)
+            if isinstance(data, FileRows):
+                unread = data.unreadable(np.arange(len(data)))
             every = np.arange(len(data)) if index is None else index
-            return cls(spec, data, every, TextRule(spec.preprocessing) if text else None)
+            return cls(spec, data, every, TextRule(spec.preprocessing) if text else None, unread)
 
     def batch(self, rows: Array) -> Array:
         """Return what the model takes of the table's ``rows`` (n,)."""
@@ -159,9 +163,9 @@ def _rows(inputs: list[_Rows], broken: str) -> Array:
     every = np.arange(next(iter(counts.values())))
     wrong: dict[int, str] = {}
     for one in inputs:
-        if isinstance(one.data, FileRows):
-            reasons = one.data.unreadable(np.arange(len(one.data)))
-            wrong |= {r: reasons[one.index[r]] for r in every.tolist() if one.index[r] in reasons}
+        wrong |= {
+            r: one.unread[row] for r, row in enumerate(one.index.tolist()) if row in one.unread
+        }
     told = few((f"row {row}: {reason}" for row, reason in sorted(wrong.items())), 20)
     if wrong and broken == "fail":
         raise UserError(

@@ -37,7 +37,18 @@ class Progress:
 
 
 class Bars(Progress):
-    """Rich bars on standard error where that is a terminal; elsewhere a line a minute."""
+    """Rich bars on standard error where that is a terminal; elsewhere a line a minute of all."""
+
+    def __init__(self) -> None:
+        self._told = time.monotonic()
+
+    def lines_due(self) -> bool:
+        """Tell whether a minute has gone since this was last true, or since the beginning."""
+        now = time.monotonic()
+        due = now - self._told >= _EVERY
+        if due:
+            self._told = now
+        return due
 
     @contextlib.contextmanager
     def stage(self, name: str, units: int) -> Iterator[Stage]:
@@ -47,7 +58,7 @@ class Bars(Progress):
 
         console = Console(stderr=True)
         if not console.is_terminal:
-            yield _Lines(name, units)
+            yield _Lines(self, name, units)
             return
         columns = (
             rich.TextColumn("{task.description}"),
@@ -77,18 +88,16 @@ class _Bar(Stage):
 
 
 class _Lines(Stage):
-    def __init__(self, name: str, units: int) -> None:
-        self._name, self._units = name, units
+    def __init__(self, bars: Bars, name: str, units: int) -> None:
+        self._bars, self._name, self._units = bars, name, units
         self._done, self._message = 0, ""
-        self._begun = self._told = time.monotonic()
+        self._begun = time.monotonic()
 
     def advance(self, units: int = 1) -> None:
         self._done += units
-        now = time.monotonic()
-        if not self._done or now - self._told < _EVERY:
+        if not self._done or not self._bars.lines_due():
             return
-        self._told = now
-        spent = now - self._begun
+        spent = time.monotonic() - self._begun
         left = spent / self._done * (self._units - self._done)
         print(
             f"{self._name}: {self._done} of {self._units} in {spent:.0f} s, about {left:.0f} s left"

@@ -107,7 +107,7 @@ def survey_data(found: Survey) -> dict[str, Any]:
         "kind": task.kind,
         "samples": {part: len(task.samples(part)) for part in PARTS},
         "published": published(found) or None,
-        "left_out": task.source.get("left_out", 0),
+        "left_out": len(task.left_out),
         "classes": labels,
         "modalities": {
             read.modality.name: {

@@ -100,7 +100,9 @@ def _array(column: Any, place: str) -> Array:
         try:
             return np.array([nothing if v is None else v for v in values], np.float64)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{place}: lists of different lengths") from error
+            raise UserError(
+                f"{place}: lists of different lengths: fill them up to one length"
+            ) from error
     if types.is_boolean(kind):
         values = [None if value is None else str(value).lower() for value in values]
     return text_array(["" if value is None else str(value) for value in values])

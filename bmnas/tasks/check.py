@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -104,10 +105,9 @@ def notes(task: Task, *parts: Part) -> Iterator[str]:
         what = "1 sample is" if count == 1 else f"{count} samples are"
         yield f"{what} left out, as {task.source['data']}/{LEFT_OUT} says"
     elif task.left_out:
-        yield (
-            f"samples that are left out, as their files cannot be read: {len(task.left_out)}: "
-            f"{few(task.left_out, 20)}"
-        )
+        counts = Counter(task.left_out)
+        reasons = (f"{reason} ({n} samples)" if n > 1 else reason for reason, n in counts.items())
+        yield f"samples that are left out: {len(task.left_out)}: {few(reasons, 20)}"
     if task.source.get("task") in FOLDER_TASKS:
         folder = Path(task.source["data"])
         if unknown := left_out(folder) - {*task.left_out}:

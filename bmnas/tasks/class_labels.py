@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -34,11 +35,22 @@ def read_labels(columns: Columns, name: str) -> tuple[Array, Array, tuple[str, .
             f"labels: blanks around {few(map(repr, of))} are left out, in {len(blank)} rows: "
             f"{few(blank.tolist(), 8)}",
         )
+    if alike := alike_but_capitals(np.unique(tidy[~missing]).tolist()):
+        told = few(map(repr, alike), 8)
+        remarks += (f"labels: classes that differ by capitals only: {told}: are they one?",)
     if all(map(_PLAIN.fullmatch, tidy[~missing].tolist())) and not missing.all():
         numbers = np.zeros(len(tidy), np.int64)
         numbers[~missing] = tidy[~missing].astype(np.int64)
         return numbers, missing, remarks
     return tidy, missing, remarks
+
+
+def alike_but_capitals(names: Iterable[str]) -> list[str]:
+    """Return those of the different ``names`` that another equals but for capital letters."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(name.casefold(), []).append(name)
+    return [name for same in found.values() if len(same) > 1 for name in sorted(same)]
 
 
 def names_nothing(text: str) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bmnas.machine.errors import UserError, close, one_line
+from bmnas.machine.errors import UserError, close, few, one_line
 from bmnas.machine.schema import received
 from bmnas.tasks.arrow import arrow_folder, parquet_file
 from bmnas.tasks.kinds import Array
@@ -28,6 +28,10 @@ from bmnas.tasks.text_arrays import DAMAGE, padded, reading, text_array
 
 _INTEGER = re.compile(r"[+-]?[0-9]+")
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+(,[0-9]+)?")
+_FLATTEN = (
+    "make each key a field of its own, as pandas.json_normalize does, or leave the field out of "
+    "the task"
+)
 _LONGEST_FIELD = 2**31 - 1
 
 #: Reads a column; where its argument is true, what could be a number stays text.
@@ -214,35 +218,51 @@ def _jsonl(path: Path) -> Mapping[str, _Reader]:
             rows[place] = row
     if not rows:
         raise UserError(f"{path}: received an empty file, expected one JSON object a line")
-    return {name: partial(_field, path, name, rows) for name in next(iter(rows.values()))}
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    return {name: partial(_field, path, name, rows) for name in names}
 
 
 def _field(path: Path, name: str, rows: Mapping[str, dict[str, Any]], text: bool) -> Array:
     """Return the field of every line: strings, numbers, or lists of numbers of one length."""
     values = [row.get(name) for row in rows.values()]
+    nested = {place: keys for place, row in rows.items() if (keys := _keys(row.get(name)))}
+    if nested:
+        keys = sorted({key for own in nested.values() for key in own})
+        raise UserError(
+            f"{next(iter(nested))}: {name}: received objects with the keys {few(keys)} (rows: "
+            f"{len(nested)} of {len(rows)}), expected strings, numbers or lists of them: {_FLATTEN}"
+        )
     if any(map(_tags, values)) and all(_tags(value) or not value for value in values):
         return padded([value or [] for value in values])
     first: Any = next((value for value in values if value is not None), None)
     strings = isinstance(first, str)
     for place, row in rows.items():
-        if name not in row:
-            raise UserError(f"{place}: expected {name!r}, which is missing")
-        value = row[name]
+        value = row.get(name)  # what has no value is often left out
         if value is None and first is not None:
             continue
         if isinstance(value, str) != strings or not (strings or _numeric(value)):
             expected = "a string" if strings else "a number or a list of numbers"
             raise UserError(f"{place}: {name}: {received(value, expected)}")
-    if strings:
-        return text_array([value or "" for value in values])
+    truths = isinstance(first, bool) and None in values
+    if strings or truths:
+        return text_array(["" if value is None else str(value) for value in values])
     try:
         nothing = np.full(np.shape(first), np.nan)
         array = np.asarray([nothing if value is None else value for value in values])
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{path}: {name}: lists of different lengths") from error
+        raise UserError(
+            f"{path}: {name}: lists of different lengths: fill them up to one length"
+        ) from error
     if array.dtype == object:
         raise UserError(f"{path}: {name}: received an integer of more than 64 bits")
     return array
+
+
+def _keys(value: Any) -> list[str]:
+    """Return the keys of an object, or of the objects in a list."""
+    if isinstance(value, list):
+        return [key for item in value for key in _keys(item)]
+    return [*value] if isinstance(value, dict) else []
 
 
 def _tags(value: Any) -> bool:
@@ -263,7 +283,7 @@ def _csv(path: Path, delimiter: str = ",") -> Mapping[str, _Reader]:
             delimiter = ";"
         file.seek(0)
         lines = csv.reader(file, delimiter=delimiter, strict=True)
-        names = next(lines, [])
+        names = [name.strip() for name in next(lines, [])]
         rows = []
         for row in filter(None, lines):
             rows.append(row)

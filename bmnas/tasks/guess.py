@@ -15,7 +15,7 @@ import numpy as np
 from bmnas_serve.sources import MISSING, number_of
 
 from bmnas.machine.errors import UserError, few
-from bmnas.tasks.class_labels import names_nothing
+from bmnas.tasks.class_labels import alike_but_capitals, names_nothing
 from bmnas.tasks.columns import Columns
 from bmnas.tasks.kinds import Array
 from bmnas.tasks.media import picture_facts, sound_facts, told_pictures, told_sounds
@@ -27,7 +27,12 @@ _LABELS = ("label", "labels", "class", "target", "category", "diagnosis", "tags"
 _GROUP = re.compile(
     r"patient|subject|speaker|user|person|session|group|family|customer|author|site|device", re.I
 )
-_ID = re.compile(r"(^|_)(id|uuid|key|index|row|number|file_?name)$", re.I)
+_ID = re.compile(r"(^|_)(id|uuid|key|index|row|nr|number|file_?name)$", re.I)
+_DATE = re.compile(
+    r"(\d{4}-\d\d?-\d\d?|\d{4}/\d\d?/\d\d?|\d\d?([./])\d\d?\2\d{2,4})([T ]\d\d?:\d\d.*)?"
+    r"|(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
+)
+_ELSEWHERE = re.compile(r"/|[A-Za-z]:")  # how a path begins that is no part of a folder
 _CONTROL = r"[\x00-\x1f\x7f]"  # TOML has none in comments
 _MOST_CLASSES = 200
 _MOST_NUMBERS = 20  # different ones that may be classes; more are amounts
@@ -65,7 +70,7 @@ def guessed_task(table: Path, out: Path, wishes: Wishes) -> str:
     that cannot be read, and where no column can be the labels.
     """
     columns = Columns([table])
-    names = columns.names()
+    names, unread = _readable(columns)
     for wished in (wishes.labels, wishes.group):
         if wished is not None:
             columns.get(wished)  # raises UserError where there is none
@@ -74,6 +79,7 @@ def guessed_task(table: Path, out: Path, wishes: Wishes) -> str:
     found = [
         _look(columns, name, rows, wishes) for name in names if name not in (labels, wishes.group)
     ]
+    found += unread
     group = wishes.group or next((one.name for one in found if one.role == "group"), None)
     lines = [
         _comment(f"Written by bmnas init from {table.name}, {rows:,} rows."),
@@ -104,6 +110,18 @@ def guessed_task(table: Path, out: Path, wishes: Wishes) -> str:
         if one.role == "left out"
     ]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _readable(columns: Columns) -> tuple[list[str], list[_Found]]:
+    """Return the columns that can be read, and what is to be told of the others."""
+    names, unread = [], []
+    for name in columns.names():
+        try:
+            columns.get(name)
+            names.append(name)
+        except UserError as error:
+            unread.append(_Found(name, "left out", str(error)))
+    return names, unread
 
 
 def _labels(columns: Columns, names: Sequence[str], wished: str | None) -> tuple[str, list[str]]:
@@ -172,6 +190,8 @@ def _kind(labels: Array, rows: int, name: str, questions: list[str]) -> Iterator
         else:
             yield f'kind = "multiclass"        # {_counted(counts)}'
             blank = len(texts) - counts.total()
+            if alike := alike_but_capitals(counts):
+                yield _comment(f"? Classes that differ by capitals only: {few(alike, 8)}")
             rare = [value for value, count in counts.items() if count < 3]
             if rare:
                 yield _comment(
@@ -274,9 +294,11 @@ def _look(columns: Columns, name: str, rows: int, wishes: Wishes) -> _Found:
         return _Found(name, "left out", "empty")
     if wishes.test is None and _is_split(columns, name):
         return _Found(name, "split", "the part of each row")
+    if not name:
+        return _Found(name, "left out", "a column without a name")
     type_ = ending_of(told)
     if type_ is not None:
-        files = _files(columns, name, type_, told)
+        files = _files(columns, name, type_, [text.replace("\\", "/") for text in told])
         _may_lack(files, rows - len(told))
         return files
     different, gaps = len(set(told)), rows - len(told)
@@ -287,7 +309,12 @@ def _look(columns: Columns, name: str, rows: int, wishes: Wishes) -> _Found:
         return _Found(name, "group", f"{different} different values, a group")
     if different == 1:
         return _Found(name, "left out", f"always {told[0][:30]!r}")
+    if all(map(_DATE.fullmatch, told)):
+        advice = "store what counts of them as numbers, such as days since or the month"
+        return _Found(name, "left out", f"dates: {advice}")
     whole = numbers and all(re.fullmatch(r"[+-]?\d+", text) for text in told)
+    if whole and not gaps and (np.diff([int(text) for text in told]) == 1).all():
+        return _Found(name, "left out", "counts the rows")
     if different == len(told) and (_ID.search(name) or not (numbers or " " in "".join(told))):
         return _Found(name, "left out", "another value in each row, as a name has")
     if numbers:
@@ -355,8 +382,18 @@ def _not_there(path: str, base: Path) -> str:
     """Return what to do about a column of paths whose first is not below ``base``."""
     if "://" in path:
         return f"{path!r} is an address: download the files, and name them in the table."
-    if "\\" in path:
-        return f"There is no {path!r} in {base}: paths are written with / and not with \\."
+    if _ELSEWHERE.match(path):
+        return (
+            f"There is no {path!r}, which is a path of another machine: copy the files beside the "
+            f"table, and name them from there, such as {'/'.join(path.split('/')[-2:])!r}."
+        )
+    alike = [
+        other.name
+        for other in (base / path).parent.glob("*")
+        if other.name.casefold() == Path(path).name.casefold()
+    ]
+    if alike:
+        return f"There is no {path!r} in {base}, but {alike[0]!r}: names differ by capitals too."
     return f"There is no {path!r} in {base} or a folder in it: write folder = '…'."
 
 

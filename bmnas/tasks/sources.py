@@ -6,6 +6,7 @@ made in the same way. Legend: n rows, D numbers of a vector, T frames or samples
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -62,12 +63,19 @@ class Source(serving.Source):
     """Where the rows of a modality come from, and how they are read of a table."""
 
     def rows(
-        self, columns: Columns, *, text: bool, below: Path | None = None
+        self,
+        columns: Columns,
+        *,
+        text: bool,
+        below: Path | None = None,
+        unread: dict[int, str] | None = None,
     ) -> tuple[Array | FileRows, Array | None]:
         """Return the rows and which of them each sample has, None where each has its own.
 
         Files lie ``below`` a folder, by default that of the table. ``text``: values are text. Where
         rows may be ``missing``, a text or path that is empty is one that nothing is read for.
+        ``unread`` gets why a row of texts cannot be read, by its number; by default that is an
+        error.
         Raises UserError that names the column, and the file and row of what is wrong.
         """
         if self.vector:
@@ -85,12 +93,14 @@ class Source(serving.Source):
         names, index = _different(paths)
         if isinstance(self.files, TextFiles):
             texts, wrong = read_all(lambda name: read_text(base / name) if name else "", names)
-            if wrong:
-                unread = few(wrong.values(), 20)
-                raise UserError(f"column {self.column!r}: {len(wrong)} unreadable files: {unread}")
-            found = text_array(texts)
+            if unread is not None:
+                unread |= wrong
+            elif wrong:
+                told = few(wrong.values(), 20)
+                raise UserError(f"column {self.column!r}: {len(wrong)} unreadable files: {told}")
+            found = text_array([text or "" for text in texts])
             return (_blanked(found) if self.missing else found), index
-        return FileRows(base, names, self.files), index
+        return FileRows(base, [_spelt(base, name) for name in names], self.files), index
 
 
 class FileRows(DecodedRows[Path | None]):
@@ -198,7 +208,8 @@ def _paths(columns: Columns, column: str, missing: bool) -> Array:
     fields = columns.get(column, text=True)
     if fields.ndim != 1 or fields.dtype.kind not in "UT":
         raise UserError(f"column {column!r}: received {fields.dtype}, expected paths of files")
-    paths: Array = np.char.strip(fields)
+    # Windows writes them with backslashes, which names of files elsewhere do not have.
+    paths: Array = np.strings.replace(np.char.strip(fields), "\\", "/")
     if missing:
         return np.where(is_missing(paths), "", paths)
     empty = np.flatnonzero(paths == "")
@@ -208,6 +219,18 @@ def _paths(columns: Columns, column: str, missing: bool) -> Array:
             "in, take these rows out, or write missing = true into the modality's table"
         )
     return paths
+
+
+def _spelt(base: Path, name: str) -> str:
+    """Return the name of a file as it is spelt: letters with accents as one character or as two.
+
+    Which of them an archive has depends on the system that packed it; people see no difference.
+    """
+    if not name.isascii() and not (base / name).exists():
+        for form in ("NFC", "NFD"):
+            if (base / (other := unicodedata.normalize(form, name))).exists():
+                return other
+    return name
 
 
 def _different(paths: Array) -> tuple[list[str], Array | None]:

@@ -88,8 +88,8 @@ class Task:
     data. ``extras`` are further arrays (samples, *shape) by name, such as boxes, for networks that
     read tokens. ``names`` are those of the samples in their data set, where they have some, and
     ``left_out`` those of samples that are not loaded because ``left_out.txt`` names them, or why
-    their files cannot be read. ``remarks`` is what was seen when the task was loaded and is to be
-    told. ``class_weights`` says what classes count in the loss: ``balanced``, all alike however
+    samples of a table are left out. ``remarks`` is what was seen when the task was loaded and is to
+    be told. ``class_weights`` says what classes count in the loss: ``balanced``, all alike however
     rare they are, or a number by name, 1 where there is none.
     """
 

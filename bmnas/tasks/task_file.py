@@ -5,7 +5,7 @@ See ``docs/your-own-data.md`` for a walk through one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, cast
@@ -73,10 +73,18 @@ class ModalityTable:
         if isinstance(self.size, tuple) and len(self.size) != 2:
             yield "size", f"received {list(self.size)}, expected a number or [height, width]"
 
-    def modality(self, name: str, columns: Columns, folder: Path, train: Array) -> Modality:
-        """Return the modality; ``train`` are the samples to which a vector's numbers are fitted.
+    def modality(
+        self,
+        name: str,
+        columns: Columns,
+        folder: Path,
+        train: Array | None = None,
+        unread: dict[int, str] | None = None,
+    ) -> Modality:
+        """Return the modality; ``train`` are the samples to which ``columns`` are fitted.
 
-        Weights and ``hf:`` folders are relative to ``folder``.
+        Weights and ``hf:`` folders are relative to ``folder``. ``unread`` gets why a row of texts
+        cannot be read; by default that is an error.
         """
         backbone, weights, index = self.backbone, None, None
         if backbone is not None and backbone.startswith(PREFIX):
@@ -91,13 +99,14 @@ class ModalityTable:
             with at("index"):
                 index = columns.get(self.index)
         if self.columns:
+            assert train is not None
             source = fitted_vector(columns, self.columns, train, missing=self.missing)
         else:
             with at("array"):
                 source = self._source(columns, backbone)
         source = replace(source, folder=self.folder or "", missing=self.missing)
         with at("columns" if self.columns else "array"):
-            data, own = source.rows(columns, text=self.type == "text")
+            data, own = source.rows(columns, text=self.type == "text", unread=unread)
             absent = empty_rows(data) if self.missing else None
         if own is not None:
             index = own if index is None else own[index]
@@ -308,24 +317,31 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
         missing = np.flatnonzero(blank)
         if len(missing) and file.unlabelled == "fail":
             raise missing_labels(missing, len(labels))
-    labelled = np.flatnonzero(~blank)
+    # Before parts are drawn: what is left out is as if the tables did not have it.
+    arrays, reasons = _arrays(file, columns, folder, len(blank))
+    reasons |= {row: f"row {row}, without a label" for row in missing.tolist()}
+    out = np.zeros(blank.shape, np.bool_)
+    out[[*reasons]] = True
+    if reasons and out.all():
+        raise UserError(f"no row is left: {few(reasons.values(), 20)}")
+    kept = np.flatnonzero(~out)
     if isinstance(file.data, PartFiles):
         with at("data"):
-            part = file.data.draw(strata, labelled, cast(PartColumns, columns))
+            part = file.data.draw(strata, kept, cast(PartColumns, columns))
     else:
         assert file.split is not None
         with at("split"):
             if isinstance(file.split, Split):
-                part = file.split.draw(strata, labelled, columns)
+                part = file.split.draw(strata, kept, columns)
             else:
                 part = _part(columns.get(file.split))
-    if blank.shape != part.shape:  # that is told later, with whatever else is wrong
-        blank, missing = np.zeros(part.shape, np.bool_), missing[:0]
+    if out.shape != part.shape:  # that is told later, with whatever else is wrong
+        out, reasons = np.zeros(part.shape, np.bool_), {}
+    train = np.flatnonzero((part == PARTS.index("train")) & ~out)
     modalities = []
     for name, table in file.modality.items():
         with at(f"modality.{name}"):
-            train = np.flatnonzero((part == PARTS.index("train")) & ~blank)
-            modalities.append(table.modality(name, columns, folder, train))
+            modalities.append(arrays.get(name) or table.modality(name, columns, folder, train))
     names = file.class_names
     if isinstance(names, str):
         with at("class_names"):
@@ -342,8 +358,7 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
         names = file.labels
     # Without names the classes are those of train: what validation holds must not add one.
     seen = part == PARTS.index("train") if names is None else part != PARTS.index("test")
-    seen &= ~blank
-    remarks = (*_shared_files(modalities, part), *remarks)
+    seen &= ~out
     if kind.name == "multilabel" and labels.dtype.kind in "UT" and len(labels) == len(seen):
         with at("labels"):
             labels, class_names, more = tag_matrix(labels, seen, names, file.separator)
@@ -368,8 +383,8 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
         remarks=remarks,
         class_weights=file.class_weights,
     )
-    task = _without(task, {row: f"row {row}, without a label" for row in missing.tolist()})
-    return _without(task, _broken(task)) if file.broken == "skip" else task
+    task = _without(task, reasons)
+    return replace(task, remarks=(*_shared_files(task), *task.remarks))
 
 
 def _labels(names: str | tuple[str, ...], columns: Columns) -> Array:
@@ -398,9 +413,10 @@ def _tidy(
     return labels, np.zeros(labels.shape[:1] or 0, np.bool_), ()
 
 
-def _shared_files(modalities: Sequence[Modality], part: Array) -> Iterator[str]:
+def _shared_files(task: Task) -> Iterator[str]:
     """Yield a remark on each file that train and another part use."""
-    for modality in modalities:
+    part = task.part
+    for modality in task.modalities:
         if not isinstance(modality.data, FileRows) or modality.index is None:
             continue
         if len(modality.index) != len(part):
@@ -416,16 +432,28 @@ def _shared_files(modalities: Sequence[Modality], part: Array) -> Iterator[str]:
                 )
 
 
-def _broken(task: Task) -> dict[int, str]:
-    """Return the samples of which a file cannot be read, and why; all files are read."""
-    every = np.arange(len(task.part))
+def _arrays(
+    file: TaskFile, columns: Columns, folder: Path, samples: int
+) -> tuple[dict[str, Modality], dict[int, str]]:
+    """Return the modalities of one column each, and why samples of ``broken`` files are left out.
+
+    These are found by reading all files.
+    """
+    made: dict[str, Modality] = {}
     reasons: dict[int, str] = {}
-    for modality in task.modalities:
-        if isinstance(modality.data, FileRows):
-            wrong = modality.data.unreadable(np.arange(len(modality.data)))
-            rows = modality.rows_of(every)
-            reasons |= {s: wrong[rows[s]] for s in every.tolist() if rows[s] in wrong}
-    return reasons
+    for name, table in file.modality.items():
+        if table.columns:
+            continue
+        unread: dict[int, str] | None = {} if file.broken == "skip" else None
+        with at(f"modality.{name}"):
+            made[name] = modality = table.modality(name, columns, folder, unread=unread)
+        if unread is not None:
+            if isinstance(modality.data, FileRows):
+                unread = modality.data.unreadable(np.arange(len(modality.data)))
+            every = np.arange(samples if modality.index is None else len(modality.index))
+            rows = modality.rows_of(every).tolist()
+            reasons |= {s: unread[r] for s, r in enumerate(rows) if s < samples and r in unread}
+    return made, reasons
 
 
 def _without(task: Task, reasons: Mapping[int, str]) -> Task:

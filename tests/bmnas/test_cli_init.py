@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import json
 import tomllib
+import unicodedata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from command_line import bmnas_command, one_line_error
-from media_files import media_table, write_table
+from media_files import media_table, write_picture, write_table
 
-from bmnas.tasks import check_task, load_task
+from bmnas.tasks import check_task, load_task, notes
 
 for package in ("PIL", "soundfile", "soxr"):
     pytest.importorskip(package)
@@ -135,12 +138,15 @@ def test_rows_without_a_label_are_left_out_and_no_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "hint"),
     [
-        ("m\\1.png", "paths are written with / and not with \\."),
+        ("D:\\m\\1.png", "which is a path of another machine"),
+        ("/home/m/1.png", "name them from there, such as 'm/1.png'"),
+        ("TASK.toml.png", "but 'task.TOML.PNG': names differ by capitals too"),
         ("https://x.org/1.png", "'https://x.org/1.png' is an address: download the files"),
         ("m/1.png", "or a folder in it: write folder = '…'."),
     ],
 )
 def test_paths_that_lead_nowhere_have_a_hint(path: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "task.TOML.PNG").touch()
     rows = [{"photo": path, "x": n / 7, "label": "ab"[n % 2]} for n in range(40)]
     assert hint in init(tmp_path, rows)[0]
 
@@ -161,6 +167,76 @@ def test_names_and_values_may_break_lines(tmp_path: Path) -> None:
     assert said["modality"]["table"]["columns"] == ["the\nage", "the\x7fend"]
     assert "# the age: numbers" in text
     assert said["split"]["group"] == "site\nuser"
+
+
+def test_a_table_of_a_spreadsheet_with_traps(tmp_path: Path) -> None:
+    rows = []
+    for n in range(60):
+        name = ("Foto {}.JPG", "Übersicht {}.Png", "groß/x-{}.jpeg")[n % 3].format(n)
+        place = tmp_path / "Bilder neu" / unicodedata.normalize("NFD" if n % 2 else "NFC", name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_picture(place, 4 * n, (20, 30))
+        rows.append(
+            {
+                "": n,  # as pandas writes its index
+                "Nr": n // 2 * 7,
+                " Bild": f"Bilder neu\\{name}".replace("/", "\\"),
+                "Gewicht ": f"{n % 7},{n % 10}",
+                "Datum": 20240101 + 100 * (n % 12) + n % 28,
+                "gesehen": f"{1 + n % 28}.{1 + n % 12}.2024",
+                "um": f"2024-01-{1 + n % 28:02} 10:{n % 60:02}:00",
+                "leer": "",
+                "Land": "DE",
+                "Sorte": "einmal" if n == 7 else ("Äpfel", "Birne ", "BIRNE")[n % 3],
+            }
+        )
+    table = write_table(tmp_path / "obst.csv", rows, ";")
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+    printed = bmnas_command("init", table, "--out", tmp_path / "task.toml")
+    said = tomllib.loads(printed.out)
+    assert said["labels"] == "Sorte"
+    assert {
+        name: one.get("array", one.get("columns")) for name, one in said["modality"].items()
+    } == {
+        "Bild": "Bild",
+        "table": ["Gewicht"],
+    }
+    for words in (
+        "# ? Classes that differ by capitals only: BIRNE, Birne",
+        "# ? Classes of fewer than three rows, too few for all parts: einmal",
+        "20x30 to 20x30 pixels",
+        "# ? Left out: (a column without a name)",
+        "# ? Left out: Nr (30 numbers of something, perhaps a group)",
+        "# ? Left out: Datum (dates: store what counts of them as numbers",
+        "# ? Left out: gesehen (dates: ",
+        "# ? Left out: um (dates: ",
+        "# ? Left out: leer (empty)",
+        "# ? Left out: Land (always 'DE')",
+    ):
+        assert words in printed.out
+    task = load_task(tmp_path / "task.toml")
+    check_task(task)
+    assert task.class_names == ("BIRNE", "Birne", "einmal", "Äpfel")
+    assert any("differ by capitals only: 'BIRNE', 'Birne'" in note for note in notes(task))
+    photo = task.modality("Bild")
+    assert abs(float(photo.data[np.array([50])].mean()) - 200) < 10
+
+
+def test_fields_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
+    lines = [
+        {"label": "ab"[n % 2], "x": n / 7, "none": None, "deep": {"of": [{"a": n}]}, "n": n}
+        for n in range(40)
+    ]
+    lines[3]["text"] = "only here\u2028and there"
+    (tmp_path / "a.jsonl").write_text(
+        "\n".join(json.dumps(line, ensure_ascii=False) for line in lines), "utf-8"
+    )
+    printed = bmnas_command("init", tmp_path / "a.jsonl", "--out", tmp_path / "task.toml")
+    assert tomllib.loads(printed.out)["modality"]["table"]["columns"] == ["x"]
+    assert "# ? Left out: n (counts the rows)" in printed.out
+    assert "# ? Left out: deep (" in printed.out
+    assert "received objects with the keys of (rows: 40 of 40)" in printed.out
+    assert "# ? Left out: none (" in printed.out
 
 
 def test_what_cannot_be_guessed_is_told(tmp_path: Path) -> None:

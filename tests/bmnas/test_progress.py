@@ -35,18 +35,24 @@ def test_a_log_gets_a_line_a_minute(
 ) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
-    clock = iter([0.0, 50.0, 100.0, 110.0, 170.0])
-    monkeypatch.setattr("time.monotonic", lambda: next(clock))
-    with Bars().stage("search", 8) as stage:
-        stage.advance()
-        stage.message("loss .5")
-        stage.advance()
-        stage.advance()
-        stage.advance(5)
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def work(name: str, units: int, *times: float) -> None:
+        with bars.stage(name, units) as stage:
+            for now[0] in times:
+                stage.message(f"at {now[0]:.0f}")
+                stage.advance()
+
+    bars = Bars()
+    work("search", 8, 50.0, 100.0, 110.0, 170.0)
+    work("a short one", 2, 200.0, 210.0)
+    work("another", 4, 220.0, 235.0)
     assert capfd.readouterr() == (
         "",
-        "search: 2 of 8 in 100 s, about 300 s left  loss .5\n"
-        "search: 8 of 8 in 170 s, about 0 s left  loss .5\n",
+        "search: 2 of 8 in 100 s, about 300 s left  at 100\n"
+        "search: 4 of 8 in 170 s, about 170 s left  at 170\n"
+        "another: 2 of 4 in 25 s, about 25 s left  at 235\n",
     )
 
 

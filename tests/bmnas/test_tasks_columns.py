@@ -45,14 +45,18 @@ def test_npy_is_mapped_and_called_like_its_file(tmp_path: Path) -> None:
 
 
 def test_jsonl_fields_are_arrays(tmp_path: Path) -> None:
-    lines = [{"text": "a b", "n": 1, "v": [1, 2.5], "ok": True}, {"text": "ä", "n": 2, "v": [3, 4]}]
+    lines = [
+        {"text": "a b", "n": 1, "v": [1, 2.5], "ok": True},
+        {"text": "ä", "n": 2, "v": [3, 4], "late": 5},
+    ]
     path = tmp_path / "x.jsonl"
     path.write_text("\ufeff" + "\n\n".join(json.dumps(line) for line in lines), encoding="utf-8")
     columns = Columns([path])
     assert columns.get("text").tolist() == ["a b", "ä"]
     assert columns.get("n").tolist() == [1, 2]
     assert columns.get("v").tolist() == [[1, 2.5], [3, 4]]
-    assert "line 3: expected 'ok', which is missing" in error_of(lambda: columns.get("ok"))
+    assert columns.get("ok").tolist() == ["True", ""]
+    assert np.isnan(columns.get("late")).tolist() == [True, False]
 
 
 def test_csv_columns_are_numbers_where_all_fields_are(tmp_path: Path) -> None:
@@ -146,7 +150,13 @@ def test_damage_of_any_kind_is_one_line(tmp_path: Path, seed: int) -> None:
         ("x.jsonl", '{"a": 1}\n\n{"a": "b"}', "line 3: a: received 'b', expected a number or"),
         ("x.jsonl", '{"a": null}', "line 1: a: received None, expected a number"),
         ("x.jsonl", '{"a": "b"}\n{"a": 1}', "line 2: a: received 1, expected a string"),
-        ("x.jsonl", '{"a": [1]}\n{"a": [1, 2]}', "a: lists of different lengths"),
+        ("x.jsonl", '{"a": [1]}\n{"a": [1, 2]}', "a: lists of different lengths: fill them up"),
+        (
+            "x.jsonl",
+            '{"a": 1}\n{"a": {"b": 1, "c": {"d": 2}}}\n{"a": [{"e": 1}]}',
+            "line 2: a: received objects with the keys b, c, e (rows: 2 of 3), expected strings, "
+            "numbers or lists of them: make each key a field of its own, as pandas.json_normalize",
+        ),
         ("x.jsonl", '{"a": 99999999999999999999}', "an integer of more than 64 bits"),
         ("x.csv", "", "received no row"),
         ("x.csv", "a,b\n", "received no row"),

@@ -122,21 +122,50 @@ def test_broken_files_are_named_all_at_once(tmp_path: Path) -> None:
     }
 
 
-def test_samples_with_broken_files_are_skipped_as_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "split",
+    [
+        'split = "part"',
+        "split = {train = 0.5, validation = 0.25, test = 0.25}",
+        "split = {train = 0.5, validation = 0.25, test = 0.25, group = 'patient'}",
+    ],
+)
+def test_samples_with_broken_files_are_as_if_the_table_did_not_have_them(
+    tmp_path: Path, split: str
+) -> None:
     table = media_table(tmp_path)
-    whole = load(tmp_path, table=table)
-    (tmp_path / table[3]["photo"]).unlink()
+    for number, row in enumerate(table):
+        (tmp_path / f"{number}.txt").write_text(row["title"], "utf-8")
+        row["title"] = f"{number}.txt"
+    table[3]["photo"] = table[4]["photo"] = "none.jpg"
+    table[3]["label"] = table[4]["label"] = "a class of its own"
     (tmp_path / table[5]["sound"]).write_bytes(b"RIFF")
-    task = load(tmp_path, ('split = "part"', 'split = "part"\nbroken = "skip"'), table=table)
+    (tmp_path / "11.txt").write_bytes(b"\xff")
+    skipped = ('split = "part"', f'{split}\nbroken = "skip"')
+    task = load(tmp_path, skipped, table=table)
     check_task(task)
-    assert len(task.part) == 46
-    kept = np.delete(np.arange(48), [3, 5])
-    assert np.array_equal(task.labels, whole.labels[kept])
-    rows = task.modality("facts").rows_of(np.arange(46))
-    assert np.array_equal(task.modality("facts").data[rows], whole.modality("facts").data[kept])
-    (note,) = notes(task, "validation")
-    assert table[3]["photo"] in note
-    assert table[5]["sound"] in note
+    assert len(task.left_out) == 4
+    (note,) = (one for one in notes(task, "validation") if "left out" in one)
+    assert "samples that are left out: 4: " in note
+    assert "none.jpg: no such file (2 samples)" in note
+    for name in (table[5]["sound"], "11.txt"):
+        assert name in note
+    kept = [n for n in range(48) if n not in (3, 4, 5, 11)]
+    expected = load(tmp_path, ('split = "part"', split), table=[table[n] for n in kept])
+    assert task.class_names == expected.class_names
+    assert np.array_equal(task.part, expected.part)
+    assert np.array_equal(task.labels, expected.labels)
+    every = np.arange(44)
+    for own, other in zip(task.modalities, expected.modalities, strict=True):
+        assert own.source == other.source
+        found = own.data[own.rows_of(every)]
+        assert np.array_equal(found, other.data[other.rows_of(every)])
+
+
+def test_a_table_of_nothing_but_broken_files_is_refused(tmp_path: Path) -> None:
+    table = [{**row, "photo": "none.jpg"} for row in media_table(tmp_path, 12)]
+    with pytest.raises(UserError, match=r"no row is left: .*none\.jpg: no such file"):
+        load(tmp_path, ('split = "part"', 'split = "part"\nbroken = "skip"'), table=table)
 
 
 @pytest.mark.parametrize(
