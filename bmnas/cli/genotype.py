@@ -21,8 +21,6 @@ from bmnas.spaces.cells.known import (
     random_pairs,
 )
 from bmnas.spaces.mmnas.known import SEQUENCES
-from bmnas.spaces.mmnas.official import read_arch
-from bmnas.spaces.mmnas.space import MMnasSpace
 from bmnas.spaces.registry import load_architecture
 from bmnas.tasks import check_task
 
@@ -89,18 +87,11 @@ def genotype(
 
 def _sequence(name: str, source: TaskOptions) -> tuple[Architecture, str]:
     """Return the sequence ``name``, or of that file, on a task's features; and a folder's name."""
-    from bmnas.pipeline.context import worded
-    from bmnas.pipeline.unimodal import feature_names
+    from bmnas.pipeline.sequences import sequence_for
 
     task, config = source.load()
     check_task(task)
-    task = worded(task, MMnasSpace)
-    types = {modality.name: modality.type for modality in task.modalities}
-    settings = {**vars(config.strategies["mmnas"]), "types": types}
-    space = MMnasSpace.of(feature_names(task), settings)
-    if name.endswith(".json"):
-        return read_arch(Path(name), space.features), f"{task.name}-{Path(name).stem}"
-    return space.final(space.known(name)), f"{task.name}-{name}"
+    return sequence_for(task, config, name), f"{task.name}-{Path(name).stem}"
 
 
 def _for_task(module: str, pairs: str, source: TaskOptions, seed: int) -> tuple[Genotype, str]:

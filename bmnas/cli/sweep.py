@@ -176,7 +176,7 @@ def bench(
     if as_json:
         print_json({"rows": [row.to_dict() for row in rows], "out": files})
     else:
-        print_tables(suite_tables(rows))
+        print_tables(suite_tables(chosen, rows))
         typer.echo(f"wrote {', '.join(map(str, files))}", err=True)
     if failed:
         raise typer.Exit(1)

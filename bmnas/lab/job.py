@@ -22,6 +22,7 @@ from bmnas.pipeline.context import RunContext, worded
 from bmnas.pipeline.robustness import measure_robustness
 from bmnas.pipeline.run_folder import Run, best_cells
 from bmnas.pipeline.search import search
+from bmnas.pipeline.sequences import sequence_for
 from bmnas.pipeline.train import train, train_fusion
 from bmnas.pipeline.trained import load_network
 from bmnas.pipeline.unimodal import folds_of, unimodal_networks
@@ -34,6 +35,7 @@ from bmnas.spaces.cells.known import (
     searched_cells,
 )
 from bmnas.spaces.cells.space import CellSpace
+from bmnas.spaces.mmnas.space import MMnasSpace
 from bmnas.spaces.registry import space_named
 from bmnas.spaces.space import SearchSpace
 from bmnas.strategies import strategy_named
@@ -44,8 +46,8 @@ Stage = Literal["search", "train", "export", "robustness"]
 BACKBONES = "backbones"
 #: A module: the Cells of the genotype that was found, on other pairs of features.
 SEARCHED = "searched"
-#: A search: strategy bmnas with the paper's recipe.
-PAPER = "paper"
+#: Searches with the recipe of a paper, by strategy.
+PAPERS = {"paper": "bmnas", "paper/mmnas": "mmnas"}
 #: Linear models of raw inputs, no network.
 LINEAR = "linear"
 
@@ -60,8 +62,9 @@ Export = Callable[[Path, Task], None]
 class Job:
     """One run of a sweep or a suite.
 
-    ``name`` is its run folder inside the sweep's. ``way`` is ``search STRATEGY``, ``search paper``,
-    ``fusion NAME``, ``module NAME/PAIRS``, ``linear``, or ``backbones``, which trains the
+    ``name`` is its run folder inside the sweep's. ``way`` is ``search STRATEGY`` or
+    ``search STRATEGY/SPACE``, one of ``PAPERS`` in place of a strategy, ``fusion NAME``,
+    ``module NAME/PAIRS``, ``sequence NAME``, ``linear``, or ``backbones``, which trains the
     backbones and extracts the features that other jobs share; ``caches`` are then the lengths and
     number types of the features.
     ``task`` holds the task's name and source, ``label`` what tells the job from others in a table.
@@ -92,21 +95,17 @@ class Job:
     @property
     def strategy(self) -> str:
         """The strategy of a search."""
-        name = self.way.partition(" ")[2]
-        return "bmnas" if name == PAPER else name
+        return strategy_of_way(self.way)
 
     @property
     def looked_in(self) -> type[SearchSpace[Any]]:
-        """The search space, that of Cells where nothing is searched."""
+        """The search space, that of Cells for fusions and modules."""
         return space_of_way(self.way, self.space)
 
     @property
     def length(self) -> int | None:
         """The length of the features that it reads; None of tokens."""
-        pooled = self.config.search.length
-        if not self.way.startswith("search "):
-            return pooled
-        return strategy_named(self.strategy).length(self.space, pooled)
+        return None if self.looked_in.READS_TOKENS else self.config.search.length
 
     def finished(self, folder: Path) -> bool:
         """Tell whether all stages are done in the run folder below ``folder``."""
@@ -137,9 +136,18 @@ class Job:
 def space_of_way(way: str, space: str | None = None) -> type[SearchSpace[Any]]:
     """Return the space that a job looks in, which may name one itself."""
     kind, _, name = way.partition(" ")
-    if space is None and kind == "search" and name != PAPER:
-        space = strategy_named(name).SPACE
+    if kind == "sequence":
+        space = MMnasSpace.NAME
+    elif space is None and kind == "search":
+        own = strategy_named(strategy_of_way(way)).SPACE
+        space = own if name in PAPERS else name.partition("/")[2] or own
     return space_named(space or CellSpace.NAME)
+
+
+def strategy_of_way(way: str) -> str:
+    """Return the strategy of a search, which may be one of ``PAPERS``."""
+    name = way.partition(" ")[2]
+    return PAPERS.get(name) or name.partition("/")[0]
 
 
 def backbones_jobs(jobs: Sequence[Job]) -> list[Job]:
@@ -207,6 +215,8 @@ def _do_stages(job: Job, task: Task, folder: Path, runtime: Runtime, export: Exp
         assert job.after is not None
         found = best_cells(Run(folder / job.after).genotype)
         _module(name, found, job.config, job.seed).save(run.genotype)
+    elif kind == "sequence" and not run.genotype.is_file():
+        sequence_for(task, job.config, name).save(run.genotype)
     if "train" in job.stages:
         if kind == "fusion":
             train_fusion(name, task, **options)

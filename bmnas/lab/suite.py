@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bmnas.lab.engines import JobRecord
-from bmnas.lab.job import LINEAR, PAPER, SEARCHED, Job, Stage, space_of_way
+from bmnas.lab.job import LINEAR, PAPERS, SEARCHED, Job, Stage, space_of_way, strategy_of_way
 from bmnas.lab.runs import jobs_table, read_records, record_of
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.errors import UserError, close
@@ -40,6 +40,8 @@ from bmnas.report.robustness import (
 from bmnas.report.tables import TextTable, html_tables, markdown
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.table import FUSIONS, OF_PAIRS
+from bmnas.spaces.mmnas.known import SEQUENCES
+from bmnas.spaces.registry import SPACES
 from bmnas.strategies import STRATEGIES
 from bmnas.tasks import load_task
 
@@ -50,7 +52,9 @@ _ON_PAIRS = tuple(f"{module}/{pairs}" for module in MODULES for pairs in PAIRS)
 #: In place of the names of all fusions.
 ALL = "all"
 #: The strategy whose genotypes the known modules take their pairs of features from.
-_FIRST = "search bmnas"
+_PAIRS_FROM = "search bmnas"
+#: A strategy in its own space, in another, or as in its paper.
+_SEARCHES = (*STRATEGIES, *(f"{name}/{space}" for name in STRATEGIES for space in SPACES), *PAPERS)
 
 
 @dataclass(frozen=True)
@@ -79,19 +83,22 @@ class SuiteTask:
 class Suite:
     """Ways to fuse, each run on every ``task`` for ``seeds`` seeds from 0.
 
-    ``strategies`` may have ``paper``, which is bmnas with the paper's recipe, ``fusions`` may be
-    ``all``, which are those for any kind of task. ``modules`` are known modules of the pool, or
-    ``searched``, on each of ``pairs`` of features, or on the pairs that follow a name, as in
-    ``aoa/found``. ``linear`` asks for linear models of raw inputs too, which no seed changes: once.
+    ``strategies`` are names, or ``STRATEGY/SPACE`` for one in another space than its own; ``paper``
+    is bmnas with the paper's recipe, ``paper/mmnas`` is mmnas with that of its paper. The first is
+    what the others are compared with. ``fusions`` may be ``all``, which are those for any kind of
+    task. ``modules`` are known modules of the pool, or ``searched``, on each of ``pairs`` of
+    features, or on the pairs that follow a name, as in ``aoa/found``. ``sequences`` are known ones
+    of MMnas. ``linear`` asks for linear models of raw inputs too, which no seed changes: once.
     With ``robustness`` each network is tested once more with its inputs degraded.
     The file's tables ``[[task]]`` give ``task`` its name.
     """
 
     task: Annotated[tuple[SuiteTask, ...], NotEmpty()]
-    strategies: tuple[Annotated[str, OneOf((*STRATEGIES, PAPER))], ...]
+    strategies: Annotated[tuple[Annotated[str, OneOf(_SEARCHES)], ...], NotEmpty()]
     fusions: tuple[Annotated[str, OneOf((*FUSIONS, *OF_PAIRS, ALL))], ...] = ()
     modules: tuple[Annotated[str, OneOf((*MODULES, *_ON_PAIRS))], ...] = ()
     pairs: tuple[Annotated[str, OneOf(PAIRS)], ...] = ()
+    sequences: tuple[Annotated[str, OneOf(tuple(SEQUENCES))], ...] = ()
     linear: bool = False
     seeds: Annotated[int, Range(1, 1000)] = 3
     robustness: bool = False
@@ -99,9 +106,9 @@ class Suite:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield what does not fit together, by the name of the list."""
-        # What the search finds is what the others are compared with, and gives its pairs and Cells.
-        if self.strategies[:1] != ("bmnas",):
-            yield "strategies", f"received {list(self.strategies)}, expected bmnas in first place"
+        if self.modules and "bmnas" not in self.strategies:
+            found = "bmnas among them, whose pairs and Cells the modules take"
+            yield "strategies", f"received {list(self.strategies)}, expected {found}"
         if not self.pairs and not set(self.modules) <= set(_ON_PAIRS):
             yield "modules", f"received no pairs for them, expected some of {', '.join(PAIRS)}"
         slugs = [task.slug for task in self.task]
@@ -122,6 +129,7 @@ class Suite:
             *(f"fusion {name}" for name in (FUSIONS if ALL in self.fusions else self.fusions)),
             # The searched Cells on the pairs that they were found with are the search itself.
             *(way for way in modules if way != f"module {SEARCHED}/found"),
+            *(f"sequence {name}" for name in self.sequences),
             *([LINEAR] if self.linear else []),
         ]
         return list(dict.fromkeys(found))
@@ -181,7 +189,9 @@ def task_jobs(
 
     def config(way: str) -> Config:
         found = config_for(task, wanted.preset, space_of_way(way))
-        return found.as_in_the_paper() if way == f"search {PAPER}" else found
+        if way.removeprefix("search ") in PAPERS:
+            return found.as_in_the_paper(strategy_of_way(way))
+        return found
 
     def stages(way: str) -> tuple[Stage, ...]:
         if way == LINEAR:
@@ -197,7 +207,8 @@ def task_jobs(
             config(way),
             {"task": wanted.name, "way": way, "seed": seed},
             stages(way),
-            after=folder(seed, _FIRST) if way.startswith("module ") else None,
+            after=folder(seed, _PAIRS_FROM) if way.startswith("module ") else None,
+            space=space_of_way(way).NAME if "/" in way and way.startswith("search ") else None,
         )
         for seed in seeds
         for way in ways
@@ -221,7 +232,7 @@ def write_report(
         task: {way: [run.metrics for run in group] for way, group in ways.items()}
         for task, ways in _by_way(runs).items()
     }
-    tables = [*suite_tables(rows), *importance_tables(worth), *missing_tables(robust)]
+    tables = [*suite_tables(suite, rows), *importance_tables(worth), *missing_tables(robust)]
     machine, software = hardware(), versions()
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     seeds = len({job.seed for job in jobs})
@@ -263,9 +274,9 @@ def write_report(
     return rows, files
 
 
-def suite_tables(rows: Sequence[ComparisonRow]) -> list[TextTable]:
+def suite_tables(suite: Suite, rows: Sequence[ComparisonRow]) -> list[TextTable]:
     """Return a table for each task, and last what they say together."""
-    return [*comparison_tables(rows), *ranking_tables(rows, _FIRST)]
+    return [*comparison_tables(rows), *ranking_tables(rows, f"search {suite.strategies[0]}")]
 
 
 def _figures(

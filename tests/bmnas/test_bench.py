@@ -17,12 +17,16 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 from workers import in_this_process
 
-from bmnas.lab.suite import load_suite, suite_jobs, suite_names
+from bmnas.lab.engines import Workers
+from bmnas.lab.runs import run_jobs
+from bmnas.lab.suite import load_suite, suite_jobs, suite_names, write_report
 from bmnas.machine.errors import UserError
 from bmnas.pipeline.run_folder import Run
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
 from bmnas.spaces.cells.known import searched_cells
 from bmnas.spaces.fusions.table import FUSIONS
+from bmnas.spaces.mmnas.genotype import MMnasGenotype
+from bmnas.spaces.registry import load_architecture
 
 SUITE = """
 seeds = 1
@@ -136,6 +140,39 @@ def test_a_suite_has_the_paper_s_recipe_and_linear_models(
     assert [job.seed for job in jobs if job.way == "linear"] == [0]
 
 
+def test_a_suite_has_searches_in_other_spaces_and_known_sequences(here: Path) -> None:
+    wanted = SUITE.replace('["bmnas"]', '["random/mmnas"]')
+    wanted = wanted.replace('fusions = ["two_stream"]', 'sequences = ["mcan"]')
+    (here / "small.toml").write_text(wanted.replace("task.toml", "tiny_words:tiny_questions"))
+    suite = load_suite("small.toml")
+    jobs = [replace(job, stages=job.stages[:-1]) for job in suite_jobs(suite)]
+    assert [job.stages for job in jobs] == [("search", "train"), ("train",)]
+
+    run_jobs(jobs, here / "out", Workers((), 1, 0), in_this_process, device="cpu")
+    rows, _ = write_report(suite, jobs, here / "out", "bmnas bench small.toml")
+
+    alone = {"image alone", "question alone", "mean of unimodal logits"}
+    assert {row.name for row in rows} == {"search random/mmnas", "sequence mcan", *alone}
+    # The first is what the others are compared with.
+    text = (here / "out" / "report.md").read_text()
+    assert "search random/mmnas" in text.partition("Mean rank over tasks")[2]
+    for job in jobs:
+        genotype = load_architecture(Run(here / "out" / job.name).genotype)
+        assert isinstance(genotype, MMnasGenotype)
+
+
+def test_a_suite_has_the_recipes_of_both_papers(here: Path) -> None:
+    wanted = SUITE.replace('["bmnas"]', '["mmnas", "paper", "paper/mmnas"]')
+    (here / "small.toml").write_text(wanted.replace("task.toml", "tiny_words:tiny_questions"))
+    jobs = {job.way: job for job in suite_jobs(load_suite("small.toml"))}
+    own, cells, tokens = (jobs[f"search {name}"] for name in ("mmnas", "paper", "paper/mmnas"))
+    assert [job.strategy for job in (own, cells, tokens)] == ["mmnas", "bmnas", "mmnas"]
+    assert [job.looked_in.NAME for job in (own, cells, tokens)] == ["mmnas", "cells", "mmnas"]
+    for job, norm in ((own, "layer"), (tokens, "official")):
+        assert job.config.to_dict()["mmnas"]["norm"] == norm
+    assert cells.backbones != tokens.backbones
+
+
 def test_all_stands_for_every_fusion(here: Path) -> None:
     (here / "small.toml").write_text(SUITE.replace('["two_stream"]', '["all"]'))
     ways = load_suite("small.toml").ways()
@@ -153,7 +190,7 @@ def test_suites_that_come_with_bmnas_can_be_read_and_have_runs() -> None:
     for name in suite_names():
         suite = load_suite(name)
         ways = suite.ways()
-        assert len({way.replace(" ", "-").replace("/", "-") for way in ways}) == len(ways) >= 6
+        assert len({way.replace(" ", "-").replace("/", "-") for way in ways}) == len(ways) >= 5
 
 
 def test_a_suite_runs_each_module_on_all_pairs_but_what_was_searched(here: Path) -> None:
@@ -195,7 +232,12 @@ def test_searched_cells_keep_their_steps_on_other_pairs() -> None:
     ("change", "message"),
     [
         (("seeds = 1", "seeds = 0"), "seeds: received 0, expected from 1 to 1000"),
-        (('["bmnas"]', '["random"]'), "strategies: received ['random'], expected bmnas in fir"),
+        (('["bmnas"]', "[]"), "strategies: received [], expected one that is not"),
+        (('["bmnas"]', '["bmnas/here"]'), "strategies[0]: received 'bmnas/here', expected one of"),
+        (
+            ('["bmnas"]', '["random"]\nmodules = ["aoa/late"]'),
+            "strategies: received ['random'], expected bmnas among them, whose pairs",
+        ),
         (
             ("two_stream", "twostream"),
             "fusions[0]: received 'twostream', expected one of two",
@@ -252,7 +294,7 @@ def test_a_preset_that_is_not_there_is_told_before_the_first_run(here: Path) -> 
 
 def test_what_the_command_cannot_use(here: Path) -> None:
     unknown = bmnas_command("bench", "digit")
-    assert "received suite 'digit', expected all-tasks, digits" in one_line_error(unknown)
+    assert "received suite 'digit', expected all-tasks, answers" in one_line_error(unknown)
     slow = bmnas_command("bench", "real-data", "--quick")
     assert "--quick: received suite 'real-data'" in one_line_error(slow)
     nothing = bmnas_command("bench", "small.toml", "--report-only")
