@@ -40,7 +40,7 @@ _TYPES: Mapping[str, type | UnionType] = {
 _TRAIN_FILES = (
     "network.safetensors", "judged.json", "train.jsonl", "train-checkpoint.pt",
     "judge-checkpoint.pt",
-    "predictions.csv", "confusion.svg",
+    "predictions.csv", "confusion.svg", "predictions.svg",
 )  # fmt: skip
 _TRAIN_METRICS = ("test", "weighing", "importance", "robustness", "parameters", "latency")
 

@@ -49,7 +49,7 @@ from bmnas.report.metrics import (
     UnimodalMetrics,
 )
 from bmnas.report.picture import draw_genotype
-from bmnas.report.predictions import confusion_parts
+from bmnas.report.predictions import confusion_parts, scatter_parts
 from bmnas.report.record import load_run
 from bmnas.report.style import figure_of, write_figure
 from bmnas.spaces.architecture import Architecture
@@ -419,6 +419,8 @@ def write_pictures(folder: Run, genotype: Architecture | None, progress: Progres
         write_figure(figure_of(*history_parts(record)), folder.path / "history.svg")
         if parts := confusion_parts(record):
             write_figure(figure_of(*parts), folder.path / "confusion.svg")
+        if parts := scatter_parts(record):
+            write_figure(figure_of(*parts), folder.path / "predictions.svg")
         if genotype is not None:
             write_figure(draw_genotype(genotype), folder.drawing)
     except UserError as error:

@@ -1,4 +1,4 @@
-"""What a network said of every test sample: a table of all, and which classes it mixes up."""
+"""What a network said of every test sample: a table of all, and pictures of where it is wrong."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import Any
 from bmnas.machine.files import atomic_path
 from bmnas.report.metrics import RunMetrics
 from bmnas.report.record import Record
-from bmnas.report.style import INK, Part, printable
+from bmnas.report.style import GREY, INK, PALETTE, Part, printable
 from bmnas.report.tables import TextTable
 from bmnas.tasks.task import Task
+from bmnas.tasks.text_arrays import reading
+from bmnas.training.regression import RegressionHead
 
 _CELL, _LEAST, _MOST = 0.26, 2.4, 10.0  # inches
 _LEGIBLE = 20  # columns of numbers
 _TABLE = 12  # columns that a terminal has room for
+_POINTS, _SIDE = 2000, 3.3  # of predicted numbers; inches
 
 
 def write_predictions(path: Path, task: Task, columns: Mapping[str, Sequence[object]]) -> None:
@@ -73,3 +76,39 @@ def confusion_parts(run: Record) -> list[Part]:
                 axes.text(j, i, f"{count:,}", ha="center", va="center", size=7, color=colour)
 
     return [Part(10.0, height + 1.4, paint)]
+
+
+def scatter_parts(run: Record) -> list[Part]:
+    """Return predicted numbers against the labels as pictures, of ``predictions.csv``; or nothing.
+
+    Raises UserError for a file that holds something else.
+    """
+    path = run.path / "predictions.csv"
+    if run.metrics.metric != RegressionHead.metric or not path.is_file():
+        return []
+    with reading(str(path)), path.open(encoding="utf-8", newline="") as file:
+        rows = [*csv.DictReader(file)]
+        chosen = rows[:: max(-(-len(rows) // _POINTS), 1)]
+        points = {
+            label: [[float(row[name]) for row in chosen] for name in (label, predicted)]
+            for label in ([*rows[0]] if rows else [])
+            if label.startswith("label")
+            if (predicted := f"prediction{label.removeprefix('label')}") in rows[0]
+        }
+    if not points:
+        return []
+
+    def paint(onto: Any) -> None:
+        onto.suptitle("Test predictions by label", fontsize=10, fontweight="bold")
+        across = min(len(points), 3)
+        grid = [*onto.subplots(-(-len(points) // 3), across, squeeze=False).flat]
+        for axes, (name, (labels, predictions)) in zip(grid, points.items(), strict=False):
+            ends = [min(labels), max(labels)]
+            axes.plot(ends, ends, color=GREY, linewidth=0.8, zorder=0)  # where they are equal
+            axes.scatter(labels, predictions, s=6, alpha=0.5, linewidths=0, color=PALETTE[0])
+            axes.set_xlabel(printable(name, 24))
+            axes.set_ylabel("prediction")
+        for axes in grid[len(points) :]:
+            axes.set_axis_off()
+
+    return [Part(10.0, _SIDE * -(-len(points) // 3) + 0.5, paint)]

@@ -11,10 +11,13 @@ from bmnas.report.contact_sheet import contact_sheet
 from bmnas.report.page import figure_html, page
 from bmnas.report.style import printable
 from bmnas.report.tables import DASH, TextTable, html_tables, shown
+from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.load import FOLDER_TASKS
 from bmnas.tasks.survey import ReadModality, Survey, duplicates
 from bmnas.tasks.task import PARTS, Part
 
+_SPREAD = ("mean", "deviation", "least", "5 %", "median", "95 %", "most")
+_QUANTILES = (0, 0.05, 0.5, 0.95, 1)
 _MOST_CLASSES = 12  # that are listed; of more, half of them are the most frequent, half the least
 
 
@@ -46,6 +49,13 @@ def survey_tables(found: Survey) -> list[TextTable]:
     tables = [TextTable("Samples", ("part", "samples", "published"), rows).measured()]
     if found.counts is not None:
         tables.append(_classes(found, found.counts))
+    if spread := label_spread(found):
+        lines = tuple(
+            (printable(name), part, *map(shown, each.values()))
+            for name, parts in spread.items()
+            for part, each in parts.items()
+        )
+        tables.append(TextTable("Labels", ("label", "part", *_SPREAD), lines, words=2))
     if found.modalities:
         forms = tuple(map(_form, found.modalities))
         read = tuple(
@@ -66,6 +76,24 @@ def survey_tables(found: Survey) -> list[TextTable]:
         if files:
             tables.append(TextTable("Files", ("modality", "what they are"), files, 2))
     return tables
+
+
+def label_spread(found: Survey) -> dict[str, dict[str, dict[str, float]]]:
+    """Return how the numbers that are labels are spread, by name and part; nothing of classes."""
+    task = found.task
+    if not found.modalities or not task_kind(task.kind).NUMBERS:
+        return {}
+    spread: dict[str, dict[str, dict[str, float]]] = {}
+    for part in PARTS:
+        labels = task.labels[task.samples(part)].astype(np.float64)
+        for name, own in zip(task.class_names, labels.T, strict=True):
+            numbers = own[np.isfinite(own)]
+            if len(numbers):
+                known = numbers.mean(), numbers.std(), *np.quantile(numbers, _QUANTILES)
+                spread.setdefault(name, {})[part] = dict(
+                    zip(_SPREAD, map(float, known), strict=True)
+                )
+    return spread
 
 
 def unusable_lines(found: Survey) -> Iterator[str]:
@@ -109,6 +137,7 @@ def survey_data(found: Survey) -> dict[str, Any]:
         "published": published(found) or None,
         "left_out": len(task.left_out),
         "classes": labels,
+        "labels": label_spread(found),
         "modalities": {
             read.modality.name: {
                 "type": read.modality.type,

@@ -11,7 +11,7 @@ from bmnas.report.importance import importance_parts
 from bmnas.report.latency import latency_parts, latency_tables
 from bmnas.report.page import figure_html, page
 from bmnas.report.picture import architecture_part, draw_genotype
-from bmnas.report.predictions import confusion_parts, confusion_tables
+from bmnas.report.predictions import confusion_parts, confusion_tables, scatter_parts
 from bmnas.report.record import Record, best_epoch
 from bmnas.report.style import figure_of, printable
 from bmnas.report.tables import TextTable, bundle_tables, html_tables, run_tables
@@ -47,6 +47,7 @@ def draw_record(record: Record) -> Any:
         *front_parts(record),
         *importance_parts(record),
         *confusion_parts(record),
+        *scatter_parts(record),
         *weights_parts(record),
         *history_parts(record),
         *latency_parts(record.manifest),
@@ -65,7 +66,7 @@ def record_page(record: Record) -> str:
         sections.append(("Front", figure_html(figure_of(*parts), "e")))
     if parts := importance_parts(record):
         sections.append(("What each part is worth", figure_html(figure_of(*parts), "b")))
-    if parts := confusion_parts(record):
+    if parts := [*confusion_parts(record), *scatter_parts(record)]:
         sections.append(("Predictions", figure_html(figure_of(*parts), "f")))
     if parts := latency_parts(record.manifest):
         sections.append(("Latency", figure_html(figure_of(*parts), "d")))

@@ -17,12 +17,17 @@ from bmnas_export.verify import verify_bundle
 from bmnas_serve import manifest as bundle_manifest
 from bmnas_serve.errors import BundleError
 from bmnas_serve.session import Session
+from command_line import bmnas_command
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
+from tiny_runs import svg_texts
 from tiny_tasks import CONFIG, tiny_task
 
 import bmnas
 from bmnas.machine.errors import UserError
 from bmnas.report.metrics import RunMetrics
+from bmnas.report.predictions import scatter_parts
+from bmnas.report.record import load_run
+from bmnas.report.style import figure_of
 from bmnas.report.tables import run_tables
 from bmnas.tasks import Task, check_task, load_task
 from bmnas.tasks.check import check_test
@@ -175,11 +180,23 @@ def test_numbers_of_new_rows_are_predicted_from_a_table(tmp_path: Path) -> None:
         list(csv.DictReader(file.read_text().splitlines()))
         for file in (tmp_path / "out.csv", tmp_path / "run" / "predictions.csv")
     )
+    spread = bmnas_command("check", "--task", tmp_path / "task.toml", "--json")
+    of = json.loads(spread.out)["labels"]["price"]["train"]
+    train = task.labels[task.samples("train"), 0]
+    assert (of["least"], of["median"], of["most"]) == (100, float(np.median(train)), 106)
+    assert of["mean"] == pytest.approx(train.mean())
+    assert "Labels" in bmnas_command("check", "--task", tmp_path / "task.toml").out
     assert list(found[0]) == ["row", "price", "stars"]
     for row in known:
         own = found[int(row["sample"])]
         assert float(own["price"]) == pytest.approx(float(row["prediction price"]), rel=1e-5)
         assert float(own["stars"]) == pytest.approx(float(row["prediction stars"]), abs=1e-4)
+    pytest.importorskip("matplotlib")
+    texts = svg_texts(figure_of(*scatter_parts(load_run(tmp_path / "run"))))
+    assert {"label price", "label stars", "Test predictions by label"} < set(texts)
+    (tmp_path / "run" / "predictions.csv").write_text("label a,prediction a\n1,x\n")
+    with pytest.raises(UserError, match=r"predictions\.csv: cannot be read"):
+        scatter_parts(load_run(tmp_path / "run"))
 
 
 def test_what_is_wrong_with_numbers_is_told() -> None:

@@ -90,7 +90,7 @@ def test_the_amounts_of_the_stages_by_hand() -> None:
         "single_path": 20,
         "rerank": 2 * 20,
         "screening": 32,
-        "other": 3,
+        "other": 1,
     }
     several = stage_amounts(task, config, seeds=4)
     for stage in ("search_weights", "search_architecture", "validation", "other"):

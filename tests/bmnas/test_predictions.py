@@ -156,6 +156,7 @@ def test_a_training_leaves_predictions_and_confusion(tmp_path: Path, kind: str) 
         apart = [abs(float(row["label"]) - float(row["prediction"])) for row in rows]
         assert np.mean(apart) == pytest.approx(test["details"]["mae"])
         assert not (tmp_path / "run" / "confusion.svg").exists()
+        assert (tmp_path / "run" / "predictions.svg").is_file()
         return
     assert {"balanced_accuracy", "auroc"} == set(test["details"])
     assert test["macro_f1"] >= 0
@@ -165,6 +166,7 @@ def test_a_training_leaves_predictions_and_confusion(tmp_path: Path, kind: str) 
         own = sum(float(rows[0][f"probability class {k}"]) for k in range(4))
         assert own == pytest.approx(1, abs=1e-5)
     assert (tmp_path / "run" / "confusion.svg").is_file()
+    assert not (tmp_path / "run" / "predictions.svg").exists()
     (table,) = confusion_tables(RunMetrics.load(tmp_path / "run" / "metrics.json"))
     assert len(table.rows) == task.classes
 
