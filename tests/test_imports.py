@@ -160,7 +160,7 @@ def test_closed_doors(room: str) -> None:
 
 
 #: How rows are made of files and fields: the same code in training and in serving.
-SHARED = {"bmnas_serve.errors", "bmnas_serve.media", "bmnas_serve.sources"}
+SHARED = {"bmnas_serve.boxes", "bmnas_serve.errors", "bmnas_serve.media", "bmnas_serve.sources"}
 
 
 def test_the_core_meets_the_server_and_the_export_in_its_commands_and_in_shared_modules() -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
+from bmnas_serve.boxes import in_pictures
+from bmnas_serve.sources import Pictures
 from typer import Argument, Option
 
 from bmnas.cli.serve import needing
@@ -19,7 +21,7 @@ from bmnas.machine.errors import UserError, at, few
 from bmnas.machine.files import write_text
 from bmnas.machine.progress import Bars
 from bmnas.tasks.columns import Columns
-from bmnas.tasks.kinds import Array
+from bmnas.tasks.kinds import Array, Grounding
 from bmnas.tasks.media import telling
 from bmnas.tasks.rows import Data
 from bmnas.tasks.sources import FileRows, Source, empty_rows
@@ -154,6 +156,13 @@ class _Rows:
                 raise UserError(f"received {raw.dtype}, expected {dtype}")
             return np.ascontiguousarray(raw, dtype)
 
+    def boxes(self, box: Array, rows: Array) -> dict[str, Array]:
+        """Return boxes (n, 4) in pixels of the pictures of the table's ``rows``, if it has some."""
+        if not isinstance(self.data, FileRows) or not isinstance(self.data.files, Pictures):
+            return {}
+        sizes = self.data.sizes(self.index[rows])
+        return {"box": in_pictures(self.data.files, box, sizes).astype(np.float32)}
+
 
 def _rows(inputs: list[_Rows], broken: str) -> Array:
     """Return the rows of the table that can be predicted; raises UserError for others."""
@@ -189,6 +198,8 @@ def _lines(session: Session, manifest: Manifest, inputs: list[_Rows], rows: Arra
             arrays = {one.spec.name: one.batch(some) for one in inputs}
             left_out = [spec for spec in session.inputs if spec.name not in arrays]
             outputs = session.run(arrays | {s.name: s.stand_ins(len(some)) for s in left_out})
+            for one in inputs if manifest.task.kind == Grounding.name else ():
+                outputs |= one.boxes(outputs["box"], some)
             header, lines = _answers(manifest, outputs)
             if not start:
                 writer.writerow(["row", *header])

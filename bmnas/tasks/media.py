@@ -75,8 +75,7 @@ def read_text(path: Path) -> str:
 def picture_facts(path: Path) -> dict[str, Any]:
     """Return the size and mode of a picture, from its head alone; UserError as above."""
     with file_of(path) as file, opened_picture(file) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientations on a side
-        width, height = image.size[::-1] if turned else image.size
+        height, width = media.turned_size(image)
         return {"height": height, "width": width, "mode": image.mode}
 
 

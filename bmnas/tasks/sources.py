@@ -143,6 +143,19 @@ class FileRows(DecodedRows[Path | None]):
         longer = sum(one["seconds"] > seconds for one in facts)
         return f"{told_sounds(facts)}, {longer} longer than {seconds:g} s and cut there"
 
+    def sizes(self, numbers: Array) -> list[tuple[int, int]]:
+        """Return height and width of the pictures of the rows ``numbers`` (n,), from their heads.
+
+        Raises UserError that names those that cannot be read. A row without one has its own size.
+        """
+        chosen, named = self._named(numbers)
+        facts, wrong = read_all(picture_facts, chosen)
+        if wrong:
+            raise UserError(f"pictures that cannot be read: {few(wrong.values(), 20)}")
+        height, width = self.shape[1:3]
+        found = {n: (f["height"], f["width"]) for n, f in zip(named.tolist(), facts, strict=True)}
+        return [found.get(number, (height, width)) for number in numbers.tolist()]
+
     def unreadable(self, numbers: Array) -> dict[int, str]:
         """Return why a row of ``numbers`` (n,) cannot be read, by its number; all are read."""
         chosen, numbers = self._named(numbers)

@@ -5,12 +5,13 @@ See ``docs/your-own-data.md`` for a walk through one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import numpy as np
+from bmnas_serve.boxes import in_rows
 from bmnas_serve.media import Fit
 from bmnas_serve.sources import Pictures, Sounds, TextFiles, Videos, is_missing
 
@@ -20,7 +21,7 @@ from bmnas.machine.schema import NotEmpty, OneOf, Range, read
 from bmnas.tasks.class_labels import missing_labels, read_labels, without_number
 from bmnas.tasks.columns import Columns, PartColumns
 from bmnas.tasks.hub import PREFIX, absolute, model_folder
-from bmnas.tasks.kinds import TASK_KINDS, Array, TaskKind, task_kind
+from bmnas.tasks.kinds import BOX, TASK_KINDS, Array, Grounding, TaskKind, task_kind
 from bmnas.tasks.pictures import PicturePlan, image_size
 from bmnas.tasks.sources import FileRows, Source, empty_rows, ending_of, fitted_vector
 from bmnas.tasks.tags import tag_matrix
@@ -58,7 +59,7 @@ class ModalityTable:
     weights: Name | None = None
     folder: Name | None = None
     size: Side | tuple[Side, ...] | None = None
-    fit: Fit = "crop"
+    fit: Fit | None = None
     grey: bool = False
     seconds: Annotated[float, Range(0.01, 3600)] | None = None
     frames: Annotated[int, Range(1, 512)] = 8
@@ -72,6 +73,14 @@ class ModalityTable:
             yield "columns", "expected type = 'vector' and no array: they make one vector"
         if isinstance(self.size, tuple) and len(self.size) != 2:
             yield "size", f"received {list(self.size)}, expected a number or [height, width]"
+
+    def whole(self) -> ModalityTable:
+        """Return a copy by which pictures are padded, not cut, unless it says how they fit.
+
+        What the processor of a pretrained network does stays as it is.
+        """
+        own = self.size is None and (self.backbone or "").startswith(PREFIX)
+        return self if self.fit is not None or own else replace(self, fit="pad")
 
     def modality(
         self,
@@ -143,7 +152,7 @@ class ModalityTable:
                 place = model_folder(backbone)
                 plan = PicturePlan.of_folder(place, image_size(place))
                 if plan.size is not None and (plan.crop is not None or not plan.keeps):
-                    if self.fit != "crop":
+                    if self.fit is not None:
                         raise UserError(
                             f"received fit = {self.fit!r} without size: how pictures fit is said "
                             "by the backbone's own processor: leave fit out, or add size"
@@ -155,7 +164,7 @@ class ModalityTable:
                     )
                     return Source(self.array, pictures)
             height, width = self.size if isinstance(self.size, tuple) else (self.size or _SIDE,) * 2
-            return Source(self.array, Pictures(height, width, self.fit, self.grey))
+            return Source(self.array, Pictures(height, width, self.fit or "crop", self.grey))
         if self.type == "waveform":
             if self.sample_rate is None or self.seconds is None:
                 raise UserError(
@@ -286,6 +295,10 @@ class TaskFile:
             yield "separator", "expected kind = 'multilabel', whose labels may be lists of tags"
         if self.kind in ("multiclass", "matching") and not isinstance(self.labels, str):
             yield "labels", f"received {list(self.labels)}, expected one column for {self.kind}"
+        for name, table in self.modality.items():
+            if self.kind == "grounding" and table.fit == "crop":
+                what = "received 'crop', which cuts boxes off, expected pad or squeeze"
+                yield f"modality.{name}.fit", what
 
 
 def load_task_file(path: Path, data: Path | None = None) -> Task:
@@ -299,6 +312,9 @@ def load_task_file(path: Path, data: Path | None = None) -> Task:
     if data is not None and not data.is_dir():
         raise UserError(f"received --data {data}, expected a folder")
     file = read(TaskFile, read_toml(path), str(path))
+    if file.kind == Grounding.name:
+        # What is meant may be anywhere in a picture.
+        file = replace(file, modality={n: table.whole() for n, table in file.modality.items()})
     source = {"task": str(path.resolve())}
     if data is not None:
         source["data"] = str(data.resolve())
@@ -365,6 +381,9 @@ def _load(file: TaskFile, folder: Path, data: Path | None, source: dict[str, str
         remarks += more
     else:
         labels, class_names = kind.encode(labels, seen, names, "labels")
+        if kind.name == Grounding.name:
+            with at("labels"):
+                labels = _boxes_in_rows(labels, kept, modalities)
     types = None
     if file.types is not None:
         with at("types"):
@@ -411,6 +430,33 @@ def _tidy(
         assert isinstance(file.labels, str)
         return read_labels(columns, file.labels)
     return labels, np.zeros(labels.shape[:1] or 0, np.bool_), ()
+
+
+def _boxes_in_rows(labels: Array, kept: Array, modalities: Sequence[Modality]) -> Array:
+    """Return boxes (samples, 4) in pixels of what the network sees, where pictures come from files.
+
+    Only samples ``kept`` (n,) have a file that can be read. Other labels stay as they are: what is
+    wrong with them is told later.
+    """
+    pictures = [(m, m.data) for m in modalities if isinstance(m.data, FileRows)]
+    found = [(m, rows, rows.files) for m, rows in pictures if isinstance(rows.files, Pictures)]
+    if len(found) != 1 or labels.shape[1:] != (len(BOX),) or labels.dtype.kind not in "iuf":
+        return labels
+    modality, rows, files = found[0]
+    sizes, boxes = rows.sizes(modality.rows_of(kept)), labels[kept]
+    beyond = np.flatnonzero(np.any(boxes[:, 2:] > np.array(sizes)[:, ::-1], axis=1))
+    if len(beyond):
+        told = [
+            f"row {kept[place]}: {boxes[place].tolist()} in {sizes[place][1]}x{sizes[place][0]}"
+            for place in beyond
+        ]
+        raise UserError(
+            f"boxes that end outside their picture ({len(told)}): {few(told, 5)}: expected the "
+            "corners x1, y1, x2, y2 in pixels, not width and height"
+        )
+    placed = labels.astype(np.float32)
+    placed[kept] = in_rows(files, boxes, sizes)
+    return placed
 
 
 def _shared_files(task: Task) -> Iterator[str]:

@@ -89,8 +89,13 @@ class Placing:
         image = image.resize((across, down), self.resample)
         if self.crop is None:
             return image
-        left, top = (across - self.crop[1]) // 2, (down - self.crop[0]) // 2
+        left, top = self.corner(down, across)
         return image.crop((left, top, left + self.crop[1], top + self.crop[0]))
+
+    def corner(self, height: int, width: int) -> tuple[int, int]:
+        """Return x and y of where the middle of a resized picture begins."""
+        down, across = self.crop or (height, width)
+        return (width - across) // 2, (height - down) // 2
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return the size of a picture of (height, width) before the middle is cut out."""
@@ -126,6 +131,13 @@ def opened_picture(file: BinaryIO) -> Iterator[Picture]:
         if isinstance(error.__cause__, decoder("PIL").UnidentifiedImageError):
             raise DataError(f"not a picture: expected {', '.join(PICTURES)}") from error
         raise
+
+
+def turned_size(image: Picture) -> tuple[int, int]:
+    """Return height and width of an open picture once it is turned."""
+    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # EXIF orientations on a side
+    width, height = image.size
+    return (width, height) if turned else (height, width)
 
 
 def _check_pixels(image: Picture, most: int) -> None:

@@ -17,7 +17,7 @@ from bmnas_serve.elements import to_array
 from bmnas_serve.errors import DataError, DecoderError, FormatError, RequestError, shorten
 from bmnas_serve.forms import Given
 from bmnas_serve.manifest import InputSpec
-from bmnas_serve.media import PICTURES, container_of
+from bmnas_serve.media import PICTURES, container_of, opened_picture, turned_size
 from bmnas_serve.sources import (
     Categories,
     Files,
@@ -89,6 +89,13 @@ class RawInput:
                 told = f"{told}, expected {self.expected}"
         # Not from the error, whose frames hold what was decoded so far.
         raise RequestError(status, f"part {shorten(self.spec.name)}: {told}")
+
+    def size(self, given: Given) -> tuple[int, int] | None:
+        """Return height and width of the picture that is given, None for what is no file of one."""
+        if self.kind != "image" or given.content is None:
+            return None
+        with opened_picture(self._file(given)) as image:
+            return turned_size(image)
 
     def nothing(self) -> Row | None:
         """Return the row that stands for an input left out, of texts an empty one; None: none."""

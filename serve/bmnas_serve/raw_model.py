@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bmnas_serve.answers import answer, difference
+from bmnas_serve.boxes import in_pictures
 from bmnas_serve.errors import (
     BundleError,
     DataError,
@@ -46,12 +47,14 @@ class Made:
     """Rows that the model takes, by input: the first is what was asked.
 
     Each further row has one of ``explained`` as if it were left out. ``left_out`` are the inputs
-    for which the request and its sample hold nothing.
+    for which the request and its sample hold nothing. ``sizes`` are height and width of pictures
+    that were given as files.
     """
 
     inputs: Mapping[str, NDArray[Any]]
     left_out: tuple[str, ...]
     explained: tuple[str, ...]
+    sizes: Mapping[str, tuple[int, int]]
 
 
 class RawModel:
@@ -93,10 +96,12 @@ class RawModel:
                 raise RequestError(422, f"received the part {shorten(name)}, expected {expected}")
         if asked.sample is not None:
             self.check_sample(asked.sample)
-        rows, left_out = {}, []
+        rows, sizes, left_out = {}, {}, []
         for name, one in self.inputs.items():
             if name in given:
                 rows[name] = one.row(given[name])
+                if (size := one.size(given[name])) is not None:
+                    sizes[name] = size
             elif asked.sample is not None and name not in asked.without:
                 rows[name] = self.rows[name][asked.sample]
             else:
@@ -114,11 +119,13 @@ class RawModel:
             name: np.stack([row, *(without[e] if name == e else row for e in without)])
             for name, row in rows.items()
         }
-        return Made(stacked, tuple(left_out), tuple(without))
+        return Made(stacked, tuple(left_out), tuple(without), sizes)
 
     def answer(self, made: Made, outputs: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Return what the outputs for ``made`` say, as JSON-ready plain data."""
         told = answer(self.manifest, outputs, 0)
+        if self.manifest.task.kind == "grounding":
+            told["outputs"] |= self._boxes(made, outputs["box"][:1])
         told["left_out"] = list(made.left_out)
         if made.explained:
             told["importance"] = {
@@ -126,6 +133,15 @@ class RawModel:
                 for row, name in enumerate(made.explained, start=1)
             }
         return told
+
+    def _boxes(self, made: Made, box: NDArray[Any]) -> dict[str, list[float]]:
+        """Return the box in pixels of the picture that was given; of a sample it stays."""
+        for name, size in made.sizes.items():
+            files = self.inputs[name].files
+            assert isinstance(files, Pictures)
+            (found,) = in_pictures(files, box, [size])
+            return {"box": [round(corner, 2) for corner in found.tolist()]}
+        return {}
 
     def shown(self, sample: int, name: str) -> tuple[str, bytes]:
         """Return media type and content of an input of a sample; raises RequestError (404, 501)."""

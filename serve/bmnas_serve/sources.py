@@ -47,11 +47,37 @@ class Pictures:
 
     def decode(self, file: BinaryIO, *, bounded: bool = False) -> NDArray[Any]:
         """Return the row of a file; see ``read_picture``."""
-        size, plan = (self.height, self.width), None
-        if self.resize:
-            across = self.resize[-1] if len(self.resize) > 1 else 0
-            plan = Placing((self.resize[0], across), not across, size, self.resample)
-        return read_picture(file, size, fit=self.fit, grey=self.grey, plan=plan, bounded=bounded)
+        size = self.height, self.width
+        return read_picture(
+            file, size, fit=self.fit, grey=self.grey, plan=self._plan(), bounded=bounded
+        )
+
+    def place(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Return where the pixels of a picture of that size are in its row.
+
+        By what x and y are multiplied, and what is then added to them.
+        """
+        if plan := self._plan():
+            down, across = plan.resized(height, width)
+            left, top = plan.corner(down, across)
+            return across / width, down / height, -left, -top
+        scale = self.width / width, self.height / height
+        if self.fit == "squeeze":
+            return *scale, 0.0, 0.0
+        # Pillow makes a whole number of pixels where it pads, but cuts out parts of pixels.
+        if self.fit == "crop":
+            one = max(scale)
+            return one, one, (self.width - one * width) / 2, (self.height - one * height) / 2
+        across, down = (round(min(scale) * side) for side in (width, height))
+        shift = round((self.width - across) / 2), round((self.height - down) / 2)
+        return across / width, down / height, *shift
+
+    def _plan(self) -> Placing | None:
+        if not self.resize:
+            return None
+        across = self.resize[-1] if len(self.resize) > 1 else 0
+        size = self.height, self.width
+        return Placing((self.resize[0], across), not across, size, self.resample)
 
 
 @dataclass(frozen=True)

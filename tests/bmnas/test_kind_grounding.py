@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from bmnas_export import export_bundle
+from bmnas_serve.forms import Given
 from bmnas_serve.metadata import model_metadata
+from bmnas_serve.raw_model import Asked, RawModel
 from bmnas_serve.session import Session
+from command_line import bmnas_command
 from tiny_tasks import CONFIG
 
 import bmnas
@@ -20,7 +25,7 @@ from bmnas.machine.errors import UserError
 from bmnas.spaces.mmnas.genotype import MMnasGenotype
 from bmnas.spaces.mmnas.known import known_sequence
 from bmnas.spaces.registry import build_fusion
-from bmnas.tasks import Modality, Task, check_task
+from bmnas.tasks import Modality, Task, check_task, load_task
 from bmnas.training.grounding import GroundingHead, deltas_of, moved, overlaps
 from bmnas.training.heads import head_for
 
@@ -201,8 +206,79 @@ def test_a_search_finds_a_network_for_regions(tmp_path: Path) -> None:
     assert {own["metric"] for own in found.metrics["unimodal"].values()} == {"weighted_f1"}
 
 
+def write_pointing(folder: Path, **changes: str) -> Path:
+    """Write ``pointing`` as a table and files of pictures, two to five times as large."""
+    pictures, task = pytest.importorskip("PIL.Image"), pointing()
+    (folder / "seen").mkdir(parents=True)
+    lines = ["text,file,x1,y1,x2,y2,part"]
+    for number, (text, image, box) in enumerate(
+        zip(task.modality("text").data, task.modality("image").data, task.labels, strict=True)
+    ):
+        times = 2 + number % 4
+        large = image.repeat(times, 0).repeat(times, 1)
+        pictures.fromarray(large).save(folder / "seen" / f"{number}.png")
+        x1, y1 = box[:2] * times
+        x2, y2 = (box[2:] + 1) * times - 1
+        part = ("train", "validation", "test")[number % 3]
+        lines.append(f"{text},{number}.png,{x1},{y1},{x2},{y2},{part}")
+    (folder / "table.csv").write_text("\n".join(lines))
+    text = POINTING
+    for old, new in changes.items():
+        text = text.replace(f"{old} = ", f"{new}\n{old} = ")
+    (folder / "task.toml").write_text(text)
+    return folder / "task.toml"
+
+
+POINTING = """
+name = "pointing"
+kind = "grounding"
+data = "table.csv"
+labels = ["x1", "y1", "x2", "y2"]
+split = "part"
+
+[modality.text]
+type = "text"
+array = "text"
+backbone = "embedding"
+
+[modality.image]
+type = "image"
+array = "file"
+folder = "seen"
+size = 32
+grey = true
+backbone = "windows"
+"""
+
+
+def test_boxes_of_files_are_in_pixels_of_the_pictures(tmp_path: Path) -> None:
+    task = load_task(str(write_pointing(tmp_path)))
+    np.testing.assert_allclose(task.labels, pointing().labels, atol=1e-5)
+    assert (np.asarray(task.modality("image").data[np.arange(9)]) == 230).any()
+    source = task.modality("image").source
+    assert source is not None
+    assert source["files"]["fit"] == "pad"
+
+
+def test_boxes_outside_their_pictures_are_told_at_once(tmp_path: Path) -> None:
+    path = write_pointing(tmp_path)
+    table = tmp_path / "table.csv"
+    # Widths and heights in place of the last corners, as COCO has them, would end there.
+    table.write_text(re.sub(r"(?m)\b([05]\.png,\d+,\d+),\d+,", r"\1,999,", table.read_text()))
+    message = r"boxes that end outside .* row 0: .* in 64x64, row 5: .* in 96x96.*not width and"
+    with pytest.raises(UserError, match=message) as told:
+        load_task(str(path))
+    assert "\n" not in str(told.value)
+
+
+def test_pictures_are_not_cut(tmp_path: Path) -> None:
+    path = write_pointing(tmp_path, grey="fit = 'crop'")
+    with pytest.raises(UserError, match=r"modality.image.fit: .*cuts boxes off, expected pad or"):
+        load_task(str(path))
+
+
 def test_from_training_to_a_served_box(tmp_path: Path) -> None:
-    task = pointing()
+    task = load_task(str(write_pointing(tmp_path / "data")))
     config = CONFIG.override("train", epochs=30, max_lr=3e-3, dropout=0.0).override(
         "unimodal", epochs=4
     )
@@ -232,3 +308,20 @@ def test_from_training_to_a_served_box(tmp_path: Path) -> None:
     assert (answer["probability"] <= 1).all()
     about = model_metadata(session)["parameters"]
     assert (about["kind"], about["decision"]) == ("grounding", "none")
+
+    printed = bmnas_command("predict", tmp_path / "bundle", tmp_path / "data" / "table.csv")
+    assert printed.status == 0, printed.err
+    told = list(csv.DictReader(printed.out.splitlines()))
+    truth = list(csv.DictReader((tmp_path / "data" / "table.csv").read_text().splitlines()))
+    said = torch.tensor([[float(row[f"box.{n}"]) for n in range(4)] for row in told])
+    meant = torch.tensor([[float(row[name]) for name in task.class_names] for row in truth])
+    hits = (overlaps(said, meant) >= 0.5)[chosen].double().mean().item()
+    assert hits == pytest.approx(trained.score)
+    # A server says the same of a file that is sent.
+    model = RawModel(session)
+    file = (tmp_path / "data" / "seen" / "7.png").read_bytes()
+    made = model.made(
+        {"image": Given(content=file), "text": Given(value=truth[7]["text"])}, Asked()
+    )
+    answered = model.answer(made, session.run(made.inputs))
+    assert answered["outputs"]["box"] == pytest.approx(said[7].tolist(), abs=0.01)

@@ -43,11 +43,18 @@ function table(rows) {
   return element("table", {}, element("tbody", {}, ...lines));
 }
 
+// The outputs of another kind of task; logits are for machines, unless there is nothing else.
+function outputs(said) {
+  const all = Object.entries(said.outputs);
+  const some = all.filter(([name]) => name !== "logits");
+  return (some.length ? some : all).map(([name, value]) => [name, [value].flat(Infinity).map(number).join(", ")]);
+}
+
 export function showAnswer(card, said, waited) {
   let told = [];
   if (said.probabilities) told = labelled(said);
   else if (said.numbers) told = [table(Object.entries(said.numbers).map(([name, value]) => [name, number(value)]))];
-  else told = [element("pre", { tabIndex: 0 }, JSON.stringify(said.outputs))];
+  else told = [table(outputs(said))];
   if (said.left_out.length) {
     told.push(element("p", { className: "quiet" }, `Left out: ${said.left_out.join(", ")}.`));
   }
@@ -62,8 +69,8 @@ export function showAnswer(card, said, waited) {
 // The answer in a few words, which a narrow window shows at its foot.
 function brief(said) {
   if (!said.probabilities) {
-    const [[name, value] = ["", ""]] = Object.entries(said.numbers ?? {});
-    return name ? `${name}: ${number(value)}` : "Prediction";
+    const told = said.numbers ? Object.entries(said.numbers).map(([name, value]) => [name, number(value)]) : outputs(said);
+    return told.length ? told[0].join(": ") : "Prediction";
   }
   const [label] = said.labels;
   return label === undefined ? "no label" : `${label}: ${percent(said.probabilities[label])}`;

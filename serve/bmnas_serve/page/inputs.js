@@ -130,9 +130,29 @@ export class InputCard {
     }
   }
 
+  // Marks a box in the picture, corners in its pixels.
+  mark(box) {
+    this.box = box;
+    this.frame?.querySelector("svg")?.remove();
+    const image = this.frame?.querySelector("img");
+    if (!box || !image?.naturalWidth) return;
+    const draw = (tag, properties) => {
+      const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+      for (const [name, value] of Object.entries(properties)) made.setAttribute(name, value);
+      return made;
+    };
+    const [left, top, right, bottom] = box;
+    const size = `0 0 ${image.naturalWidth} ${image.naturalHeight}`;
+    const svg = draw("svg", { viewBox: size, role: "img", "aria-label": "the box in the picture" });
+    svg.append(draw("rect", { x: left, y: top, width: right - left + 1, height: bottom - top + 1 }));
+    this.frame.append(svg);
+  }
+
   picture(url, alt) {
     const image = element("img", { alt });
+    this.box = null;
     image.addEventListener("load", () => {
+      this.mark(this.box);
       image.classList.toggle("small", image.naturalHeight < 128);
       if (url.startsWith("blob:")) URL.revokeObjectURL(url);
     });

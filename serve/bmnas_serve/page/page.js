@@ -97,7 +97,9 @@ async function predict() {
   try {
     const said = await getJson(`/v1/predict?${query}`, options);
     // A later question has been asked meanwhile.
-    if (asked === state.asked) showAnswer(state.card, said, performance.now() - begun);
+    if (asked !== state.asked) return;
+    showAnswer(state.card, said, performance.now() - begun);
+    for (const one of state.cards) if (one.input.kind === "image") one.mark(said.outputs?.box);
   } catch (error) {
     if (asked !== state.asked) return;
     nothing(element("p", { className: "error", role: "alert" }, error.message));
