@@ -158,6 +158,10 @@ class Backbone(nn.Module):
         """Return the names in ``weights_module`` of tensors that no feature needs: the head's."""
         return frozenset(name for name in self.state_dict() if name.startswith("head."))
 
+    def checkpoint_gradients(self) -> bool:
+        """Keep less of a forward pass in training, and compute it again; tell whether it can."""
+        return False
+
     def renew_head(self) -> None:
         """Do what is needed where the weights of the head were left out: it is new as it stands."""
 

@@ -26,6 +26,7 @@ from bmnas.backbones.texts import text_length
 from bmnas.backbones.words import MaskedHead, PaddedBackbone
 from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import read_json
+from bmnas.machine.runtime import in_full_precision
 from bmnas.tasks.pictures import PROCESSORS, PicturePlan
 from bmnas.tasks.task import Array, Modality, ModalityType
 
@@ -183,7 +184,7 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         if self.reader.type == "text":
             tokens = {} if self.pad is None else {"attention_mask": (x != self.pad).long()}
             return self.network(input_ids=x.clamp(min=0), **tokens)
-        prepared = self.prepare(x)
+        prepared = in_full_precision(self.prepare, x)
         if self.reader.type == "clip":
             count = int(getattr(self.network.config, "num_frames", prepared.shape[1]))
             if count != prepared.shape[1]:
@@ -194,6 +195,21 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
             samples = torch.arange(x.shape[1], device=x.device) < ends(x)
             return self.network(prepared, attention_mask=samples.long())
         return self.network(prepared)
+
+    def checkpoint_gradients(self) -> bool:
+        """Keep the inputs of layers alone, and compute these again, as transformers does it."""
+        network: Any = self.network
+        if not network.supports_gradient_checkpointing:
+            return False
+        # The second is its name in earlier versions.
+        enable = getattr(network, "activation_checkpointing_enable", None)
+        (enable or network.gradient_checkpointing_enable)({"use_reentrant": False})
+        # The pass ends with an exception at the last feature, which earlier versions raise inside
+        # what is computed again.
+        number, _ = self.pooled[self.feature_names[-1]]
+        last: Any = _layers(network, self.config["model"])[number - 1]
+        last.gradient_checkpointing = False
+        return True
 
     def _has_frames(self) -> bool:
         """Tell whether the network is told which frames of a waveform are its padding."""

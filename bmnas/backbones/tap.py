@@ -202,12 +202,13 @@ class Recorder:
 
     def __init__(self, names: Iterable[str]) -> None:
         self.wanted = tuple(names)
-        self.stops = False
+        self.stops = self.running = False
         self.recorded: list[tuple[str, object]] = []
 
     def record(self, name: str, module: nn.Module, inputs: object, output: object) -> None:
         """Note the output tapped as ``name``, as its hook; leave the pass when all are there."""
-        if name in self.wanted:
+        # A layer whose gradient needs it again is run again in the backward pass.
+        if self.running and name in self.wanted:
             tensor = first_tensor(output)
             # A copy: what runs next may write into it, and does not run where the pass is left.
             self.recorded.append((name, output if tensor is None else tensor.clone()))
@@ -218,7 +219,7 @@ class Recorder:
         self, call: Callable[[], object], *, stops: bool
     ) -> tuple[list[tuple[str, object]], object]:
         """Return what ``call`` made the taps record, and its result, None if left early."""
-        self.recorded, self.stops = [], stops
+        self.recorded, self.stops, self.running = [], stops, True
         result: object = None
         try:
             with _kept_module_stack():
@@ -227,7 +228,7 @@ class Recorder:
             pass
         finally:
             # Nothing may keep the activations alive until the next pass.
-            recorded, self.recorded = self.recorded, []
+            recorded, self.recorded, self.running = self.recorded, [], False
         return recorded, result
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bmnas.backbones.base import InputSpec, row_dtype
 from bmnas.backbones.conv import ConvBackbone
+from bmnas.machine.runtime import in_full_precision
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 _WINDOW = 0.025  # seconds, the usual frame of speech recognition; rounded up to a power of two
@@ -134,6 +135,9 @@ class LogMel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the log-mel spectrogram (B, frames, M)."""
+        return in_full_precision(self._spectrogram, x)
+
+    def _spectrogram(self, x: Tensor) -> Tensor:
         x = F.pad(x.to(self.kernels.dtype) * self.gain, (0, self.padding))
         spectrum = F.conv1d(x.unsqueeze(1), self.kernels, stride=self.hop)
         real, imaginary = spectrum.chunk(2, dim=1)

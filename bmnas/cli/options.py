@@ -130,6 +130,14 @@ class TrainSettings:
         bool | None,
         Option(help="Add the unimodal networks' logits to those of a found network."),
     ] = None
+    precision: Annotated[
+        str | None,
+        Option(help="Number type of matrix products: float32, or bfloat16 where supported."),
+    ] = None
+    gradient_checkpointing: Annotated[
+        bool | None,
+        Option(help="With trained backbones of transformers: less memory, a third more computing."),
+    ] = None
 
 
 @dataclass(frozen=True)

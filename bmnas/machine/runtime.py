@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from bmnas.machine.costs import proc_entry
 from bmnas.machine.distributed import world_size
 from bmnas.machine.errors import UserError, one_line
+from bmnas.machine.progress import Progress
 
 #: Products in bfloat16, as Linux calls them: AVX-512, AMX, Arm.
 _BFLOAT16 = frozenset(("avx512_bf16", "amx_bf16", "bf16"))
@@ -83,14 +84,29 @@ class Runtime:
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         return not _BFLOAT16.isdisjoint(proc_entry("cpuinfo", "flags", "Features").split())
 
-    def autocast(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return ``forward`` with its matrix products in bfloat16, and its result in float32."""
+    def autocast(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``forward`` with its matrix products in bfloat16, and its results in float32."""
 
-        def call(*inputs: Any) -> Tensor:
+        def call(*inputs: Any) -> Any:
             with torch.autocast(self.device.type, torch.bfloat16):
-                return forward(*inputs).float()
+                found = forward(*inputs)
+            return tuple(x.float() for x in found) if isinstance(found, tuple) else found.float()
 
         return call
+
+    def mixed(
+        self, forward: Callable[..., Any], precision: str, progress: Progress
+    ) -> Callable[..., Any]:
+        """Return ``forward`` in ``precision``, float32 or bfloat16, see ``autocast``.
+
+        A note says where the device has no products in bfloat16: then all is float32.
+        """
+        if precision != "bfloat16":
+            return forward
+        if self.computes_bfloat16():
+            return self.autocast(forward)
+        progress.note("this processor has no products in bfloat16: going on in float32")
+        return forward
 
     def compiles(self, steps: float) -> bool:
         """Tell whether a loop of ``steps`` steps runs compiled."""
@@ -109,6 +125,14 @@ class Runtime:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
         compiled: Callable[..., Any] = torch.compile(network)
         return compiled
+
+
+def in_full_precision(call: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Return ``call(x)``, in float32 where products around it are not, see ``Runtime.autocast``."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return call(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return call(x)
 
 
 def cache_folder() -> Path:

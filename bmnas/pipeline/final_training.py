@@ -155,6 +155,9 @@ class FinalTraining:
         with checkpoint.meter.stage("train"):
             if not settings.freeze_backbones:
                 samples, trained = raw_samples(task, network, *parts, training=True), network
+                if settings.gradient_checkpointing:
+                    _checkpoint_gradients(network)
+                    steps = 0  # what is computed again is not compiled
                 forward = forward_of(network, runtime, steps)
             elif fusion.features:
                 # Frozen backbones have nothing to learn: the fusion is trained as if it were alone.
@@ -168,7 +171,7 @@ class FinalTraining:
                 samples.wrong.find = functools.partial(self._hardest, network, samples)
             fit(
                 trained,
-                forward,
+                runtime.mixed(forward, settings.precision, context.progress),
                 samples,
                 self.head,
                 settings.recipe,
@@ -202,6 +205,16 @@ class FinalTraining:
                 "backbones": {n: weights_hash(backbone) for n, backbone in self.backbones.items()},
                 **({} if self.head.class_weights is None else {"weights": self.head.class_weights}),
             }
+        )
+
+
+def _checkpoint_gradients(network: MultimodalNetwork) -> None:
+    """Have every backbone that can compute layers again do so; raises UserError without one."""
+    able = [name for name in network.modalities if network.backbone(name).checkpoint_gradients()]
+    if not able:
+        raise UserError(
+            f"gradient_checkpointing: none of the backbones of {', '.join(network.modalities)} can "
+            "compute its layers again, expected one of transformers ('hf:…'): leave it out"
         )
 
 

@@ -286,7 +286,7 @@ def useful_epochs(lengths: Sequence[int], judge: Callable[[int], Evaluation]) ->
     """Return the first of ``lengths`` after which a longer training no longer scores better.
 
     ``judge`` trains for so many epochs, with a cosine cycle of that length; of equal scores the
-    lower loss is better.
+    lower loss is better, but nothing is better than a score of 1.
     """
     best, chosen = (-math.inf, -math.inf), lengths[0]
     for epochs in lengths:
@@ -294,6 +294,8 @@ def useful_epochs(lengths: Sequence[int], judge: Callable[[int], Evaluation]) ->
         if (worth := (found.score, -found.loss)) <= best:
             break
         best, chosen = worth, epochs
+        if found.score >= 1:
+            break
     return chosen
 
 

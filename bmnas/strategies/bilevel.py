@@ -171,12 +171,7 @@ def _initial_supernet(problem: SearchProblem) -> Supernet:
 def _forward(problem: SearchProblem, supernet: Supernet) -> Forward:
     """Return what runs ``supernet``: compiled and in mixed precision where that is wanted."""
     forward: Forward = problem.runtime.compiled(supernet, problem.steps)
-    if problem.config.precision != "bfloat16":
-        return forward
-    if problem.runtime.computes_bfloat16():
-        return problem.runtime.autocast(forward)
-    problem.progress.note("this processor has no products in bfloat16: going on in float32")
-    return forward
+    return problem.runtime.mixed(forward, problem.config.precision, problem.progress)
 
 
 def _derived(problem: SearchProblem, supernet: Supernet) -> Record:

@@ -137,7 +137,9 @@ class TrainConfig:
     many wrong pairs of each row, scored before every epoch, the hardest are those that a matching
     task trains on; 0: on any.
     In the first ``warmup_steps``, at most a quarter of all, the rate rises. A modality that samples
-    may lack is left out of a sample with probability ``modality_dropout``.
+    may lack is left out of a sample with probability ``modality_dropout``. ``precision`` is that of
+    matrix products. With ``gradient_checkpointing`` backbones of transformers keep the inputs of
+    their layers alone until gradients are computed, and compute the rest again.
     """
 
     epochs: Count = 20
@@ -156,9 +158,17 @@ class TrainConfig:
     negatives: Negatives = 0
     warmup_steps: Annotated[int, Range(0)] = 0
     modality_dropout: Dropout = 0.2
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield the settings that count for nothing beside the others."""
+        if self.gradient_checkpointing and self.freeze_backbones:
+            yield (
+                "gradient_checkpointing",
+                "received true with frozen backbones, of which no gradient is computed, expected "
+                "freeze_backbones = false (--train-backbones)",
+            )
         if self.steps == "official":
             for name in _COSINE_ONLY:
                 value = getattr(self, name)

@@ -128,6 +128,10 @@ def test_a_training_gets_longer_while_validation_says_so() -> None:
     losses[8] = 0.5
     assert useful_epochs((2, 4, 8, 16), judge) == 4
     assert asked == [2, 4, 8, 16, 2, 4, 8]
+    scores[4] = 1.0
+    losses[8] = 0.1  # of right answers, only surer
+    assert useful_epochs((2, 4, 8, 16), judge) == 4
+    assert asked[7:] == [2, 4]
 
 
 def test_a_backbone_is_trained_as_long_as_validation_says(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -85,6 +86,30 @@ def test_a_saved_one_needs_its_folder_no_more_and_learns(name: str, tmp_path: Pa
     again.train()(x).square().sum().backward()
     idle = [name for name, p in again.named_parameters() if p.grad is None]
     assert len(idle) <= 1, idle  # a mask token or an unused position
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "gpt2", "swin", "wav2vec2 masked"])
+def test_layers_that_are_computed_again_have_the_same_gradients(name: str, tmp_path: Path) -> None:
+    backbone, rows = built(name, tmp_path)
+    x = torch.from_numpy(backbone.encode(rows))
+    found = []
+    for again in (False, True):
+        own, calls = copy.deepcopy(backbone).train(), list[int]()
+        if again:
+            assert own.checkpoint_gradients()
+        for part in own.modules():
+            if isinstance(part, torch.nn.LayerNorm):
+                part.register_forward_pre_hook(lambda *_, calls=calls: calls.append(0))
+        torch.manual_seed(0)
+        loss = own(x).square().sum()
+        forward = len(calls)
+        loss.backward()
+        assert (len(calls) > forward) == again
+        slopes = [p.grad.flatten() for p in own.parameters() if p.grad is not None]
+        found.append((loss.item(), torch.cat(slopes)))
+    (loss, slopes), (same, others) = found
+    assert loss == same
+    assert torch.allclose(slopes, others, atol=1e-5)
 
 
 def test_layers_class_token_and_mean_are_chosen(tmp_path: Path) -> None:
