@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bmnas.backbones import Backbone
+from bmnas.backbones.regions import WindowsBackbone
 from bmnas.backbones.words import EmbeddingBackbone
 from bmnas.features.cache import FeatureCache, Folds, open_features
 from bmnas.features.reshape import Reading
@@ -62,6 +63,7 @@ def worded(task: Task, space: type[SearchSpace[Any]], features: Sequence[str] = 
 
     To those that read tokens a text is the vectors of its words, unless the task says otherwise: in
     what a network knows of a whole question, questions that differ in a word are much the same.
+    Where a region of a picture is meant, it is read by windows.
     """
     if not space.READS_TOKENS:
         return task
@@ -69,9 +71,13 @@ def worded(task: Task, space: type[SearchSpace[Any]], features: Sequence[str] = 
     deeper = {name.partition(".")[0] for name in features if not name.endswith(".1")}
 
     def own(modality: Modality) -> Modality:
-        free = modality.type == "text" and modality.backbone is None and modality.weights is None
-        words = free and modality.name not in deeper
-        return replace(modality, backbone=EmbeddingBackbone.family) if words else modality
+        if modality.backbone is not None or modality.weights is not None:
+            return modality
+        if modality.type == "text" and modality.name not in deeper:
+            return replace(modality, backbone=EmbeddingBackbone.family)
+        if modality.type == "image" and task.outputs == REGIONWISE:
+            return replace(modality, backbone=WindowsBackbone.family)
+        return modality
 
     return replace(task, modalities=tuple(map(own, task.modalities)))
 

@@ -239,7 +239,6 @@ split = "part"
 [modality.text]
 type = "text"
 array = "text"
-backbone = "embedding"
 
 [modality.image]
 type = "image"
@@ -247,7 +246,6 @@ array = "file"
 folder = "seen"
 size = 32
 grey = true
-backbone = "windows"
 """
 
 
