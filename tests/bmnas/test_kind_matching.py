@@ -13,7 +13,7 @@ from bmnas_serve.session import Session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tasks import CONFIG
-from tiny_words import tiny_questions
+from tiny_words import captioned, tiny_questions
 
 import bmnas
 from bmnas.features.pairs import PairSamples, drawn_pairs, gallery, judged, shown
@@ -25,7 +25,7 @@ from bmnas.report.record import load_run
 from bmnas.report.tables import run_tables
 from bmnas.spaces.mmnas.genotype import MMnasGenotype
 from bmnas.spaces.registry import build_fusion
-from bmnas.tasks import Modality, Task, check_task
+from bmnas.tasks import check_task
 from bmnas.tasks.kinds import task_kind
 from bmnas.training import mining
 from bmnas.training.heads import head_for
@@ -225,25 +225,6 @@ def test_so_do_networks_that_are_computed_together(count: int) -> None:
     inputs, masks, _ = own.batch(torch.arange(len(own))).arguments
     wanted = torch.stack([network(inputs, masks) for network in networks], dim=1)
     torch.testing.assert_close(logits, wanted)
-
-
-def captioned(count: int = 96) -> Task:
-    """Pictures with a bright square in one of four corners, and a caption that names it."""
-    draw = np.random.default_rng(0)
-    place = np.arange(count) // 3 % 4
-    images = draw.integers(0, 40, (count, 16, 16), dtype=np.uint8)
-    for image, own in zip(images, place, strict=True):
-        x, y = 8 * (own % 2), 8 * (own // 2)
-        image[y : y + 8, x : x + 8] += 180
-    words = np.array(["up left", "up right", "down left", "down right"])
-    return Task(
-        name="captioned",
-        kind="matching",
-        modalities=(Modality("text", "text", words[place]), Modality("image", "image", images)),
-        labels=place,
-        part=np.arange(count) % 3,
-        class_names=("match",),
-    )
 
 
 def test_what_is_wrong_with_groups_is_told() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import tiny_tasks
-from killed_searches import PLACES
+from killed_searches import PAIRS, SEARCH
 
 SUPPORT = Path(tiny_tasks.__file__).parent
 
@@ -31,6 +31,6 @@ def test_a_search_and_a_training_survive_being_killed(tmp_path: Path) -> None:
     assert printed_by("killed_commands.py", tmp_path) == {"search": True, "train": True}
 
 
-def test_a_search_of_mmnas_survives_being_killed_at_every_stage(tmp_path: Path) -> None:
+def test_mmnas_survives_being_killed_at_every_stage(tmp_path: Path) -> None:
     found = printed_by("killed_searches.py", tmp_path)
-    assert found == dict.fromkeys(PLACES, True)
+    assert found == dict.fromkeys((*SEARCH, *PAIRS), True)

@@ -1,6 +1,6 @@
-"""Searches of MMnas that are killed at chosen places and go on; one process starts them all.
+"""Work of MMnas that is killed at chosen places and goes on; one process starts it all.
 
-Printed as JSON: of each place whether the run folder ended as that of a search left in peace.
+Printed as JSON: of each place whether the run folder ended as that of work left in peace.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from few_calls import timed
 from tiny_tasks import CONFIG
-from tiny_words import tiny_questions
+from tiny_words import captioned, tiny_questions
 
 import bmnas
 import bmnas.pipeline.search
@@ -26,10 +26,11 @@ from bmnas.machine import files
 from bmnas.pipeline import multimodal
 from bmnas.spaces.mmnas.supernet import Supernet
 from bmnas.strategies import gates, rerank
-from bmnas.training import together
+from bmnas.training import mining, together
 
-#: What is called there, at which of its calls the search dies, and which of them count.
-PLACES: dict[str, tuple[Any, str, int, Callable[..., bool]]] = {
+#: What is called there, at which of its calls the work dies, and which of them count.
+Place = tuple[Any, str, int, Callable[..., bool]]
+SEARCH: dict[str, Place] = {
     "weights": (Supernet, "draw", 3, lambda *a, gated=False: not gated),
     "gates": (Supernet, "draw", 3, lambda *a, gated=False: gated),
     "screening": (gates, "operations_of", 5, lambda *a: True),
@@ -37,15 +38,31 @@ PLACES: dict[str, tuple[Any, str, int, Callable[..., bool]]] = {
     # Written aside, not yet moved to its place.
     "files": (files.os, "replace", 12, lambda *a: True),
 }
+#: Where pairs that do not belong together are scored, to learn from the hardest.
+PAIRS: dict[str, Place] = {
+    "pairs of a search": (mining, "others", 3, lambda *a: True),
+    "pairs of a training": (mining, "others", 8, lambda *a: True),
+}
 
 
-def search(run: Path, dies: str | None = None) -> None:
+def search(run: Path, place: Place | None = None) -> None:
     rerank.SCREENED = 8
-    if dies is not None:
-        kill_at(*PLACES[dies])
+    if place is not None:
+        kill_at(*place)
     # Twelve steps, in three of which the rate rises: it dies in the third.
     config = CONFIG.override("search", rerank=2, epochs=12, warmup_steps=5)
     bmnas.search(tiny_questions(48), run=run, config=config, strategy="mmnas", existing="resume")
+
+
+def match(run: Path, place: Place | None = None) -> None:
+    """Search and train on pairs."""
+    if place is not None:
+        kill_at(*place)
+    config = CONFIG.override("search", epochs=4).override("train", epochs=3, negatives=7)
+    config = config.override("mmnas", negatives=5, hard_from=0.5, warm_up=0.7)
+    options: dict[str, Any] = {"run": run, "config": config, "existing": "resume"}
+    bmnas.search(captioned(), strategy="mmnas", **options)
+    bmnas.train(run / "genotype.json", captioned(), **options)
 
 
 def kill_at(
@@ -73,10 +90,8 @@ def forked(work: Callable[[], None]) -> int:
 
 
 def content(run: Path) -> dict[str, bytes]:
-    return {
-        name: (run / name).read_bytes().replace(run.name.encode(), b"run")
-        for name in ("genotype.json", "history.jsonl", "rerank.jsonl")
-    }
+    names = ("genotype.json", "history.jsonl", "rerank.jsonl", "network.safetensors")
+    return {name: (run / name).read_bytes() for name in names if (run / name).is_file()}
 
 
 def quicken() -> None:
@@ -89,16 +104,23 @@ def quicken() -> None:
 def main() -> None:
     quicken()
     folder = Path(sys.argv[1])
-    # Here: what it imports and compiles, those that are forked have too.
-    search(folder / "whole")
     found = {}
-    for place in PLACES:
-        run = folder / place
-        assert forked(functools.partial(search, run, dies=place)) == -signal.SIGKILL, place
-        assert not (run / "genotype.json").exists(), place
-        assert forked(functools.partial(search, run)) == 0
-        assert not list(run.rglob(".*.part"))
-        found[place] = content(run) == content(folder / "whole")
+    for work, places, last in (
+        (search, SEARCH, "genotype.json"),
+        (match, PAIRS, "network.safetensors"),
+    ):
+        # Here: what it imports and compiles, those that are forked have too.
+        peaceful = folder / work.__name__ / "run"
+        work(peaceful)
+        whole = content(peaceful)
+        assert last in whole
+        for name, place in places.items():
+            run = folder / name / "run"
+            assert forked(functools.partial(work, run, place)) == -signal.SIGKILL, name
+            assert not (run / last).exists(), name
+            assert forked(functools.partial(work, run)) == 0
+            assert not list(run.rglob(".*.part"))
+            found[name] = content(run) == whole
     print(json.dumps(found))
 
 

@@ -77,3 +77,22 @@ def token_problem(folder: Path, own: dict[str, Any] | None = None, **changes: An
         classes=2,
         types={"image": "regions", "question": "text"},
     )
+
+
+def captioned(count: int = 96) -> Task:
+    """Pictures with a bright square in one of four corners, and a caption that names it."""
+    draw = np.random.default_rng(0)
+    place = np.arange(count) // 3 % 4
+    images = draw.integers(0, 40, (count, 16, 16), dtype=np.uint8)
+    for image, own in zip(images, place, strict=True):
+        x, y = 8 * (own % 2), 8 * (own // 2)
+        image[y : y + 8, x : x + 8] += 180
+    words = np.array(["up left", "up right", "down left", "down right"])
+    return Task(
+        name="captioned",
+        kind="matching",
+        modalities=(Modality("text", "text", words[place]), Modality("image", "image", images)),
+        labels=place,
+        part=np.arange(count) % 3,
+        class_names=("match",),
+    )
