@@ -470,7 +470,7 @@ def imported_timm(folder: Path) -> None:
         except UserError as error:
             raise UserError(
                 f"{folder}: a model of timm, which needs the packages timm and torchvision: "
-                f"{package} is not installed: pip install timm"
+                f"{package} is not installed: pip install timm torchvision"
             ) from error
 
 

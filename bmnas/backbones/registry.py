@@ -7,6 +7,7 @@ of pretrained weights are read with ``weights_only=True``.
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -92,6 +93,13 @@ def _built(modality: Modality, classes: int, rows: Array) -> Backbone:
     if wanted is None:
         wanted = DEFAULT_BACKBONES[modality.type]
     name = wanted if isinstance(wanted, str) else None
+    if name is not None and re.match(r"timm[:/]", name):
+        raise UserError(
+            f"received backbone {name!r}: a model of timm is written as the hub has it, "
+            f"'{PREFIX}timm/{name[len('timm/') :]}' with the name of its weights, such as "
+            f"'{PREFIX}timm/resnet18.a1_in1k', or as a folder of it; it needs pip install timm "
+            "torchvision"
+        )
     if name is None or (":" in name and not name.startswith(PREFIX)):
         backbone = ModuleBackbone(
             network=user_module(wanted, classes),

@@ -225,6 +225,9 @@ def test_models_of_timm_and_of_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
     part = Modality("m", "image", rows_of("image"), backbone=f"hf:{tmp_path}")
     with pytest.raises(UserError, match="needs the packages timm and torchvision"):
         build_backbone(part, classes=3, rows=part.data)
+    part = Modality("m", "image", rows_of("image"), backbone="timm:vit_tiny")
+    with pytest.raises(UserError, match="'hf:timm/vit_tiny' with the name of its weights"):
+        build_backbone(part, classes=3, rows=part.data)
     assert absolute("hf:me/model@v1", tmp_path) == "hf:me/model@v1"
     assert absolute(f"hf:{tmp_path.name}", tmp_path.parent) == f"hf:{tmp_path}"
     hub = pytest.importorskip("huggingface_hub")
