@@ -32,6 +32,13 @@ _FLATTEN = (
     "make each key a field of its own, as pandas.json_normalize does, or leave the field out of "
     "the task"
 )
+_SPREADSHEET = ": save it as CSV in UTF-8"
+#: What to do about files of other kinds that people have.
+_CONVERTING = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), _SPREADSHEET),
+    ".json": ": write one object a line, as pandas does with orient='records', lines=True",
+    **dict.fromkeys((".gz", ".zip", ".bz2", ".zst"), ": unpack it"),
+}
 _LONGEST_FIELD = 2**31 - 1
 
 #: Reads a column; where its argument is true, what could be a number stays text.
@@ -169,7 +176,7 @@ def _open(path: Path) -> Mapping[str, _Reader]:
         raise UserError(f"{path}: no such file")
     opened = _OPENED.get(path.suffix.lower())
     if opened is None:
-        expected = f"one of {', '.join(_OPENED)}"
+        expected = f"one of {', '.join(_OPENED)}{_CONVERTING.get(path.suffix.lower(), '')}"
         raise UserError(f"{path}: received a {path.suffix or 'nameless'} file, expected {expected}")
     with reading(str(path)):
         return opened(path)
@@ -292,6 +299,8 @@ def _csv(path: Path, delimiter: str = ",") -> Mapping[str, _Reader]:
                     f"{path}: line {lines.line_num}: received {len(row)} fields, "
                     f"expected {len(names)} as in the header"
                 )
+    while rows and not "".join(rows[-1]).strip():
+        rows.pop()  # spreadsheets leave lines of mere separators at the end
     if not rows:
         raise UserError(f"{path}: received no row, expected a header line and rows below it")
     if len(set(names)) < len(names):

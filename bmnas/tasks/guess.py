@@ -19,7 +19,7 @@ from bmnas.tasks.class_labels import alike_but_capitals, names_nothing
 from bmnas.tasks.columns import Columns
 from bmnas.tasks.kinds import Array
 from bmnas.tasks.media import picture_facts, sound_facts, told_pictures, told_sounds
-from bmnas.tasks.sources import MOST_CATEGORIES, ending_of, read_all
+from bmnas.tasks.sources import ENDINGS, MOST_CATEGORIES, ending_of, read_all
 from bmnas.tasks.task import ModalityType
 from bmnas.tasks.task_file import PART_NAMES
 
@@ -32,6 +32,9 @@ _DATE = re.compile(
     r"(\d{4}-\d\d?-\d\d?|\d{4}/\d\d?/\d\d?|\d\d?([./])\d\d?\2\d{2,4})([T ]\d\d?:\d\d.*)?"
     r"|(19|20)\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
 )
+#: Numbers that people read and float() does not.
+_DRESSED = re.compile(r"[^\w\s]?\s*[+-]?\d[\d.,' ]*\s*[^\d\s]{0,4}")
+_ENDING = re.compile(r"\.[a-z][a-z0-9]{1,4}")
 _ELSEWHERE = re.compile(r"/|[A-Za-z]:")  # how a path begins that is no part of a folder
 _CONTROL = r"[\x00-\x1f\x7f]"  # TOML has none in comments
 _MOST_CLASSES = 200
@@ -80,6 +83,9 @@ def guessed_task(table: Path, out: Path, wishes: Wishes) -> str:
         _look(columns, name, rows, wishes) for name in names if name not in (labels, wishes.group)
     ]
     found += unread
+    for one in found:
+        if one.role == "vector" and _tells(columns, one.name, labels):
+            one.role, one.told = "left out", "has a value for each label: it gives the answer away"
     group = wishes.group or next((one.name for one in found if one.role == "group"), None)
     lines = [
         _comment(f"Written by bmnas init from {table.name}, {rows:,} rows."),
@@ -301,6 +307,8 @@ def _look(columns: Columns, name: str, rows: int, wishes: Wishes) -> _Found:
         files = _files(columns, name, type_, [text.replace("\\", "/") for text in told])
         _may_lack(files, rows - len(told))
         return files
+    if (unread := _unread_files(told)) is not None:
+        return _Found(name, "left out", unread)
     different, gaps = len(set(told)), rows - len(told)
     missing = f", {gaps} missing" if gaps else ""
     numbers = all(number_of(text) is not None for text in told)
@@ -312,6 +320,9 @@ def _look(columns: Columns, name: str, rows: int, wishes: Wishes) -> _Found:
     if all(map(_DATE.fullmatch, told)):
         advice = "store what counts of them as numbers, such as days since or the month"
         return _Found(name, "left out", f"dates: {advice}")
+    if not numbers and different > 20 and all(map(_DRESSED.fullmatch, told)):
+        advice = "take units and thousands separators away"
+        return _Found(name, "left out", f"numbers such as {told[0][:30]!r}: {advice}")
     whole = numbers and all(re.fullmatch(r"[+-]?\d+", text) for text in told)
     if whole and not gaps and (np.diff([int(text) for text in told]) == 1).all():
         return _Found(name, "left out", "counts the rows")
@@ -331,6 +342,28 @@ def _look(columns: Columns, name: str, rows: int, wishes: Wishes) -> _Found:
         return found
     what = "perhaps a group" if shared else "neither text nor categories"
     return _Found(name, "left out", f"{different} different strings, {what}")
+
+
+def _tells(columns: Columns, name: str, labels: str) -> bool:
+    """Tell whether each value of a column has one label, and there are hardly more of them."""
+    own, label = (columns.get(each, text=True) for each in (name, labels))
+    if label.ndim != 1 or len(label) != len(own):
+        return False
+    pairs = set(zip(own.tolist(), label.tolist(), strict=True))
+    values, classes = len({value for value, _ in pairs}), len({of for _, of in pairs})
+    return values == len(pairs) and classes <= values <= min(2 * classes, len(own) // 4)
+
+
+def _unread_files(told: Sequence[str]) -> str | None:
+    """Return what is wrong with values that name files of several types, or unknown ones."""
+    endings = Counter(Path(value.split("\n")[0]).suffix.lower() for value in told)
+    if len(endings) > 8 or not all(map(_ENDING.fullmatch, endings)):
+        return None
+    known = {ending: type_ for type_, own in ENDINGS.items() for ending in own}
+    counted = ", ".join(f"{ending} {count}" for ending, count in endings.most_common())
+    if other := [ending for ending in endings if ending not in known]:
+        return f"files {counted}: {few(other)} cannot be read: convert them, or take their rows out"
+    return f"files of several types, {counted}: give each type a column of its own"
 
 
 def _may_lack(found: _Found, gaps: int) -> None:

@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 #: Endings of files that a table names, by the type of modality that they are.
 ENDINGS: Mapping[ModalityType, tuple[str, ...]] = {
-    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    "image": (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     "waveform": (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"),
     "clip": (".mp4", ".webm", ".avi", ".mov", ".mkv", ".m4v"),
     "text": (".txt",),

@@ -222,6 +222,37 @@ def test_a_table_of_a_spreadsheet_with_traps(tmp_path: Path) -> None:
     assert abs(float(photo.data[np.array([50])].mean()) - 200) < 10
 
 
+def test_columns_that_would_mislead_are_left_out(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        {
+            "label": ("cat", "dog")[n % 2],
+            "label_id": n % 2,
+            "code": ("c1", "d1", "c2", "d2")[n % 4],
+            "sex": ("f", "m")[n // 2 % 2],
+            "weight": f"{draw.integers(100, 9000) / 10} kg",
+            "price": f"€{draw.integers(1000, 9999):,}",
+            "photo": f"{n}.{'heic' if n == 3 else 'jpg'}",
+            "media": f"{n}.{('jpg', 'wav')[n % 2]}",
+            "x": f"{draw.normal():.3f}",
+        }
+        for n in range(80)
+    ]
+    empty = dict.fromkeys(rows[0], "")
+    text, said = init(tmp_path, [*rows, empty, empty])
+    assert said["modality"] == {"table": {"columns": ["sex", "x"], "type": "vector"}}
+    assert "unlabelled" not in said
+    for words in (
+        "label_id (has a value for each label: it gives the answer away)",
+        "code (has a value for each label",
+        "weight (numbers such as '",
+        "price (numbers such as '€",
+        "photo (files .jpg 79, .heic 1: .heic cannot be read: convert them",
+        "media (files of several types, .jpg 40, .wav 40: give each type",
+    ):
+        assert f"# ? Left out: {words}" in text
+
+
 def test_fields_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
     lines = [
         {"label": "ab"[n % 2], "x": n / 7, "none": None, "deep": {"of": [{"a": n}]}, "n": n}

@@ -226,7 +226,7 @@ def test_decimal_commas_between_semicolons(tmp_path: Path) -> None:
     columns = Columns([write_table(tmp_path / "a.csv", rows, ";")])
     assert columns.get("a").tolist() == [1.5, -2, 0.25]
     assert columns.get("b").tolist() == ["1,5", "x", "2"]
-    gaps = Columns([write_table(tmp_path / "b.csv", [*rows, {"a": "", "b": ""}], ";")])
+    gaps = Columns([write_table(tmp_path / "b.csv", [{"a": "", "b": ""}, *rows], ";")])
     source = fitted_vector(gaps, ["a"], np.arange(4))
     assert source.rows(gaps, text=False)[0].shape == (4, 2)
     commas = Columns([write_table(tmp_path / "c.csv", rows)])
