@@ -12,8 +12,10 @@ import numpy as np
 
 from bmnas.machine.errors import UserError, few
 from bmnas.report.style import GREY, INK, PALETTE, Part, figure_of, printable
+from bmnas.report.tables import DASH
 from bmnas.tasks.kinds import Array, task_kind
 from bmnas.tasks.ntu import BODIES, BONES, JOINTS
+from bmnas.tasks.sources import Source, fields_of
 from bmnas.tasks.survey import ReadModality, Survey
 from bmnas.tasks.task import PARTS, Modality, ModalityType, Task
 
@@ -102,6 +104,8 @@ def _draw(axes: Any, read: ReadModality, sample: int) -> None:
         is_text = modality.type == "text"
         words = str(row) if is_text else " ".join(map(str, np.trim_zeros(row, "b")))
         _write(axes, words, INK, 46)
+    elif fields := _fields(modality, row):
+        _write(axes, fields, INK, 46)
     elif modality.type in ("image", "clip"):
         _pictures(axes, row if modality.type == "clip" else row[None], read)
     elif _of_skeletons(modality):
@@ -110,6 +114,14 @@ def _draw(axes: Any, read: ReadModality, sample: int) -> None:
         axes.imshow(row.T, aspect="auto", origin="lower", cmap="viridis")
     else:
         _curves(axes, row)
+
+
+def _fields(modality: Modality, row: Array) -> str:
+    """Return the columns of a table that a row (D,) was made of, and their values; or nothing."""
+    if modality.source is None:
+        return ""
+    fields = fields_of(Source.from_dict(modality.source, modality.name).vector, row)
+    return "\n".join(f"{n}: {DASH if value is None else value}" for n, value in fields.items())
 
 
 def _write(axes: Any, text: str, colour: str, width: int) -> None:

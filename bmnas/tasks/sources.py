@@ -26,6 +26,7 @@ from bmnas_serve.sources import (
     number_of,
     numbers_of,
 )
+from bmnas_serve.sources import fields_of as fields_of
 
 from bmnas.machine.errors import UserError, at, few
 from bmnas.tasks.columns import Columns

@@ -19,6 +19,7 @@ from bmnas_serve.files import read_regular, reading
 from bmnas_serve.manifest import Manifest
 from bmnas_serve.media import decoder
 from bmnas_serve.raw import RawInput
+from bmnas_serve.sources import fields_of
 
 SAMPLES_FILE = "samples.safetensors"
 _PREFIX = "inputs."
@@ -87,7 +88,7 @@ def shown(one: RawInput, row: NDArray[Any]) -> tuple[str, bytes]:
             assert one.texts is not None
             return "text/plain", one.texts.decode(row).encode("utf-8", "replace")
         case "fields":
-            return "application/json", json.dumps(_fields(one, row)).encode()
+            return "application/json", json.dumps(fields_of(one.vector, row)).encode()
     return "application/json", json.dumps(row.tolist()).encode()
 
 
@@ -112,12 +113,3 @@ def _wav(one: RawInput, row: NDArray[Any]) -> bytes:
         file.setframerate(rate)
         file.writeframes((values.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
     return out.getvalue()
-
-
-def _fields(one: RawInput, row: NDArray[Any]) -> dict[str, float | str | None]:
-    fields: dict[str, float | str | None] = {}
-    start = 0
-    for column in one.vector:
-        fields[column.column] = column.field(row[start : start + column.width])
-        start += column.width
-    return fields

@@ -7,7 +7,7 @@ vector, T frames or samples, H height, W width.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Self
@@ -233,6 +233,18 @@ class Source:
             return cls(**table(data, place, known, {"missing": _true_or_false}))
         optional = {"files": _files, "folder": text, "missing": _true_or_false}
         return cls(**table(data, place, {"column": text}, optional))
+
+
+def fields_of(
+    vector: Sequence[Numbers | Categories], row: NDArray[Any]
+) -> dict[str, float | str | None]:
+    """Return the fields that a ``row`` (D,) of the columns of ``vector`` was made of, by name."""
+    fields: dict[str, float | str | None] = {}
+    start = 0
+    for one in vector:
+        fields[one.column] = one.field(row[start : start + one.width])
+        start += one.width
+    return fields
 
 
 def numbers_of(column: str, fields: NDArray[Any]) -> NDArray[np.float64]:

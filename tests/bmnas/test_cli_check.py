@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import bmnas_command, one_line_error
+from media_files import MEDIA_TASK, media_table, write_table
 from paper_files import write_egogesture, write_ntu
 from task_files import arrays, modality, write_task
 from tiny_tasks import Fragile, changed, tiny_task
@@ -13,7 +14,7 @@ from tiny_tasks import Fragile, changed, tiny_task
 from bmnas.machine.errors import UserError
 from bmnas.report.contact_sheet import contact_sheet
 from bmnas.report.survey import survey_page, survey_tables
-from bmnas.tasks import Task
+from bmnas.tasks import Task, load_task
 from bmnas.tasks.left_out import LEFT_OUT
 from bmnas.tasks.survey import survey
 
@@ -184,6 +185,19 @@ def test_every_type_is_drawn() -> None:
     page = survey_page(survey(task))
     assert "&lt;b&gt;&amp; word" in page
     assert "<b>" not in page
+
+
+def test_columns_of_a_table_are_written_with_their_values(tmp_path: Path) -> None:
+    for package in ("soundfile", "soxr"):
+        pytest.importorskip(package)
+    write_table(tmp_path / "pets.csv", rows := media_table(tmp_path, 24))
+    (tmp_path / "task.toml").write_text(MEDIA_TASK, "utf-8")
+    first = contact_sheet(survey(load_task(tmp_path / "task.toml"))).subfigs[0].axes[-1]
+    city = rows[0]["city"]
+    weight, height, visits = (float(rows[0][n]) for n in ("weight", "height", "visits"))
+    assert first.texts[0].get_text() == (
+        f"age: –\nweight: {weight}\nheight: {height}\nvisits: {visits}\ncity: {city}"
+    )
 
 
 def test_what_cannot_be_read_has_the_reason_in_its_place() -> None:
