@@ -212,12 +212,12 @@ def _lines(session: Session, manifest: Manifest, inputs: list[_Rows], rows: Arra
 
 def _answers(manifest: Manifest, outputs: Mapping[str, Array]) -> tuple[list[str], list[list[Any]]]:
     """Return header and lines: label and probabilities, numbers by name, or else all outputs."""
-    from bmnas_serve.answers import labels
+    from bmnas_serve.answers import for_people, labels
 
     if manifest.scale is not None:
         return list(manifest.class_names), [list(map(_shown, row)) for row in outputs["prediction"]]
     if manifest.task.decision == "none":
-        wide = {name: np.atleast_2d(x.T).T for name, x in outputs.items()}
+        wide = {name: np.atleast_2d(x.T).T for name, x in for_people(outputs).items()}
         header = [f"{name}.{n}" for name, x in wide.items() for n in range(x.shape[1])]
         return header, [list(map(_shown, row)) for row in np.concatenate([*wide.values()], 1)]
     probabilities = outputs["probabilities"]

@@ -38,13 +38,23 @@ def answer(manifest: Manifest, outputs: Mapping[str, NDArray[Any]], row: int) ->
     if manifest.scale is not None:
         return {"numbers": _by_class(manifest, outputs["prediction"][row])}
     if manifest.task.decision == "none":
-        return {"outputs": {name: _nested(array[row]) for name, array in outputs.items()}}
+        told = for_people(outputs).items()
+        return {"outputs": {name: _nested(array[row]) for name, array in told}}
     probabilities = outputs["probabilities"][row]
     found = {
         "labels": labels(manifest, probabilities[None])[0],
         "probabilities": _by_class(manifest, probabilities),
     }
     return found if manifest.threshold is None else {**found, "threshold": manifest.threshold}
+
+
+def for_people(outputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the outputs of another kind of task without logits that came to a probability.
+
+    Of a picture's regions there may be hundreds.
+    """
+    known = "probability" in outputs
+    return {name: array for name, array in outputs.items() if name != "logits" or not known}
 
 
 def _by_class(manifest: Manifest, row: NDArray[Any]) -> dict[str, float]:

@@ -201,6 +201,32 @@ def test_a_picture_is_drawn(visit: Visit) -> None:
     assert visit.probabilities() != drawn
 
 
+def test_a_box_is_drawn_in_its_picture(visit: Visit, tmp_path: Path) -> None:
+    page = visit.page
+    said = {"outputs": {"box": [4, 6, 13, 17], "probability": [0.5]}, "left_out": []}
+    said |= {"milliseconds": {"input": 1, "model": 1}}
+    page.route("**/v1/predict?*", lambda route: route.fulfill(json=said))
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(picture((40, 60)))
+    visit.card("photo").locator("input").set_input_files(photo)
+    box = visit.card("photo").get_by_role("img", name="the box in the picture")
+    box.wait_for()
+    told = page.locator("#said").inner_text().split()
+    assert told == ["box", "4,", "6,", "13,", "17", "probability", "0.5"]
+    # A stroke of 3 pixels stands round 10 x 12 of the picture, which is as high as its place.
+    drawn = visit.card("photo").locator("rect").bounding_box()
+    shown = visit.card("photo").locator("img").bounding_box()
+    scale = min(shown["width"] / 60, shown["height"] / 40)
+    left = shown["x"] + (shown["width"] - 60 * scale) / 2
+    top = shown["y"] + (shown["height"] - 40 * scale) / 2
+    wanted = left + 4 * scale, top + 6 * scale, 10 * scale, 12 * scale
+    found = [drawn[name] for name in ("x", "y", "width", "height")]
+    assert found == pytest.approx(wanted, abs=4)
+    # A change of the picture takes it away.
+    visit.card("photo").get_by_role("button", name="Draw").click()
+    assert box.count() == 0
+
+
 def test_a_sound_is_recorded(visit: Visit) -> None:
     before = visit.probabilities()
     with visit.page.expect_response(lambda response: "/v1/predict" in response.url) as answered:

@@ -43,11 +43,9 @@ function table(rows) {
   return element("table", {}, element("tbody", {}, ...lines));
 }
 
-// The outputs of another kind of task; logits are for machines, unless there is nothing else.
+// The outputs of another kind of task, as rows of a table.
 function outputs(said) {
-  const all = Object.entries(said.outputs);
-  const some = all.filter(([name]) => name !== "logits");
-  return (some.length ? some : all).map(([name, value]) => [name, [value].flat(Infinity).map(number).join(", ")]);
+  return Object.entries(said.outputs).map(([name, value]) => [name, [value].flat(Infinity).map(number).join(", ")]);
 }
 
 export function showAnswer(card, said, waited) {
