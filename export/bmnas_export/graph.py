@@ -10,6 +10,7 @@ import io
 import logging
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ BATCH = "batch"
 
 _LARGEST = 2**31 - 2**20  # bytes: what one protobuf file can hold, less room for the graph
 _TRACED_BATCH = 2  # torch takes an axis of one for a constant
+#: The place of nodes of no module below the network.
+_WHOLE = "network"
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
 _FIXED = re.compile(r"specializ|Constraints violated", re.IGNORECASE)
 
@@ -69,13 +72,20 @@ def translate(network: nn.Module, inputs: Sequence[TensorSpec]) -> torch.onnx.ON
 
 
 def graph_facts(model: Path) -> dict[str, Any]:
-    """Return opset, IR version, bytes and number of nodes of a model file."""
+    """Return opset, IR version, bytes and numbers of nodes of a model file, also by part.
+
+    A part is a backbone, the reshape of features (``pool``), or what the fusion has below it.
+    """
     found = onnx.load(model, load_external_data=False)
+    # Files of earlier versions do not say where nodes come from.
+    places = (node.name.partition("/")[0] for node in found.graph.node if "/" in node.name)
+    parts = Counter(re.sub(r"^(\w+(\.[^.]+(\.\d+)?)?).*", r"\1", place) for place in places)
     return {
         "opset": {entry.domain: entry.version for entry in found.opset_import}[""],
         "ir": found.ir_version,
         "bytes": model.stat().st_size,
         "nodes": len(found.graph.node),
+        **({"parts": dict(parts)} if parts else {}),
     }
 
 
@@ -171,12 +181,25 @@ def _clean(
             value.shape = value.type = None
     for value, spec in ends.items():
         value.name, value.shape = spec.name, ir.Shape([BATCH, *spec.shape[1:]])
+    alike: Counter[str] = Counter()
+    for node in nodes:
+        name = f"{_place(node)}/{node.op_type}"
+        node.name = f"{name}_{alike[name]}" if alike[name] else name
+        alike[name] += 1
     for part in (*ends, *graph.initializers.values(), *produced, *nodes, graph, model):
         part.metadata_props.clear()
         part.doc_string = None
     graph.name = "bmnas"
     model.metadata_props.update(metadata)
     model.producer_name, model.producer_version = "bmnas", metadata.get("bmnas.version", "")
+
+
+def _place(node: ir.Node) -> str:
+    """Return the module that a node comes from, such as ``backbones.left.stages.0``."""
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
+    # The last one is torch's own name for what it computes.
+    modules = re.findall(r"'network\.([^']+)'", scopes)
+    return modules[-1] if modules else _WHOLE
 
 
 def _named(values: Sequence[Any], specs: Sequence[TensorSpec]) -> dict[Any, TensorSpec]:

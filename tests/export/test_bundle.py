@@ -74,7 +74,10 @@ def test_a_bundle_is_what_its_manifest_says(made: Made) -> None:
     measured = manifest.scores["exported"]
     assert manifest.scores == {**SCORES, "exported": measured}
     assert (measured["samples"], measured["by"]) == (70, "onnxruntime")
-    assert manifest.graph.keys() == {"opset", "ir", "bytes", "nodes"}
+    assert manifest.graph.keys() == {"opset", "ir", "bytes", "nodes", "parts"}
+    backbones = {f"backbones.{spec.name}" for spec in manifest.inputs}
+    assert {*backbones, "pool"} < manifest.graph["parts"].keys()
+    assert sum(manifest.graph["parts"].values()) == manifest.graph["nodes"]
     assert (manifest.graph["opset"], manifest.graph["ir"]) == (20, 10)
     assert manifest.graph["bytes"] == made.bundle.sizes["model.onnx"]
     assert manifest.genotype == made.trained.genotype.to_dict()

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bmnas_export.errors import ExportError
-from bmnas_export.graph import OPSET, export_graph
+from bmnas_export.graph import OPSET, export_graph, graph_facts
 from bmnas_export.prepare import prepare, reference_network
 from bmnas_serve.manifest import TensorSpec
 from tiny_networks import tiny_network, tiny_task
@@ -216,3 +216,42 @@ def test_another_process_gives_equal_bytes() -> None:
     )
     assert len(done.stdout) > 1000
     assert done.stdout == tiny_graph()
+
+
+def test_nodes_are_named_after_the_modules_that_they_come_from(tmp_path: Path) -> None:
+    class Network(Compute):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fusion = nn.ModuleDict({"cells": nn.ModuleList([Compute(), Compute()])})
+            # Equal layers would be one.
+            nn.init.zeros_(self.fusion.get_parameter("cells.1.linear.bias"))
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            first, second = self.fusion["cells"]
+            return first(*inputs) + second(*inputs).relu()  # type: ignore[no-any-return]
+
+    class Whole(Compute):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = Network()
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            return self.network(*inputs)  # type: ignore[no-any-return]
+
+    path = tmp_path / "model.onnx"
+    path.write_bytes(export(Whole()))
+    names = [node.name for node in onnx.load(path).graph.node]
+    assert sorted(names) == [
+        "fusion.cells.0.linear/Gemm",
+        "fusion.cells.1.linear/Gemm",
+        "network/Add",
+        "network/Relu",
+    ]
+    parts = {"fusion.cells.0": 1, "fusion.cells.1": 1, "network": 2}
+    assert graph_facts(path)["parts"] == parts
+    # A file of an earlier version does not say.
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.name = node.op_type
+    onnx.save(model, path)
+    assert "parts" not in graph_facts(path)
