@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from bmnas.lab.engines import Engine, JobRecord, Workers
 from bmnas.lab.job import Job, backbones_jobs
 from bmnas.machine.distributed import lock_folders
 from bmnas.machine.errors import UserError
-from bmnas.machine.files import read_json, write_json
+from bmnas.machine.files import read_json, sha256_json, write_json
 from bmnas.machine.progress import Progress
 from bmnas.machine.schema import plain, read
 from bmnas.pipeline.run_folder import Run, differing
@@ -120,7 +120,7 @@ def _run(
     earlier: Mapping[str, JobRecord],
     progress: Progress,
 ) -> list[JobRecord]:
-    """Do what is not finished: backbones, then jobs, then those that start from another one's."""
+    """Do what is not finished, see ``_waves``."""
     records = {job.name: JobRecord(job.name, job.label) for job in jobs}
     by_name, ended = {job.name: job for job in jobs}, dict[str, JobRecord]()
 
@@ -138,8 +138,8 @@ def _run(
             end(JobRecord(job.name, state="done"))
     save()
     left = [job for job in jobs if job.name not in ended]
-    shared = backbones_jobs(left)
-    with progress.stage("runs", len(shared) + len(left)) as shown:
+    waves = list(_waves(left))
+    with progress.stage("runs", sum(map(len, waves))) as shown:
 
         def told(result: JobRecord) -> None:
             if result.error is not None:
@@ -148,7 +148,7 @@ def _run(
             save()
             shown.advance()
 
-        for wave in (shared, [j for j in left if not j.after], [j for j in left if j.after]):
+        for wave in waves:
             orders = []
             for job in wave:
                 needed = [ended[name] for name in (job.backbones, job.after) if name in ended]
@@ -162,6 +162,20 @@ def _run(
             if orders:
                 engine(orders, workers, told)
     return list(records.values())
+
+
+def _waves(jobs: Sequence[Job]) -> Iterator[list[Job]]:
+    """Yield what may be done side by side, task by task, so that the first ones soon have results.
+
+    Backbones, then jobs, then those that start from another one's.
+    """
+    tasks: dict[str, list[Job]] = {}
+    for job in jobs:
+        tasks.setdefault(sha256_json(job.task), []).append(job)
+    for group in tasks.values():
+        yield backbones_jobs(group)
+        yield [job for job in group if not job.after]
+        yield [job for job in group if job.after]
 
 
 def _require_same(job: Job, folder: Path, option: str) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from command_line import bmnas_command, one_line_error, write_tiny_preset
 from tiny_tasks import write_tiny_task
 from workers import in_this_process
 
-from bmnas.lab.engines import Workers
+from bmnas.lab.engines import JobRecord, Told, Workers
+from bmnas.lab.job import Order
 from bmnas.lab.runs import run_jobs
 from bmnas.lab.suite import load_suite, suite_jobs, suite_names, write_report
 from bmnas.machine.errors import UserError
@@ -159,6 +161,24 @@ def test_a_suite_has_searches_in_other_spaces_and_known_sequences(here: Path) ->
     for job in jobs:
         genotype = load_architecture(Run(here / "out" / job.name).genotype)
         assert isinstance(genotype, MMnasGenotype)
+
+
+def test_a_task_is_done_before_the_next_one_is_begun(here: Path) -> None:
+    (here / "other.toml").write_text((here / "task.toml").read_text())
+    more = '[[task]]\nname = "other.toml"\npreset = "tiny-preset.toml"\n'
+    (here / "small.toml").write_text(SUITE + more)
+    asked: list[str] = []
+
+    def none_is_done(orders: Sequence[Order], workers: Workers, told: Told) -> None:
+        for order in orders:
+            asked.append(order["job"]["name"])
+            told(JobRecord(order["job"]["name"], state="done"))
+
+    jobs = suite_jobs(load_suite("small.toml"))
+    run_jobs(jobs, here / "out", Workers((), 1, 0), none_is_done, device="cpu")
+    found = [".backbones" if name.startswith(".") else name for name in asked]
+    first, second = ([f"{task}/0/{way}" for way in WAYS] for task in ("task", "other"))
+    assert found == [".backbones", *first, ".backbones", *second]
 
 
 def test_a_suite_has_the_recipes_of_both_papers(here: Path) -> None:
