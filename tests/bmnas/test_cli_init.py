@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import datetime
+import decimal
 import json
 import tomllib
 import unicodedata
@@ -251,6 +253,53 @@ def test_columns_that_would_mislead_are_left_out(tmp_path: Path) -> None:
         "media (files of several types, .jpg 40, .wav 40: give each type",
     ):
         assert f"# ? Left out: {words}" in text
+
+
+def test_columns_of_parquet_of_every_type(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    count, draw = 60, np.random.default_rng(0)
+    days = [datetime.datetime(2024, 1 + n % 12, 1 + n % 28) for n in range(count)]
+    colours, notes_of = (
+        pyarrow.array([f"{words} {n % k}" for n in range(count)]).dictionary_encode()
+        for words, k in (("red", 3), ("a long note of", 40))
+    )
+    table = {
+        "colour": colours,
+        "note": notes_of,
+        "vector": pyarrow.array(
+            draw.normal(size=(count, 4)).tolist(), pyarrow.list_(pyarrow.float32(), 4)
+        ),
+        "seen": pyarrow.array(days),
+        "day": pyarrow.array([day.date() for day in days]),
+        "cost": pyarrow.array(
+            [decimal.Decimal(int(n)) / 100 for n in draw.integers(1, 999, count)]
+        ),
+        "ok": pyarrow.array([(True, False, None)[n // 2 % 3] for n in range(count)]),
+        "often": pyarrow.array(
+            [n * 7 % 31 if n % 5 else None for n in range(count)], pyarrow.int32()
+        ),
+        "nothing": pyarrow.nulls(count),
+        "film": pyarrow.array([f"films/{n}.MP4" for n in range(count)]),
+        "price": pyarrow.array(draw.normal(size=count)),
+    }
+    parquet.write_table(pyarrow.table(table), tmp_path / "a.parquet")
+    words = ("init", tmp_path / "a.parquet", "--labels", "price", "--out", tmp_path / "task.toml")
+    said = tomllib.loads((printed := bmnas_command(*words)).out)
+    assert said["kind"] == "regression"
+    assert said["modality"].pop("film") == {
+        "array": "film", "type": "clip", "size": 64, "frames": 8,
+    }  # fmt: skip
+    assert said["modality"] == {
+        "note": {"array": "note", "type": "text"},
+        "vector": {"array": "vector", "type": "vector"},
+        "table": {"columns": ["colour", "cost", "ok", "often"], "type": "vector"},
+    }
+    for words_of in ("seen (dates: ", "day (dates: ", "nothing (empty)"):
+        assert f"# ? Left out: {words_of}" in printed.out
+    assert "There is no 'films/0.MP4'" in printed.out
+    # Three colours; a cost; yes, no and neither; a number, and whether it is missing.
+    assert load_task(tmp_path / "task.toml").modality("table").data.shape == (count, 3 + 1 + 3 + 2)
 
 
 def test_fields_that_cannot_be_read_are_left_out(tmp_path: Path) -> None:
