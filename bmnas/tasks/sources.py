@@ -6,6 +6,7 @@ made in the same way. Legend: n rows, D numbers of a vector, T frames or samples
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,7 +92,7 @@ class Source(serving.Source):
             base, paths = columns.located(self.column, paths, folder)
         else:
             base = (below / folder).absolute()
-        names, index = _different(paths)
+        names, index = _different(text_array([_spelt(base, path) for path in paths.tolist()]))
         if isinstance(self.files, TextFiles):
             texts, wrong = read_all(lambda name: read_text(base / name) if name else "", names)
             if unread is not None:
@@ -101,7 +102,7 @@ class Source(serving.Source):
                 raise UserError(f"column {self.column!r}: {len(wrong)} unreadable files: {told}")
             found = text_array([text or "" for text in texts])
             return (_blanked(found) if self.missing else found), index
-        return FileRows(base, [_spelt(base, name) for name in names], self.files), index
+        return FileRows(base, names, self.files), index
 
 
 class FileRows(DecodedRows[Path | None]):
@@ -236,10 +237,16 @@ def _paths(columns: Columns, column: str, missing: bool) -> Array:
 
 
 def _spelt(base: Path, name: str) -> str:
-    """Return the name of a file as it is spelt: letters with accents as one character or as two.
+    """Return the name of a file below ``base`` in one spelling: not ./a.jpg, nor the whole path.
 
-    Which of them an archive has depends on the system that packed it; people see no difference.
+    Letters with accents are one character or two as the file has them: which of them an archive
+    has depends on the system that packed it, and people see no difference.
     """
+    if not name:
+        return ""
+    name = os.path.normpath(name)
+    if os.path.isabs(name) and Path(name).is_relative_to(base):
+        name = Path(name).relative_to(base).as_posix()
     if not name.isascii() and not (base / name).exists():
         for form in ("NFC", "NFD"):
             if (base / (other := unicodedata.normalize(form, name))).exists():

@@ -336,7 +336,8 @@ def test_files_that_parts_share_are_told(tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     pytest.importorskip("soxr")
     table = media_table(tmp_path, 24)
-    table[6]["photo"] = table[9]["photo"] = table[0]["photo"]  # validation, test, train
+    photo = table[0]["photo"]
+    table[6]["photo"], table[9]["photo"] = f"./{photo}", tmp_path / photo  # validation, test
     write_table(tmp_path / "pets.csv", table)
     (tmp_path / "task.toml").write_text(MEDIA_TASK, encoding="utf-8")
     told = list(notes(load_task_file(tmp_path / "task.toml"), "validation"))
