@@ -14,11 +14,11 @@ from bmnas.report.style import GREY, INK, PALETTE, Part, printable
 from bmnas.report.tables import TextTable
 from bmnas.tasks.task import Task
 from bmnas.tasks.text_arrays import reading
-from bmnas.training.regression import RegressionHead
 
 _CELL, _LEAST, _MOST = 0.26, 2.4, 10.0  # inches
 _LEGIBLE = 20  # columns of numbers
 _TABLE = 12  # columns that a terminal has room for
+_OF_NUMBERS = "r2"  # the metric of regression, whose module needs torch
 _POINTS, _SIDE = 2000, 3.3  # of predicted numbers; inches
 
 
@@ -84,7 +84,7 @@ def scatter_parts(run: Record) -> list[Part]:
     Raises UserError for a file that holds something else.
     """
     path = run.path / "predictions.csv"
-    if run.metrics.metric != RegressionHead.metric or not path.is_file():
+    if run.metrics.metric != _OF_NUMBERS or not path.is_file():
         return []
     with reading(str(path)), path.open(encoding="utf-8", newline="") as file:
         rows = [*csv.DictReader(file)]
