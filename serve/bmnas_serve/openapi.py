@@ -39,6 +39,7 @@ _STATUS = {
 _BODY = (400, 404, 408, 413, 415, 503)
 _TEXT, _COUNT = {"type": "string"}, {"type": "integer", "minimum": 0}
 _OBJECT: Schema = {"type": "object"}
+_BOOLEAN: Schema = {"type": "boolean"}
 
 
 def document(
@@ -100,6 +101,10 @@ def _operations(
         said = _operation("A request of zeros.", _object({"inputs": _list(_OBJECT)}), 404)
         yield (f"{model}/example.json", "GET"), {**said, "parameters": parameters}
         said = _operation("The outputs for tensors.", _inferred(), *_BODY, 500, 504)
+        # Not a property of the schema: tools that make requests of it would take 504 for a fault.
+        said["description"] = (
+            "The parameter timeout, in microseconds, says how long the answer may take."
+        )
         said["responses"]["200"]["content"]["application/octet-stream"] = {}
         yield (
             (f"{model}/infer", "POST"),
@@ -117,9 +122,9 @@ def _server() -> Iterator[tuple[tuple[str, str], Schema]]:
     yield ("/v2", "GET"), _operation("Name and version of the server.", server)
     yield ("/v2/models/stats", "GET"), _operation("What was served of all models.", _OBJECT)
     index = _operation("The models that are or could be served.", _list(_OBJECT), *_BODY)
-    body = _body({"ready": {"type": "boolean"}})
+    body = _body({"ready": _BOOLEAN})
     yield ("/v2/repository/index", "POST"), {**index, "requestBody": body}
-    body = _body({"parameters": _closed({"unload_dependents": {"type": "boolean"}})})
+    body = _body({"parameters": _optional({"unload_dependents": _BOOLEAN})})
     anyone = _parameter("name", "path", _TEXT)
     for verb in ("load", "unload"):
         said = _operation(f"{verb.capitalize()} a model.", _OBJECT, *_BODY, 403)
@@ -130,6 +135,16 @@ def _server() -> Iterator[tuple[tuple[str, str], Schema]]:
 def _closed(properties: Schema) -> Schema:
     """Return an object of these properties, each of which may be left out, and of no others."""
     return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _optional(properties: Schema) -> Schema:
+    """Return an object as ``_closed`` does, in whose place null may stand."""
+    return {**_closed(properties), "type": ["object", "null"]}
+
+
+def _given(properties: Schema, *required: str) -> Schema:
+    """Return an object that a client sends: nothing but these properties."""
+    return {**_object(properties, *required), "additionalProperties": False}
 
 
 def _body(properties: Schema) -> Schema:
@@ -203,7 +218,7 @@ def _predict(names: Sequence[str], cards: Mapping[str, Any]) -> Schema:
                 "description": "Inputs that are left out, also of the sample.",
             },
             {
-                **_parameter("explain", "query", {"type": "boolean"}),
+                **_parameter("explain", "query", _BOOLEAN),
                 "description": "Also say how much less the model says without each input.",
             },
         ],
@@ -260,15 +275,14 @@ def _fields(one: Mapping[str, Any]) -> Schema:
 
 def _json(card: Mapping[str, Any]) -> Schema:
     form = _form(card)
-    encoded = {"type": "string", "contentEncoding": "base64", "minLength": 4}
+    encoded = {"type": "string", "contentEncoding": "base64", "pattern": "^[A-Za-z0-9+/]{2,}=*$"}
     for one in card["inputs"]:
         if one["kind"] in ("image", "sound", "video"):
             form["properties"][one["name"]] = {
-                **_object({"base64": encoded}),
-                "additionalProperties": False,
+                **_given({"base64": encoded}),
                 "description": one["expected"],
             }
-    return {**_object({"inputs": form}), "additionalProperties": False}
+    return _given({"inputs": form})
 
 
 def _nested(shape: Sequence[int]) -> Schema:
@@ -286,8 +300,15 @@ def _infer(served: Served) -> Schema:
         least = max(len(specs) - optional, 1)
         tensors = {"type": "array", "items": {"anyOf": inputs}, "minItems": least}
     output = {"enum": [spec.name for spec in served.session.outputs]}
-    wanted = _list(_object({"name": output, "parameters": _OBJECT}, "name"))
-    return _object({"id": _TEXT, "inputs": tensors, "outputs": wanted}, "inputs")
+    told = _optional({"classification": _COUNT, "binary_data": _BOOLEAN})
+    wanted = _given({"name": output, "parameters": told}, "name")
+    asked = {
+        "id": {"type": ["string", "null"]},
+        "inputs": tensors,
+        "outputs": {"type": ["array", "null"], "items": wanted},
+        "parameters": _optional({"binary_data_output": _BOOLEAN}),
+    }
+    return _given(asked, "inputs")
 
 
 def _tensor(spec: TensorSpec) -> Schema:
@@ -299,14 +320,13 @@ def _tensor(spec: TensorSpec) -> Schema:
     axes = [
         {"const": axis} if axis != -1 else {"type": "integer", "minimum": 1} for axis in spec.shape
     ]
-    return _object(
-        {
-            "name": {"const": spec.name},
-            "datatype": {"const": PROTOCOL[spec.dtype]},
-            "shape": {"type": "array", "prefixItems": axes, "items": False, "minItems": len(axes)},
-            "data": {**_list(item), "minItems": math.prod(a for a in spec.shape if a != -1)},
-        }
-    )
+    required: Schema = {
+        "name": {"const": spec.name},
+        "datatype": {"const": PROTOCOL[spec.dtype]},
+        "shape": {"type": "array", "prefixItems": axes, "items": False, "minItems": len(axes)},
+        "data": {**_list(item), "minItems": math.prod(a for a in spec.shape if a != -1)},
+    }
+    return _given({**required, "parameters": _optional({})}, *required)
 
 
 def _inferred() -> Schema:
