@@ -64,8 +64,10 @@ def _fitted(logits: Tensor, labels: Tensor, head: TaskHead) -> tuple[list[float]
     logs = torch.full((len(terms),), -math.log(len(terms)), dtype=torch.float64, requires_grad=True)
     bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([logs, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+    least, seen = math.inf, (logs.detach().clone(), bias.detach().clone())
 
     def closure() -> Tensor:
+        nonlocal least, seen
         optimizer.zero_grad()
         loss = head.loss(torch.tensordot(logs.exp(), terms, 1) + bias, labels)
         # A normal prior around the mean: where samples are few and all of them answered rightly,
@@ -73,7 +75,13 @@ def _fitted(logits: Tensor, labels: Tensor, head: TaskHead) -> tuple[list[float]
         far = (logs.exp() - 1 / len(terms)).square().sum() + bias.square()
         loss = loss + far / (2 * head.counted(labels))
         loss.backward()
+        if loss.item() < least:
+            least, seen = loss.item(), (logs.detach().clone(), bias.detach().clone())
         return loss
 
     optimizer.step(closure)
-    return logs.detach().exp().tolist(), float(bias.detach())
+    ends = logs.detach(), bias.detach()
+    if not all(bool(x.isfinite().all()) for x in ends):
+        # The line search can end so where the loss is nearly flat.
+        ends = seen
+    return ends[0].exp().tolist(), float(ends[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch import Tensor
 from bmnas.tasks.kinds import UNSEEN_LABEL
 from bmnas.training.heads import head_for
 from bmnas.training.settings import Weighing
+from bmnas.training.task_head import TaskHead
 from bmnas.training.weighing import fit_weighing, held_out_loss
 
 SAMPLES, CLASSES = 400, 4
@@ -82,3 +85,23 @@ def test_a_member_that_knows_nothing_does_not_lower_the_loss_on_other_samples(
     assert held_out_loss({**known, **noise}, labels, head) == pytest.approx(alone, rel=0.02)
     more = {**known, "too": speaker(labels, 2.0, 1.0, 5)}
     assert held_out_loss(more, labels, head) < 0.9 * alone
+
+
+def test_a_fit_that_ends_in_nan_returns_the_best_that_was_seen() -> None:
+    class Breaking:
+        """A loss that is no number from the fourth time on, as a line search may end."""
+
+        calls = 0
+
+        def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return (logits - 3).square().mean() * (1.0 if self.calls < 4 else torch.nan)
+
+        def counted(self, labels: torch.Tensor) -> int:
+            return len(labels)
+
+    head = Breaking()
+    found = fit_weighing({"one": torch.ones(8, 1)}, torch.zeros(8), cast(TaskHead, head))
+    assert head.calls >= 4
+    # Better than the start, where the weight is 1.
+    assert 1 < found.weights["one"] + found.bias < 4
