@@ -48,7 +48,7 @@ class Made:
 
     Each further row has one of ``explained`` as if it were left out. ``left_out`` are the inputs
     for which the request and its sample hold nothing. ``sizes`` are height and width of pictures
-    that were given as files.
+    that were given as files, where the answer is a box in them.
     """
 
     inputs: Mapping[str, NDArray[Any]]
@@ -97,10 +97,11 @@ class RawModel:
         if asked.sample is not None:
             self.check_sample(asked.sample)
         rows, sizes, left_out = {}, {}, []
+        boxes = self.manifest.task.kind == "grounding"
         for name, one in self.inputs.items():
             if name in given:
                 rows[name] = one.row(given[name])
-                if (size := one.size(given[name])) is not None:
+                if boxes and (size := one.size(given[name])) is not None:
                     sizes[name] = size
             elif asked.sample is not None and name not in asked.without:
                 rows[name] = self.rows[name][asked.sample]
