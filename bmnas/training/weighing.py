@@ -82,6 +82,6 @@ def _fitted(logits: Tensor, labels: Tensor, head: TaskHead) -> tuple[list[float]
     optimizer.step(closure)
     ends = logs.detach(), bias.detach()
     if not all(bool(x.isfinite().all()) for x in ends):
-        # The line search can end so where the loss is nearly flat.
+        # The line search of LBFGS ended so on regression labels that were met nearly exactly.
         ends = seen
     return ends[0].exp().tolist(), float(ends[1])
