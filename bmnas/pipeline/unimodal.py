@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -138,7 +137,7 @@ def unimodal_networks(context: RunContext) -> dict[str, Unimodal]:
         folds, fold_of_row = None, _fold_of_row(context, modality)
         if fold_of_row is not None:
             files = _fold_files(context, path)
-            each = tuple(load_backbone(file)[0] for file in files)
+            each = tuple(load_backbone(file, module=modality.backbone)[0] for file in files)
             folds = Folds(each, fold_of_row)
         found[name] = Unimodal(backbone.cpu(), validation, extra.pretrained, extra.seconds, folds)
     return found
@@ -340,7 +339,8 @@ def _piece(
     start: State | None,
 ) -> tuple[State, float]:
     """Return the weights after a part of a training, and its seconds, from ``path`` if there."""
-    kept: dict[str, Any] = load_backbone(path)[1] if path.exists() else {}
+    own = modality.backbone
+    kept = load_backbone(path, module=own)[1] if path.exists() else {}
     if broadcast(kept.get("owner") != owner):
         checkpoint = Checkpoint(checkpoint_path(path), owner)
         backbone, _ = _trained(context, modality, checkpoint, samples, recipe, start)
@@ -348,7 +348,7 @@ def _piece(
         on_rank_zero(lambda: save_backbone(path, backbone.cpu(), extra))
         checkpoint.remove()
     # Read back even when just made, so that a resumed run goes on from the very same state.
-    backbone, found = load_backbone(path)
+    backbone, found = load_backbone(path, module=own)
     return backbone.state_dict(), read(_Piece, found, str(path)).seconds
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,14 @@ FOLDS = 2
 CONFIG_WITH_FOLDS = CONFIG.override("unimodal", folds=FOLDS, epochs=3)
 BOTH: tuple[Part, ...] = ("train", "validation")
 
+_OWN = """from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(nn.Flatten(), nn.Linear(18, 9), nn.Linear(9, num_classes))
+"""
+
 
 def context(folder: Path, task: Task) -> RunContext:
     runtime = Runtime(torch.device("cpu"), compile=False)
@@ -40,8 +49,17 @@ def opened(folder: Path, task: Task) -> tuple[dict[str, Unimodal], FeatureCache]
     return networks, made.features(backbones, BOTH, 4, folds=folds_of(networks))
 
 
-def test_every_train_row_is_read_by_a_backbone_that_has_not_seen_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [False, True])
+def test_every_train_row_is_read_by_a_backbone_that_has_not_seen_it(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = tiny_task(samples=150)
+    if own:
+        # Between its trainings a user's own module is read back from a file.
+        (tmp_path / "own_fold_net.py").write_text(_OWN, encoding="utf-8")
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        task = changed(task, 0, backbone="own_fold_net:Net", features=("1",))
     networks, cache = opened(tmp_path, task)
     for modality in task.modalities:
         found = networks[modality.name]
