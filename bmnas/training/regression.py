@@ -54,12 +54,18 @@ class RegressionHead(TaskHead):
         return torch.where(varies, 1 - left / whole.where(varies, 1.0), 0.0)
 
     def details(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        """Return MAE and RMSE in the labels' units, of each number, and its R² if there are many.
+        """Return MAE and RMSE in the labels' units, and Pearson's correlation, of each number.
 
-        Their names end in that of the number.
+        And its R² if there are many; their names end in that of the number. The correlation of a
+        number that does not vary is 0.
         """
-        apart = self.probabilities(logits.double()) - labels.double()
-        found = {"mae": apart.abs().mean(0), "rmse": apart.square().mean(0).sqrt()}
+        predictions, labels = self.probabilities(logits.double()), labels.double()
+        apart = predictions - labels
+        found = {
+            "mae": apart.abs().mean(0),
+            "rmse": apart.square().mean(0).sqrt(),
+            "pearson": _pearson(predictions, labels),
+        }
         if labels.shape[1] == 1:
             return {name: float(own) for name, own in found.items()}
         found["r2"] = self._r2(logits, labels)
@@ -103,3 +109,11 @@ class RegressionHead(TaskHead):
         if self.scale is None:
             raise UserError("a regression task: received no scale of its labels, expected one")
         return like.new_tensor(self.scale.mean), like.new_tensor(self.scale.deviation)
+
+
+def _pearson(one: Tensor, two: Tensor) -> Tensor:
+    """Return the correlation (K,) of the columns of (n, K) with each other."""
+    varies = (one.amax(0) > one.amin(0)) & (two.amax(0) > two.amin(0))
+    one, two = one - one.mean(0), two - two.mean(0)
+    lengths = one.norm(dim=0) * two.norm(dim=0)
+    return torch.where(varies, (one * two).sum(0) / lengths.where(varies, 1.0), 0.0)

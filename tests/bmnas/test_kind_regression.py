@@ -68,7 +68,7 @@ def test_labels_that_are_all_the_same_have_nothing_to_explain() -> None:
     assert any((labels[:n, 0] != labels[:n, 0].mean()).any() for n in range(3, 100))
     for n in range(3, 100):
         details = HEAD.details(torch.zeros(n, 2), labels[:n])
-        assert details["r2_age"] == 0
+        assert details["r2_age"] == details["pearson_age"] == 0
         assert details["r2_mood"] < 0
 
 
@@ -84,6 +84,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
         assert details[f"mae_{name}"] == pytest.approx(mean_absolute_error(*own))
         assert details[f"rmse_{name}"] == pytest.approx(root_mean_squared_error(*own))
         assert details[f"r2_{name}"] == pytest.approx(r2_score(*own))
+        assert details[f"pearson_{name}"] == pytest.approx(np.corrcoef(*own)[0, 1])
     assert HEAD.columns(logits, labels)["prediction mood"] == pytest.approx(predicted[:, 1])
     flat = torch.full((3, 2), 7.0)
     assert HEAD.score(torch.zeros(3, 2), flat) == 0
