@@ -93,7 +93,7 @@ class FinalTraining:
     def judge(self) -> None:
         """Fit the weights and the threshold to validation, unless that was done."""
         context, task = self.context, self.context.task
-        wanted = self.head.threshold is None and self.head.decision == "threshold"
+        wanted = self.head.lacks_threshold
         if self.weighing is None and not wanted:
             return
         file, fingerprint = context.folder.judged, self._fingerprint("judged")

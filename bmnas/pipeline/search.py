@@ -11,7 +11,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from bmnas.backbones import Backbone
@@ -34,6 +33,7 @@ from bmnas.pipeline.unimodal import (
     Unimodal,
     evaluate_unimodal,
     folds_of,
+    of_all_samples,
     remove_stale,
     unimodal_networks,
 )
@@ -61,7 +61,7 @@ from bmnas.strategies.front import Point
 from bmnas.strategies.problem import Outcome, SearchProblem
 from bmnas.strategies.target import Aim, Target
 from bmnas.tasks import check_task, notes
-from bmnas.tasks.task import Task
+from bmnas.tasks.task import Part, Task
 
 PAIRS = 20_000  # of a gallery: every candidate is judged on it
 _COMPARED = 3  # whole networks that say how well the table predicts
@@ -287,14 +287,9 @@ def _unimodal_logits(context: RunContext, backbones: Mapping[str, Backbone]) -> 
     """
     if not context.adds_logits:
         return {}
-    task, found = context.task, {}
-    samples = task.samples("validation")
-    for name, backbone in backbones.items():
-        logits = evaluate_unimodal(context, name, backbone, "validation").logits
-        given = torch.from_numpy(~task.modality(name).lacking(samples))
-        found[name] = logits.new_zeros(len(samples), logits.shape[1])
-        found[name][given] = logits
-    return found
+    part: Part = "validation"
+    each = {name: evaluate_unimodal(context, name, b, part).logits for name, b in backbones.items()}
+    return {name: of_all_samples(context.task, name, part, own) for name, own in each.items()}
 
 
 def _over_seeds(outcome: Outcome[Architecture]) -> SeedsMetrics:

@@ -32,7 +32,9 @@ from bmnas.pipeline.run_folder import Existing, Run, require_same
 from bmnas.pipeline.search import write_pictures
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
 from bmnas.pipeline.unimodal import (
+    Unimodal,
     evaluate_unimodal,
+    of_all_samples,
     remove_stale,
     unimodal_networks,
 )
@@ -50,8 +52,9 @@ from bmnas.spaces.fusions.space import NamedFusion
 from bmnas.spaces.registry import load_architecture, space_of
 from bmnas.tasks import check_task, check_test, notes, reload_task
 from bmnas.tasks.kinds import task_kind
-from bmnas.tasks.task import Task
-from bmnas.training.heads import TaskHead
+from bmnas.tasks.task import Part, Task
+from bmnas.training.heads import TaskHead, head_of
+from bmnas.training.metrics import Evaluation
 from bmnas.training.settings import as_read
 
 _INHERITED = ("search", "seconds", "processor_seconds", "samples_per_second", "peak_memory")
@@ -306,11 +309,6 @@ def _train(context: RunContext, architecture: Architecture) -> None:
     labels = test.labels
     assert labels is not None
     seen = samples_per_epoch(len(task.samples("train", "validation")), settings.batch_size)
-    mean = None
-    if not context.learns_words:
-        mean = torch.stack([_whole(task, name, each.logits) for name, each in alone.items()]).mean(
-            0
-        )
     few_classes = task.classes <= MOST_CLASSES
     measured = RunMetrics(
         metric=head.metric,
@@ -324,8 +322,7 @@ def _train(context: RunContext, architecture: Architecture) -> None:
             score=test.score,
             loss=test.loss,
             samples=len(samples),
-            # A fusion that needs no training: the mean of the unimodal networks' logits.
-            unimodal_mean=None if mean is None else head.score(mean, labels),
+            unimodal_mean=_mean_score(context, networks, alone),
             calibration_error=head.calibration_error(test.logits, labels),
             macro_f1=head.macro_f1(test.logits, labels),
             by_type=_by_type(task, head, test.logits),
@@ -376,12 +373,30 @@ def _gallery(context: RunContext, labels: Tensor) -> GalleryMetrics | None:
     return GalleryMetrics(rows, of)
 
 
-def _whole(task: Task, name: str, logits: Tensor) -> Tensor:
-    """Return logits (n, K) of all test samples, zeros for those that lack the modality."""
-    lacking = torch.from_numpy(task.modality(name).lacking(task.samples("test")))
-    whole = logits.new_zeros(len(lacking), *logits.shape[1:])
-    whole[~lacking] = logits
-    return whole
+def _mean_score(
+    context: RunContext, networks: Mapping[str, Unimodal], alone: Mapping[str, Evaluation]
+) -> float | None:
+    """Return the test score of a fusion that needs no training: the mean of unimodal logits.
+
+    ``alone`` are the networks on test; validation says from which probability a label is given.
+    """
+    if context.learns_words:
+        return None
+    task, head = context.task, context.head
+
+    def mean(part: Part, each: Mapping[str, Evaluation]) -> Tensor:
+        whole = [of_all_samples(task, name, part, found.logits) for name, found in each.items()]
+        return torch.stack(whole).mean(0)
+
+    if head.lacks_threshold:
+        part: Part = "validation"
+        seen = {
+            name: evaluate_unimodal(context, name, found.backbone, part)
+            for name, found in networks.items()
+        }
+        labels = label_tensor(task, task.samples(part))
+        head = head_of(task, head.best_threshold(mean(part, seen), labels))
+    return head.score(mean("test", alone), label_tensor(task, task.samples("test")))
 
 
 def _by_type(task: Task, head: TaskHead, logits: Tensor) -> dict[str, float]:

@@ -56,6 +56,7 @@ from bmnas.pipeline.bag import add_bag
 from bmnas.pipeline.context import RunContext
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.fit import fit
+from bmnas.training.heads import head_of
 from bmnas.training.metrics import Evaluation, Forward, evaluate
 from bmnas.training.settings import Recipe
 
@@ -185,15 +186,28 @@ def remove_stale(context: RunContext) -> None:
 def evaluate_unimodal(context: RunContext, name: str, backbone: Backbone, part: Part) -> Evaluation:
     """Return how the backbone ``name`` with its own head does on a part of what it learns.
 
-    Samples that lack the modality are left out.
+    Samples that lack the modality are left out. Of test none are used to choose a threshold: what
+    suits validation decides there.
     """
-    context = context.alone(context.task.modality(name))
-    task, device = context.task, context.runtime.device
+    own = context.alone(context.task.modality(name))
+    task, device, head = own.task, own.runtime.device, own.head
     modality = task.modality(name)
+    if part == "test" and head.lacks_threshold:
+        seen = evaluate_unimodal(context, name, backbone, "validation")
+        assert seen.labels is not None
+        head = head_of(task, head.best_threshold(seen.logits, seen.labels))
     chosen = task.having(modality, part)
     source = RawInput(modality, backbone, chosen)
     samples = RawSamples([source], label_tensor(task, chosen))
-    return evaluate(backbone.to(device), _call(backbone), samples, context.head, device)
+    return evaluate(backbone.to(device), _call(backbone), samples, head, device)
+
+
+def of_all_samples(task: Task, name: str, part: Part, logits: Tensor) -> Tensor:
+    """Return logits (n, …) of all samples of ``part``, zeros for those that lack the modality."""
+    lacking = torch.from_numpy(task.modality(name).lacking(task.samples(part)))
+    whole = logits.new_zeros(len(lacking), *logits.shape[1:])
+    whole[~lacking] = logits
+    return whole
 
 
 def feature_names(task: Task) -> list[str]:

@@ -92,6 +92,11 @@ class TaskHead(ABC):
         """Return the sum of the losses of ``several`` logits (n, K), as of a network with heads."""
         return torch.stack([self.loss(logits, labels) for logits in several]).sum()
 
+    @property
+    def lacks_threshold(self) -> bool:
+        """Whether what is decided hangs on a threshold that is still to be chosen."""
+        return self.decision == "threshold" and self.threshold is None
+
     def best_threshold(self, logits: Tensor, labels: Tensor) -> float | None:
         """Return the threshold that suits logits (n, K) of validation data best; None without."""
         return None

@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from tiny_tasks import CONFIG, changed, tiny_task
+from torch import Tensor
 
 import bmnas
+from bmnas.features.samples import label_tensor
 from bmnas.machine.errors import UserError
 from bmnas.machine.runtime import Runtime
 from bmnas.pipeline.multimodal import evaluate_fusion
-from bmnas.training.heads import head_for
+from bmnas.training.heads import MultilabelHead, head_for
 
 CPU = Runtime(torch.device("cpu"), compile=False)
 
@@ -136,6 +138,25 @@ def test_a_threshold_chosen_on_validation_takes_the_backbones_of_the_search(tmp_
     for scores in result.metrics["unimodal"].values():
         assert scores["test"] == scores["validation"] == 0
     assert all(scores["validation"] > 0 for scores in search.metrics["unimodal"].values())
+
+
+def test_no_threshold_is_chosen_by_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Labels of test are others than those of validation, so that who asks is seen.
+    task = tiny_task(kind="multilabel", samples=93)
+    chosen = []
+    best = MultilabelHead.best_threshold
+
+    def spied(head: MultilabelHead, logits: Tensor, labels: Tensor) -> float:
+        chosen.append(labels)
+        return best(head, logits, labels)
+
+    monkeypatch.setattr(MultilabelHead, "best_threshold", spied)
+    result = bmnas.train_fusion("concat", task, run=tmp_path / "run", config=CONFIG)
+    test, validation = (label_tensor(task, task.samples(p)) for p in ("test", "validation"))
+    assert not any(torch.equal(labels, test) for labels in chosen)
+    # The mean of the logits has a threshold of its own too: both networks', the mean's, the fused.
+    assert sum(torch.equal(labels, validation) for labels in chosen) >= 4
+    assert result.metrics["test"]["unimodal_mean"] > 0
 
 
 def test_a_genotype_without_a_run_needs_a_task(found: Path, tmp_path: Path) -> None:
