@@ -60,8 +60,9 @@ class FinalTraining:
     """The two trainings of an architecture: on train, to be judged on validation, then on both.
 
     The first says with which weights the members are added up, from which probability a label is
-    given, and what each part is worth on samples that it has not learned from; a network whose
-    answer is its fusion's alone and needs no threshold has only the second. Backbones are trained
+    given, how sure a network is to be of a region, and what each part is worth on samples that it
+    has not learned from; a network whose answer is its fusion's alone and needs none of these has
+    only the second. Backbones are trained
     along with a learning rate of their own, or stay as they are when the settings freeze them: then
     the feature cache is used.
     """
@@ -76,6 +77,7 @@ class FinalTraining:
         self.head = context.head
         self.weighing: Weighing | None = None
         self.importance: ImportanceMetrics | None = None
+        self.sharpness = 1.0
         #: What the first training took.
         self.judging_processor_seconds = 0.0
         self.channels = channels_of(backbones)
@@ -91,10 +93,11 @@ class FinalTraining:
             self.weighing = Weighing(dict.fromkeys(members, 1.0))
 
     def judge(self) -> None:
-        """Fit the weights and the threshold to validation, unless that was done."""
+        """Fit weights, threshold and sharpness to validation, unless that was done."""
         context, task = self.context, self.context.task
         wanted = self.head.lacks_threshold
-        if self.weighing is None and not wanted:
+        sharpens = self.head.sharpens and context.config.train.unimodal_logits
+        if self.weighing is None and not wanted and not sharpens:
             return
         file, fingerprint = context.folder.judged, self._fingerprint("judged")
         if broadcast(not file.is_file() or read_json(file).get("fingerprint") != fingerprint):
@@ -108,10 +111,11 @@ class FinalTraining:
                 network.weighing, logits = self.weighing, self.weighing.of(members)
             threshold = self.head.best_threshold(logits, labels) if wanted else self.head.threshold
             head, spent = head_of(task, threshold), checkpoint.processor_seconds
+            sharpness = self.head.sharpness(logits, labels) if sharpens else 1.0
 
             def write() -> None:
                 worth = permutation_importance(network, samples, head, device)
-                judged = _Judged(fingerprint, self.weighing, threshold, worth, spent)
+                judged = _Judged(fingerprint, self.weighing, threshold, worth, spent, sharpness)
                 write_json(file, plain(judged))
 
             on_rank_zero(write)
@@ -119,6 +123,7 @@ class FinalTraining:
         judged = read(_Judged, read_json(file), str(file))
         self.weighing, self.importance = judged.weighing, judged.importance
         self.judging_processor_seconds = judged.processor_seconds
+        self.sharpness = judged.sharpness
         self.head = head_of(task, judged.threshold)
         alone = self.weighing is not None and FUSION not in self.weighing.weights
         if alone and not self.no_fusion:
@@ -131,7 +136,11 @@ class FinalTraining:
 
     def fit(self) -> tuple[MultimodalNetwork, Checkpoint]:
         """Return the network, trained on train and validation, and what that took."""
-        return self._fit("training", ("train", "validation"), self.context.folder.train_checkpoint)
+        file = self.context.folder.train_checkpoint
+        network, checkpoint = self._fit("training", ("train", "validation"), file)
+        if self.sharpness != 1:
+            network.fusion.sharpen(self.sharpness)
+        return network, checkpoint
 
     def _fit(
         self, stage: str, parts: tuple[Part, ...], file: Path
@@ -227,3 +236,4 @@ class _Judged:
     threshold: float | None = None
     importance: ImportanceMetrics | None = None
     processor_seconds: float = 0.0
+    sharpness: float = 1.0

@@ -225,7 +225,9 @@ def _new_backbone(task: Task, modality: Modality) -> tuple[Backbone, nn.Module |
     That is the whole backbone, its new head (the rest is then frozen), or None where all weights
     were given.
     """
-    backbone = build_backbone(modality, classes=task.outputs, rows=train_rows(task, modality))
+    # A task of regions has no classes: its backbones learn words, from another task.
+    classes = max(1, task.outputs)
+    backbone = build_backbone(modality, classes=classes, rows=train_rows(task, modality))
     whole = modality.weights is not None and load_weights(backbone, modality.weights)[0]
     wanted, head = modality.backbone, backbone.head
     backbone.eval()

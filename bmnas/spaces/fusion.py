@@ -47,6 +47,10 @@ class Fusion(nn.Module):
         """
         return head.loss(logits_of(output), labels)
 
+    def sharpen(self, factor: float) -> None:
+        """Multiply the scores of regions by ``factor``, see ``TaskHead.sharpness``."""
+        raise TypeError(f"{type(self).__name__} says nothing of regions")
+
     def timed_parts(self) -> Sequence[nn.Module]:
         """Return the modules that do its work, none inside another, each timed once by itself.
 

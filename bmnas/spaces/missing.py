@@ -37,6 +37,10 @@ class PartialFusion(Fusion):
         """Return what the training of the whole network minimises."""
         return self.whole.loss(head, output, labels)
 
+    def sharpen(self, factor: float) -> None:
+        """Sharpen the whole network."""
+        self.whole.sharpen(factor)
+
     def timed_parts(self) -> Sequence[nn.Module]:
         """Return the parts of the whole network: what stands in front takes next to no time."""
         return self.whole.timed_parts()

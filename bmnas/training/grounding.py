@@ -24,6 +24,7 @@ _NUMBERS = 9
 _DEVIATIONS = 0.1, 0.1, 0.2, 0.2  # by which deltas are divided, as in Fast R-CNN
 _MOST = math.log(1000 / 16)  # that a region grows, as a delta
 _BOX_LOSS = 0.5  # weight of the deltas' loss
+_SHARPER = -5.0, 3.0  # between which the logarithm of a sharpness is looked for
 
 
 class GroundingHead(TaskHead):
@@ -38,6 +39,7 @@ class GroundingHead(TaskHead):
     summed = 0
     decision = "none"
     activation = "softmax"
+    sharpens = True
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the divergence, a mean over samples, and half the deltas' loss, over regions."""
@@ -83,6 +85,22 @@ class GroundingHead(TaskHead):
     def calibration_error(self, logits: Tensor, labels: Tensor) -> float:
         """Return the error of the probability of the region that is chosen."""
         return calibration_error(self.probabilities(logits).amax(-1), self._hits(logits, labels))
+
+    def sharpness(self, logits: Tensor, labels: Tensor) -> float:
+        """Return what scores are to be multiplied by: temperature scaling (Guo et al., 2017).
+
+        With it the probability of the region that is chosen suits best how often its box is right;
+        which one is chosen stays.
+        """
+        from scipy.optimize import minimize_scalar
+
+        scores, hits = _parts(logits.double())[0], self._hits(logits, labels).double()
+
+        def loss(log: float) -> float:
+            sure = (scores * math.exp(log)).softmax(-1).amax(-1)
+            return float(F.binary_cross_entropy(sure.clamp(max=1.0), hits))
+
+        return math.exp(minimize_scalar(loss, bounds=_SHARPER, method="bounded").x)
 
     def decide(self, logits: Tensor) -> Tensor:
         """Return the number (n, 1) of the region with the highest score."""

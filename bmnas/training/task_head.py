@@ -49,6 +49,8 @@ class TaskHead(ABC):
     summed: ClassVar[int] = 1
     #: How probabilities come from logits, in a word or two.
     activation: ClassVar[str]
+    #: Whether a network is calibrated by ``sharpness``, and not by the weights of a sum of logits.
+    sharpens: ClassVar[bool] = False
     names: tuple[str, ...] = ()
     scale: LabelScale | None = None
     class_weights: tuple[float, ...] | None = None
@@ -107,6 +109,10 @@ class TaskHead(ABC):
         None for a kind whose outputs are no probabilities.
         """
         return None
+
+    def sharpness(self, logits: Tensor, labels: Tensor) -> float:
+        """Return by what scores have to be multiplied for probabilities that suit ``labels``."""
+        return 1.0
 
     def macro_f1(self, logits: Tensor, labels: Tensor) -> float | None:
         """Return the F1 score of logits (n, K) with all labels alike; None for other kinds."""

@@ -22,6 +22,9 @@ from tiny_tasks import CONFIG
 import bmnas
 from bmnas.backbones.regions import windows
 from bmnas.machine.errors import UserError
+from bmnas.machine.files import read_json
+from bmnas.machine.tensor_file import read_tensors
+from bmnas.pipeline.sequences import sequence_for
 from bmnas.spaces.mmnas.genotype import MMnasGenotype
 from bmnas.spaces.mmnas.known import known_sequence
 from bmnas.spaces.registry import build_fusion
@@ -323,3 +326,41 @@ def test_from_training_to_a_served_box(tmp_path: Path) -> None:
     )
     answered = model.answer(made, session.run(made.inputs))
     assert answered["outputs"]["box"] == pytest.approx(said[7].tolist(), abs=0.01)
+
+
+def test_probabilities_are_as_sure_as_boxes_are_right() -> None:
+    draw = torch.Generator().manual_seed(0)
+    boxes = torch.tensor([[20.0 * k, 0, 20.0 * k + 9, 9] for k in range(5)])
+    scores = torch.randn(2000, 5, generator=draw)
+    meant = boxes[scores.softmax(-1).multinomial(1, generator=draw).squeeze(1)]
+
+    def logits(factor: float) -> torch.Tensor:
+        rest = torch.cat([torch.zeros(5, 4), boxes], 1).expand(2000, -1, -1)
+        return torch.cat([factor * scores[..., None], rest], -1).flatten(1)
+
+    # Four times too sure, and not sure enough.
+    for factor in (4.0, 0.5):
+        found = HEAD.sharpness(logits(factor), meant)
+        assert found * factor == pytest.approx(1, abs=0.1)
+        before, after = (HEAD.calibration_error(logits(f), meant) for f in (factor, found * factor))
+        assert before is not None
+        assert after is not None
+        assert after < 0.03 < before
+
+
+def test_a_training_that_is_judged_serves_such_probabilities(tmp_path: Path) -> None:
+    found = {}
+    for judged in (False, True):
+        run, task = tmp_path / str(judged), pointing(48)
+        sequence_for(task, CONFIG, "mcan").save(run / "genotype.json")
+        config = CONFIG.override("train", unimodal_logits=judged)
+        result = bmnas.train(run / "genotype.json", task, run=run, config=config)
+        assert ("importance" in result.metrics) == judged
+        found[judged] = read_tensors(result.network)[1]
+    factor = read_json(tmp_path / "True" / "judged.json")["sharpness"]
+    assert factor != 1
+    for name, tensor in found[False].items():
+        expected = tensor.clone()
+        if name in ("fusion.output.weight", "fusion.output.bias"):
+            expected[0] *= factor
+        torch.testing.assert_close(found[True][name], expected)

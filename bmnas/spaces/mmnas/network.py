@@ -134,6 +134,14 @@ class EncoderDecoder(Fusion):
         encoded = self.encode(read)[place]
         return self.decode(encoded, dataclasses.replace(read, counted=read.counted[place]))
 
+    @torch.no_grad()
+    def sharpen(self, factor: float) -> None:
+        """Multiply the scores of regions by ``factor``: the first output of each."""
+        if not self.regionwise:
+            super().sharpen(factor)
+        self.output.weight[0] *= factor
+        self.output.bias[0] *= factor
+
     def timed_parts(self) -> Sequence[nn.Module]:
         """Return what reads tokens, all blocks, and what ends them."""
         first = [self.sequence, self.project, *([] if self.relations is None else [self.relations])]
