@@ -210,7 +210,7 @@ def _facts(bundle: Bundle) -> dict[str, object]:
         "inputs": [_tensor(tensor) for tensor in bundle.manifest.inputs],
         "outputs": [_tensor(tensor) for tensor in bundle.manifest.outputs],
         "equals torch": f"to {parity.difference:.1e} of the largest logit, batches of {batches}",
-        "predictions": f"{parity.agree} of {parity.rows} of test samples are the same",
+        "predictions": f"{parity.agree} of {parity.rows} in these batches are decided the same",
         **{
             f"batch {size}": f"{shown(time.median_ms, '.3g')} ms median, "
             f"{shown(time.p99_ms, '.3g')} ms p99 (onnxruntime, {threads} threads)"

@@ -141,10 +141,14 @@ def _lacking(task: Task, *parts: Part) -> Iterator[str]:
             if lacking.any():
                 told.append(f"{lacking.sum()} of {len(lacking)} {part} samples")
         if told:
-            yield f"modality {modality.name}: {' and '.join(told)} lack it"
+            yield (
+                f"modality {modality.name}: {' and '.join(told)} lack it: its own network is "
+                "trained and scored on the others"
+            )
     for part, each in every.items():
         if count := np.logical_and.reduce(each).sum():
-            yield f"{count} {part} samples lack every modality: take these rows out"
+            lack = "sample lacks" if count == 1 else "samples lack"
+            yield f"{count} {part} {lack} every modality: take these rows out"
 
 
 def _raise(task: Task, problems: list[str]) -> None:

@@ -81,7 +81,7 @@ def test_a_genotype_is_all_that_an_export_needs(
     }
     assert "m0 float32 (batch, 6, 3)" in result.stdout
     assert "logits float32 (batch, 4), probabilities float32 (batch, 4)" in result.stdout
-    assert "of 42 of test samples are the same" in result.stdout
+    assert "of 42 in these batches are decided the same" in result.stdout
     assert "batch 64" in result.stdout
     assert result.stderr == f"Next: bmnas serve {run_folder / 'bundle'}\n"
     # Nothing of the exporter's chatter, not even past Python's streams.
