@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -438,16 +439,17 @@ def _pretrained(folder: Path, type_: ModalityType) -> tuple[Any, dict[str, Any],
             for name, value in _STEADY.items():
                 if hasattr(part, name):
                     setattr(part, name, value)
-        network, loading = transformers.AutoModel.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            use_safetensors=weights[0].startswith("model"),
-            output_loading_info=True,
-            dtype=torch.float32,
-            weights_only=True,
-            **_LOADING,
-        )
+        with _without_bars(transformers.utils.logging):
+            network, loading = transformers.AutoModel.from_pretrained(
+                folder,
+                config=config,
+                local_files_only=True,
+                use_safetensors=weights[0].startswith("model"),
+                output_loading_info=True,
+                dtype=torch.float32,
+                weights_only=True,
+                **_LOADING,
+            )
     except (
         OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError,
         SafetensorError, pickle.UnpicklingError,
@@ -460,6 +462,18 @@ def _pretrained(folder: Path, type_: ModalityType) -> tuple[Any, dict[str, Any],
     plain = json.loads(network.config.to_json_string(use_diff=False))
     model = {key: value for key, value in plain.items() if key not in _NOT_PORTABLE}
     return _part(network, type_), model, missing
+
+
+@contextmanager
+def _without_bars(logging: Any) -> Iterator[None]:
+    """Have transformers draw no progress bars: a small network is loaded dozens of times."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def imported_timm(folder: Path) -> None:

@@ -68,6 +68,13 @@ def built(part: Modality) -> Backbone:
     return build_backbone(part, classes=3, rows=part.data).eval()
 
 
+def test_a_network_is_loaded_without_a_word(bert: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    built(text_modality(bert))
+    told = capfd.readouterr()
+    assert (told.out, told.err) == ("", "")
+    assert transformers.utils.logging.is_progress_bar_enabled()
+
+
 def reference(folder: Path) -> torch.nn.Module:
     network: torch.nn.Module = transformers.AutoModel.from_pretrained(
         folder, local_files_only=True, attn_implementation="eager"
