@@ -17,7 +17,7 @@ from bmnas_serve.sources import Pictures
 from typer import Argument, Option
 
 from bmnas.cli.serve import needing
-from bmnas.machine.errors import UserError, at, few
+from bmnas.machine.errors import UserError, at, close, few
 from bmnas.machine.files import write_text
 from bmnas.machine.progress import Bars
 from bmnas.tasks.columns import Columns
@@ -132,6 +132,13 @@ class _Rows:
                     "task.toml, the modality has an index, or an earlier version exported it"
                 )
             source = Source.from_dict(found, "manifest.json: source")
+            if lacking := columns.lacking(source.columns):
+                near = close(lacking[0], columns.names())
+                empty = " (a field is empty where it is not known)" if source.vector else ""
+                raise UserError(
+                    f"received no column {', '.join(lacking)}, expected "
+                    f"{', '.join(source.columns)}{empty}{near}"
+                )
             text = spec.preprocessing.get("type") == "text"
             unread: dict[int, str] = {}
             data, index = source.rows(columns, text=text, below=folder, unread=unread)

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,11 @@ class Columns:
     def names(self) -> list[str]:
         """Return the names of all columns, in the order of the files."""
         return [column[1] for column in self._columns]
+
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """Return which of ``names`` no column has."""
+        known = {name for column in self._columns for name in column[:2]}
+        return [name for name in names if name not in known]
 
     def folder(self, name: str) -> Path:
         """Return the folder of the file that has the column ``name``; raises UserError as above."""
