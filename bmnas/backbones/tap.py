@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -331,3 +332,6 @@ def _drop_tensors(owner: nn.Module, used: set[int]) -> None:
             for part in child.modules():
                 part._parameters.update(dict.fromkeys(part._parameters))
                 part._buffers.update(dict.fromkeys(part._buffers))
+                if isinstance(part, _NormBase):
+                    # Else it asks every file without it for the number of its batches.
+                    part.track_running_stats = False

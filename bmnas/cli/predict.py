@@ -133,7 +133,8 @@ class _Rows:
                 )
             source = Source.from_dict(found, "manifest.json: source")
             if lacking := columns.lacking(source.columns):
-                near = close(lacking[0], columns.names())
+                others = [name for name in columns.names() if name not in source.columns]
+                near = close(lacking[0], others)
                 empty = " (a field is empty where it is not known)" if source.vector else ""
                 raise UserError(
                     f"received no column {', '.join(lacking)}, expected "

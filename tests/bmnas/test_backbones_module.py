@@ -12,7 +12,14 @@ import torch
 from backbone_cases import TinyNet, modality
 from torch import Tensor, nn
 
-from bmnas.backbones import Backbone, PooledHead, backbone_from_spec, build_backbone
+from bmnas.backbones import (
+    Backbone,
+    PooledHead,
+    backbone_from_spec,
+    build_backbone,
+    load_backbone,
+    save_backbone,
+)
 from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Modality
 
@@ -75,6 +82,20 @@ def test_truncating_runs_and_keeps_only_what_is_needed() -> None:
     # The user's own object is as it was: no hook, nothing cut.
     assert all(torch.equal(network.state_dict()[name], before[name]) for name in before)
     assert not any(module._forward_hooks for module in network.modules())
+
+
+class Normed(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(1, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)))
+
+
+def test_a_batch_norm_that_was_cut_away_is_not_missed_in_the_file(tmp_path: Path) -> None:
+    backbone = built(Normed, "0", "1")
+    backbone.truncate(1)
+    save_backbone(tmp_path / "b.safetensors", backbone, {})
+    again, _ = load_backbone(tmp_path / "b.safetensors", Normed)
+    x = torch.from_numpy(IMAGES)
+    assert torch.equal(again.features(x)[0], backbone.features(x)[0])
 
 
 class Attentive(nn.Module):
