@@ -79,16 +79,18 @@ class ModuleBackbone(TappedBackbone):
         self.feature_names = tuple(feature.removesuffix(_LAST) for feature in ordered)
         made = self.arranged(recorded, self.example())
         for path, found in zip(self.feature_names, made, strict=True):
-            if not found.is_floating_point() or len(found) != 2 or not 2 <= found.dim() <= 5:
+            if found.dtype != torch.float32 or len(found) != 2 or not 2 <= found.dim() <= 5:
                 raise UserError(
                     f"feature {path!r}: for a batch of 2 the module returned {found.dtype} of "
-                    f"shape {tuple(found.shape)}, expected floats (2, C), (2, C, T), (2, C, H, W) "
-                    "or (2, C, T, H, W)"
+                    f"shape {tuple(found.shape)}, expected float32 of (2, C), (2, C, T), "
+                    "(2, C, H, W) or (2, C, T, H, W)"
                 )
         self.feature_channels = tuple(found.shape[1] for found in made)
         own = first_tensor(output)
         answers = own is not None and own.shape == (2, classes) and own.is_floating_point()
-        if answers and not pooled:
+        if own is not None and answers and not pooled:
+            if own.dtype != torch.float32:
+                raise UserError(f"the output: the module returned {own.dtype}, expected float32")
             self.head = nn.Identity()
         else:
             self.pool_last()

@@ -237,6 +237,16 @@ class Twice(nn.Module):
         return y
 
 
+class Precise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.single, self.first = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.first(self.single(x).double())
+        return y.mean((2, 3))
+
+
 @pytest.mark.parametrize(
     ("network", "features", "message"),
     [
@@ -245,7 +255,9 @@ class Twice(nn.Module):
         (TinyNet(), ("first:last",), "expected first or first:channels_last"),
         (Twice(), ("same",), "called 2 times"),
         (Twice(), ("never",), "called 0 times"),
-        (Twice(), ("whole",), "of shape (288,), expected floats (2, C)"),
+        (Twice(), ("whole",), "of shape (288,), expected float32 of (2, C)"),
+        (Precise(), ("first",), "for a batch of 2 the module returned torch.float64 of shape"),
+        (Precise(), ("single",), "the output: the module returned torch.float64, expected float32"),
         (Twice(), ("pick",), "returned torch.int64"),
         (nn.Sequential(nn.Linear(5, 5)), ("0",), "cannot take a batch of images of shape (2, 1,"),
         ("no_such_module_here:Net", ("a",), "no module 'no_such_module_here'"),
