@@ -226,7 +226,11 @@ def _answers(manifest: Manifest, outputs: Mapping[str, Array]) -> tuple[list[str
         return list(manifest.class_names), [list(map(_shown, row)) for row in outputs["prediction"]]
     if manifest.task.decision == "none":
         wide = {name: np.atleast_2d(x.T).T for name, x in for_people(outputs).items()}
-        header = [f"{name}.{n}" for name, x in wide.items() for n in range(x.shape[1])]
+        header = [
+            f"{name}.{n}" if x.shape[1] > 1 else name
+            for name, x in wide.items()
+            for n in range(x.shape[1])
+        ]
         return header, [list(map(_shown, row)) for row in np.concatenate([*wide.values()], 1)]
     probabilities = outputs["probabilities"]
     one_of_all = manifest.task.decision == "argmax"

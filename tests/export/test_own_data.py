@@ -140,6 +140,15 @@ def test_labels_are_given_above_the_threshold_as_training_does() -> None:
     assert line[0] == CLASSES[1]
 
 
+def test_the_probability_of_a_pair_is_one_column_of_that_name() -> None:
+    manifest = Manifest("pairs", TaskSpec("pairs", "matching", "none"), (), (), (), {})
+    pair = np.array([[0.5]], np.float32)
+    assert _answers(manifest, {"logits": 0 * pair, "probability": pair}) == (
+        ["probability"],
+        [["0.5"]],
+    )
+
+
 def test_a_table_that_has_changed_since_training_is_not_exported(
     folder: Path, tmp_path: Path
 ) -> None:
