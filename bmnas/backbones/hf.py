@@ -232,6 +232,9 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
     def arrange(self, name: str, output: Tensor, x: Tensor) -> Tensor:
         """Return hidden states as a feature (B, C_raw, *rest), pooled where that is asked for."""
         pooling = self.pooled[name][1]
+        timm = getattr(self.network, "timm_model", None)
+        if output.dim() == 4 and str(getattr(timm, "output_fmt", "")).endswith("NHWC"):
+            output = output.permute(0, 3, 1, 2)
         if output.dim() == 4 and pooling != "cls":
             return output.mean((2, 3)) if pooling == "mean" else output
         grid = self._grid(output.shape[1]) if output.dim() == 3 else ()
@@ -262,7 +265,8 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         many along each axis as the stage before.
         """
         config: Any = self.network.config
-        patch: Any = getattr(config, "patch_size", None)
+        embedding = getattr(getattr(self.network, "timm_model", config), "patch_embed", config)
+        patch: Any = getattr(embedding, "patch_size", None)
         if self.reader.type == "waveform" and hasattr(config, "frequency_stride"):
             strides = (config.frequency_stride, config.time_stride)
             sizes = (config.num_mel_bins, config.max_length)
@@ -501,7 +505,12 @@ def _part(network: Any, type_: ModalityType) -> nn.Module:
 
 
 def _layers(network: Any, model: Mapping[str, Any]) -> nn.ModuleList:
-    """Return the layers, or stages, of a network: the largest list of as many as it says it has."""
+    """Return the layers, or stages, of a network: the largest list of as many as it says it has.
+
+    A model of timm names those whose outputs are features.
+    """
+    if (timm := getattr(network, "timm_model", None)) is not None:
+        return nn.ModuleList(timm.get_submodule(info["module"]) for info in timm.feature_info)
     config = network.config
     counts = {getattr(config, name, None) for name in ("num_hidden_layers", "num_stages")}
     counts.add(len(getattr(config, "depths", None) or ()))

@@ -9,6 +9,7 @@ smaller one.
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from bmnas.tasks.kinds import Array
 
 #: Where save_pretrained writes what prepares inputs.
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-_DEFAULT_CROP = 224 / 256
+_DEFAULT_CROP = 224 / 256  # of ConvNeXT, and of timm
 _WARPED = 384  # from this size on, ConvNeXT's pictures are not cropped
 
 
@@ -48,6 +49,8 @@ _FILTERS: dict[int, tuple[Callable[[Array], Array], float]] = {
     2: (_bilinear, 1),
     3: (_bicubic, 2),
 }
+
+_TIMM_FILTERS = {"lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class PicturePlan(Placing):
         Raises UserError when there is none, or one that does something else.
         """
         files = [folder / name for name in PROCESSORS if (folder / name).is_file()]
+        if not files and (timm := timm_settings(folder)) is not None:
+            return cls._of_timm(folder, timm)
         if not files:
             raise UserError(f"{folder}: lacks {' and '.join(PROCESSORS)}, expected one of them")
         content = read_json(files[0])
@@ -135,6 +140,30 @@ class PicturePlan(Placing):
             rounds=not _is_dinov3(content),
         )
 
+    @classmethod
+    def _of_timm(cls, folder: Path, settings: Mapping[str, Any]) -> Self:
+        """Return the plan of timm's own evaluation, ``transforms_imagenet_eval`` there."""
+        mode, share = settings.get("crop_mode", "center"), settings.get("crop_pct", _DEFAULT_CROP)
+        _, height, width = settings["input_size"]
+        resample = _TIMM_FILTERS.get(settings.get("interpolation", "bilinear"))
+        if mode not in ("center", "squash") or height != width or resample is None:
+            raise UserError(
+                f"{folder / 'config.json'}: received crop_mode {mode!r}, interpolation "
+                f"{settings.get('interpolation')!r} and pictures of {height} x {width}, expected "
+                f"center or squash, one of {', '.join(_TIMM_FILTERS)}, and squares"
+            )
+        side = math.floor(height / share)
+        return cls(
+            size=(side, 0) if mode == "center" else (side, side),
+            keeps=mode == "center",
+            crop=(height, width),
+            resample=resample,
+            scale=1 / 255,
+            mean=tuple(settings["mean"]),
+            std=tuple(settings["std"]),
+            rounded=True,
+        )
+
     def _compare(self, processor: Any) -> None:
         """Raise ValueError where the processor makes something else of a noisy picture."""
         picture = np.random.default_rng(0).integers(0, 256, (61, 47, 3), dtype=np.uint8)
@@ -178,10 +207,18 @@ class PicturePlan(Placing):
             weight = reach((pixel - centre + 0.5) / wide) * ((pixel >= first) & (pixel < last))
             matrix = weight / weight.sum(1, keepdims=True)
         middle = np.zeros((after, before))
-        start = (between - after) // 2
+        start = self.begin(between, after)
         inside = range(max(0, -start), min(after, between - start))
         middle[inside] = matrix[[place + start for place in inside]]
         return middle
+
+
+def timm_settings(folder: Path) -> Mapping[str, Any] | None:
+    """Return what the folder of a model of timm says of its pictures, None of another one."""
+    file = folder / "config.json"
+    content = read_json(file) if file.is_file() else None
+    found = content.get("pretrained_cfg") if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def image_size(folder: Path) -> object:
@@ -189,6 +226,8 @@ def image_size(folder: Path) -> object:
 
     Raises UserError where its configuration cannot be read.
     """
+    if timm_settings(folder) is not None:
+        return None
     transformers = importlib.import_module("transformers")
     try:
         config = transformers.AutoConfig.from_pretrained(

@@ -160,7 +160,12 @@ class ModalityTable:
                     height, width = plan.crop or plan.size
                     resize = plan.size[:1] if plan.keeps else plan.size
                     pictures = Pictures(
-                        height, width, grey=self.grey, resize=resize, resample=plan.resample
+                        height,
+                        width,
+                        grey=self.grey,
+                        resize=resize,
+                        resample=plan.resample,
+                        rounded=plan.rounded,
                     )
                     return Source(self.array, pictures)
             height, width = self.size if isinstance(self.size, tuple) else (self.size or _SIDE,) * 2

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -74,13 +74,15 @@ class Placing:
 
     ``size`` is (H', W') for ``keeps`` false, else (shorter side, 0), the sides keeping their ratio;
     None: as it is. ``crop`` (H', W') is then cut out of the middle, with zeros where that is
-    smaller. ``resample`` is a number of Pillow's.
+    smaller. ``resample`` is a number of Pillow's. An odd pixel is cut off at the end, as by
+    transformers, or with ``rounded`` so that the first one left is even, as by torchvision.
     """
 
     size: tuple[int, int] | None
     keeps: bool
     crop: tuple[int, int] | None
     resample: int
+    rounded: bool = field(default=False, kw_only=True)
 
     def placed(self, image: Picture) -> Picture:
         """Return a picture of Pillow's as (W', H')."""
@@ -95,7 +97,11 @@ class Placing:
     def corner(self, height: int, width: int) -> tuple[int, int]:
         """Return x and y of where the middle of a resized picture begins."""
         down, across = self.crop or (height, width)
-        return (width - across) // 2, (height - down) // 2
+        return self.begin(width, across), self.begin(height, down)
+
+    def begin(self, size: int, middle: int) -> int:
+        """Return the first pixel of a ``middle`` of so many pixels."""
+        return round((size - middle) / 2) if self.rounded else (size - middle) // 2
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return the size of a picture of (height, width) before the middle is cut out."""

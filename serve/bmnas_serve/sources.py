@@ -29,7 +29,7 @@ class Pictures:
 
     With ``resize`` they are made as a pretrained network's processor does it, by the filter
     ``resample`` of Pillow's: resized to (H', W') or, of one number, to that shorter side; (H, W) is
-    then the middle.
+    then the middle, ``rounded`` as in ``Placing``.
     """
 
     height: int
@@ -38,6 +38,7 @@ class Pictures:
     grey: bool = False
     resize: tuple[int, ...] = ()
     resample: int = 2
+    rounded: bool = False
     type: Literal["image"] = "image"
 
     @property
@@ -77,7 +78,8 @@ class Pictures:
             return None
         across = self.resize[-1] if len(self.resize) > 1 else 0
         size = self.height, self.width
-        return Placing((self.resize[0], across), not across, size, self.resample)
+        resized = self.resize[0], across
+        return Placing(resized, not across, size, self.resample, rounded=self.rounded)
 
 
 @dataclass(frozen=True)
@@ -323,6 +325,7 @@ _FILES: Mapping[str, tuple[type[Files], dict[str, Check], dict[str, Check]]] = {
             "grey": _true_or_false,
             "resize": each(_length),
             "resample": _whole(0, 5),
+            "rounded": _true_or_false,
         },
     ),
     "waveform": (Sounds, {"sample_rate": _rate, "samples": _length}, {}),

@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 
 from hf_families import FAMILIES, RATE, hidden_states, prepares, rows_of, save_family
 from PIL import Image
+from safetensors.torch import save_file
 
 from bmnas.backbones import Backbone, build_backbone, load_backbone, save_backbone
 from bmnas.machine.errors import UserError
@@ -215,6 +216,86 @@ def test_what_cannot_be_done_alike_is_refused(tmp_path: Path) -> None:
     slow = Modality("m", "waveform", rows, backbone=part.backbone, sample_rate=8000)
     with pytest.raises(UserError, match="8000 samples per second, expected 16000"):
         build_backbone(slow, classes=3, rows=rows)
+
+
+def write_timm(folder: Path, **changes: object) -> None:
+    """Write what a folder of timm says of its model."""
+    settings = {
+        "input_size": [3, 28, 28],
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.4],
+    }
+    content = {"architecture": "resnet10t", "num_classes": 5, "num_features": 512}
+    content["pretrained_cfg"] = settings | changes
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+def test_pictures_of_timm_are_cut_as_by_torchvision(mode: str, tmp_path: Path) -> None:
+    write_timm(tmp_path, crop_mode=mode)
+    plan = PicturePlan.of_folder(tmp_path)
+    array = np.random.default_rng(0).integers(0, 256, (40, 67, 3), dtype=np.uint8)
+    # The shorter side is 28 / .875 = 32, the other one 32 * 67 / 40 rounded down; of 53 pixels a
+    # middle of 28 begins at 12.5, rounded to the even 12.
+    size, left = ((53, 32), 12) if mode == "center" else ((32, 32), 2)
+    resized = Image.fromarray(array).resize(size, Image.Resampling.BICUBIC)
+    expected = np.asarray(resized.crop((left, 2, left + 28, 30)))
+    assert np.abs(255 * plan.prepared(array) - expected).mean() < 0.3
+    Image.fromarray(array).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text("image,label\n" + "a.png,x\na.png,y\n" * 3)
+    (tmp_path / "task.toml").write_text(
+        f'name = "t"\nkind = "multiclass"\ndata = "t.csv"\nlabels = "label"\n'
+        "split = {train = 0.4, validation = 0.3, test = 0.3}\n[modality.image]\n"
+        f'type = "image"\narray = "image"\nbackbone = "hf:{tmp_path}"\n'
+    )
+    (row, *_) = load_task_file(tmp_path / "task.toml").modality("image").data[np.array([0])]
+    np.testing.assert_array_equal(row, expected)
+
+
+def test_pictures_of_timm_that_are_prepared_otherwise_are_refused(tmp_path: Path) -> None:
+    for changes in ({"crop_mode": "border"}, {"interpolation": "random"}):
+        write_timm(tmp_path, **changes)
+        with pytest.raises(UserError, match="expected center or squash, one of lanczos, bilinear"):
+            PicturePlan.of_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet10t", "vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"]
+)
+def test_features_of_timm_are_its_own(name: str, tmp_path: Path) -> None:
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # torchvision without its operators
+        pytest.skip(f"needs timm and torchvision: {error}")
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=0).eval()
+    keys = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
+    settings = {key: network.pretrained_cfg[key] for key in keys if key in network.pretrained_cfg}
+    content = {"architecture": name, "num_classes": 0, "num_features": network.num_features}
+    content["pretrained_cfg"] = settings
+    (tmp_path / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    rows = np.random.default_rng(0).integers(0, 256, (2, 250, 311, 3), dtype=np.uint8)
+    part = Modality("m", "image", rows, backbone=f"hf:{tmp_path}")
+    backbone = build_backbone(part, classes=3, rows=rows)
+    prepare = timm.data.create_transform(**timm.data.resolve_data_config(model=network))
+    with torch.no_grad():
+        found = backbone.features(torch.from_numpy(backbone.encode(rows)))[-1]
+        expected = network.forward_features(
+            torch.stack([prepare(Image.fromarray(r)) for r in rows])
+        )
+    if expected.dim() == 3:
+        expected = expected[:, network.num_prefix_tokens :].transpose(1, 2)
+    elif expected.shape[1] != found.shape[1]:
+        expected = expected.permute(0, 3, 1, 2)
+    assert cosine_similarity(found.flatten(1), expected.flatten(1)).min() > 0.999
+    save_backbone(tmp_path / "b", backbone, {})
+    again, _ = load_backbone(tmp_path / "b")
+    with torch.no_grad():
+        kept = again.features(torch.from_numpy(again.encode(rows)))[-1]
+    assert torch.allclose(kept, found, atol=1e-4)
 
 
 def test_models_of_timm_and_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
