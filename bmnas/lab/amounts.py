@@ -19,6 +19,8 @@ from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Part, Task
 from bmnas.training.settings import UnimodalConfig
 
+#: The stage of what trains no more of a backbone than its head, a part of ``backbones`` elsewhere.
+HEADS = "heads"
 _GATES = 3  # steps of the weights that one of alpha takes as long as
 
 
@@ -58,7 +60,14 @@ def _before(task: Task, unimodal: UnimodalConfig) -> dict[str, float]:
     trained = _unimodal_epochs(unimodal) * samples_per_epoch(train, unimodal.batch_size)
     # A step of training costs about three forward passes.
     rows = sum(rows_used(task).values())
-    return {"backbones": 3 * trained + validation, "extraction": rows, COMPILE: 1}
+    judged = len(tried_epochs(unimodal.epochs)) if unimodal.early_stopping else 0
+    return {
+        "backbones": 3 * trained + validation,
+        # A network whose head alone learns computes train once.
+        HEADS: train + (judged + 1) * validation,
+        "extraction": rows,
+        COMPILE: 1,
+    }
 
 
 def _mmnas_amounts(task: Task, config: Config) -> dict[str, float]:

@@ -20,7 +20,7 @@ from bmnas.backbones import Backbone
 from bmnas.features.cache import room
 from bmnas.features.files import cache_bytes
 from bmnas.features.samples import batches_per_epoch
-from bmnas.lab.amounts import rows_used, stage_amounts
+from bmnas.lab.amounts import HEADS, rows_used, stage_amounts
 from bmnas.lab.cards import CLASSES
 from bmnas.machine.costs import COMPILE
 from bmnas.machine.errors import UserError
@@ -30,6 +30,7 @@ from bmnas.pipeline.context import RunContext, check_outputs, worded
 from bmnas.pipeline.multimodal import channels_of
 from bmnas.pipeline.run_folder import Run
 from bmnas.pipeline.search import run_stages
+from bmnas.pipeline.unimodal import unimodal_networks
 from bmnas.report.metrics import MemoryPeak, RunMetrics
 from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.registry import space_named
@@ -249,7 +250,7 @@ def _timed(
     # One training a backbone, whatever its rows allow; what else there is to train is multiplied,
     # but for the linear models of texts, which take seconds.
     short = short.override("unimodal", epochs=1, folds=0, early_stopping=False, linear=False)
-    runs: list[tuple[Task, dict[str, Backbone], RunMetrics]] = []
+    runs: list[tuple[Task, dict[str, Backbone], RunMetrics, float]] = []
 
     def run(batches: int) -> float:
         """Run the search on so many batches of train; return the seconds that it took."""
@@ -265,7 +266,8 @@ def _timed(
         fewer = replace(task, part=part)
         context = RunContext(inside, fewer, short, 0, runtime=runtime)
         backbones, _, metrics = run_stages(context, method)
-        runs.append((fewer, backbones, metrics))
+        given = [found for found in unimodal_networks(context).values() if found.pretrained]
+        runs.append((fewer, backbones, metrics, sum(found.seconds for found in given)))
         return time.perf_counter() - started
 
     with _scratch(near) as name:
@@ -278,10 +280,11 @@ def _timed(
         if batches > few:
             run(batches)
         free = shutil.disk_usage(folder).free
-    fewer, backbones, metrics = runs[-1]
-    compiling = max(measured.seconds[COMPILE] for _, _, measured in runs)
+    fewer, backbones, metrics, heads = runs[-1]
+    trained = {"backbones": metrics.seconds["backbones"] - heads, HEADS: heads}
+    compiling = max(measured.seconds[COMPILE] for _, _, measured, _ in runs)
     return _Timing(
-        {**metrics.seconds, COMPILE: compiling},
+        {**metrics.seconds, **trained, COMPILE: compiling},
         stage_amounts(fewer, short, method=method),
         backbones,
         metrics.samples_per_second.get("rerank", math.inf),
@@ -311,6 +314,8 @@ def multiplied(
         for name in short
         if name in spent and short[name] and long[name]
     }
+    if HEADS in seconds:
+        seconds["backbones"] = seconds.get("backbones", 0.0) + seconds.pop(HEADS)
     before = ("backbones", "extraction")
     searched = sum(value for name, value in seconds.items() if name not in before)
     return {**seconds, "search": searched, "total": sum(seconds.values())}

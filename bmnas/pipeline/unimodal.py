@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +39,10 @@ from bmnas.backbones import (
 )
 from bmnas.features.cache import Folds
 from bmnas.features.samples import (
+    FeatureSamples,
     RawInput,
     RawSamples,
+    Samples,
     label_tensor,
     train_rows,
     train_samples,
@@ -54,10 +57,11 @@ from bmnas.machine.schema import read
 from bmnas.pipeline.backbone_files import backbone_fingerprint, backbone_path, checkpoint_path
 from bmnas.pipeline.bag import add_bag
 from bmnas.pipeline.context import RunContext
+from bmnas.tasks.rows import Rows
 from bmnas.tasks.task import Array, Modality, Part, Task
 from bmnas.training.fit import fit
 from bmnas.training.heads import head_of
-from bmnas.training.metrics import Evaluation, Forward, evaluate
+from bmnas.training.metrics import Evaluation, Forward, evaluate, predict
 from bmnas.training.settings import Recipe
 
 _COMMON = 0.1  # of the epochs: later, backbones know their train samples by heart already
@@ -248,8 +252,9 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
     task, recipe = context.task, context.config.unimodal.recipe
     train, fold_of_row = task.having(modality, "train"), _fold_of_row(context, modality)
     seconds, start = 0.0, None
+    once: list[FeatureSamples] = []
     if context.config.unimodal.early_stopping and _new_backbone(task, modality)[1] is not None:
-        epochs, seconds = _chosen_epochs(context, modality, path, fingerprint)
+        epochs, seconds = _chosen_epochs(context, modality, path, fingerprint, once)
         recipe = dataclasses.replace(recipe, epochs=epochs)
     if fold_of_row is not None:
         common, apart, last = fold_epochs(recipe.epochs)
@@ -268,7 +273,7 @@ def _make(context: RunContext, modality: Modality, path: Path, fingerprint: str)
         rate = _LAST_RATE * recipe.max_lr
         recipe = dataclasses.replace(recipe, epochs=last, max_lr=max(rate, recipe.min_lr))
     started, checkpoint = time.perf_counter(), Checkpoint(checkpoint_path(path), fingerprint)
-    backbone, trained = _trained(context, modality, checkpoint, train, recipe, start)
+    backbone, trained = _trained(context, modality, checkpoint, train, recipe, start, once)
     if trained is not None:
         started = time.perf_counter() - checkpoint.seconds
     found = evaluate_unimodal(context, modality.name, backbone, "validation")
@@ -315,7 +320,7 @@ def useful_epochs(lengths: Sequence[int], judge: Callable[[int], Evaluation]) ->
 
 
 def _chosen_epochs(
-    context: RunContext, modality: Modality, path: Path, owner: str
+    context: RunContext, modality: Modality, path: Path, owner: str, once: list[FeatureSamples]
 ) -> tuple[int, float]:
     """Return after how many epochs the training of a backbone does best on validation.
 
@@ -333,7 +338,7 @@ def _chosen_epochs(
     def judge(epochs: int) -> Evaluation:
         shorter = dataclasses.replace(recipe, epochs=epochs)
         checkpoint = Checkpoint(checkpoint_path(file.with_stem(f"{path.stem}-{epochs}")), owner)
-        backbone, _ = _trained(context, modality, checkpoint, train, shorter, None)
+        backbone, _ = _trained(context, modality, checkpoint, train, shorter, None, once)
         seconds.append(checkpoint.seconds)
         checkpoint.remove()
         return evaluate_unimodal(context, modality.name, backbone, "validation")
@@ -359,7 +364,7 @@ def _piece(
     kept = load_backbone(path, module=own)[1] if path.exists() else {}
     if broadcast(kept.get("owner") != owner):
         checkpoint = Checkpoint(checkpoint_path(path), owner)
-        backbone, _ = _trained(context, modality, checkpoint, samples, recipe, start)
+        backbone, _ = _trained(context, modality, checkpoint, samples, recipe, start, [])
         extra = {"owner": owner, "seconds": checkpoint.seconds}
         on_rank_zero(lambda: save_backbone(path, backbone.cpu(), extra))
         checkpoint.remove()
@@ -372,11 +377,15 @@ def _trained(
     context: RunContext,
     modality: Modality,
     checkpoint: Checkpoint,
-    samples: Array,
+    chosen: Array,
     recipe: Recipe,
     start: State | None,
+    once: list[FeatureSamples],
 ) -> tuple[Backbone, nn.Module | None]:
-    """Return a new backbone, trained on ``samples`` from ``start`` on, and what of it was."""
+    """Return a new backbone, trained on ``chosen`` from ``start`` on, and what of it was.
+
+    ``once`` keeps what a frozen network gives to its head, for further trainings on these samples.
+    """
     task = context.task
     seed_stage(context.backbone_seed, f"backbone {modality.name}")
     backbone, trained = _new_backbone(task, modality)
@@ -384,10 +393,17 @@ def _trained(
         backbone.load_state_dict(start)
     backbone.to(context.runtime.device)
     if trained is not None:
+        samples: Samples = train_samples(task, modality, backbone, chosen)
+        forward, linear = _call(backbone), getattr(trained, "linear", None)
+        varies = isinstance(modality.data, Rows) and modality.data.varies
+        if trained is not backbone and isinstance(linear, nn.Linear) and not varies:
+            if not once:
+                once.append(_before(linear, context, modality, backbone, chosen))
+            samples, forward = once[0], _last_layer(trained)
         fit(
             trained,
-            _call(backbone),
-            train_samples(task, modality, backbone, samples),
+            forward,
+            samples,
             context.head,
             recipe,
             checkpoint=checkpoint,
@@ -396,6 +412,38 @@ def _trained(
         )
         backbone.requires_grad_(True)
     return backbone, trained
+
+
+def _before(
+    linear: nn.Linear, context: RunContext, modality: Modality, backbone: Backbone, chosen: Array
+) -> FeatureSamples:
+    """Return what the layer ``linear`` of a head reads of the samples ``chosen`` (n,).
+
+    Before it a frozen network gives the same in every epoch: each row is computed once.
+    """
+    _, first, place = np.unique(modality.rows_of(chosen), return_index=True, return_inverse=True)
+    source = RawInput(modality, backbone, chosen[first])
+    rows = RawSamples([source], label_tensor(context.task, chosen[first]))
+    read: list[Tensor] = []
+    hook = linear.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+
+    def vectors(inputs: Sequence[Tensor]) -> Tensor:
+        backbone(inputs[0])
+        return read.pop()
+
+    try:
+        found, _ = predict(backbone, vectors, rows, context.runtime.device)
+    finally:
+        hook.remove()
+    name = f"{modality.name}.head"
+    numbers = {modality.name: torch.from_numpy(place)}
+    labels = label_tensor(context.task, chosen)
+    return FeatureSamples((name,), {name: found[:, None]}, numbers, labels)
+
+
+def _last_layer(head: Any) -> Forward:
+    """Return dropout and linear layer of ``head`` as they follow what ``_before`` read."""
+    return lambda inputs: head.linear(head.dropout(inputs[0][:, 0]))
 
 
 def _mean(states: Sequence[State]) -> State:

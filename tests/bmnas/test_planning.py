@@ -82,6 +82,7 @@ def test_the_amounts_of_the_stages_by_hand() -> None:
     found = stage_amounts(task, config)
     assert found == {
         "backbones": 3 * 4 * 32 + 32,
+        "heads": 32 + 32,
         "extraction": 2 * 64,
         "compile": 1,
         "search_weights": 3 * 20,
@@ -127,7 +128,9 @@ def test_the_amounts_of_mmnas_by_hand() -> None:
     config = config.override("mmnas", warm_up=0.5, alpha_every=2)
     found = stage_amounts(task, config, method=MMnas)
     assert found == {
-        **{name: stage_amounts(task, config)[name] for name in ("backbones", "extraction")},
+        **{
+            name: stage_amounts(task, config)[name] for name in ("backbones", "heads", "extraction")
+        },
         "compile": 1,
         "search_weights": 20 * (4 + 3 * 2 / 2),
         "validation": 4 * 32,
@@ -140,17 +143,21 @@ def test_the_amounts_of_mmnas_by_hand() -> None:
 
 
 def test_seconds_grow_with_the_amounts() -> None:
-    spent = {"backbones": 1.0, "extraction": 2.0, "compile": 3.0, "validation": 4.0, "rerank": 5.0}
-    short = {"backbones": 10, "extraction": 10, "compile": 1, "validation": 2, "rerank": 1}
-    long = {"backbones": 20, "extraction": 50, "compile": 1, "validation": 5, "rerank": 0}
-    assert multiplied(spent, short, long) == {
-        "backbones": 2.0,
+    spent = {"backbones": 1.0, "heads": 4.0, "extraction": 2.0, "compile": 3.0, "validation": 4.0}
+    short = {"backbones": 10, "heads": 2, "extraction": 10, "compile": 1, "validation": 2}
+    long = {"backbones": 20, "heads": 3, "extraction": 50, "compile": 1, "validation": 5}
+    expected = {
+        # Of networks that are trained, and of those that only get a head.
+        "backbones": 2.0 + 6.0,
         "extraction": 10.0,
         "compile": 3.0,
         "validation": 10.0,
         "search": 13.0,
-        "total": 25.0,
+        "total": 31.0,
     }
+    unplanned = {"rerank": 5.0}, {"rerank": 1}, {"rerank": 0}
+    parts = (one | other for one, other in zip((spent, short, long), unplanned, strict=True))
+    assert multiplied(*parts) == expected
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

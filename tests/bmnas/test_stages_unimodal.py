@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,26 @@ import published_weights
 import pytest
 import torch
 from tiny_tasks import CONFIG, changed, tiny_task
+from torch import Tensor, nn
 
 import bmnas
 import bmnas.pipeline.search
+from bmnas.backbones import Backbone
+from bmnas.features.samples import FeatureSamples, train_samples
+from bmnas.machine.checkpoint import Checkpoint
 from bmnas.machine.errors import UserError
-from bmnas.machine.runtime import Runtime
+from bmnas.machine.runtime import Runtime, seed_stage
 from bmnas.pipeline.context import RunContext
 from bmnas.pipeline.run_folder import Run
-from bmnas.pipeline.unimodal import Unimodal, remove_stale, unimodal_networks
+from bmnas.pipeline.unimodal import (
+    Unimodal,
+    _new_backbone,
+    _trained,
+    remove_stale,
+    unimodal_networks,
+)
 from bmnas.tasks import Task
+from bmnas.training.fit import fit
 from bmnas.training.heads import weighted_f1
 
 CPU = Runtime(torch.device("cpu"), compile=False)
@@ -100,6 +112,43 @@ def test_a_module_with_other_weights_is_another_backbone(tmp_path: Path) -> None
     networks(tmp_path, first)
     with pytest.raises(UserError, match=r"m0\.safetensors: was trained for"):
         networks(tmp_path, task())
+
+
+def test_a_frozen_network_computes_each_row_once_for_its_head(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    class Given(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            read.append(len(x))
+            y: Tensor = super().forward(x)
+            return y
+
+    torch.manual_seed(0)
+    module = Given(nn.Flatten(), nn.Linear(18, 6), nn.ReLU())
+    task = changed(tiny_task(), 0, backbone=module, features=("2",))
+    made = context(tmp_path, task)
+    train = task.samples("train")
+    recipe = dataclasses.replace(made.config.unimodal.recipe, epochs=20)
+    once: list[FeatureSamples] = []
+
+    def trained(file: str) -> tuple[Backbone, nn.Module | None]:
+        checkpoint = Checkpoint(tmp_path / file, "")
+        return _trained(made, task.modalities[0], checkpoint, train, recipe, None, once)
+
+    (backbone, head), _ = trained("first"), read.clear()
+    trained("second")
+    assert sum(read) < len(train)  # what looks at the shapes of features
+    # As if it were computed at every step.
+    seed_stage(0, "backbone m0")
+    other, own = _new_backbone(task, task.modalities[0])
+    assert own is not None
+    samples = train_samples(task, task.modalities[0], other, train)
+    read.clear()
+    fit(own, lambda inputs: other(inputs[0]), samples, made.head, recipe, stage="head")
+    assert sum(read) >= 20 * 32
+    assert head is backbone.head
+    for name, tensor in other.state_dict().items():
+        torch.testing.assert_close(backbone.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("classes", [4, 23])
