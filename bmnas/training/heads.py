@@ -230,6 +230,16 @@ class AnswersHead(TaskHead):
         chosen = self.probabilities(logits).amax(-1)
         return calibration_error(chosen, self._worth_of_best(logits, labels))
 
+    def columns(self, logits: Tensor, labels: Tensor) -> dict[str, Sequence[object]]:
+        """Return what people answered, separated by ``|``, the answer chosen and its probability.
+
+        An answer that several people gave stands there as often; those of no class have no name.
+        """
+        given = ["|".join(self.names[k] for k in row if k >= 0) for row in labels.tolist()]
+        chosen = [self.names[k] for k in self.decide(logits).squeeze(1).tolist()]
+        likely = self.probabilities(logits).amax(-1).tolist()
+        return {"label": given, "prediction": chosen, "probability": likely}
+
     def decide(self, logits: Tensor) -> Tensor:
         """Return the answer (n, 1) to each question."""
         return logits.argmax(-1, keepdim=True)

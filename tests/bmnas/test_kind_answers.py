@@ -50,6 +50,16 @@ def test_the_loss_is_binary_cross_entropy_with_worths_summed() -> None:
     assert HEAD.score(logits, torch.tensor([[-1]])) == 0
 
 
+def test_a_table_of_predictions_has_the_answers_of_people_and_the_chosen_one() -> None:
+    head = head_for("answers", names=("blue", "no", "yes"))
+    logits = torch.tensor([[0.0, -1.0, 2.0], [3.0, 0.0, 0.0]])
+    found = head.columns(logits, torch.tensor([[2, 2, -1], [-1, -1, -1]]))
+    assert found["label"] == ["yes|yes", ""]
+    assert found["prediction"] == ["yes", "blue"]
+    sure = torch.tensor([2.0, 3.0]).sigmoid().tolist()
+    assert found["probability"] == pytest.approx(sure)
+
+
 def test_answers_become_class_numbers() -> None:
     kind, seen = task_kind("answers"), np.array([True, True, False])
     given_ = np.array([["yes", "no", ""], ["yes", "yes", "blue"], ["green", "no", "yes"]])
