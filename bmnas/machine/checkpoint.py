@@ -22,6 +22,7 @@ from bmnas.machine.errors import UserError, one_line
 from bmnas.machine.files import atomic_path, write_text
 
 FORMAT = "bmnas.checkpoint/4"
+_RARE = 20  # times as long as writing takes, until the next time: a twentieth of a loop at most
 
 Record = dict[str, Any]
 
@@ -54,6 +55,7 @@ class Checkpoint:
         self.meter = CostMeter()
         self._earlier = self._earlier_processor = 0.0
         self._started, self._started_processor = time.perf_counter(), time.process_time()
+        self._next = 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the clocks: the process that receives it counts its own time."""
@@ -68,6 +70,11 @@ class Checkpoint:
     def processor_seconds(self) -> float:
         """Processor time of the loop, summed over threads; other load hardly changes it."""
         return self._earlier_processor + time.process_time() - self._started_processor
+
+    @property
+    def due(self) -> bool:
+        """Whether to save after an epoch that is not the last: not yet, where epochs are short."""
+        return time.perf_counter() >= self._next
 
     def of_part(self, name: str) -> Checkpoint:
         """Return the checkpoint, without a journal, of a part of this loop that runs by itself."""
@@ -123,6 +130,7 @@ class Checkpoint:
         """
         if not is_rank_zero():
             return
+        began = time.perf_counter()
         content = {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
@@ -143,6 +151,8 @@ class Checkpoint:
         with atomic_path(self._path) as aside:
             aside.write_bytes(buffer.getbuffer())
         self._write_journal(records)
+        now = time.perf_counter()
+        self._next = now + _RARE * (now - began)
 
     def remove(self) -> None:
         """Delete the checkpoint's file: the loop's result is safe elsewhere."""

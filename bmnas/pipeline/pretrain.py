@@ -233,6 +233,11 @@ class _Judging(Checkpoint):
         self._context, self._name = context, name
         self.best = _Best()
 
+    @property
+    def due(self) -> bool:
+        """Always: to save is to judge."""
+        return True
+
     def restore(self, parts: Mapping[str, Stateful]) -> list[Record]:
         return super().restore({**parts, "best": self.best})
 

@@ -137,7 +137,8 @@ def relax(problem: SearchProblem, name: str = "search") -> tuple[list[Record], S
             if record["best"]:
                 record |= problem.threshold(found.logits)
             records.append(record)
-            problem.checkpoint.save(parts, records)
+            if epoch == config.epochs or problem.checkpoint.due:
+                problem.checkpoint.save(parts, records)
             shown.message(f"loss {loss:.3f}  validation {problem.head.metric} {found.score:.3f}")
             shown.advance()
     return records, supernet

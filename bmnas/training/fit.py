@@ -90,7 +90,7 @@ def fit(
                     "train_score": score,
                 }
             )
-            if checkpoint is not None:
+            if checkpoint is not None and (epoch == recipe.epochs or checkpoint.due):
                 checkpoint.save(parts, records)
             shown.message(_told(records[-1], head))
             shown.advance()

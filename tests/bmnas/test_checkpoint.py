@@ -12,8 +12,12 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from bmnas.features.samples import FeatureSamples
 from bmnas.machine.checkpoint import Checkpoint, Record
 from bmnas.machine.errors import UserError
+from bmnas.training.fit import fit
+from bmnas.training.heads import head_for
+from bmnas.training.settings import Recipe
 
 
 def loop(seed: int = 0) -> dict[str, Any]:
@@ -78,6 +82,49 @@ def test_a_checkpoint_of_another_owner_is_refused(tmp_path: Path) -> None:
         Checkpoint(tmp_path / "c.pt", "you").restore(parts)
     assert all(torch.equal(changed[k], v) for k, v in parts["network"].state_dict().items())
     assert any(not torch.equal(before[k], changed[k]) for k in before)
+
+
+def test_writing_takes_a_twentieth_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("bmnas.machine.checkpoint.time.perf_counter", lambda: now)
+    real = torch.save
+
+    def slowly(*arguments: Any) -> None:
+        nonlocal now
+        now += 0.5
+        real(*arguments)
+
+    monkeypatch.setattr(torch, "save", slowly)
+    checkpoint = Checkpoint(tmp_path / "c.pt", "me")
+    assert checkpoint.due
+    checkpoint.save({}, [])
+    now = 110.4
+    assert not checkpoint.due
+    now = 110.6
+    assert checkpoint.due
+
+
+def test_of_short_epochs_the_last_one_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "due", False)
+    checkpoint, parts = Checkpoint(tmp_path / "c.pt", "me"), loop()
+    head, recipe = head_for("multiclass"), Recipe(3, 4, 0.1, 0.0)
+    values = {"m.x": torch.randn(8, 1, 3)}
+    rows = {"m": torch.arange(8)}
+    samples = FeatureSamples(("m.x",), values, rows, torch.arange(8) % 3)
+    network = parts["network"]
+
+    def forward(inputs: list[torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = network(inputs[0][:, 0])
+        return logits
+
+    found = fit(network, forward, samples, head, recipe, checkpoint=checkpoint, stage="s")
+    content = torch.load(tmp_path / "c.pt", weights_only=True)
+    assert json.loads(content["records"]) == found
+    assert len(found) == 3
 
 
 def test_seconds_go_on_counting(tmp_path: Path) -> None:
