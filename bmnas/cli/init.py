@@ -47,3 +47,22 @@ def init(
         f"wrote {out}: read its questions, then look at what it makes of your data", err=True
     )
     next_command("check", task=out, out="samples.html")
+
+
+def task_of_table(table: Path) -> Path:
+    """Return the task file that stands beside ``table``, written as by ``init`` where none does."""
+    from bmnas.tasks.guess import Wishes, guessed_task
+
+    if not table.is_file():
+        raise UserError(
+            f"{table}: there is no such table, expected a .csv, .tsv, .jsonl or .parquet file; a "
+            f"task is named with --task {table}"
+        )
+    out = table.with_suffix(".toml")
+    if out.exists():
+        if out != table:  # and not a task file itself
+            typer.echo(f"note: {out} says what {table} holds", err=True)
+    else:
+        write_text(out, guessed_task(table, out, Wishes()))
+        typer.echo(f"wrote {out}: its comments say what was guessed of {table}", err=True)
+    return out

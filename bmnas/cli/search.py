@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer import Option
+from typer import Argument, Option
 
+from bmnas.cli.init import task_of_table
 from bmnas.cli.options import Json, SearchSettings, Seed, StageOptions, TaskOptions, grouped
 from bmnas.cli.output import next_command, print_json, task_again
 from bmnas.machine.errors import UserError
@@ -108,6 +109,13 @@ class Limits:
 
 @grouped
 def search(
+    table: Annotated[
+        Path | None,
+        Argument(
+            help="A table, in place of --task: the task file beside it is used, or written as by "
+            "bmnas init."
+        ),
+    ] = None,
     *,
     source: TaskOptions,
     run: Annotated[Path | None, Option(help="Run folder, by default runs/<task>.")] = None,
@@ -134,6 +142,10 @@ def search(
     from bmnas.machine.distributed import is_rank_zero
     from bmnas.pipeline.search import search as run_search
 
+    if table is not None:
+        if source.task != TaskOptions.task:
+            raise UserError(f"received {table} and --task {source.task}, expected one of them")
+        source = replace(source, task=str(task_of_table(table)))
     task, config = source.load(method.looked_in)
     arguments = stage.arguments()
     if budget is not None:

@@ -338,3 +338,36 @@ def test_what_cannot_be_guessed_is_told(tmp_path: Path) -> None:
         assert f"expected UTF-8: save it as UTF-8, or convert it: iconv -f {encoding} " in error
     (tmp_path / "task.toml").write_text("")
     assert "another --out" in one_line_error(bmnas_command("init", table, *out))
+
+
+def test_a_table_alone_can_be_searched(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        {"one": f"{draw.normal():.3f}", "note": f"a {word} that is number {n}", "label": word}
+        for n, word in enumerate(("cat", "dog") * 30)
+    ]
+    table = write_table(tmp_path / "pets.csv", rows)
+    words = (
+        "search",
+        table,
+        "--run",
+        tmp_path / "run",
+        "--preset",
+        "quick",
+        "--strategy",
+        "random",
+    )
+    both = bmnas_command(*words, "--task", "refshapes")
+    assert "pets.csv and --task refshapes, expected one of them" in one_line_error(both)
+    assert not (tmp_path / "pets.toml").exists()
+    first = bmnas_command(*words, "--candidates", "1")
+    assert first.status == 0, first.err
+    assert f"wrote {tmp_path / 'pets.toml'}" in first.err
+    source = json.loads((tmp_path / "run" / "config.json").read_text("utf-8"))["task"]
+    assert source["source"]["task"] == str(tmp_path / "pets.toml")
+    # What a person has written there stands.
+    (tmp_path / "pets.toml").write_text("name = 3\n")
+    second = bmnas_command(*words)
+    assert second.status == 2
+    assert "name: received 3" in second.err
+    assert (tmp_path / "pets.toml").read_text() == "name = 3\n"

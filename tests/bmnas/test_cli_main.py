@@ -121,7 +121,7 @@ def test_without_a_command_the_help_is_shown() -> None:
         (["search", "--epoch", "3"], "No such option.*--epoch.*; see bmnas search --help"),
         (["search", "--epochs", "ten"], "Invalid value for '--epochs'.*; see bmnas search --help"),
         (["search", "--epochs"], "--epochs.*requires an argument; see bmnas .*--help"),
-        (["search", "digits"], "unexpected extra argument.*digits.*; see bmnas search --help"),
+        (["search", "digits"], "digits: there is no such table.*--task digits"),
         (["train"], "received neither of --genotype and --fusion, expected one of them"),
         (["show"], "Missing argument.*; see bmnas show --help"),
         (["tabular", "mnist"], "No such command 'mnist'.*; see bmnas tabular --help"),
