@@ -509,8 +509,9 @@ def _layers(network: Any, model: Mapping[str, Any]) -> nn.ModuleList:
 
     A model of timm names those whose outputs are features.
     """
-    if (timm := getattr(network, "timm_model", None)) is not None:
-        return nn.ModuleList(timm.get_submodule(info["module"]) for info in timm.feature_info)
+    timm: Any = getattr(network, "timm_model", None)
+    if named := getattr(timm, "feature_info", None):
+        return nn.ModuleList(timm.get_submodule(info["module"]) for info in named)
     config = network.config
     counts = {getattr(config, name, None) for name in ("num_hidden_layers", "num_stages")}
     counts.add(len(getattr(config, "depths", None) or ()))

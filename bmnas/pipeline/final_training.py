@@ -62,9 +62,8 @@ class FinalTraining:
     The first says with which weights the members are added up, from which probability a label is
     given, how sure a network is to be of a region, and what each part is worth on samples that it
     has not learned from; a network whose answer is its fusion's alone and needs none of these has
-    only the second. Backbones are trained
-    along with a learning rate of their own, or stay as they are when the settings freeze them: then
-    the feature cache is used.
+    only the second. Backbones are trained along with a learning rate of their own, or stay as they
+    are when the settings freeze them: then the feature cache is used.
     """
 
     def __init__(

@@ -91,7 +91,14 @@ class PicturePlan(Placing):
         """
         files = [folder / name for name in PROCESSORS if (folder / name).is_file()]
         if not files and (timm := timm_settings(folder)) is not None:
-            return cls._of_timm(folder, timm)
+            try:
+                return cls._of_timm(timm)
+            except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+                raise UserError(
+                    f"{folder / 'config.json'}: {one_line(error, 200)}, expected squares in "
+                    f"input_size, mean, std, crop_pct, crop_mode center or squash, and "
+                    f"interpolation {', '.join(_TIMM_FILTERS)}"
+                ) from error
         if not files:
             raise UserError(f"{folder}: lacks {' and '.join(PROCESSORS)}, expected one of them")
         content = read_json(files[0])
@@ -141,16 +148,14 @@ class PicturePlan(Placing):
         )
 
     @classmethod
-    def _of_timm(cls, folder: Path, settings: Mapping[str, Any]) -> Self:
+    def _of_timm(cls, settings: Mapping[str, Any]) -> Self:
         """Return the plan of timm's own evaluation, ``transforms_imagenet_eval`` there."""
         mode, share = settings.get("crop_mode", "center"), settings.get("crop_pct", _DEFAULT_CROP)
         _, height, width = settings["input_size"]
-        resample = _TIMM_FILTERS.get(settings.get("interpolation", "bilinear"))
+        resample = _TIMM_FILTERS.get(found := settings.get("interpolation", "bilinear"))
         if mode not in ("center", "squash") or height != width or resample is None:
-            raise UserError(
-                f"{folder / 'config.json'}: received crop_mode {mode!r}, interpolation "
-                f"{settings.get('interpolation')!r} and pictures of {height} x {width}, expected "
-                f"center or squash, one of {', '.join(_TIMM_FILTERS)}, and squares"
+            raise ValueError(
+                f"received crop_mode {mode!r}, interpolation {found!r}, size {height} x {width}"
             )
         side = math.floor(height / share)
         return cls(

@@ -110,6 +110,13 @@ def test_of_short_epochs_the_last_one_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoint, "due", False)
+    real, saved = Checkpoint.save, list[int]()
+
+    def save(self: Checkpoint, parts: Any, records: list[Record]) -> None:
+        saved.append(len(records))
+        real(self, parts, records)
+
+    monkeypatch.setattr(Checkpoint, "save", save)
     checkpoint, parts = Checkpoint(tmp_path / "c.pt", "me"), loop()
     head, recipe = head_for("multiclass"), Recipe(3, 4, 0.1, 0.0)
     values = {"m.x": torch.randn(8, 1, 3)}
@@ -124,7 +131,7 @@ def test_of_short_epochs_the_last_one_is_saved(
     found = fit(network, forward, samples, head, recipe, checkpoint=checkpoint, stage="s")
     content = torch.load(tmp_path / "c.pt", weights_only=True)
     assert json.loads(content["records"]) == found
-    assert len(found) == 3
+    assert saved == [len(found)] == [3]
 
 
 def test_seconds_go_on_counting(tmp_path: Path) -> None:

@@ -255,9 +255,10 @@ def test_pictures_of_timm_are_cut_as_by_torchvision(mode: str, tmp_path: Path) -
 
 
 def test_pictures_of_timm_that_are_prepared_otherwise_are_refused(tmp_path: Path) -> None:
-    for changes in ({"crop_mode": "border"}, {"interpolation": "random"}):
+    border: dict[str, object] = {"crop_mode": "border"}
+    for changes in (border, {"interpolation": "random"}, {"crop_pct": None}, {"input_size": []}):
         write_timm(tmp_path, **changes)
-        with pytest.raises(UserError, match="expected center or squash, one of lanczos, bilinear"):
+        with pytest.raises(UserError, match=r"config\.json: .*expected squares in input_size"):
             PicturePlan.of_folder(tmp_path)
 
 
