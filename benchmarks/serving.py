@@ -162,7 +162,7 @@ def overload(folder: Path) -> dict[str, Any]:
     able = (capacity.rate + again.rate) / 2
     # Not the first second, in which the connections are made. Then the queue is full always.
     steady = crowd.after(1.0)
-    # The queue, the batch that runs, and the one before it.
+    # The queue, the batch that runs, and the time of one more to receive and to answer.
     bound = (64 + 2 * 16) / steady.rate
     return {
         "capacity_per_second": able,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -110,7 +111,8 @@ class Batcher:
         self._rows = 0
         self._bytes = 0
         self._row_seconds = 0.0
-        self._running = 0
+        #: The rows of the batches that the thread has: the first runs, the next one waits.
+        self._handed: deque[int] = deque()
         #: Whether requests came in while another ran, and whether a run is put off for more.
         self._crowded = self._gathering = False
         self._closed = False
@@ -123,8 +125,8 @@ class Batcher:
 
     @property
     def waiting(self) -> int:
-        """The number of rows that wait."""
-        return self._rows
+        """The number of rows that wait, those of the batch that runs next among them."""
+        return self._rows + sum(self._handed) - sum(islice(self._handed, 1))
 
     async def predict(
         self, inputs: Arrays, *, deadline: float | None = None
@@ -162,8 +164,8 @@ class Batcher:
             self._drop_answered()
             if not self._has_room(rows, size):
                 raise busy(
-                    f"{self.session.name}: {self._rows:,} rows wait already",
-                    self._rows * self._row_seconds,
+                    f"{self.session.name}: {self.waiting:,} rows wait already",
+                    self.waiting * self._row_seconds,
                 )
 
     def _enter(self, inputs: Arrays, loop: asyncio.AbstractEventLoop) -> _Waiting:
@@ -180,7 +182,7 @@ class Batcher:
         return waiting
 
     def _has_room(self, rows: int, size: int) -> bool:
-        fits = self._rows + rows <= self.limits.rows and self._bytes + size <= self.limits.bytes
+        fits = self.waiting + rows <= self.limits.rows and self._bytes + size <= self.limits.bytes
         return fits or not self._queue
 
     def _drop_answered(self) -> None:
@@ -196,7 +198,7 @@ class Batcher:
 
     def _run_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Run what waits: at once, or where requests come close together, when they pause."""
-        if self._running or not (self._crowded and self.session.joins):
+        if self._handed or not (self._crowded and self.session.joins):
             self._run_next(loop)
         elif not self._gathering:
             self._gathering = True
@@ -219,15 +221,15 @@ class Batcher:
 
     def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Hand over the next batch to the idle thread; the one after it too, once it is full."""
-        while self._running < _AHEAD:
-            if self._running and self.session.joins and self._rows < self._batch_rows:
+        while len(self._handed) < _AHEAD:
+            if self._handed and self.session.joins and self._rows < self._batch_rows:
                 return
             batch, full = self._next_batch()
-            if not batch or (self._running and not full):
+            if not batch or (self._handed and not full):
                 return
             for waiting in batch:
                 self._leave(waiting)
-            self._running += 1
+            self._handed.append(sum(waiting.rows for waiting in batch))
             done = loop.run_in_executor(self._worker, self._run, batch)
             done.add_done_callback(partial(self._finish, batch, loop))
 
@@ -257,14 +259,13 @@ class Batcher:
         loop: asyncio.AbstractEventLoop,
         done: asyncio.Future[tuple[float, float, list[Outcome]]],
     ) -> None:
-        self._running -= 1
+        rows = self._handed.popleft()
         self._crowded = len(batch) > 1 or bool(self._queue)
         if self._queue:
             self._run_soon(loop)
         if done.cancelled():
             return
         started, seconds, outcomes = done.result()
-        rows = sum(waiting.rows for waiting in batch)
         self._row_seconds += _RECENT * (seconds / rows - self._row_seconds)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):

@@ -94,6 +94,21 @@ def test_outputs_are_those_of_the_session(tmp_path):
     batcher.close()
 
 
+def test_a_batch_that_is_ready_waits_too():
+    async def go() -> None:
+        async with Case(rows=4, batch_rows=2) as case:
+            ready = [await case.asked(4), await case.asked(9)]
+            assert case.batcher.waiting == 2
+            waiting = await case.asked(16, 25)
+            with pytest.raises(RequestError, match="gate: 4 rows wait already"):
+                await case.ask(36)
+            case.gate.release.set()
+            assert await asyncio.gather(*ready, waiting) == [[2], [3], [4, 5]]
+            assert case.batcher.waiting == 0
+
+    run(go())
+
+
 def test_what_comes_in_during_a_run_is_the_next_batch():
     watched: list[Run] = []
 

@@ -124,14 +124,14 @@ def test_stop_has_a_limit(start):
 
 
 def test_a_run_that_does_not_end_does_not_hold_the_stop(start):
-    server = start(work=5000, stop_seconds=2)
+    server = start(work=7000, stop_seconds=1)
     with contextlib.closing(http.client.HTTPConnection(server.address, timeout=60)) as connection:
         connection.request("POST", "/v2/models/pets/infer", body())
         assert server.get("/v2/health/ready")[0] == 200
         server.process.send_signal(signal.SIGTERM)
         status, errors = server.stop()
     assert status == 1
-    assert errors.endswith("not stopped within 2 s: leaving at once\n")
+    assert errors.endswith("not stopped within 1 s: leaving at once\n")
     assert "Traceback" not in errors
 
 
