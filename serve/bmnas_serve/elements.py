@@ -14,17 +14,16 @@ from numpy.typing import NDArray
 from bmnas_serve.checks import wrong
 from bmnas_serve.datatypes import PROTOCOL
 from bmnas_serve.errors import FormatError, shorten
-from bmnas_serve.strict_json import numbers_alone
+from bmnas_serve.strict_json import alike
+from bmnas_serve.turns import take_turns
 
 #: What a request holds of a tensor: a list, flat or nested, or the bytes. Any long list of numbers
 #: alone may be an array. Of a message it is a sequence that makes its elements when it is read.
 _List = list[Any] | NDArray[Any]
 Data = _List | bytes | memoryview | Sequence[Any]
 
-#: How many elements of a message are made in one step, between which other threads go on.
+#: How many elements are made in one step, between which other threads go on.
 _STEP = 16_384
-#: How many rows of nested lists, which are short, are joined in one step.
-_ROWS_STEP = 64
 
 
 def to_array(data: Data, shape: Sequence[int], dtype: str, place: str) -> NDArray[Any]:
@@ -36,13 +35,20 @@ def to_array(data: Data, shape: Sequence[int], dtype: str, place: str) -> NDArra
     """
     if isinstance(data, bytes | memoryview):
         return _from_bytes(data, shape, np.dtype(dtype), place)
+    found = np.dtype(dtype)
     if not isinstance(data, list | np.ndarray):
         _check_count(len(data), shape, place)
-        data = _made(data, np.dtype(dtype))
-    elements = _flatten(data, tuple(shape), place)
-    if isinstance(elements, np.ndarray):
-        return _from_numbers(elements, np.dtype(dtype), place).reshape(shape)
-    return _from_elements(elements, np.dtype(dtype), place).reshape(shape)
+        data = _made(data, found)
+    rows = _rows(data, tuple(shape), place)
+    some = max(1, _STEP // max(1, len(rows[0])))
+    pieces, start = [], 0
+    for i in range(0, len(rows), some):
+        if i:
+            take_turns()
+        elements = _joined(rows[i : i + some])
+        pieces.append(_from_list(elements, found, place, start))
+        start += len(elements)
+    return np.concatenate(pieces).reshape(shape)
 
 
 def to_bytes(array: NDArray[Any]) -> bytes:
@@ -83,16 +89,20 @@ def _from_bytes(
 def _made(elements: Sequence[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return the elements as the widest type of the kind of ``dtype``."""
     widest = {"b": np.bool_, "i": np.int64, "u": np.uint64, "f": np.float64}[dtype.kind]
-    steps = range(0, len(elements), _STEP)
-    return np.concatenate([np.array(elements[i : i + _STEP], widest) for i in steps])
+    pieces: list[NDArray[Any]] = []
+    for i in range(0, len(elements), _STEP):
+        if i:
+            take_turns()
+        pieces.append(np.array(elements[i : i + _STEP], widest))
+    return np.concatenate(pieces)
 
 
-def _flatten(elements: _List, shape: tuple[int, ...], place: str) -> _List:
-    """Return the elements of a list that is flat or nested like ``shape``."""
-    if len(shape) > 1 and len(elements) and isinstance(elements[0], list | np.ndarray):
-        return _flatten_nested(elements, shape, place)
-    _check_count(len(elements), shape, place)
-    return elements
+def _rows(data: _List, shape: tuple[int, ...], place: str) -> list[_List]:
+    """Return the lists of numbers in a list that is flat or nested like ``shape``."""
+    if len(shape) > 1 and len(data) and isinstance(data[0], list | np.ndarray):
+        return _nested_rows(data, shape, place)
+    _check_count(len(data), shape, place)
+    return [data]
 
 
 def _check_count(received: int, shape: Sequence[int], place: str) -> None:
@@ -104,7 +114,7 @@ def _check_count(received: int, shape: Sequence[int], place: str) -> None:
         )
 
 
-def _flatten_nested(data: _List, shape: tuple[int, ...], place: str) -> _List:
+def _nested_rows(data: _List, shape: tuple[int, ...], place: str) -> list[_List]:
     rows: list[Any] = [data]
     for axis, length in enumerate(shape):
         for row in rows:
@@ -115,26 +125,16 @@ def _flatten_nested(data: _List, shape: tuple[int, ...], place: str) -> _List:
                     f"{place}: received {found} on axis {axis}, expected a list of {length:,}"
                     f" for the shape {list(shape)}"
                 )
-        if axis == len(shape) - 1:
-            return _joined(rows)
-        rows = list(chain.from_iterable(map(_as_list, rows)))
+        if axis < len(shape) - 1:
+            rows = list(chain.from_iterable(map(_as_list, rows)))
     return rows
 
 
 def _joined(rows: list[_List]) -> _List:
-    """Return the elements of the rows; many numbers as an array, made a few rows at a time."""
-    steps = [rows[i : i + _ROWS_STEP] for i in range(0, len(rows), _ROWS_STEP)]
-    pieces: list[NDArray[Any]] = []
-    for some in steps:
-        if all(isinstance(row, np.ndarray) for row in some):
-            pieces.append(np.concatenate(some))
-            continue
-        found = list(chain.from_iterable(map(_as_list, some)))
-        piece = numbers_alone(found) if len(steps) > 1 else None
-        if piece is None:
-            return list(chain.from_iterable(map(_as_list, rows)))
-        pieces.append(piece)
-    return np.concatenate(pieces)
+    arrays = [row for row in rows if isinstance(row, np.ndarray)]
+    if len(arrays) == len(rows) and all(alike(arrays[0], array) for array in arrays):
+        return np.concatenate(arrays)
+    return list(chain.from_iterable(map(_as_list, rows)))
 
 
 def _as_list(row: _List) -> list[Any]:
@@ -145,37 +145,49 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def _from_elements(elements: list[Any], dtype: np.dtype[Any], place: str) -> NDArray[Any]:
+def _from_list(elements: _List, dtype: np.dtype[Any], place: str, start: int) -> NDArray[Any]:
+    """Return elements as ``dtype``; the first is element ``start`` of the tensor."""
+    if isinstance(elements, np.ndarray):
+        return _from_numbers(elements, dtype, place, start)
     if dtype.kind == "b":
-        _check_types(elements, {bool}, place, "true or false")
+        _check_types(elements, {bool}, place, start, _expected(dtype))
         return np.array(elements, dtype)
     if dtype.kind in "iu":
-        _check_types(elements, {int}, place, f"integers of {PROTOCOL[dtype.name]}")
+        _check_types(elements, {int}, place, start, _expected(dtype))
         low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
         for value in (min(elements), max(elements)):
             if not low <= value <= high:
                 raise _out_of_range(place, value, dtype, f"{low} to {high}")
         return np.array(elements, dtype)
-    _check_types(elements, {int, float}, place, f"numbers of {PROTOCOL[dtype.name]}")
+    _check_types(elements, {int, float}, place, start, _expected(dtype))
     return _floats(elements, dtype, place)
 
 
-def _from_numbers(numbers: NDArray[Any], dtype: np.dtype[Any], place: str) -> NDArray[Any]:
+def _from_numbers(
+    numbers: NDArray[Any], dtype: np.dtype[Any], place: str, start: int
+) -> NDArray[Any]:
     """Return an array of a type that ``dtype`` may not hold in it, checked as elements are."""
     if numbers.dtype == dtype and dtype.kind != "f":
         return numbers
-    if dtype.kind == "f":
+    kind = numbers.dtype.kind
+    if dtype.kind == "f" and kind != "b":
         return _floats(numbers, dtype, place)
-    if dtype.kind == "b" or numbers.dtype.kind == "f":
+    if dtype.kind == "b" or kind in "bf":
         # Where integers and others are mixed, the first that is no integer is to be named.
-        position = int(np.argmax(numbers != np.trunc(numbers)))
-        expected = "true or false" if dtype.kind == "b" else f"integers of {PROTOCOL[dtype.name]}"
-        raise wrong(f"{place}: element {position}", numbers[position].item(), expected)
+        position = int(np.argmax(numbers != np.trunc(numbers))) if kind == "f" else 0
+        value = numbers[position].item()
+        raise wrong(f"{place}: element {start + position}", value, _expected(dtype))
     low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
     for value in (int(numbers.min()), int(numbers.max())):
         if not low <= value <= high:
             raise _out_of_range(place, value, dtype, f"{low} to {high}")
     return numbers.astype(dtype)
+
+
+def _expected(dtype: np.dtype[Any]) -> str:
+    if dtype.kind == "b":
+        return "true or false"
+    return f"{'numbers' if dtype.kind == 'f' else 'integers'} of {PROTOCOL[dtype.name]}"
 
 
 def _floats(elements: list[Any] | NDArray[Any], dtype: np.dtype[Any], place: str) -> NDArray[Any]:
@@ -193,10 +205,12 @@ def _floats(elements: list[Any] | NDArray[Any], dtype: np.dtype[Any], place: str
     return array
 
 
-def _check_types(elements: list[Any], allowed: set[type], place: str, expected: str) -> None:
+def _check_types(
+    elements: list[Any], allowed: set[type], place: str, start: int, expected: str
+) -> None:
     if not set(map(type, elements)) <= allowed:
         position = next(i for i, value in enumerate(elements) if type(value) not in allowed)
-        raise wrong(f"{place}: element {position}", elements[position], expected)
+        raise wrong(f"{place}: element {start + position}", elements[position], expected)
 
 
 def _out_of_range(place: str, value: Any, dtype: np.dtype[Any], span: str) -> FormatError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -12,6 +14,7 @@ from bmnas_serve.checks import wrong
 from bmnas_serve.elements import Data
 from bmnas_serve.errors import FormatError
 from bmnas_serve.grpc_messages import ModelInferRequest, ModelInferResponse
+from bmnas_serve.grpc_wire import Nested, check_parts, split
 from bmnas_serve.inference import (
     GivenTensor,
     InferRequest,
@@ -32,36 +35,91 @@ _CONTENTS = {
     "FP32": "fp32_contents",
     "FP64": "fp64_contents",
 }
+#: Of a ModelInferRequest by number of field: the bytes of its tensors, the messages within it (its
+#: parameters, inputs and outputs, and those within these), and the lists of integers.
+_RAW = 7
+_PARAMETERS: Nested = {2: {}}
+_NESTED: Nested = {4: _PARAMETERS, 5: {4: _PARAMETERS, 5: {}}, 6: {2: _PARAMETERS}}
+_PACKED = {(5, 3), *((5, 5, number) for number in range(1, 6))}
 
 
-def read_message(received: bytes) -> tuple[Any, list[bytes]]:
-    """Return a ``ModelInferRequest`` and its ``raw_input_contents``, which it copies at each look.
+@dataclass(frozen=True)
+class Head:
+    """What a request says besides its ``raw_input_contents``; ``timeout`` is in seconds."""
 
-    Raises protobuf's DecodeError when the bytes are none.
+    model: str
+    version: str
+    id: str | None
+    timeout: float | None
+    inputs: tuple[_Input, ...]
+    outputs: tuple[OutputRequest, ...]
+
+
+class _Input(NamedTuple):
+    name: str
+    datatype: str
+    shape: list[int]
+    contents: Any
+
+
+def read_message(received: bytes) -> tuple[Head, list[memoryview]]:
+    """Return what a ``ModelInferRequest`` says, and its ``raw_input_contents``.
+
+    Raises protobuf's DecodeError when the bytes are no such message, FormatError when it has too
+    many parts, and for parameters that are not supported.
     """
-    message = ModelInferRequest.FromString(received)
-    return message, list(message.raw_input_contents)
+    head, raw = split(received, _RAW)
+    return (_read_short if len(head) <= _SHORT else _read)(head), raw
+
+
+def _read(head: bytes) -> Head:
+    check_parts(head, _NESTED, _PACKED)
+    message = ModelInferRequest.FromString(head)
+    asked = parameters.GRPC_REQUEST(plain(message.parameters), "parameters")
+    for i, tensor in enumerate(message.inputs):
+        parameters.GRPC_INPUT(plain(tensor.parameters), f"inputs[{i}].parameters")
+    return Head(
+        message.model_name,
+        message.model_version,
+        message.id or None,
+        asked.get("timeout", 0) / 1e6 or None,
+        tuple(
+            _Input(
+                x.name, x.datatype, list(x.shape), x.contents if x.HasField("contents") else None
+            )
+            for x in message.inputs
+        ),
+        tuple(_output(output, f"outputs[{i}]") for i, output in enumerate(message.outputs)),
+    )
+
+
+def _input(tensor: Any) -> _Input:
+    contents = tensor.contents if tensor.HasField("contents") else None
+    return _Input(tensor.name, tensor.datatype, list(tensor.shape), contents)
+
+
+#: A client sends the same before the bytes of each request. Nothing changes what was read.
+_SHORT = 1024
+_read_short = lru_cache(maxsize=256)(_read)
 
 
 def decode_message(
-    message: Any,
-    raw: Sequence[bytes],
+    head: Head,
+    raw: Sequence[memoryview],
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
     max_batch: int,
 ) -> InferRequest:
-    """Read a request to a model with these ``inputs`` and ``outputs``, see ``read_message``.
+    """Return the request to a model with these ``inputs`` and ``outputs``, see ``read_message``.
 
     Raises FormatError when it is not of the protocol, and when it does not fit the model, see
     ``fit_inputs`` and ``fit_outputs``.
     """
-    asked = parameters.GRPC_REQUEST(plain(message.parameters), "parameters")
-    wanted = [_output(output, f"outputs[{i}]") for i, output in enumerate(message.outputs)]
     return InferRequest(
-        message.id or None,
-        fit_inputs(_given(message, raw), inputs, max_batch),
-        fit_outputs(wanted, outputs, binary=True),
-        asked.get("timeout", 0) / 1e6 or None,
+        head.id,
+        fit_inputs(_given(head.inputs, raw), inputs, max_batch),
+        fit_outputs(head.outputs, outputs, binary=True),
+        head.timeout,
     )
 
 
@@ -96,35 +154,33 @@ def _output(output: Any, place: str) -> OutputRequest:
     return OutputRequest(output.name, binary=True, classes=about.get("classification", 0))
 
 
-def _given(message: Any, raw: Sequence[bytes]) -> list[GivenTensor]:
-    for i, tensor in enumerate(message.inputs):
-        parameters.GRPC_INPUT(plain(tensor.parameters), f"inputs[{i}].parameters")
-    if raw and len(raw) != len(message.inputs):
+def _given(inputs: Sequence[_Input], raw: Sequence[memoryview]) -> list[GivenTensor]:
+    if raw and len(raw) != len(inputs):
         raise FormatError(
             f"raw_input_contents: received {len(raw):,}, expected one for each of the"
-            f" {len(message.inputs):,} inputs"
+            f" {len(inputs):,} inputs"
         )
     given = []
-    for i, tensor in enumerate(message.inputs):
+    for i, (name, datatype, shape, contents) in enumerate(inputs):
         place = f"inputs[{i}]"
-        if raw and tensor.HasField("contents"):
+        if raw and contents is not None:
             raise FormatError(f"{place}: has contents and raw_input_contents, expected one of them")
-        data: Data = raw[i] if raw else _elements(tensor, place)
-        given.append(GivenTensor(tensor.name, tensor.datatype, list(tensor.shape), data))
+        data: Data = raw[i] if raw else _elements(datatype, contents, place)
+        given.append(GivenTensor(name, datatype, shape, data))
     return given
 
 
-def _elements(tensor: Any, place: str) -> Sequence[Any]:
-    found = [field.name for field, _ in tensor.contents.ListFields()]
-    expected = _CONTENTS.get(tensor.datatype)
+def _elements(datatype: str, contents: Any, place: str) -> Sequence[Any]:
+    found = [] if contents is None else [field.name for field, _ in contents.ListFields()]
+    expected = _CONTENTS.get(datatype)
     if expected is None:
-        raise wrong(f"{place}.datatype", tensor.datatype, f"raw_input_contents, or {_TYPED}")
+        raise wrong(f"{place}.datatype", datatype, f"raw_input_contents, or {_TYPED}")
     if found not in ([], [expected]):
         received = ", ".join(found)
         raise FormatError(
-            f"{place}.contents: received {received}, expected {expected} for {tensor.datatype}"
+            f"{place}.contents: received {received}, expected {expected} for {datatype}"
         )
-    elements: Sequence[Any] = getattr(tensor.contents, expected)
+    elements: Sequence[Any] = getattr(contents, expected) if found else ()
     return elements
 
 

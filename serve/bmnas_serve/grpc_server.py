@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from bmnas_serve import metadata, parameters
 from bmnas_serve.bodies import Bodies, effort
 from bmnas_serve.errors import FormatError, InferenceError, RequestError, ServeError
-from bmnas_serve.grpc_codec import decode_message, encode_message, plain, read_message
+from bmnas_serve.grpc_codec import Head, decode_message, encode_message, plain, read_message
 from bmnas_serve.grpc_messages import SERVICE, message_class
 from bmnas_serve.inference import InferRequest
 from bmnas_serve.lifecycle import Lifecycle
@@ -133,14 +133,14 @@ class Service:
         with self.lifecycle.request(), contextlib.ExitStack() as until_answered:
             with self.bodies.holding(len(received)):
                 size = effort(0, len(received))
-                asked, raw = await self.bodies.beside(size, read_message, received)
-                served = self.repository.get(asked.model_name, asked.model_version or None)
+                head, raw = await self.bodies.beside(size, read_message, received)
+                served = self.repository.get(head.model, head.version or None)
                 until_answered.enter_context(served.held())
                 laps = until_answered.enter_context(served.statistics.request())
                 served.batcher.check_room()
                 binary = sum(map(len, raw))
                 size = effort(len(received) - binary, binary)
-                request = await self.bodies.beside(size, self._decode, served, asked, raw)
+                request = await self.bodies.beside(size, self._decode, served, head, raw)
             limits = [] if request.timeout is None else [request.timeout]
             if (left := context.time_remaining()) is not None:
                 limits.append(left + clock() - arrived)
@@ -151,9 +151,9 @@ class Service:
             size = effort(text_bytes(request.outputs, outputs), binary)
             return await self.bodies.beside(size, _encode, served, request, outputs)
 
-    def _decode(self, served: Served, asked: Any, raw: Sequence[bytes]) -> InferRequest:
+    def _decode(self, served: Served, head: Head, raw: Sequence[memoryview]) -> InferRequest:
         session = served.session
-        return decode_message(asked, raw, session.inputs, session.outputs, self.max_batch)
+        return decode_message(head, raw, session.inputs, session.outputs, self.max_batch)
 
     def _get(self, asked: Any) -> Served:
         return self.repository.get(asked.name, asked.version or None)

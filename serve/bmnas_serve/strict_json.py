@@ -6,6 +6,7 @@ code of a whole ``json.loads`` would keep them out until its end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import orjson
 from numpy.typing import NDArray
+
+from bmnas_serve.turns import take_turns
 
 #: What is read in one step, in bytes: less than half a millisecond. Smaller texts are one step.
 _STEP = 16_384
@@ -27,7 +30,7 @@ _PARTS = 100_000
 _BESIDE = 10
 
 #: So many numbers in a list, in one step, make an array.
-_MANY = 256
+_MANY = 8
 
 _SPACE = re.compile(rb"[ \t\r\n]*")
 _STRUCTURE = (b'"', b"[", b"]", b"{", b"}")
@@ -39,9 +42,10 @@ _SCALAR = re.compile(rb'[^ \t\r\n,:"\[\]{}]+')
 def parse_json(content: bytes | bytearray, *, arrays: str | None = None) -> Any:
     """Read one JSON value from UTF-8 text, without NaN and without keys that stand twice.
 
-    In members called ``arrays``, a long list of numbers alone, also within other lists, is an
-    array, int64 or float64: as a list it takes four times the memory, and to give it back stops
-    everything. Then few other values are taken. ValueError says in one line what is wrong.
+    In members called ``arrays``, a list of many numbers alone, or of truth values alone, also
+    within other lists, is an array of 64 bits, or bool: as a list it takes four times the memory,
+    and to give it back stops everything. Then few other values are taken. ValueError says in one
+    line what is wrong.
     """
     if not content:
         raise ValueError("it is empty")
@@ -81,38 +85,52 @@ class _Values:
         self._pieces: list[NDArray[Any]] = []
         self._values: list[Any] = []
 
-    def extend(self, found: list[Any]) -> None:
-        piece = None
-        if self.arrays and not self._values and (self._pieces or len(found) >= _MANY):
+    def extend(self, found: list[Any]) -> int:
+        """Add values; return how many are no array for it, with those that were one before."""
+        if self.arrays and (self._pieces or (not self._values and len(found) >= _MANY)):
             piece = numbers_alone(found)
-        if piece is None:
-            self._unpack()
-            self._values.extend(found)
-        else:
-            self._pieces.append(piece)
+            if piece is not None and all(alike(piece, other) for other in self._pieces[:1]):
+                self._pieces.append(piece)
+                return 0
+        unpacked = self._unpack()
+        self._values.extend(found)
+        few = self.arrays and len(self._values) < _MANY
+        return 0 if few else unpacked + len(found)
 
-    def append(self, value: Any) -> None:
-        self._unpack()
+    def append(self, value: Any) -> int:
+        """Add one value, see ``extend``; it is not counted itself."""
+        unpacked = self._unpack()
         self._values.append(value)
+        return unpacked
 
     def all(self) -> list[Any] | NDArray[Any]:
         return np.concatenate(self._pieces) if self._pieces else self._values
 
-    def _unpack(self) -> None:
+    def _unpack(self) -> int:
         for piece in self._pieces:
             self._values.extend(piece.tolist())
+        unpacked = sum(map(len, self._pieces))
         self._pieces = []
+        return unpacked
 
 
 def numbers_alone(found: list[Any]) -> NDArray[Any] | None:
-    """Return numbers as an array, None for anything else and for integers beyond 64 bits."""
+    """Return numbers, or truth values, as an array; None for anything else and beyond 64 bits."""
     types = set(map(type, found))
+    if types == {bool}:
+        return np.array(found)
     if not types <= {int, float}:
         return None
-    try:
-        return np.array(found, np.float64 if float in types else np.int64)
-    except OverflowError:
-        return None
+    for dtype in (np.float64,) if float in types else (np.int64, np.uint64):
+        with contextlib.suppress(OverflowError):
+            return np.array(found, dtype)
+    return None
+
+
+def alike(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Tell whether two arrays of ``numbers_alone`` can be joined without a change of values."""
+    kinds = {one.dtype.kind, other.dtype.kind}
+    return len(kinds) == 1 or kinds == {"i", "f"}
 
 
 class _Reader:
@@ -194,6 +212,7 @@ class _Reader:
             self._place += 1
             return members
         while True:
+            take_turns()
             if self._next() != b'"':
                 raise self._wrong("a key in quotes")
             name = self._string()
@@ -208,6 +227,7 @@ class _Reader:
         self._take(b"[")
         after = b""  # what stands before the place: nothing yet, a value or a comma
         while True:
+            take_turns()
             run, end = self._run()
             if end == b"]":
                 self._extend(values, run, after, closed=True)
@@ -227,7 +247,7 @@ class _Reader:
             self._place += len(rest)
             if after == b"0":
                 raise self._wrong(", or ]")
-            values.append(self._value(depth + 1, arrays=arrays))
+            self._count(self._weight * values.append(self._value(depth + 1, arrays=arrays)))
             after = b"0"
 
     def _run(self) -> tuple[bytes | bytearray, bytes | bytearray]:
@@ -251,9 +271,9 @@ class _Reader:
         found = self._scalars(plain, b"[0" if after == b"0" else b"[", b"]")
         if not found and (after == b"," or not closed):
             raise self._wrong("a value")
-        if self._arrays is not None and not values.arrays:
-            self._count(self._weight * len(found))
-        values.extend(found[1:] if after == b"0" else found)
+        loose = values.extend(found[1:] if after == b"0" else found)
+        if self._arrays is not None:
+            self._count(self._weight * loose)
 
     def _scalars(self, plain: bytes | bytearray, before: bytes, behind: bytes) -> Any:
         try:

@@ -223,7 +223,7 @@ def test_tls(start, tmp_path):
 
 
 def test_a_deadline_of_the_client_is_kept_in_the_queue(start):
-    server = start(work=2000)  # a run takes longer than the deadline
+    server = start(work=4000)  # a run takes longer than the deadline
     with ThreadPoolExecutor(4) as clients:
         others = [clients.submit(infer, server) for _ in range(3)]
         while "bmnas_in_flight 3.0" not in metrics(server):

@@ -107,6 +107,38 @@ def test_numbers_in_arrays_are_those_of_the_list(values, step):
         assert (data.dtype == np.float64) == any(type(value) is float for value in expected)
 
 
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ("1," * 19_999 + "1", np.int64),
+        ("1.5," * 19_999 + "1", np.float64),
+        ("true," * 19_999 + "false", np.bool_),
+        (f"{2**64 - 1}," * 19_999 + "1", np.uint64),
+    ],
+)
+def test_many_values_of_one_kind_are_an_array(values, dtype):
+    data = parse_json(b'{"data": [%s]}' % values.encode(), arrays="data")["data"]
+    assert data.dtype == dtype
+    assert data.tolist() == json.loads(f"[{values}]")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "1," * 19_999 + "null",
+        "null," * 19_999 + "1",
+        "1," * 19_999 + "true",
+        "true," * 19_999 + "1",
+        f"1.5,{2**64 - 1}," * 9_999 + "[1]",
+        "-1," * 9_999 + f"{2**64 - 1}," * 9_999 + "1",
+        "[1,1,1,1,1,1,1,null]," * 9_999 + "1",
+    ],
+)
+def test_few_values_that_make_no_array_are_taken(values):
+    with pytest.raises(ValueError, match=r"it has more than 100,000 .*, or 10,000 other values"):
+        parse_json(b'{"data": [%s]}' % values.encode(), arrays="data")
+
+
 def test_a_place_far_into_the_text_is_named():
     text = b"[" + b"1," * 20_000 + b"x]"
     with pytest.raises(ValueError, match="received 'x]' at byte 40,001, expected JSON"):
