@@ -98,11 +98,11 @@ def _made(elements: Sequence[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
 
 
 def _rows(data: _List, shape: tuple[int, ...], place: str) -> list[_List]:
-    """Return the lists of numbers in a list that is flat or nested like ``shape``."""
+    """Return short lists of the numbers in a list that is flat or nested like ``shape``."""
     if len(shape) > 1 and len(data) and isinstance(data[0], list | np.ndarray):
         return _nested_rows(data, shape, place)
     _check_count(len(data), shape, place)
-    return [data]
+    return [data[i : i + _STEP] for i in range(0, max(1, len(data)), _STEP)]
 
 
 def _check_count(received: int, shape: Sequence[int], place: str) -> None:

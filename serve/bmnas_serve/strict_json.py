@@ -28,6 +28,8 @@ _PARTS = 100_000
 #: Where the members that hold arrays are known, a large text has few values beside them: for how
 #: many parts each counts.
 _BESIDE = 10
+#: So many values in lists that hold arrays, but make none, count for a part.
+_LOOSE = 10
 
 #: So many numbers in a list, in one step, make an array.
 _MANY = 8
@@ -86,7 +88,7 @@ class _Values:
         self._values: list[Any] = []
 
     def extend(self, found: list[Any]) -> int:
-        """Add values; return how many are no array for it, with those that were one before."""
+        """Add values; return how many of them make no array, with those that were one before."""
         if self.arrays and (self._pieces or (not self._values and len(found) >= _MANY)):
             piece = numbers_alone(found)
             if piece is not None and all(alike(piece, other) for other in self._pieces[:1]):
@@ -94,8 +96,7 @@ class _Values:
                 return 0
         unpacked = self._unpack()
         self._values.extend(found)
-        few = self.arrays and len(self._values) < _MANY
-        return 0 if few else unpacked + len(found)
+        return unpacked + len(found) if self.arrays else 0
 
     def append(self, value: Any) -> int:
         """Add one value, see ``extend``; it is not counted itself."""
@@ -247,7 +248,7 @@ class _Reader:
             self._place += len(rest)
             if after == b"0":
                 raise self._wrong(", or ]")
-            self._count(self._weight * values.append(self._value(depth + 1, arrays=arrays)))
+            self._count(values.append(self._value(depth + 1, arrays=arrays)) // _LOOSE)
             after = b"0"
 
     def _run(self) -> tuple[bytes | bytearray, bytes | bytearray]:
@@ -271,9 +272,9 @@ class _Reader:
         found = self._scalars(plain, b"[0" if after == b"0" else b"[", b"]")
         if not found and (after == b"," or not closed):
             raise self._wrong("a value")
-        loose = values.extend(found[1:] if after == b"0" else found)
-        if self._arrays is not None:
-            self._count(self._weight * loose)
+        if self._arrays is not None and not values.arrays:
+            self._count(self._weight * len(found))
+        self._count(values.extend(found[1:] if after == b"0" else found) // _LOOSE)
 
     def _scalars(self, plain: bytes | bytearray, before: bytes, behind: bytes) -> Any:
         try:
