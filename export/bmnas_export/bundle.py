@@ -125,7 +125,7 @@ def export_bundle(
                 _next(stage, "parity")
                 parity = _parity(prepared, reference, session, inputs, folder)
                 _next(stage, "score")
-                measured = _score(session, reference, inputs, manifest)
+                measured = _score(session, reference, inputs, manifest, parity)
                 _next(stage, "latency")
                 latency = measure_session(session, inputs)
                 made = _write_targets(folder, session, inputs, further, stage)
@@ -211,11 +211,15 @@ def _parity(
 
 
 def _score(
-    session: Session, reference: MultimodalNetwork, inputs: SampleInputs, manifest: Manifest
+    session: Session,
+    reference: MultimodalNetwork,
+    inputs: SampleInputs,
+    manifest: Manifest,
+    parity: ParityReport,
 ) -> dict[str, Any]:
     """Return the manifest's scores with that of the exported network, which is as it was."""
     head = head_of_manifest(manifest)
-    measured = measure_score(session, reference, inputs, head)
+    measured = measure_score(session, reference, inputs, head, parity.served)
     recorded = manifest.scores.get("test")
     check_score(measured, recorded if isinstance(recorded, Mapping) else {})
     return {**manifest.scores, "exported": measured}

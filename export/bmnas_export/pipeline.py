@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bmnas_export.errors import ExportError
+from bmnas_export.graph import serialized
 from bmnas_export.measure import TOLERANCE
 
 PIPELINE_FILE = "pipeline.onnx"
@@ -62,7 +63,7 @@ def write_pipeline(
     nodes = [*before, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    content = model.SerializeToString(deterministic=True)
+    content = serialized(model)
     onnx.checker.check_model(content, full_check=True)
     (folder / PIPELINE_FILE).write_bytes(content)
     return taken

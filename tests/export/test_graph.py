@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bmnas_export.errors import ExportError
-from bmnas_export.graph import OPSET, export_graph, graph_facts
+from bmnas_export.graph import OPSET, export_graph, graph_facts, serialized
 from bmnas_export.prepare import prepare, reference_network
 from bmnas_serve.manifest import TensorSpec
 from tiny_networks import tiny_network, tiny_task
@@ -255,3 +255,10 @@ def test_nodes_are_named_after_the_modules_that_they_come_from(tmp_path: Path) -
         node.name = node.op_type
     onnx.save(model, path)
     assert "parts" not in graph_facts(path)
+
+
+def test_a_model_written_weight_by_weight_is_the_same() -> None:
+    model = onnx.load_from_string(export(Compute(), {"key": "value"}))
+    before = copy.deepcopy(model)
+    assert sum(np.prod(weight.dims) for weight in model.graph.initializer) == 4 * 3 + 3
+    assert onnx.load_from_string(serialized(model)) == before
