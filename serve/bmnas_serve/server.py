@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import math
 import os
+import platform
 import signal
 import socket
 import sys
@@ -46,6 +48,8 @@ _CLOSING = 0.1
 
 #: How often connections are looked at, in ticks of uvicorn, of which there are ten in a second.
 _TICKS = 10
+#: What the memory of C may hold: options of glibc's mallopt, and their values.
+_MALLOC = {"arenas": (-8, 1), "bytes from the system": (-3, 2**19), "bytes given back": (-1, 2**19)}
 _SWITCH_SECONDS = 0.0001
 _GARBAGE = 50_000
 
@@ -61,6 +65,7 @@ def serve(model: Path, settings: Settings) -> None:
     Raises ServeError when the address cannot be had, BundleError when the model cannot be opened.
     """
     settings.check_tls()
+    _keep_memory_low()
     with _bind(settings.host, settings.port) as listener, contextlib.ExitStack() as last:
         repository = Repository.open(model, partial(_open, settings), settings.queue)
         names = ", ".join(dict.fromkeys(served.name for served in repository.served()))
@@ -116,6 +121,17 @@ def _config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.key,
     )
+
+
+def _keep_memory_low() -> None:
+    """Have glibc give back what large bodies and replaced models took; others do of themselves.
+
+    By default it keeps memory for each thread apart, and after it had some MiB in one piece it
+    keeps such pieces: six bodies of 28 MiB left 80 MiB, five replacements of a small model 30.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        for option, value in _MALLOC.values():
+            ctypes.CDLL(None).mallopt(option, value)
 
 
 def _keep_pauses_short() -> None:

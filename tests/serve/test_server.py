@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import platform
 import re
 import signal
 import socket
@@ -133,6 +134,26 @@ def test_a_run_that_does_not_end_does_not_hold_the_stop(start):
     assert status == 1
     assert errors.endswith("not stopped within 1 s: leaving at once\n")
     assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries do so anyway")
+def test_memory_of_large_bodies_is_given_back(start):
+    server = start()
+    url = f"http://{server.address}/v2/models/pets/infer"
+
+    def mib() -> float:
+        with urllib.request.urlopen(f"http://{server.address}/metrics", timeout=20) as answer:
+            text = answer.read().decode()
+        return float(re.findall(r"^process_resident_memory_bytes (\S+)$", text, re.M)[0]) / 2**20
+
+    values = b"1.5," * 5_000_000 + b"0"
+    tensor = b'{"name":"x","shape":[1],"datatype":"FP32","data":[%s]}' % values
+    before = mib()
+    for content in (b'{"inputs":[%s]}' % tensor, b"[%s]" % values) * 2:
+        request = urllib.request.Request(url, content, {"Content-Type": "application/json"})
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(request, timeout=60)
+    assert mib() - before < 30
 
 
 def talk(server: Server, sent: bytes, *, half_close: bool = False) -> bytes:
