@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test engines lint types bench clean
 
@@ -22,21 +23,24 @@ types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/mypy --package examples
 
-## What the tests export, built by TensorRT for RTX too, which needs no GPU but 230 MB of libraries.
+## Whatever tests export, a hundred random genotypes and the named tasks, built by TensorRT for RTX.
 engines: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,trt-rtx]'
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto tests/export/test_engines.py tests/export/test_random_genotypes.py
+	$(PIP) --editable '.[trt-rtx]'
+	PYTHONPATH=tests/support OMP_NUM_THREADS=1 $(BIN)/pytest -p engine_builds --numprocesses auto --dist worksteal \
+	  tests/export tests/extending tests/bmnas/test_kind_*.py tests/bmnas/test_mmnas_runs.py
 
 ## Parameters, latency, search cost; `pytest-benchmark compare` shows saved runs side by side.
 ## torch.compile warns of its own deprecations, which is no failure of a measurement.
 bench: $(STAMP)
 	$(BIN)/pytest benchmarks -W default --benchmark-autosave
 
-# torch first and pinned, so that no other requirement can pull in another build of it.
+# torch first and pinned, so that no other requirement can pull in another build of it. TensorRT for
+# RTX is not there for every machine: without it, tests build no engines.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(PIP) torch
+	$(PIP) --editable '.[dev]'
+	-$(PIP) --editable '.[trt-rtx]'
 	touch $@
 
 clean:

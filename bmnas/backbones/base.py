@@ -122,7 +122,12 @@ class Backbone(nn.Module):
 
     def given(self, x: Tensor) -> Tensor | None:
         """Return which samples (B,) of ``x`` (B, *shape) have the modality; None: all."""
-        return None if self.absent is None else (x != self.absent).flatten(1).any(1)
+        if self.absent is None:
+            return None
+        # In 32 bits: TensorRT compares no integers of 8 or 16.
+        narrow = x.dtype in (torch.uint8, torch.int16)
+        x, absent = (x.int(), self.absent.int()) if narrow else (x, self.absent)
+        return (x != absent).flatten(1).any(1)
 
     def truncate(self, count: int) -> None:
         """Keep the first ``count`` stages only, and drop the head: nothing needs the rest."""

@@ -31,7 +31,8 @@ def verify(
     parity = found.parity
     if as_json:
         measured = None if parity is None else parity.to_dict()
-        print_json({"bundle": str(bundle), "problems": found.problems, "parity": measured})
+        told = {"problems": found.problems, "parity": measured, "targets": found.targets}
+        print_json({"bundle": str(bundle), **told})
     for problem in () if as_json else found.problems:
         typer.echo(f"error: {problem}", err=True)
     if found.problems:
@@ -45,5 +46,6 @@ def verify(
             "graph": found.manifest.graph,
             "equals torch": equals,
             "score": found.manifest.scores.get("exported", {}),
+            **found.targets,
         }
         print_facts(facts, "Verified")

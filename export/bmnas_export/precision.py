@@ -1,7 +1,8 @@
 """A float32 graph in fewer bits: float16, int8 for CPUs, int8 for TensorRT.
 
 What stands before a ``Log`` stays in float32, as the powers of a spectrum span many decades. So do
-norms, whose variances do.
+norms, whose variances do. Convolutions of few channels stay too where ranges are fixed: kernels of
+int8 are slower there, and what is rounded first is rounded for all that follows.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ Batch = Mapping[str, NDArray[Any]]
 
 #: What int8 is for: products with weights.
 PRODUCTS = ("Conv", "MatMul", "Gemm")
+
+_FEW = 4  # channels: those of pictures, of a sound or its spectrum
 
 _INT16, _INT32 = onnx.TensorProto.INT16, onnx.TensorProto.INT32
 
@@ -69,6 +72,7 @@ def quantize_static(
     """
     from onnxruntime import quantization as q
 
+    model = onnx.load(source)
     options = {}
     if tensorrt:
         options = {
@@ -85,7 +89,7 @@ def quantize_static(
             out,
             _Reader(batches),
             op_types_to_quantize=list(operators),
-            nodes_to_exclude=before_log(onnx.load(source)),
+            nodes_to_exclude=[*before_log(model), *_narrow(model)],
             per_channel=True,
             reduce_range=not tensorrt,
             activation_type=q.QuantType.QInt8 if tensorrt else q.QuantType.QUInt8,
@@ -146,6 +150,18 @@ def before_log(model: onnx.ModelProto) -> list[str]:
             found[node.name] = None
             waiting += [makers[name] for name in node.input if name in makers]
     return list(found)
+
+
+def _narrow(model: onnx.ModelProto) -> list[str]:
+    """Return the names of convolutions that read few channels."""
+    weights = {weight.name: weight.dims for weight in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if node.op_type == "Conv" and node.input[1] in weights:
+            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+            if groups * weights[node.input[1]][1] <= _FEW:
+                found.append(node.name)
+    return found
 
 
 def producer() -> dict[str, str]:

@@ -38,11 +38,15 @@ _SLACK = 4
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found: ``problems``, a line each, and how near to torch the model is, if it runs."""
+    """What was found: ``problems``, a line each, and how near to torch the model is, if it runs.
+
+    ``targets`` says of each target that could be looked at what it was held against.
+    """
 
     manifest: Manifest
     problems: tuple[str, ...]
     parity: ParityReport | None
+    targets: Mapping[str, str]
 
 
 def verify_bundle(folder: Path) -> Verification:
@@ -70,7 +74,8 @@ def verify_bundle(folder: Path) -> Verification:
         except (ServeError, InferenceError, UserError, ExportError) as error:
             problems.append(str(error))
     # What cannot be opened is told once, not by every check.
-    return Verification(manifest, tuple(dict.fromkeys(problems)), checks.report)
+    problems = list(dict.fromkeys(problems))
+    return Verification(manifest, tuple(problems), checks.report, checks.seen)
 
 
 class _Checks:
@@ -79,6 +84,7 @@ class _Checks:
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder, self.manifest = folder, manifest
         self.report: ParityReport | None = None
+        self.seen: dict[str, str] = {}
 
     @functools.cached_property
     def session(self) -> Session:
@@ -111,7 +117,7 @@ class _Checks:
         return ()
 
     def targets(self) -> Iterable[str]:
-        return list(_target_problems(self.folder, self.manifest, *self.samples))
+        return list(_target_problems(self.folder, self.manifest, *self.samples, self.seen))
 
     def pipeline(self) -> Iterable[str]:
         if self.manifest.pipeline:
@@ -120,18 +126,27 @@ class _Checks:
 
 
 def _target_problems(
-    folder: Path, manifest: Manifest, inputs: Mapping[str, NDArray[Any]], logits: NDArray[Any]
+    folder: Path,
+    manifest: Manifest,
+    inputs: Mapping[str, NDArray[Any]],
+    logits: NDArray[Any],
+    seen: dict[str, str],
 ) -> Iterator[str]:
-    """Yield a line for each target in fewer bits that decides otherwise than when it was judged."""
+    """Yield a line for each target in fewer bits that decides otherwise than when it was judged.
+
+    ``seen`` receives what each was held against.
+    """
     head = head_of_manifest(manifest)
     expected = head.decide(torch.from_numpy(logits))
     for name, spec in manifest.targets.items():
         if not spec.file.endswith(".onnx") or "agree" not in spec.measured:
+            seen[name] = "its digest alone, as it is not run here"
             continue
         path = folder / spec.file
         session = Session.of_bundle(OnnxRunner.open(path), manifest, path)
         found = head.decide(torch.from_numpy(session.run(inputs)["logits"]))
         agree = int((found == expected).all(1).sum())
+        seen[name] = f"decides {agree} of {len(expected)} stored samples as torch did"
         share, count = spec.measured["agree"] / spec.measured["samples"], len(expected)
         if agree < count * share - _SLACK * math.sqrt(count * share * (1 - share)) - 1:
             yield (

@@ -12,6 +12,7 @@ import torch
 from bmnas_export import export_bundle
 from bmnas_serve.session import Session
 from command_line import bmnas_command
+from engine_builds import build_engine
 from tiny_tasks import CONFIG, write_tiny_task
 from tiny_words import tiny_questions
 
@@ -53,6 +54,7 @@ def test_a_sequence_trains_exports_and_is_served(tmp_path: Path, frozen: bool, b
     assert isinstance(network.genotype, MMnasGenotype)
     bundle = export_bundle(network, task, tmp_path / "bundle")
     assert bundle.parity.passed
+    build_engine(bundle.folder / "model.onnx")
     session = Session.open(tmp_path / "bundle")
     test = task.samples("test")
     image, question = task.modalities

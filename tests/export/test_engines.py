@@ -14,14 +14,15 @@ from bmnas_export import TARGETS, Bundle, ExportError, engines, export_bundle
 from bmnas_export.engines import cache_folder, write_engine
 from bmnas_export.targets import ordered
 from bmnas_serve.manifest import TargetSpec
+from engine_builds import INSTALLED
 from onnx import TensorProto, helper, save
 from tiny_networks import tiny_network, tiny_task
 
 from bmnas.machine.errors import UserError
+from bmnas.tasks import load_task
 
-needs_rtx = pytest.mark.skipif(
-    importlib.util.find_spec("tensorrt_rtx") is None, reason="needs the extra trt-rtx"
-)
+needs_rtx = pytest.mark.skipif(not INSTALLED, reason="needs the extra trt-rtx")
+PACKS = Path(os.environ.get("BMNAS_DATA", "nowhere"))
 
 #: What TensorRT 10.16 and 11 have in common and what is called of it; calls are noted in a file.
 FAKE = """
@@ -314,6 +315,35 @@ def test_tensorrt_rtx_builds_what_is_exported(made: Bundle, target: str) -> None
         "onnx-int8-trt",
         "tensorrt-rtx-int8",
     ]
+
+
+@needs_rtx
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [
+        ("digits", None),
+        ("examples.av_digits:load_speaker", "av-digits"),
+        ("examples/easy-vqa.toml", "easy-vqa"),
+        ("examples/icon-tags.toml", "icon-tags"),
+    ],
+)
+def test_tensorrt_rtx_builds_the_named_tasks(
+    name: str, pack: str | None, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.pluginmanager.hasplugin("engine_builds"):
+        pytest.skip("takes a minute: `make engines` runs it")
+    folder = None if pack is None else PACKS / pack
+    if folder is not None and not folder.is_dir():
+        pytest.skip(f"BMNAS_DATA names no folder with {pack}")
+    task = load_task(name, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        # Nothing is trained: scores are chance.
+        patch.setattr(bmnas_export.targets, "_FLOAT16_POINTS", 100)
+        patch.setattr(bmnas_export.targets, "_INT8_POINTS", 100)
+        network = tiny_network(task, unimodal_logits=True)
+        bundle = export_bundle(network, task, tmp_path / "bundle", targets=RTX)
+    assert set(RTX) <= set(bundle.manifest.targets)
 
 
 @needs_rtx

@@ -18,6 +18,7 @@ from bmnas_export.prepare import prepare, reference_network
 from bmnas_serve import manifest as manifests
 from bmnas_serve.errors import BundleError
 from bmnas_serve.manifest import TensorSpec
+from engine_builds import build_engine
 from tiny_networks import roughen, tiny_network, tiny_task
 from torch import Tensor, nn
 
@@ -55,7 +56,7 @@ class SideBySide(Fusion):
         return torch.cat([part([given[n] for n in part.features]) for part in self.parts], dim=1)
 
 
-def test_every_fusion_of_three_modalities_matches_in_onnxruntime() -> None:
+def test_every_fusion_of_three_modalities_matches_in_onnxruntime(tmp_path: Path) -> None:
     task = tiny_task(("sequence", "vector", "vector"))
     whole = tiny_network(task, NamedFusion("centralnet", 6, 4)).network
     backbones = {name: whole.backbone(name) for name in whole.modalities}
@@ -78,7 +79,10 @@ def test_every_fusion_of_three_modalities_matches_in_onnxruntime() -> None:
     given = [TensorSpec(name, (-1, *x.shape[1:]), "float32") for name, x in inputs.items()]
     named = [TensorSpec(n, (-1, expected.shape[1]), "float32") for n in ("logits", "probabilities")]
     prepared = prepare(reference_network(network), head_for(task.kind))
-    session = onnxruntime.InferenceSession(export_graph(prepared, given, named, {}))
+    model = tmp_path / "model.onnx"
+    model.write_bytes(export_graph(prepared, given, named, {}))
+    build_engine(model)
+    session = onnxruntime.InferenceSession(model)
     (found,) = session.run(["logits"], {name: x.numpy() for name, x in inputs.items()})
     for n in range(len(architectures)):
         own = slice(CLASSES * n, CLASSES * (n + 1))

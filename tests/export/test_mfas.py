@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bmnas_export import export_bundle
 from bmnas_serve import manifest as manifests
+from engine_builds import build_engine
 from tiny_networks import tiny_network, tiny_task
 
 from bmnas.pipeline.trained import load_network
@@ -28,6 +29,7 @@ def test_a_bundle_equals_torch(tmp_path: Path) -> None:
     assert again.genotype == what
     bundle = export_bundle(again, task, tmp_path / "bundle")
     assert bundle.parity.passed
+    build_engine(bundle.folder / "model.onnx")
     manifest = manifests.load(tmp_path / "bundle")
     assert json.loads(json.dumps(manifest.genotype)) == what.to_dict()
     assert load_bundle(tmp_path / "bundle").genotype == what

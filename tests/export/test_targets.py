@@ -169,6 +169,17 @@ def test_what_stands_before_a_log_stays_in_float32(made: Bundle, target: str) ->
     assert not halves & {name for node in before for name in node.input}
 
 
+@pytest.mark.parametrize("target", ["onnx-int8", "onnx-int8-trt"])
+def test_convolutions_of_few_channels_stay_in_float32(made: Bundle, target: str) -> None:
+    source = onnx.load(made.folder / "model.onnx")
+    first = {"backbones.photo.stem.entry.1/Conv", "backbones.sound.stem.entry.1/Conv"}
+    assert first == set(precision._narrow(source)) - set(precision.before_log(source))
+    weights = {tensor.name: tensor for tensor in model_of(made, target).graph.initializer}
+    read = {n.name: n.input[1] for n in model_of(made, target).graph.node if n.op_type == "Conv"}
+    assert all(weights[read[name]].data_type == TensorProto.FLOAT for name in first)
+    assert set(read) > first
+
+
 def test_tensorrt_is_spared_int16(made: Bundle) -> None:
     assert made.manifest.targets["onnx-int8-trt"].dtypes == {"sound": "int32"}
     kinds = {
@@ -187,10 +198,12 @@ def test_int16_that_more_than_a_cast_reads_is_told() -> None:
         precision.widened(model)
 
 
-def test_of_the_ways_to_int8_the_fastest_that_keeps_the_score_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("points", [1.0, 100.0])
+def test_of_the_ways_to_int8_the_fastest_that_loses_nothing_is_taken(
+    points: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, trained = answered(("image", "text"))
+    monkeypatch.setattr(bmnas_export.targets, "_INT8_POINTS", points)
     times = iter((4.0, 3.0, 2.0, 1.0))
     monkeypatch.setattr(bmnas_export.targets, "_latency", lambda *arguments: next(times))
     # The fastest is bad.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bmnas_export import export_bundle
 from bmnas_serve import manifest as manifests
+from engine_builds import build_engine
 from tiny_networks import tiny_network, tiny_task
 
 from bmnas.pipeline.trained import load_network
@@ -23,6 +24,7 @@ def test_a_tree_matches_in_onnxruntime(tmp_path: Path) -> None:
     trained = tiny_network(task, tree)
     bundle = export_bundle(trained, task, tmp_path / "bundle")
     assert bundle.parity.passed
+    build_engine(bundle.folder / "model.onnx")
     manifest = manifests.load(tmp_path / "bundle")
     assert manifest.genotype == tree.to_dict()
     assert load_bundle(tmp_path / "bundle").genotype == tree

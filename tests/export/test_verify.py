@@ -169,8 +169,11 @@ def test_a_target_that_decides_otherwise_is_told(
     trained: tuple[TrainedNetwork, Task], tmp_path: Path
 ) -> None:
     folder = tmp_path / "bundle"
-    export_bundle(*trained, folder, targets=("onnx-fp16",))
-    assert verify_bundle(folder).problems == ()
+    export_bundle(*trained, folder, targets=("onnx-fp16", "triton"))
+    found = verify_bundle(folder)
+    assert found.problems == ()
+    assert re.fullmatch(r"decides 6\d of 64 .* as torch did", found.targets["onnx-fp16"])
+    assert found.targets["triton"].startswith("its digest alone")
     path = folder / "model.fp16.onnx"
     model = onnx.load(path)
     _, stored = read_tensors(folder / "samples.safetensors", described="bmnas.samples/1")
