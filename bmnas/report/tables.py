@@ -206,6 +206,9 @@ def bundle_tables(manifest: Mapping[str, Any]) -> list[TextTable]:
         # It has a table of its own.
         sections["latency"] = {k: v for k, v in sections["latency"].items() if k != "benchmark"}
     tables = []
+    targets = sections.pop("targets", {})
+    if targets and all(isinstance(target, dict) for target in targets.values()):
+        tables.append(_targets(targets))
     for key in ("inputs", "outputs"):
         tensors = kept.get(key)
         if isinstance(tensors, list) and all(isinstance(t, dict) for t in tensors):
@@ -216,6 +219,19 @@ def bundle_tables(manifest: Mapping[str, Any]) -> list[TextTable]:
     facts = {key: value for key, value in kept.items() if key not in sections}
     named = {f"bundle {key}": section for key, section in sections.items()}
     return [*_sections({"bundle": facts}), *tables, *_sections(named)]
+
+
+def _targets(targets: Mapping[str, Mapping[str, Any]]) -> TextTable:
+    """Return a line for each target: its file, and how it answers validation samples."""
+    lines = []
+    for name, target in targets.items():
+        found = target.get("measured", {})
+        same = f"{found['agree']} of {found['samples']}" if "agree" in found else None
+        made = (name, target.get("file"), target.get("precision"), found.get("method"))
+        says = (found.get("score"), found.get("reference"), same)
+        lines.append(tuple(map(shown, (*made, *says))))
+    columns = ("target", "file", "precision", "method", "score", "of onnx", "decided the same")
+    return TextTable("Bundle targets, on validation", columns, tuple(lines), words=4)
 
 
 def _table(

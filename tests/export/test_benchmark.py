@@ -19,6 +19,7 @@ from bmnas.machine.errors import UserError
 from bmnas.report.latency import Benchmark, latency_parts, latency_tables
 from bmnas.report.record import load_record
 from bmnas.report.style import figure_of
+from bmnas.report.tables import bundle_tables
 from bmnas.report.view import record_page, record_tables
 
 
@@ -71,6 +72,8 @@ def test_show_has_a_table_and_bars(timed: Path) -> None:
     assert eager is not None
     assert quick is not None
     assert first.rows[2][4] == f"{eager / quick:.1f}"
+    [targets] = [t for t in bundle_tables(manifest) if t.title == "Bundle targets, on validation"]
+    assert [row[:3] for row in targets.rows] == [("onnx-fp16", "model.fp16.onnx", "float16")]
     texts = svg_texts(figure_of(*latency_parts(manifest)))
     assert {"onnx-fp16", "batch 64", "1 thread", "milliseconds"} <= set(texts)
     assert not any("$" in text for text in texts)

@@ -27,7 +27,7 @@ def test_a_random_genotype_over_mixed_modalities_exports_and_matches(
     task = tiny_task(list(map(str, kinds)), kind=("multiclass", "multilabel")[seed % 2], seed=seed)
     trained = tiny_network(task, random_genotype(task, draw), seed=seed)
     if seed % 3 == 0:
-        trained.network.backbone(task.modalities[0].name).allow_absent()
+        trained.network.backbone(trained.network.modalities[0]).allow_absent()
     bundle = export_bundle(trained, task, tmp_path / "bundle")
     assert [batch.batch for batch in bundle.parity.batches] == [1, 2, 7, 64]
     assert bundle.parity.agree == bundle.parity.rows == 74

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from bmnas.backbones import Backbone, build_backbone
+from bmnas.features.samples import train_rows
 from bmnas.pipeline.multimodal import FUSION, MultimodalNetwork
 from bmnas.pipeline.trained import TaskInfo, TrainedNetwork
 from bmnas.spaces.architecture import Architecture
@@ -80,9 +81,8 @@ def tiny_network(
 ) -> TrainedNetwork:
     """Return a network for ``task`` as after some training; None: a Cell over two features."""
     torch.manual_seed(seed)
-    train = task.samples("train")
     backbones: dict[str, Backbone] = {
-        m.name: build_backbone(m, classes=task.classes, rows=m.data[m.rows_of(train)])
+        m.name: build_backbone(m, classes=task.classes, rows=train_rows(task, m))
         for m in task.modalities
     }
     raw = {
