@@ -5,6 +5,7 @@ Legend: n samples, K outputs.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,11 @@ class Agreement:
     def lost(self) -> float:
         """The points, hundredths of the score, that are lost."""
         return 100 * (self.reference - self.score)
+
+    @property
+    def chance(self) -> float:
+        """The points that it may lose by chance, where so many samples are decided otherwise."""
+        return 100 * math.sqrt(self.samples - self.agree) / self.samples
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as JSON-ready plain data."""

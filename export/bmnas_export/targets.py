@@ -179,7 +179,8 @@ def _best_int8(
             cost = float(place) if milliseconds is None else milliseconds(exported, model)
             tried[name] = found.to_dict() | ({"batch_1_ms": cost} if milliseconds else {})
             if found.lost <= _INT8_POINTS:
-                kept.append((found.lost > _NOTHING, cost, name, model))
+                less = found.lost > max(_NOTHING, found.chance)
+                kept.append((less, cost, name, model))
         if not kept:
             figures = "; ".join(f"{n}: {100 * each['score']:.2f}" for n, each in tried.items())
             raise PrecisionError(
