@@ -48,8 +48,9 @@ _CLOSING = 0.1
 
 #: How often connections are looked at, in ticks of uvicorn, of which there are ten in a second.
 _TICKS = 10
-#: What the memory of C may hold: options of glibc's mallopt, and their values.
-_MALLOC = {"arenas": (-8, 1), "bytes from the system": (-3, 2**19), "bytes given back": (-1, 2**19)}
+#: Options of glibc's mallopt (M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD) and their values:
+#: the tensors of requests are below these sizes, for which each time the system takes a while.
+_MALLOC = ((-8, 1), (-3, 4 * 2**20), (-1, 16 * 2**20))
 _SWITCH_SECONDS = 0.0001
 _GARBAGE = 50_000
 
@@ -127,10 +128,10 @@ def _keep_memory_low() -> None:
     """Have glibc give back what large bodies and replaced models took; others do of themselves.
 
     By default it keeps memory for each thread apart, and after it had some MiB in one piece it
-    keeps such pieces: six bodies of 28 MiB left 80 MiB, five replacements of a small model 30.
+    keeps such pieces: six bodies of 28 MiB left 80 MiB.
     """
     if platform.libc_ver()[0] == "glibc":
-        for option, value in _MALLOC.values():
+        for option, value in _MALLOC:
             ctypes.CDLL(None).mallopt(option, value)
 
 
