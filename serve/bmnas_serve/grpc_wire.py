@@ -77,10 +77,11 @@ def _fields(message: bytes, at: int, end: int) -> Iterator[tuple[int, int, int, 
     """Yield where each field begins, its number and type, and where its bytes start and end."""
     while at < end:
         begin = at
-        tag, at = _varint(message, at, end)
+        tag, at = (message[at], at + 1) if message[at] < 128 else _varint(message, at, end)
         kind, start = tag & 7, at
         if kind == _BYTES:
-            size, start = _varint(message, at, end)
+            short = at < end and message[at] < 128
+            size, start = (message[at], at + 1) if short else _varint(message, at, end)
             at = start + size
         elif kind == _VARINT:
             _, at = _varint(message, at, end)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
@@ -45,8 +45,7 @@ class InferRequest:
     timeout: float | None = None
 
 
-@dataclass(frozen=True)
-class GivenTensor:
+class GivenTensor(NamedTuple):
     """An input as it was received, unchecked."""
 
     name: str
