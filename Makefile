@@ -12,7 +12,9 @@ demo: $(STAMP)
 
 ## Lint, types and all tests, in as many processes as there are cores; each computes by itself.
 ## Bytecode is kept, whatever the environment says: tests start bmnas dozens of times.
+## TensorRT for RTX is not there for every machine: without it, they build no engines.
 test: lint types
+	-$(PIP) --editable '.[trt-rtx]'
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 lint: $(STAMP)
@@ -34,13 +36,11 @@ engines: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/pytest benchmarks -W default --benchmark-autosave
 
-# torch first and pinned, so that no other requirement can pull in another build of it. TensorRT for
-# RTX is not there for every machine: without it, tests build no engines.
+# torch first and pinned, so that no other requirement can pull in another build of it.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable '.[dev]'
-	-$(PIP) --editable '.[trt-rtx]'
 	touch $@
 
 clean:
