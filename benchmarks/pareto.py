@@ -45,7 +45,7 @@ from bmnas.spaces.fusions.table import FUSIONS
 from bmnas.strategies.target import Target
 
 _CPU = bmnas.Runtime(torch.device("cpu"), compile=False)
-_RATE = 4  # candidates that say what one costs
+_RATE = 4, 24  # candidates of two searches, which say what one more costs
 _BEYOND = 0.1
 _DRAWN = 200  # networks, among which all parts come up
 
@@ -87,9 +87,10 @@ def main() -> None:
 
     seeds = []
     for seed in range(len(options.backbones)):
-        rate = _seconds(searched("rate", "random", seed, _RATE)) / _RATE
+        few, many = (_seconds(searched(f"rate-{n}", "random", seed, n)) for n in _RATE)
         ours = searched("bmnas", "bmnas", seed)
-        count = math.ceil(_seconds(ours) / rate)
+        more = (_seconds(ours) - few) / (many - few)
+        count = math.ceil(_RATE[0] + more * (_RATE[1] - _RATE[0]))
         runs = {"bmnas": ours, "random": searched("random", "random", seed, count)}
         fronts = {name: _front(run) for name, run in runs.items()}
         found: dict[str, Any] = {
