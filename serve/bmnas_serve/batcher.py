@@ -126,7 +126,7 @@ class Batcher:
     @property
     def waiting(self) -> int:
         """The number of rows that wait, those of the batch that runs next among them."""
-        return self._rows + sum(self._handed) - sum(islice(self._handed, 1))
+        return self._rows + sum(islice(self._handed, 1, None))
 
     async def predict(
         self, inputs: Arrays, *, deadline: float | None = None
@@ -183,7 +183,7 @@ class Batcher:
 
     def _has_room(self, rows: int, size: int) -> bool:
         fits = self.waiting + rows <= self.limits.rows and self._bytes + size <= self.limits.bytes
-        return fits or not self._queue
+        return fits or not self.waiting
 
     def _drop_answered(self) -> None:
         for waiting in [w for w in self._queue if w.client.gone or w.answer.done()]:

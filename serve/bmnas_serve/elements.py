@@ -131,6 +131,7 @@ def _nested_rows(data: _List, shape: tuple[int, ...], place: str) -> list[_List]
 
 
 def _joined(rows: list[_List]) -> _List:
+    """Return the elements of a few rows: as an array where all of them are arrays."""
     arrays = [row for row in rows if isinstance(row, np.ndarray)]
     if len(arrays) == len(rows) and all(alike(arrays[0], array) for array in arrays):
         return np.concatenate(arrays)
