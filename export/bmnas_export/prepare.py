@@ -116,8 +116,9 @@ def _max_over_windows(x: Tensor, axis: int, length: int) -> Tensor:
         for k in range(longest)
     ]
     index = torch.tensor(places, device=x.device)
-    windows = torch.unflatten(x.index_select(axis, index), axis, (length, longest))
-    return windows.amax(axis + 1)
+    # With the channels last a position is copied as a whole, not number by number.
+    last = x.movedim(1, -1).index_select(axis - 1, index)
+    return torch.unflatten(last, axis - 1, (length, longest)).amax(axis).movedim(-1, 1)
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
