@@ -21,6 +21,7 @@ from bmnas_serve.errors import InferenceError, ServeError
 from bmnas_serve.inference import InferRequest, OutputRequest
 from bmnas_serve.manifest import InputSpec, Manifest, TargetSpec, TaskSpec, TensorSpec
 from bmnas_serve.repository import MODEL_VERSION
+from bmnas_serve.runner import OnnxRunner
 from bmnas_serve.session import Session
 
 from bmnas.machine.costs import Latency, versions
@@ -120,14 +121,14 @@ def export_bundle(
                 metadata = _metadata(trained, manifest)
                 write_onnx(folder, prepared, manifest.inputs, manifest.outputs, metadata)
                 _next(stage, "check")
-                _write_manifest(folder, manifest)
-                session = Session.open(folder)
+                model = folder / bundle.MODEL_FILE
+                session = Session.of_bundle(OnnxRunner.open(model), manifest, model)
                 _next(stage, "parity")
                 parity = _parity(prepared, reference, session, inputs, folder)
                 _next(stage, "score")
                 measured = _score(session, reference, inputs, manifest, parity)
                 _next(stage, "latency")
-                latency = measure_session(session, inputs)
+                latency = measure_session(session, inputs, parity.seconds)
                 made = _write_targets(folder, session, inputs, further, stage)
                 _next(stage, "write")
                 _write_example(folder, session, inputs)

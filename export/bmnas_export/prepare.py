@@ -75,8 +75,12 @@ def prepare(network: MultimodalNetwork, head: TaskHead) -> ExportNetwork:
 
 
 def exportable(module: M) -> M:
-    """Return a copy of ``module`` whose inner modules are such that can be exported."""
-    prepared = copy.deepcopy(module)
+    """Return a copy of ``module`` whose inner modules are such that can be exported.
+
+    Its weights are those of ``module``, but for folded ones.
+    """
+    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    prepared = copy.deepcopy(module, shared)
     for parent in list(prepared.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, LinearNorm):

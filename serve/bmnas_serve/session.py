@@ -170,11 +170,12 @@ class Session:
         Raises BundleError where the file and the manifest disagree.
         """
         found = runner.describe()
-        contract = found.metadata.get("bmnas.contract", manifest.contract())
-        if contract != manifest.contract():
+        own = manifest.contract()
+        contract = found.metadata.get("bmnas.contract", own)
+        if contract != own:
             raise BundleError(
                 f"{model}: was exported for other inputs, outputs, class names or threshold than"
-                f" the manifest has: their sha256 is {manifest.contract()}, expected {contract}:"
+                f" the manifest has: their sha256 is {own}, expected {contract}:"
                 " export again"
             )
         _check_agreement(found.inputs, manifest.inputs, "input", model)
