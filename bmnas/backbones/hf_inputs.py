@@ -242,10 +242,73 @@ class TokenReader(Reader):
     def input_spec(self) -> InputSpec:
         """Return what the graph expects: token numbers by the tokenizer."""
         note = {
-            "steps": ["tokenise, special tokens added", "cut at the length", "fill up with pad"],
+            "steps": [
+                "tokenise by the tokenizer, a tokenizer.json of Hugging Face tokenizers, and cut:"
+                " the length holds its special tokens too (enable_truncation)",
+                "fill up with pad at the end",
+            ],
+            "unicode": unicode_rule(self.config["tokenizer"]),
             "length": self.shape[0],
             "pad": self.fill,
             "tokenizer": self.config["tokenizer"],
         }
         meaning = f"one text as {self.shape[0]} token numbers of its tokenizer"
         return InputSpec(self.shape, "int64", meaning, note)
+
+
+#: What normalizers and pre-tokenizers of Hugging Face tokenizers do, in the terms of Unicode.
+_MEANINGS = {
+    **{form: f"Unicode {form}" for form in ("NFC", "NFD", "NFKC", "NFKD")},
+    "Lowercase": "lower case letter by letter, by the full mapping without final sigma",
+    "StripAccents": "marks (M*) are left out",
+    "Strip": "blanks at the ends are left out",
+    "Prepend": "{prepend!r} in front",
+    "Nmt": "controls are left out, blanks and joiners of other kinds become spaces",
+    "Precompiled": "characters are replaced by precompiled_charsmap, a table of sentencepiece",
+    "Replace": "{pattern} becomes {content!r}",
+    "BertPreTokenizer": "cut at blanks (White_Space), each sign (P* and those of ASCII) by itself",
+    "ByteLevel": "bytes of UTF-8, one character each",
+    "CharDelimiterSplit": "cut at {delimiter!r}",
+    "Digits": "numbers (N*) apart from letters",
+    "FixedLength": "pieces of {length} characters",
+    "Metaspace": "blanks become {replacement!r}",
+    "Punctuation": "each sign (P* and those of ASCII) by itself",
+    "Split": "cut by {pattern}, {behavior}",
+    "UnicodeScripts": "cut where the script changes",
+    "Whitespace": "runs of letters, marks, numbers and connectors, and runs of other signs",
+    "WhitespaceSplit": "cut at blanks (White_Space)",
+}
+_GPT2 = "cut by the pattern of GPT-2: runs of letters (L*), of numbers (N*), of other signs"
+
+
+def unicode_rule(tokenizer: Mapping[str, Any]) -> str:
+    """Return what the content of a tokenizer.json does to characters, before its vocabulary."""
+    parts = [*_parts(tokenizer.get("normalizer")), *_parts(tokenizer.get("pre_tokenizer"))]
+    model = tokenizer.get("model", {}).get("type", "its model")
+    return "; ".join([*parts, f"pieces of the vocabulary by {model}"])
+
+
+def _parts(step: Mapping[str, Any] | None) -> list[str]:
+    """Return what a normalizer or pre-tokenizer does, an entry a part."""
+    if step is None:
+        return []
+    kind = step["type"]
+    if kind == "Sequence":
+        inside = step.get("normalizers") or step.get("pretokenizers") or []
+        return [part for one in inside for part in _parts(one)]
+    if kind == "BertNormalizer":
+        # Left open, accents go with capitals.
+        accents = step["lowercase"] if step["strip_accents"] is None else step["strip_accents"]
+        does = {
+            "controls (Cc, Cf, Co, Cn) are left out, blanks become spaces": step["clean_text"],
+            "CJK ideographs stand by themselves": step["handle_chinese_chars"],
+            "Unicode NFD without nonspacing marks (Mn)": accents,
+            _MEANINGS["Lowercase"]: step["lowercase"],
+        }
+        return [meaning for meaning, done in does.items() if done]
+    values = {**step}
+    if isinstance(step.get("pattern"), Mapping):
+        ((form, pattern),) = step["pattern"].items()
+        values["pattern"] = f"/{pattern}/" if form == "Regex" else repr(pattern)
+    meaning = _MEANINGS.get(kind, f"{kind} of Hugging Face tokenizers").format(**values)
+    return [_GPT2, meaning] if step.get("use_regex") else [meaning]

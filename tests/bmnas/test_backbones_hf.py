@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bmnas.backbones import Backbone, build_backbone, load_backbone, save_backbone
+from bmnas.backbones import Backbone, build_backbone, hf_inputs, load_backbone, save_backbone
+from bmnas.backbones.hf_inputs import unicode_rule
 from bmnas.machine.errors import UserError
 from bmnas.tasks.task import Modality
 
@@ -152,7 +153,50 @@ def test_a_saved_transformer_needs_its_folder_no_more(
 def test_texts_are_cut_at_the_positions_of_the_model(bert: Path) -> None:
     rows = np.array(["cat " * 100])
     backbone = built(Modality("t", "text", rows, backbone=f"hf:{bert}"))
-    assert backbone.encode(rows).shape == (1, 10)
+    found = backbone.encode(rows)
+    assert found.shape == (1, 10)
+    # By the rule in the manifest alone, the end mark stays.
+    rule = backbone.input_spec.preprocessing
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(rule["tokenizer"]))
+    tokenizer.enable_truncation(rule["length"])
+    assert found[0].tolist() == tokenizer.encode("cat " * 100).ids
+    assert (found[0, 0], found[0, -1]) == (2, 3)
+
+
+def test_the_rule_of_texts_is_told_in_the_terms_of_unicode(bert: Path) -> None:
+    rule = built(text_modality(bert)).input_spec.preprocessing["unicode"]
+    # That of BertTokenizer, as which transformers opens the folder.
+    assert rule == (
+        "controls (Cc, Cf, Co, Cn) are left out, blanks become spaces; CJK ideographs stand by"
+        " themselves; Unicode NFD without nonspacing marks (Mn); lower case letter by letter, by"
+        " the full mapping without final sigma; cut at blanks (White_Space), each sign (P* and"
+        " those of ASCII) by itself; pieces of the vocabulary by WordPiece"
+    )
+    n, p = tokenizers.normalizers, tokenizers.pre_tokenizers
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.normalizer = n.Sequence(
+        [n.NFC(), n.Replace(tokenizers.Regex(r"\s+"), " "), n.BertNormalizer(lowercase=False)]
+    )
+    tokenizer.pre_tokenizer = p.Sequence([p.Split("-", "isolated"), p.ByteLevel()])
+    assert unicode_rule(json.loads(tokenizer.to_str())).split("; ") == [
+        "Unicode NFC",
+        r"/\s+/ becomes ' '",
+        "controls (Cc, Cf, Co, Cn) are left out, blanks become spaces",
+        "CJK ideographs stand by themselves",
+        "cut by '-', Isolated",
+        "cut by the pattern of GPT-2: runs of letters (L*), of numbers (N*), of other signs",
+        "bytes of UTF-8, one character each",
+        "pieces of the vocabulary by BPE",
+    ]
+    # What is said of accents and capitals is what the package does.
+    assert n.BertNormalizer().normalize_str("Éक्षः\u200dΣΑΣ") == "eकषःσασ"
+
+
+def test_every_part_of_a_tokenizer_has_a_meaning() -> None:
+    bases = {"Normalizer", "PreTokenizer", "Sequence", "BertNormalizer"}
+    for module in (tokenizers.normalizers, tokenizers.pre_tokenizers):
+        parts = {name for name, found in vars(module).items() if isinstance(found, type)}
+        assert parts - bases <= {*hf_inputs._MEANINGS}
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import wave
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import torch.nn.functional as F
 from bmnas_export import ExportError, export_bundle, pipeline
@@ -38,26 +40,39 @@ class Made:
         with torch.inference_mode():
             return self.network(*samples.batch(torch.arange(3)).inputs).numpy()
 
+    def numbers(self, texts: list[str]) -> Array:
+        """Return what a client makes of texts by the manifest, in the way that docs/export.md has.
+
+        Nothing of the training code is used.
+        """
+        named = {spec.name: spec for spec in manifests.load(self.folder).inputs}
+        rule = named["words"].preprocessing
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(rule["tokenizer"]))
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(rule["length"])
+        rows = [tokenizer.encode(text).ids for text in texts]
+        return np.array([row + [rule["pad"]] * (rule["length"] - len(row)) for row in rows])
+
     def run(self, inputs: dict[str, Array]) -> Array:
         return OnnxRunner.open(self.folder / "pipeline.onnx").run(inputs)["logits"]
 
 
 @pytest.fixture(scope="module", params=["grey", "colour"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    task = tiny_task(("image", "waveform"), names=("photo", "sound"), test=9)
+    task = tiny_task(("image", "waveform", "text"), names=("photo", "sound", "words"), test=9)
     if request.param == "colour":
         data = np.random.default_rng(1).integers(0, 256, (27, 9, 7, 3), dtype=np.uint8)
         photo = dataclasses.replace(task.modality("photo"), data=data)
-        task = dataclasses.replace(task, modalities=(photo, task.modality("sound")))
-    trained = tiny_network(task)
+        task = dataclasses.replace(task, modalities=(photo, *task.modalities[1:]))
+    trained = tiny_network(task, unimodal_logits=True)
     folder = tmp_path_factory.mktemp("pipeline") / "bundle"
     export_bundle(trained, task, folder)
     return Made(task, trained.network, folder)
 
 
 def from_files(made: Made, folder: Path, *, scale: int = 1, longer: int = 0) -> dict[str, Array]:
-    """Write the first three test samples as .png and .wav, and read them as a client would."""
-    photos, sounds = [], []
+    """Write the first three test samples as .png, .wav and .txt; read them as a client would."""
+    photos, sounds, texts = [], [], []
     for row in made.task.samples("test")[:3]:
         picture = Image.fromarray(made.task.modality("photo").data[row])
         size = (scale * picture.width, scale * picture.height)
@@ -72,7 +87,12 @@ def from_files(made: Made, folder: Path, *, scale: int = 1, longer: int = 0) -> 
             photos.append(np.asarray(image))
         with wave.open(str(folder / f"{row}.wav")) as source:
             sounds.append(np.frombuffer(source.readframes(source.getnframes()), np.int16))
-    return {"photo": np.stack(photos), "sound": np.stack(sounds)}
+        words = str(made.task.modality("words").data[row])
+        # Capitals, one of them wide: lower case and NFKC undo it.
+        (folder / f"{row}.txt").write_text(words.upper().replace("A", "\uff21"), "utf-8")
+        texts.append((folder / f"{row}.txt").read_text("utf-8"))
+    numbers = made.numbers(texts)
+    return {"photo": np.stack(photos), "sound": np.stack(sounds), "words": numbers}
 
 
 # Twice the pixels, each four times: halving them bilinearly gives the picture again.
@@ -100,9 +120,10 @@ def test_other_sizes_are_resized_as_torch_does_it(made: Made, size: tuple[int, i
     resized = F.interpolate(first, (9, 7), mode="bilinear", align_corners=False).round().byte()
     resized = resized.movedim(1, -1) if colour else resized.squeeze(1)
     padded = torch.from_numpy(np.pad(sound, ((0, 0), (0, 600))))
+    words = made.numbers(["a red cat", "purple"])
     with torch.inference_mode():
-        expected = made.network(resized, padded).numpy()
-    found = made.run({"photo": photo, "sound": sound})
+        expected = made.network(resized, padded, torch.from_numpy(words)).numpy()
+    found = made.run({"photo": photo, "sound": sound, "words": words})
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
@@ -111,6 +132,7 @@ def test_the_manifest_says_what_the_pipeline_takes(made: Made) -> None:
     colours = list(made.task.modality("photo").data.shape[3:])
     assert manifest.pipeline["photo"]["shape"] == [-1, -1, -1, *colours]
     assert manifest.pipeline["sound"]["shape"] == [-1, -1]
+    assert "words" not in manifest.pipeline  # numbers in both files
     assert "pipeline.onnx" in manifest.files
     assert verify_bundle(made.folder).problems == ()
 
@@ -129,6 +151,7 @@ def test_a_pipeline_that_differs_is_an_error(
     session = Session.open(made.folder)
     rows = made.task.samples("test")[:2]
     arrays = {m.name: m.data[rows] for m in made.task.modalities}
+    arrays["words"] = made.numbers([str(text) for text in arrays["words"]])
     pipeline.check_pipeline(made.folder, session, arrays)
     right = OnnxRunner.run
     monkeypatch.setattr(
