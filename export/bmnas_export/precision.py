@@ -3,6 +3,8 @@
 What stands before a ``Log`` stays in float32, as the powers of a spectrum span many decades. So do
 norms, whose variances do. Convolutions of few channels stay too where ranges are fixed: kernels of
 int8 are slower there, and what is rounded first is rounded for all that follows.
+
+Legend: O channels out, C channels in, G groups.
 """
 
 from __future__ import annotations
@@ -11,12 +13,16 @@ import contextlib
 import importlib.metadata
 import io
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from onnxscript import ir
 
 from bmnas_export.errors import ExportError
@@ -26,7 +32,8 @@ Batch = Mapping[str, NDArray[Any]]
 #: What int8 is for: products with weights.
 PRODUCTS = ("Conv", "MatMul", "Gemm")
 
-_FEW = 4  # channels: those of pictures, of a sound or its spectrum
+#: Channels: those of pictures, of a sound or its spectrum; those of a first layer.
+FEW, SOME = 4, 16
 
 _INT16, _INT32 = onnx.TensorProto.INT16, onnx.TensorProto.INT32
 
@@ -63,16 +70,18 @@ def quantize_static(
     batches: Iterable[Batch],
     operators: Iterable[str],
     *,
+    narrow: int = FEW,
     tensorrt: bool = False,
 ) -> None:
     """Write ``source`` to ``out`` with ``operators`` in int8, their ranges seen on ``batches``.
 
-    For ``tensorrt`` everything is signed and symmetric, else activations are unsigned and weights
-    have seven bits: CPUs without VNNI add up pairs of products in 16.
+    Convolutions of at most ``narrow`` channels stay. For ``tensorrt`` everything is signed and
+    symmetric, else activations are unsigned and weights have seven bits: CPUs without VNNI add up
+    pairs of products in 16.
     """
     from onnxruntime import quantization as q
 
-    model = onnx.load(source)
+    model, batches = onnx.load(source), list(batches)
     options = {}
     if tensorrt:
         options = {
@@ -89,13 +98,17 @@ def quantize_static(
             out,
             _Reader(batches),
             op_types_to_quantize=list(operators),
-            nodes_to_exclude=[*before_log(model), *_narrow(model)],
+            nodes_to_exclude=[*before_log(model), *narrow_convolutions(model, narrow)],
             per_channel=True,
             reduce_range=not tensorrt,
             activation_type=q.QuantType.QInt8 if tensorrt else q.QuantType.QUInt8,
             weight_type=q.QuantType.QInt8,
             extra_options=options,
         )
+    if not tensorrt:
+        quantized = onnx.load(out)
+        _correct_biases(quantized, model, batches)
+        onnx.save(quantized, out)
 
 
 def quantize_dynamic(source: Path, out: Path) -> None:
@@ -152,16 +165,80 @@ def before_log(model: onnx.ModelProto) -> list[str]:
     return list(found)
 
 
-def _narrow(model: onnx.ModelProto) -> list[str]:
-    """Return the names of convolutions that read few channels."""
+def narrow_convolutions(model: onnx.ModelProto, most: int) -> list[str]:
+    """Return the names of convolutions over positions that read at most ``most`` channels."""
     weights = {weight.name: weight.dims for weight in model.graph.initializer}
     found = []
     for node in model.graph.node:
         if node.op_type == "Conv" and node.input[1] in weights:
-            groups = next((a.i for a in node.attribute if a.name == "group"), 1)
-            if groups * weights[node.input[1]][1] <= _FEW:
+            _, channels, *kernel = weights[node.input[1]]
+            if _groups(node) * channels <= most and max(kernel) > 1:
                 found.append(node.name)
     return found
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    return next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+
+
+def _correct_biases(
+    quantized: onnx.ModelProto, source: onnx.ModelProto, batches: Iterable[Batch]
+) -> None:
+    """Take out of the biases of convolutions what rounded weights add to their outputs' mean.
+
+    b' = b - (W' - W) E[x], E[x] the mean of each channel over ``batches`` and positions (Nagel et
+    al., 2019, Data-Free Quantization, section 4.2; the zeros around an input are left out).
+    """
+    plain = {node.name: node for node in source.graph.node}
+    rounded = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    makers = {name: node for node in quantized.graph.node for name in node.output}
+    readers = Counter(name for node in quantized.graph.node for name in node.input)
+    found = []
+    for node in quantized.graph.node:
+        made = [makers.get(name) for name in node.input[1:]] if node.op_type == "Conv" else []
+        if len(made) == 2 and all(m is not None and m.input[0] in rounded for m in made):
+            found.append((plain[node.name], *(m.input for m in made if m is not None)))
+    if not found:
+        return
+    weights = {tensor.name: tensor for tensor in source.graph.initializer}
+    means = _channel_means(source, [node.input[0] for node, *_ in found], batches)
+    for node, weight, bias in found:
+        if readers[bias[0]] > 1:
+            continue  # shared by layers that differ
+        values, scale = (numpy_helper.to_array(rounded[name]) for name in weight[:2])
+        exact = numpy_helper.to_array(weights[node.input[1]])
+        off = values * scale.reshape(-1, *[1] * (values.ndim - 1)) - exact.astype(np.float64)
+        # (O, C / G, ...) to (G, O / G, C / G), and C to (G, C / G).
+        groups = _groups(node)
+        off = off.reshape(groups, len(off) // groups, off.shape[1], -1).sum(-1)
+        mean = means[node.input[0]].reshape(groups, -1)
+        shift = np.einsum("goc,gc->go", off, mean).reshape(-1)
+        numbers, step = (numpy_helper.to_array(rounded[name]) for name in bias[:2])
+        moved = np.round(numbers - shift / step).astype(numbers.dtype)
+        rounded[bias[0]].CopyFrom(numpy_helper.from_array(moved, bias[0]))
+
+
+def _channel_means(
+    model: onnx.ModelProto, names: Iterable[str], batches: Iterable[Batch]
+) -> dict[str, NDArray[np.float64]]:
+    """Return the mean of each channel (C,) of the values ``names`` (B, C, ...) over ``batches``."""
+    wanted, watched = list(dict.fromkeys(names)), onnx.ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(
+        watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    sums: dict[str, Any] = dict.fromkeys(wanted, 0.0)
+    rows = 0
+    for batch in batches:
+        values = session.run(wanted, dict(batch))
+        rows += len(values[0])
+        for name, value in zip(wanted, values, strict=True):
+            sums[name] += value.reshape(*value.shape[:2], -1).mean(-1, dtype=np.float64).sum(0)
+    return {name: total / rows for name, total in sums.items()}
 
 
 def producer() -> dict[str, str]:

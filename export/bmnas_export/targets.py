@@ -30,6 +30,7 @@ ONNX = "onnx"
 
 _FLOAT16_POINTS, _INT8_POINTS = 0.2, 1.0  # what the score on validation may lose
 _NOTHING = 0.1  # points of it that are as good as none
+_EQUALLY_FAST = 1.05
 _CALIBRATION = 192  # train samples on which the ranges of activations are seen
 _CALIBRATION_BATCH = 16
 
@@ -125,8 +126,10 @@ def write_int8_tensorrt(exported: Exported) -> TargetSpec:
     Of the ways that keep the score the one with the most products in int8.
     """
 
-    def static(source: Path, out: Path, batches: Any, operators: Sequence[str]) -> None:
-        precision.quantize_static(source, out, batches, operators, tensorrt=True)
+    def static(
+        source: Path, out: Path, batches: Any, operators: Sequence[str], narrow: int
+    ) -> None:
+        precision.quantize_static(source, out, batches, operators, narrow=narrow, tensorrt=True)
         model = onnx.load(out)
         precision.widened(model)
         onnx.save(model, out)
@@ -146,16 +149,23 @@ def _static_ways(
     """Return ways to quantise, by name: all products with weights, or convolutions alone.
 
     Convolutions hardly lose; a single linear layer, whose inputs may differ a hundredfold, can lose
-    all.
+    all. The less does the first layer of a backbone, the more does what follows it.
     """
     source = exported.file_of(ONNX)
     products = [kind for kind in precision.PRODUCTS if kind in _operators(source)]
 
-    def static(chosen: Sequence[str], out: Path) -> None:
-        write(source, out, exported.batches(), chosen)
+    def static(chosen: Sequence[str], narrow: int, out: Path) -> None:
+        write(source, out, exported.batches(), chosen, narrow=narrow)
 
     sets = {", ".join(chosen): chosen for chosen in (products, products[:1]) if chosen}
-    return {f"static {name}": partial(static, chosen) for name, chosen in sets.items()}
+    few, some = precision.FEW, precision.SOME
+    ways: dict[str, Callable[[Path], None]] = {
+        f"static {name}": partial(static, chosen, few) for name, chosen in sets.items()
+    }
+    model = onnx.load(source)
+    if len({tuple(precision.narrow_convolutions(model, most)) for most in (few, some)}) > 1:
+        ways[f"static Conv of more than {some} channels"] = partial(static, ["Conv"], some)
+    return ways
 
 
 def _best_int8(
@@ -166,10 +176,11 @@ def _best_int8(
 ) -> TargetSpec:
     """Write ``file`` in the fastest of ``ways``; without a clock, in the first.
 
-    That is of those that lose nothing where there are some, else of those that keep the score.
+    That is of those that lose nothing where there are some, else of those that keep the score. Of
+    ways that are as good as equally fast it is the one that decides most samples as in float32.
     """
     out, judge = exported.folder / file, exported.judge
-    kept: list[tuple[bool, float, str, Path]] = []
+    kept: list[tuple[bool, float, int, str, Path]] = []
     tried: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for place, (name, write) in enumerate(ways.items()):
@@ -180,7 +191,7 @@ def _best_int8(
             tried[name] = found.to_dict() | ({"batch_1_ms": cost} if milliseconds else {})
             if found.lost <= _INT8_POINTS:
                 less = found.lost > max(_NOTHING, found.chance)
-                kept.append((less, cost, name, model))
+                kept.append((less, cost, -found.agree, name, model))
         if not kept:
             figures = "; ".join(f"{n}: {100 * each['score']:.2f}" for n, each in tried.items())
             raise PrecisionError(
@@ -189,7 +200,9 @@ def _best_int8(
                 f" {100 * judge.reference:.2f}, expected to lose at most {_INT8_POINTS:g} point:"
                 " leave this target out"
             )
-        *_, chosen, model = min(kept)
+        less, fastest, *_ = min(kept)
+        near = [each for each in kept if each[0] == less and each[1] <= _EQUALLY_FAST * fastest]
+        *_, chosen, model = min(near, key=lambda each: each[2])
         shutil.copyfile(model, out)
     measured = {**tried[chosen], "method": chosen, "tried": tried}
     return TargetSpec(file, "int8", precision.producer(), measured=measured)
