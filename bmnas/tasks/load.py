@@ -23,7 +23,13 @@ from bmnas.tasks.mmimdb import (
     load_mmimdb_words,
 )
 from bmnas.tasks.ntu import load_ntu
-from bmnas.tasks.refshapes import load_refshapes, load_refshapes_answers, load_refshapes_captions
+from bmnas.tasks.refshapes import (
+    load_refshapes,
+    load_refshapes_answers,
+    load_refshapes_answers_regions,
+    load_refshapes_captions,
+    load_refshapes_regions,
+)
 from bmnas.tasks.task import Modality, Task, draw_parts
 from bmnas.tasks.task_file import load_task_file
 
@@ -91,6 +97,8 @@ class OwnTask:
 
 
 _SHAPES = "text (text)", "image (image 64x64x3)"
+_SENTENCES = 36_000, 1_500, 3_000
+_DETECTED = "text (text)", "image (regions 10x116)"
 
 #: The tasks that have a name of their own and carry their data.
 REGISTERED: Mapping[str, OwnTask] = {
@@ -102,12 +110,16 @@ REGISTERED: Mapping[str, OwnTask] = {
         (1078, 360, 359),
         "CC BY 4.0",
     ),
-    "refshapes": OwnTask(load_refshapes, "grounding", 4, _SHAPES, (12_000, 1_500, 3_000), "CC0"),
-    "refshapes-answers": OwnTask(
-        load_refshapes_answers, "answers", 16, _SHAPES, (12_000, 1_500, 3_000), "CC0"
+    "refshapes": OwnTask(load_refshapes, "grounding", 4, _SHAPES, _SENTENCES, "CC0"),
+    "refshapes-regions": OwnTask(
+        load_refshapes_regions, "grounding", 4, _DETECTED, _SENTENCES, "CC0"
+    ),
+    "refshapes-answers": OwnTask(load_refshapes_answers, "answers", 16, _SHAPES, _SENTENCES, "CC0"),
+    "refshapes-answers-regions": OwnTask(
+        load_refshapes_answers_regions, "answers", 16, _DETECTED, _SENTENCES, "CC0"
     ),
     "refshapes-captions": OwnTask(
-        load_refshapes_captions, "matching", 1, _SHAPES, (10_456, 1_412, 2_880), "CC0"
+        load_refshapes_captions, "matching", 1, _SHAPES, (27_928, 1_444, 2_812), "CC0"
     ),
 }
 

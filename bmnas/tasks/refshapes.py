@@ -2,7 +2,8 @@
 
 One set of scenes gives three tasks: ``refshapes``, which shape is meant by "the red circle just
 left of the large square"; ``refshapes-answers``, questions of the same build;
-``refshapes-captions``, which caption belongs to which scene. An expression needs the words of its
+``refshapes-captions``, which caption belongs to which scene. The first two are there with regions
+in place of pictures, too, as from a detector. An expression needs the words of its
 shape and of its relation: another shape of the scene fits its attributes, and another one stands in
 its relation. It needs its anchor too: of all that fit, the one farthest out in a direction is meant
 half of the time, otherwise a nearer one of several that stand there.
@@ -12,6 +13,7 @@ Legend: S scenes, n tries.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,12 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bmnas.tasks.kinds import BOX, Array
-from bmnas.tasks.shapes import ATTRIBUTES, Scenes, draw_scenes, paint
+from bmnas.tasks.shapes import ATTRIBUTES, Scenes, detect, draw_scenes, paint
 from bmnas.tasks.task import Modality, Task
 from bmnas.tasks.tries import CLEAR, RELATIONS, Tries, draw_tries, words_for
 
 _SEED = 20201012
-_SCENES = 3000, 375, 750  # of each part
+_SCENES = 9000, 375, 750  # of each part
 _A_SCENE = 4  # sentences of a scene, in the mean
 _MORE = 4  # than that has no scene
 _AT_ONCE = 16  # tries of a scene
@@ -37,13 +39,13 @@ _EXIST = (1, False), (1, True), (2, False), (2, True)
 _COUNTS = (1, 0), (1, 1), (2, 1), (2, 2)
 
 
-def load_refshapes_answers() -> Task:
-    """Return 12,000 / 1,500 / 3,000 questions about 3,000 / 375 / 750 scenes, and their answers.
+def load_refshapes_answers(*, regions: bool = False) -> Task:
+    """Return 36,000 / 1,500 / 3,000 questions about 9,000 / 375 / 750 scenes, and their answers.
 
     A third asks whether there is such a shape at such a place, a third how many, a third for the
     colour, size or form of the shape that is meant.
     """
-    scenes, images, draw = _scenes(2)
+    scenes, images, draw = _scenes(2, regions=regions)
     told = [_collect(part, _A_SCENE, draw, _QUESTIONS) for part in scenes]
     answers = sorted({answer for part in told for _, _, answer in part})
     numbers = [[answers.index(answer)] for part in told for _, _, answer in part]
@@ -52,13 +54,13 @@ def load_refshapes_answers() -> Task:
     return replace(task, types=np.array(types))
 
 
-def load_refshapes() -> Task:
-    """Return 12,000 / 1,500 / 3,000 expressions, each with the box of the shape that it means.
+def load_refshapes(*, regions: bool = False) -> Task:
+    """Return 36,000 / 1,500 / 3,000 expressions, each with the box of the shape that it means.
 
     Their types are those of their relations, a third each: a direction, a line through both shapes,
     a distance.
     """
-    scenes, images, draw = _scenes(1)
+    scenes, images, draw = _scenes(1, regions=regions)
     told = [_collect(part, _A_SCENE, draw, _EXPRESSIONS) for part in scenes]
     boxes = np.array([box for part in told for _, _, (box, _) in part], np.float32)
     types = np.array([type_ for part in told for _, _, (_, type_) in part])
@@ -76,11 +78,21 @@ def load_refshapes_captions() -> Task:
     return _task("refshapes-captions", "matching", images, told, None, ("match",))
 
 
-def _scenes(number: int) -> tuple[list[Scenes], Array, np.random.RandomState]:
-    """Return the scenes of each part, the pictures of all, and the chances of a task."""
+#: The same with regions.
+load_refshapes_regions = functools.partial(load_refshapes, regions=True)
+load_refshapes_answers_regions = functools.partial(load_refshapes_answers, regions=True)
+
+
+def _scenes(
+    number: int, *, regions: bool = False
+) -> tuple[list[Scenes], Array, np.random.RandomState]:
+    """Return the scenes of each part, the pictures or regions of all, and the chances of a task."""
     draw = np.random.RandomState(_SEED)
     scenes = [draw_scenes(count, draw) for count in _SCENES]
-    images = np.concatenate([paint(part, draw) for part in scenes])
+    pictures = [paint(part, draw) for part in scenes]
+    if regions:
+        pictures = [detect(*own, draw) for own in zip(scenes, pictures, strict=True)]
+    images = np.concatenate(pictures)
     return scenes, images, np.random.RandomState(_SEED + number)
 
 
@@ -105,12 +117,15 @@ def _task(
 ) -> Task:
     before = np.cumsum([0, *_SCENES])
     scene = np.array([before[part] + s for part, own in enumerate(told) for s, _, _ in own])
+    texts = np.array([text for own in told for _, text, _ in own])
+    regions = images.dtype == np.float32
+    image = Modality("image", "regions", images, scene)
     return Task(
-        name=name,
+        name=f"{name}-regions" if regions else name,
         kind=kind,
         modalities=(
-            Modality("text", "text", np.array([text for own in told for _, text, _ in own])),
-            Modality("image", "image", images, scene, backbone="windows"),
+            Modality("text", "text", texts),
+            image if regions else replace(image, type="image", backbone="windows"),
         ),
         labels=scene if labels is None else np.asarray(labels),
         part=np.repeat(np.arange(3), [len(own) for own in told]),
@@ -128,15 +143,17 @@ def _collect(
     """
     count = len(scenes.there)
     found: list[dict[str, Any]] = [{} for _ in range(count)]
-    left = [a_scene * count // len(tellers)] * len(tellers)
-    while any(left):
+    left = np.full(len(tellers), a_scene * count // len(tellers))
+    while left.any():
         waiting = [s for s in range(count) if len(found[s]) < a_scene + _MORE]
         tries = draw_tries(scenes, np.repeat(waiting, _AT_ONCE), draw)
-        number = draw.choice(np.flatnonzero(left), len(tries.place))
-        good = np.stack([teller.good(tries) for teller in tellers])
+        good = np.stack([teller.good(tries) for teller in tellers]) & (left > 0)[:, None]
+        some = np.flatnonzero(good.any(0))
+        # One of those that could tell it, by chance.
+        tellers_of = (good[:, some] * (1 - draw.random_sample((len(tellers), len(some))))).argmax(0)
         done = set()
-        for row in np.flatnonzero(good[number, np.arange(len(number))]).tolist():
-            scene, own = int(tries.place[row]), int(number[row])
+        for row, own in zip(some.tolist(), tellers_of.tolist(), strict=True):
+            scene = int(tries.place[row])
             if scene in done or not left[own]:
                 continue
             text, more = tellers[own].tell(tries, row)
@@ -210,8 +227,9 @@ def _captions(scenes: Scenes, draw: np.random.RandomState) -> list[_Sentence]:
     code = np.ravel_multi_index(np.broadcast_arrays(*one, relation, *two), every)
     true = scenes.there[:, :, None] & scenes.there[:, None] & ~np.eye(most, dtype=np.bool_)
     plain = true & (size.max(-1) >= CLEAR * size.min(-1))
-    holds = np.zeros((math.prod(every), count), np.float32)
-    holds[code[true], np.nonzero(true)[0]] = 1
+    holds = np.zeros((math.prod(every), count), np.bool_)
+    holds[code[true], np.nonzero(true)[0]] = True
+    bits = np.packbits(holds, axis=1)
 
     def statement(code: int) -> str:
         *values, relation, one, two, three = np.unravel_index(code, every)
@@ -221,9 +239,16 @@ def _captions(scenes: Scenes, draw: np.random.RandomState) -> list[_Sentence]:
     found = []
     for scene in range(count):
         told = draw.permutation(np.unique(code[scene][plain[scene]]))
-        scenes_of = holds[told] @ holds[told].T  # how many scenes two statements are true of
-        pairs = draw.permutation(np.argwhere(np.triu(scenes_of == 1, 1)))[:_A_SCENE]
-        found += [(scene, " and ".join(map(statement, told[pair])), None) for pair in pairs]
+        pairs = told[draw.permutation(np.argwhere(np.triu(np.ones((len(told),) * 2), 1)))]
+        left = _A_SCENE
+        for some in np.array_split(pairs, len(pairs) // _AT_ONCE + 1):
+            # Of how many scenes both statements of a pair are true.
+            both = np.bitwise_count(bits[some[:, 0]] & bits[some[:, 1]]).sum(1)
+            good = some[both == 1][:left]
+            found += [(scene, " and ".join(map(statement, pair)), None) for pair in good]
+            left -= len(good)
+            if not left:
+                break
     return found
 
 

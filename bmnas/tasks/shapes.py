@@ -1,6 +1,7 @@
 """Scenes of coloured shapes, drawn by chance from a seed: pictures, and what is in them.
 
-Legend: S scenes, M shapes of a scene at most, A attributes of a shape: size, colour, form.
+Legend: S scenes, M shapes of a scene at most, A attributes of a shape: size, colour, form, D
+numbers of a region.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ ATTRIBUTES = (
 )
 
 _LEAST, _MOST = 5, 8  # shapes of a scene
-_PLACES = 60  # that a shape is tried at
+_PLACES = 5, 55  # that a shape is tried at, the rest of them where it had no room
 _GAP = 1  # pixels between two shapes
 _SIDES = (13, 15), (19, 23)  # of a small and of a large shape, in pixels
+#: Of a detector: how often it finds a shape, by how much of its side it errs, regions of nothing,
+#: how often each of those is there, and pixels of a region on a side.
+_FOUND, _MOVED, _FALSE, _FALSELY, _CROP = 0.95, 0.15, 2, 0.5, 6
 _COLOURS = np.array(
     [[230, 40, 40], [40, 190, 60], [50, 80, 240], [235, 220, 50], [165, 60, 200], [245, 140, 30]]
 )
@@ -48,7 +52,7 @@ class Scenes:
     @functools.cached_property
     def centres(self) -> Array:
         """The middle x, y of every shape, (S, M, 2)."""
-        middles: Array = (self.boxes[..., :2] + self.boxes[..., 2:]) / 2
+        middles: Array = (self.boxes[..., :2] + self.boxes[..., 2:]) / np.float32(2)
         return middles
 
     @functools.cached_property
@@ -56,6 +60,17 @@ class Scenes:
         """In which attributes two shapes differ, (S, M, M) uint8: bit a is set for attribute a."""
         differ = self.attributes[:, :, None] != self.attributes[:, None]
         return np.asarray(differ @ (1 << np.arange(len(ATTRIBUTES))), np.uint8)
+
+    @functools.cached_property
+    def named(self) -> Array:
+        """Which shapes words name, (S, M, 2 to the A) uint8: bit m of them is set for shape m.
+
+        The words are those of a shape's attributes of which the last axis has the bits.
+        """
+        told = np.arange(1 << len(ATTRIBUTES), dtype=np.uint8)
+        alike = (self.differences[:, :, None] & told[:, None]) == 0
+        named: Array = np.packbits(alike & self.there[:, None, None], -1, bitorder="little")[..., 0]
+        return named
 
     def take(self, chosen: Array) -> Scenes:
         """Return the scenes ``chosen`` (n,), in that order."""
@@ -83,14 +98,53 @@ def paint(scenes: Scenes, draw: np.random.RandomState) -> Array:
     """Return the pictures (S, 64, 64, 3) uint8: shapes of varying light on noisy grey."""
     count = len(scenes.there)
     grey = draw.randint(60, 140, (count, 1, 1, 1), dtype=np.uint8)
-    images = grey + draw.randint(0, 24, (count, SIDE, SIDE, 3), dtype=np.uint8)
+    noise = np.frombuffer(draw.bytes(count * SIDE * SIDE * 3), np.uint8) % 24
+    images = grey + noise.reshape(count, SIDE, SIDE, 3)
     light = 0.75 + 0.25 * draw.random_sample(scenes.there.shape)
     colours = (_COLOURS[scenes.attributes[..., 1]] * light[..., None]).astype(np.uint8)
-    for scene, shape in np.argwhere(scenes.there):
-        x1, y1, x2, y2 = scenes.boxes[scene, shape]
-        inside = _inside(int(scenes.attributes[scene, shape, 2]), int(x2 - x1 + 1))
-        images[scene, y1 : y2 + 1, x1 : x2 + 1][inside] = colours[scene, shape]
+    place = np.argwhere(scenes.there)
+    x1, y1, x2, _ = scenes.boxes[scenes.there].T
+    looks = np.stack([scenes.attributes[scenes.there][:, 2], x2 - x1 + 1], axis=1)
+    alike, which = np.unique(looks, axis=0, return_inverse=True)
+    for number, (form, side) in enumerate(alike.tolist()):
+        own = np.flatnonzero(which == number)
+        y, x = (inside[None] for inside in np.nonzero(_inside(form, side)))
+        scene, shape = place[own].T[..., None]
+        images[scene, y1[own, None] + y, x1[own, None] + x] = colours[scene, shape]
     return images
+
+
+def detect(scenes: Scenes, images: Array, draw: np.random.RandomState) -> Array:
+    """Return regions (S, M + 2, D + 4) float32 of the pictures, as from a detector that errs a bit.
+
+    A shape in twenty is not found, corners are up to 15 % of its side away, and up to two
+    regions are of nothing in particular; they come in any order, rows of 0 fill up. A region has
+    6 x 6 pixels of its picture and its corners, from -2 to 2 each, then its corners in pixels.
+    """
+    count, most = scenes.there.shape
+    boxes = np.zeros((count, most + _FALSE, 4))
+    side = (scenes.boxes[..., 2:3] - scenes.boxes[..., :1] + 1).astype(float)
+    boxes[:, :most] = scenes.boxes + _MOVED * side * draw.uniform(-1, 1, (count, most, 4))
+    size = draw.uniform(_SIDES[0][0], _SIDES[1][1], (count, _FALSE, 2))
+    corner = draw.random_sample((count, _FALSE, 2)) * (SIDE - size)
+    boxes[:, most:] = np.concatenate([corner, corner + size - 1], axis=-1)
+    found = draw.random_sample(boxes.shape[:2]) < (_FOUND,) * most + (_FALSELY,) * _FALSE
+    found[:, :most] &= scenes.there
+    boxes = np.where(found[..., None], boxes.clip(0, SIDE - 1), 0)
+    order = np.argsort(draw.random_sample(found.shape), axis=1)[..., None]
+    boxes = np.take_along_axis(boxes, order, 1).astype(np.float32)
+    # The pixels nearest to the middles of as many cells of the region.
+    part = (np.arange(_CROP) + 0.5) / _CROP
+    x, y = (
+        (boxes[..., axis, None] * (1 - part) + boxes[..., axis + 2, None] * part + 0.5).astype(int)
+        for axis in (0, 1)
+    )
+    seen = images[np.arange(count)[:, None, None, None], y[..., None], x[..., None, :]]
+    pixels = (seen.reshape(*found.shape, -1).astype(np.float32) - 127.5) / 64
+    places = boxes * (8 / SIDE) - 4
+    rows = np.concatenate([pixels, places, boxes], axis=-1, dtype=np.float32)
+    rows[~np.take_along_axis(found, order[..., 0], 1)] = 0
+    return rows
 
 
 def _attributes(count: int, draw: np.random.RandomState) -> Array:
@@ -109,22 +163,24 @@ def _attributes(count: int, draw: np.random.RandomState) -> Array:
 def _placed(sides: Array, draw: np.random.RandomState) -> tuple[Array, Array]:
     """Return boxes (S, M, 4) of shapes of these ``sides`` (S, M), and which found room (S, M)."""
     count, most = sides.shape
-    boxes = np.zeros((count, most, 4), np.int64)
+    boxes = np.zeros((count, most, 4), np.int16)
     there = np.zeros((count, most), np.bool_)
-    scene = np.arange(count)
     # The largest first: it is hard to find room for them later.
     for place in np.argsort(-sides, axis=1, kind="stable").T:
-        side = sides[scene, place][:, None]
-        corners = (draw.random_sample((count, _PLACES, 2)) * (SIDE - side + 1)[..., None]).astype(
-            np.int64
-        )
-        tried = np.concatenate([corners, corners + side[..., None] - 1], axis=-1)[:, :, None]
-        apart = (tried[..., :2] > boxes[:, None, :, 2:] + _GAP) | (
-            tried[..., 2:] < boxes[:, None, :, :2] - _GAP
-        )
-        free = (apart.any(-1) | ~there[:, None]).all(-1) & (side < SIDE)
-        boxes[scene, place] = tried[scene, free.argmax(1), 0]
-        there[scene, place] = free.any(1)
+        scene = np.flatnonzero(sides[np.arange(count), place] < SIDE)
+        for tries in _PLACES:
+            own = place[scene]
+            side = sides[scene, own][:, None, None]
+            corners = (draw.random_sample((len(scene), tries, 2)) * (SIDE - side + 1)).astype(int)
+            tried = np.concatenate([corners, corners + side - 1], -1, dtype=np.int16)[:, :, None]
+            apart = (tried[..., :2] > boxes[scene, None, :, 2:] + _GAP) | (
+                tried[..., 2:] < boxes[scene, None, :, :2] - _GAP
+            )
+            free = np.all(apart[..., 0] | apart[..., 1] | ~there[scene, None], axis=-1)
+            found = np.any(free, axis=1)
+            boxes[scene[found], own[found]] = tried[found, free[found].argmax(1), 0]
+            there[scene[found], own[found]] = True
+            scene = scene[~found]
     return boxes, there
 
 

@@ -23,6 +23,7 @@ RELATIONS = (
 )
 #: How often an attribute is named, of the target and of the anchor.
 _TOLD = (0.4, 0.6, 0.7), (0.8, 0.95, 0.95)
+_COUNT = np.bitwise_count(np.arange(256, dtype=np.uint8))
 CLEAR = 1.25  # by so much one distance has to exceed another for a relation to be plain
 
 
@@ -48,13 +49,13 @@ class Tries:
     plain: Array
     asked: Array
 
-    @property
+    @functools.cached_property
     def directed(self) -> Array:
         """Where the relation is a direction."""
         found: Array = self.relation < 4
         return found
 
-    @property
+    @functools.cached_property
     def distant(self) -> Array:
         """Where the relation is one of distances."""
         found: Array = self.relation >= len(RELATIONS) - 2
@@ -139,15 +140,27 @@ class Tries:
 
 def draw_tries(scenes: Scenes, places: Array, draw: np.random.RandomState) -> Tries:
     """Return tries in the scenes ``places`` (n,), those whose words fit one anchor and others."""
-    there = scenes.there[places]
+    slots, number = np.argsort(~scenes.there, axis=1, kind="stable"), scenes.there.sum(1)
+
+    def named(shape: Array, often: Sequence[float]) -> tuple[Array, Array]:
+        told = draw.random_sample((len(places), len(ATTRIBUTES))) < often
+        return told, scenes.named[places, shape, told @ (1 << np.arange(len(ATTRIBUTES)))]
+
     # Two of those there are.
-    order = np.argsort(draw.random_sample(there.shape) * there, axis=1)
-    told = draw.random_sample((len(places), 2, len(ATTRIBUTES))) < _TOLD
-    words = [_named(scenes, places, order[:, -1 - what], told[:, what]) for what in (0, 1)]
-    single = words[1].sum(1) == 1
-    good = np.flatnonzero(single & (words[0].sum(1) > 1) & ~(words[0] & words[1]).any(1))
-    chosen, fits = scenes.take(places[good]), words[0][good]
-    rows, target, anchor = np.arange(len(good)), order[good, -1], order[good, -2]
+    chance = draw.random_sample((2, len(places)))
+    first = (chance[0] * number[places]).astype(np.int64)
+    other = first + 1 + (chance[1] * (number[places] - 1)).astype(np.int64)
+    anchor = slots[places, first]
+    told_anchor, fits_anchor = named(anchor, _TOLD[1])
+    single = np.flatnonzero(_COUNT[fits_anchor] == 1)
+    places, anchor, fits_anchor = places[single], anchor[single], fits_anchor[single]
+    target = slots[places, other[single] % number[places]]
+    told_target, fits = named(target, _TOLD[0])
+    good = np.flatnonzero((_COUNT[fits] > 1) & (fits & fits_anchor == 0))
+    places, target, anchor = places[good], target[good], anchor[good]
+    told = np.stack([told_target[good], told_anchor[single][good]], axis=1)
+    fits = np.unpackbits(fits[good, None], axis=1, bitorder="little").astype(np.bool_)
+    chosen, rows = scenes.take(places), np.arange(len(good))
     apart = chosen.centres - chosen.centres[rows, anchor][:, None]
     own = apart[rows, target]
     axis = np.abs(own).argmax(1)
@@ -170,15 +183,15 @@ def draw_tries(scenes: Scenes, places: Array, draw: np.random.RandomState) -> Tr
     others[rows, anchor] = False
     return Tries(
         chosen,
-        places[good],
+        places,
         target,
         anchor,
         relation,
-        told[good],
+        told,
         fits,
         others & np.where(distant, one >= two, one > two),
         plain,
-        asked=np.argmax(draw.random_sample((len(good), len(ATTRIBUTES))) * ~told[good, 0], axis=1),
+        asked=np.argmax(draw.random_sample((len(good), len(ATTRIBUTES))) * ~told[:, 0], axis=1),
     )
 
 
@@ -190,11 +203,3 @@ def words_for(
     words = [names[value] for names, value, named in each if named]
     text = " ".join(words if told[-1] else [*words, "shape"])
     return f"{'an' if text[0] == 'o' else 'a'} {text}" if article else text
-
-
-def _named(scenes: Scenes, places: Array, shape: Array, told: Array) -> Array:
-    """Return which shapes (n, M) of ``places`` (n,) have what is ``told`` (n, A) of ``shape``."""
-    bits = told @ (1 << np.arange(len(ATTRIBUTES)))
-    differ = scenes.differences[places, shape] & bits[:, None].astype(np.uint8)
-    found: Array = (differ == 0) & scenes.there[places]
-    return found

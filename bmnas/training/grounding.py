@@ -9,6 +9,7 @@ Legend: n samples, R regions, N networks, K = 9 R outputs.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,19 @@ class GroundingHead(TaskHead):
         _, _, boxes = _parts(logits)
         good = (_overlaps(boxes, labels) >= HIT).any(-1)
         return {"proposal_recall": float(good.double().mean())}
+
+    def columns(self, logits: Tensor, labels: Tensor) -> dict[str, Sequence[object]]:
+        """Return the corners of the right box and of the found one, overlap and probability."""
+        boxes = self.boxes(logits)
+        named = {"label": labels, "prediction": boxes}
+        corners = {
+            f"{name} {corner}": each.tolist()
+            for name, own in named.items()
+            for corner, each in zip(("x1", "y1", "x2", "y2"), own.T, strict=True)
+        }
+        sure = self.probabilities(logits).amax(-1)
+        more = {"overlap": overlaps(boxes, labels), "probability": sure}
+        return {**corners, **{name: each.tolist() for name, each in more.items()}}
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the softmax (n, R) of the scores."""

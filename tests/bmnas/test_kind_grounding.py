@@ -71,6 +71,19 @@ def said(regions: list[list[float]]) -> torch.Tensor:
 FAR = [50.0, 50, 59, 59]
 
 
+def test_predictions_tell_both_boxes_their_overlap_and_how_sure_it_is() -> None:
+    truth = torch.tensor([[0.0, 0, 9, 9]])
+    logits = said([[1.0, 0, 0, 0, 0, 0, 0, 9, 4], [0.0, 0, 0, 0, 0, *FAR]])
+    found = HEAD.columns(logits, truth)
+    assert [*found] == [
+        *("label x1", "label y1", "label x2", "label y2"),
+        *("prediction x1", "prediction y1", "prediction x2", "prediction y2"),
+        *("overlap", "probability"),
+    ]
+    values = [value for (value,) in found.values()]
+    assert values == pytest.approx([0, 0, 9, 9, 0, 0, 9, 4, 0.5, 1 / (1 + math.exp(-1))])
+
+
 def test_the_loss_is_divergence_from_the_overlaps_and_smooth_l1_of_good_regions() -> None:
     truth = torch.tensor([[0.0, 0, 9, 9]])
     logits = said(
