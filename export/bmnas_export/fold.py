@@ -1,4 +1,4 @@
-"""Nodes that need not be computed: norms before a linear layer, masks that mask nothing."""
+"""Nodes that need not be computed: norms beside a linear layer, masks that mask nothing."""
 
 from __future__ import annotations
 
@@ -10,42 +10,75 @@ _LINEAR = {"alpha": 1.0, "beta": 1.0, "transA": 0}
 
 
 def fold_norms(model: ir.Model) -> None:
-    """Fold each BatchNormalization that one Gemm alone reads into that Gemm.
+    """Fold each BatchNormalization that one Gemm alone reads, or that alone reads a convolution.
 
     W (g (x - m) / sqrt(v + e) + h) + b is W' x + b' with s = g / sqrt(v + e), W' = W diag(s) and
-    b' = b + W (h - s m), in float64 until the end. Those after a linear layer or a convolution are
-    folded by torch's exporter and ``prepare``.
+    b' = b + W (h - s m); after a layer W' = diag(s) W and b' = s (b - m) + h. All in float64 until
+    the end. Those right after a linear layer or a convolution are folded by torch's exporter and
+    ``prepare``; here they come after the convolution's channels were made the last axis.
     """
     graph = model.graph
     for norm in [node for node in graph if node.op_type == "BatchNormalization"]:
-        readers = [node for node, _ in norm.outputs[0].uses()]
-        if [node.op_type for node in readers] != ["Gemm"]:
+        after = _gemm_after(norm)
+        layer = after or _convolution_before(norm)
+        if layer is None:
             continue
-        gemm = readers[0]
         constants = [graph.initializers.get(value.name) for value in norm.inputs[1:]]
-        layer = [graph.initializers.get(value.name) for value in gemm.inputs[1:]]
-        # As torch exports a linear layer; another Gemm stays.
-        plain = all(_attribute(gemm, name, value) == value for name, value in _LINEAR.items())
-        if None in (*constants, *layer) or not plain or _attribute(gemm, "transB", 0) != 1:
+        layers = [graph.initializers.get(value.name) for value in layer.inputs[1:] if value]
+        if None in (*constants, *layers):
             continue
         gain, shift, mean, variance, weight, *biases = (
-            value.const_value.numpy().astype(np.float64) for value in (*constants, *layer)
+            value.const_value.numpy().astype(np.float64) for value in (*constants, *layers)
         )
         bias = biases[0] if biases else 0.0
         scale = gain / np.sqrt(variance + _attribute(norm, "epsilon", 1e-5))
-        folded = {"weight": weight * scale, "bias": bias + weight @ (shift - scale * mean)}
-        gemm.resize_inputs(3)
-        gemm.replace_input_with(0, norm.inputs[0])
+        if after:
+            folded = {"weight": weight * scale, "bias": bias + weight @ (shift - scale * mean)}
+            layer.replace_input_with(0, norm.inputs[0])
+        else:
+            rows = scale.reshape(-1, *[1] * (weight.ndim - 1))
+            folded = {"weight": rows * weight, "bias": scale * (bias - mean) + shift}
+            norm.outputs[0].replace_all_uses_with(norm.inputs[0])
+        layer.resize_inputs(3)
         for place, (kind, array) in enumerate(folded.items(), start=1):
-            name = f"{gemm.outputs[0].name}.folded_{kind}"
+            name = f"{layer.outputs[0].name}.folded_{kind}"
             value = ir.Value(name=name, const_value=ir.tensor(array.astype(np.float32), name=name))
             graph.register_initializer(value)
-            gemm.replace_input_with(place, value)
+            layer.replace_input_with(place, value)
         graph.remove(norm, safe=True)
         # Constants that are equal, of a norm that was not trained, are one.
-        for value in dict.fromkeys((*constants, *layer)):
+        for value in dict.fromkeys((*constants, *layers)):
             if not value.uses():
                 graph.initializers.pop(value.name)
+
+
+def _gemm_after(norm: ir.Node) -> ir.Node | None:
+    """Return the Gemm that alone reads ``norm``, as torch exports a linear layer."""
+    readers = [node for node, _ in norm.outputs[0].uses()]
+    if norm.outputs[0].is_graph_output() or [node.op_type for node in readers] != ["Gemm"]:
+        return None
+    plain = all(_attribute(readers[0], name, value) == value for name, value in _LINEAR.items())
+    return readers[0] if plain and _attribute(readers[0], "transB", 0) == 1 else None
+
+
+def _convolution_before(norm: ir.Node) -> ir.Node | None:
+    """Return the Conv whose outputs, as rows with the channels last, ``norm`` alone reads."""
+    value, path = norm.inputs[0], []
+    for kind in ("Reshape", "Transpose", "Conv"):
+        maker = value.producer()
+        if maker is None or maker.op_type != kind or len(value.uses()) != 1:
+            return None
+        path.append(maker)
+        value = maker.inputs[0]
+    _, transpose, layer = path
+    channels = layer.inputs[1].shape[0]
+    last = transpose.outputs[0].shape
+    moved = list(transpose.attributes["perm"].value)[-1] == 1
+    rows = norm.inputs[0].shape
+    known = rows is not None and last is not None
+    same = known and len(rows) == 2 and rows[1] == last[-1] == channels
+    outputs = any(node.outputs[0].is_graph_output() for node in (*path, norm))
+    return layer if moved and same and not outputs else None
 
 
 def drop_open_masks(model: ir.Model) -> None:

@@ -45,6 +45,41 @@ def test_norms_are_folded_into_the_linear_layer_that_reads_them() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+class Rows(nn.Module):
+    """A convolution whose norm comes once its channels lie last, and one that is read twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(nn.Conv1d(4, 6, 3, bias=b) for b in (True, False, False))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(6) for _ in range(3))
+        for norm in self.norms:
+            for x in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                nn.init.uniform_(x, 0.5, 1.5)
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = torch.zeros(())
+        for place, (layer, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            raw = layer(inputs[0]).transpose(1, 2)
+            y = y + norm(raw.reshape(-1, 6)).view(raw.shape).relu()
+            if place == 2:
+                y = y + raw
+        return (y.flatten(1),)
+
+
+def test_norms_are_folded_into_a_convolution_with_its_channels_last() -> None:
+    network, spec = Rows().eval(), TensorSpec("x", (-1, 4, 7), "float32")
+    content = export_graph(network, [spec], [TensorSpec("y", (-1, 30), "float32")], {})
+    graph = onnx.load_from_string(content).graph
+    assert [node.op_type for node in graph.node].count("BatchNormalization") == 1
+    read = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= read
+    x = np.random.default_rng(0).normal(size=(3, 4, 7)).astype(np.float32)
+    found = onnxruntime.InferenceSession(content).run(None, {"x": x})[0]
+    with torch.no_grad():
+        expected = network(torch.from_numpy(x))[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 class Masked(nn.Module):
     """An open mask that is added to what has its shape and to what has not, and one that masks."""
 
