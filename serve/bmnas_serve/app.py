@@ -194,8 +194,8 @@ class _Endpoints:
     async def infer(self, request: Request) -> Response:
         """Decode, predict, encode: the three steps stay apart."""
         with (
-            self._lifecycle.request(),
-            self._served(request).held() as served,
+            self._lifecycle.requests,
+            self._served(request) as served,
             served.statistics.request() as laps,
         ):
             served.batcher.check_room()

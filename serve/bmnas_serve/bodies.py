@@ -99,23 +99,25 @@ class Bodies:
             body.release()
 
     @contextlib.contextmanager
-    def holding(self, size: int) -> Iterator[None]:
+    def _holding(self, size: int) -> Iterator[None]:
+        self._take(size)
+        try:
+            yield
+        finally:
+            self.held -= size
+
+    def holding(self, size: int) -> contextlib.AbstractContextManager[None]:
         """Count a message of ``size`` bytes as in memory while the block runs.
 
         Raises RequestError (503) when too many bodies are in memory.
         """
-        counted = size if size > _SMALL else 0
-        self._take(counted)
-        try:
-            yield
-        finally:
-            self.held -= counted
+        return self._holding(size) if size > _SMALL else contextlib.nullcontext()
 
     async def _receive(self, request: Request, body: _Body) -> None:
         try:
             if not await self._more(request, body):  # what came with the headers, as mostly
                 return
-            with self._lifecycle.receiving():
+            with self._lifecycle.receiving:
                 async with asyncio.timeout(self._seconds):
                     while await self._more(request, body):
                         if body.size > _LARGE and self._lifecycle.others:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hmac
 import itertools
 import os
@@ -130,26 +129,26 @@ class Service:
         """Decode, predict, encode, as over HTTP."""
         clock = asyncio.get_running_loop().time
         arrived = clock()
-        with self.lifecycle.request(), contextlib.ExitStack() as until_answered:
+        with self.lifecycle.requests:
             with self.bodies.holding(len(received)):
                 size = effort(0, len(received))
                 head, raw = await self.bodies.beside(size, read_message, received)
-                served = self.repository.get(head.model, head.version or None)
-                until_answered.enter_context(served.held())
-                laps = until_answered.enter_context(served.statistics.request())
+            served = self.repository.get(head.model, head.version or None)
+            with served, served.statistics.request() as laps:
                 served.batcher.check_room()
-                binary = sum(map(len, raw))
-                size = effort(len(received) - binary, binary)
-                request = await self.bodies.beside(size, self._decode, served, head, raw)
-            limits = [] if request.timeout is None else [request.timeout]
-            if (left := context.time_remaining()) is not None:
-                limits.append(left + clock() - arrived)
-            laps.lap()
-            outputs = await served.predict(request.inputs, min(limits, default=None), arrived)
-            laps.lap()
-            binary = sum(outputs[one.name].nbytes for one in request.outputs)
-            size = effort(text_bytes(request.outputs, outputs), binary)
-            return await self.bodies.beside(size, _encode, served, request, outputs)
+                with self.bodies.holding(len(received)):
+                    binary = sum(map(len, raw))
+                    size = effort(len(received) - binary, binary)
+                    request = await self.bodies.beside(size, self._decode, served, head, raw)
+                limits = [] if request.timeout is None else [request.timeout]
+                if (left := context.time_remaining()) is not None:
+                    limits.append(left + clock() - arrived)
+                laps.lap()
+                outputs = await served.predict(request.inputs, min(limits, default=None), arrived)
+                laps.lap()
+                binary = sum(outputs[one.name].nbytes for one in request.outputs)
+                size = effort(text_bytes(request.outputs, outputs), binary)
+                return await self.bodies.beside(size, _encode, served, request, outputs)
 
     def _decode(self, served: Served, head: Head, raw: Sequence[memoryview]) -> InferRequest:
         session = served.session

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 
 _TURN_SECONDS = 0.02
+
+
+class Count:
+    """How many blocks run under it: ``with count:``."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> None:
+        self.number += 1
+
+    def __exit__(self, *exception: object) -> None:
+        self.number -= 1
 
 
 class Lifecycle:
     """Readiness and the number of requests in flight; used from the event loop's thread only.
 
     A draining server answers what still reaches it, as requests may be on their way already,
-    but calls itself not ready, so that load balancers send it no more.
+    but calls itself not ready, so that load balancers send it no more. ``requests`` counts what is
+    in flight, ``receiving`` those of them whose bodies are not complete.
     """
 
     def __init__(self) -> None:
         self.started = False
         self.draining = False
-        self.in_flight = 0
-        self.unfinished = 0
+        self.requests = Count()
+        self.receiving = Count()
 
     @property
     def ready(self) -> bool:
@@ -30,25 +42,7 @@ class Lifecycle:
     @property
     def others(self) -> bool:
         """Tell whether there are requests in flight whose bodies are complete."""
-        return self.in_flight > self.unfinished
-
-    @contextlib.contextmanager
-    def request(self) -> Iterator[None]:
-        """Count a request as in flight while the block runs."""
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
-
-    @contextlib.contextmanager
-    def receiving(self) -> Iterator[None]:
-        """Count a request in flight as one whose body is not complete while the block runs."""
-        self.unfinished += 1
-        try:
-            yield
-        finally:
-            self.unfinished -= 1
+        return self.requests.number > self.receiving.number
 
     async def drain(self, quiet_seconds: float, limit_seconds: float) -> None:
         """Stop being ready; return when nothing was in flight for a while, or at the limit.
@@ -64,5 +58,5 @@ class Lifecycle:
         while quiet < quiet_seconds and (spent := loop.time() - start) < limit_seconds:
             await asyncio.sleep(_TURN_SECONDS)
             late = spent > limit_seconds / 4
-            busy = self.in_flight - (self.unfinished if late else 0)
+            busy = self.requests.number - (self.receiving.number if late else 0)
             quiet = 0.0 if busy else quiet + _TURN_SECONDS

@@ -105,7 +105,7 @@ class _Now(Collector):
             waiting.add_metric((served.name, served.version), served.batcher.waiting)
         yield waiting
         yield GaugeMetricFamily(
-            "bmnas_in_flight", "Requests that are being answered", self._lifecycle.in_flight
+            "bmnas_in_flight", "Requests that are being answered", self._lifecycle.requests.number
         )
         yield GaugeMetricFamily(
             "bmnas_body_bytes", "Bytes of bodies in memory, but for small ones", self._bodies.held

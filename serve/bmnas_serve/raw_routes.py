@@ -105,13 +105,13 @@ class RawRoutes:
 
     async def card(self, request: Request) -> Response:
         """Return what a person wants to know of a model."""
-        with self._served(request, request.path_params["name"]).held() as served:
+        with self._served(request, request.path_params["name"]) as served:
             model = await self._model(served)
             return _json({"name": served.name, "version": served.version, **model.card()})
 
     async def drawing(self, request: Request) -> Response:
         """Return the drawing of a model's architecture."""
-        with self._served(request, request.path_params["name"]).held() as served:
+        with self._served(request, request.path_params["name"]) as served:
             drawing = (await self._model(served)).drawing
         if drawing is None:
             raise RequestError(404, "the bundle holds no drawing of its architecture")
@@ -119,7 +119,7 @@ class RawRoutes:
 
     async def sample(self, request: Request) -> Response:
         """Return an input of a sample, as a person sees or hears it."""
-        with self._served(request, request.path_params["name"]).held() as served:
+        with self._served(request, request.path_params["name"]) as served:
             model = await self._model(served)
             number, name = request.path_params["sample"], request.path_params["input"]
             if not _is_number(number):
@@ -130,8 +130,8 @@ class RawRoutes:
     async def predict(self, request: Request) -> Response:
         """Return what a model says of what the body holds."""
         with (
-            self._lifecycle.request(),
-            self._served(request, _name(request)).held() as served,
+            self._lifecycle.requests,
+            self._served(request, _name(request)) as served,
             served.statistics.request() as laps,
         ):
             served.batcher.check_room()

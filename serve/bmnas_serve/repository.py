@@ -7,10 +7,9 @@ answered by that one, and it is closed after the last of them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -35,7 +34,10 @@ Places = Mapping[str, Mapping[str, Path]]
 
 
 class Served:
-    """One version of a model, open. Used from the event loop's thread only."""
+    """One version of a model, open: it stays so while a block runs, whatever replaces it meanwhile.
+
+    Used from the event loop's thread only.
+    """
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class Served:
     ) -> dict[str, NDArray[Any]]:
         """Return every output for checked ``inputs``, by name; see ``Batcher.predict``.
 
-        Only while it is held: a version that nobody holds may be closed. Raises RequestError (504)
+        Only in a block of it: outside it may be closed. Raises RequestError (504)
         when there is no answer within ``timeout`` seconds from ``since``, a time of the event
         loop's clock, None for now.
         """
@@ -73,15 +75,13 @@ class Served:
         deadline = None if timeout is None else begin + timeout
         return await self.batcher.predict(inputs, deadline=deadline)
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[Self]:
-        """Keep this version open while the block runs, whatever replaces it meanwhile."""
+    def __enter__(self) -> Self:
         self._holders += 1
-        try:
-            yield self
-        finally:
-            self._holders -= 1
-            self._close_if_unused()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._holders -= 1
+        self._close_if_unused()
 
     def retire(self) -> None:
         """Close this version as soon as nobody holds it."""

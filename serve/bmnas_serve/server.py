@@ -264,7 +264,7 @@ class _Server(uvicorn.Server):
             return
         self.should_exit = True
         self.force_exit = True
-        _say(f"stopping at once; requests dropped: {self._lifecycle.in_flight}")
+        _say(f"stopping at once; requests dropped: {self._lifecycle.requests.number}")
         for connection in list(self.server_state.connections):
             connection.transport.abort()
 

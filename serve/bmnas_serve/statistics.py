@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from bmnas_serve.batcher import Run
 
@@ -30,11 +28,23 @@ class Duration:
 
 
 class Laps:
-    """The steps of a request in nanoseconds: ``lap`` ends one."""
+    """A request, and its steps in nanoseconds: ``lap`` ends one, the end of the block the last."""
 
-    def __init__(self) -> None:
-        self.start = self._last = time.perf_counter_ns()
+    def __init__(self, statistics: Statistics) -> None:
+        self._statistics = statistics
+        self._start = self._last = time.perf_counter_ns()
         self.steps: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: object, *_: object) -> None:
+        self.lap()
+        counts = self._statistics
+        if error is None:
+            counts.compute_input.add(self.steps[0])
+            counts.compute_output.add(self.steps[-1])
+        (counts.success if error is None else counts.fail).add(self._last - self._start)
 
     def lap(self) -> None:
         """End a step."""
@@ -62,19 +72,9 @@ class Statistics:
     runs: dict[int, Duration] = field(default_factory=lambda: defaultdict(Duration))
     last_inference_ms: int = 0
 
-    @contextlib.contextmanager
-    def request(self) -> Iterator[Laps]:
+    def request(self) -> Laps:
         """Count a request; the block ends a lap after its decoding, and one after the run."""
-        laps = Laps()
-        outcome = self.fail
-        try:
-            yield laps
-            laps.lap()
-            self.compute_input.add(laps.steps[0])
-            self.compute_output.add(laps.steps[-1])
-            outcome = self.success
-        finally:
-            outcome.add(time.perf_counter_ns() - laps.start)
+        return Laps(self)
 
     def ran(self, run: Run) -> None:
         """Count a run of the model."""

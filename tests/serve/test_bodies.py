@@ -81,8 +81,8 @@ def test_large_bodies_are_received_in_turns_while_others_wait(monkeypatch, other
 
     async def go() -> None:
         lifecycle = Lifecycle()
-        with Bodies(lifecycle=lifecycle) as bodies, lifecycle.request():
-            with lifecycle.request() if others else contextlib.nullcontext():
+        with Bodies(lifecycle=lifecycle) as bodies, lifecycle.requests:
+            with lifecycle.requests if others else contextlib.nullcontext():
                 async with bodies.received(request(pieces(MIB, MIB, MIB))) as body:
                     assert len(body) == 3 * MIB
             async with bodies.received(request(pieces(60_000, 60_000))):

@@ -17,13 +17,13 @@ def test_ready_between_start_and_stop():
 def test_drain_waits_for_requests_in_flight():
     async def go() -> None:
         lifecycle = Lifecycle()
-        with lifecycle.request():
+        with lifecycle.requests:
             drain = asyncio.create_task(lifecycle.drain(0.01, 60.0))
             await asyncio.sleep(0.1)
             assert not drain.done()
             assert lifecycle.draining
         await drain
-        assert lifecycle.in_flight == 0
+        assert lifecycle.requests.number == 0
 
     asyncio.run(go())
 
@@ -31,9 +31,9 @@ def test_drain_waits_for_requests_in_flight():
 def test_drain_has_a_limit():
     async def go() -> None:
         lifecycle = Lifecycle()
-        with lifecycle.request():
+        with lifecycle.requests:
             await lifecycle.drain(0.01, 0.05)
-            assert lifecycle.in_flight == 1
+            assert lifecycle.requests.number == 1
 
     asyncio.run(go())
 
@@ -41,11 +41,11 @@ def test_drain_has_a_limit():
 def test_drain_waits_for_unfinished_bodies_a_while_only():
     async def go() -> None:
         lifecycle = Lifecycle()
-        with lifecycle.request(), lifecycle.receiving():
+        with lifecycle.requests, lifecycle.receiving:
             drain = asyncio.create_task(lifecycle.drain(0.01, 2.0))
             await asyncio.sleep(0.1)
             assert not drain.done()
             await drain
-            assert lifecycle.in_flight == 1
+            assert lifecycle.requests.number == 1
 
     asyncio.run(go())

@@ -181,7 +181,7 @@ def test_a_replaced_version_answers_those_who_hold_it_and_is_closed(tmp_path):
     async def go() -> None:
         repository = Repository.open(save_bundle(tmp_path / "b"), open_session)
         inputs = sample(2)
-        with repository.get("pets").held() as before:
+        with repository.get("pets") as before:
             await repository.load("pets")
             assert repository.get("pets") is not before
             received = await before.predict(inputs)
@@ -199,7 +199,7 @@ def test_the_time_of_a_request_begins_when_it_arrives(tmp_path):
     async def go() -> None:
         repository = Repository.open(save_bundle(tmp_path / "b"), open_session)
         before = asyncio.get_running_loop().time() - 2
-        with repository.get("pets").held() as served:
+        with repository.get("pets") as served:
             with refused(504, "its time was over before the model could run"):
                 await served.predict(sample(1), 1, before)
             assert list(await served.predict(sample(1), 20, before)) == ["logits", "probabilities"]
