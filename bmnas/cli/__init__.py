@@ -95,6 +95,9 @@ def _joined() -> AbstractContextManager[None]:
 
 def main() -> None:
     """Run the command line and leave with its exit status."""
+    # Read when torch is loaded. A thread that waits by counting keeps the one that it waits for
+    # from a core, where other programs need cores too: 60 times as long for a small step.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     status = _run()
     if "WORLD_SIZE" in os.environ:
         # DistributedDataParallel keeps threads of gloo, which may abort a process that ends slowly.

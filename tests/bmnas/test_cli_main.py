@@ -59,6 +59,22 @@ def test_help_is_quick_because_nothing_heavy_is_imported(words: list[str]) -> No
     assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP of GNU tells its settings")
+@pytest.mark.parametrize("said", [None, "active"])
+def test_threads_of_torch_wait_without_counting_unless_told_to(said: str | None) -> None:
+    policy = {} if said is None else {"OMP_WAIT_POLICY": said}
+    unsaid = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bmnas", "check", "--task", "digits"],
+        env={**unsaid, **policy, "OMP_DISPLAY_ENV": "verbose"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    assert found and (int(found[1]) == 0) == (said is None)
+
+
 def test_import_is_light() -> None:
     program = "import sys, bmnas; print(sorted({'torch', 'numpy', 'typer'} & set(sys.modules)))"
     done = subprocess.run(
