@@ -4,7 +4,7 @@ What stands before a ``Log`` stays in float32, as the powers of a spectrum span 
 norms, whose variances do. Convolutions of few channels stay too where ranges are fixed: kernels of
 int8 are slower there, and what is rounded first is rounded for all that follows.
 
-Legend: O channels out, C channels in, G groups.
+Legend: B batch, O channels out.
 """
 
 from __future__ import annotations
@@ -172,13 +172,10 @@ def narrow_convolutions(model: onnx.ModelProto, most: int) -> list[str]:
     for node in model.graph.node:
         if node.op_type == "Conv" and node.input[1] in weights:
             _, channels, *kernel = weights[node.input[1]]
-            if _groups(node) * channels <= most and max(kernel) > 1:
+            groups = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+            if groups * channels <= most and max(kernel) > 1:
                 found.append(node.name)
     return found
-
-
-def _groups(node: onnx.NodeProto) -> int:
-    return next((entry.i for entry in node.attribute if entry.name == "group"), 1)
 
 
 def _correct_biases(
@@ -186,59 +183,65 @@ def _correct_biases(
 ) -> None:
     """Take out of the biases of convolutions what rounded weights add to their outputs' mean.
 
-    b' = b - (W' - W) E[x], E[x] the mean of each channel over ``batches`` and positions (Nagel et
-    al., 2019, Data-Free Quantization, section 4.2; the zeros around an input are left out).
+    b' = b - E[(W' - W) * x], the mean of each channel over ``batches`` and positions of what W' - W
+    makes of the inputs (Nagel et al., 2019, Data-Free Quantization, section 4.2).
     """
-    plain = {node.name: node for node in source.graph.node}
     rounded = {tensor.name: tensor for tensor in quantized.graph.initializer}
     makers = {name: node for node in quantized.graph.node for name in node.output}
     readers = Counter(name for node in quantized.graph.node for name in node.input)
-    found = []
+    found = {}
     for node in quantized.graph.node:
         made = [makers.get(name) for name in node.input[1:]] if node.op_type == "Conv" else []
-        if len(made) == 2 and all(m is not None and m.input[0] in rounded for m in made):
-            found.append((plain[node.name], *(m.input for m in made if m is not None)))
-    if not found:
-        return
-    weights = {tensor.name: tensor for tensor in source.graph.initializer}
-    means = _channel_means(source, [node.input[0] for node, *_ in found], batches)
-    for node, weight, bias in found:
-        if readers[bias[0]] > 1:
-            continue  # shared by layers that differ
-        values, scale = (numpy_helper.to_array(rounded[name]) for name in weight[:2])
-        exact = numpy_helper.to_array(weights[node.input[1]])
-        off = values * scale.reshape(-1, *[1] * (values.ndim - 1)) - exact.astype(np.float64)
-        # (O, C / G, ...) to (G, O / G, C / G), and C to (G, C / G).
-        groups = _groups(node)
-        off = off.reshape(groups, len(off) // groups, off.shape[1], -1).sum(-1)
-        mean = means[node.input[0]].reshape(groups, -1)
-        shift = np.einsum("goc,gc->go", off, mean).reshape(-1)
-        numbers, step = (numpy_helper.to_array(rounded[name]) for name in bias[:2])
-        moved = np.round(numbers - shift / step).astype(numbers.dtype)
+        inputs = [maker.input for maker in made if maker is not None]
+        if len(inputs) == 2 and all(names[0] in rounded for names in inputs):
+            weight, bias = inputs
+            if readers[bias[0]] == 1:  # else layers that differ share it
+                values, scale = (numpy_helper.to_array(rounded[name]) for name in weight[:2])
+                found[node.name] = values * scale.reshape(-1, *[1] * (values.ndim - 1)), bias
+    shifts = _moved_means(source, {name: weight for name, (weight, _) in found.items()}, batches)
+    for name, (_, bias) in found.items():
+        numbers, step = (numpy_helper.to_array(rounded[part]) for part in bias[:2])
+        moved = np.round(numbers - shifts[name] / step).astype(numbers.dtype)
         rounded[bias[0]].CopyFrom(numpy_helper.from_array(moved, bias[0]))
 
 
-def _channel_means(
-    model: onnx.ModelProto, names: Iterable[str], batches: Iterable[Batch]
+def _moved_means(
+    model: onnx.ModelProto, weights: Mapping[str, NDArray[Any]], batches: Iterable[Batch]
 ) -> dict[str, NDArray[np.float64]]:
-    """Return the mean of each channel (C,) of the values ``names`` (B, C, ...) over ``batches``."""
-    wanted, watched = list(dict.fromkeys(names)), onnx.ModelProto()
+    """Return by how much the outputs (B, O, ...) of convolutions move, the mean (O,) by name.
+
+    ``weights`` are what they would have in the place of their own.
+    """
+    if not weights:
+        return {}
+    exact = {tensor.name: tensor for tensor in model.graph.initializer}
+    watched = onnx.ModelProto()
     watched.CopyFrom(model)
-    del watched.graph.output[:]
-    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    graph = watched.graph
+    del graph.output[:]
+    for node in model.graph.node:
+        if node.name in weights:
+            off = weights[node.name] - numpy_helper.to_array(exact[node.input[1]])
+            moved = graph.node.add()
+            moved.CopyFrom(node)
+            moved.name = moved.output[0] = f"{node.name}.moved"
+            moved.input[1:] = [f"{node.name}.off"]
+            graph.initializer.append(numpy_helper.from_array(off, moved.input[1]))
+            graph.output.append(onnx.ValueInfoProto(name=moved.output[0]))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    sums: dict[str, Any] = dict.fromkeys(wanted, 0.0)
+    names = [output.name for output in graph.output]
+    sums: dict[str, Any] = dict.fromkeys(names, 0.0)
     rows = 0
     for batch in batches:
-        values = session.run(wanted, dict(batch))
-        rows += len(values[0])
-        for name, value in zip(wanted, values, strict=True):
+        found = session.run(names, dict(batch))
+        rows += len(found[0])
+        for name, value in zip(names, found, strict=True):
             sums[name] += value.reshape(*value.shape[:2], -1).mean(-1, dtype=np.float64).sum(0)
-    return {name: total / rows for name, total in sums.items()}
+    return {name: sums[f"{name}.moved"] / rows for name in weights}
 
 
 def producer() -> dict[str, str]:
