@@ -306,7 +306,8 @@ def report_rows(runs: Sequence[tuple[Job, Record]]) -> list[ComparisonRow]:
         ]
         for group in [*ways.values()][:1]:
             mean = [None if r.metrics.test is None else r.metrics.test.unimodal_mean for r in group]
-            found.append(_with_score(found[0], "mean of unimodal logits", mean))
+            if any(score is not None for score in mean):
+                found.append(_with_score(found[0], "mean of unimodal logits", mean))
             found += _alone(found[0], group, "{} alone")
         for row in comparison_rows(linear):
             measures = {key: row.measures[key] for key in row.measures if key != "best_unimodal"}
@@ -340,9 +341,9 @@ def _alone(like: ComparisonRow, runs: Sequence[Record], called: str) -> list[Com
         _with_score(
             like,
             called.format(name),
-            [run.metrics.unimodal.get(name, UnimodalMetrics()).test for run in runs],
+            [run.metrics.alone.get(name, UnimodalMetrics()).test for run in runs],
         )
-        for name in runs[0].metrics.unimodal
+        for name in runs[0].metrics.alone
     ]
 
 

@@ -224,7 +224,7 @@ def _row(task: str, name: str, runs: Sequence[Record]) -> ComparisonRow:
 def _measured(metrics: RunMetrics) -> dict[str, Any]:
     """Return the values of metrics.json by their place."""
     found = leaves(metrics.to_dict())
-    tested = [network.test for network in metrics.unimodal.values() if network.test is not None]
+    tested = [own.test for own in metrics.alone.values() if own.test is not None]
     # Nought where there was no GPU.
     hours = metrics.seconds.get("gpu_hours") or None
     return {**found, "best_unimodal": max(tested, default=None), "seconds.gpu_hours": hours}

@@ -241,6 +241,11 @@ class RunMetrics:
         """The trained network's."""
         return None if self.test is None else self.test.score
 
+    @property
+    def alone(self) -> dict[str, UnimodalMetrics]:
+        """The unimodal networks that have learned the task, not something else, by modality."""
+        return {name: own for name, own in self.unimodal.items() if own.metric is None}
+
     @classmethod
     def load(cls, path: Path) -> RunMetrics:
         """Read the file ``path``, nothing measured where there is none; raises UserError.

@@ -72,7 +72,8 @@ def test_threads_of_torch_wait_without_counting_unless_told_to(said: str | None)
         check=True,
     )
     found = re.search(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
-    assert found and (int(found[1]) == 0) == (said is None)
+    assert found
+    assert (int(found[1]) == 0) == (said is None)
 
 
 def test_import_is_light() -> None:
