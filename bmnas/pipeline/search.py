@@ -24,6 +24,7 @@ from bmnas.machine.errors import UserError
 from bmnas.machine.files import atomic_folder, sha256_json, write_json
 from bmnas.machine.progress import Progress
 from bmnas.machine.runtime import Runtime
+from bmnas.machine.schema import plain
 from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext, check_outputs, worded
 from bmnas.pipeline.latency import LatencyTable
@@ -213,6 +214,7 @@ def run_stages(
         seeds=seeds,
         own=config.strategies.get(name),
         space=space,
+        sizes=_sizes(context, method, space),
         unimodal=_unimodal_logits(context, backbones),
         types={modality.name: modality.type for modality in context.task.modalities},
     )
@@ -440,6 +442,14 @@ def _note_texts(task: Task, backbones: Mapping[str, Backbone], progress: Progres
             progress.note(f"{modality.name}: {count} of {len(rows)} texts have no known word")
 
 
+def _sizes(context: RunContext, method: type[Strategy], space: str | None) -> dict[str, Any]:
+    """Return the settings of a space that is another strategy's own: its section has its sizes."""
+    if space is None or space == method.NAME or space not in context.config.strategies:
+        return {}
+    found: dict[str, Any] = plain(context.config.strategies[space])
+    return found
+
+
 def _fingerprint(
     context: RunContext,
     cache: FeatureCache,
@@ -462,6 +472,7 @@ def _fingerprint(
         "seeds": seeds,
         # The scores by which a genotype is kept depend on it.
         "threshold": context.head.threshold,
+        **({"sizes": sizes} if (sizes := _sizes(context, method, space)) else {}),
         **({"limits": limits} if limits else {}),
         **({"class_weights": weights} if (weights := context.task.loss_weights) else {}),
     }

@@ -38,9 +38,10 @@ class SearchProblem:
     ``candidates`` opens another, for a strategy that trains candidates after its epochs.
     ``seeds`` searches are wanted, of seed ``seed`` and those after it. ``own`` are the settings
     that the strategy has of its own, if any; ``space`` names the space to look in, None for the
-    strategy's. ``unimodal`` are the logits (n, K) of the unimodal networks for validation, where
-    what is found will be added to them; zeros for samples that lack the modality. ``types`` are
-    those of the modalities, by name. ``aim`` says what may be found, where there are limits.
+    strategy's, and ``sizes`` are its sizes where neither ``config`` nor ``own`` names them.
+    ``unimodal`` are the logits (n, K) of the unimodal networks for validation, where what is found
+    will be added to them; zeros for samples that lack the modality. ``types`` are those of the
+    modalities, by name. ``aim`` says what may be found, where there are limits.
     """
 
     train: FeatureSamples
@@ -56,6 +57,7 @@ class SearchProblem:
     seeds: int = 1
     own: Any = None
     space: str | None = None
+    sizes: Mapping[str, Any] = field(default_factory=dict)
     unimodal: Mapping[str, Tensor] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
     aim: Aim | None = None
@@ -130,7 +132,7 @@ class SearchProblem:
         """
         own = {} if self.own is None else asdict(self.own)
         chosen = space_named(self.space or strategy.SPACE)
-        settings = {**asdict(self.config), **own, "types": self.types}
+        settings = {**self.sizes, **asdict(self.config), **own, "types": self.types}
         space = chosen.of(self.train.names, settings)
         return space if self.aim is None else Within.of(space, self.aim)
 

@@ -178,14 +178,17 @@ def test_other_searches_look_in_the_space(
     tmp_path: Path, backbone: str | None, strategy: str
 ) -> None:
     task, run = tiny_questions(backbone=backbone), tmp_path / "run"
-    found = bmnas.search(task, run=run, config=CONFIG, strategy=strategy, space="mmnas")
+    config = CONFIG.override("mmnas", encoder=1, decoder=3, width=16)
+    found = bmnas.search(task, run=run, config=config, strategy=strategy, space="mmnas")
     assert isinstance(found.genotype, MMnasGenotype)
     # By default the vectors of the words.
     assert found.genotype.features == (f"question.{3 if backbone else 1}", "image.3")
-    assert (len(found.genotype.encoder), len(found.genotype.decoder)) == (4, 6)
+    # The sizes are those of the section of the space, whatever looks in it.
+    sizes = len(found.genotype.encoder), len(found.genotype.decoder), found.genotype.width
+    assert sizes == (1, 3, 16)
     assert (run / "architecture.svg").is_file()
     again = bmnas.search(
-        task, run=run, config=CONFIG, strategy=strategy, space="mmnas", existing="resume"
+        task, run=run, config=config, strategy=strategy, space="mmnas", existing="resume"
     )
     assert again.genotype == found.genotype
 
