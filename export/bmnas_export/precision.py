@@ -13,8 +13,10 @@ import contextlib
 import importlib.metadata
 import io
 import logging
+import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ PRODUCTS = ("Conv", "MatMul", "Gemm")
 
 #: Channels: those of pictures, of a sound or its spectrum; those of a first layer.
 FEW, SOME = 4, 16
+
+_SEVEN_BITS = 64  # the largest weight of them
+_MOST_INPUTS, _PATCHES, _DAMPED = 1152, 2048, 0.01
 
 _INT16, _INT32 = onnx.TensorProto.INT16, onnx.TensorProto.INT32
 
@@ -107,7 +112,7 @@ def quantize_static(
         )
     if not tensorrt:
         quantized = onnx.load(out)
-        _correct_biases(quantized, model, batches)
+        _refine(quantized, model, batches)
         onnx.save(quantized, out)
 
 
@@ -172,76 +177,171 @@ def narrow_convolutions(model: onnx.ModelProto, most: int) -> list[str]:
     for node in model.graph.node:
         if node.op_type == "Conv" and node.input[1] in weights:
             _, channels, *kernel = weights[node.input[1]]
-            groups = next((entry.i for entry in node.attribute if entry.name == "group"), 1)
+            (groups,) = _attribute(node, "group", [1])
             if groups * channels <= most and max(kernel) > 1:
                 found.append(node.name)
     return found
 
 
-def _correct_biases(
-    quantized: onnx.ModelProto, source: onnx.ModelProto, batches: Iterable[Batch]
-) -> None:
-    """Take out of the biases of convolutions what rounded weights add to their outputs' mean.
+@dataclass(frozen=True)
+class _Rounded:
+    """A convolution in int8: as it was, and the names of its weights, their steps and its bias."""
 
-    b' = b - E[(W' - W) * x], the mean of each channel over ``batches`` and positions of what W' - W
-    makes of the inputs (Nagel et al., 2019, Data-Free Quantization, section 4.2).
+    plain: onnx.NodeProto
+    weight: str
+    steps: str
+    bias: Sequence[str]
+
+
+def _refine(quantized: onnx.ModelProto, source: onnx.ModelProto, batches: Sequence[Batch]) -> None:
+    """Round the weights of convolutions so that errors cancel out on ``batches``, then the biases.
+
+    GPTQ (Frantar et al., ICLR 2023): input by input, what rounding one weight does to the outputs
+    is made good by the weights that are still to be rounded. Then what is left of it in an output's
+    mean is taken out of its bias (Nagel et al., 2019, Data-Free Quantization, section 4.2).
     """
     rounded = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    exact = {tensor.name: tensor for tensor in source.graph.initializer}
+    layers = _rounded_layers(quantized, source)
+    square: dict[str, Any] = {
+        each.plain.name: 0.0 for each in layers if _pairs_count(each.plain, exact)
+    }
+    for values in _values(source, [each.plain.input[0] for each in layers], batches):
+        for each in layers:
+            if each.plain.name in square:
+                kernel = rounded[each.weight].dims[2:]
+                x = _patches(values[each.plain.input[0]], each.plain, kernel)
+                square[each.plain.name] += (x.T @ x).astype(np.float64)
+    off = {}
+    for each in layers:
+        weight, steps = (numpy_helper.to_array(rounded[n]) for n in (each.weight, each.steps))
+        wanted = numpy_helper.to_array(exact[each.plain.input[1]])
+        if each.plain.name in square:
+            rows = wanted.reshape(len(wanted), -1)
+            better = _rounded_weights(rows, steps, square.pop(each.plain.name))
+            weight = better.reshape(weight.shape).astype(weight.dtype)
+            rounded[each.weight].CopyFrom(numpy_helper.from_array(weight, each.weight))
+        off[each.plain.name] = weight * steps.reshape(-1, *[1] * (weight.ndim - 1)) - wanted
+    shifts = _moved_means(source, off, batches)
+    for each in layers:
+        numbers, step = (numpy_helper.to_array(rounded[name]) for name in each.bias[:2])
+        moved = np.round(numbers - shifts[each.plain.name] / step).astype(numbers.dtype)
+        rounded[each.bias[0]].CopyFrom(numpy_helper.from_array(moved, each.bias[0]))
+
+
+def _rounded_layers(quantized: onnx.ModelProto, source: onnx.ModelProto) -> list[_Rounded]:
+    """Return the convolutions whose weights and biases are in integers, and are theirs alone."""
+    plain = {node.name: node for node in source.graph.node}
+    stored = {tensor.name for tensor in quantized.graph.initializer}
     makers = {name: node for node in quantized.graph.node for name in node.output}
     readers = Counter(name for node in quantized.graph.node for name in node.input)
-    found = {}
+    found = []
     for node in quantized.graph.node:
         made = [makers.get(name) for name in node.input[1:]] if node.op_type == "Conv" else []
         inputs = [maker.input for maker in made if maker is not None]
-        if len(inputs) == 2 and all(names[0] in rounded for names in inputs):
+        if len(inputs) == 2 and all(n[0] in stored and readers[n[0]] == 1 for n in inputs):
             weight, bias = inputs
-            if readers[bias[0]] == 1:  # else layers that differ share it
-                values, scale = (numpy_helper.to_array(rounded[name]) for name in weight[:2])
-                found[node.name] = values * scale.reshape(-1, *[1] * (values.ndim - 1)), bias
-    shifts = _moved_means(source, {name: weight for name, (weight, _) in found.items()}, batches)
-    for name, (_, bias) in found.items():
-        numbers, step = (numpy_helper.to_array(rounded[part]) for part in bias[:2])
-        moved = np.round(numbers - shifts[name] / step).astype(numbers.dtype)
-        rounded[bias[0]].CopyFrom(numpy_helper.from_array(moved, bias[0]))
+            found.append(_Rounded(plain[node.name], weight[0], weight[1], bias))
+    return found
+
+
+def _pairs_count(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> bool:
+    """Tell whether outputs of a convolution have few enough inputs to look at all pairs of them."""
+    count = math.prod(weights[node.input[1]].dims[1:])
+    return count <= _MOST_INPUTS and _attribute(node, "group", [1]) == [1]
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Sequence[int]) -> Sequence[int]:
+    for entry in node.attribute:
+        if entry.name == name:
+            return [entry.i] if entry.type == onnx.AttributeProto.INT else list(entry.ints)
+    return default
+
+
+def _patches(x: NDArray[Any], node: onnx.NodeProto, kernel: Sequence[int]) -> NDArray[np.float32]:
+    """Return what outputs of a convolution read of ``x`` (B, C, ...): (patches, C * kernel).
+
+    Of many outputs some are taken, spread evenly.
+    """
+    rank = len(kernel)
+    strides, dilations = (_attribute(node, n, [1] * rank) for n in ("strides", "dilations"))
+    pads = _attribute(node, "pads", [0] * 2 * rank)
+    x = np.pad(x, [(0, 0), (0, 0), *zip(pads[:rank], pads[rank:], strict=True)])
+    extent = [1 + (k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(x, extent, tuple(range(2, 2 + rank)))
+    every = (slice(None, None, step) for step in (1, 1, *strides, *dilations))
+    windows = np.moveaxis(windows[tuple(every)], 1, 1 + rank)
+    sizes = windows.shape[: 1 + rank]
+    count = math.prod(sizes)
+    chosen = np.linspace(0, count - 1, min(count, _PATCHES)).astype(int)
+    return windows[np.unravel_index(chosen, sizes)].reshape(len(chosen), -1)
+
+
+def _rounded_weights(
+    weights: NDArray[Any], steps: NDArray[Any], square: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return ``weights`` (O, n) in whole ``steps`` (O,), for inputs x with x x^T in ``square``.
+
+    GPTQ, with the inverse's Cholesky factor and a hundredth of the mean square added.
+    """
+    left, steps = weights.astype(np.float64), steps.astype(np.float64)
+    mean = np.diag(square).mean() or 1.0
+    inverse = np.linalg.inv(square + _DAMPED * mean * np.eye(len(square)))
+    factor = np.linalg.cholesky(inverse).T
+    found = np.empty_like(left)
+    for place in range(left.shape[1]):
+        column = np.round(left[:, place] / steps)
+        found[:, place] = np.clip(column, -_SEVEN_BITS, _SEVEN_BITS)
+        error = (left[:, place] - found[:, place] * steps) / factor[place, place]
+        left[:, place:] -= np.outer(error, factor[place, place:])
+    return found
 
 
 def _moved_means(
-    model: onnx.ModelProto, weights: Mapping[str, NDArray[Any]], batches: Iterable[Batch]
+    model: onnx.ModelProto, off: Mapping[str, NDArray[Any]], batches: Iterable[Batch]
 ) -> dict[str, NDArray[np.float64]]:
     """Return by how much the outputs (B, O, ...) of convolutions move, the mean (O,) by name.
 
-    ``weights`` are what they would have in the place of their own.
+    ``off`` is what is added to their weights, by their names.
     """
-    if not weights:
-        return {}
-    exact = {tensor.name: tensor for tensor in model.graph.initializer}
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
-    graph = watched.graph
-    del graph.output[:]
     for node in model.graph.node:
-        if node.name in weights:
-            off = weights[node.name] - numpy_helper.to_array(exact[node.input[1]])
-            moved = graph.node.add()
+        if node.name in off:
+            moved = watched.graph.node.add()
             moved.CopyFrom(node)
             moved.name = moved.output[0] = f"{node.name}.moved"
             moved.input[1:] = [f"{node.name}.off"]
-            graph.initializer.append(numpy_helper.from_array(off, moved.input[1]))
-            graph.output.append(onnx.ValueInfoProto(name=moved.output[0]))
+            weight = numpy_helper.from_array(off[node.name].astype(np.float32), moved.input[1])
+            watched.graph.initializer.append(weight)
+    sums: dict[str, Any] = dict.fromkeys(off, 0.0)
+    rows = 0
+    for values in _values(watched, [f"{name}.moved" for name in off], batches):
+        for name in off:
+            value = values[f"{name}.moved"]
+            sums[name] += value.reshape(*value.shape[:2], -1).mean(-1, dtype=np.float64).sum(0)
+        rows += len(value)
+    return {name: total / rows for name, total in sums.items()}
+
+
+def _values(
+    model: onnx.ModelProto, names: Iterable[str], batches: Iterable[Batch]
+) -> Iterator[Batch]:
+    """Yield the values ``names`` of a run of ``model`` for each batch; nothing without names."""
+    wanted = list(dict.fromkeys(names))
+    if not wanted:
+        return
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    del watched.graph.output[:]
+    watched.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
         watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    names = [output.name for output in graph.output]
-    sums: dict[str, Any] = dict.fromkeys(names, 0.0)
-    rows = 0
     for batch in batches:
-        found = session.run(names, dict(batch))
-        rows += len(found[0])
-        for name, value in zip(names, found, strict=True):
-            sums[name] += value.reshape(*value.shape[:2], -1).mean(-1, dtype=np.float64).sum(0)
-    return {name: sums[f"{name}.moved"] / rows for name in weights}
+        yield dict(zip(wanted, session.run(wanted, dict(batch)), strict=True))
 
 
 def producer() -> dict[str, str]:

@@ -49,7 +49,7 @@ def test_rounded_weights_do_not_move_the_mean(
         return np.abs(apart.mean((0, 2, 3)))
 
     corrected = off("corrected.onnx")
-    monkeypatch.setattr(precision, "_correct_biases", lambda *arguments: None)
+    monkeypatch.setattr(precision, "_refine", lambda *arguments: None)
     plain = off("plain.onnx")
     assert corrected.mean() < plain.mean() / 8
 
@@ -67,5 +67,43 @@ def test_a_bias_that_two_layers_share_stays(tmp_path: Path) -> None:
     again.output[0] = "again"
     model.graph.node.insert(0, again)
     before = model.SerializeToString()
-    precision._correct_biases(model, onnx.load(source), batches)
+    precision._refine(model, onnx.load(source), batches)
     assert model.SerializeToString() == before
+
+
+def test_errors_of_rounded_weights_cancel_out() -> None:
+    draw = np.random.default_rng(0)
+    # Inputs that go together, as after a layer: what one does, another can undo.
+    inputs = draw.random((500, 4)) @ draw.random((4, 30)) + 0.05 * draw.random((500, 30))
+    weights = draw.normal(size=(7, 30))
+    steps = np.abs(weights).max(1) / 64
+
+    def off(whole: NDArray[Any]) -> float:
+        return float(np.square(inputs @ (whole * steps[:, None] - weights).T).mean() ** 0.5)
+
+    found = precision._rounded_weights(weights, steps, inputs.T @ inputs)
+    assert np.abs(found).max() <= 64
+    np.testing.assert_array_equal(found, found.round())
+    assert off(found) < off(np.round(weights / steps[:, None])) / 2
+
+
+def test_patches_are_what_a_convolution_reads(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    model = onnx.load(convolution(tmp_path / "source.onnx", 1, draw))
+    (node,) = model.graph.node
+    more = {"strides": [2, 1], "dilations": [1, 2], "kernel_shape": [3, 3]}
+    node.attribute.extend(helper.make_attribute(*each) for each in more.items())
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    x = draw.normal(size=(3, 8, 16, 16)).astype(np.float32)
+    onnx.save(model, tmp_path / "strided.onnx")
+    expected = answers(tmp_path / "strided.onnx", {"x": x})
+    weight, bias = (numpy_helper.to_array(tensor) for tensor in model.graph.initializer)
+    found = precision._patches(x, node, [3, 3]) @ weight.reshape(12, -1).T + bias
+    found = found.reshape(3, *expected.shape[2:], 12).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_weights_of_inputs_that_are_always_zero_are_rounded_to_the_nearest() -> None:
+    weights, steps = np.array([[0.24, -0.6, 1.9]]), np.array([0.5])
+    found = precision._rounded_weights(weights, steps, np.zeros((3, 3)))
+    np.testing.assert_array_equal(found, [[0, -1, 4]])
