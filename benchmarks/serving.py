@@ -3,9 +3,10 @@
     python -m benchmarks.serving BUNDLE --out FILE.json
 
 ``--only digits overload`` measures these parts alone and leaves the others of FILE as they are. All
-traffic stays on this machine and ends after about four minutes. Rates are shares of what
+traffic stays on this machine and ends after about five minutes. Rates are shares of what
 onnxruntime does in this process at batch 1 with the same number of threads, measured before and
 after each load, the median of three; clients run here too, so they take their part of the cores.
+Of overload, too, the median of three counts: it ends up late where the machine stops for a moment.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import datetime
+import gc
 import http.client
 import json
 import os
@@ -178,6 +180,7 @@ def overload(folder: Path) -> dict[str, Any]:
         "goodput": crowd.rate / able,
         "steady": steady.to_dict(),
         "bound_ms": 1000 * bound,
+        "p99_ratio": steady.to_dict()["p99_ms"] / (1000 * bound),
         "mib_before": before,
         "mib_after": after,
     }
@@ -273,6 +276,8 @@ def main() -> None:
         tensor["name"]: np.array(tensor["data"], "u1").reshape(tensor["shape"])
         for tensor in example["inputs"]
     }
+    gc.collect()
+    gc.freeze()  # or the clients stop for 50 ms now and then, and their answers are late
     rng = np.random.default_rng(0)
     sound = {
         "image": rng.integers(0, 256, (1, 28, 28), dtype=np.uint8),
@@ -284,7 +289,9 @@ def main() -> None:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "digits": lambda: speed(asked.bundle, digits),
             "audio-sized": lambda: speed(audio, sound),
-            "overload": lambda: overload(slow),
+            "overload": lambda: sorted(
+                (overload(slow) for _ in range(LOADS)), key=itemgetter("p99_ratio")
+            )[LOADS // 2],
             "hostile": lambda: hostile(asked.bundle, digits),
             "stopping": lambda: stopping(slow),
         }
