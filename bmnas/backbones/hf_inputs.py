@@ -247,7 +247,8 @@ class TokenReader(Reader):
                 " the length holds its special tokens too (enable_truncation)",
                 "fill up with pad at the end",
             ],
-            "unicode": unicode_rule(self.config["tokenizer"]),
+            # As read: what a file leaves out is filled in.
+            "unicode": unicode_rule(json.loads(self.tokenizer.to_str())),
             "length": self.shape[0],
             "pad": self.fill,
             "tokenizer": self.config["tokenizer"],

@@ -119,7 +119,7 @@ def detect(scenes: Scenes, images: Array, draw: np.random.RandomState) -> Array:
 
     A shape in twenty is not found, corners are up to 15 % of its side away, and up to two
     regions are of nothing in particular; they come in any order, rows of 0 fill up. A region has
-    6 x 6 pixels of its picture and its corners, from -2 to 2 each, then its corners in pixels.
+    6 x 6 pixels of its picture, from -2 to 2, its corners, from -4 to 4, and its corners in pixels.
     """
     count, most = scenes.there.shape
     boxes = np.zeros((count, most + _FALSE, 4))

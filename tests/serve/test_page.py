@@ -259,6 +259,17 @@ def test_what_cannot_be_read_is_told_and_mended(
     assert all("422" in complaint for complaint in visit.complaints)
 
 
+def test_why_a_sample_cannot_be_shown_is_told(chromium: Any, address: str) -> None:
+    visit = Visit(chromium, address)
+    told = "the package PIL is not installed"
+    visit.page.route("**/samples/**", lambda to: to.fulfill(status=501, json={"error": told}))
+    visit.page.get_by_label("Next sample").click()
+    for name in ("photo", "sound", "title"):
+        visit.card(name).get_by_text(told).wait_for()
+    visit.context.close()
+    assert all("501" in complaint for complaint in visit.complaints)
+
+
 @pytest.mark.parametrize(
     ("width", "scheme", "touch"),
     [(1280, "light", False), (390, "dark", True), (320, "light", True)],

@@ -85,8 +85,8 @@ export class InputCard {
     const url = this.sampleUrl(this.input.name);
     try {
       await this.sampled(url);
-    } catch {
-      this.fail("The sample cannot be shown.");
+    } catch (error) {
+      this.fail(`The sample cannot be shown: ${error.message}`);
     }
   }
 
@@ -156,9 +156,17 @@ export class InputCard {
       image.classList.toggle("small", image.naturalHeight < 128);
       if (url.startsWith("blob:")) URL.revokeObjectURL(url);
     });
-    image.addEventListener("error", () => this.fail("The browser cannot show this picture."));
+    this.explain(image, url);
     image.src = url;
     this.frame.replaceChildren(image);
+  }
+
+  // Tells why shown has nothing from url: what the server said of a sample, as the browser keeps that to itself.
+  explain(shown, url) {
+    shown.onerror = async () => {
+      const unread = "The browser cannot show this file.";
+      this.fail(url.startsWith("blob:") ? unread : await checked(url).then(() => unread, (error) => error.message));
+    };
   }
 
   // A board of the picture's form; what is drawn is white on black, or the other way round.
@@ -231,7 +239,10 @@ export class InputCard {
       this.note.textContent += "; a browser records on https and localhost alone";
     }
     this.preview = (file) => { this.player.src = URL.createObjectURL(file); };
-    this.sampled = async (url) => { this.player.src = url; };
+    this.sampled = async (url) => {
+      this.explain(this.player, url);
+      this.player.src = url;
+    };
     this.choose = async (file) => {
       try {
         this.give(READ_BY_SERVER.test(file.name) ? file : await toWav(file));
@@ -271,6 +282,7 @@ export class InputCard {
     };
     this.sampled = (url) => {
       const image = element("img", { src: url, alt: `${this.input.name}: the middle frame of the sample` });
+      this.explain(image, url);
       this.frame.replaceChildren(image);
     };
   }
@@ -314,6 +326,6 @@ export class InputCard {
 
 async function checked(url) {
   const response = await fetch(url);
-  if (!response.ok) throw new Error(String(response.status));
+  if (!response.ok) throw new Error((await response.json()).error);
   return response;
 }
