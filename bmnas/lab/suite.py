@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bmnas.lab.engines import JobRecord
-from bmnas.lab.job import LINEAR, PAPERS, SEARCHED, Job, Stage, space_of_way, strategy_of_way
+from bmnas.lab.job import LINEAR, RECIPES, SEARCHED, Job, Stage, space_of_way, strategy_of_way
 from bmnas.lab.runs import jobs_table, read_records, record_of
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.errors import UserError, close
@@ -54,7 +54,7 @@ ALL = "all"
 #: The strategy whose genotypes the known modules take their pairs of features from.
 _PAIRS_FROM = "search bmnas"
 #: A strategy in its own space, in another, or as in its paper.
-_SEARCHES = (*STRATEGIES, *(f"{name}/{space}" for name in STRATEGIES for space in SPACES), *PAPERS)
+_SEARCHES = (*STRATEGIES, *(f"{name}/{space}" for name in STRATEGIES for space in SPACES), *RECIPES)
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,14 @@ class Suite:
     """Ways to fuse, each run on every ``task`` for ``seeds`` seeds from 0.
 
     ``strategies`` are names, or ``STRATEGY/SPACE`` for one in another space than its own; ``paper``
-    is bmnas with the paper's recipe, ``paper/mmnas`` is mmnas with that of its paper. The first is
-    what the others are compared with. ``fusions`` may be ``all``, which are those for any kind of
-    task. ``modules`` are known modules of the pool, or ``searched``, on each of ``pairs`` of
-    features, or on the pairs that follow a name, as in ``aoa/found``. ``sequences`` are known ones
-    of MMnas. ``linear`` asks for linear models of raw inputs too, which no seed changes: once.
-    With ``robustness`` each network is tested once more with its inputs degraded.
-    The file's tables ``[[task]]`` give ``task`` its name.
+    is bmnas with the paper's recipe, ``paper/mmnas`` is mmnas with that of its paper,
+    ``even/mmnas`` is mmnas with ``start = even``. The first is what the others are compared with.
+    ``fusions`` may be ``all``, which are those for any kind of task. ``modules`` are known modules
+    of the pool, or ``searched``, on each of ``pairs`` of features, or on the pairs that follow a
+    name, as in ``aoa/found``. ``sequences`` are known ones of MMnas. ``linear`` asks for linear
+    models of raw inputs too, which no seed changes: once. With ``robustness`` each network is
+    tested once more with its inputs degraded. The file's tables ``[[task]]`` give ``task`` its
+    name.
     """
 
     task: Annotated[tuple[SuiteTask, ...], NotEmpty()]
@@ -189,8 +190,11 @@ def task_jobs(
 
     def config(way: str) -> Config:
         found = config_for(task, wanted.preset, space_of_way(way))
-        if way.removeprefix("search ") in PAPERS:
-            return found.as_in_the_paper(strategy_of_way(way))
+        match way.removeprefix("search "):
+            case "even/mmnas":
+                return found.override("mmnas", start="even")
+            case name if name in RECIPES:
+                return found.as_in_the_paper(strategy_of_way(way))
         return found
 
     def stages(way: str) -> tuple[Stage, ...]:

@@ -195,7 +195,7 @@ def test_a_task_is_done_before_the_next_one_is_begun(here: Path) -> None:
 
 
 def test_a_suite_has_the_recipes_of_both_papers(here: Path) -> None:
-    wanted = SUITE.replace('["bmnas"]', '["mmnas", "paper", "paper/mmnas"]')
+    wanted = SUITE.replace('["bmnas"]', '["mmnas", "paper", "paper/mmnas", "even/mmnas"]')
     (here / "small.toml").write_text(wanted.replace("task.toml", "tiny_words:tiny_questions"))
     jobs = {job.way: job for job in suite_jobs(load_suite("small.toml"))}
     own, cells, tokens = (jobs[f"search {name}"] for name in ("mmnas", "paper", "paper/mmnas"))
@@ -204,6 +204,10 @@ def test_a_suite_has_the_recipes_of_both_papers(here: Path) -> None:
     for job, norm in ((own, "layer"), (tokens, "official")):
         assert job.config.to_dict()["mmnas"]["norm"] == norm
     assert cells.backbones != tokens.backbones
+    even = jobs["search even/mmnas"]
+    assert even.looked_in.NAME == "mmnas"
+    assert even.backbones == own.backbones
+    assert even.config == own.config.override("mmnas", start="even") != own.config
 
 
 def test_all_stands_for_every_fusion(here: Path) -> None:
