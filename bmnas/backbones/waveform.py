@@ -22,7 +22,8 @@ from bmnas.machine.runtime import in_full_precision
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 _WINDOW = 0.025  # seconds, the usual frame of speech recognition; rounded up to a power of two
-_FLOOR = 1e-6  # 60 dB under the mean power of the train rows
+#: Least power in a band.
+FLOOR = 1e-6  # 60 dB under the mean power of the train rows
 _FARTHEST = 0.1  # of T
 _LOUDEST = 0.7  # of the recording's own root mean square: a signal-to-noise ratio of 3 dB
 _WIDEST = 0.15  # of an axis
@@ -142,7 +143,7 @@ class LogMel(nn.Module):
         spectrum = F.conv1d(x.unsqueeze(1), self.kernels, stride=self.hop)
         real, imaginary = spectrum.chunk(2, dim=1)
         power = (real.square() + imaginary.square()).transpose(1, 2) @ self.filters
-        return (power + _FLOOR).log()
+        return (power + FLOOR).log()
 
 
 def mel_filters(sample_rate: int, n_fft: int, mels: int) -> Array:

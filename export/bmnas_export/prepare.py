@@ -1,6 +1,7 @@
 """A copy of a trained network that computes the same with operators that ONNX has.
 
-Legend: B batch, L length, C_raw channels of a raw feature, K classes, T time, H height, W width.
+Legend: B batch, L length, C_raw channels of a raw feature, K classes, T time, H height, W width,
+M mel bands, F bins of frequency.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bmnas.backbones.waveform import FLOOR, LogMel
 from bmnas.features.layers import LinearNorm
 from bmnas.features.reshape import Pool
 from bmnas.pipeline.multimodal import MultimodalNetwork
@@ -42,6 +44,45 @@ class ExportPool(Pool):
         return _max_over_windows(_max_over_windows(x, 2, side), 3, side)
 
 
+class ExportLogMel(nn.Module):
+    """``LogMel`` with half the products, equal up to rounding.
+
+    A frame's samples n and N - n meet the same cosine, and sines of opposite signs: their sums and
+    differences are multiplied, N/2 numbers each. Kernels are windowed, and the window, which is
+    symmetric, is 0 at n = 0. A frame starts where the first half of the one before ends.
+    """
+
+    cosines: Tensor
+    sines: Tensor
+    filters: Tensor
+
+    def __init__(self, log_mel: LogMel) -> None:
+        super().__init__()
+        self.frames, self.hop, self.padding = log_mel.frames, log_mel.hop, log_mel.padding
+        kernels = log_mel.kernels[:, 0, 1 : self.hop + 1].double() * log_mel.gain.double()
+        cosines, sines = kernels.T.chunk(2, dim=1)  # (N/2, F) each
+        halved = torch.ones(self.hop, 1, dtype=torch.float64)
+        halved[-1] = 0.5  # the sample N/2 is its own partner
+        self.register_buffer("cosines", (halved * cosines).float().contiguous())
+        self.register_buffer("sines", sines.float().contiguous())
+        self.register_buffer("filters", log_mel.filters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the log-mel spectrogram (B, frames, M) of waveforms (B, T)."""
+        x = F.pad(x.to(self.cosines.dtype), (0, self.padding))
+        early = self._cut(x, 1)
+        late = self._cut(x, self.hop).flip(2)
+        real, imaginary = (early + late) @ self.cosines, (early - late) @ self.sines
+        # Not powers of two, which take longer in onnxruntime.
+        power = (real * real + imaginary * imaginary) @ self.filters
+        return (power + FLOOR).log()
+
+    def _cut(self, x: Tensor, start: int) -> Tensor:
+        """Return the N/2 samples (B, frames, N/2) of each frame from its sample ``start`` on."""
+        long = x[:, start : start + self.frames * self.hop]
+        return long.reshape(-1, self.frames, self.hop)
+
+
 class ExportNetwork(nn.Module):
     """The network as it is served: raw inputs to the outputs of its ``head``, float32 each."""
 
@@ -68,8 +109,9 @@ def reference_network(network: nn.Module) -> MultimodalNetwork:
 def prepare(network: MultimodalNetwork, head: TaskHead) -> ExportNetwork:
     """Return what ``network`` computes as a new network that can be exported.
 
-    Pooling loses its adaptive operators, and each linear layer takes in the BatchNorm that
-    follows it. ``network`` comes from ``reference_network`` and is left as it is.
+    Pooling loses its adaptive operators, spectrograms half of their products, and each linear
+    layer takes in the BatchNorm that follows it. ``network`` comes from ``reference_network`` and
+    is left as it is.
     """
     return ExportNetwork(exportable(network), head).eval()
 
@@ -87,6 +129,8 @@ def exportable(module: M) -> M:
                 setattr(parent, name, fold_norm(child))
             elif isinstance(child, Pool):
                 setattr(parent, name, ExportPool(child.length))
+            elif isinstance(child, LogMel):
+                setattr(parent, name, ExportLogMel(child))
     return prepared
 
 

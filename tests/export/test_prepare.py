@@ -4,12 +4,20 @@ import copy
 
 import pytest
 import torch
-from bmnas_export.prepare import ExportNetwork, ExportPool, fold_norm, prepare, reference_network
+from bmnas_export.prepare import (
+    ExportLogMel,
+    ExportNetwork,
+    ExportPool,
+    fold_norm,
+    prepare,
+    reference_network,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_networks import roughen, tiny_network, tiny_task
 from torch import Tensor, nn
 
+from bmnas.backbones.waveform import LogMel
 from bmnas.features.layers import LinearNorm
 from bmnas.features.reshape import Pool
 from bmnas.training.heads import head_for
@@ -54,6 +62,22 @@ def test_pooling_two_axes_is_torch_s(sizes: tuple[int, int]) -> None:
 def test_a_feature_of_five_axes_is_still_refused() -> None:
     with pytest.raises(ValueError, match=r"received a feature of shape \(1, 2, 3, 4, 5, 6\)"):
         ExportPool(4)(torch.zeros(1, 2, 3, 4, 5, 6))
+
+
+@pytest.mark.parametrize("rate", [2000, 8000, 16000, 44100])
+@pytest.mark.parametrize("samples", [1, 63, 64, 1000, 8001])
+@pytest.mark.parametrize("whole", [True, False])
+def test_spectrograms_of_half_the_products_are_the_same(
+    rate: int, samples: int, whole: bool
+) -> None:
+    # As recordings are: a thousand times as loud at their end as at their start.
+    x = torch.randn(3, samples) * torch.logspace(0, 3, samples)
+    x = x.to(torch.int16) if whole else x
+    log_mel = LogMel(samples, rate)
+    log_mel.fit(x.numpy())
+    received = ExportLogMel(log_mel)(x)
+    expected = log_mel.double()(x)
+    torch.testing.assert_close(received, expected.float(), rtol=1e-5, atol=1e-4)
 
 
 @torch.no_grad()
