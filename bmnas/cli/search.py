@@ -43,7 +43,9 @@ class Method:
     ] = "bmnas"
     space: Annotated[
         str | None,
-        Option(help="cells, mfas, trees, fusions or mmnas; by default the strategy's own."),
+        Option(
+            help="cells, mfas, trees, fusions, mmnas or ensembles; by default the strategy's own."
+        ),
     ] = None
     recipe: Annotated[
         Literal["default", "paper"],
