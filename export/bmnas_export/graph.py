@@ -12,10 +12,11 @@ import logging
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from bmnas_serve.manifest import TensorSpec
@@ -33,6 +34,7 @@ BATCH = "batch"
 
 _LARGEST = 2**31 - 2**20  # bytes: what one protobuf file can hold, less room for the graph
 _TRACED_BATCH = 2  # torch takes an axis of one for a constant
+_SIZED = 2  # protobuf's kind of a field that says its size
 #: The place of nodes of no module below the network.
 _WHOLE = "network"
 _OPERATOR = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
@@ -57,7 +59,7 @@ def export_graph(
     fold_norms(program.model)
     drop_open_masks(program.model)
     _clean(program.model, inputs, outputs, metadata)
-    content = serialized(ir.serde.serialize_model(program.model))
+    content = serialized(program.model)
     try:
         onnx.checker.check_model(content, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -79,25 +81,82 @@ def translate(network: nn.Module, inputs: Sequence[TensorSpec]) -> torch.onnx.ON
             gc.enable()
 
 
-def serialized(model: onnx.ModelProto) -> bytes:
+def serialized(model: ir.Model) -> bytes:
     """Return the bytes of ``model``, which loses its weights: they come last, encoded one by one.
 
     Encoding all at once, protobuf takes four times their memory.
     """
-    weights = [weight.SerializeToString(deterministic=True) for weight in model.graph.initializer]
-    del model.graph.initializer[:]
-    graph = [model.graph.SerializeToString(deterministic=True)]
-    for weight in weights:
-        graph += [_head(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, len(weight)), weight]
-    model.ClearField("graph")
-    rest = model.SerializeToString(deterministic=True)
+    weights: list[bytes | memoryview] = []
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        assert tensor is not None
+        proto = onnx.TensorProto(name=name, data_type=tensor.dtype, dims=tensor.shape.numpy())
+        data = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
+        before = proto.SerializeToString(deterministic=True)
+        before += _head(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, len(data))
+        size = len(before) + len(data)
+        weights += [_head(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, size) + before, data]
+    model.graph.initializers.clear()
+    return joined(ir.serde.serialize_model(model), weights)
+
+
+def joined(model: onnx.ModelProto, weights: Iterable[bytes | memoryview]) -> bytes:
+    """Return the bytes of ``model`` with ``weights``, encoded, as last fields of its graph."""
+    graph = [model.graph.SerializeToString(deterministic=True), *weights]
+    rest = onnx.ModelProto()
+    rest.CopyFrom(model)
+    rest.ClearField("graph")
     head = _head(onnx.ModelProto.GRAPH_FIELD_NUMBER, sum(map(len, graph)))
-    return b"".join([rest, head, *graph])
+    return b"".join([rest.SerializeToString(deterministic=True), head, *graph])
+
+
+def split(content: bytes) -> tuple[onnx.ModelProto, list[memoryview]]:
+    """Return the model that ``content`` encodes, without its weights, and these, as encoded there.
+
+    Weights are nearly all of a file; to see or change its graph they need not be read.
+    """
+    rest: list[memoryview] = []
+    graph: list[memoryview] = []
+    weights: list[memoryview] = []
+    for field, whole, inner in _fields(memoryview(content)):
+        if field != onnx.ModelProto.GRAPH_FIELD_NUMBER:
+            rest.append(whole)
+            continue
+        for part, encoded, _ in _fields(inner):
+            kept = weights if part == onnx.GraphProto.INITIALIZER_FIELD_NUMBER else graph
+            kept.append(encoded)
+    model = onnx.ModelProto.FromString(b"".join(rest))
+    model.graph.ParseFromString(b"".join(graph))
+    return model, weights
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Yield number, encoding, and content of each field that protobuf has encoded.
+
+    Those of models are numbers without a length, or have one before their content.
+    """
+    end = 0
+    while end < len(message):
+        start = end
+        tag, place = _number(message, start)
+        size, end = _number(message, place)
+        if tag & 7 == _SIZED:
+            place, end = end, end + size
+        yield tag >> 3, message[start:end], message[place:end]
+
+
+def _number(message: memoryview, place: int) -> tuple[int, int]:
+    """Return the number that is encoded at ``place``, seven bits a byte, and where it ends."""
+    found = shift = 0
+    while message[place] > 127:
+        found |= (message[place] & 127) << shift
+        place, shift = place + 1, shift + 7
+    return found | message[place] << shift, place + 1
 
 
 def _head(field: int, size: int) -> bytes:
     """Return what protobuf puts before a field of ``size`` bytes."""
-    found = bytearray([field << 3 | 2])
+    found = bytearray([field << 3 | _SIZED])
     while size > 127:
         found.append(size & 127 | 128)
         size >>= 7
@@ -109,14 +168,15 @@ def graph_facts(model: Path) -> dict[str, Any]:
 
     A part is a backbone, the reshape of features (``pool``), or what the fusion has below it.
     """
-    found = onnx.load(model, load_external_data=False)
+    content = model.read_bytes()
+    found, _ = split(content)
     # Files of earlier versions do not say where nodes come from.
     places = (node.name.partition("/")[0] for node in found.graph.node if "/" in node.name)
     parts = Counter(re.sub(r"^(\w+(\.[^.]+(\.\d+)?)?).*", r"\1", place) for place in places)
     return {
         "opset": {entry.domain: entry.version for entry in found.opset_import}[""],
         "ir": found.ir_version,
-        "bytes": model.stat().st_size,
+        "bytes": len(content),
         "nodes": len(found.graph.node),
         **({"parts": dict(parts)} if parts else {}),
     }

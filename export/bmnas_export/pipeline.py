@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bmnas_export.errors import ExportError
-from bmnas_export.graph import serialized
+from bmnas_export.graph import joined, split
 from bmnas_export.measure import TOLERANCE
 
 PIPELINE_FILE = "pipeline.onnx"
@@ -39,7 +39,7 @@ def write_pipeline(
     where any length is good, and what is done to it; writes nothing where there is none. Texts stay
     numbers: there is no tokeniser in ONNX that all runtimes have.
     """
-    model = onnx.load(folder / MODEL_FILE)
+    model, weights = split((folder / MODEL_FILE).read_bytes())
     before: list[onnx.NodeProto] = []
     taken: dict[str, Any] = {}
     for value in model.graph.input:
@@ -63,7 +63,7 @@ def write_pipeline(
     nodes = [*before, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    content = serialized(model)
+    content = joined(model, weights)
     onnx.checker.check_model(content, full_check=True)
     (folder / PIPELINE_FILE).write_bytes(content)
     return taken

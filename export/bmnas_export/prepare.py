@@ -119,7 +119,7 @@ def prepare(network: MultimodalNetwork, head: TaskHead) -> ExportNetwork:
 def exportable(module: M) -> M:
     """Return a copy of ``module`` whose inner modules are such that can be exported.
 
-    Its weights are those of ``module``, but for folded ones.
+    It is for inference, without dropout. Its weights are those of ``module``, but for folded ones.
     """
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     prepared = copy.deepcopy(module, shared)
@@ -131,6 +131,9 @@ def exportable(module: M) -> M:
                 setattr(parent, name, ExportPool(child.length))
             elif isinstance(child, LogMel):
                 setattr(parent, name, ExportLogMel(child))
+            elif type(child) is nn.Dropout:
+                # Tracing what does nothing takes as long as tracing what does something.
+                setattr(parent, name, nn.Identity())
     return prepared
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bmnas_export.errors import ExportError
-from bmnas_export.graph import OPSET, export_graph, graph_facts, serialized
+from bmnas_export.graph import OPSET, export_graph, graph_facts, joined, split
 from bmnas_export.prepare import prepare, reference_network
 from bmnas_serve.manifest import TensorSpec
 from tiny_networks import tiny_network, tiny_task
@@ -257,8 +257,14 @@ def test_nodes_are_named_after_the_modules_that_they_come_from(tmp_path: Path) -
     assert "parts" not in graph_facts(path)
 
 
-def test_a_model_written_weight_by_weight_is_the_same() -> None:
-    model = onnx.load_from_string(export(Compute(), {"key": "value"}))
-    before = copy.deepcopy(model)
-    assert sum(np.prod(weight.dims) for weight in model.graph.initializer) == 4 * 3 + 3
-    assert onnx.load_from_string(serialized(model)) == before
+def test_a_model_is_split_from_its_weights_and_joined_with_them() -> None:
+    content = export(Compute(), {"key": "value"})
+    whole, (model, weights) = onnx.load_from_string(content), split(content)
+    assert sum(np.prod(weight.dims) for weight in whole.graph.initializer) == 4 * 3 + 3
+    assert joined(model, weights) == content
+    # What others write has weights in between.
+    model, weights = split(whole.SerializeToString())
+    assert onnx.load_from_string(joined(model, weights)) == whole
+    assert len(weights) == len(whole.graph.initializer)
+    del whole.graph.initializer[:]
+    assert model == whole
