@@ -16,8 +16,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAM = typer.main.get_command(app)
 
+LOGS = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`(bmnas [^`]+)`")
+_LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
 def parse(line: str) -> None:
@@ -50,6 +53,23 @@ def named(page: Path) -> Iterator[str]:
     yield from (" ".join(found.split()) for found in _INLINE.findall(text))
 
 
+def anchors(page: Path) -> set[str]:
+    """Return what links to the headings of a page end in."""
+    text = _FENCE.sub("", page.read_text("utf-8"))
+    titles = [re.sub(r"\]\([^)]*\)", "", title) for title in re.findall(r"^#+ (.*)$", text, re.M)]
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the links of a page to files or headings that are not there."""
+    found = []
+    for file, heading in _LINK.findall(_FENCE.sub("", page.read_text("utf-8"))):
+        there = page.parent / file if file else page
+        if not there.exists() or (heading and heading not in anchors(there)):
+            found.append(f"{file}#{heading}" if heading else file)
+    return found
+
+
 def commands(command: Any = PROGRAM, path: tuple[str, ...] = ("bmnas",)) -> Iterator[Any]:
     """Yield the words and the command of everything that can be run."""
     if not hasattr(command, "commands"):
@@ -59,6 +79,19 @@ def commands(command: Any = PROGRAM, path: tuple[str, ...] = ("bmnas",)) -> Iter
 
 
 COMMANDS = dict(commands())
+
+
+@pytest.mark.parametrize("page", [*PAGES, *LOGS], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:
+    page, other = tmp_path / "page.md", tmp_path / "other.md"
+    other.write_text("# Of `two` words: `--x`\n")
+    links = ["other.md", "other.md#of-two-words---x", "#none", "gone.md", "other.md#one"]
+    page.write_text(" ".join(f"[a]({link})" for link in links) + " [b](https://example.org/#x)")
+    assert broken_links(page) == ["#none", "gone.md", "other.md#one"]
 
 
 def test_the_reader_of_pages_finds_what_is_wrong(tmp_path: Path) -> None:

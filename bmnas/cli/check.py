@@ -33,8 +33,8 @@ def check(
         bool,
         Option(
             "--leave-out",
-            help=f"Add samples with a row that cannot be used to {LEFT_OUT} in the data's folder: "
-            "every command then leaves them out.",
+            help=f"Of a public data set: add samples with a row that cannot be used to {LEFT_OUT} "
+            "in its folder. Every command then leaves them out.",
         ),
     ] = False,
     out: Annotated[

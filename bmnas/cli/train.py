@@ -82,7 +82,7 @@ def train(
     stage: StageOptions,
     as_json: Json = False,
 ) -> None:
-    """Train the network of a genotype, or a hand-made fusion, with its backbones; test it once.
+    """Train the network of a genotype, or a hand-made fusion; test it once.
 
     Trains on the train and validation parts for a fixed number of epochs, then reads the test part
     once. To train with another seed, give another folder with --run.
