@@ -183,7 +183,7 @@ def fitted_config(
             max_lr=rate,
             weight_decay=decay,
             warmup_steps=warmup_steps,
-            rerank=3 if tokens else 4,
+            rerank=4,
             candidate_epochs=epochs(candidate, train, 2),
             rivals=not tokens,
             ensemble=1 if tokens else _ENSEMBLE,

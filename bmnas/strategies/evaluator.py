@@ -97,6 +97,10 @@ class TrainingEvaluator:
         parts: Mapping[str, Stateful] | None = None,
         judge: Callable[[Architecture, Evaluation], float] = _score_of,
     ) -> None:
+        if space.READS_TOKENS:
+            # What relates tokens is learned late, and not once the rate has fallen: a short
+            # training that goes through its whole cycle says nothing of a long one.
+            training = dataclasses.replace(training, part=0.5)
         self._problem, self._space, self._training = problem, space, training
         self._checkpoint, self._parts = checkpoint, parts or {}
         self._stage, self._budget, self._judge = stage, budget, judge

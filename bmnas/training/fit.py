@@ -195,9 +195,8 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, batches: int) ->
     if recipe.official:
         return official_schedule(optimizer, batches, recipe.falls)
     if recipe.first_cycle is None:
-        return cosine_schedule(
-            optimizer, recipe.epochs * batches, recipe.min_lr, recipe.warmup_steps
-        )
+        steps = round(recipe.epochs * batches / recipe.part)
+        return cosine_schedule(optimizer, steps, recipe.min_lr, recipe.warmup_steps)
     return CosineAnnealingWarmRestarts(
         optimizer, T_0=recipe.first_cycle * batches, T_mult=2, eta_min=recipe.min_lr
     )

@@ -54,7 +54,8 @@ def unread_of_official(falls: Sequence[int], gpu_batch: int) -> Iterator[tuple[s
 class Recipe:
     """Adam with one cosine cycle from ``max_lr`` to ``min_lr``, step by step.
 
-    In the first ``warmup_steps``, at most a quarter of all, the rate rises to that of the cycle.
+    In the first ``warmup_steps``, at most a quarter of all, the rate rises to that of the cycle. A
+    training of ``part`` of a cycle is the beginning of a longer one.
 
     Parameters below ``backbones`` start from ``backbone_lr``, if given. ``decoupled`` weight decay
     is that of AdamW; else it is added to the gradient, as the search of BM-NAS does. With
@@ -76,6 +77,7 @@ class Recipe:
     falls: tuple[int, ...] = ()
     gpu_batch: int = 0
     warmup_steps: int = 0
+    part: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -214,19 +214,24 @@ def test_the_rate_follows_its_schedule(
 
 def test_short_trainings_decide(tmp_path: Path) -> None:
     # Rivals are not for it, wherever the settings come from.
-    problem = token_problem(tmp_path, epochs=2, rerank=3, rivals=True, candidate_epochs=2)
+    problem = token_problem(tmp_path, epochs=2, rerank=4, rivals=True, candidate_epochs=2)
     outcome = search_with_gates(problem)
     space = problem.space_for(MMnas)
     assert isinstance(space, MMnasSpace)
     records = history(tmp_path, "rerank")
     first = [MMnasGenotype.from_dict(r["genotype"]) for r in records]
     assert first[0] == space.made(history(tmp_path)[-1]["operations"])
-    assert space.start() in first
-    assert len(first) == len(set(first)) == 4
+    assert {*space.cycles()} < {*first}
+    assert [found.decoder for found in space.cycles()] == [
+        ("rsa", "ga", "ffn"),
+        ("ga", "rsa", "ffn"),
+        ("ga", "sa", "ffn"),
+    ]
+    assert len(first) == len(set(first)) == 5
     assert outcome.genotype in first
     assert set(outcome.stages) == {"search_weights", "validation", "screening", "rerank"}
-    assert outcome.candidates == len(records) == 4
-    assert outcome.stages["rerank"].samples == 4 * 2 * samples_per_epoch(
+    assert outcome.candidates == len(records) == 5
+    assert outcome.stages["rerank"].samples == 5 * 2 * samples_per_epoch(
         len(problem.train), problem.config.batch_size
     )
 

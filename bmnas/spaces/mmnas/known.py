@@ -1,11 +1,14 @@
 """Sequences that are known by name: MCAN, and those that the authors of MMnas found.
 
+``guided`` is MCAN with guided attention first in each of its decoder's units: what relates regions
+then knows the words. The decoders of the authors' networks begin with guided attention too.
 Standard library only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from typing import Any
 
 from bmnas.machine.errors import UserError, close
@@ -15,13 +18,15 @@ from bmnas.spaces.mmnas.genotype import MMnasGenotype
 SEQUENCES: dict[str, tuple[str, str]] = {
     "mcan": ("SF" * 6, "SGF" * 6),
     "mcan_rsa": ("SF" * 6, "RGF" * 6),
+    "guided": ("SF" * 6, "GSF" * 6),
+    "guided_rsa": ("SF" * 6, "GRF" * 6),
     "vqa": ("SSSSFFFFSFFF", "GGFFGFRGFGRFRSFRGF"),
     "itm": ("SSFFFSFSFFFF", "SGGRSGRGGGGFGGRSGR"),
     "vgd": ("SFFSFFFFFFFS", "GGGGGGFGRRGFRGGRGR"),
 }
 
 #: Of which there is one of every length.
-CYCLES = ("mcan", "mcan_rsa")
+CYCLES = ("mcan", "mcan_rsa", "guided", "guided_rsa")
 
 _LETTERS = {"S": "sa", "R": "rsa", "G": "ga", "F": "ffn"}
 #: Of the networks of the paper.
@@ -56,14 +61,12 @@ def known_sequence(
     )
 
 
-def mcan(encoder: int, decoder: int, *, relations: bool) -> tuple[list[str], list[str]]:
-    """Return MCAN's operations, with ``relations`` in the place of self-attention, in any length.
+def cycled(name: str, encoder: int, decoder: int) -> tuple[str, ...]:
+    """Return the operations of one of ``CYCLES`` in any length, the encoder's first.
 
-    The search of the authors begins at the one with relations, of 12 and 18 operations.
+    The search of the authors begins at ``mcan_rsa``, of 12 and 18 operations.
     """
-    cycles = ("sa", "ffn"), ("rsa" if relations else "sa", "ga", "ffn")
-    first, second = (
-        [cycle[number % len(cycle)] for number in range(count)]
-        for cycle, count in zip(cycles, (encoder, decoder), strict=True)
+    chains = zip(SEQUENCES[name], (encoder, decoder), strict=True)
+    return tuple(
+        _LETTERS[letter] for chain, count in chains for letter in islice(cycle(chain), count)
     )
-    return first, second

@@ -19,7 +19,7 @@ from bmnas.spaces.mmnas.genotype import (
     Norm,
     has_boxes,
 )
-from bmnas.spaces.mmnas.known import CYCLES, known_sequence, mcan
+from bmnas.spaces.mmnas.known import CYCLES, cycled, known_sequence
 from bmnas.spaces.space import Encoded, SearchSpace
 
 if TYPE_CHECKING:
@@ -133,9 +133,13 @@ class MMnasSpace(SearchSpace[MMnasGenotype]):
 
     def start(self) -> MMnasGenotype:
         """Return MCAN in these sizes, with relations where the feature has boxes."""
-        related = has_boxes(self.features[1])
-        encoder, decoder = mcan(self.encoder, self.decoder, relations=related)
-        return self.made([*encoder, *decoder])
+        return self.cycles()[0]
+
+    def cycles(self) -> list[MMnasGenotype]:
+        """Return MCAN, with relations where there are boxes, and what begins with guidance."""
+        related = ["mcan_rsa", "guided_rsa"] if has_boxes(self.features[1]) else ["mcan"]
+        names = [*related, "guided"]
+        return [self.made(cycled(name, self.encoder, self.decoder)) for name in names]
 
     def known(self, name: str) -> MMnasGenotype:
         """Return the sequence ``name`` in this width; MCAN's are as long as those here.
@@ -143,9 +147,8 @@ class MMnasSpace(SearchSpace[MMnasGenotype]):
         Raises UserError for an unknown name, GenotypeError for features that it cannot have.
         """
         if name in CYCLES:
-            related = name == "mcan_rsa"
-            encoder, decoder = mcan(self.encoder, self.decoder, relations=related)
-            return self.made([*encoder, *decoder]).with_provenance({"fusion": name})
+            found = self.made(cycled(name, self.encoder, self.decoder))
+            return found.with_provenance({"fusion": name})
         sizes: dict[str, Any] = {"hidden": self.hidden, "norm": self.norm}
         return known_sequence(name, self.features, width=self.width, head=self.head, **sizes)
 
