@@ -81,7 +81,7 @@ def commands(command: Any = PROGRAM, path: tuple[str, ...] = ("bmnas",)) -> Iter
 COMMANDS = dict(commands())
 
 
-@pytest.mark.parametrize("page", [*PAGES, *LOGS], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *LOGS, *ROOT.glob("C*.md")], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     assert broken_links(page) == []
 

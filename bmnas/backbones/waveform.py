@@ -22,7 +22,7 @@ from bmnas.machine.runtime import in_full_precision
 from bmnas.tasks.task import Array, Modality, ModalityType
 
 _WINDOW = 0.025  # seconds, the usual frame of speech recognition; rounded up to a power of two
-#: Least power in a band.
+#: Is added to the power of each band.
 FLOOR = 1e-6  # 60 dB under the mean power of the train rows
 _FARTHEST = 0.1  # of T
 _LOUDEST = 0.7  # of the recording's own root mean square: a signal-to-noise ratio of 3 dB

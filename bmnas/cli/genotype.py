@@ -55,8 +55,9 @@ def genotype(
 
     bmnas train takes it like a genotype that a search found. Channels, length and the number of
     random Cells come from the preset; with the pairs of a run, its backbones can be used again. A
-    known sequence of MMnas has the width that the preset's section mmnas trains in the end, MCAN
-    also its lengths; one from a file, of which the last epoch counts, has the authors' sizes.
+    known sequence of MMnas has the width that the preset's section mmnas trains in the end, mcan
+    and guided also its lengths; one from a file, of which the last epoch counts, has the authors'
+    sizes.
 
     Example: bmnas genotype aoa --pairs late --task digits
     """

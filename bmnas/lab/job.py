@@ -46,8 +46,8 @@ Stage = Literal["search", "train", "export", "robustness"]
 BACKBONES = "backbones"
 #: A module: the Cells of the genotype that was found, on other pairs of features.
 SEARCHED = "searched"
-#: Searches with the recipe of a paper, and one that prefers no operation, by strategy.
-RECIPES = {"paper": "bmnas", "paper/mmnas": "mmnas", "even/mmnas": "mmnas"}
+#: Strategies with other settings, by name: the recipe of a paper, ``start = even``.
+VARIANTS = {"paper": "bmnas", "paper/mmnas": "mmnas", "even/mmnas": "mmnas"}
 #: Linear models of raw inputs, no network.
 LINEAR = "linear"
 
@@ -63,7 +63,7 @@ class Job:
     """One run of a sweep or a suite.
 
     ``name`` is its run folder inside the sweep's. ``way`` is ``search STRATEGY`` or
-    ``search STRATEGY/SPACE``, one of ``RECIPES`` in place of a strategy, ``fusion NAME``,
+    ``search STRATEGY/SPACE``, one of ``VARIANTS`` in place of a strategy, ``fusion NAME``,
     ``module NAME/PAIRS``, ``sequence NAME``, ``linear``, or ``backbones``, which trains the
     backbones and extracts the features that other jobs share; ``caches`` are then the lengths and
     number types of the features.
@@ -140,14 +140,14 @@ def space_of_way(way: str, space: str | None = None) -> type[SearchSpace[Any]]:
         space = MMnasSpace.NAME
     elif space is None and kind == "search":
         own = strategy_named(strategy_of_way(way)).SPACE
-        space = own if name in RECIPES else name.partition("/")[2] or own
+        space = own if name in VARIANTS else name.partition("/")[2] or own
     return space_named(space or CellSpace.NAME)
 
 
 def strategy_of_way(way: str) -> str:
-    """Return the strategy of a search, which may be one of ``RECIPES``."""
+    """Return the strategy of a search, which may be one of ``VARIANTS``."""
     name = way.partition(" ")[2]
-    return RECIPES.get(name) or name.partition("/")[0]
+    return VARIANTS.get(name) or name.partition("/")[0]
 
 
 def backbones_jobs(jobs: Sequence[Job]) -> list[Job]:

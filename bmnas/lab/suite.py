@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bmnas.lab.engines import JobRecord
-from bmnas.lab.job import LINEAR, RECIPES, SEARCHED, Job, Stage, space_of_way, strategy_of_way
+from bmnas.lab.job import LINEAR, SEARCHED, VARIANTS, Job, Stage, space_of_way, strategy_of_way
 from bmnas.lab.runs import jobs_table, read_records, record_of
 from bmnas.machine.costs import hardware, versions
 from bmnas.machine.errors import UserError, close
@@ -54,7 +54,11 @@ ALL = "all"
 #: The strategy whose genotypes the known modules take their pairs of features from.
 _PAIRS_FROM = "search bmnas"
 #: A strategy in its own space, in another, or as in its paper.
-_SEARCHES = (*STRATEGIES, *(f"{name}/{space}" for name in STRATEGIES for space in SPACES), *RECIPES)
+_SEARCHES = (
+    *STRATEGIES,
+    *(f"{name}/{space}" for name in STRATEGIES for space in SPACES),
+    *VARIANTS,
+)
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ def task_jobs(
         match way.removeprefix("search "):
             case "even/mmnas":
                 return found.override("mmnas", start="even")
-            case name if name in RECIPES:
+            case name if name in VARIANTS:
                 return found.as_in_the_paper(strategy_of_way(way))
         return found
 

@@ -33,7 +33,7 @@ _ENSEMBLE = 3  # as many as the last comparison of the search trains
 _UNIMODAL_STEPS, _SEARCH_STEPS, _CANDIDATE_STEPS, _TRAIN_STEPS = 800, 500, 250, 2000
 _DROPOUT, _RATE, _DECAY = 0.3, 2e-3, 1e-4
 #: Networks of tokens add up what modalities say each for some hundred steps before they do more.
-_TOKEN_SEARCH_STEPS, _TOKEN_CANDIDATE_STEPS = 1500, 900
+_TOKEN_SEARCH_STEPS, _TOKEN_CANDIDATE_STEPS = 1500, 800
 _TOKEN_RATE, _WARMUP = 1e-3, 50
 
 _FOLDER = resources.files("bmnas.pipeline") / "presets"

@@ -16,8 +16,9 @@ from bmnas.tasks.task import Task
 def sequence_for(task: Task, config: Config, name: str) -> MMnasGenotype:
     """Return the sequence ``name``, or that of a file ``arch/*.json``, on the features of ``task``.
 
-    One that is known by name has the width that section ``[mmnas]`` trains in the end, MCAN its
-    lengths too. Raises UserError for an unknown name and for features that it cannot have.
+    One that is known by name has the width that section ``[mmnas]`` trains in the end; MCAN, and
+    what is made of its operations, its lengths too. Raises UserError for an unknown name and for
+    features that it cannot have.
     """
     task = worded(task, MMnasSpace)
     types = {modality.name: modality.type for modality in task.modalities}

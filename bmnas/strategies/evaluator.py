@@ -81,6 +81,7 @@ class TrainingEvaluator:
     with it, and the data. So the records are the whole state: a search that goes on takes from
     them what it knows. ``parts`` are saved with the records, which need to be restored before.
     ``judge`` says what a genotype's evaluation on validation is worth, by default its score.
+    Networks over tokens are trained for the first half of a cosine, others for all of it.
     Raises UserError when a loss is no longer finite, or there are too few samples for the subsets.
     """
 

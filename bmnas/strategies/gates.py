@@ -56,9 +56,9 @@ SAMPLES, _BATCH = 1000, 100  # that judge a network, at most; relations take muc
 def search_with_gates(problem: SearchProblem) -> Outcome[MMnasGenotype]:
     """Search with a supernet; with ``config.rerank`` of 1 or more, short trainings decide.
 
-    These compare the likeliest network, MCAN and what is like it with the best of those that the
-    supernet has judged, drawn by turns by softmax(alpha) and evenly. Raises UserError when a loss
-    is no longer finite.
+    These compare the likeliest network, MCAN and MCAN with guided attention first; as far as
+    ``rerank`` leaves room, also the best of those that the supernet has judged, drawn by turns by
+    softmax(alpha) and evenly. Raises UserError when a loss is no longer finite.
     """
     space = cast(MMnasSpace, problem.space_for(MMnas))
     records, supernet, parts = relax(problem, space)

@@ -195,8 +195,9 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, batches: int) ->
     if recipe.official:
         return official_schedule(optimizer, batches, recipe.falls)
     if recipe.first_cycle is None:
-        steps = round(recipe.epochs * batches / recipe.part)
-        return cosine_schedule(optimizer, steps, recipe.min_lr, recipe.warmup_steps)
+        steps = recipe.epochs * batches
+        rise = min(recipe.warmup_steps, steps // 4)
+        return cosine_schedule(optimizer, round(steps / recipe.part), recipe.min_lr, rise)
     return CosineAnnealingWarmRestarts(
         optimizer, T_0=recipe.first_cycle * batches, T_mult=2, eta_min=recipe.min_lr
     )

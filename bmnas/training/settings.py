@@ -54,8 +54,8 @@ def unread_of_official(falls: Sequence[int], gpu_batch: int) -> Iterator[tuple[s
 class Recipe:
     """Adam with one cosine cycle from ``max_lr`` to ``min_lr``, step by step.
 
-    In the first ``warmup_steps``, at most a quarter of all, the rate rises to that of the cycle. A
-    training of ``part`` of a cycle is the beginning of a longer one.
+    In the first ``warmup_steps``, at most a quarter of all, the rate rises to that of the cycle.
+    With ``part`` below 1 the cycle is longer, and the training ends where so much of it has passed.
 
     Parameters below ``backbones`` start from ``backbone_lr``, if given. ``decoupled`` weight decay
     is that of AdamW; else it is added to the gradient, as the search of BM-NAS does. With

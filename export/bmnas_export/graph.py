@@ -92,6 +92,7 @@ def serialized(model: ir.Model) -> bytes:
         assert tensor is not None
         proto = onnx.TensorProto(name=name, data_type=tensor.dtype, dims=tensor.shape.numpy())
         data = np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data
+        assert len(data) == tensor.nbytes, name  # numbers of four bits are packed
         before = proto.SerializeToString(deterministic=True)
         before += _head(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, len(data))
         size = len(before) + len(data)
@@ -140,6 +141,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]
         start = end
         tag, place = _number(message, start)
         size, end = _number(message, place)
+        assert tag & 7 in (0, _SIZED), f"field {tag >> 3}"
         if tag & 7 == _SIZED:
             place, end = end, end + size
         yield tag >> 3, message[start:end], message[place:end]

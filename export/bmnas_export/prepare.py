@@ -73,7 +73,7 @@ class ExportLogMel(nn.Module):
         early = self._cut(x, 1)
         late = self._cut(x, self.hop).flip(2)
         real, imaginary = (early + late) @ self.cosines, (early - late) @ self.sines
-        # Not powers of two, which take longer in onnxruntime.
+        # Not ``square``: Pow takes longer in onnxruntime.
         power = (real * real + imaginary * imaginary) @ self.filters
         return (power + FLOOR).log()
 

@@ -107,6 +107,14 @@ def test_a_short_training_rises_in_a_quarter_of_its_steps() -> None:
     assert max(rates) == pytest.approx(0.1 * (1 + math.cos(math.pi / 6)) / 2)
 
 
+@pytest.mark.parametrize("rising", [0, 8, 50])
+def test_part_of_a_cosine_is_the_beginning_of_a_longer_one(rising: int) -> None:
+    _, whole = train(Recipe(8, 16, 0.1, 0.0, warmup_steps=min(rising, 4)))
+    _, half = train(Recipe(4, 16, 0.1, 0.0, warmup_steps=rising, part=0.5))
+    # A quarter of 16 steps, the rise at most.
+    assert [r["learning_rate"] for r in half] == [r["learning_rate"] for r in whole[:4]]
+
+
 def test_decoupled_weight_decay_is_that_of_adamw() -> None:
     coupled, _ = train(Recipe(1, 64, 0.1, 0.1, 0.5))
     decoupled, _ = train(Recipe(1, 64, 0.1, 0.1, 0.5, decoupled=True))

@@ -28,9 +28,10 @@ from bmnas.spaces.mmnas.genotype import DECODER, MMnasGenotype
 from bmnas.spaces.mmnas.network import MMnasNetwork
 from bmnas.spaces.mmnas.space import MMnasSpace, operations_of
 from bmnas.spaces.mmnas.supernet import Choice, Supernet
-from bmnas.strategies import gates, rerank
+from bmnas.strategies import evaluator, gates, rerank
 from bmnas.strategies.gates import judging, parts_of, relax, search_with_gates
 from bmnas.strategies.mmnas import MMnas, MMnasConfig
+from bmnas.training.together import Trained
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +213,16 @@ def test_the_rate_follows_its_schedule(
         assert rates == sorted(rates, reverse=True)
 
 
-def test_short_trainings_decide(tmp_path: Path) -> None:
+def test_short_trainings_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, fit = [], evaluator.fit_together
+
+    def noted(
+        networks: Any, train: Any, validation: Any, head: Any, training: Any, **more: Any
+    ) -> list[Trained]:
+        parts.append(training.part)
+        return fit(networks, train, validation, head, training, **more)
+
+    monkeypatch.setattr(evaluator, "fit_together", noted)
     # Rivals are not for it, wherever the settings come from.
     problem = token_problem(tmp_path, epochs=2, rerank=4, rivals=True, candidate_epochs=2)
     outcome = search_with_gates(problem)
@@ -228,6 +238,7 @@ def test_short_trainings_decide(tmp_path: Path) -> None:
         ("ga", "sa", "ffn"),
     ]
     assert len(first) == len(set(first)) == 5
+    assert parts == [0.5] * 5
     assert outcome.genotype in first
     assert set(outcome.stages) == {"search_weights", "validation", "screening", "rerank"}
     assert outcome.candidates == len(records) == 5

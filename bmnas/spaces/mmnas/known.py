@@ -1,8 +1,8 @@
 """Sequences that are known by name: MCAN, and those that the authors of MMnas found.
 
 ``guided`` is MCAN with guided attention first in each of its decoder's units: what relates regions
-then knows the words. The decoders of the authors' networks begin with guided attention too.
-Standard library only.
+then knows the words. The decoders that the authors found for answers and grounding begin with it
+too. Standard library only.
 """
 
 from __future__ import annotations

@@ -136,13 +136,17 @@ class MMnasSpace(SearchSpace[MMnasGenotype]):
         return self.cycles()[0]
 
     def cycles(self) -> list[MMnasGenotype]:
-        """Return MCAN, with relations where there are boxes, and what begins with guidance."""
-        related = ["mcan_rsa", "guided_rsa"] if has_boxes(self.features[1]) else ["mcan"]
-        names = [*related, "guided"]
+        """Return MCAN, and MCAN with guided attention first, in these sizes.
+
+        With relations where the feature has boxes; the latter without them too, which has learned
+        as much.
+        """
+        boxes = has_boxes(self.features[1])
+        names = ("mcan_rsa", "guided_rsa", "guided") if boxes else ("mcan", "guided")
         return [self.made(cycled(name, self.encoder, self.decoder)) for name in names]
 
     def known(self, name: str) -> MMnasGenotype:
-        """Return the sequence ``name`` in this width; MCAN's are as long as those here.
+        """Return the sequence ``name`` in this width; one of ``CYCLES`` is as long as those here.
 
         Raises UserError for an unknown name, GenotypeError for features that it cannot have.
         """
