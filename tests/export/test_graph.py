@@ -14,9 +14,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bmnas_export.errors import ExportError
-from bmnas_export.graph import OPSET, export_graph, graph_facts, joined, split
+from bmnas_export.graph import OPSET, export_graph, graph_facts, joined, serialized, split
 from bmnas_export.prepare import prepare, reference_network
 from bmnas_serve.manifest import TensorSpec
+from onnxscript import ir
 from tiny_networks import tiny_network, tiny_task
 from torch import Tensor, nn
 
@@ -255,6 +256,26 @@ def test_nodes_are_named_after_the_modules_that_they_come_from(tmp_path: Path) -
         node.name = node.op_type
     onnx.save(model, path)
     assert "parts" not in graph_facts(path)
+
+
+def test_weights_of_any_type_and_shape_are_encoded_as_onnx_encodes_them() -> None:
+    arrays = {
+        "scalar": np.float32(1.5),
+        "empty": np.zeros((0, 3), np.float32),
+        "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "numbers": np.array([-1, 2**40], np.int64),
+        "flags": np.array([True, False]),
+        "halves": np.array([[0.5, -2]], np.float16),
+    }
+    graph = ir.Graph([], [], nodes=[], name="weights", opset_imports={"": 20})
+    for name, array in arrays.items():
+        graph.register_initializer(ir.Value(name=name, const_value=ir.Tensor(np.asarray(array))))
+    found = onnx.load_from_string(serialized(ir.Model(graph, ir_version=10)))
+    received = {t.name: onnx.numpy_helper.to_array(t) for t in found.graph.initializer}
+    assert received.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (received[name].dtype, received[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(received[name], array)
 
 
 def test_a_model_is_split_from_its_weights_and_joined_with_them() -> None:
