@@ -98,17 +98,19 @@ def serialized(model: ir.Model) -> bytes:
         size = len(before) + len(data)
         weights += [_head(onnx.GraphProto.INITIALIZER_FIELD_NUMBER, size) + before, data]
     model.graph.initializers.clear()
-    return joined(ir.serde.serialize_model(model), weights)
+    return b"".join(joined(ir.serde.serialize_model(model), weights))
 
 
-def joined(model: onnx.ModelProto, weights: Iterable[bytes | memoryview]) -> bytes:
-    """Return the bytes of ``model`` with ``weights``, encoded, as last fields of its graph."""
+def joined(
+    model: onnx.ModelProto, weights: Iterable[bytes | memoryview]
+) -> list[bytes | memoryview]:
+    """Return ``model`` with ``weights`` as last fields of its graph, encoded, piece by piece."""
     graph = [model.graph.SerializeToString(deterministic=True), *weights]
     rest = onnx.ModelProto()
     rest.CopyFrom(model)
     rest.ClearField("graph")
     head = _head(onnx.ModelProto.GRAPH_FIELD_NUMBER, sum(map(len, graph)))
-    return b"".join([rest.SerializeToString(deterministic=True), head, *graph])
+    return [rest.SerializeToString(deterministic=True), head, *graph]
 
 
 def split(content: bytes) -> tuple[onnx.ModelProto, list[memoryview]]:

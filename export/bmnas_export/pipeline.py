@@ -63,9 +63,8 @@ def write_pipeline(
     nodes = [*before, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    content = joined(model, weights)
-    onnx.checker.check_model(content, full_check=True)
-    (folder / PIPELINE_FILE).write_bytes(content)
+    with (folder / PIPELINE_FILE).open("wb") as file:
+        file.writelines(joined(model, weights))
     return taken
 
 

@@ -282,10 +282,10 @@ def test_a_model_is_split_from_its_weights_and_joined_with_them() -> None:
     content = export(Compute(), {"key": "value"})
     whole, (model, weights) = onnx.load_from_string(content), split(content)
     assert sum(np.prod(weight.dims) for weight in whole.graph.initializer) == 4 * 3 + 3
-    assert joined(model, weights) == content
+    assert b"".join(joined(model, weights)) == content
     # What others write has weights in between.
     model, weights = split(whole.SerializeToString())
-    assert onnx.load_from_string(joined(model, weights)) == whole
+    assert onnx.load_from_string(b"".join(joined(model, weights))) == whole
     assert len(weights) == len(whole.graph.initializer)
     del whole.graph.initializer[:]
     assert model == whole

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import tokenizers
 import torch
@@ -135,6 +136,10 @@ def test_the_manifest_says_what_the_pipeline_takes(made: Made) -> None:
     assert "words" not in manifest.pipeline  # numbers in both files
     assert "pipeline.onnx" in manifest.files
     assert verify_bundle(made.folder).problems == ()
+
+
+def test_the_pipeline_is_valid_onnx(made: Made) -> None:
+    onnx.checker.check_model(made.folder / "pipeline.onnx", full_check=True)
 
 
 def test_without_images_and_waveforms_there_is_no_pipeline(tmp_path: Path) -> None:
