@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -203,9 +204,13 @@ def _load(
 def _facts(bundle: Bundle) -> dict[str, object]:
     parity, threads = bundle.parity, bundle.manifest.latency["threads"]
     batches = ", ".join(str(batch.batch) for batch in parity.batches)
+    sizes: Counter[str] = Counter()
+    for name, size in bundle.sizes.items():
+        first, below, _ = name.partition("/")
+        sizes[first + below] += size
     return {
         "bundle": bundle.folder,
-        "files": {name: f"{size / 1e3:,.1f} kB" for name, size in bundle.sizes.items()},
+        "files": {name: f"{size / 1e3:,.1f} kB" for name, size in sizes.items()},
         "parameters": bundle.parameters,
         "inputs": [_tensor(tensor) for tensor in bundle.manifest.inputs],
         "outputs": [_tensor(tensor) for tensor in bundle.manifest.outputs],

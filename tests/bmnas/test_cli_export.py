@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -70,7 +71,7 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_a_genotype_is_all_that_an_export_needs(
     run_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    result = invoke("--genotype", run_folder / "genotype.json")
+    result = invoke("--genotype", run_folder / "genotype.json", "--target", "triton")
     assert result.exit_code == 0, result.exception
     manifest = load(run_folder / "bundle")
     measured = manifest.scores["exported"]
@@ -83,6 +84,7 @@ def test_a_genotype_is_all_that_an_export_needs(
     assert "logits float32 (batch, 4), probabilities float32 (batch, 4)" in result.stdout
     assert "of 42 in these batches are decided the same" in result.stdout
     assert "batch 64" in result.stdout
+    assert re.findall(r"triton/\S* ", result.stdout) == ["triton/ "]  # the folder, not each file
     assert result.stderr == f"Next: bmnas serve {run_folder / 'bundle'}\n"
     # Nothing of the exporter's chatter, not even past Python's streams.
     assert capfd.readouterr() == ("", "")
