@@ -112,6 +112,7 @@ def latency_parts(manifest: Mapping[str, Any]) -> list[Part]:
             axes.set_xticks(ticks, [f"batch {batch}" for batch in found.batches])
             axes.set_title("1 thread" if threads == 1 else f"{threads} threads", fontsize=8)
         panels[0].set_ylabel("milliseconds")
-        panels[-1].legend(fontsize=7)
+        legend = panels[0].get_legend_handles_labels()
+        onto.legend(*legend, loc="outside lower center", ncols=len(found.targets))
 
     return [Part(_WIDTH, _HEIGHT, paint)]
