@@ -209,9 +209,12 @@ def read_content(folder: Path) -> bytes:
         with open_regular(path) as file:
             content = file.read(_LIMIT + 1)
     except FileNotFoundError as error:
+        what = f"not a bundle: it has no {MANIFEST_FILE}" if folder.is_dir() else "there is none"
+        inside = folder / "bundle"  # of a run
+        also = f"; did you mean {inside}?" if (inside / MANIFEST_FILE).is_file() else ""
         raise BundleError(
-            f"{folder}: not a bundle: it has no {MANIFEST_FILE}; expected a folder that"
-            " 'bmnas export' wrote, or the path of an .onnx file"
+            f"{folder}: {what}; expected a folder that 'bmnas export' wrote, or the path of an"
+            f" .onnx file{also}"
         ) from error
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror}") from error

@@ -198,6 +198,11 @@ def test_a_manifest_of_the_earlier_version_is_read(tmp_path):
 def test_load_of_a_folder_that_is_no_bundle(tmp_path):
     with pytest.raises(BundleError, match=r"not a bundle: it has no manifest\.json"):
         load(tmp_path)
+    with pytest.raises(BundleError, match=r"nowhere: there is none; expected a folder"):
+        load(tmp_path / "nowhere")
+    bundle = save_bundle(tmp_path / "run" / "bundle")
+    with pytest.raises(BundleError, match=rf"; did you mean {bundle}\?"):
+        load(bundle.parent)
 
 
 def test_load_has_a_limit(tmp_path, monkeypatch):
