@@ -160,9 +160,10 @@ class Architecture(ABC):
         write_text(Path(path), self.to_json())
 
 
-def read_file(path: str | Path, expected: str) -> Any:
-    """Return the plain data of a file; raises GenotypeError that says what was ``expected``."""
+def read_file(path: str | Path, form: str) -> Any:
+    """Return the plain data of a file, whose format is to be ``form``; raises GenotypeError."""
     try:
         return read_json(Path(path), limit=_LIMIT)
     except UserError as error:
-        raise GenotypeError(f"{error}; expected a {expected} file") from error
+        expected = f"a genotype.json ({form}), as 'bmnas search' writes it"
+        raise GenotypeError(f"{error}; expected {expected}") from error
