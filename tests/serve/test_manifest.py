@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -201,7 +202,7 @@ def test_load_of_a_folder_that_is_no_bundle(tmp_path):
     with pytest.raises(BundleError, match=r"nowhere: there is none; expected a folder"):
         load(tmp_path / "nowhere")
     bundle = save_bundle(tmp_path / "run" / "bundle")
-    with pytest.raises(BundleError, match=rf"; did you mean {bundle}\?"):
+    with pytest.raises(BundleError, match=re.escape(f"; did you mean {bundle}?")):
         load(bundle.parent)
 
 
