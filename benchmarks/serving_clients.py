@@ -1,6 +1,7 @@
 """Clients of a served model on this machine: a steady load, and clients that do harm.
 
-Run as a program it is hostile for a while: ``python -m benchmarks.serving_clients PORT SECONDS``.
+Run as a program it is hostile for a while:
+``python -m benchmarks.serving_clients PORT MODEL SECONDS``.
 """
 
 from __future__ import annotations

@@ -248,7 +248,10 @@ class EmbeddingBackbone(TextBackbone):
                     place = self.vocabulary.ids.get(word)
                     if place is None:
                         continue
-                    if len(values) != weight.shape[1]:
+                    surplus = len(values) - weight.shape[1]
+                    if surplus > 0 and not values[0].lstrip("-")[:1].isdigit():
+                        continue  # a word that holds blanks, as some of GloVe's largest file do
+                    if surplus:
                         raise UserError(
                             f"{path}: line {number}: received {len(values)} numbers, expected "
                             f"{weight.shape[1]}"

@@ -162,7 +162,9 @@ def _timed(bundle: Bundle, trained: TrainedNetwork, task: Task, *, compiled: boo
     manifest = bmnas_export.benchmark_bundle(
         bundle.folder, trained, task, compiled=compiled, progress=Bars()
     )
-    return replace(bundle, manifest=manifest)
+    written = bundle.folder / "manifest.json"
+    sizes = {**bundle.sizes, written.name: written.stat().st_size}
+    return replace(bundle, manifest=manifest, sizes=sizes)
 
 
 def _locked(folder: Path) -> AbstractContextManager[None]:

@@ -78,9 +78,10 @@ class RawPairSamples(RawSamples):
     def reading(self, chosen: Tensor) -> Callable[[], Batch]:
         """Return what reads 3 B pairs of the samples ``chosen`` (B,): its draws are made now."""
         *pair, labels = drawn_pairs(self.labels, chosen, self.wrong.hard)
+        draws = self.draws(len(labels))
 
         def read() -> Batch:
-            inputs = [x.batch(own) for x, own in zip(self.inputs, pair, strict=True)]
+            inputs = [x.batch(own, draws) for x, own in zip(self.inputs, pair, strict=True)]
             return Batch(inputs, labels)
 
         return read

@@ -151,7 +151,7 @@ def epoch_batches(count: int, batch_size: int) -> Iterator[Tensor]:
     order = torch.randperm(count)
     size = min(batch_size, count)
     if size < 2:
-        raise UserError(f"received {count} samples in batches of {size}, expected batches of 2")
+        raise UserError(f"received {count} samples in batches of {size}, expected 2 or more")
     for start in range(0, count - size + 1, size):
         yield order[start : start + size]
 
@@ -256,13 +256,17 @@ class RawSamples:
 
     def reading(self, chosen: Tensor) -> Callable[[], Batch]:
         """Return what reads the samples ``chosen`` (B,), in any thread: its draws are made now."""
-        draws = torch.rand(len(chosen), DRAWS).double().numpy() if self._varies else None
+        draws = self.draws(len(chosen))
 
         def read() -> Batch:
             inputs = [source.batch(chosen, draws) for source in self.inputs]
             return Batch(inputs, self.labels[chosen])
 
         return read
+
+    def draws(self, count: int) -> Array | None:
+        """Return numbers by chance (count, DRAWS) for rows that vary, None where none do."""
+        return torch.rand(count, DRAWS).double().numpy() if self._varies else None
 
 
 def train_rows(task: Task, modality: Modality) -> Array:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
+from bmnas_serve.sources import is_missing
 
 from bmnas.machine.errors import UserError, few
 from bmnas.tasks.columns import Columns
@@ -61,7 +62,7 @@ def names_nothing(text: str) -> bool:
 def without_number(labels: Array) -> Array:
     """Return which rows of numbers or strings, (n,) or (n, K), lack one, (n,) bool."""
     if labels.dtype.kind in "UT":
-        lacking = np.char.strip(labels) == ""
+        lacking = is_missing(labels.ravel())
     else:
         lacking = np.isnan(labels) if labels.dtype.kind == "f" else np.zeros(labels.shape, np.bool_)
     return np.asarray(lacking.reshape(len(labels), -1).any(1))

@@ -308,7 +308,7 @@ class Answers(TaskKind):
         What is none of the classes, such as an empty string, is no answer.
         """
         table = labels[:, None] if labels.ndim == 1 else labels
-        if table.ndim != 2 or table.dtype.kind not in "iuU" or len(table) != len(seen):
+        if table.ndim != 2 or table.dtype.kind not in "iuUT" or len(table) != len(seen):
             return labels, _names_or_numbers(names, 0)
         if table.dtype.kind not in "UT":
             most = int(table[seen].astype(np.int64).max(initial=-1))

@@ -85,7 +85,8 @@ class Source(serving.Source):
                 return self.vector_rows(lambda name, text: columns.get(name, text=text)), None
         if self.files is None:
             fields = columns.get(self.column, text=text)
-            return (_blanked(fields) if text and self.missing else fields), None
+            blank = self.missing and text and fields.ndim == 1 and fields.dtype.kind in "UT"
+            return (_blanked(fields) if blank else fields), None
         paths = _paths(columns, self.column, self.missing)
         folder = Path(self.folder).expanduser()
         if below is None:

@@ -140,7 +140,7 @@ class Task:
         # A class that train lacks is told by check_task.
         having = belonging.sum(0).clip(1)
         if self.kind == "multilabel":
-            weights = (len(train) - having) / having
+            weights = (len(train) - having).clip(1) / having
         else:
             weights = len(train) / (self.classes * having)
         if wanted != "balanced":

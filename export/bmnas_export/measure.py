@@ -166,11 +166,12 @@ class ParityReport:
     logits: NDArray[Any] = field(compare=False, repr=False)
     served: NDArray[Any] = field(compare=False, repr=False)
     seconds: Mapping[int, float] = field(default_factory=dict, compare=False)
+    tolerance: float = TOLERANCE
 
     @property
     def passed(self) -> bool:
-        """Whether every batch is within ``TOLERANCE``."""
-        return all(batch.within(TOLERANCE) for batch in self.batches)
+        """Whether every batch is within ``tolerance``."""
+        return all(batch.within(self.tolerance) for batch in self.batches)
 
     @property
     def difference(self) -> float:
@@ -193,7 +194,7 @@ class ParityReport:
             "passed": self.passed,
             "reference": "torch, eager, float32",
             "max_scaled_difference": self.difference,
-            "tolerance": TOLERANCE,
+            "tolerance": self.tolerance,
             "scale": self.scale,
             "test_samples": self.available,
             "compared": self.rows,
@@ -269,8 +270,8 @@ def compare(
     batches = tuple(_compare(logits, outputs, each, head) for logits, outputs in pairs)
     logits, outputs = pairs[-1]
     served = next(iter(outputs.values()))
-    report = ParityReport(batches, float(scales[0]), available, logits, served)
-    if not all(batch.within(tolerance) for batch in batches):
+    report = ParityReport(batches, float(scales[0]), available, logits, served, tolerance=tolerance)
+    if not report.passed:
         raise ParityError(_failure(report))
     return report
 
@@ -314,7 +315,7 @@ def _failure(report: ParityReport) -> str:
         for b in report.batches
     )
     return (
-        f"onnxruntime and torch differ by more than {TOLERANCE:g} on logits scaled by"
+        f"onnxruntime and torch differ by more than {report.tolerance:g} on logits scaled by"
         f" {report.scale:.4g}: {figures}"
     )
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+from bmnas_serve.errors import InferenceError, ServeError
 from bmnas_serve.manifest import TensorSpec
 from bmnas_serve.runner import OnnxRunner
 from onnxscript import ir
 from torch import Tensor, nn
 
 from bmnas.machine.costs import measure_latency
-from bmnas_export.fold import drop_open_masks, fold_norms
+from bmnas_export.errors import ExportError
 from bmnas_export.graph import translate
 from bmnas_export.prepare import exportable
 
@@ -34,16 +34,18 @@ def time_module(module: nn.Module, inputs: Sequence[Tensor]) -> float:
         TensorSpec(f"input{number}", (-1, *x.shape[1:]), str(x.dtype).removeprefix("torch."))
         for number, x in enumerate(inputs)
     ]
-    program = translate(exportable(module), specs)
-    fold_norms(program.model)
-    drop_open_masks(program.model)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "module.onnx"
-        path.write_bytes(ir.serde.serialize_model(program.model).SerializeToString())
-        runner = OnnxRunner.open(path, threads=1)
-    names = [spec.name for spec in runner.describe().inputs]
-    arrays = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
-    run = partial(runner.run, arrays)
+    model = translate(exportable(module), specs).model
+    content = ir.serde.serialize_model(model).SerializeToString()
+    try:
+        runner = OnnxRunner.open(Path("module.onnx"), threads=1, content=content)
+        names = [spec.name for spec in runner.describe().inputs]
+        arrays = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+        return _least_median(partial(runner.run, arrays))
+    except (ServeError, InferenceError) as error:
+        raise ExportError(str(error)) from error
+
+
+def _least_median(run: Callable[[], object]) -> float:
     medians: list[float] = []
     for _ in range(_ROUNDS):
         found = measure_latency(run, repeats=_REPEATS, warm_up=_WARM_UP, budget=_BUDGET)

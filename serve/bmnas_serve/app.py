@@ -64,7 +64,8 @@ def create_app(
     Clients may load and unload models if ``model_control``, and see the test samples of bundles if
     ``samples``.
     """
-    bodies, lifecycle, metrics = bodies or Bodies(), lifecycle or Lifecycle(), metrics or Metrics()
+    lifecycle, metrics = lifecycle or Lifecycle(), metrics or Metrics()
+    bodies = bodies or Bodies(lifecycle=lifecycle)
     metrics.watch(repository, lifecycle, bodies)
     raw = RawRoutes(repository, lifecycle, bodies, samples=samples)
     endpoints = _Endpoints(repository, lifecycle, max_batch, bodies, metrics, raw)
@@ -276,8 +277,6 @@ async def _on_error(request: Request, error: Exception) -> Response:
             headers = {"connection": "close"} if status in (408, 413) else {}
             if error.retry_after is not None:
                 headers |= {"retry-after": str(error.retry_after)}
-            if status == 422:  # it may be the model that is to blame
-                LOG.warning(message)
         case FormatError():
             status, message = 400, str(error)
         case InferenceError():

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bmnas_serve.errors import InferenceError, RequestError, busy
+from bmnas_serve.logs import LOG
 from bmnas_serve.session import Session
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
@@ -303,25 +304,33 @@ class Batcher:
             {name: array[start:end] for name, array in outputs.items()}
             for start, end in zip(starts, ends, strict=True)
         ]
-        some = self._problem(outputs) is not None
-        return [(self._problem(part) if some else None) or part for part in parts]
+        # Only where something is wrong it is looked for in each.
+        return list(parts if _problem(outputs) is None else map(self._answer, parts))
 
     def _alone(self, inputs: Arrays) -> Outcome:
         try:
-            outputs = self.session.run(inputs)
-            return self._problem(outputs) or outputs
+            return self._answer(self.session.run(inputs))
         except Exception as error:
             return error  # raised where the request waits
 
-    def _problem(self, outputs: Arrays) -> RequestError | None:
-        for name, array in outputs.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                return RequestError(
-                    422,
-                    f"{self.session.name}: the output {name!r} holds NaN or infinity for these"
-                    " inputs; check that they were preprocessed as the model's metadata says",
-                )
-        return None
+    def _answer(self, outputs: dict[str, NDArray[Any]]) -> Outcome:
+        """Return ``outputs``, or the error in their place; the model may be to blame for it."""
+        problem = _problem(outputs)
+        if problem is None:
+            return outputs
+        message = f"{self.session.name}: {problem}"
+        LOG.warning(message)
+        return RequestError(422, message)
+
+
+def _problem(outputs: Arrays) -> str | None:
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            return (
+                f"the output {name!r} holds NaN or infinity for these inputs; check that they were"
+                " preprocessed as the model's metadata says"
+            )
+    return None
 
 
 def _expire(waiting: _Waiting, seconds: float) -> None:

@@ -75,6 +75,20 @@ def nonempty(value: Any, place: str) -> str:
     return value
 
 
+def boolean(value: Any, place: str) -> bool:
+    """Accept true or false."""
+    if type(value) is not bool:
+        raise wrong(place, value, "true or false")
+    return value
+
+
+def finite(value: Any, place: str) -> float:
+    """Accept a number that is neither NaN nor infinite, nor becomes so as a float."""
+    if type(value) not in (int, float) or not abs(value) < 1e300:
+        raise wrong(place, value, "a finite number")
+    return float(value)
+
+
 def one_of(choices: Iterable[str]) -> Check:
     """Return the check that accepts ``choices``."""
     known = list(choices)

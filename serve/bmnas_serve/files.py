@@ -16,11 +16,10 @@ from bmnas_serve.errors import BundleError
 def open_regular(path: Path) -> BufferedReader:
     """Open a regular file, or a link to one, for reading; raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    file = os.fdopen(descriptor, "rb")  # it closes the descriptor
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
+        os.close(descriptor)
         raise OSError(0, "not a regular file", str(path))
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def read_regular(path: Path) -> bytes:

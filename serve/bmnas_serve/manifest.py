@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from bmnas_serve.checks import (
     Check,
     each,
+    finite,
     nonempty,
     nullable,
     one_of,
@@ -302,13 +302,7 @@ def _matching(pattern: re.Pattern[str], expected: str) -> Check:
 
 
 def _scale(data: Any, place: str) -> Mapping[str, tuple[float, ...]]:
-    return table(data, place, {"mean": each(_number), "deviation": each(_number)}, {})
-
-
-def _number(value: Any, place: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise wrong(place, value, "a finite number")
-    return float(value)
+    return table(data, place, {"mean": each(finite), "deviation": each(finite)}, {})
 
 
 def _files(data: Any, place: str) -> Mapping[str, str]:

@@ -8,15 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bmnas_serve.checks import Check, table, wrong
+from bmnas_serve.checks import Check, boolean, table, wrong
 from bmnas_serve.errors import FormatError
-
-
-def boolean(value: Any, place: str) -> bool:
-    """Accept true or false."""
-    if type(value) is not bool:
-        raise wrong(place, value, "true or false")
-    return value
 
 
 def _count(value: Any, place: str) -> int:

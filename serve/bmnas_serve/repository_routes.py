@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from bmnas_serve import metadata, parameters
 from bmnas_serve.bodies import Bodies
-from bmnas_serve.checks import Check, table
+from bmnas_serve.checks import Check, boolean, table
 from bmnas_serve.errors import FormatError, RequestError
 from bmnas_serve.repository import Repository, check_model_control
 from bmnas_serve.responses import JsonResponse
@@ -49,7 +49,7 @@ class RepositoryRoutes:
 
     async def index(self, request: Request) -> Response:
         """Answer which models and versions there are, or are ready."""
-        asked = await self._body(request, {"ready": parameters.boolean})
+        asked = await self._body(request, {"ready": boolean})
         return JsonResponse(await self._repository.index(ready=asked.get("ready", False)))
 
     async def load(self, request: Request) -> Response:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bmnas_serve.checks import Check, each, one_of, table, text, wrong
+from bmnas_serve.checks import Check, boolean, each, finite, one_of, table, text, wrong
 from bmnas_serve.errors import DataError
 from bmnas_serve.media import Fit, Placing, read_picture, read_sound, read_video
 
@@ -232,8 +232,8 @@ class Source:
         """Return what ``to_dict`` wrote; FormatError, with ``place``, for anything else."""
         if isinstance(data, dict) and "vector" in data:
             known: dict[str, Check] = {"vector": each(_one_of_vector)}
-            return cls(**table(data, place, known, {"missing": _true_or_false}))
-        optional = {"files": _files, "folder": text, "missing": _true_or_false}
+            return cls(**table(data, place, known, {"missing": boolean}))
+        optional = {"files": _files, "folder": text, "missing": boolean}
         return cls(**table(data, place, {"column": text}, optional))
 
 
@@ -302,18 +302,6 @@ def _whole(low: int, high: int) -> Check:
     return check
 
 
-def _number(value: Any, place: str) -> float:
-    if type(value) not in (int, float) or not abs(value) < 1e300:
-        raise wrong(place, value, "a finite number")
-    return float(value)
-
-
-def _true_or_false(value: Any, place: str) -> bool:
-    if type(value) is not bool:
-        raise wrong(place, value, "true or false")
-    return value
-
-
 _length, _rate = _whole(1, 2**24), _whole(1, 2**20)
 #: By type: what makes rows of its files, what must be said of them and what may be.
 _FILES: Mapping[str, tuple[type[Files], dict[str, Check], dict[str, Check]]] = {
@@ -322,10 +310,10 @@ _FILES: Mapping[str, tuple[type[Files], dict[str, Check], dict[str, Check]]] = {
         {"height": _length, "width": _length},
         {
             "fit": one_of(("crop", "pad", "squeeze")),
-            "grey": _true_or_false,
+            "grey": boolean,
             "resize": each(_length),
             "resample": _whole(0, 5),
-            "rounded": _true_or_false,
+            "rounded": boolean,
         },
     ),
     "waveform": (Sounds, {"sample_rate": _rate, "samples": _length}, {}),
@@ -347,12 +335,12 @@ def _files(data: Any, place: str) -> Files | None:
 def _one_of_vector(data: Any, place: str) -> Numbers | Categories:
     if isinstance(data, dict) and "names" in data:
         return Categories(**table(data, place, {"column": text, "names": each(text)}, {}))
-    required: dict[str, Check] = {"column": text, "mean": _number, "deviation": _deviation}
-    return Numbers(**table(data, place, required, {"gaps": _true_or_false}))
+    required: dict[str, Check] = {"column": text, "mean": finite, "deviation": _deviation}
+    return Numbers(**table(data, place, required, {"gaps": boolean}))
 
 
 def _deviation(value: Any, place: str) -> float:
-    number = _number(value, place)
+    number = finite(value, place)
     if number <= 0:
         raise wrong(place, value, "a number above 0")
     return number

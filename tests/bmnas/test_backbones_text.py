@@ -240,7 +240,8 @@ def test_an_embedding_takes_vectors_from_a_text_file(tmp_path: Path) -> None:
     backbone, path = embedding(), tmp_path / "glove.txt"
     before = backbone.get_parameter("stem.weight").detach().clone()
     numbers = " ".join(["0.5"] * 300)
-    path.write_text(f"2 300\ncat {numbers}\nzebra {numbers}\n", encoding="utf-8")
+    lines = ("2 300", f"cat {numbers}", f"zebra {numbers}", f"cat a@b.com {numbers}")
+    path.write_text("\n".join(lines), encoding="utf-8")
     assert not load_weights(backbone, path)[0]
     after, cat = backbone.get_parameter("stem.weight"), backbone.vocabulary.ids["cat"]
     assert after[cat].tolist() == [0.5] * 300
@@ -253,6 +254,7 @@ def test_an_embedding_takes_vectors_from_a_text_file(tmp_path: Path) -> None:
     [
         ("zebra 1.0\n", "has none of the 11 words of train"),
         ("zebra 1.0\ncat 1.0 2.0\n", "line 2: received 2 numbers, expected 300"),
+        ("cat" + " 1" * 301, "line 1: received 301 numbers, expected 300"),
         ("cat" + " x" * 300, "cannot be read as vectors of words: could not convert"),
     ],
 )

@@ -87,10 +87,9 @@ def test_a_table_for_each_part(tmp_path: Path) -> None:
 
 
 def test_many_numbers_are_a_regression(tmp_path: Path) -> None:
-    rows = [
-        {"area": n % 17 / 3, "words": f"a word of {n}", "price": n * 1.5 if n % 10 else ""}
-        for n in range(60)
-    ]
+    rows = [{"area": n % 17 / 3, "words": f"a word of {n}", "price": n * 1.5} for n in range(60)]
+    for number, lacking in enumerate(("", "NA", " ", "nan", "None", "?")):
+        rows[number * 10]["price"] = lacking
     text, said = init(tmp_path, rows, "--labels", "price")
     assert (said["kind"], said["labels"], said["unlabelled"]) == ("regression", "price", "skip")
     assert '# ? Numbers: or is each a class of its own? Then kind = "multiclass".' in text

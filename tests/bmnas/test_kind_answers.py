@@ -68,6 +68,9 @@ def test_answers_become_class_numbers() -> None:
     assert labels.tolist() == [[2, 1, -1], [2, 2, 0], [-1, 1, 2]]
     labels, names = kind.encode(given_[:, 0], seen, ["no", "yes"], "labels")
     assert (names, labels.tolist()) == (("no", "yes"), [[1], [1], [-1]])
+    # Strings without a common length, as long columns are kept.
+    again = kind.encode(given_.astype(np.dtypes.StringDType()), seen, None, "labels")
+    assert np.array_equal(again[0], kind.encode(given_, seen, None, "labels")[0])
     labels, names = kind.encode(np.array([0, 2, 5]), seen, None, "labels")
     assert (names, labels.tolist()) == (("0", "1", "2"), [[0], [2], [5]])
     assert kind.belonging(np.array([[2, 2, -1], [0, 1, 1]]), 3).tolist() == [

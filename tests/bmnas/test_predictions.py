@@ -110,6 +110,12 @@ def test_balanced_labels_weigh_having_and_lacking_alike() -> None:
     task = dataclasses.replace(tiny_task(kind="multilabel"), class_weights="balanced")
     having = task.labels[task.samples("train")].mean(0)
     assert task.loss_weights == pytest.approx(tuple((1 - having) / having))
+    labels = task.labels.copy()
+    labels[task.samples("train"), 0] = 1
+    everywhere = dataclasses.replace(task, labels=labels).loss_weights
+    # A label that all train samples have is still learned.
+    assert everywhere is not None
+    assert everywhere[0] > 0
     labels = torch.from_numpy(task.labels[:8]).float()
     logits = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
     wanted = F.binary_cross_entropy_with_logits(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bmnas.backbones import build_backbone
 from bmnas.features.files import moved
+from bmnas.features.pairs import RawPairSamples
 from bmnas.features.samples import (
     FeatureSamples,
     RawInput,
@@ -55,7 +56,7 @@ def test_an_epoch_is_counted_as_it_runs(count: int, batch_size: int) -> None:
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 8), (8, 1)])
 def test_batches_of_one_are_refused(count: int, batch_size: int) -> None:
-    with pytest.raises(UserError, match=f"{count} samples in batches of 1, expected batches of 2"):
+    with pytest.raises(UserError, match=f"{count} samples in batches of 1, expected 2 or more"):
         list(epoch_batches(count, batch_size))
 
 
@@ -164,6 +165,9 @@ def test_training_draws_for_rows_that_vary_the_same_for_all_modalities() -> None
     assert not torch.equal(training.batch(chosen).inputs[0], first)
     torch.set_rng_state(before)
     assert torch.equal(training.batch(chosen).inputs[0], first)
+    pairs = RawPairSamples(inputs, torch.arange(9), training=True).batch(chosen).inputs
+    varied = torch.cat([(x / 2) % 1 for x in pairs])
+    assert len(varied.unique()) > 12
 
 
 def test_what_is_read_lazily_is_read_a_batch_ahead_and_draws_in_order() -> None:

@@ -56,7 +56,6 @@ def stored(folder: Path, data: Array) -> tuple[DecodedRows[Path], list[str]]:
         files=itself,
         recipe="as it is",
         vary=partial(shifted, read),
-        workers=2,
     )
     return rows, read
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from bmnas_export import ExportError, time_module, timing
+from bmnas_serve.errors import InferenceError
+from bmnas_serve.runner import OnnxRunner
 from torch import Tensor, nn
 
 from bmnas.features.reshape import Pool, Projection
@@ -49,3 +51,14 @@ def test_what_does_not_export_is_named() -> None:
 
     with pytest.raises(ExportError, match="cdist"):
         time_module(Odd(), [torch.rand(1, 4)])
+
+
+def test_what_onnxruntime_cannot_run_is_an_error_of_the_export(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failed(self: OnnxRunner, inputs: object) -> None:
+        raise InferenceError("no kernel")
+
+    monkeypatch.setattr(OnnxRunner, "run", failed)
+    with pytest.raises(ExportError, match="no kernel"):
+        time_module(Pooled().eval(), [torch.rand(1, 3, 7)])

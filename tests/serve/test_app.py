@@ -109,6 +109,23 @@ def test_health_and_server_metadata(session):
         assert get(session, path).json() == {"name": "pets", "ready": True}
 
 
+def test_bodies_that_arrive_are_counted_without_bodies_of_ones_own(session):
+    lifecycle, seen = Lifecycle(), []
+
+    async def act(client: httpx.AsyncClient) -> httpx.Response:
+        async def body() -> AsyncIterator[bytes]:
+            content = json.dumps(request(sample(1))).encode()
+            yield content[:10]
+            await asyncio.sleep(0.05)
+            seen.append(lifecycle.receiving.number)
+            yield content[10:]
+
+        return await client.post(INFER, content=body())
+
+    assert talk(session, act, lifecycle=lifecycle).status_code == 200
+    assert seen == [1]
+
+
 def test_draining_server_is_alive_and_not_ready_and_still_answers(session):
     lifecycle = Lifecycle()
 

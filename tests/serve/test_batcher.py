@@ -195,7 +195,7 @@ def test_rows_of_a_bare_file_may_depend_on_each_other():
     run(go())
 
 
-def test_one_bad_request_does_not_spoil_its_batch():
+def test_one_bad_request_does_not_spoil_its_batch(caplog):
     async def go() -> None:
         async with Case() as case:
             fails, good, negative = [await case.asked(x) for x in (13, 4, -1)]
@@ -207,6 +207,7 @@ def test_one_bad_request_does_not_spoil_its_batch():
                 await negative
             assert caught.value.status == 422
             assert "the output 'y' holds NaN or infinity" in caught.value.message
+            assert [record.message for record in caplog.records] == [caught.value.message]
 
     run(go())
 

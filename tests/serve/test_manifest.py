@@ -137,6 +137,12 @@ def test_multilabel_threshold_is_a_probability(threshold):
         )
 
 
+def test_a_scale_is_of_finite_numbers():
+    data = classifier_manifest().to_dict()
+    with pytest.raises(BundleError, match=r"mean\[0\]: received .*, expected a finite number"):
+        parse({**data, "scale": {"mean": [10**400], "deviation": [1.0]}})
+
+
 @pytest.mark.parametrize("missing", ["format", "task", "files"])
 def test_missing_fields_are_named(missing):
     data = classifier_manifest().to_dict()

@@ -90,6 +90,11 @@ export class InputCard {
     }
   }
 
+  // Tells whether it is still that sample which is to be seen: one can type while it comes.
+  shows(url) {
+    return this.state === "sample" && url === this.sampleUrl(this.input.name);
+  }
+
   give(file) {
     this.fail("");
     this.file = file;
@@ -292,7 +297,10 @@ export class InputCard {
     this.area.setAttribute("aria-label", this.input.name);
     this.area.addEventListener("input", () => this.set("given"));
     this.body.append(this.area);
-    this.sampled = async (url) => { this.area.value = await (await checked(url)).text(); };
+    this.sampled = async (url) => {
+      const text = await (await checked(url)).text();
+      if (this.shows(url)) this.area.value = text;
+    };
   }
 
   make_numbers() {
@@ -315,6 +323,7 @@ export class InputCard {
     this.body.append(box);
     this.sampled = async (url) => {
       const values = await (await checked(url)).json();
+      if (!this.shows(url)) return;
       for (const [name, control] of this.controls) control.value = values[name] ?? "";
     };
   }
