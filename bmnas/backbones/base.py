@@ -142,7 +142,9 @@ class Backbone(nn.Module):
     @classmethod
     def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
         """Build for K ``classes`` from the train ``rows`` (n, *axes) of ``modality``."""
-        raise TypeError(f"{cls.__name__} does not build itself from data")
+        made: Any = cls  # each family has its own keywords
+        backbone: Self = made(classes=classes, shape=list(rows.shape[1:]))
+        return backbone
 
     def encode(self, rows: Array) -> Array:
         """Turn rows of the modality's array into what the network takes, (n, *shape).

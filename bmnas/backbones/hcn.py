@@ -6,7 +6,7 @@ Legend: B batch, M persons (2), T time, J joints, C channels, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bmnas.backbones.base import InputSpec
 from bmnas.backbones.published import PublishedBackbone, chain, initialise
 from bmnas.machine.errors import UserError
-from bmnas.tasks.task import Array, Modality, ModalityType
+from bmnas.tasks.task import ModalityType
 
 _PERSONS, _AXES = 2, 3
 _HALVED = 16  # positions that four maxima over 2 x 2 turn into one
@@ -125,8 +125,3 @@ class HCNBackbone(PublishedBackbone):
             x = stage(outputs[-1] if number >= 2 else x)
             outputs.append(x.unflatten(0, (-1, _PERSONS)).amax(1) if number < 2 else x)
         return outputs
-
-    @classmethod
-    def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
-        """Build for K ``classes`` and the shape of the train ``rows`` (n, T, 150)."""
-        return cls(classes=classes, shape=list(rows.shape[1:]))

@@ -7,14 +7,14 @@ Legend: B batch, D columns, C channels, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from bmnas.backbones.base import InputSpec
 from bmnas.backbones.conv import Floats
 from bmnas.backbones.published import PublishedBackbone, chain
-from bmnas.tasks.task import Array, Modality, ModalityType
+from bmnas.tasks.task import ModalityType
 
 
 class Maxout(nn.Module):
@@ -65,8 +65,3 @@ class MaxoutBackbone(PublishedBackbone):
         second = chain(op2=normalised(width), op3=Maxout(width, 2 * width, pool))
         head = chain(op4=normalised(2 * width), hid2val=nn.Linear(2 * width, classes))
         self.set_stages(Floats(), [first, second], (width, 2 * width), head)
-
-    @classmethod
-    def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
-        """Build for K ``classes`` and the columns of the train ``rows`` (n, D)."""
-        return cls(classes=classes, shape=list(rows.shape[1:]))

@@ -93,14 +93,13 @@ class ModuleBackbone(TappedBackbone):
                 raise UserError(f"the output: the module returned {own.dtype}, expected float32")
             self.head = nn.Identity()
         else:
-            self.pool_last()
+            self.renew_head()
 
     def renew_head(self) -> None:
-        """Take a new head: that of the module is as it was made, and may lie anywhere in it."""
-        self.pool_last()
+        """Take a new head on the last feature in place of the module's own output.
 
-    def pool_last(self) -> None:
-        """Take a new head on the last feature in place of the module's own output."""
+        That one is as it was made, and may lie anywhere in the module.
+        """
         self.head = PooledHead(self.feature_channels[-1], self.config["classes"])
         self.config["pooled"] = True
 

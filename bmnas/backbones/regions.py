@@ -9,7 +9,7 @@ Legend: B batch, N regions, D numbers of a region, C channels, H height, W width
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bmnas.backbones.base import Backbone, InputSpec
 from bmnas.backbones.conv import ImageBackbone
-from bmnas.tasks.task import Array, Modality, ModalityType
+from bmnas.tasks.task import Array, ModalityType
 
 #: Numbers of a box.
 BOX = 4
@@ -147,11 +147,6 @@ class RegionsBackbone(Backbone):
         head = RegionHead(columns - BOX, classes, dropout)
         self.set_stages(nn.Identity(), [nn.Identity()], (columns,), head)
         self.feature_names = ("regions",)
-
-    @classmethod
-    def from_rows(cls, modality: Modality, *, classes: int, rows: Array) -> Self:
-        """Build for K ``classes`` and the sizes of ``rows`` (n, N, D + 4)."""
-        return cls(classes=classes, shape=rows.shape[1:])
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return the regions (B, D + 4, N) of ``x`` (B, N, D + 4)."""

@@ -119,4 +119,4 @@ def _as_stored(values: Array, rows: Array) -> Array:
     if rows.dtype.kind in "iu":
         limits = np.iinfo(rows.dtype)
         values = np.clip(np.rint(values), limits.min, limits.max)
-    return values.astype(np.float32 if rows.dtype.kind == "b" else rows.dtype)
+    return values.astype(rows.dtype)

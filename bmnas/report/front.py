@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bmnas.report.comparison import pareto_front
 from bmnas.report.record import Record
 from bmnas.report.style import GREY, INK, PALETTE, Part, short_ticks
 
@@ -28,13 +29,8 @@ def front_parts(run: Record) -> list[Part]:
     def paint(onto: Any) -> None:
         onto.suptitle("Front: what is served", fontsize=10, fontweight="bold")
         for axes, (name, values) in zip(onto.subplots(1, 2, sharey=True), axes_of, strict=True):
-            order = sorted(range(len(points)), key=lambda n: (values[n], -points[n].score))
-            best, line = float("-inf"), list[int]()
-            for n in order:
-                if points[n].score > best:
-                    best = points[n].score
-                    line.append(n)
-            axes.step([values[n] for n in line], [points[n].score for n in line], where="post")
+            line = pareto_front([(v, p.score) for v, p in zip(values, points, strict=True)])
+            axes.step(*zip(*line, strict=True), where="post")
             for own, label in ((True, "with unimodal logits"), (False, "fusion network alone")):
                 chosen = [n for n, p in enumerate(points) if p.unimodal_logits == own]
                 look = {"color": PALETTE[own], "label": label, "zorder": 3, "s": 22}

@@ -28,7 +28,7 @@ Number = Annotated[float, Range(-1e300, 1e300)]
 #: The stages by which seconds and speeds go, in the order of tables.
 STAGES = (
     *("backbones", "extraction", "compile", "search_weights", "search_architecture"),
-    *("validation", "candidates", "proposals", "surrogate", "single_path", "screening", "rerank"),
+    *("validation", "candidates", "single_path", "screening", "rerank"),
     *("other", "search", "total", "train_compile", "train"),
 )
 

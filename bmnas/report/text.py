@@ -28,7 +28,7 @@ def description_text(description: Description) -> str:
     for group, members in groupby(description.nodes, lambda node: node.group):
         own = list(members)
         if group and own[0].kind != "feature":
-            lines += [group, *_group(own, nodes), ""]
+            lines += [group, *_group(own), ""]
     return "\n".join([*lines, *_tree(description.nodes[-1], nodes, " → logits"), ""])
 
 
@@ -44,7 +44,7 @@ def _features(description: Description) -> list[str]:
     return [f"Features{note}", *_branches(lines)]
 
 
-def _group(members: Sequence[Node], nodes: Mapping[str, Node]) -> list[str]:
+def _group(members: Sequence[Node]) -> list[str]:
     """Return a line a node: its name, its label with what it reads, its formula."""
     rows = []
     for node in members:

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self, TypeVar, cast
 from bmnas.machine.errors import UserError
 from bmnas.machine.files import read_json, write_text
 from bmnas.machine.schema import SchemaError, plain, read
+from bmnas.machine.schema import received as received_text
 
 T = TypeVar("T")
 
@@ -81,17 +82,9 @@ def _check_finite(provenance: Any) -> None:
 
 def wrong(place: str, received: Any, expected: str) -> GenotypeError:
     """Return the error that names a place in the file, what was found and what was expected."""
-    return GenotypeError(f"{_at(place)}received {_show(received)}, expected {expected}")
-
-
-def _at(place: str) -> str:
+    text = received_text(received, expected)
     # The whole file has no place of its own: its name stands in front of the message.
-    return f"{place}: " if place else ""
-
-
-def _show(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    return GenotypeError(f"{place}: {text}" if place else text)
 
 
 class Architecture(ABC):

@@ -22,7 +22,7 @@ import numpy as np
 
 from bmnas.machine.errors import UserError, close, few, one_line
 from bmnas.machine.schema import received
-from bmnas.tasks.arrow import arrow_folder, parquet_file
+from bmnas.tasks.arrow import Reader, arrow_folder, parquet_file
 from bmnas.tasks.kinds import Array
 from bmnas.tasks.text_arrays import DAMAGE, padded, reading, text_array
 
@@ -40,9 +40,6 @@ _CONVERTING = {
     **dict.fromkeys((".gz", ".zip", ".bz2", ".zst"), ": unpack it"),
 }
 _LONGEST_FIELD = 2**31 - 1
-
-#: Reads a column; where its argument is true, what could be a number stays text.
-_Reader = Callable[[bool], Array]
 
 
 class Columns:
@@ -101,7 +98,7 @@ class Columns:
         """
         return (self.folder(name) / folder).absolute(), paths
 
-    def _find(self, name: str) -> tuple[_Reader, Path]:
+    def _find(self, name: str) -> tuple[Reader, Path]:
         found = [column for column in self._columns if name in column[:2]]
         if len(found) == 1:
             return found[0][2:]
@@ -172,7 +169,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
         raise UserError(message if str(path) in message else f"{path}: {message}") from error
 
 
-def _open(path: Path) -> Mapping[str, _Reader]:
+def _open(path: Path) -> Mapping[str, Reader]:
     """Return what reads each column of a file, by name."""
     if path.is_dir():
         with reading(str(path)):
@@ -187,7 +184,7 @@ def _open(path: Path) -> Mapping[str, _Reader]:
         return opened(path)
 
 
-def _npz(path: Path) -> Mapping[str, _Reader]:
+def _npz(path: Path) -> Mapping[str, Reader]:
     # numpy takes whatever is not a zip file for a pickle, and does not close a damaged one: it
     # gets to see only what zipfile can read.
     try:
@@ -209,12 +206,12 @@ def _member(path: Path, name: str, text: bool) -> Array:
     return array
 
 
-def _npy(path: Path) -> Mapping[str, _Reader]:
+def _npy(path: Path) -> Mapping[str, Reader]:
     array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
     return {path.stem: lambda text: array}
 
 
-def _jsonl(path: Path) -> Mapping[str, _Reader]:
+def _jsonl(path: Path) -> Mapping[str, Reader]:
     rows: dict[str, dict[str, Any]] = {}
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
@@ -287,7 +284,7 @@ def _numeric(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _csv(path: Path, delimiter: str = ",") -> Mapping[str, _Reader]:
+def _csv(path: Path, delimiter: str = ",") -> Mapping[str, Reader]:
     csv.field_size_limit(_LONGEST_FIELD)  # its own is 131,072 characters
     with path.open(encoding="utf-8-sig", newline="") as file:
         # Where a comma is that of decimals, spreadsheets write semicolons.
@@ -340,7 +337,7 @@ def _fields(place: str, fields: Sequence[str], text: bool) -> Array:
         return text_array(fields)
 
 
-_OPENED: Mapping[str, Callable[[Path], Mapping[str, _Reader]]] = {
+_OPENED: Mapping[str, Callable[[Path], Mapping[str, Reader]]] = {
     ".npz": _npz,
     ".npy": _npy,
     ".jsonl": _jsonl,

@@ -73,13 +73,12 @@ class DecodedRows(Rows, Generic[T]):
         recipe: str,
         vary: Callable[[T, Array], Array] | None = None,
         whole: Callable[[T], Array] | None = None,
-        workers: int | None = None,
     ) -> None:
         self.shape, self.dtype = (len(items), *axes), np.dtype(dtype)
         self._items, self._decode = items, decode
         self._folder, self._files, self._recipe = folder, files, recipe
         self._vary, self.varies, self._whole = vary, vary is not None, whole or decode
-        self._workers = workers or min(os.cpu_count() or 1, _MOST_WORKERS)
+        self._workers = min(os.cpu_count() or 1, _MOST_WORKERS)
 
     def __getitem__(self, numbers: Array) -> Array:
         """Return the rows (n, *axes) of ``numbers`` (n,); one that is asked for twice is read once.

@@ -107,7 +107,8 @@ class PicturePlan(Placing):
         content = content.get("image_processor", content)
         try:
             if image_size is not None and not {"size", "crop_size"} & content.keys():
-                content = {**content, "size": _named(_sides(image_size), False)}
+                height, width = _sides(image_size)
+                content = {**content, "size": {"height": height, "width": width}}
             processor = _processor(folder, content)
             plan = cls._of_processor(processor, content)
             if not _is_dinov3(content):
@@ -284,7 +285,3 @@ def _resizing(size: Any) -> tuple[tuple[int, int], bool]:
     if shortest and not size.get("longest_edge"):
         return (int(shortest), 0), True
     return _sides(size), False
-
-
-def _named(size: tuple[int, int], keeps: bool) -> dict[str, int]:
-    return {"shortest_edge": size[0]} if keeps else {"height": size[0], "width": size[1]}

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from bmnas_serve import manifest as bundle
+from bmnas_serve.runner import usable_cpus
 from bmnas_serve.session import Session
 from torch import Tensor
 
@@ -48,7 +49,7 @@ def benchmark_bundle(
     inputs = SampleInputs(task, trained.task, reference)
     files = {name: spec.file for name, spec in manifest.targets.items()}
     targets = [ONNX, *(name for name, file in files.items() if file.endswith(".onnx"))]
-    every = Session.open(folder).runner.describe().threads
+    every = usable_cpus()
     runs: list[dict[str, Any]] = []
 
     def served(network: Callable[..., Tensor], batch: dict[str, Tensor]) -> None:

@@ -33,7 +33,7 @@ from bmnas.pipeline.multimodal import MultimodalNetwork, parameter_counts
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.tasks.task import Modality, Task
 from bmnas_export.errors import ExportError, ParityError, first_line
-from bmnas_export.graph import graph_facts
+from bmnas_export.graph import export_graph, graph_facts
 from bmnas_export.judge import Judge, head_of_manifest
 from bmnas_export.locate import first_difference
 from bmnas_export.measure import (
@@ -49,7 +49,7 @@ from bmnas_export.pipeline import check_pipeline, write_pipeline
 from bmnas_export.place import checked_target
 from bmnas_export.prepare import ExportNetwork, prepare, reference_network
 from bmnas_export.score import check_score, measure_score
-from bmnas_export.targets import ONNX, TARGETS, Exported, ordered, write_onnx
+from bmnas_export.targets import ONNX, TARGETS, Exported, ordered
 
 #: Test samples and torch's logits of them, by which a bundle is verified without its task.
 SAMPLES_FILE = "samples.safetensors"
@@ -119,9 +119,10 @@ def export_bundle(
         try:
             with atomic_folder(place) as folder:
                 metadata = _metadata(trained, manifest)
-                write_onnx(folder, prepared, manifest.inputs, manifest.outputs, metadata)
-                _next(stage, "check")
+                graph = export_graph(prepared, manifest.inputs, manifest.outputs, metadata)
                 model = folder / bundle.MODEL_FILE
+                model.write_bytes(graph)
+                _next(stage, "check")
                 session = Session.of_bundle(OnnxRunner.open(model), manifest, model)
                 _next(stage, "parity")
                 parity = _parity(prepared, reference, session, inputs, folder)

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from bmnas_serve.manifest import MODEL_FILE, TargetSpec, TensorSpec
-from torch import nn
+from bmnas_serve.manifest import MODEL_FILE, TargetSpec
 
 from bmnas.machine.costs import measure_latency
 from bmnas.machine.errors import UserError, close
 from bmnas_export import precision
 from bmnas_export.engines import write_engine
 from bmnas_export.errors import PrecisionError
-from bmnas_export.graph import export_graph
 from bmnas_export.judge import Judge
 from bmnas_export.measure import SampleInputs
 from bmnas_export.triton import write_model
@@ -77,18 +75,6 @@ class Target:
     source: str = ONNX
     package: str | None = None
     install: str = ""
-
-
-def write_onnx(
-    folder: Path,
-    network: nn.Module,
-    inputs: Sequence[TensorSpec],
-    outputs: Sequence[TensorSpec],
-    metadata: Mapping[str, str],
-) -> tuple[str, ...]:
-    """Write one ONNX graph, which onnxruntime runs."""
-    (folder / MODEL_FILE).write_bytes(export_graph(network, inputs, outputs, metadata))
-    return (MODEL_FILE,)
 
 
 def write_float16(exported: Exported) -> TargetSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,7 +90,7 @@ def _of_value(name: str, value: Any) -> Given:
     text = value["base64"]
     try:
         return Given(base64.b64decode(text, validate=True))
-    except (TypeError, ValueError, binascii.Error) as error:
+    except (TypeError, ValueError) as error:
         raise FormatError(f"input {shorten(name)}: base64: {shorten(str(error))}") from error
 
 

@@ -83,12 +83,7 @@ def _read(head: bytes) -> Head:
         message.model_version,
         message.id or None,
         asked.get("timeout", 0) / 1e6 or None,
-        tuple(
-            _Input(
-                x.name, x.datatype, list(x.shape), x.contents if x.HasField("contents") else None
-            )
-            for x in message.inputs
-        ),
+        tuple(map(_input, message.inputs)),
         tuple(_output(output, f"outputs[{i}]") for i, output in enumerate(message.outputs)),
     )
 

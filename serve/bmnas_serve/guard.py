@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import itertools
-import json
 import logging
 import re
 import secrets
@@ -21,6 +20,7 @@ from bmnas_serve.connection import CLIENT_KEY
 from bmnas_serve.errors import shorten
 from bmnas_serve.logs import LOG, REQUEST_ID
 from bmnas_serve.metrics import Metrics
+from bmnas_serve.responses import JsonResponse
 
 #: What answers without a token: probes have none.
 _OPEN = ("/v2/health/live", "/v2/health/ready")
@@ -74,7 +74,10 @@ class Guard:
 
         try:
             if (refusal := self._refusal(scope, headers)) is not None:
-                await _refuse(send_named, *refusal)
+                status, message, challenges = refusal
+                refused = JsonResponse({"error": message}, status_code=status)
+                refused.raw_headers += challenges
+                await refused(scope, receive, send_named)
             else:
                 await self._app(scope, receive, send_named)
         except Exception:
@@ -146,12 +149,3 @@ def _token(authorization: bytes) -> bytes:
         except ValueError:
             return b""
     return b""
-
-
-async def _refuse(
-    send: Send, status: int, message: str, headers: list[tuple[bytes, bytes]]
-) -> None:
-    body = json.dumps({"error": message}).encode()
-    plain = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": [*plain, *headers]})
-    await send({"type": "http.response.body", "body": body})

@@ -25,7 +25,6 @@ from bmnas_serve.sources import (
     Pictures,
     Sounds,
     Source,
-    TextFiles,
     Videos,
     number_of,
 )
@@ -208,6 +207,4 @@ def _files_of_arrays(spec: InputSpec) -> Files | None:
             return Sounds(rate, shape[0])
         case "clip" if len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3:
             return Videos(shape[0], shape[1])
-        case "text":
-            return TextFiles()
     return None

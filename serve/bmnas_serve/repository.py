@@ -132,9 +132,9 @@ class Repository:
         """
         with reading(path):
             several = path.is_dir() and not (path / MANIFEST_FILE).exists()
-        if several and _bundles_of(path):
+        if several and (bundles := _bundles_of(path)):
             repository = cls(lambda: _bundles_of(path), open_session, limits)
-            for name, versions in _bundles_of(path).items():
+            for name, versions in bundles.items():
                 repository._put(name, repository._open(name, versions))
             return repository
         return cls._of_one(open_session(path), path, open_session, limits)
@@ -283,20 +283,14 @@ def check_model_control(allowed: bool) -> None:
 
 def _bundles_of(folder: Path) -> dict[str, dict[str, Path]]:
     """Return the bundles of a folder of models; raises BundleError where it cannot be read."""
-    with reading(folder):
-        return _readable_bundles_of(folder)
-
-
-def _readable_bundles_of(folder: Path) -> dict[str, dict[str, Path]]:
     models = {}
-    for model in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if model.name.startswith("."):  # what Kubernetes and git keep beside the files
-            continue
-        versions = (
-            {MODEL_VERSION: model} if (model / MANIFEST_FILE).exists() else _versions_of(model)
-        )
-        if versions:
-            models[model.name] = versions
+    with reading(folder):
+        for model in sorted(path for path in folder.iterdir() if path.is_dir()):
+            if model.name.startswith("."):  # what Kubernetes and git keep beside the files
+                continue
+            own = (model / MANIFEST_FILE).exists()
+            if versions := {MODEL_VERSION: model} if own else _versions_of(model):
+                models[model.name] = versions
     return models
 
 

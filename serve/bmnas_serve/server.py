@@ -72,10 +72,7 @@ def serve(model: Path, settings: Settings) -> None:
         names = ", ".join(dict.fromkeys(served.name for served in repository.served()))
         lifecycle = Lifecycle()
         bodies = Bodies(
-            settings.max_body_bytes,
-            settings.max_total_bytes,
-            lifecycle,
-            settings.connections.body,
+            settings.max_body_bytes, lifecycle=lifecycle, seconds=settings.connections.body
         )
         metrics = Metrics()
         app = create_app(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bmnas_serve.batcher import QueueLimits
-from bmnas_serve.bodies import MAX_BODY_BYTES, MAX_TOTAL_BYTES
+from bmnas_serve.bodies import MAX_BODY_BYTES
 from bmnas_serve.connection import ConnectionLimits
 from bmnas_serve.errors import ServeError
 from bmnas_serve.runner import CPU
@@ -23,16 +23,15 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 class Settings:
     """How models are served.
 
-    ``target`` and ``providers`` are as in ``Session.open``; ``threads`` None measures how many
-    are fastest. ``port`` 0 takes any free one, and so does ``grpc_port``, where None serves no
-    gRPC. A request may have ``max_batch`` rows and ``max_body_bytes``, all bodies in memory
-    ``max_total_bytes``. A stop takes ``stop_seconds`` at most. ``allowed_hosts`` are the names
-    that the server may be asked under: none stands for those of a loopback address, ``*`` for
-    all. ``token`` is what clients have to show; ``certificate`` and ``key`` are files in PEM,
-    which make it HTTPS. Clients may load and unload models if ``model_control``, None for where
-    the server listens to its own machine alone; so it is with ``samples``: whether they may see the
-    test samples that lie in bundles. ``log_format`` is text or json;
-    ``log_requests`` writes a line for every request; ``traces`` sends a span of each, see
+    ``target`` and ``providers`` are as in ``Session.open``; ``threads`` None measures how many are
+    fastest. ``port`` 0 takes any free one, and so does ``grpc_port``, where None serves no gRPC. A
+    request may have ``max_batch`` rows and ``max_body_bytes``. A stop takes ``stop_seconds`` at
+    most. ``allowed_hosts`` are the names that the server may be asked under: none stands for those
+    of a loopback address, ``*`` for all. ``token`` is what clients have to show; ``certificate``
+    and ``key`` are files in PEM, which make it HTTPS. Clients may load and unload models if
+    ``model_control``, None for where the server listens to its own machine alone; so it is with
+    ``samples``: whether they may see the test samples that lie in bundles. ``log_format`` is text
+    or json; ``log_requests`` writes a line for every request; ``traces`` sends a span of each, see
     ``traces.traced``.
     """
 
@@ -44,7 +43,6 @@ class Settings:
     providers: Sequence[str] = (CPU,)
     max_batch: int = MAX_BATCH
     max_body_bytes: int = MAX_BODY_BYTES
-    max_total_bytes: int = MAX_TOTAL_BYTES
     queue: QueueLimits = field(default_factory=QueueLimits)
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     stop_seconds: float = STOP_SECONDS

@@ -17,10 +17,11 @@ import pytest
 import torch
 import typer
 from bmnas_export import ExportError, ParityError, export_bundle
-from bmnas_export.targets import write_onnx
+from bmnas_export.graph import export_graph
 from bmnas_export.verify import verify_bundle
 from bmnas_serve import manifest as manifests
 from bmnas_serve.errors import BundleError
+from bmnas_serve.manifest import MODEL_FILE
 from bmnas_serve.session import Session
 from onnx import TensorProto, external_data_helper, numpy_helper
 from tiny_networks import tiny_network, tiny_task
@@ -165,6 +166,16 @@ def test_what_was_broken_is_told(
     assert deeper in only
 
 
+def test_what_is_told_has_the_tolerance_that_was_meant(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = verify_bundle(bundle).parity
+    assert report is not None
+    assert report.to_dict()["tolerance"] == 1e-4
+    monkeypatch.setattr(bmnas_export.verify, "_TOLERANCE", -1.0)
+    assert "differ by more than -1 on logits" in problems_of(bundle)[0]
+
+
 def test_a_target_that_decides_otherwise_is_told(
     trained: tuple[TrainedNetwork, Task], tmp_path: Path
 ) -> None:
@@ -252,19 +263,20 @@ def test_the_command_has_a_status(bundle: Path, capsys: pytest.CaptureFixture[st
     assert len(json.loads(capsys.readouterr().out)["problems"]) == 3
 
 
-def breaking(change: Callable[[Path], None]) -> Callable[..., tuple[str, ...]]:
-    def write(folder: Path, *arguments: Any) -> tuple[str, ...]:
-        files = write_onnx(folder, *arguments)
+def breaking(change: Callable[[Path], None], folder: Path) -> Callable[..., bytes]:
+    def export(*arguments: Any) -> bytes:
+        model = folder / MODEL_FILE
+        model.write_bytes(export_graph(*arguments))
         change(folder)
-        return files
+        return model.read_bytes()
 
-    return write
+    return export
 
 
 def test_an_export_names_the_first_node_that_differs(
     trained: tuple[TrainedNetwork, Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bmnas_export.bundle, "write_onnx", breaking(one_value))
+    monkeypatch.setattr(bmnas_export.bundle, "export_graph", breaking(one_value, tmp_path))
     with pytest.raises(ParityError) as caught:
         export_bundle(*trained, tmp_path / "out")
     message = str(caught.value)

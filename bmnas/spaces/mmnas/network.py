@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from bmnas.backbones.regions import BOX, areas
 from bmnas.features.pairs import ROWS
 from bmnas.machine.errors import UserError
 from bmnas.spaces.fusion import Fusion
-from bmnas.spaces.mmnas.genotype import MMnasGenotype, Norm, has_boxes
+from bmnas.spaces.mmnas.genotype import MMnasGenotype, has_boxes
 from bmnas.spaces.mmnas.operations import (
     SHARPER,
     Around,
@@ -29,29 +29,8 @@ from bmnas.spaces.mmnas.operations import (
 )
 from bmnas.tasks.kinds import REGIONWISE
 
-
-class Shape(Protocol):
-    """The sizes of a network: those of a genotype, or of a space."""
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """The two features."""
-
-    @property
-    def width(self) -> int:
-        """Channels of a token."""
-
-    @property
-    def head(self) -> int:
-        """Channels of a head."""
-
-    @property
-    def hidden(self) -> int:
-        """How many times as wide a feed-forward layer is."""
-
-    @property
-    def norm(self) -> Norm:
-        """Whose LayerNorm it has."""
+if TYPE_CHECKING:
+    from bmnas.spaces.mmnas.space import MMnasSpace
 
 
 @dataclass(frozen=True)
@@ -80,7 +59,7 @@ class EncoderDecoder(Fusion):
 
     def __init__(
         self,
-        shape: Shape,
+        shape: MMnasGenotype | MMnasSpace,
         channels_raw: Mapping[str, int],
         *,
         encoder: Iterable[nn.Module],
@@ -212,7 +191,7 @@ class MMnasNetwork(EncoderDecoder):
         )
 
 
-def block_of(shape: Shape, dropout: float) -> Callable[[str], Block]:
+def block_of(shape: MMnasGenotype | MMnasSpace, dropout: float) -> Callable[[str], Block]:
     """Return what makes a block of these sizes from the name of its operation."""
 
     def made(operation: str) -> Block:
