@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import bmnas_export.bundle
-import bmnas_export.targets
 import numpy as np
 import onnx
 import pytest
@@ -55,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 def quick(made: Made, monkeypatch: pytest.MonkeyPatch) -> Made:
     """Let a further export of the same network take the graph from the first one."""
     content = (made.folder / "model.onnx").read_bytes()
-    monkeypatch.setattr(bmnas_export.targets, "export_graph", lambda *arguments: content)
+    monkeypatch.setattr(bmnas_export.bundle, "export_graph", lambda *arguments: content)
     return made
 
 
@@ -247,7 +246,7 @@ def test_a_place_where_nobody_can_write_is_one_line(quick: Made) -> None:
 def test_a_folder_of_the_user_is_refused_before_any_work(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(bmnas_export.targets, "export_graph")
+    monkeypatch.delattr(bmnas_export.bundle, "export_graph")
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="holds no bundle, and nothing there is deleted"):
         export_bundle(made.trained, made.task, tmp_path)
@@ -257,7 +256,7 @@ def test_a_folder_of_the_user_is_refused_before_any_work(
 def test_a_broken_graph_is_an_export_error(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bmnas_export.targets, "export_graph", lambda *arguments: b"nonsense")
+    monkeypatch.setattr(bmnas_export.bundle, "export_graph", lambda *arguments: b"nonsense")
     with pytest.raises(ExportError, match="onnxruntime cannot open the model"):
         export_bundle(made.trained, made.task, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
