@@ -49,8 +49,6 @@ _RATE = 4, 24  # candidates of two searches, which say what one more costs
 _BEYOND = 0.1
 _DRAWN = 200  # networks, among which all parts come up
 
-Values = Sequence[Sequence[float]]
-
 
 def main() -> None:
     """Search both ways with every seed; print and write."""

@@ -120,8 +120,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         ("mixture", "supernet"),
         ("single_path", "supernet trained on one path at a time"),
     ):
-        # Reports of earlier commits call it otherwise.
-        ranked = [f.get(stage) or f["single_networks"] for f in report["supernet"]]
+        ranked = [f[stage] for f in report["supernet"]]
         taus, own = ([r[part] for r in ranked] for part in ("test", "test_of_several_modalities"))
         lines.append(
             f"Kendall's tau of the {what} and test: {np.mean(taus):.2f}, among networks of several "

@@ -18,7 +18,6 @@ import datetime
 import gc
 import http.client
 import json
-import os
 import re
 import signal
 import socket
@@ -109,8 +108,7 @@ def reference(session: Session, inputs: dict[str, np.ndarray], seconds: float = 
 def speed(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     """Return rates and latencies by protocol and number of clients."""
     found: dict[str, Any] = {}
-    grpc = ("--grpc-port", "0") if _has_grpc() else ()
-    with served(folder, *grpc) as server:
+    with served(folder, "--grpc-port", "0") as server:
         session = Session.open(folder, intra_op_threads=server.threads)
         found["threads"] = server.threads
 
@@ -136,21 +134,10 @@ def speed(folder: Path, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
         for name, encode in (("binary", clients.binary_request), ("JSON", clients.json_request)):
             request = encode(server.model, inputs)
             measure(name, lambda n, r=request: clients.load(server.port, r, n, SECONDS))  # type: ignore[misc]
-        if (port := server.grpc_port) is not None:
-            model = server.model
-            measure("gRPC", lambda n: clients.grpc_load(port, model, inputs, n, SECONDS))
+        port, model = server.grpc_port, server.model
+        assert port is not None
+        measure("gRPC", lambda n: clients.grpc_load(port, model, inputs, n, SECONDS))
     return found
-
-
-def _has_grpc() -> bool:
-    shown = subprocess.run(
-        [sys.executable, "-m", "bmnas", "serve", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-    return "--grpc-port" in shown.stdout
 
 
 def overload(folder: Path) -> dict[str, Any]:

@@ -61,9 +61,8 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
 
     ``model`` is its configuration, ``reader`` how the modality is read, ``processor`` what stands
     before the network: a ``PicturePlan``, the configuration of a feature extractor, or of a
-    tokenizer what fills up (``fill``, ``pad``: None where it counts like any token). ``pixels`` is
-    what files of earlier versions have instead. ``network`` is the model, None for one without
-    weights yet.
+    tokenizer what fills up (``fill``, ``pad``: None where it counts like any token). ``network``
+    is the model, None for one without weights yet.
 
     ``features`` name layers, or the stages of a hierarchical network: ``layer6``, its class token
     ``layer6.cls`` (B, C) or its mean ``layer6.mean`` (B, C). Without them there are up to four
@@ -83,12 +82,11 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
         classes: int,
         model: Mapping[str, Any],
         reader: Mapping[str, Any],
-        processor: Mapping[str, Any] | None = None,
+        processor: Mapping[str, Any],
         features: Sequence[str] = (),
-        pixels: Mapping[str, Any] | None = None,
         network: nn.Module | None = None,
     ) -> None:
-        processor = dict(processor or _earlier(model, pixels))
+        processor = dict(processor)
         super().__init__(
             TokenReader(reader, processor["fill"]) if "fill" in processor else Reader(reader),
             classes=classes,
@@ -316,25 +314,6 @@ class HFBackbone(TappedBackbone, PaddedBackbone):
     def example(self, count: int = 2) -> Tensor:
         """Return raw inputs (count, *shape): zeros, or a token that is not padding."""
         return super().example(count) + int(self.pad == 0)
-
-
-def _earlier(model: Mapping[str, Any], pixels: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the processor of a file of an earlier version."""
-    if pixels is None:
-        pad = int(model["pad_token_id"])
-        return {"pad": pad, "fill": pad, "cls": True}
-    plan = PicturePlan(
-        size=pixels["size"],
-        keeps=False,
-        crop=None,
-        resample=2,
-        scale=float(pixels["scale"]) / 255,
-        mean=pixels["mean"],
-        std=pixels["std"],
-        rounds=False,
-        antialias=False,
-    )
-    return plan.to_dict()
 
 
 def _wanted(features: Sequence[str], layers: int) -> dict[str, tuple[int, str]]:

@@ -201,13 +201,10 @@ class FinalTraining:
         return hardest(network.fusion, read, self.context.config.train.negatives)
 
     def _fingerprint(self, stage: str) -> str:
-        # Where a genotype comes from changes nothing in it.
-        found = self.architecture.to_dict()
-        architecture = {k: v for k, v in found.items() if k != "provenance"}
         return sha256_json(
             {
                 "stage": stage,
-                "genotype": architecture,
+                "genotype": self.architecture.content(),
                 "train": dataclasses.asdict(self.context.config.train),
                 "seed": self.context.seed,
                 "backbones": {n: weights_hash(backbone) for n, backbone in self.backbones.items()},

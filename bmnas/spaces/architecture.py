@@ -115,6 +115,10 @@ class Architecture(ABC):
         """Return it as JSON-ready plain data in the format of the file: its fields by name."""
         return {"format": self.FORMAT, **plain(self)}
 
+    def content(self) -> dict[str, Any]:
+        """Return ``to_dict`` without where it comes from, which changes nothing in the network."""
+        return {key: value for key, value in self.to_dict().items() if key != "provenance"}
+
     @classmethod
     def parse(cls, data: Any) -> Self:
         """Build it from what ``to_dict`` gives; raises GenotypeError that names the place in it.

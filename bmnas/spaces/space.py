@@ -96,8 +96,7 @@ class SearchSpace(ABC, Generic[A]):
     @classmethod
     def canonical(cls, genotype: A) -> str:
         """Return the name of the network, one for all genotypes that are isomorphic."""
-        plain = {k: v for k, v in genotype.to_dict().items() if k != "provenance"}
-        return json.dumps(plain, sort_keys=True)
+        return json.dumps(genotype.content(), sort_keys=True)
 
     @abstractmethod
     def sample(self, draw: Random) -> A:

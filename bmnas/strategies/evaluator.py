@@ -125,7 +125,7 @@ class TrainingEvaluator:
                 self._train(group)
             known = self.records[self._told : self._told + len(group)]
             for record, candidate in zip(known, group, strict=True):
-                if record["genotype"] != _plain(candidate.genotype):
+                if record["genotype"] != candidate.genotype.content():
                     raise UserError(
                         f"candidate {record['candidate']}: the checkpoint holds another one than "
                         "the strategy asks for here; go on where the search was begun, or start "
@@ -234,7 +234,7 @@ class TrainingEvaluator:
                 "validation_loss": found.best.loss,
                 "validation_score": found.best.score,
                 "worth": self._judge(candidate.genotype, found.best),
-                "genotype": _plain(candidate.genotype),
+                "genotype": candidate.genotype.content(),
             }
             if forms := self._problem.forms(candidate.genotype, found.best):
                 record["forms"] = forms
@@ -304,7 +304,3 @@ def _subsets(problem: SearchProblem, train: FeatureSamples, count: int) -> list[
         )
     seed_stage(problem.seed, "subsets")
     return [train.take(rows) for rows in stratified(train.labels, count)]
-
-
-def _plain(genotype: Architecture) -> dict[str, Any]:
-    return {key: value for key, value in genotype.to_dict().items() if key != "provenance"}

@@ -25,11 +25,6 @@ CHAIN = (
     Layer(("m0.1", "m1.1"), "sigmoid"),
     Layer(("m0.2", "m1.1"), "relu"),
 )
-OTHER = (
-    Layer(("m0.1", "m1.1"), "sigmoid"),
-    Layer(("m0.1", "m1.1"), "relu"),
-    Layer(("m0.2", "m1.1"), "sigmoid"),
-)
 
 
 def network(

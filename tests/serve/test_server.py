@@ -240,16 +240,6 @@ def test_other_hosts_are_refused(one_server):
     assert b'received the host \\"evil.example\\", expected' in ask(b"evil.example")
 
 
-def test_requests_have_names(one_server):
-    def named(line: bytes) -> bytes:
-        answer = talk(one_server, b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n" + line + b"\r\n")
-        return re.findall(rb"x-request-id: (.*)\r\n", answer)[0]
-
-    close = b"Connection: close\r\n"
-    assert named(close + b"X-Request-Id: a-7\r\n") == b"a-7"
-    assert re.fullmatch(rb"[0-9a-f]{8}-[0-9a-f]+", named(close + b"X-Request-Id: <script>\r\n"))
-
-
 def test_a_broken_client_is_not_worth_a_line_of_the_log(start):
     server = start()
     talk(server, HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n")

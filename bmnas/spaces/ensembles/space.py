@@ -60,9 +60,7 @@ class Ensemble(Architecture):
 
     def to_dict(self) -> dict[str, Any]:
         """Return each network as in its own file, without where it comes from."""
-        networks = [network.to_dict() for network in self.networks]
-        for network in networks:
-            network.pop("provenance", None)
+        networks = [network.content() for network in self.networks]
         return {"format": self.FORMAT, "networks": networks, "provenance": plain(self.provenance)}
 
     @classmethod
