@@ -3,7 +3,8 @@
 One set of scenes gives three tasks: ``refshapes``, which shape is meant by "the red circle just
 left of the large square"; ``refshapes-answers``, questions of the same build;
 ``refshapes-captions``, which caption belongs to which scene. The first two are there with regions
-in place of pictures, too, as from a detector. An expression needs the words of its
+in place of pictures, too, as from a detector; of those of questions it says what they are, as from
+pixels and answers alone no relation is learned. An expression needs the words of its
 shape and of its relation: another shape of the scene fits its attributes, and another one stands in
 its relation. It needs its anchor too: of all that fit, the one farthest out in a direction is meant
 half of the time, otherwise a nearer one of several that stand there.
@@ -45,7 +46,7 @@ def load_refshapes_answers(*, regions: bool = False) -> Task:
     A third asks whether there is such a shape at such a place, a third how many, a third for the
     colour, size or form of the shape that is meant.
     """
-    scenes, images, draw = _scenes(2, regions=regions)
+    scenes, images, draw = _scenes(2, regions=regions, named=True)
     told = [_collect(part, _A_SCENE, draw, _QUESTIONS) for part in scenes]
     answers = sorted({answer for part in told for _, _, answer in part})
     numbers = [[answers.index(answer)] for part in told for _, _, answer in part]
@@ -84,14 +85,14 @@ load_refshapes_answers_regions = functools.partial(load_refshapes_answers, regio
 
 
 def _scenes(
-    number: int, *, regions: bool = False
+    number: int, *, regions: bool = False, named: bool = False
 ) -> tuple[list[Scenes], Array, np.random.RandomState]:
     """Return the scenes of each part, the pictures or regions of all, and the chances of a task."""
     draw = np.random.RandomState(_SEED)
     scenes = [draw_scenes(count, draw) for count in _SCENES]
     pictures = [paint(part, draw) for part in scenes]
     if regions:
-        pictures = [detect(*own, draw) for own in zip(scenes, pictures, strict=True)]
+        pictures = [detect(*own, draw, named=named) for own in zip(scenes, pictures, strict=True)]
     images = np.concatenate(pictures)
     return scenes, images, np.random.RandomState(_SEED + number)
 

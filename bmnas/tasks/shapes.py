@@ -27,8 +27,9 @@ _PLACES = 5, 55  # that a shape is tried at, the rest of them where it had no ro
 _GAP = 1  # pixels between two shapes
 _SIDES = (13, 15), (19, 23)  # of a small and of a large shape, in pixels
 #: Of a detector: how often it finds a shape, by how much of its side it errs, regions of nothing,
-#: how often each of those is there, and pixels of a region on a side.
-_FOUND, _MOVED, _FALSE, _FALSELY, _CROP = 0.95, 0.15, 2, 0.5, 6
+#: how often each of those is there, and pixels of a region on a side; or what it gives for a word
+#: that is right, and how far that and others are from it.
+_FOUND, _MOVED, _FALSE, _FALSELY, _CROP, _SURE, _UNSURE = 0.95, 0.15, 2, 0.5, 6, 2, 0.4
 _COLOURS = np.array(
     [[230, 40, 40], [40, 190, 60], [50, 80, 240], [235, 220, 50], [165, 60, 200], [245, 140, 30]]
 )
@@ -114,12 +115,16 @@ def paint(scenes: Scenes, draw: np.random.RandomState) -> Array:
     return images
 
 
-def detect(scenes: Scenes, images: Array, draw: np.random.RandomState) -> Array:
+def detect(
+    scenes: Scenes, images: Array, draw: np.random.RandomState, *, named: bool = False
+) -> Array:
     """Return regions (S, M + 2, D + 4) float32 of the pictures, as from a detector that errs a bit.
 
     A shape in twenty is not found, corners are up to 15 % of its side away, and up to two
     regions are of nothing in particular; they come in any order, rows of 0 fill up. A region has
-    6 x 6 pixels of its picture, from -2 to 2, its corners, from -4 to 4, and its corners in pixels.
+    6 x 6 pixels of its picture, from -2 to 2, or, where it is ``named``, how sure the detector is
+    of each word for size, colour and form, near 2 of the right ones and near 0 of others; then its
+    corners, from -4 to 4, and its corners in pixels.
     """
     count, most = scenes.there.shape
     boxes = np.zeros((count, most + _FALSE, 4))
@@ -133,18 +138,34 @@ def detect(scenes: Scenes, images: Array, draw: np.random.RandomState) -> Array:
     boxes = np.where(found[..., None], boxes.clip(0, SIDE - 1), 0)
     order = np.argsort(draw.random_sample(found.shape), axis=1)[..., None]
     boxes = np.take_along_axis(boxes, order, 1).astype(np.float32)
-    # The pixels nearest to the middles of as many cells of the region.
+    looks = np.take_along_axis(_named(scenes, draw), order, 1) if named else _pixels(boxes, images)
+    places = boxes * (8 / SIDE) - 4
+    rows = np.concatenate([looks, places, boxes], axis=-1, dtype=np.float32)
+    rows[~np.take_along_axis(found, order[..., 0], 1)] = 0
+    return rows
+
+
+def _pixels(boxes: Array, images: Array) -> Array:
+    """Return the pixels nearest to the middles of 6 x 6 cells of each region, (S, M + 2, 108)."""
     part = (np.arange(_CROP) + 0.5) / _CROP
     x, y = (
         (boxes[..., axis, None] * (1 - part) + boxes[..., axis + 2, None] * part + 0.5).astype(int)
         for axis in (0, 1)
     )
-    seen = images[np.arange(count)[:, None, None, None], y[..., None], x[..., None, :]]
-    pixels = (seen.reshape(*found.shape, -1).astype(np.float32) - 127.5) / 64
-    places = boxes * (8 / SIDE) - 4
-    rows = np.concatenate([pixels, places, boxes], axis=-1, dtype=np.float32)
-    rows[~np.take_along_axis(found, order[..., 0], 1)] = 0
-    return rows
+    seen = images[np.arange(len(boxes))[:, None, None, None], y[..., None], x[..., None, :]]
+    pixels: Array = (seen.reshape(*boxes.shape[:2], -1).astype(np.float32) - 127.5) / 64
+    return pixels
+
+
+def _named(scenes: Scenes, draw: np.random.RandomState) -> Array:
+    """Return how sure a detector is of each word, of shapes and of nothing, (S, M + 2, 11)."""
+    count, most = scenes.there.shape
+    limits = [len(words) for words in ATTRIBUTES]
+    taken_for = draw.randint(0, limits, (count, most + _FALSE, len(limits)))
+    taken_for[:, :most] = scenes.attributes
+    right = [np.eye(limit)[taken_for[..., a]] for a, limit in enumerate(limits)]
+    sure = _SURE * np.concatenate(right, axis=-1)
+    return np.asarray(sure + draw.normal(0, _UNSURE, sure.shape))
 
 
 def _attributes(count: int, draw: np.random.RandomState) -> Array:
