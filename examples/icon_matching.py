@@ -24,7 +24,7 @@ def icon_matching(data: Path) -> Task:
         kind="matching",
         modalities=(
             Modality("text", "text", texts),
-            Modality("image", "image", images, backbone="windows"),
+            Modality("image", "image", images),
         ),
         labels=np.unique(texts, return_inverse=True)[1],
         part=part,

@@ -3,8 +3,8 @@
 One set of scenes gives three tasks: ``refshapes``, which shape is meant by "the red circle just
 left of the large square"; ``refshapes-answers``, questions of the same build;
 ``refshapes-captions``, which caption belongs to which scene. The first two are there with regions
-in place of pictures, too, as from a detector; of those of questions it says what they are, as from
-pixels and answers alone no relation is learned. An expression needs the words of its
+in place of pictures, too, as from a detector; of those of questions it says what they are, for from
+pixels and answers alone no network of ours learned a relation. An expression needs the words of its
 shape and of its relation: another shape of the scene fits its attributes, and another one stands in
 its relation. It needs its anchor too: of all that fit, the one farthest out in a direction is meant
 half of the time, otherwise a nearer one of several that stand there.
