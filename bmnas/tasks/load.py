@@ -99,6 +99,7 @@ class OwnTask:
 _SHAPES = "text (text)", "image (image 64x64x3)"
 _SENTENCES = 36_000, 1_500, 3_000
 _DETECTED = "text (text)", "image (regions 10x116)"
+_NAMED = "text (text)", "image (regions 10x19)"
 
 #: The tasks that have a name of their own and carry their data.
 REGISTERED: Mapping[str, OwnTask] = {
@@ -116,7 +117,7 @@ REGISTERED: Mapping[str, OwnTask] = {
     ),
     "refshapes-answers": OwnTask(load_refshapes_answers, "answers", 16, _SHAPES, _SENTENCES, "CC0"),
     "refshapes-answers-regions": OwnTask(
-        load_refshapes_answers_regions, "answers", 16, _DETECTED, _SENTENCES, "CC0"
+        load_refshapes_answers_regions, "answers", 16, _NAMED, _SENTENCES, "CC0"
     ),
     "refshapes-captions": OwnTask(
         load_refshapes_captions, "matching", 1, _SHAPES, (27_928, 1_444, 2_812), "CC0"

@@ -14,6 +14,7 @@ from torch import nn
 from bmnas.backbones.hf import HFBackbone
 from bmnas.pipeline.trained import TrainedNetwork
 from bmnas.spaces.cells.genotype import Cell, Genotype, Step
+from bmnas.tasks.pictures import PicturePlan
 from bmnas.tasks.task import Modality, Task
 from tests.support.tiny_networks import tiny_network
 
@@ -56,12 +57,24 @@ def transformer_pair(
             "dtype": "int64",
             "tokenizer": json.loads(tokenizer.to_str()),
         },
+        processor={"pad": 0, "fill": 0, "cls": True},
+    )
+    pixels = PicturePlan(
+        size=(side, side),
+        keeps=False,
+        crop=None,
+        resample=2,
+        scale=1 / 255,
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        rounds=False,
+        antialias=False,
     )
     image = HFBackbone(
         classes=len(_CLASSES),
         model=transformers.ViTConfig(image_size=side, patch_size=_PATCH, **common).to_dict(),
         reader={"type": "image", "shape": [side, side, 3], "dtype": "uint8"},
-        pixels={"scale": 1.0, "mean": [0.5] * 3, "std": [0.5] * 3, "size": [side, side]},
+        processor=pixels.to_dict(),
     )
     with torch.no_grad():
         for module in (*text.modules(), *image.modules()):
