@@ -234,7 +234,7 @@ def test_nothing_heavy_is_imported_by_the_command_line() -> None:
     assert len(seen) > 12
 
 
-#: Modules that run code which lies in the data that they read.
+#: Modules that run code which lies in the data that they read; pickle's errors may be caught.
 UNSAFE = {"cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 

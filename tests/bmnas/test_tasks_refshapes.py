@@ -292,7 +292,7 @@ def test_regions_of_questions_say_what_they_are() -> None:
                 right += region[place : place + len(words)].argmax() == words.index(value)
                 place += len(words)
             told += 3
-    assert 0.95 < right / told < 1  # now and then it errs
+    assert right / told > 0.97  # a region of nothing in particular may lie on a shape
 
 
 def test_the_seed_is_the_documented_one() -> None:
