@@ -63,7 +63,13 @@ class PairSamples(FeatureSamples):
     def batch(self, chosen: Tensor, device: torch.device | None = None) -> Batch:
         """Return 3 B pairs of the samples ``chosen`` (B,) on ``device``."""
         first, second, labels = drawn_pairs(self.labels, chosen, self.wrong.hard)
-        return paired(self, first, second, labels).batch(torch.arange(len(labels)), device)
+        pairs = paired(self, first, second, labels)
+        if (device or self.device).type == "cpu":
+            # Which rows are the same, for networks that then encode them once; see ``batch`` of
+            # ``FeatureSamples`` for why not elsewhere.
+            extras = {name + ROWS: rows for name, rows in pairs.rows.items()}
+            pairs = dataclasses.replace(pairs, extras=extras)
+        return pairs.batch(torch.arange(len(labels)), device)
 
 
 class RawPairSamples(RawSamples):
