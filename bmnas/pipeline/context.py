@@ -128,6 +128,13 @@ class RunContext:
         return self.config.train.unimodal_logits and not self.learns_words
 
     @property
+    def adds_words(self) -> bool:
+        """Whether in a matching task the words that both heads expect are compared besides."""
+        pairs = task_kind(self.task.kind).PAIRS
+        # Backbones that are trained along leave their heads behind.
+        return pairs and self.config.train.unimodal_logits and self.config.train.freeze_backbones
+
+    @property
     def own_metric(self) -> str | None:
         """In what unimodal networks are measured, if not as the task is."""
         return head_for("multilabel").metric if self.learns_words else None
@@ -138,8 +145,12 @@ class RunContext:
             return self
         context = copy.copy(self)
         context.task = word_task(self.task, modality)
-        # They are the task now, which a linear model of words would find in its input.
-        context.config = self.config.override("unimodal", words=False, linear=False)
+        # A linear model of words finds those of a text in its input: good where texts are matched,
+        # nothing to learn otherwise.
+        linear = self.config.unimodal.linear and task_kind(self.task.kind).PAIRS
+        context.config = self.config.override(
+            "unimodal", words=False, linear=linear and modality.type == "text"
+        )
         return context
 
     @property

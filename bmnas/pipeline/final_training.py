@@ -23,9 +23,11 @@ from bmnas.pipeline.context import RunContext, check_outputs
 from bmnas.pipeline.importance import permutation_importance
 from bmnas.pipeline.multimodal import (
     FUSION,
+    WORDS,
     MultimodalNetwork,
     channels_of,
     forward_of,
+    judged_pairs,
     raw_samples,
     read_rows,
 )
@@ -39,6 +41,7 @@ from bmnas.spaces.architecture import Architecture
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.fusions.space import NO_FUSION, NamedFusion
 from bmnas.spaces.registry import build_fusion, space_of, takes_unimodal_logits
+from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Part, Task
 from bmnas.training.fit import fit
 from bmnas.training.heads import head_of
@@ -84,11 +87,12 @@ class FinalTraining:
             if name not in self.channels:
                 raise misfit(name, context.task, self.channels)
         self.no_fusion = isinstance(architecture, NamedFusion) and architecture.name == NO_FUSION
-        adds = context.adds_logits and (
+        adds = (context.adds_logits or context.adds_words) and (
             takes_unimodal_logits(architecture) or context.folder.genotype.is_file()
         )
         if adds or self.no_fusion:
-            members = ([] if self.no_fusion else [FUSION]) + list(backbones)
+            own = [WORDS] if task_kind(context.task.kind).PAIRS else list(backbones)
+            members = ([] if self.no_fusion else [FUSION]) + own
             self.weighing = Weighing(dict.fromkeys(members, 1.0))
 
     def judge(self) -> None:
@@ -103,7 +107,11 @@ class FinalTraining:
             network, checkpoint = self._fit("judging", ("train",), context.folder.judge_checkpoint)
             forward = network if self.weighing is None else network.members
             device, samples = context.runtime.device, raw_samples(task, network, "validation")
-            logits, labels = predict(network, lambda inputs: forward(*inputs), samples, device)
+            pairs = task_kind(task.kind).PAIRS
+            if pairs:
+                logits, labels = judged_pairs(network, samples, device)
+            else:
+                logits, labels = predict(network, lambda inputs: forward(*inputs), samples, device)
             if self.weighing is not None:
                 members = dict(zip(self.weighing.weights, logits.unbind(1), strict=True))
                 self.weighing = fit_weighing(members, labels, self.head)
@@ -113,7 +121,8 @@ class FinalTraining:
             sharpness = self.head.sharpness(logits, labels) if sharpens else 1.0
 
             def write() -> None:
-                worth = permutation_importance(network, samples, head, device)
+                # The worth of a modality is measured on samples, of which a gallery has none.
+                worth = None if pairs else permutation_importance(network, samples, head, device)
                 judged = _Judged(fingerprint, self.weighing, threshold, worth, spent, sharpness)
                 write_json(file, plain(judged))
 

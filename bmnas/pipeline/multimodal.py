@@ -6,8 +6,8 @@ Legend: B batch, K classes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,15 +33,18 @@ from bmnas.spaces.missing import PartialFusion
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Array, Part, Task
 from bmnas.training.heads import TaskHead
-from bmnas.training.metrics import Evaluation, Forward, Output, evaluate, logits_of
+from bmnas.training.matching import shared_words
+from bmnas.training.metrics import Evaluation, Forward, Output, evaluate, logits_of, predict
 from bmnas.training.settings import Weighing
 
-#: The name of the fusion network among the members of a weighing.
-FUSION = "fusion network"
+#: The names of the fusion network among the members of a weighing, and, in a matching task, of what
+#: the modalities' own heads say: how alike the words are that they expect.
+FUSION, WORDS = "fusion network", "shared words"
 
 #: From rows of a modality to what a network gets instead.
 Change = Callable[[Array], Array]
 
+_HEAD = ".logits"  # with the modality in front, what its head says of a row
 _LATENCY_BATCHES = (1, 64)
 _PAIRS = 10_000_000  # of a gallery that is tested; that of Flickr30K has five million
 
@@ -53,8 +56,9 @@ class MultimodalNetwork(nn.Module):
     of modalities that are not read. ``modalities`` are the inputs of ``forward`` in order.
 
     With a ``weighing`` the logits are a weighted sum of those of ``fusion``, member ``FUSION``, and
-    of each modality's own head that has a weight; what no member needs is cut off. Raises
-    ValueError for a backbone without a head.
+    of each modality's own head that has a weight; what no member needs is cut off. Of a matching
+    task both heads are one member, ``WORDS``, which does not learn. Raises ValueError for a
+    backbone without a head.
 
     A sample may lack a modality whose backbone allows it. Its features are zeros then, which
     ``PartialFusion`` replaces, its logits the mean of the other members'. In training
@@ -71,7 +75,9 @@ class MultimodalNetwork(nn.Module):
         super().__init__()
         self.weighing = weighing
         self.features = fusion.features
-        self.heads = tuple(n for n in backbones if weighing is not None and n in weighing.weights)
+        weights = () if weighing is None else weighing.weights
+        self.compares = WORDS in weights
+        self.heads = tuple(n for n in backbones if self.compares or n in weights)
         taps: dict[str, list[str]] = {}
         for feature in self.features:
             modality, _, name = feature.partition(".")
@@ -126,6 +132,12 @@ class MultimodalNetwork(nn.Module):
         heads = [members[name] for name in self.heads]
         return (total, *(own if self.features else ()), *heads)
 
+    def total(self, members: Tensor) -> Tensor:
+        """Return the logits (n, K) from those of all members (n, M, K)."""
+        if self.weighing is None:
+            return members[:, 0]
+        return self.weighing.of(dict(zip(self.weighing.weights, members.unbind(1), strict=True)))
+
     def members(self, *inputs: Tensor) -> Tensor:
         """Return the logits (B, M, K) of the M members of the weighing, in its order."""
         assert self.weighing is not None
@@ -174,11 +186,30 @@ class MultimodalNetwork(nn.Module):
 
         ``pooled`` and ``alone`` are what ``read`` returns.
         """
-        if not self.features:
-            return next(iter(alone.values())), self._completed(alone)
         inputs = [pooled[name] for name in self.features]
         masks = [pooled[n + MASK] for n in self.features if n + MASK in pooled]
-        output: Output = self.fusion(inputs, masks) if masks else self.fusion(inputs)
+        return self._fused((inputs, masks) if masks else (inputs,), alone)
+
+    def members_of_rows(self, inputs: Sequence[Tensor], *more: Any) -> Tensor:
+        """Return the logits (B, M, K) of the M members, in the order of the weighing, else M is 1.
+
+        ``inputs``, masks and extras are a batch of what ``read_rows`` returns, see ``Batch``.
+        """
+        count = len(self.features)
+        alone = dict(zip(self.heads, inputs[count:], strict=True))
+        _, members = self._fused((inputs[:count], *more), alone)
+        names = (FUSION,) if self.weighing is None else self.weighing.weights
+        return torch.stack([members[name] for name in names], dim=1)
+
+    def _fused(
+        self, arguments: tuple[Any, ...], alone: Mapping[str, Tensor]
+    ) -> tuple[Output, dict[str, Tensor]]:
+        """Return what ``fuse`` does from what the fusion network is called with."""
+        if self.compares:
+            alone = {WORDS: shared_words(*alone.values())}
+        if not self.features:
+            return next(iter(alone.values())), self._completed(alone)
+        output: Output = self.fusion(*arguments)
         return output, self._completed({FUSION: logits_of(output), **alone})
 
     def _completed(self, members: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -250,17 +281,26 @@ def evaluate_fusion(
     network.to(device).eval()
     if not task_kind(task.kind).PAIRS:
         return evaluate(network, lambda inputs: network(*inputs), samples, head, device)
+    members, labels = judged_pairs(network, samples, device)
+    return Evaluation.of(network.total(members), labels, head)
+
+
+def judged_pairs(
+    network: MultimodalNetwork, samples: RawSamples, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the logits (n, M, 1) of all members on a gallery of ``samples``, and its labels."""
     every = gallery(read_rows(network, samples, device), _PAIRS)
-    return evaluate(network.fusion, network.fusion, every, head, device)
+    return predict(network, network.members_of_rows, every, device)
 
 
 @torch.no_grad()
 def read_rows(
     network: MultimodalNetwork, samples: RawSamples, device: torch.device
 ) -> FeatureSamples:
-    """Return the pooled features or tokens of ``samples``, each row read once, in evaluation mode.
+    """Return what backbones say of ``samples``, each row read once, in evaluation mode.
 
-    They lie on the CPU; ``network`` is left in the mode that it was in.
+    That is the pooled features or tokens, then what the heads say that have a weight. They lie on
+    the CPU; ``network`` is left in the mode that it was in.
     """
     training, arrays, rows = network.training, dict[str, list[Tensor]](), {}
     network.eval()
@@ -268,14 +308,15 @@ def read_rows(
         _, first, place = np.unique(source.rows, return_index=True, return_inverse=True)
         rows[name] = torch.from_numpy(place)
         for chosen in torch.from_numpy(first).split(source.at_once):
-            found, _ = network.read_one(name, source.batch(chosen).to(device))
-            for feature, x in found.items():
+            found, alone = network.read_one(name, source.batch(chosen).to(device))
+            for feature, x in (found | {n + _HEAD: x for n, x in alone.items()}).items():
                 kept = x if x.dtype == torch.bool else x.float()
                 arrays.setdefault(feature, []).append(kept.cpu())
     network.train(training)
     joined = {name: torch.cat(parts) for name, parts in arrays.items()}
     masks = {name: joined.pop(name + MASK) for name in network.features if name + MASK in joined}
-    return FeatureSamples(network.features, joined, rows, samples.labels, masks)
+    names = (*network.features, *(name + _HEAD for name in network.heads))
+    return FeatureSamples(names, joined, rows, samples.labels, masks)
 
 
 @torch.no_grad()

@@ -23,7 +23,9 @@ from bmnas.pipeline.config import Config, config_for
 from bmnas.pipeline.context import RunContext, worded
 from bmnas.pipeline.final_training import FinalTraining, misfit
 from bmnas.pipeline.multimodal import (
+    WORDS,
     MultimodalNetwork,
+    channels_of,
     evaluate_fusion,
     parameter_counts,
     torch_latency,
@@ -48,14 +50,14 @@ from bmnas.report.metrics import (
 )
 from bmnas.report.predictions import write_predictions
 from bmnas.spaces.architecture import Architecture
-from bmnas.spaces.fusions.space import NamedFusion
-from bmnas.spaces.registry import load_architecture, space_of
+from bmnas.spaces.fusions.space import NO_FUSION, NamedFusion
+from bmnas.spaces.registry import build_fusion, load_architecture, space_of
 from bmnas.tasks import check_task, check_test, notes, reload_task
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Part, Task
 from bmnas.training.heads import TaskHead, head_of
 from bmnas.training.metrics import Evaluation
-from bmnas.training.settings import as_read
+from bmnas.training.settings import Weighing, as_read
 
 _INHERITED = ("search", "seconds", "processor_seconds", "samples_per_second", "peak_memory")
 
@@ -322,7 +324,11 @@ def _train(context: RunContext, architecture: Architecture) -> None:
             score=test.score,
             loss=test.loss,
             samples=len(samples),
-            unimodal_mean=_mean_score(context, networks, alone),
+            unimodal_mean=(
+                _words_score(context, networks)
+                if context.adds_words
+                else _mean_score(context, networks, alone)
+            ),
             calibration_error=head.calibration_error(test.logits, labels),
             macro_f1=head.macro_f1(test.logits, labels),
             by_type=_by_type(task, head, test.logits),
@@ -371,6 +377,19 @@ def _gallery(context: RunContext, labels: Tensor) -> GalleryMetrics | None:
             "are: its recalls are higher than those of all"
         )
     return GalleryMetrics(rows, of)
+
+
+def _words_score(context: RunContext, networks: Mapping[str, Unimodal]) -> float:
+    """Return the test score of a matching that needs no training: the words of both alone."""
+    backbones = {name: found.backbone for name, found in networks.items()}
+    fusion = build_fusion(
+        NamedFusion(NO_FUSION, 1, 1),
+        channels_of(backbones),
+        classes=context.task.outputs,
+        dropout=0,
+    )
+    network = MultimodalNetwork(backbones, fusion, Weighing({WORDS: 1.0}))
+    return evaluate_fusion(context.task, network, "test", context.head, context.runtime).score
 
 
 def _mean_score(

@@ -1,6 +1,6 @@
 """Whether two things belong together: pairs, right and wrong, and the ranks of a gallery.
 
-Legend: n pairs, A first rows of a gallery, S second ones.
+Legend: n pairs, A first rows of a gallery, S second ones, B batch, W words.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from bmnas.training.task_head import ServedOutput, TaskHead
 
 #: Among how many of the best a match is looked for.
 BEST = 1, 5, 10
+_SCALE = 10.0  # of a cosine, for it to decide as logits do
 
 
 class MatchingHead(TaskHead):
@@ -76,6 +77,16 @@ class MatchingHead(TaskHead):
             ServedOutput("logits", outputs, "how well a pair matches: ranks go by it"),
             ServedOutput("probability", 1, "sigmoid of the logit"),
         )
+
+
+def shared_words(first: Tensor, second: Tensor) -> Tensor:
+    """Return how alike the words are (B, 1) that two networks expect with logits (B, W) each.
+
+    Ten times the cosine of their probabilities: what belongs together has the same words, and what
+    was learned of one word serves for texts that nobody has seen.
+    """
+    one, two = (F.normalize(logits.sigmoid(), dim=1) for logits in (first, second))
+    return _SCALE * (one * two).sum(1, keepdim=True)
 
 
 def ranks(scores: Tensor, right: Tensor) -> Tensor:
