@@ -21,6 +21,7 @@ from bmnas.spaces.cells.space import CellSpace
 from bmnas.spaces.space import SearchSpace
 from bmnas.strategies import settings_of_strategies, strategy_named
 from bmnas.strategies.settings import SearchConfig
+from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
 from bmnas.training.settings import TrainConfig, UnimodalConfig
 
@@ -155,11 +156,14 @@ def fitted_config(
     multiplies the steps of all trainings.
     """
     tokens = space.READS_TOKENS
-    search, candidate, rate = _SEARCH_STEPS, _CANDIDATE_STEPS, _RATE
+    search, candidate, final, rate = _SEARCH_STEPS, _CANDIDATE_STEPS, _TRAIN_STEPS, _RATE
     dropout, decay, warmup_steps = _DROPOUT, _DECAY, 0
     if tokens:
         search, candidate, rate = _TOKEN_SEARCH_STEPS, _TOKEN_CANDIDATE_STEPS, _TOKEN_RATE
         dropout, decay, warmup_steps = 0.0, 0.0, _WARMUP
+        if task_kind(task.kind).PAIRS:
+            # Three pairs for each sample; with more steps validation of icons gained nothing.
+            search, candidate, final = search // 3, candidate // 3, final // 3
     train = len(task.samples("train"))
     whole = len(task.samples("train", "validation"))
     batch = 64 if train < _LARGE else 128
@@ -189,7 +193,7 @@ def fitted_config(
             ensemble=1 if tokens else _ENSEMBLE,
         ),
         train=TrainConfig(
-            epochs=epochs(_TRAIN_STEPS, whole, 4),
+            epochs=epochs(final, whole, 4),
             batch_size=batch,
             dropout=dropout,
             max_lr=rate,
