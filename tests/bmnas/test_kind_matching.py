@@ -16,10 +16,14 @@ from tiny_tasks import CONFIG
 from tiny_words import captioned, tiny_questions
 
 import bmnas
+from bmnas.backbones import build_backbone
 from bmnas.features.pairs import PairSamples, drawn_pairs, gallery, judged, shown
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.errors import UserError
 from bmnas.pipeline import multimodal
+from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.multimodal import FUSION, WORDS, MultimodalNetwork, raw_samples
+from bmnas.pipeline.run_folder import Run
 from bmnas.report.metrics import GalleryMetrics, RunMetrics
 from bmnas.report.record import load_run
 from bmnas.report.tables import run_tables
@@ -27,10 +31,12 @@ from bmnas.spaces.mmnas.genotype import MMnasGenotype
 from bmnas.spaces.registry import build_fusion
 from bmnas.tasks import check_task
 from bmnas.tasks.kinds import task_kind
+from bmnas.tasks.task import Task
 from bmnas.training import mining
 from bmnas.training.heads import head_for
-from bmnas.training.matching import ranks
+from bmnas.training.matching import ranks, shared_words
 from bmnas.training.mining import hardest
+from bmnas.training.settings import Weighing
 from bmnas.training.together import joined
 
 HEAD = head_for("matching")
@@ -167,10 +173,14 @@ def test_batches_of_pairs_have_the_rows_and_masks_of_their_samples() -> None:
     batch = pairs.batch(torch.tensor([2, 7]))
     torch.manual_seed(1)
     first, second, labels = drawn_pairs(GROUPS, torch.tensor([2, 7]))
-    assert torch.equal(batch.inputs[0], own.arrays["text.1"][first])
+    most = int(own.masks["text.1"][first].sum(1).max())
+    assert torch.equal(batch.inputs[0], own.arrays["text.1"][first, :most])
     assert torch.equal(batch.inputs[1], own.arrays["image.1"][second // 2])
-    assert torch.equal(batch.masks[0], own.masks["text.1"][first])
+    assert torch.equal(batch.masks[0], own.masks["text.1"][first, :most])
+    assert torch.equal(batch.extras["text.rows"], first)
     assert torch.equal(batch.labels, labels)
+    # No longer than the longest of two and three tokens.
+    assert own.batch(torch.tensor([0, 1])).inputs[0].shape == (2, 3, 3)
     plain = dataclasses.replace(task, kind="multiclass")
     assert shown(plain, own) is own
     assert judged(plain, own, 10) is own
@@ -295,6 +305,77 @@ def test_two_encoders_are_trained_and_served(
     assert "fused, recall at 1 by text" in [row[0] for row in tables["Scores, mean recall"].rows]
     with pytest.raises(UserError, match="fusion dot_product: received 2 modalities and 2 outputs"):
         bmnas.train_fusion("dot_product", tiny_questions(), run=tmp_path / "no", config=CONFIG)
+
+
+def test_the_words_of_both_heads_are_compared() -> None:
+    first = torch.tensor([[9.0, 9, -9], [0, 0, 0]], dtype=torch.float64)
+    second = torch.tensor([[-9.0, 9, 9], [2, 2, 2]], dtype=torch.float64)
+    one, two = (1 / (1 + (-x).exp()) for x in (first, second))
+    wanted = 10 * (one * two).sum(1) / (one.norm(dim=1) * two.norm(dim=1))
+    torch.testing.assert_close(shared_words(first, second)[:, 0], wanted)
+    assert wanted.tolist() == pytest.approx([5, 10], abs=1e-2)
+
+
+def test_what_is_found_is_added_to_the_words_of_both(tmp_path: Path) -> None:
+    task = captioned()
+    config = CONFIG.override("train", epochs=4, freeze_backbones=True, unimodal_logits=True)
+    config = config.override("unimodal", epochs=15, linear=True)
+    found = MMnasGenotype(("text.3", "image.3"), 16, 8, ("sa",), ("ga", "ffn"))
+    found.save(tmp_path / "genotype.json")
+    trained = bmnas.train(tmp_path / "genotype.json", task, run=tmp_path / "run", config=config)
+    weights = trained.metrics["weighing"]["weights"]
+    assert WORDS in weights
+    assert set(weights) <= {FUSION, WORDS}
+    # Four captions of different words: their networks know all that there is to know.
+    assert trained.score == trained.metrics["test"]["unimodal_mean"] == 1
+    network = bmnas.load_network(trained.network)
+    bundle = export_bundle(network, task, tmp_path / "bundle")
+    assert bundle.parity.passed
+
+
+def test_a_gallery_is_judged_as_its_pairs_are() -> None:
+    torch.manual_seed(0)
+    task = captioned(48)
+    backbones = {
+        modality.name: build_backbone(modality, classes=5, rows=modality.data[:16]).eval()
+        for modality in task.modalities
+    }
+    found = MMnasGenotype(("text.3", "image.3"), 16, 8, ("sa",), ("ga", "ffn"))
+    fusion = build_fusion(found, multimodal.channels_of(backbones), classes=1, dropout=0.0)
+    weighing = Weighing({FUSION: 0.5, WORDS: 2.0}, bias=-1.0)
+    network = MultimodalNetwork(backbones, fusion, weighing).eval()
+    samples = raw_samples(task, network, "test")
+    members, labels = multimodal.judged_pairs(network, samples, torch.device("cpu"))
+    assert members.shape == (16 * 16, 2, 1)
+    inputs = samples.batch(torch.arange(16)).inputs
+    pairs = [x[labels[:, 1 + way]] for way, x in enumerate(inputs)]
+    with torch.no_grad():
+        torch.testing.assert_close(network.total(members), network(*pairs))
+
+
+def test_words_are_compared_where_heads_stay_as_they_are(tmp_path: Path) -> None:
+    def adds(task: Task, **train: bool) -> bool:
+        config = CONFIG.override("train", **train)
+        return RunContext(Run(tmp_path), task, config, 0).adds_words
+
+    assert adds(captioned(), freeze_backbones=True, unimodal_logits=True)
+    assert not adds(captioned(), freeze_backbones=False, unimodal_logits=True)
+    assert not adds(captioned(), freeze_backbones=True, unimodal_logits=False)
+    assert not adds(tiny_questions(), freeze_backbones=True, unimodal_logits=True)
+
+
+def test_words_alone_match_without_a_fusion(tmp_path: Path) -> None:
+    config = CONFIG.override("train", freeze_backbones=True).override("unimodal", epochs=15)
+    trained = bmnas.train_fusion("weighted_logits", captioned(), run=tmp_path, config=config)
+    assert trained.metrics["weighing"]["weights"].keys() == {WORDS}
+    assert trained.score == 1
+
+
+def test_texts_alone_have_a_linear_model_of_words(tmp_path: Path) -> None:
+    config = CONFIG.override("unimodal", linear=True)
+    context = RunContext(Run(tmp_path), captioned(), config, 0)
+    own = {m.name: context.alone(m).config.unimodal.linear for m in captioned().modalities}
+    assert own == {"text": True, "image": False}
 
 
 @pytest.fixture
