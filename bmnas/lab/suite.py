@@ -37,7 +37,7 @@ from bmnas.report.robustness import (
     missing_tables,
     robustness_row,
 )
-from bmnas.report.tables import TextTable, html_tables, markdown
+from bmnas.report.tables import TextTable, html_tables, markdown, unimodal_together
 from bmnas.spaces.cells.known import FUSION_MODULES
 from bmnas.spaces.fusions.table import FUSIONS, OF_PAIRS
 from bmnas.spaces.mmnas.known import SEQUENCES
@@ -315,7 +315,8 @@ def report_rows(runs: Sequence[tuple[Job, Record]]) -> list[ComparisonRow]:
         for group in [*ways.values()][:1]:
             mean = [None if r.metrics.test is None else r.metrics.test.unimodal_mean for r in group]
             if any(score is not None for score in mean):
-                found.append(_with_score(found[0], "mean of unimodal logits", mean))
+                together = unimodal_together(group[0].metrics.metric)
+                found.append(_with_score(found[0], together, mean))
             found += _alone(found[0], group, "{} alone")
         for row in comparison_rows(linear):
             measures = {key: row.measures[key] for key in row.measures if key != "best_unimodal"}

@@ -130,12 +130,17 @@ def _widths(table: TextTable) -> list[int]:
     return [3 + max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
 
 
+def unimodal_together(metric: str | None) -> str:
+    """Return what unimodal networks say together is called where the score is ``metric``."""
+    return "words that both expect" if metric == "mean_recall" else "mean of unimodal logits"
+
+
 def run_tables(metrics: RunMetrics) -> list[TextTable]:
     """Return scores, sizes, latency and time of a run, without what no stage has measured yet."""
     mean = None if metrics.test is None else metrics.test.unimodal_mean
     scores = [
         *((_own(name, own), own.validation, own.test) for name, own in metrics.unimodal.items()),
-        ("mean of their logits", None, mean),
+        (unimodal_together(metrics.metric), None, mean),
         ("fused", metrics.validation_score, metrics.test_score),
         ("fused, macro f1", None, None if metrics.test is None else metrics.test.macro_f1),
     ]
