@@ -128,7 +128,10 @@ class TrainSettings:
     ] = None
     unimodal_logits: Annotated[
         bool | None,
-        Option(help="Add the unimodal networks' logits to those of a found network."),
+        Option(
+            help="Add the unimodal networks' logits to those of a found network, in matching the "
+            "similarity of the words they predict."
+        ),
     ] = None
     precision: Annotated[
         str | None,

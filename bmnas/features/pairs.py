@@ -61,15 +61,23 @@ class PairSamples(FeatureSamples):
         return FeatureSamples.take(dataclasses.replace(self, wrong=Wrong()), chosen)
 
     def batch(self, chosen: Tensor, device: torch.device | None = None) -> Batch:
-        """Return 3 B pairs of the samples ``chosen`` (B,) on ``device``."""
+        """Return 3 B pairs of the samples ``chosen`` (B,) on ``device``.
+
+        On a CPU tokens are as many as the longest of these rows has, and ``extras`` number the
+        rows, for networks that encode each once. Accelerators compile for one size.
+        """
         first, second, labels = drawn_pairs(self.labels, chosen, self.wrong.hard)
         pairs = paired(self, first, second, labels)
-        if (device or self.device).type == "cpu":
-            # Which rows are the same, for networks that then encode them once; see ``batch`` of
-            # ``FeatureSamples`` for why not elsewhere.
-            extras = {name + ROWS: rows for name, rows in pairs.rows.items()}
-            pairs = dataclasses.replace(pairs, extras=extras)
-        return pairs.batch(torch.arange(len(labels)), device)
+        batch = pairs.batch(torch.arange(len(labels)), device)
+        if not batch.masks or (device or self.device).type != "cpu":
+            return batch
+        counts = [_longest(mask) for mask in batch.masks]
+        return Batch(
+            [x[:, :count] for x, count in zip(batch.inputs, counts, strict=True)],
+            batch.labels,
+            tuple(mask[:, :count] for mask, count in zip(batch.masks, counts, strict=True)),
+            {name + ROWS: rows for name, rows in pairs.rows.items()},
+        )
 
 
 class RawPairSamples(RawSamples):
@@ -91,6 +99,12 @@ class RawPairSamples(RawSamples):
             return Batch(inputs, labels)
 
         return read
+
+
+def _longest(mask: Tensor) -> int:
+    """Return up to where tokens count in any row of ``mask`` (B, T), at least 1."""
+    counted = mask.any(0).nonzero()
+    return int(counted[-1]) + 1 if len(counted) else 1
 
 
 def shown(task: Task, samples: FeatureSamples) -> FeatureSamples:

@@ -134,12 +134,6 @@ def ahead(reads: Iterable[Callable[[], T]]) -> Iterator[T]:
             yield coming.popleft().result()
 
 
-def _longest(mask: Tensor) -> int:
-    """Return up to where tokens count in any row of ``mask`` (B, T), at least 1."""
-    counted = mask.any(0).nonzero()
-    return int(counted[-1]) + 1 if len(counted) else 1
-
-
 def _sent(x: Tensor, device: torch.device) -> Tensor:
     pinned = device.type == "cuda" and x.device.type == "cpu"
     if pinned and not x.is_pinned():
@@ -368,11 +362,7 @@ class FeatureSamples:
         return torch.cat(means)
 
     def batch(self, chosen: Tensor, device: torch.device | None = None) -> Batch:
-        """Return one (B, L, C_raw) tensor per feature, and the labels, of ``chosen`` (B,).
-
-        Of tokens T is that of the longest of these samples, but for batches on an accelerator.
-        """
-        on_cpu = (device or self.device).type == "cpu"
+        """Return one (B, L, C_raw) tensor per feature, and the labels, of ``chosen`` (B,)."""
         pin = device is not None and device.type == "cuda" and self.device.type == "cpu"
         here, chosen = self._here, _sent(chosen, self.device)
         rows = {m: index.index_select(0, chosen) for m, index in here.rows.items()}
@@ -387,10 +377,6 @@ class FeatureSamples:
             note_read(self.arrays, inputs[-1])
             if name in self.masks:
                 masks.append(self.masks[name].index_select(0, index))
-                if on_cpu:
-                    # Accelerators compile for one length.
-                    count = _longest(masks[-1])
-                    inputs[-1], masks[-1] = inputs[-1][:, :count], masks[-1][:, :count]
         extras = {name: extra.index_select(0, chosen) for name, extra in here.extras.items()}
         batch = Batch(inputs, here.labels.index_select(0, chosen), tuple(masks), extras)
         return (batch if device is None else batch.to(device)).float()

@@ -300,7 +300,7 @@ def _figures(
 
 
 def report_rows(runs: Sequence[tuple[Job, Record]]) -> list[ComparisonRow]:
-    """Return a row for each way to fuse, each modality alone, and the mean of unimodal logits.
+    """Return a row for each way to fuse, each modality alone, and what these say together.
 
     The best score comes first. Of linear models there is a row for all modalities and for each.
     """

@@ -129,7 +129,7 @@ class RunContext:
 
     @property
     def adds_words(self) -> bool:
-        """Whether in a matching task the words that both heads expect are compared besides."""
+        """Whether the words that both heads predict are compared too, in a matching task."""
         pairs = task_kind(self.task.kind).PAIRS
         # Backbones that are trained along leave their heads behind.
         return pairs and self.config.train.unimodal_logits and self.config.train.freeze_backbones
@@ -145,8 +145,8 @@ class RunContext:
             return self
         context = copy.copy(self)
         context.task = word_task(self.task, modality)
-        # A linear model of words finds those of a text in its input: good where texts are matched,
-        # nothing to learn otherwise.
+        # A linear model finds the words of a text in its input and learns nothing. That is what is
+        # wanted only where words are compared.
         linear = self.config.unimodal.linear and task_kind(self.task.kind).PAIRS
         context.config = self.config.override(
             "unimodal", words=False, linear=linear and modality.type == "text"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +91,14 @@ class FinalTraining:
         adds = (context.adds_logits or context.adds_words) and (
             takes_unimodal_logits(architecture) or context.folder.genotype.is_file()
         )
+        pairs = task_kind(context.task.kind).PAIRS
+        if self.no_fusion and pairs and not context.config.train.freeze_backbones:
+            raise UserError(
+                f"fusion {NO_FUSION}: received backbones that are to be trained, which leave the "
+                "words that their heads predict behind, expected --freeze-backbones"
+            )
         if adds or self.no_fusion:
-            own = [WORDS] if task_kind(context.task.kind).PAIRS else list(backbones)
+            own = [WORDS] if pairs else list(backbones)
             members = ([] if self.no_fusion else [FUSION]) + own
             self.weighing = Weighing(dict.fromkeys(members, 1.0))
 
@@ -115,6 +122,8 @@ class FinalTraining:
             if self.weighing is not None:
                 members = dict(zip(self.weighing.weights, logits.unbind(1), strict=True))
                 self.weighing = fit_weighing(members, labels, self.head)
+                if pairs:
+                    self.weighing = _balanced(self.weighing, labels)
                 network.weighing, logits = self.weighing, self.weighing.of(members)
             threshold = self.head.best_threshold(logits, labels) if wanted else self.head.threshold
             head, spent = head_of(task, threshold), checkpoint.processor_seconds
@@ -220,6 +229,17 @@ class FinalTraining:
                 **({} if self.head.class_weights is None else {"weights": self.head.class_weights}),
             }
         )
+
+
+def _balanced(weighing: Weighing, labels: Tensor) -> Weighing:
+    """Return ``weighing`` for pairs of which half match, as those of a training count.
+
+    It was fitted to the ``labels`` (n, 3) of a gallery, where few do, each counted twice. The bias
+    alone changes, and no rank with it (Elkan, 2001).
+    """
+    right = 2 * int((labels[:, 0] > 0).sum())
+    wrong = int((labels[:, 0] == 0).sum())
+    return dataclasses.replace(weighing, bias=weighing.bias + math.log(wrong / right))
 
 
 def _checkpoint_gradients(network: MultimodalNetwork) -> None:

@@ -37,14 +37,14 @@ from bmnas.training.matching import shared_words
 from bmnas.training.metrics import Evaluation, Forward, Output, evaluate, logits_of, predict
 from bmnas.training.settings import Weighing
 
-#: The names of the fusion network among the members of a weighing, and, in a matching task, of what
-#: the modalities' own heads say: how alike the words are that they expect.
+#: The names of the fusion network among the members of a weighing, and, in a matching task, of how
+#: similar the words are that the modalities' own heads predict.
 FUSION, WORDS = "fusion network", "shared words"
 
 #: From rows of a modality to what a network gets instead.
 Change = Callable[[Array], Array]
 
-_HEAD = ".logits"  # with the modality in front, what its head says of a row
+_HEAD = ".own logits"  # with the modality in front, what its head says; no feature has a blank
 _LATENCY_BATCHES = (1, 64)
 _PAIRS = 10_000_000  # of a gallery that is tested; that of Flickr30K has five million
 

@@ -22,11 +22,12 @@ from bmnas.features.reshape import Reading
 from bmnas.features.samples import RawInput
 from bmnas.machine.costs import count_parameters
 from bmnas.pipeline.latency import LatencyTable, Trace, axes
-from bmnas.pipeline.multimodal import FUSION, MultimodalNetwork, channels_of
+from bmnas.pipeline.multimodal import FUSION, WORDS, MultimodalNetwork, channels_of
 from bmnas.spaces.architecture import Architecture, by_modality
 from bmnas.spaces.fusion import Fusion
 from bmnas.spaces.registry import build_fusion, space_of
 from bmnas.strategies.target import Cost
+from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
 from bmnas.training.heads import TaskHead
 from bmnas.training.metrics import logits_of
@@ -75,7 +76,8 @@ class NetworkCosts:
         predicted, table = self.predict(architecture, heads=heads), self._table
         if table is None:
             return predicted
-        members = [FUSION, *self._backbones]
+        own = [WORDS] if task_kind(self._task.kind).PAIRS else list(self._backbones)
+        members = [FUSION, *own]
         weighing = Weighing(dict.fromkeys(members, 1.0)) if heads else None
         network = MultimodalNetwork(self._backbones, self._built(architecture), weighing).eval()
         inputs = [self._inputs[name] for name in network.modalities]

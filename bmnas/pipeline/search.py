@@ -255,7 +255,7 @@ def _with_aim(
     if target.timer is not None and target.times:
         table = LatencyTable(context.folder.latencies, target.timer)
     costs = NetworkCosts(context.task, backbones, context.head, table)
-    forms = (True, False) if context.adds_logits else (False,)
+    forms = (True, False) if context.adds_logits or context.adds_words else (False,)
 
     def final(found: Architecture) -> Architecture:
         return space.final(found) if isinstance(found, space.GENOTYPE) else found

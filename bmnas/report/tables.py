@@ -132,7 +132,7 @@ def _widths(table: TextTable) -> list[int]:
 
 def unimodal_together(metric: str | None) -> str:
     """Return what unimodal networks say together is called where the score is ``metric``."""
-    return "words that both expect" if metric == "mean_recall" else "mean of unimodal logits"
+    return "similarity of predicted words" if metric == "mean_recall" else "mean of unimodal logits"
 
 
 def run_tables(metrics: RunMetrics) -> list[TextTable]:

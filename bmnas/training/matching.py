@@ -80,10 +80,10 @@ class MatchingHead(TaskHead):
 
 
 def shared_words(first: Tensor, second: Tensor) -> Tensor:
-    """Return how alike the words are (B, 1) that two networks expect with logits (B, W) each.
+    """Return how similar the words are (B, 1) that two networks predict by logits (B, W).
 
-    Ten times the cosine of their probabilities: what belongs together has the same words, and what
-    was learned of one word serves for texts that nobody has seen.
+    Ten times the cosine of their probabilities. What was learned of a word serves for any text that
+    has it, also for one that training did not show.
     """
     one, two = (F.normalize(logits.sigmoid(), dim=1) for logits in (first, second))
     return _SCALE * (one * two).sum(1, keepdim=True)

@@ -133,7 +133,8 @@ class TrainConfig:
     ``threshold`` turns probabilities into labels in multilabel tasks; None: the one that suits
     validation. ``freeze_backbones`` trains on the feature cache and leaves the backbones as they
     are. ``unimodal_logits`` adds the logits of the unimodal networks to those of what a search
-    found, with weights that suit validation. With ``steps = "official"`` it is trained as MMnas
+    found, with weights that suit validation; in matching tasks, with frozen backbones, the
+    similarity of the words that they predict. With ``steps = "official"`` it is trained as MMnas
     trains; then ``falls`` are the epochs, from 0, at whose beginning the rate falls, and gradients
     are clipped as where each GPU has ``gpu_batch`` samples of a batch; 0: all. ``negatives``: of so
     many wrong pairs of each row, scored before every epoch, the hardest are those that a matching

@@ -131,7 +131,7 @@ class Together(nn.Module):
 
         None where they are computed one by one.
         """
-        if len(self._networks) == 1:
+        if self.alone or len(self._networks) == 1:
             return None
         recorder = Recorder(named)
         try:
@@ -251,7 +251,7 @@ def joined(
     """Return ``networks`` together, for batches of ``samples``; what is so already is returned."""
     if isinstance(networks, Together):
         return networks
-    few = samples.batch(torch.arange(min(batch_size, len(samples)))).to(device)
+    few = samples.batch(torch.arange(min(batch_size, len(samples))), device)
     names = (*samples.names, *(name + MASK for name in samples.names if few.masks))
     pooled = dict(zip(names, (*few.inputs, *few.masks), strict=True))
     return Together(networks, pooled).to(device)

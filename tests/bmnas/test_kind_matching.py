@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +22,16 @@ from bmnas.features.pairs import PairSamples, drawn_pairs, gallery, judged, show
 from bmnas.features.samples import FeatureSamples
 from bmnas.machine.errors import UserError
 from bmnas.pipeline import multimodal
+from bmnas.pipeline.config import fitted_config
 from bmnas.pipeline.context import RunContext
+from bmnas.pipeline.final_training import _balanced
 from bmnas.pipeline.multimodal import FUSION, WORDS, MultimodalNetwork, raw_samples
 from bmnas.pipeline.run_folder import Run
 from bmnas.report.metrics import GalleryMetrics, RunMetrics
 from bmnas.report.record import load_run
 from bmnas.report.tables import run_tables
 from bmnas.spaces.mmnas.genotype import MMnasGenotype
+from bmnas.spaces.mmnas.space import MMnasSpace
 from bmnas.spaces.registry import build_fusion
 from bmnas.tasks import check_task
 from bmnas.tasks.kinds import task_kind
@@ -36,10 +40,11 @@ from bmnas.training import mining
 from bmnas.training.heads import head_for
 from bmnas.training.matching import ranks, shared_words
 from bmnas.training.mining import hardest
-from bmnas.training.settings import Weighing
-from bmnas.training.together import joined
+from bmnas.training.settings import ShortTraining, Weighing
+from bmnas.training.together import fit_together, joined
 
 HEAD = head_for("matching")
+CPU = torch.device("cpu")
 TOKENS = ("text.1", "image.1")
 
 
@@ -164,7 +169,9 @@ def test_training_draws_one_of_the_hard_pairs_at_each_use() -> None:
 
 
 def test_batches_of_pairs_have_the_rows_and_masks_of_their_samples() -> None:
-    own = samples()
+    # Two tokens or three of five.
+    masks = {**samples().masks, "text.1": torch.arange(5) < 2 + torch.arange(8)[:, None] % 2}
+    own = dataclasses.replace(samples(), masks=masks)
     task = dataclasses.replace(captioned(8), labels=GROUPS.numpy())
     pairs = shown(task, own)
     assert isinstance(pairs, PairSamples)
@@ -174,13 +181,15 @@ def test_batches_of_pairs_have_the_rows_and_masks_of_their_samples() -> None:
     torch.manual_seed(1)
     first, second, labels = drawn_pairs(GROUPS, torch.tensor([2, 7]))
     most = int(own.masks["text.1"][first].sum(1).max())
+    assert most <= 3
     assert torch.equal(batch.inputs[0], own.arrays["text.1"][first, :most])
     assert torch.equal(batch.inputs[1], own.arrays["image.1"][second // 2])
     assert torch.equal(batch.masks[0], own.masks["text.1"][first, :most])
     assert torch.equal(batch.extras["text.rows"], first)
     assert torch.equal(batch.labels, labels)
-    # No longer than the longest of two and three tokens.
-    assert own.batch(torch.tensor([0, 1])).inputs[0].shape == (2, 3, 3)
+    # Elsewhere than on a CPU all batches are of one size.
+    sent = pairs.batch(torch.tensor([2, 7]), torch.device("meta"))
+    assert (sent.inputs[0].shape, sent.extras) == ((6, 5, 3), {})
     plain = dataclasses.replace(task, kind="multiclass")
     assert shown(plain, own) is own
     assert judged(plain, own, 10) is own
@@ -235,6 +244,23 @@ def test_so_do_networks_that_are_computed_together(count: int) -> None:
     inputs, masks, _ = own.batch(torch.arange(len(own))).arguments
     wanted = torch.stack([network(inputs, masks) for network in networks], dim=1)
     torch.testing.assert_close(logits, wanted)
+
+
+def test_networks_are_trained_together_on_pairs_of_any_length() -> None:
+    torch.manual_seed(0)
+    found = MMnasGenotype(TOKENS, 16, 8, ("sa", "ffn"), ("ga", "sa"))
+    networks = [
+        build_fusion(found, {"text.1": 3, "image.1": 6}, classes=1, dropout=0.0) for _ in range(2)
+    ]
+    own = shown(dataclasses.replace(captioned(8), labels=GROUPS.numpy()), samples())
+    lengths = set()
+    networks[0].register_forward_hook(lambda _, args, out: lengths.add(args[0][0].shape[1]))
+    training = ShortTraining(epochs=8, batch_size=2, max_lr=1e-3, min_lr=0.0, weight_decay=0.0)
+    trained = fit_together(
+        networks, own, gallery(samples(), 99), HEAD, training, device=CPU, stage="candidates"
+    )
+    assert len(lengths) > 1
+    assert len(trained) == 2
 
 
 def test_what_is_wrong_with_groups_is_told() -> None:
@@ -324,8 +350,7 @@ def test_what_is_found_is_added_to_the_words_of_both(tmp_path: Path) -> None:
     found.save(tmp_path / "genotype.json")
     trained = bmnas.train(tmp_path / "genotype.json", task, run=tmp_path / "run", config=config)
     weights = trained.metrics["weighing"]["weights"]
-    assert WORDS in weights
-    assert set(weights) <= {FUSION, WORDS}
+    assert set(weights) == {FUSION, WORDS}
     # Four captions of different words: their networks know all that there is to know.
     assert trained.score == trained.metrics["test"]["unimodal_mean"] == 1
     network = bmnas.load_network(trained.network)
@@ -364,11 +389,35 @@ def test_words_are_compared_where_heads_stay_as_they_are(tmp_path: Path) -> None
     assert not adds(tiny_questions(), freeze_backbones=True, unimodal_logits=True)
 
 
+def test_the_bias_of_a_gallery_is_that_of_pairs_of_which_half_match() -> None:
+    labels = torch.tensor([[1, 0, 0], *[[0, 0, n] for n in range(1, 9)]])
+    found = _balanced(Weighing({WORDS: 2.0}, bias=-3.0), labels)
+    # Eight wrong ones, and one right one that counts twice.
+    assert found == Weighing({WORDS: 2.0}, bias=pytest.approx(-3 + math.log(4)))
+
+
+def test_networks_of_tokens_take_a_third_of_the_steps_for_pairs() -> None:
+    pairs = captioned()
+    one = dataclasses.replace(pairs, kind="multiclass", labels=pairs.labels % 2)
+    one = dataclasses.replace(one, class_names=("even", "odd"))
+    of, other = (fitted_config(task, space=MMnasSpace) for task in (pairs, one))
+    assert of.train.epochs == pytest.approx(other.train.epochs / 3, abs=1)
+    assert of.search.epochs == pytest.approx(other.search.epochs / 3, abs=1)
+    assert fitted_config(pairs).train.epochs == fitted_config(one).train.epochs
+
+
 def test_words_alone_match_without_a_fusion(tmp_path: Path) -> None:
-    config = CONFIG.override("train", freeze_backbones=True).override("unimodal", epochs=15)
+    config = CONFIG.override("train", freeze_backbones=True, unimodal_logits=True)
+    config = config.override("unimodal", epochs=15)
     trained = bmnas.train_fusion("weighted_logits", captioned(), run=tmp_path, config=config)
     assert trained.metrics["weighing"]["weights"].keys() == {WORDS}
     assert trained.score == 1
+    rows = {table.title: table for table in run_tables(load_run(tmp_path).metrics)}
+    scores = [row[0] for row in rows["Scores, mean recall"].rows]
+    assert "similarity of predicted words" in scores
+    config = config.override("train", freeze_backbones=False)
+    with pytest.raises(UserError, match="weighted_logits: received backbones that are to be train"):
+        bmnas.train_fusion("weighted_logits", captioned(), run=tmp_path / "no", config=config)
 
 
 def test_texts_alone_have_a_linear_model_of_words(tmp_path: Path) -> None:
