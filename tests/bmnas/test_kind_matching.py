@@ -33,6 +33,7 @@ from bmnas.report.tables import run_tables
 from bmnas.spaces.mmnas.genotype import MMnasGenotype
 from bmnas.spaces.mmnas.space import MMnasSpace
 from bmnas.spaces.registry import build_fusion
+from bmnas.strategies.target import Target
 from bmnas.tasks import check_task
 from bmnas.tasks.kinds import task_kind
 from bmnas.tasks.task import Task
@@ -404,6 +405,18 @@ def test_networks_of_tokens_take_a_third_of_the_steps_for_pairs() -> None:
     assert of.train.epochs == pytest.approx(other.train.epochs / 3, abs=1)
     assert of.search.epochs == pytest.approx(other.search.epochs / 3, abs=1)
     assert fitted_config(pairs).train.epochs == fitted_config(one).train.epochs
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_limits_leave_room_for_predicted_words_or_none(tmp_path: Path, room: bool) -> None:
+    config = CONFIG.override("train", freeze_backbones=True, unimodal_logits=True)
+    config = config.override("search", rerank=1)
+    # The networks alone have 231,747 weights or a few more, heads not counted.
+    target = Target(max_parameters=2e6 if room else 231_900)
+    bmnas.search(captioned(), run=tmp_path, config=config, strategy="mmnas", target=target)
+    assert Run(tmp_path).read_config()["train"]["unimodal_logits"] == room
+    trained = bmnas.train(tmp_path / "genotype.json", captioned())
+    assert ("weighing" in trained.metrics) == room
 
 
 def test_words_alone_match_without_a_fusion(tmp_path: Path) -> None:
