@@ -238,7 +238,7 @@ def _balanced(weighing: Weighing, labels: Tensor) -> Weighing:
     alone changes, and no rank with it (Elkan, 2001).
     """
     right = 2 * int((labels[:, 0] > 0).sum())
-    wrong = int((labels[:, 0] == 0).sum())
+    wrong = max(1, int((labels[:, 0] == 0).sum()))
     return dataclasses.replace(weighing, bias=weighing.bias + math.log(wrong / right))
 
 
