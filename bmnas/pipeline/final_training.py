@@ -91,14 +91,14 @@ class FinalTraining:
         adds = (context.adds_logits or context.adds_words) and (
             takes_unimodal_logits(architecture) or context.folder.genotype.is_file()
         )
-        pairs = task_kind(context.task.kind).PAIRS
-        if self.no_fusion and pairs and not context.config.train.freeze_backbones:
+        self.pairs = task_kind(context.task.kind).PAIRS
+        if self.no_fusion and self.pairs and not context.config.train.freeze_backbones:
             raise UserError(
                 f"fusion {NO_FUSION}: received backbones that are to be trained, which leave the "
                 "words that their heads predict behind, expected --freeze-backbones"
             )
         if adds or self.no_fusion:
-            own = [WORDS] if pairs else list(backbones)
+            own = [WORDS] if self.pairs else list(backbones)
             members = ([] if self.no_fusion else [FUSION]) + own
             self.weighing = Weighing(dict.fromkeys(members, 1.0))
 
@@ -112,17 +112,16 @@ class FinalTraining:
         file, fingerprint = context.folder.judged, self._fingerprint("judged")
         if broadcast(not file.is_file() or read_json(file).get("fingerprint") != fingerprint):
             network, checkpoint = self._fit("judging", ("train",), context.folder.judge_checkpoint)
-            forward = network if self.weighing is None else network.members
             device, samples = context.runtime.device, raw_samples(task, network, "validation")
-            pairs = task_kind(task.kind).PAIRS
-            if pairs:
+            if self.pairs:
                 logits, labels = judged_pairs(network, samples, device)
             else:
+                forward = network if self.weighing is None else network.members
                 logits, labels = predict(network, lambda inputs: forward(*inputs), samples, device)
             if self.weighing is not None:
                 members = dict(zip(self.weighing.weights, logits.unbind(1), strict=True))
                 self.weighing = fit_weighing(members, labels, self.head)
-                if pairs:
+                if self.pairs:
                     self.weighing = _balanced(self.weighing, labels)
                 network.weighing, logits = self.weighing, self.weighing.of(members)
             threshold = self.head.best_threshold(logits, labels) if wanted else self.head.threshold
@@ -131,7 +130,9 @@ class FinalTraining:
 
             def write() -> None:
                 # The worth of a modality is measured on samples, of which a gallery has none.
-                worth = None if pairs else permutation_importance(network, samples, head, device)
+                worth = (
+                    None if self.pairs else permutation_importance(network, samples, head, device)
+                )
                 judged = _Judged(fingerprint, self.weighing, threshold, worth, spent, sharpness)
                 write_json(file, plain(judged))
 
